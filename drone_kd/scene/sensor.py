@@ -1,0 +1,124 @@
+"""From a clean rendered image to what a small camera in some weather would deliver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+_BANK_PX = 1024
+# Standard deviation of the noise bank around its mean of 128.
+_BANK_SIGMA = 32.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """Weather, exposure and optics of a flight.
+
+    Attributes:
+        gain: (B, G, R) exposure and white balance.
+        gamma: 1 leaves the contrast of dark and bright places.
+        haze: share of the light that haze adds, in [0, 1].
+        haze_bgr: its colour.
+        blur_px: standard deviation of the defocus.
+        motion_px, motion_rad: length and direction of the motion blur.
+        detail: scale at which the picture was taken, in (0, 1]; 1 keeps all of its pixels.
+        noise: standard deviation in grey levels.
+        quality: of an earlier JPEG compression; None for none.
+    """
+
+    gain: tuple[float, float, float]
+    gamma: float
+    haze: float
+    haze_bgr: tuple[float, float, float]
+    blur_px: float
+    motion_px: float
+    motion_rad: float
+    detail: float
+    noise: float
+    quality: int | None
+
+
+def sample_look(rng: np.random.Generator) -> Look:
+    """Draw a look: most are clear, each flaw is common, few are bad in every way."""
+    warm = rng.normal(0, 0.045)
+    exposure = np.exp(rng.normal(-0.08, 0.25))
+    gain = exposure * np.array([1 - warm, 1 + rng.normal(0, 0.02), 1 + warm])
+    grey = rng.uniform(140, 225)
+    return Look(
+        gain=tuple(gain.tolist()),
+        gamma=float(np.exp(rng.normal(0, 0.16))),
+        haze=float(
+            rng.choice((0.0, rng.uniform(0, 0.12), rng.uniform(0.1, 0.42)), p=(0.4, 0.4, 0.2))
+        ),
+        haze_bgr=(grey * rng.uniform(1, 1.08), grey, grey * rng.uniform(0.92, 1)),
+        blur_px=float(rng.uniform(0.35, 0.75) if rng.random() < 0.7 else rng.uniform(0.75, 1.5)),
+        motion_px=float(rng.uniform(2, 6)) if rng.random() < 0.18 else 0.0,
+        motion_rad=float(rng.uniform(0, np.pi)),
+        detail=float(rng.uniform(0.55, 0.9)) if rng.random() < 0.22 else 1.0,
+        noise=float(rng.gamma(2.0, 1.8)),
+        quality=int(rng.integers(35, 85)) if rng.random() < 0.25 else None,
+    )
+
+
+def develop(image: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarray:
+    """Return the uint8 (h, w, 3) BGR image as a camera with this look takes it."""
+    height, width = image.shape[:2]
+    if look.motion_px:
+        image = cv2.filter2D(image, -1, _motion_kernel(look.motion_px, look.motion_rad))
+    image = cv2.GaussianBlur(image, None, look.blur_px)
+    if look.detail < 1:
+        small = cv2.resize(
+            image, None, fx=look.detail, fy=look.detail, interpolation=cv2.INTER_AREA
+        )
+        image = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    image = cv2.LUT(image, _curve(look))
+    if look.noise >= 0.5:
+        share = look.noise / _BANK_SIGMA
+        image = cv2.addWeighted(image, 1, _noise(height, width, rng), share, -128 * share)
+    if look.quality is not None:
+        _, code = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, look.quality))
+        image = cv2.imdecode(code, cv2.IMREAD_COLOR)
+    return image
+
+
+def _curve(look: Look) -> np.ndarray:
+    """What becomes of each grey level in each channel: uint8 (1, 256, 3)."""
+    light = (np.arange(256) / 255) ** look.gamma
+    hazy = (1 - look.haze) * 255 * light[:, None] + look.haze * np.array(look.haze_bgr)
+    bright = hazy * look.gain
+    # A soft shoulder: highlights are pressed together before they clip.
+    bright = np.where(bright > 200, 200 + 55 * np.tanh((bright - 200) / 75), bright)
+    return np.clip(np.round(bright), 0, 255).astype(np.uint8)[None]
+
+
+def _motion_kernel(length_px: float, angle_rad: float) -> np.ndarray:
+    side = 2 * int(np.ceil(length_px / 2)) + 1
+    kernel = np.zeros((side, side), np.float32)
+    middle = side // 2
+    half = np.array([np.cos(angle_rad), np.sin(angle_rad)]) * length_px / 2
+    a, b = (np.round((middle + sign * half) * 16).astype(int).tolist() for sign in (-1, 1))
+    cv2.line(kernel, a, b, 1.0, 1, cv2.LINE_8, 4)
+    return kernel / kernel.sum()
+
+
+@lru_cache(maxsize=1)
+def _noise_bank() -> np.ndarray:
+    """uint8 (_BANK_PX, _BANK_PX, 3), grey and coloured grain around 128."""
+    rng = np.random.default_rng(0)
+    grey = rng.standard_normal((_BANK_PX, _BANK_PX, 1), np.float32)
+    colour = rng.standard_normal((_BANK_PX, _BANK_PX, 3), np.float32)
+    grain = 0.85 * grey + 0.53 * cv2.GaussianBlur(colour, None, 0.6) * 1.9
+    return np.clip(128 + _BANK_SIGMA * grain, 0, 255).astype(np.uint8)
+
+
+def _noise(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    bank = _noise_bank()
+    down, right = max(height + 128 - _BANK_PX, 0), max(width + 128 - _BANK_PX, 0)
+    if down or right:
+        bank = cv2.copyMakeBorder(bank, 0, down, 0, right, cv2.BORDER_WRAP)
+    y = rng.integers(bank.shape[0] - height + 1)
+    x = rng.integers(bank.shape[1] - width + 1)
+    return bank[y : y + height, x : x + width]

@@ -1,0 +1,189 @@
+"""Build the Python package `vision_msgs` into the environment that runs this script.
+
+    python interfaces/build.py
+
+The ROS 2 wheels of the Python registry have no vision_msgs. This script runs their rosidl
+generators on interfaces/vision_msgs/msg/*.msg and compiles the result, with the system's C and
+C++ compilers, into site-packages/vision_msgs. With a ROS 2 installation sourced it is not
+needed: there, install the distribution's own package (ros-<distro>-vision-msgs).
+
+Only what rclpy uses is built, and all of it goes into one extension module. It finds the
+libraries of the wheels by a path relative to itself, so nothing has to be set in the
+environment. The compilers are called directly: the wheels' CMake files name include folders
+that exist on the machine that built the wheels, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+PACKAGE = "vision_msgs"
+DEPENDENCIES = ("builtin_interfaces", "geometry_msgs", "std_msgs")
+# Fast DDS serialises with the first; Jazzy's also describes types with the second.
+TYPESUPPORTS = ("rosidl_typesupport_fastrtps_c", "rosidl_typesupport_introspection_c")
+INTERFACES = Path(__file__).resolve().parent
+PREFIX = Path(sys.prefix)
+
+
+def generate(out: Path) -> None:
+    """Generate the sources of every .msg file into `out`/<generator>/vision_msgs/msg."""
+    # Imported here, so that a missing wheel ends in main()'s one clear line.
+    import rosidl_generator_c
+    import rosidl_generator_py
+    import rosidl_generator_type_description
+    import rosidl_typesupport_c
+    import rosidl_typesupport_fastrtps_c
+    import rosidl_typesupport_introspection_c
+    from rosidl_adapter.msg import convert_msg_to_idl
+    from rosidl_cli.command.helpers import generate_visibility_control_file
+
+    package_dir = INTERFACES / PACKAGE
+    names = sorted(path.stem for path in (package_dir / "msg").glob("*.msg"))
+    idl_dir = out / "idl"
+    (idl_dir / "msg").mkdir(parents=True)
+    for name in names:
+        convert_msg_to_idl(package_dir, PACKAGE, Path("msg", f"{name}.msg"), idl_dir / "msg")
+    hashes = out / "rosidl_generator_type_description" / PACKAGE / "msg"
+
+    def arguments(generator: str) -> str:
+        """Write what `generator` reads as its arguments, and its header of export macros."""
+        folder = out / generator / PACKAGE
+        templates = PREFIX / "share" / generator / "resource"
+        header = f"{generator}__visibility_control.h"
+        if (templates / f"{header}.in").exists():
+            generate_visibility_control_file(
+                package_name=PACKAGE,
+                template_path=templates / f"{header}.in",
+                output_path=folder / "msg" / header,
+            )
+        values = {
+            "package_name": PACKAGE,
+            "output_dir": str(folder),
+            "template_dir": str(templates),
+            "target_dependencies": [],
+            "idl_tuples": [f"{idl_dir}:msg/{name}.idl" for name in names],
+            "include_paths": [f"{name}:{PREFIX / 'share' / name}" for name in DEPENDENCIES],
+            "ros_interface_files": [str(package_dir / "msg" / f"{name}.msg") for name in names],
+        }
+        if generator == "rosidl_generator_c":
+            values["type_description_tuples"] = [
+                f"msg/{name}.idl:{hashes / name}.json" for name in names
+            ]
+        path = out / f"{generator}.json"
+        path.write_text(json.dumps(values))
+        return str(path)
+
+    # First the type hashes, which go into the C code.
+    rosidl_generator_type_description.generate_type_hash(
+        arguments("rosidl_generator_type_description")
+    )
+    rosidl_generator_c.generate_c(arguments("rosidl_generator_c"))
+    rosidl_typesupport_fastrtps_c.generate_typesupport_fastrtps_c(
+        arguments("rosidl_typesupport_fastrtps_c")
+    )
+    rosidl_typesupport_introspection_c.generate_c(arguments("rosidl_typesupport_introspection_c"))
+    rosidl_typesupport_c.generate_c(arguments("rosidl_typesupport_c"), TYPESUPPORTS)
+    rosidl_generator_py.generate_py(arguments("rosidl_generator_py"), ["rosidl_typesupport_c"])
+
+
+def run(command: list[str]) -> None:
+    """Run a compiler; its messages become the text of the RuntimeError when it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{done.stderr.strip()}\nfailed: {' '.join(command)}")
+
+
+def compile_extension(out: Path, target: Path) -> None:
+    """Compile all generated sources below `out` and link them into the module `target`."""
+    import numpy
+
+    includes = [sysconfig.get_path("include"), numpy.get_include(), *out.iterdir()]
+    # One folder per ROS package, and the parent itself for Fast CDR.
+    includes += [*(PREFIX / "include").iterdir(), PREFIX / "include"]
+    flags = ["-O1", "-fPIC", "-w", *(f"-I{path}" for path in includes)]
+    cc = os.environ.get("CC", "cc").split()
+    cxx = os.environ.get("CXX", "c++").split()
+
+    objects = []
+    commands = []
+    # The C++ files take longest, so they start first.
+    for source in [*out.rglob("*.cpp"), *out.rglob("*.c")]:
+        compiler = [*cxx, "-std=c++17"] if source.suffix == ".cpp" else cc
+        objects.append(f"{source}.o")
+        commands.append([*compiler, *flags, "-c", str(source), "-o", objects[-1]])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, commands))
+
+    parts = ("rosidl_generator_c", "rosidl_generator_py", *TYPESUPPORTS)
+    libraries = [f"{package}__{part}" for package in DEPENDENCIES for part in parts]
+    libraries += ["rosidl_runtime_c", "rosidl_typesupport_c", *TYPESUPPORTS]
+    libraries += ["rosidl_typesupport_fastrtps_cpp", "fastcdr", "rcutils", "rmw"]
+    lib = os.path.relpath(PREFIX / "lib", Path(sysconfig.get_path("platlib"), PACKAGE))
+    link = [f"-L{PREFIX / 'lib'}", *(f"-l{name}" for name in libraries)]
+    link += [f"-Wl,-rpath,$ORIGIN/{lib}", "-Wl,--as-needed", "-s"]
+    run([*cxx, "-shared", *objects, *link, "-o", str(target)])
+
+
+def build(work: Path) -> Path:
+    """Build the package below the empty folder `work` and return its folder."""
+    out = work / "generated"
+    with contextlib.redirect_stdout(io.StringIO()):
+        generate(out)
+    package = work / PACKAGE
+    (package / "msg").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    for source in (out / "rosidl_generator_py" / PACKAGE / "msg").glob("*.py"):
+        shutil.copy(source, package / "msg")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    compile_extension(out, package / f"{PACKAGE}_s__rosidl_typesupport_c{suffix}")
+    return package
+
+
+def install(package: Path, work: Path) -> None:
+    """Move the built package into site-packages, in place of an older one."""
+    target = Path(sysconfig.get_path("platlib"), PACKAGE)
+    if target.exists():
+        target.rename(work / "previous")
+    package.rename(target)
+    # rosidl opens each typesupport as a library of its own name: here, all are the extension.
+    extension = next(target.glob("*.so"))
+    for typesupport in TYPESUPPORTS:
+        library = PREFIX / "lib" / f"lib{PACKAGE}__{typesupport}.so"
+        library.unlink(missing_ok=True)
+        library.symlink_to(os.path.relpath(extension, library.parent))
+
+
+def main() -> None:
+    """Build vision_msgs in a temporary folder, then install it."""
+    if sys.prefix == sys.base_prefix:
+        sys.exit(
+            f"expected the Python of a virtual environment, received {sys.executable}: "
+            "run `make setup`"
+        )
+    # Inside the environment, so that the moves stay on one file system.
+    with tempfile.TemporaryDirectory(prefix=f".{PACKAGE}-", dir=PREFIX) as temporary:
+        work = Path(temporary)
+        try:
+            package = build(work)
+        except ImportError as error:
+            sys.exit(
+                f"expected the ROS 2 wheels of requirements/ros.txt in {PREFIX}, "
+                f"received '{error}': run `make setup`"
+            )
+        except (OSError, RuntimeError) as error:
+            sys.exit(f"could not compile {PACKAGE}: {error}")
+        install(package, work)
+
+
+if __name__ == "__main__":
+    main()

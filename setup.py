@@ -1,0 +1,37 @@
+"""Packaging for colcon (ament_python) and pip. The version is written in package.xml alone."""
+
+import xml.etree.ElementTree as ElementTree
+from glob import glob
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+manifest = ElementTree.parse(Path(__file__).with_name("package.xml"))
+name = "drone_kd"
+
+setup(
+    name=name,
+    version=manifest.findtext("version"),
+    description=manifest.findtext("description"),
+    license="Apache-2.0",
+    maintainer="drone_kd maintainers",
+    maintainer_email="maintainers@drone-kd.example",
+    packages=find_packages(include=[name, f"{name}.*"]),
+    package_data={name: ["models/*"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{name}"]),
+        (f"share/{name}", ["package.xml"]),
+        (f"share/{name}/launch", glob("launch/*.launch.py")),
+        (f"share/{name}/config", glob("config/*.yaml")),
+    ],
+    # colcon runs pytest for a package whose `test` extra names it.
+    extras_require={"test": ["pytest"]},
+    zip_safe=True,
+    entry_points={
+        "console_scripts": [
+            "drone-kd = drone_kd.cli:main",
+            "detector = drone_kd.ros.node:main",
+            "camera = drone_kd.ros.camera:main",
+        ]
+    },
+)

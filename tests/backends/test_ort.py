@@ -1,0 +1,88 @@
+import numpy as np
+import onnx
+import pytest
+from tiny_model import tiny_spec, write_bright_cell_model, write_fixed_model
+
+from drone_kd.backends import open_backend
+from drone_kd.core.decode import InferenceError
+from drone_kd.core.spec import ModelError
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_bright_cell_model(tmp_path / "model.onnx")
+
+
+def refused(path, capfd):
+    """Open a bad file; return the message after checking that it is the only line."""
+    with pytest.raises(ModelError) as error:
+        open_backend(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", ""), "the runtime printed something of its own"
+    return str(error.value)
+
+
+def test_runs_a_model_that_describes_itself(model):
+    backend = open_backend(model)
+    assert backend.spec == tiny_spec()
+    assert "onnxruntime" in backend.name
+    output = backend.infer(np.full((1, 64, 64, 3), 255, np.uint8))
+    assert output.shape == (1, 6, 64)
+    assert output.dtype == np.float32
+    np.testing.assert_allclose(output[0, 4], 1.0)
+
+
+def test_a_batch_of_the_wrong_shape_is_a_failed_inference(model):
+    with pytest.raises(InferenceError, match="ONNX Runtime"):
+        open_backend(model).infer(np.zeros((1, 32, 64, 3), np.uint8))
+
+
+def test_missing_folder_and_other_suffix(tmp_path, capfd):
+    folder = tmp_path / "folder.onnx"
+    folder.mkdir()
+    assert "does not exist" in refused(tmp_path / "no.onnx", capfd)
+    assert "is a folder" in refused(folder, capfd)
+    assert "expected a file that ends in .onnx" in refused(tmp_path / "best.pt", capfd)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\nworld\n"])
+def test_not_a_model(tmp_path, capfd, content):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    assert "cannot load it" in refused(path, capfd)
+
+
+def test_truncated(model, capfd):
+    model.write_bytes(model.read_bytes()[:-200])
+    assert "truncated" in refused(model, capfd)
+
+
+def test_without_metadata(model, capfd):
+    proto = onnx.load(model)
+    del proto.metadata_props[:]
+    onnx.save(proto, model)
+    assert "python -m training export" in refused(model, capfd)
+
+
+@pytest.mark.parametrize(
+    ("promise", "says"),
+    [
+        ({"input_width": 32}, "graph input: expected one tensor(uint8) [1, 64, 32, 3]"),
+        ({"classes": ("a", "b", "c")}, "graph output: expected one tensor(float) [1, 7, any]"),
+        ({"head": "end2end"}, "graph output: expected one tensor(float) [1, any, 6]"),
+    ],
+)
+def test_graph_that_differs_from_its_metadata(model, capfd, promise, says):
+    proto = onnx.load(model)
+    onnx.helper.set_model_props(proto, tiny_spec(**promise).to_metadata())
+    onnx.save(proto, model)
+    assert says in refused(model, capfd)
+
+
+def test_wrong_input_type(tmp_path, capfd):
+    path = write_fixed_model(tmp_path / "model.onnx", np.zeros((1, 6, 1)))
+    proto = onnx.load(path)
+    proto.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    onnx.save(proto, path)
+    assert "got tensor(float) [1, 64, 64, 3]" in refused(path, capfd)

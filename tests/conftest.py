@@ -1,0 +1,30 @@
+"""What all tests share: ROS traffic and downloads that stay on this machine, and domain ids."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+# Set here, and not in a fixture, because rclpy and ultralytics read them when imported.
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+if os.environ.get("ROS_DISTRO") == "humble":
+    # Humble knows only this older name, which newer distributions warn about.
+    os.environ["ROS_LOCALHOST_ONLY"] = "1"
+# Fast DDS loses large best-effort images over its default shared memory.
+os.environ["FASTDDS_BUILTIN_TRANSPORTS"] = "LARGE_DATA"
+os.environ["YOLO_OFFLINE"] = "1"
+os.environ["YOLO_AUTOINSTALL"] = "False"
+
+# Processes that start together have neighbouring ids: 37 keeps their domains apart.
+_domain_ids = itertools.count(os.getpid() * 37)
+
+
+@pytest.fixture
+def ros_domain_id(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Set a ROS_DOMAIN_ID that no other test uses, for the length of one test."""
+    # From 101 on, the ports of a domain meet Linux's ephemeral ports.
+    domain_id = next(_domain_ids) % 100 + 1
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain_id))
+    return domain_id

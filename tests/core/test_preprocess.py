@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from drone_kd.core.preprocess import Letterbox, letterbox
+
+SHAPES = [
+    (1080, 1920),
+    (720, 1280),
+    (719, 1281),
+    (1281, 719),
+    (1, 1),
+    (1, 3000),
+    (640, 640),
+    (7, 5),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [(640, 640), (640, 384), (96, 63)])
+def test_same_pixels_as_in_training(shape, size):
+    augment = pytest.importorskip("ultralytics.data.augment", reason="ultralytics is not here")
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    width, height = size
+
+    canvas, _ = letterbox(image, width, height)
+
+    theirs = augment.LetterBox(new_shape=(height, width), auto=False)(image=image.copy())
+    np.testing.assert_array_equal(canvas, theirs)
+
+
+def test_placement_and_padding():
+    canvas, placement = letterbox(np.full((50, 100, 3), 200, np.uint8), 64, 65)
+
+    assert placement == Letterbox(scale=0.64, pad_x=0, pad_y=16)
+    assert (canvas[:16] == 114).all()
+    assert (canvas[16:48] == 200).all()
+    assert (canvas[48:] == 114).all()  # the odd row is at the bottom
+
+
+def test_a_huge_picture_and_strided_rows():
+    wide = np.zeros((6000, 8001, 3), np.uint8)
+    canvas, placement = letterbox(wide[:, :8000], 640, 640)
+    assert canvas.shape == (640, 640, 3)
+    assert placement == Letterbox(scale=0.08, pad_x=0, pad_y=80)

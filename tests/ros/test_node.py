@@ -1,0 +1,300 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tiny_model import write_bright_cell_model, write_fixed_model
+
+pytest.importorskip("rclpy", reason="ROS 2 is not here")
+pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
+
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.srv import SetParameters
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image
+
+from drone_kd.ros import node as node_module
+
+EMPTY = np.zeros((128, 256, 3), np.uint8)
+# On the 64 x 64 canvas one cell of 8 px is 32 px of this picture.
+ONE = EMPTY.copy()
+ONE[32:64, 96:128] = 255
+
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_bright_cell_model(tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def flying(ground, model):
+    """An active detector in this process."""
+    site = ground(model=model, confidence=0.9, autostart=True)
+    site.add_detector()
+    site.wait_for_detector()
+    return site
+
+
+def test_detections_of_an_image(flying):
+    header = flying.send(ONE, seconds=7)
+    found = flying.receive()
+    assert found.header == header
+    (detection,) = found.detections
+    assert detection.header == header
+    centre = detection.bbox.center.position
+    box = (centre.x, centre.y, detection.bbox.size_x, detection.bbox.size_y)
+    assert box == pytest.approx((112, 48, 32, 32), abs=1e-3)
+    (result,) = detection.results
+    assert result.hypothesis.class_id == "car"
+    assert result.hypothesis.score == pytest.approx(1.0, abs=1e-3)
+
+
+def test_an_empty_image_gives_an_empty_array(flying):
+    header = flying.send(EMPTY)
+    found = flying.receive()
+    assert found.header == header
+    assert len(found.detections) == 0
+
+
+def test_sizes_and_encodings_may_change_between_frames(flying):
+    one_pixel = Image(width=1, height=1, encoding="mono8", step=1, data=[255])
+    padded = Image(width=64, height=64, encoding="rgba8", step=64 * 4 + 3)
+    padded.data = bytes([255]) * (padded.step * 64)
+    for image, count in ((ONE, 1), (one_pixel, 64), (padded, 64), (ONE[:, 64:192], 4)):
+        flying.send(image)
+        assert len(flying.receive().detections) == count
+
+
+def test_images_that_cannot_be_used_are_counted_and_dropped(flying):
+    unknown = Image(width=2, height=2, encoding="yuv422", step=4, data=bytes(8))
+    short = Image(width=2, height=2, encoding="bgr8", step=6, data=bytes(11))
+    for count, image in enumerate((unknown, short), start=1):
+        flying.send(image)
+        flying.wait_until(lambda n=count: flying.detector.counts.dropped == n, "it is dropped")
+    assert "got 'yuv422'" in flying.wait_for_log("image dropped")
+
+    flying.send(ONE, seconds=9)
+    assert flying.receive().header.stamp.sec == 9, "something was published for a bad image"
+    assert flying.detector.counts.failed == 0
+
+
+def test_a_failed_inference_publishes_nothing(ground, tmp_path):
+    """Not even an empty array: that would say that nothing is there."""
+    site = ground(model=write_fixed_model(tmp_path / "ok.onnx", np.zeros((1, 6, 1))))
+    node = site.add_detector()
+    assert (node.trigger_configure(), node.trigger_activate()) == (SUCCESS, SUCCESS)
+    site.wait_for_detector()
+    works, output = node._backend.infer, np.full((1, 6, 1), np.nan, np.float32)
+
+    node._backend.infer = lambda batch: output
+    site.send(ONE, seconds=1)
+    site.wait_until(lambda: node.counts.failed == 1, "the failure is counted")
+    assert "not finite" in site.wait_for_log("inference failed")
+
+    node._backend.infer = works
+    site.send(ONE, seconds=2)
+    assert site.receive().header.stamp.sec == 2
+
+
+def test_only_the_newest_image_waits_for_a_busy_network(flying):
+    node = flying.detector
+    gate, works = node_module.threading.Event(), node._backend.infer
+    node._backend.infer = lambda batch: gate.wait() and works(batch)
+    for number in range(1, 6):
+        flying.send(ONE, seconds=number)
+        # Received while the network hangs: the executor is never blocked.
+        flying.wait_until(lambda n=number: node.counts.received == n, "the image is received")
+        if number == 1:
+            flying.wait_until(lambda: node._newest._message is None, "the worker has taken it")
+    gate.set()
+
+    assert [flying.receive().header.stamp.sec for _ in range(2)] == [1, 5]
+    assert node.counts.superseded == 3
+    assert flying.detections.empty()
+
+
+def test_a_camera_that_stops_is_reported_and_may_come_back(ground, model, monkeypatch):
+    monkeypatch.setattr(node_module, "SILENCE_SECONDS", 0.2)
+    site = ground(model=model, confidence=0.9, autostart=True)
+    site.add_detector()
+    site.wait_for_detector()
+    assert "no image on /image" in site.wait_for_log("1 publisher(s), but nothing arrives")
+
+    site.node.destroy_publisher(site.images)
+    site.wait_for_log("nobody publishes it; remap it with -r image:=/your/topic")
+
+    site.images = site.node.create_publisher(Image, "image", 10)
+    site.wait_for_detector()
+    site.send(ONE)
+    assert len(site.receive().detections) == 1
+
+
+def test_label_info_is_there_for_latecomers_and_follows_the_threshold(flying):
+    labels = flying.labels()
+    label_info = labels.get(timeout=10)
+    assert [c.class_name for c in label_info.class_map] == ["car", "person"]
+    assert label_info.threshold == pytest.approx(0.9)
+
+    flying.detector.set_parameters([Parameter("confidence", value=0.5)])
+    flying.send(ONE)
+    assert labels.get(timeout=10).threshold == 0.5
+
+
+def test_thresholds_change_from_the_next_frame_on(flying):
+    node, white = flying.detector, np.full((64, 64, 3), 255, np.uint8)
+    flying.send(white)
+    assert len(flying.receive().detections) == 64
+    (result,) = node.set_parameters([Parameter("max_detections", value=5)])
+    assert result.successful
+    flying.send(white)
+    assert len(flying.receive().detections) == 5
+    node.set_parameters([Parameter("confidence", value=1.0)])
+    flying.send(white)
+    assert len(flying.receive().detections) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("confidence", 1.5),
+        ("iou", -0.1),
+        ("max_detections", 0),
+        ("max_detections", 1001),
+        ("autostart", False),
+        ("model", 3),
+    ],
+)
+def test_parameters_out_of_range_are_refused(flying, name, value):
+    before = flying.detector.get_parameter(name).value
+    (result,) = flying.detector.set_parameters([Parameter(name, value=value)])
+    assert not result.successful
+    assert flying.detector.get_parameter(name).value == before
+
+
+def test_life_cycle(ground, model, tmp_path):
+    site = ground(model=tmp_path / "missing.onnx", confidence=0.9)
+    node = site.add_detector()
+    site.wait_for_log("waiting to be configured and activated")
+
+    assert node.trigger_configure() == FAILURE
+    assert "missing.onnx: expected a model file" in site.wait_for_log("cannot configure")
+    node.set_parameters([Parameter("model", value=str(model))])
+    assert node.trigger_configure() == SUCCESS
+    assert node.trigger_activate() == SUCCESS
+    site.wait_for_detector()
+    site.send(ONE, seconds=1)
+    assert len(site.receive().detections) == 1
+
+    assert node.trigger_deactivate() == SUCCESS
+    assert "1 images received, 1 published" in site.wait_for_log("stopped")
+    site.wait_until(lambda: site.images.get_subscription_count() == 0, "it no longer listens")
+
+    assert node.trigger_activate() == SUCCESS
+    site.wait_for_detector()
+    site.send(ONE, seconds=2)
+    assert site.receive().header.stamp.sec == 2
+
+    assert node.trigger_deactivate() == SUCCESS
+    assert node.trigger_cleanup() == SUCCESS
+    assert node._backend is None
+    site.wait_until(
+        lambda: site.node.count_publishers("/detector/detections") == 0, "the topics are gone"
+    )
+    assert node.trigger_configure() == SUCCESS
+    assert node.trigger_activate() == SUCCESS
+    assert node.trigger_shutdown() == SUCCESS
+    assert node._worker is None
+
+
+def start_process(*args):
+    return subprocess.Popen(
+        [sys.executable, "-m", "drone_kd.ros.node", "--ros-args", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(os.environ),
+    )
+
+
+def wait_for_line(process, text):
+    """Read the output of a process until a line contains `text`; returns that line."""
+    for line in process.stdout:
+        if text in line:
+            return line
+    pytest.fail(f"the process ended without saying {text!r}")
+
+
+def end(process, number=signal.SIGINT):
+    """Send a signal; return the output after checking for a clean and quick end."""
+    start = time.monotonic()
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=10)
+    assert time.monotonic() - start < 2
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+    return output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_process_flies_and_ends_on_a_signal(ground, model, number):
+    site = ground()
+    process = start_process("-p", f"model:={model}", "-p", "autostart:=true")
+    try:
+        assert wait_for_line(process, "configured and activated itself")
+        found = site.exchange(ONE, seconds=3)
+        assert found.header.stamp.sec == 3
+        assert len(found.detections) == 64  # the default threshold is low
+        assert "images received" in end(process, number)
+    finally:
+        process.kill()
+
+
+def test_process_survives_a_wrong_model_and_is_configured_again(ground, model, tmp_path):
+    (tmp_path / "bad.onnx").write_text("not a model")
+    site = ground()
+    process = start_process("-p", f"model:={tmp_path / 'bad.onnx'}", "-p", "autostart:=true")
+    try:
+        assert "bad.onnx" in wait_for_line(process, "cannot configure")
+        set_parameters = site.node.create_client(SetParameters, "/detector/set_parameters")
+        change_state = site.node.create_client(ChangeState, "/detector/change_state")
+
+        def call(client, request):
+            assert client.wait_for_service(10)
+            future = client.call_async(request)
+            site.wait_until(future.done, "the service answers")
+            return future.result()
+
+        parameter = Parameter("model", value=str(model)).to_parameter_msg()
+        answer = call(set_parameters, SetParameters.Request(parameters=[parameter]))
+        assert answer.results[0].successful
+        for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
+            request = ChangeState.Request(transition=Transition(id=transition))
+            assert call(change_state, request).success
+        site.exchange(ONE)
+        end(process)
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["-p", "confidence:=1.5"], "confidence out of range"),
+        (["-p", "confidence:=high"], "'confidence'"),
+        (["--params-file", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_process_refuses_wrong_parameters_in_one_line(ros_domain_id, args, says):
+    process = start_process(*args)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 2
+    (line,) = [line for line in output.splitlines() if "[rcl]" not in line]
+    assert line.startswith("detector: error: ")
+    assert says in line

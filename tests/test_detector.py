@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from tiny_model import tiny_spec, write_bright_cell_model, write_fixed_model
+
+from drone_kd.config import parameter_defaults
+from drone_kd.core.decode import InferenceError
+from drone_kd.detector import Detector, load_detector
+
+
+@pytest.fixture
+def detector(tmp_path):
+    return load_detector(write_bright_cell_model(tmp_path / "model.onnx"), confidence=0.9)
+
+
+def test_finds_an_object_in_original_pixels(detector):
+    # 2:1 picture on a 64 x 64 canvas: a cell of 8 px is 32 px of the picture.
+    image = np.zeros((128, 256, 3), np.uint8)
+    image[32:64, 96:128] = 255
+
+    found = detector(image)
+
+    np.testing.assert_allclose(found.xyxy, [[96, 32, 128, 64]], atol=1e-3)
+    assert detector.backend.spec.classes[found.class_ids[0]] == "car"
+    np.testing.assert_allclose(found.scores, [1.0], atol=1e-3)
+
+
+def test_an_empty_picture_gives_no_detections(detector):
+    assert len(detector(np.zeros((128, 256, 3), np.uint8))) == 0
+
+
+def test_a_one_pixel_picture(detector):
+    found = detector(np.full((1, 1, 3), 255, np.uint8))
+    assert len(found) == 64
+    assert (found.xyxy >= 0).all() and (found.xyxy <= 1).all()
+
+
+def test_stage_times_add_up(detector):
+    _, times = detector.timed(np.zeros((64, 64, 3), np.uint8))
+    stages = times.letterbox_ms + times.infer_ms + times.decode_ms
+    assert min(times) > 0
+    assert times.total_ms == pytest.approx(stages)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+)
+def test_other_images_are_refused(detector, image):
+    with pytest.raises(ValueError, match=r"expected uint8 \(height, width, 3\), got"):
+        detector(image)
+
+
+def test_a_failed_inference_is_not_an_empty_picture(tmp_path):
+    output = np.full((1, 6, 3), np.nan)
+    with pytest.raises(InferenceError):
+        load_detector(write_fixed_model(tmp_path / "nan.onnx", output))(
+            np.zeros((8, 8, 3), np.uint8)
+        )
+
+
+def test_defaults_come_from_the_parameter_file(tmp_path):
+    path = write_fixed_model(
+        tmp_path / "model.onnx", np.zeros((1, 1, 6)), tiny_spec(head="end2end")
+    )
+    detector, defaults = load_detector(path), parameter_defaults("detector.yaml")
+    for name in ("confidence", "iou", "max_detections"):
+        assert getattr(detector, name) == defaults[name]
+    assert load_detector(path, max_detections=3).max_detections == 3
+
+
+@pytest.mark.parametrize("setting", [{"confidence": 1.5}, {"iou": -0.1}, {"max_detections": 0}])
+def test_thresholds_out_of_range_are_refused(detector, setting):
+    values = {"confidence": 0.5, "iou": 0.5, "max_detections": 5, **setting}
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        Detector(detector.backend, **values)

@@ -1,0 +1,105 @@
+"""Makes tiny models that describe themselves, so that tests run a real runtime on real files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from drone_kd.core.spec import ModelSpec
+
+CLASSES = ("car", "person")
+
+
+def tiny_spec(**changes: object) -> ModelSpec:
+    """Return the description of a tiny model, with some fields changed."""
+    values: dict = {
+        "classes": CLASSES,
+        "input_width": 64,
+        "input_height": 64,
+        "head": "dense",
+        "source_sha256": "0" * 64,
+        "tools": {"onnx": onnx.__version__},
+        "metrics": {"map50": 0.5},
+        "licence": "Apache-2.0",
+    }
+    return ModelSpec(**{**values, **changes})
+
+
+def write_bright_cell_model(path: Path, spec: ModelSpec | None = None, cell: int = 8) -> Path:
+    """Write a dense model that sees every bright cell of a grid as a "car".
+
+    The canvas is cut into cells of `cell` px. Anchor i is cell i (row by row), its box is the
+    cell, its "car" score is the cell's mean brightness / 255 and its "person" score is 0; so a
+    white cell scores 1.0 and the grey padding 0.447.
+    """
+    spec = spec or tiny_spec()
+    rows, columns = spec.input_height // cell, spec.input_width // cell
+    y, x = np.mgrid[:rows, :columns].reshape(2, -1)
+    boxes = np.stack(
+        [(x + 0.5) * cell, (y + 0.5) * cell, np.full(x.size, cell), np.full(x.size, cell)]
+    )
+    constants = {
+        "boxes": boxes[None].astype(np.float32),
+        "no_person": np.zeros((1, len(spec.classes) - 1, x.size), np.float32),
+        "scale": np.float32(1 / 255),
+        "one_row": np.array([1, 1, x.size], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["unit"]),
+        helper.make_node("ReduceMean", ["unit"], ["grey"], axes=[3], keepdims=0),
+        helper.make_node("Unsqueeze", ["grey", "channel_axis"], ["plane"]),
+        helper.make_node(
+            "AveragePool", ["plane"], ["cells"], kernel_shape=[cell] * 2, strides=[cell] * 2
+        ),
+        helper.make_node("Reshape", ["cells", "one_row"], ["car"]),
+        helper.make_node("Clip", ["car", "zero", "one"], ["score"]),
+        helper.make_node("Concat", ["boxes", "score", "no_person"], ["output0"], axis=1),
+    ]
+    constants |= {
+        "channel_axis": np.array([1], np.int64),
+        "zero": np.float32(0),
+        "one": np.float32(1),
+    }
+    return _save(path, spec, nodes, constants, (1, 4 + len(spec.classes), x.size))
+
+
+def write_fixed_model(path: Path, output: np.ndarray, spec: ModelSpec | None = None) -> Path:
+    """Write a model that gives the float32 `output` whatever the picture is."""
+    nodes = [
+        # The picture must count for something, or the runtime drops the input.
+        helper.make_node("ReduceMax", ["images"], ["peak"], keepdims=0),
+        helper.make_node("Cast", ["peak"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "zero"], ["nothing"]),
+        helper.make_node("Add", ["fixed", "nothing"], ["output0"]),
+    ]
+    constants = {"fixed": output.astype(np.float32), "zero": np.float32(0)}
+    return _save(path, spec or tiny_spec(), nodes, constants, output.shape)
+
+
+def _save(
+    path: Path,
+    spec: ModelSpec,
+    nodes: list[onnx.NodeProto],
+    constants: dict[str, np.ndarray],
+    output_shape: tuple[int, ...],
+) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [
+            helper.make_tensor_value_info(
+                "images", TensorProto.UINT8, [1, spec.input_height, spec.input_width, 3]
+            )
+        ],
+        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, list(output_shape))],
+        [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, spec.to_metadata())
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
+    return path

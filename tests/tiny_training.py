@@ -1,0 +1,58 @@
+"""A tiny data set and a tiny teacher, made on the spot, so that a real training run takes
+seconds.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from ultralytics.nn.tasks import DetectionModel
+
+from training.models import resolve_model
+
+NAMES = ("car", "person")
+SIZE = 64
+
+
+def draw_set(root: Path, train: int = 12, val: int = 6, seed: int = 0) -> Path:
+    """Bright squares (car) and dark bars (person) on grey noise, in Ultralytics' layout."""
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", train), ("val", val)):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            image = rng.integers(90, 130, (SIZE, SIZE, 3), dtype=np.uint8)
+            rows = []
+            for class_id, (w, h), value in ((0, (14, 14), 240), (1, (6, 16), 10)):
+                x, y = rng.integers(0, SIZE - w), rng.integers(0, SIZE - h)
+                image[y : y + h, x : x + w] = value
+                rows.append(
+                    f"{class_id} {(x + w / 2) / SIZE} {(y + h / 2) / SIZE} {w / SIZE} {h / SIZE}"
+                )
+            cv2.imwrite(str(root / "images" / split / f"{i:03d}.png"), image)
+            (root / "labels" / split / f"{i:03d}.txt").write_text("\n".join(rows) + "\n")
+    content = {
+        "path": ".",
+        "train": "images/train",
+        "val": "images/val",
+        "names": dict(enumerate(NAMES)),
+    }
+    (root / "data.yaml").write_text(yaml.safe_dump(content))
+    return root / "data.yaml"
+
+
+def save_checkpoint(path: Path, names=NAMES, architecture: str = "aerial-student.yaml") -> Path:
+    """An untrained detector as an Ultralytics checkpoint: its answers are arbitrary, but it has
+    some.
+    """
+    torch.manual_seed(1)
+    model = DetectionModel(resolve_model(architecture), nc=len(names), verbose=False)
+    model.names = dict(enumerate(names))
+    with torch.no_grad():  # an untrained head says "nothing" everywhere: let it say something
+        for branch in model.model[-1].cv3:
+            branch[-1].bias.fill_(-1.0)
+    model.args = {"imgsz": SIZE}
+    torch.save({"model": model, "train_args": {"imgsz": SIZE}}, path)
+    return path

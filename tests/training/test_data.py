@@ -1,0 +1,96 @@
+import logging
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from training.data import DataError, image_paths, label_path, load_data, read_sample, write_text
+
+
+def test_relative_paths_are_taken_from_the_yaml(tiny_data, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    data = load_data(tiny_data)
+    assert data.names == ("car", "person")
+    assert data.train == tiny_data.parent / "images" / "train"
+    assert len(image_paths(data.val)) == 6
+    resolved = yaml.safe_load(data.write_resolved(tmp_path / "out.yaml").read_text())
+    assert resolved["train"] == str(data.train)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("train: images/train\nval: nowhere\nnames: [car]", "val is nowhere"),
+        ("train: images/train\nnames: [car]", "lacks val"),
+        ("train: images/train\nval: images/val\nnames: {1: car}", "numbered 0 to 0"),
+        ("train: images/train\nval: images/val\nnames: [car, car]", "unique"),
+        ("just text", "must hold keys"),
+        ("a: [", "not readable as yaml"),
+    ],
+)
+def test_unusable_yaml_says_what_is_wrong(tmp_path, content, expected):
+    (tmp_path / "images/train").mkdir(parents=True)
+    (tmp_path / "images/val").mkdir()
+    (tmp_path / "data.yaml").write_text(content)
+    with pytest.raises(DataError, match=expected):
+        load_data(tmp_path / "data.yaml")
+
+
+def test_missing_yaml(tmp_path):
+    with pytest.raises(DataError, match="no data.yaml at"):
+        load_data(tmp_path / "data.yaml")
+
+
+def test_sample_has_boxes_in_pixels(tiny_data):
+    sample = read_sample(tiny_data.parent / "images/val/000.png", 2)
+    x1, y1, x2, y2 = sample.xyxy[0].round().astype(int)
+    assert (x2 - x1, y2 - y1) == (14, 14)
+    assert (sample.image[y1:y2, x1:x2] == 240).mean() > 0.9  # the bar may lie over it
+    assert sample.class_ids.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("5 0.5 0.5 0.1 0.1", "class outside 0..1"),
+        ("-1 0.5 0.5 0.1 0.1", "class outside"),
+        ("0 1.5 0.5 0.1 0.1", "outside \\[0, 1\\]"),
+        ("0 0.5 0.5 0.1", "class cx cy w h"),
+        ("car 0.5 0.5 0.1 0.1", "class cx cy w h"),
+    ],
+)
+def test_unusable_labels_are_ignored_with_one_line(tmp_path, caplog, label, expected):
+    image = tmp_path / "images" / "a.png"
+    image.parent.mkdir()
+    cv2.imwrite(str(image), np.zeros((8, 8, 3), np.uint8))
+    write_text(label_path(image), label + "\n")
+    with caplog.at_level(logging.WARNING):
+        assert read_sample(image, 2) is None
+    assert len(caplog.records) == 1
+    caplog_text = caplog.records[0].getMessage()
+    import re
+
+    assert re.search(expected, caplog_text)
+
+
+def test_corrupt_picture_is_ignored_and_missing_labels_mean_no_object(tmp_path, caplog):
+    image = tmp_path / "images" / "a.png"
+    image.parent.mkdir()
+    image.write_bytes(b"not a picture")
+    assert read_sample(image, 2) is None
+    assert "not readable as a picture" in caplog.text
+    cv2.imwrite(str(image), np.zeros((8, 8, 3), np.uint8))
+    assert len(read_sample(image, 2).xyxy) == 0
+
+
+def test_labels_are_found_from_the_last_images_folder(tmp_path):
+    assert (
+        label_path(tmp_path / "images/run/images/val/a.jpg")
+        == tmp_path / "images/run/labels/val/a.txt"
+    )
+
+
+def test_write_text_leaves_no_temporary_file(tmp_path):
+    write_text(tmp_path / "deep" / "a.txt", "x")
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.txt"]

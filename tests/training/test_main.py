@@ -1,0 +1,55 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from training.__main__ import main
+
+
+def test_evaluate_prints_and_writes_json(tiny_data, tiny_teacher, tmp_path, capsys):
+    out = tmp_path / "m.json"
+    assert main(["evaluate", str(tiny_teacher), "--data", str(tiny_data), "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["images"] == 6
+    assert "map50_95" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "model.pt", "--data", "nowhere/data.yaml"],
+        ["export", "nowhere/best.pt", "--output", "model.onnx"],
+        [
+            "distill",
+            "--data",
+            "nowhere.yaml",
+            "--teacher",
+            "none",
+            "--student",
+            "yolo11n.yaml",
+            "--output",
+            "out",
+        ],
+        ["generate", "--output", "out", "--train", "0", "--val", "1"],
+    ],
+)
+def test_bad_input_gives_one_line_and_exit_code_2(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_as_typed(tiny_data, tiny_teacher, tmp_path):
+    output = tmp_path / "model.onnx"
+    command = [
+        sys.executable,
+        "-m",
+        "training",
+        "export",
+        str(tiny_teacher),
+        "--output",
+        str(output),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "largest difference" in done.stdout and output.is_file()

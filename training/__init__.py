@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Offline part of drone_kd: generate data, distil a student, evaluate and export it."""
+
+import os
+
+# Nothing is ever installed behind the user's back while a command runs.
+os.environ.setdefault("YOLO_AUTOINSTALL", "False")
+# Torch's threads otherwise spin while they wait for each other: where something else takes a core
+# from them, as a simulator or a second run does, a step took three to ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""python -m training generate | distill | evaluate | export: every offline step as one command.
+
+Exit codes: 0 done; 1 the work failed; 2 the input cannot work (one line says why); 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+import yaml
+
+from training.report import format_score, format_table
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; ``argv`` without the program's name. Returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {arguments.interrupted}", file=sys.stderr)
+        return 130
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
+        return _fail(error, 2)
+    except (RuntimeError, OSError) as error:
+        return _fail(error, 1)
+    return 0
+
+
+def _fail(error: BaseException, code: int) -> int:
+    if os.environ.get("DRONE_KD_TRACEBACK"):
+        raise error
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    print(f"error: {lines[0] if lines else type(error).__name__}", file=sys.stderr)
+    return code
+
+
+def _generate(a: argparse.Namespace) -> None:
+    from training.generate import generate
+
+    print(generate(a.output, train=a.train, val=a.val, imgsz=a.imgsz, seed=a.seed))
+
+
+def _distill(a: argparse.Namespace) -> None:
+    from training.distill import Config, distill
+
+    config = Config(
+        data=a.data,
+        teacher=a.teacher,
+        student=a.student,
+        epochs=a.epochs,
+        imgsz=a.imgsz,
+        batch=a.batch,
+        device=a.device,
+        seed=a.seed,
+        temperature=a.temperature,
+        response=a.response,
+        balance=a.balance,
+        fraction=a.fraction,
+        val=a.val,
+        overrides=dict(a.set),
+    )
+    metrics = distill(config, a.output, resume=a.resume)
+    names = {"student": "student", "teacher": "teacher"}
+    print(format_table({names[k]: metrics[k] for k in names if metrics[k]}))
+    print(f"student: {a.output / 'best.pt'}")
+
+
+def _evaluate(a: argparse.Namespace) -> None:
+    from training.data import write_text
+    from training.evaluate import evaluate
+
+    metrics = evaluate(a.model, a.data, split=a.split, imgsz=a.imgsz)
+    if a.json:
+        write_text(a.json, json.dumps(metrics, indent=1))
+    for key in ("map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large"):
+        print(f"{key:<10} {format_score(metrics[key])}")
+    for name, scores in metrics["per_class"].items():
+        print(
+            f"  {name:<16} AP50-95 {format_score(scores['ap50_95'])}  "
+            f"AP50 {format_score(scores['ap50'])}"
+        )
+    for name in metrics["classes_not_in_model"]:
+        print(f"  {name:<16} not a class of the model, left out of the means")
+    ignored = f", {metrics['images_ignored']} ignored" if metrics["images_ignored"] else ""
+    print(f"{metrics['images']} pictures{ignored}, {metrics['boxes']} boxes")
+
+
+def _export(a: argparse.Namespace) -> None:
+    from training.export import export, runtime_version
+
+    parity = export(
+        Path(a.checkpoint),
+        a.output,
+        imgsz=a.imgsz,
+        data=a.data,
+        licence=a.licence,
+        attribution=a.attribution,
+    )
+    print(
+        f"PyTorch against ONNX Runtime {runtime_version()} over {parity.frames} frames: largest "
+        f"difference {parity.box_px:.3g} px in a box, {parity.score:.3g} in a score"
+    )
+    print(a.output)
+
+
+def _setting(text: str) -> tuple[str, object]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    return key, yaml.safe_load(value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training", description=__doc__.splitlines()[0]
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run, help_: str, interrupted: str = "nothing was written"
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_, description=help_)
+        sub.set_defaults(run=run, interrupted=interrupted)
+        return sub
+
+    sub = command(
+        "generate", _generate, "Draw a procedural aerial data set in Ultralytics' layout."
+    )
+    sub.add_argument("--output", type=Path, required=True, help="folder to make")
+    sub.add_argument("--train", type=int, required=True, help="number of training frames")
+    sub.add_argument("--val", type=int, required=True, help="number of validation frames")
+    sub.add_argument(
+        "--imgsz", type=int, default=640, help="side of the square frames in pixels (%(default)s)"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="same seed, same pictures (%(default)s)")
+
+    sub = command(
+        "distill",
+        _distill,
+        "Train a student with its teacher.",
+        "the last finished epoch is kept: the same command with --resume goes on from there",
+    )
+    sub.add_argument("--data", required=True, help="data.yaml in Ultralytics' format")
+    sub.add_argument(
+        "--teacher",
+        required=True,
+        help="checkpoint or model yaml; 'none' trains the student alone",
+    )
+    sub.add_argument("--student", required=True, help="checkpoint or model yaml")
+    sub.add_argument("--output", type=Path, required=True, help="folder of the run")
+    sub.add_argument("--epochs", type=int, default=100, help="(%(default)s)")
+    sub.add_argument("--imgsz", type=int, default=640, help="square input in pixels (%(default)s)")
+    sub.add_argument("--batch", type=int, default=16, help="frames per step (%(default)s)")
+    sub.add_argument(
+        "--device", default="", help="cpu, 0, or 0,1 (default: the GPU if there is one)"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    sub.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted run in --output"
+    )
+    sub.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="softens the class probabilities (%(default)s)",
+    )
+    sub.add_argument(
+        "--response",
+        choices=("sigmoid", "softmax"),
+        default="sigmoid",
+        help="class distillation per class, or Hinton's softmax over the classes (%(default)s)",
+    )
+    sub.add_argument(
+        "--balance",
+        type=float,
+        default=0.2,
+        help="gradient of each distillation term as a share of the detection loss's (%(default)s)",
+    )
+    sub.add_argument(
+        "--fraction",
+        type=float,
+        default=1.0,
+        help="share of the training frames used (%(default)s)",
+    )
+    sub.add_argument(
+        "--val",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="validate every epoch and keep the best, or only once at the end",
+    )
+    sub.add_argument(
+        "--set",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one of Ultralytics' training settings, such as lr0=0.01; repeatable",
+    )
+
+    sub = command("evaluate", _evaluate, "Measure a .pt or .onnx model on a split.")
+    sub.add_argument("model", metavar="MODEL", help=".pt or .onnx")
+    sub.add_argument("--data", required=True, help="data.yaml in Ultralytics' format")
+    sub.add_argument("--split", default="val", help="train, val or test (%(default)s)")
+    sub.add_argument("--imgsz", type=int, help="input of a .pt (default: as trained)")
+    sub.add_argument("--json", type=Path, metavar="OUT", help="write the figures there, too")
+
+    sub = command("export", _export, "Write a checkpoint as a self-describing ONNX file.")
+    sub.add_argument("checkpoint", metavar="best.pt")
+    sub.add_argument("--output", type=Path, required=True, help="the .onnx to write")
+    sub.add_argument("--imgsz", type=int, help="square input in pixels (default: as trained)")
+    sub.add_argument(
+        "--data", help="compare on this data set's validation frames (default: noise)"
+    )
+    sub.add_argument(
+        "--licence", default="AGPL-3.0", help="of the weights, for the metadata (%(default)s)"
+    )
+    sub.add_argument(
+        "--attribution",
+        default="",
+        help="what the training data ask to be named, for the metadata",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Measure a .pt or .onnx detector on a split: mAP50-95, mAP50, AP by object size and per class.
+
+A .onnx runs through `drone_kd.detector.Detector`, and a .pt through the same letterbox, decode and
+NMS with torch in the place of the runtime: what is measured is what flies. The figures are
+pycocotools'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tqdm import tqdm
+
+from drone_kd.backends import open_backend
+from drone_kd.core.spec import ModelError
+from drone_kd.detector import Detector
+from training.backend import TorchBackend
+from training.data import DataError, image_paths, load_data, read_sample
+from training.models import UnusableModelError, load_model
+
+# Evaluation keeps boxes down to almost nothing, so that the curve of precision over recall is
+# complete; the IoU threshold and the number of boxes are those of Ultralytics' validator, the
+# field's yardstick for these models.
+CONFIDENCE, IOU, MAX_DETECTIONS = 0.001, 0.7, 300
+# Areas in pixels of the original picture: COCO's ranges, and "tiny" (under 16 px), which aerial
+# frames are full of.
+SIZES = {"tiny": (0, 16**2), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+
+
+def evaluate(model, data: str | Path, split: str = "val", imgsz: int | None = None) -> dict:
+    """Evaluate a model on one split of a data set.
+
+    Args:
+        model: path of a .pt or .onnx file, or a loaded Ultralytics detector.
+        data: data.yaml in Ultralytics' format; classes are matched to the model's by name.
+        split: train, val or test.
+        imgsz: square input of a .pt (default: the one it was trained at); a .onnx has its own.
+
+    Returns:
+        {"map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large", "per_class": {name:
+        {...}}, "classes_not_in_model", "images", "images_ignored", "boxes"}; APs in [0, 1], None
+        where no object is of that kind. The means are over the classes that the model knows.
+
+    Raises:
+        DataError, ModelError, UnusableModelError: input that cannot be measured, with what to do.
+    """
+    dataset = load_data(data)
+    folder = getattr(dataset, split, None) if split in ("train", "val", "test") else None
+    if folder is None:
+        raise DataError(
+            f"{data} has no split {split!r}: use train, val or test, as far as it has them"
+        )
+    backend = _open(model, imgsz)
+    detector = Detector(backend, confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
+    index = {name.strip().lower(): i for i, name in enumerate(dataset.names)}
+    to_data = [index.get(name.strip().lower()) for name in backend.spec.classes]
+    known = sorted(i for i in to_data if i is not None)
+    if not known:
+        raise UnusableModelError(
+            f"the model knows {list(backend.spec.classes)[:12]}, the data has "
+            f"{list(dataset.names)}: no class in common"
+        )
+
+    images, truth, found, ignored = [], [], [], 0
+    paths = image_paths(folder)
+    for image_id, path in enumerate(
+        tqdm(paths, desc=f"evaluate {split}", unit="frame", leave=False)
+    ):
+        sample = read_sample(path, len(dataset.names))
+        if sample is None:
+            ignored += 1
+            continue
+        images.append({"id": image_id})
+        for box, class_id in zip(sample.xyxy, sample.class_ids, strict=True):
+            truth.append(_annotation(len(truth) + 1, image_id, box, class_id))
+        detections = detector(sample.image)
+        for box, score, class_id in zip(
+            detections.xyxy, detections.scores, detections.class_ids, strict=True
+        ):
+            if to_data[class_id] is not None:
+                found.append(
+                    {**_annotation(0, image_id, box, to_data[class_id]), "score": float(score)}
+                )
+    if not images:
+        raise DataError(f"no usable picture in {folder}")
+    scores = _coco(images, truth, found, known)
+    return {
+        "map50_95": _mean(scores["all"]),
+        "map50": _mean(scores["all"][:1]),
+        **{f"ap_{size}": _mean(scores[size]) for size in SIZES},
+        "per_class": {
+            dataset.names[i]: {
+                "ap50_95": _mean(scores["all"][..., k]),
+                "ap50": _mean(scores["all"][:1, ..., k]),
+            }
+            for k, i in enumerate(known)
+        },
+        "classes_not_in_model": [name for i, name in enumerate(dataset.names) if i not in known],
+        "images": len(images),
+        "images_ignored": ignored,
+        "boxes": len(truth),
+    }
+
+
+def _open(model, imgsz: int | None):
+    if not isinstance(model, (str, Path)):
+        return TorchBackend(model, imgsz)
+    suffix = Path(model).suffix
+    if suffix == ".onnx":
+        return open_backend(model)
+    if suffix == ".pt":
+        return TorchBackend(load_model(str(model))[0], imgsz)
+    raise ModelError(f"{model}: expected a .pt or a .onnx file")
+
+
+def _annotation(id_: int, image_id: int, xyxy: np.ndarray, class_id: int) -> dict:
+    x1, y1, x2, y2 = map(float, xyxy)
+    box = [x1, y1, x2 - x1, y2 - y1]
+    return {
+        "id": id_,
+        "image_id": image_id,
+        "category_id": int(class_id),
+        "bbox": box,
+        "area": box[2] * box[3],
+        "iscrowd": 0,
+    }
+
+
+def _coco(images: list, truth: list, found: list, classes: list[int]) -> dict[str, np.ndarray]:
+    """Precision arrays by area: (IoU thresholds 0.5..0.95, recall steps, classes); -1 where
+    undefined.
+    """
+    coco = COCO()
+    coco.dataset = {
+        "images": images,
+        "annotations": truth,
+        "categories": [{"id": i} for i in classes],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own progress
+        coco.createIndex()
+        detections = COCO()
+        detections.dataset = {
+            **coco.dataset,
+            "annotations": [{**d, "id": i} for i, d in enumerate(found, start=1)],
+        }
+        detections.createIndex()
+        evaluation = COCOeval(coco, detections, "bbox")
+        evaluation.params.catIds = classes
+        evaluation.params.maxDets = [MAX_DETECTIONS]
+        evaluation.params.areaRng = [(0, 1e10), *SIZES.values()]
+        evaluation.params.areaRngLbl = ["all", *SIZES]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"]  # (IoU, recall, class, area, max detections)
+    return {label: precision[..., k, 0] for k, label in enumerate(evaluation.params.areaRngLbl)}
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    valid = precision[precision > -1]
+    return round(float(valid.mean()), 5) if valid.size else None

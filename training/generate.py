@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Draw a procedural aerial data set in Ultralytics' layout.
+
+    python -m training generate --output runs/drawn --train 2000 --val 200
+
+The folder holds images/ and labels/ of both splits, data.yaml, and generated.json with the
+arguments it was made with.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import yaml
+from tqdm import tqdm
+
+from drone_kd.scene import CLASSES, FRAMES_PER_WORLD, draw_frame
+
+JPEG_QUALITY = 92
+WORKERS = 2
+_ARGUMENTS = "generated.json"
+# Counts up when the pictures of the same arguments change.
+_VERSION = 1
+
+
+def generate(output: Path, train: int, val: int, imgsz: int = 640, seed: int = 0) -> Path:
+    """Write a data set; the same arguments give the same pictures. Returns its data.yaml.
+
+    The folder appears when it is complete. One that these very arguments made before is kept.
+    No place is in both splits.
+
+    Args:
+        output: folder to make; it must not exist, or be empty.
+        train, val: number of frames of each split, at least 1.
+        imgsz: side of the square frames in pixels, at least 64.
+        seed: 0 or more.
+
+    Raises:
+        ValueError: a number is out of its range.
+        FileExistsError: the folder holds something else.
+    """
+    output = Path(output)
+    # A seed of draw_frame has 32 bits of frame number below those of the split and the seed.
+    for name, value, low, high in (
+        ("train", train, 1, 2**32),
+        ("val", val, 1, 2**32),
+        ("imgsz", imgsz, 64, 4096),
+        ("seed", seed, 0, 2**62),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+    arguments = {
+        "version": _VERSION,
+        "train": train,
+        "val": val,
+        "imgsz": imgsz,
+        "seed": seed,
+    }
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if _read_arguments(output) == arguments:
+            return output / "data.yaml"
+        raise FileExistsError(
+            f"{output} exists and holds something else: remove it or choose another folder"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        _draw(partial, {"train": train, "val": val}, imgsz, seed)
+        content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(CLASSES))}
+        (partial / "data.yaml").write_text(
+            yaml.safe_dump(content, sort_keys=False), encoding="utf-8"
+        )
+        (partial / _ARGUMENTS).write_text(json.dumps(arguments) + "\n", encoding="utf-8")
+        partial.chmod(0o755)
+        partial.replace(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return output / "data.yaml"
+
+
+def _read_arguments(output: Path) -> dict | None:
+    try:
+        return json.loads((output / _ARGUMENTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _draw(folder: Path, counts: dict[str, int], imgsz: int, seed: int) -> None:
+    jobs = []
+    for number, (split, count) in enumerate(counts.items()):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        first = (2 * seed + number) << 32
+        # One job is one world, which is laid out once and by one process.
+        for start in range(0, count, FRAMES_PER_WORLD):
+            frames = range(start, min(start + FRAMES_PER_WORLD, count))
+            jobs.append((folder, split, first, frames, imgsz))
+    # A fresh interpreter: a fork would copy the locks of the threads that torch has started.
+    pool = ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=_one_thread)
+    try:
+        with tqdm(total=sum(counts.values()), unit="frame", desc="drawing") as bar:
+            for written in pool.map(_draw_world, jobs):
+                bar.update(written)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_thread() -> None:
+    cv2.setNumThreads(1)
+
+
+def _draw_world(job: tuple[Path, str, int, Iterable[int], int]) -> int:
+    folder, split, first, frames, imgsz = job
+    for i in frames:
+        frame = draw_frame(first + i, imgsz)
+        image = folder / "images" / split / f"{i:06d}.jpg"
+        if not cv2.imwrite(str(image), frame.image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)):
+            raise OSError(f"{image} could not be written")
+        x0, y0, x1, y1 = (frame.xyxy / imgsz).T
+        rows = zip(frame.class_ids, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0, strict=True)
+        lines = [f"{c} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for c, x, y, w, h in rows]
+        (folder / "labels" / split / f"{i:06d}.txt").write_text("".join(lines), encoding="utf-8")
+    return len(frames)

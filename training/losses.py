@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Distillation losses: each a function of tensors that returns one scalar.
+
+Shapes: B frames, N anchors (all levels concatenated), C classes that teacher and student share, R
+bins of the distance distribution (DFL). The teacher's tensors carry no gradient. Every loss is
+zero where the student equals the teacher, and is normalised by the teacher's summed confidence, so
+that it does not grow with empty background.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
+
+
+def teacher_confidence(teacher_logits: Tensor) -> Tensor:
+    """Best class probability of the teacher per anchor: (B, N, C) logits -> (B, N) in [0, 1]."""
+    return teacher_logits.sigmoid().amax(dim=-1)
+
+
+def class_response_sigmoid(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Per-class binary distillation of class logits, both (B, N, C).
+
+    The divergence of Bernoulli(sigmoid(z_s / T)) from Bernoulli(sigmoid(z_t / T)), times T^2
+    (Hinton et al. 2015, arXiv:1503.02531, so that the gradient does not shrink with T), weighted
+    by |p_t - p_s| (BCKD, Yang et al. ICCV 2023, arXiv:2308.14286, after the quality focal loss),
+    and divided by the teacher's summed confidence.
+    """
+    target = (teacher_logits / temperature).sigmoid()
+    logits = student_logits / temperature
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    entropy = -(torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target))
+    weight = (target - logits.detach().sigmoid()).abs()
+    confidence = teacher_confidence(teacher_logits).sum().clamp(min=1.0)
+    return ((cross_entropy - entropy) * weight).sum() * temperature**2 / confidence
+
+
+def class_response_softmax(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """The classical form: KL of softmax(z / T) over the classes times T^2, logits (B, N, C).
+
+    Hinton et al. 2015 (arXiv:1503.02531). Anchors are weighted by the teacher's confidence: a
+    softmax has no "no object" class, so that the distribution over background says nothing.
+    """
+    teacher_log = F.log_softmax(teacher_logits / temperature, dim=-1)
+    student_log = F.log_softmax(student_logits / temperature, dim=-1)
+    divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1)
+    confidence = teacher_confidence(teacher_logits)
+    return (divergence * confidence).sum() * temperature**2 / confidence.sum().clamp(min=1.0)
+
+
+def dfl_divergence(student_bins: Tensor, teacher_bins: Tensor, confidence: Tensor) -> Tensor:
+    """KL between the distance distributions of the four box sides: logits (B, N, 4, R), confidence
+    (B, N).
+
+    Localisation distillation (Zheng et al. CVPR 2022, arXiv:2102.12252), weighted by the teacher's
+    confidence.
+    """
+    teacher_log = F.log_softmax(teacher_bins, dim=-1)
+    student_log = F.log_softmax(student_bins, dim=-1)
+    divergence = (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1).mean(dim=-1)
+    return (divergence * confidence).sum() / confidence.sum().clamp(min=1.0)
+
+
+def decoded_box(
+    student_xyxy: Tensor, teacher_xyxy: Tensor, confidence: Tensor, size: float
+) -> Tensor:
+    """GIoU loss + L1 / size between decoded boxes (B, N, 4) and size, both in pixels.
+
+    For heads whose distributions cannot be compared (YOLO26 has none): CrossKD (Wang et al. CVPR
+    2024, arXiv:2306.11369) distils decoded boxes with GIoU; the L1 term is DETR's
+    (arXiv:2005.12872).
+    """
+    giou = generalized_box_iou_loss(student_xyxy, teacher_xyxy, reduction="none")
+    distance = (student_xyxy - teacher_xyxy).abs().mean(dim=-1) / size
+    return ((giou + distance) * confidence).sum() / confidence.sum().clamp(min=1.0)
