@@ -45,12 +45,11 @@ option-OUTPUT := --output
 
 # The teacher that the demo starts from: other places (--seed) than those the demo draws.
 demo-teacher: setup  ## train training/models/demo-teacher.pt anew (about half an hour on 2 cores)
-	$(PY) -m training generate --output runs/demo-teacher/data --train 1200 --val 120 --imgsz 320 \
-	  --seed 1
+	$(PY) -m training generate --output runs/demo-teacher/data --train 600 --val 60 --seed 1
 	$(PY) -m training distill --data runs/demo-teacher/data/data.yaml --teacher none \
-	  --student aerial-teacher.yaml --output runs/demo-teacher/run --epochs 8 --imgsz 320 --no-val \
-	  --set optimizer=AdamW --set lr0=0.002 --set mosaic=0 --set close_mosaic=0 --set nbs=16 \
-	  --set warmup_epochs=1
+	  --student aerial-teacher.yaml --output runs/demo-teacher/run --epochs 4 --batch 4 --no-val \
+	  --set optimizer=AdamW --set lr0=0.002 --set mosaic=0 --set close_mosaic=0 --set nbs=4 \
+	  --set warmup_epochs=0.5
 	cp runs/demo-teacher/run/best.pt training/models/demo-teacher.pt
 
 # SHARED: a folder with data/ and weights/ as training/default_model.py describes.

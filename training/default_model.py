@@ -72,10 +72,10 @@ LICENCE = "AGPL-3.0"
 class Recipe:
     """How many frames of each source an epoch holds, and how long it trains."""
 
-    procedural: int = 300
-    hit_uav_step: int = 6
+    procedural: int = 250
+    hit_uav_step: int = 7
     aerial_cars_repeat: int = 1
-    epochs: int = 6
+    epochs: int = 4
     imgsz: int = 640
     seed: int = 0
 
@@ -119,7 +119,7 @@ def build_data(shared: Path, output: Path, recipe: Recipe) -> dict[str, Path]:
     unlabelled = image_paths(shared / "data/rgb-unlabelled/images")
     pseudo = _pseudo_labelled(unlabelled, Detector(teacher, PSEUDO_DEFAULT, 0.7, 300))
     lists += _write(
-        pseudo, output / "rgb" / "images" / "train", tiles=True, title="unlabelled frames"
+        pseudo, output / "rgb" / "images" / "train", tiles=False, title="unlabelled frames"
     )
     write_text(output / "train.txt", "\n".join(str(p.resolve()) for p in lists) + "\n")
     sets = {"train": _yaml(output / "data.yaml", "train.txt", "aerial-cars/images/val"), **sets}
@@ -237,7 +237,7 @@ both the training and the validation split of a set.
 Trained {epochs} epochs (seed {seed}) from a COCO checkpoint of YOLOv8n, on {procedural} procedural
 frames; one in {hit_uav_step} of the training frames of HIT-UAV (thermal); the training frames of
 aerial-cars and their quarters, {aerial_cars_repeat} × an epoch; and 98 drone pictures without
-labels and their quarters, labelled by a YOLOv5s that was trained on VisDrone.
+labels, labelled by a YOLOv5s that was trained on VisDrone.
 
 Limits: a small and modest model, trained briefly on little. Not validated for any flight: measure
 it on your own frames before anything depends on it. Thermal: the camera of HIT-UAV only, whose

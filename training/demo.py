@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.data import load_data, write_text
-from training.distill import NO_TEACHER, Config, distill
+from training.distill import NO_TEACHER, Config, distill, read_config
 from training.export import export, runtime_version
 from training.fly import fly
 from training.generate import generate
@@ -39,14 +39,14 @@ class Plan:
     data: str | None = None
     teacher: str = str(PACKAGED_MODELS / "demo-teacher.pt")
     student: str = "aerial-student.yaml"
-    epochs: int = 8
+    epochs: int = 7
     teacher_epochs: int = 0
-    imgsz: int = 320
-    batch: int = 16
+    imgsz: int = 640
+    batch: int = 4
     fraction: float = 1.0
     seed: int = 0
-    train_frames: int = 480
-    val_frames: int = 120
+    train_frames: int = 120
+    val_frames: int = 60
 
 
 # With a data set of one's own: a usual pair, both from a model yaml, the teacher trained first.
@@ -55,6 +55,7 @@ OWN_DATA = {
     "student": "yolo11n.yaml",
     "epochs": 10,
     "teacher_epochs": 10,
+    "batch": 16,
     "imgsz": 640,
 }
 # A short run of its own schedule: Ultralytics' automatic one is made for hundreds of epochs.
@@ -163,9 +164,14 @@ def _train(plan: Plan, output: Path, data: Path, teacher: str, student: str, epo
         seed=plan.seed,
         fraction=plan.fraction,
         val=False,
-        overrides=SHORT_RUN,
+        overrides={**SHORT_RUN, "nbs": plan.batch},  # a step a batch: few batches are few steps
     )
-    return distill(config, output, resume=(output / "config.yaml").is_file())
+    started = (output / "config.yaml").is_file()
+    if started and read_config(output) != config:
+        raise ValueError(
+            f"{output} is of a run with other settings: choose another OUTPUT, or delete it"
+        )
+    return distill(config, output, resume=started)
 
 
 def main(argv: list[str] | None = None) -> int:

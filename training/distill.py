@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ from ultralytics.utils.tal import dist2bbox, make_anchors
 from ultralytics.utils.torch_utils import unwrap_model
 
 from training import losses
-from training.data import load_data, write_text
+from training.data import image_paths, load_data, write_text
 from training.evaluate import evaluate
 from training.models import (
     ClassMatch,
@@ -431,6 +431,8 @@ def distill(config: Config, output: Path, resume: bool = False) -> dict:
 
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+    if config.fraction < 1:
+        data = replace(data, train=_thin(data.train, config.fraction, output / "train.txt"))
     resolved = data.write_resolved(output / "data.yaml")
     started = time.time()
     trainer = DistillTrainer(overrides=_overrides(config, student_source, resolved, output))
@@ -461,6 +463,15 @@ def distill(config: Config, output: Path, resume: bool = False) -> dict:
     return metrics
 
 
+def _thin(split: Path, fraction: float, output: Path) -> Path:
+    """List every n-th picture: Ultralytics takes the first ones, which are of one flight."""
+    paths = image_paths(split)
+    count = max(1, round(len(paths) * fraction))
+    kept = [paths[i * len(paths) // count] for i in range(count)]
+    write_text(output, "\n".join(map(str, kept)) + "\n")
+    return output
+
+
 def _overrides(config: Config, student: str, data: Path, output: Path) -> dict:
     last = output / "weights" / "last.pt"
     overrides = {
@@ -473,7 +484,6 @@ def _overrides(config: Config, student: str, data: Path, output: Path) -> dict:
         "batch": config.batch,
         "device": config.device or None,
         "seed": config.seed,
-        "fraction": config.fraction,
         "val": config.val,
         "plots": False,
         "close_mosaic": min(10, math.ceil(config.epochs / 10)),

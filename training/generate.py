@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -47,10 +47,9 @@ def generate(output: Path, train: int, val: int, imgsz: int = 640, seed: int = 0
         FileExistsError: the folder holds something else.
     """
     output = Path(output)
-    # A seed of draw_frame has 32 bits of frame number below those of the split and the seed.
     for name, value, low, high in (
-        ("train", train, 1, 2**32),
-        ("val", val, 1, 2**32),
+        ("train", train, 1, 10**9),
+        ("val", val, 1, 10**9),
         ("imgsz", imgsz, 64, 4096),
         ("seed", seed, 0, 2**62),
     ):
@@ -70,18 +69,18 @@ def generate(output: Path, train: int, val: int, imgsz: int = 640, seed: int = 0
             f"{output} exists and holds something else: remove it or choose another folder"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
-        _draw(partial, {"train": train, "val": val}, imgsz, seed)
+        _draw(unfinished, {"train": train, "val": val}, imgsz, seed)
         content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(CLASSES))}
-        (partial / "data.yaml").write_text(
+        (unfinished / "data.yaml").write_text(
             yaml.safe_dump(content, sort_keys=False), encoding="utf-8"
         )
-        (partial / _ARGUMENTS).write_text(json.dumps(arguments) + "\n", encoding="utf-8")
-        partial.chmod(0o755)
-        partial.replace(output)
+        (unfinished / _ARGUMENTS).write_text(json.dumps(arguments) + "\n", encoding="utf-8")
+        unfinished.chmod(0o755)
+        unfinished.replace(output)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return output / "data.yaml"
 
 
@@ -92,21 +91,27 @@ def _read_arguments(output: Path) -> dict | None:
         return None
 
 
-def _draw(folder: Path, counts: dict[str, int], imgsz: int, seed: int) -> None:
+def _jobs(counts: dict[str, int], seed: int) -> list[tuple[str, int, range]]:
+    """(split, its first seed, frame numbers) per world, which one process lays out once."""
     jobs = []
     for number, (split, count) in enumerate(counts.items()):
+        # 2**32 seeds for each split of each seed; rounded up to the first of a world.
+        first = -(-((2 * seed + number) << 32) // FRAMES_PER_WORLD) * FRAMES_PER_WORLD
+        for start in range(0, count, FRAMES_PER_WORLD):
+            jobs.append((split, first, range(start, min(start + FRAMES_PER_WORLD, count))))
+    return jobs
+
+
+def _draw(folder: Path, counts: dict[str, int], imgsz: int, seed: int) -> None:
+    for split in counts:
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True)
-        first = (2 * seed + number) << 32
-        # One job is one world, which is laid out once and by one process.
-        for start in range(0, count, FRAMES_PER_WORLD):
-            frames = range(start, min(start + FRAMES_PER_WORLD, count))
-            jobs.append((folder, split, first, frames, imgsz))
+    draw = partial(_draw_world, folder, imgsz)
     # A fresh interpreter: a fork would copy the locks of the threads that torch has started.
     pool = ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=_one_thread)
     try:
         with tqdm(total=sum(counts.values()), unit="frame", desc="drawing") as bar:
-            for written in pool.map(_draw_world, jobs):
+            for written in pool.map(draw, _jobs(counts, seed)):
                 bar.update(written)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -116,8 +121,8 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _draw_world(job: tuple[Path, str, int, Iterable[int], int]) -> int:
-    folder, split, first, frames, imgsz = job
+def _draw_world(folder: Path, imgsz: int, job: tuple[str, int, range]) -> int:
+    split, first, frames = job
     for i in frames:
         frame = draw_frame(first + i, imgsz)
         image = folder / "images" / split / f"{i:06d}.jpg"

@@ -83,6 +83,8 @@ def resolve_model(name: str) -> str:
     if path.suffix not in {".pt", ".yaml", ".yml"}:
         raise UnusableModelError(f"a model is a checkpoint (.pt) or a model yaml, not {name!r}")
     if path.is_file():
+        if path.suffix != ".pt" and not {"backbone", "head"} <= set(yaml_model_load(path)):
+            raise UnusableModelError(f"{name} is no model yaml: expected keys backbone and head")
         return str(path)
     if (PACKAGED_MODELS / path.name).is_file() and path.parent == Path("."):
         return str(PACKAGED_MODELS / path.name)

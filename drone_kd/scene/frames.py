@@ -71,7 +71,7 @@ def fly(seed: int, width: int, height: int, fps: float, speed_mps: float = 9.0) 
 
     Args:
         seed: 0 or more.
-        width, height: of the frames in pixels, at least 64 each, height at most twice the width.
+        width, height: of the frames in pixels, at least 64 each.
         fps: frames per second of flight.
         speed_mps: of the drone over the ground.
 
@@ -80,9 +80,9 @@ def fly(seed: int, width: int, height: int, fps: float, speed_mps: float = 9.0) 
     """
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
-    if min(width, height) < 64 or height > 2 * width:
+    if min(width, height) < 64:
         raise ValueError(
-            f"size: expected 64 px or more, height <= 2 width, got {width} x {height}"
+            f"size: expected at least 64 x 64 px, got {width} x {height}"
         )
     if not fps > 0:
         raise ValueError(f"fps: expected more than 0, got {fps}")
@@ -109,7 +109,7 @@ def _flight(seed: int, width: int, height: int, fps: float, speed_mps: float) ->
             yaw=heading,
             pitch=np.radians(66 + 22 * sway[1]),
             roll=0.02 * sway[3],
-            focal_px=max(width, height) * 1.0,
+            focal_px=float(max(width, height)),
             width=width,
             height=height,
         )

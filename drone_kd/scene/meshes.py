@@ -302,7 +302,7 @@ def _mesh(class_id: int, parts: list[tuple[np.ndarray, np.ndarray, int]]) -> Mes
 
 
 def _frustum(x0, x1, width0, z0, x2, x3, width1, z1) -> np.ndarray:
-    """Corners (8, 3): a rectangle x0..x1 by width0 at z0 under a rectangle x2..x3 by width1 at z1."""
+    """Corners (8, 3) of a rectangle x0..x1 by width0 at z0 under x2..x3 by width1 at z1."""
     y0, y1 = width0 / 2, width1 / 2
     return np.array(
         [[x1, -y0, z0], [x1, y0, z0], [x0, y0, z0], [x0, -y0, z0]]

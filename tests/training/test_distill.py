@@ -14,11 +14,13 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 
+from training.data import load_data
 from training.distill import (
     NO_TEACHER,
     Balance,
     Config,
     DistillationLoss,
+    _thin,
     distill,
     raw_predictions,
     read_config,
@@ -151,6 +153,11 @@ def test_interrupt_then_resume_finishes_the_run(tiny_data, tiny_teacher, tmp_pat
 def test_resume_needs_something_to_resume(tiny_data, tmp_path):
     with pytest.raises(ValueError, match="nothing to resume"):
         distill(config(tiny_data, NO_TEACHER), tmp_path / "new", resume=True)
+
+
+def test_a_fraction_is_spread_over_the_training_frames(tiny_data, tmp_path):
+    chosen = _thin(load_data(tiny_data).train, 0.25, tmp_path / "train.txt").read_text().split()
+    assert [Path(path).stem for path in chosen] == ["000", "004", "008"]
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(tiny_data, tmp_path):

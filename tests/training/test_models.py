@@ -34,6 +34,11 @@ def test_models_that_do_not_exist_are_refused(name):
         resolve_model(name)
 
 
+def test_a_yaml_that_is_no_model_is_refused(tiny_data):
+    with pytest.raises(UnusableModelError, match="expected keys backbone and head"):
+        resolve_model(str(tiny_data))
+
+
 @pytest.mark.parametrize("content", [b"", b"just text", b"PK\x03\x04 truncated"])
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "model.pt"

@@ -1,0 +1,58 @@
+"""The whole way on tiny numbers: draw, train twice, export, fly over real DDS."""
+
+import json
+
+import cv2
+import pytest
+from tiny_training import save_checkpoint
+
+import training.demo
+from training.demo import Plan, main, run
+
+pytest.importorskip("rclpy", reason="the flight needs ROS 2")
+
+
+def test_demo_from_nothing_and_a_second_run_skips_what_is_done(
+    tmp_path, monkeypatch, capsys, ros_domain_id
+):
+    monkeypatch.setattr(training.demo, "FLIGHT_SECONDS", 3.0)
+    names = ("person", "car", "truck", "bus")
+    plan = Plan(
+        output=tmp_path / "demo",
+        teacher=str(save_checkpoint(tmp_path / "teacher.pt", names=names)),
+        epochs=1,
+        imgsz=64,
+        batch=8,
+        train_frames=10,
+        val_frames=5,
+    )
+    summary = run(plan)
+    assert summary["flight"]["frames_out"] > 5
+    assert summary["flight"]["frames_in"] >= summary["flight"]["frames_out"] - 1
+    assert 0 < summary["flight"]["latency_p50_ms"] <= summary["flight"]["latency_p95_ms"]
+    assert summary["parity"]["box_px"] < 0.05
+    assert {"teacher", "student_alone", "distilled"} <= set(summary)
+    sheet = cv2.imread(str(plan.output / "flight" / "contact-sheet.jpg"))
+    assert sheet is not None and sheet.std() > 5
+    assert json.loads((plan.output / "summary.json").read_text()) == summary
+
+    files = [plan.output / name for name in ("distilled/best.pt", "model.onnx", "flight.json")]
+    before = [path.stat().st_mtime_ns for path in files]
+    capsys.readouterr()
+    assert run(plan)["distilled"] == summary["distilled"]
+    assert [path.stat().st_mtime_ns for path in files] == before
+    out = capsys.readouterr().out
+    assert "mAP50-95" in out.rsplit("summary", 1)[1] and "frames in" in out
+
+
+def test_other_settings_in_a_finished_folder_are_refused(tmp_path, tiny_data, capsys):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "config.yaml").write_text("data: x\nteacher: none\nstudent: s.yaml\n")
+    arguments = ["--data", str(tiny_data), "--output", str(tmp_path), "--teacher-epochs", "0"]
+    assert main(arguments) == 1
+    assert "another" in capsys.readouterr().err
+
+
+def test_missing_data_is_one_line(tmp_path, capsys):
+    assert main(["--data", str(tmp_path / "data.yaml"), "--output", str(tmp_path / "out")]) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
