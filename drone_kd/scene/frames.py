@@ -81,9 +81,7 @@ def fly(seed: int, width: int, height: int, fps: float, speed_mps: float = 9.0) 
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
     if min(width, height) < 64:
-        raise ValueError(
-            f"size: expected at least 64 x 64 px, got {width} x {height}"
-        )
+        raise ValueError(f"size: expected at least 64 x 64 px, got {width} x {height}")
     if not fps > 0:
         raise ValueError(f"fps: expected more than 0, got {fps}")
     return _flight(seed, width, height, fps, speed_mps)

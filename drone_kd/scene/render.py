@@ -20,6 +20,8 @@ MIN_VISIBLE = 0.4
 
 # Square pixels below which a side of an object makes no difference to the picture.
 _MIN_FACE_PX = 0.4
+# Sides of houses smaller than this are of one colour.
+_PLAIN_PX = 8
 # How far OpenCV's antialiased fill reaches beyond each edge: as much is taken off before, or small
 # objects would come out a third too large.
 _BLEED_PX = 0.65
@@ -211,6 +213,14 @@ def _draw_objects(
     px, _ = camera.project(corners)
     low = np.minimum.reduceat(px.min(1), starts)
     high = np.maximum.reduceat(px.max(1), starts)
+    inside = np.minimum(high, [camera.width, camera.height]) - np.maximum(low, 0)
+    keep = (inside >= MIN_SIDE_PX).all(1)
+    keep &= inside.clip(0).prod(1) >= MIN_VISIBLE * (high - low).prod(1)
+    index, xy, tiles, low, high = index[keep], xy[keep], tiles[keep], low[keep], high[keep]
+    corners, px, part = (array[keep[owner]] for array in (corners, px, part))
+    counts = counts[keep]
+    owner = np.repeat(np.arange(len(index)), counts)
+    starts = np.cumsum(counts) - counts
     extents = np.concatenate([low, high], 1).tolist()
     middle = ((low + high) / 2)[owner, None]
     kept = np.maximum(1 - 2 * _BLEED_PX / np.maximum(high - low, 1e-6), 0.2)
@@ -223,11 +233,12 @@ def _draw_objects(
     )
     fallen = corners[..., :2] - world.sun[:2] / world.sun[2] * corners[..., 2:]
     fallen = np.concatenate([fallen, np.zeros_like(fallen[..., :1])], -1)
-    fallen_px = camera.project(fallen)[0].astype(np.float32)
+    fallen_px = _fixed(camera.project(fallen)[0])
 
     # Only who reaches into somebody farther away has to be kept in mind.
-    apart = (low[:, None] >= high) | (high[:, None] <= low)
-    hides = np.triu(~apart.any(-1), 1).any(1).tolist()
+    overlap = (low[:, None, 0] < high[:, 0]) & (low[:, None, 1] < high[:, 1])
+    overlap &= overlap.T
+    hides = np.triu(overlap, 1).any(1).tolist()
 
     shadows = np.zeros(image.shape[:2], np.uint8)
     drawn, boxes = [], []
@@ -243,7 +254,7 @@ def _draw_objects(
                 cv2.fillConvexPoly(hidden, polygon, 255, cv2.LINE_8, _SHIFT)
         if lit[k]:
             hull = cv2.convexHull(fallen_px[starts[k] : starts[k] + counts[k]].reshape(-1, 2))
-            cv2.fillConvexPoly(shadows, _fixed(hull), 255, cv2.LINE_8, _SHIFT)
+            cv2.fillConvexPoly(shadows, hull, 255, cv2.LINE_8, _SHIFT)
 
     cv2.copyTo(cv2.convertScaleAbs(image, alpha=world.shade_gain), shadows, image)
     for k in reversed(drawn):
@@ -307,23 +318,20 @@ def _visible_box(
     height, width = hidden.shape
     x0, y0 = max(extent[0], 0.0), max(extent[1], 0.0)
     x1, y1 = min(extent[2], float(width)), min(extent[3], float(height))
-    if x1 - x0 < MIN_SIDE_PX or y1 - y0 < MIN_SIDE_PX:
-        return None
+    cut = [x0, y0, x1, y1] != extent
     whole = (extent[2] - extent[0]) * (extent[3] - extent[1])
-    inside = (x1 - x0) * (y1 - y0) / whole
-    if inside < MIN_VISIBLE:
-        return None
+    visible = (x1 - x0) * (y1 - y0) / whole
     left, top, right, bottom = int(x0), int(y0), math.ceil(x1), math.ceil(y1)
     front = hidden[top:bottom, left:right]
     # Where the frame cuts an object, its outermost corner may be outside.
-    if inside < 1 or cv2.countNonZero(front):
+    if cut or cv2.countNonZero(front):
         own = np.zeros(front.shape, np.uint8)
         for polygon in outline - [left * _UNIT, top * _UNIT]:
             cv2.fillConvexPoly(own, polygon, 255, cv2.LINE_8, _SHIFT)
         drawn = cv2.countNonZero(own)
         own[front > 0] = 0
-        inside *= cv2.countNonZero(own) / max(drawn, 1)
-        if inside < MIN_VISIBLE:
+        visible *= cv2.countNonZero(own) / max(drawn, 1)
+        if visible < MIN_VISIBLE:
             return None
         x, y, w, h = cv2.boundingRect(own)
         # A side that nothing covers keeps its fraction of a pixel.
@@ -398,8 +406,12 @@ def _paste(
     right, bottom = min(math.ceil(x1), width), min(math.ceil(y1), height)
     if right <= left or bottom <= top:
         return
-    quad = quad - [left, top]
     size = max(x1 - x0, y1 - y0)
+    if size < _PLAIN_PX:
+        colour = pyramid[-1].mean((0, 1)) * (gain, gain, gain, 1)
+        cv2.fillConvexPoly(layer, _fixed(quad), colour.clip(0, 255).tolist(), cv2.LINE_8, _SHIFT)
+        return
+    quad = quad - [left, top]
     picture = next((p for p in pyramid[::-1] if max(p.shape[:2]) >= size), pyramid[0])
     h, w = picture.shape[:2]
     corners = np.array([[0, 0], [w, 0], [w, h], [0, h]], np.float32) - 0.5
