@@ -1,0 +1,65 @@
+"""The detector on a camera topic.
+
+ros2 launch drone_kd fly.launch.py model:=model.onnx image:=/camera/image_raw
+"""
+
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+DEFAULTS = Path(get_package_share_directory("drone_kd")) / "config" / "detector.yaml"
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Declare what users change, and start the node, which activates itself."""
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument(
+                "model",
+                default_value="",
+                description="Path of a model.onnx; empty: the one that params_file names, or else "
+                "the one that comes with the package.",
+            ),
+            DeclareLaunchArgument(
+                "image", default_value="image", description="Topic of the camera's images."
+            ),
+            DeclareLaunchArgument("namespace", default_value="", description="Of the node."),
+            DeclareLaunchArgument(
+                "params_file",
+                default_value=str(DEFAULTS),
+                description="ROS parameter file of the detector.",
+            ),
+            DeclareLaunchArgument(
+                "use_sim_time", default_value="false", description="Time comes from /clock."
+            ),
+            # Large best-effort images do not arrive over Fast DDS's default shared memory.
+            SetEnvironmentVariable(
+                "FASTDDS_BUILTIN_TRANSPORTS",
+                EnvironmentVariable("FASTDDS_BUILTIN_TRANSPORTS", default_value="LARGE_DATA"),
+            ),
+            OpaqueFunction(function=_detector),
+        ]
+    )
+
+
+def _detector(context: LaunchContext) -> list[Node]:
+    use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
+    parameters = {"autostart": True, "use_sim_time": use_sim_time}
+    if LaunchConfiguration("model").perform(context):
+        parameters["model"] = ParameterValue(LaunchConfiguration("model"), value_type=str)
+    return [
+        Node(
+            package="drone_kd",
+            executable="detector",
+            name="detector",
+            namespace=LaunchConfiguration("namespace"),
+            parameters=[LaunchConfiguration("params_file"), parameters],
+            remappings=[("image", LaunchConfiguration("image"))],
+            output="screen",
+        )
+    ]

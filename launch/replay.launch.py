@@ -1,0 +1,49 @@
+"""The detector on a camera that replays a folder, a video or a procedural flight.
+
+ros2 launch drone_kd replay.launch.py source:=flight.mp4 rate:=30.0 model:=model.onnx
+"""
+
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+SHARE = Path(get_package_share_directory("drone_kd"))
+FLY = SHARE / "launch" / "fly.launch.py"
+DEFAULTS = SHARE / "config" / "camera.yaml"
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Include the flight's launch file, so that both start the detector the same way."""
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument(
+                "source",
+                default_value="",
+                description="A folder of pictures or a video; empty: a procedural flight.",
+            ),
+            DeclareLaunchArgument("rate", default_value="15.0", description="Frames per second."),
+            # Declares the other arguments, and sets the transport for both nodes.
+            IncludeLaunchDescription(PythonLaunchDescriptionSource(str(FLY))),
+            Node(
+                package="drone_kd",
+                executable="camera",
+                name="camera",
+                namespace=LaunchConfiguration("namespace"),
+                parameters=[
+                    str(DEFAULTS),
+                    {
+                        "source": ParameterValue(LaunchConfiguration("source"), value_type=str),
+                        "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
+                    },
+                ],
+                remappings=[("image", LaunchConfiguration("image"))],
+                output="screen",
+            ),
+        ]
+    )
