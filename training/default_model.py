@@ -75,7 +75,7 @@ class Recipe:
     procedural: int = 250
     hit_uav_step: int = 7
     aerial_cars_repeat: int = 1
-    epochs: int = 4
+    epochs: int = 3
     imgsz: int = 640
     seed: int = 0
 

@@ -57,7 +57,7 @@ def fly(model: Path, source: str, output: Path, seconds: float, rate_hz: float =
     node = [sys.executable, "-m", "drone_kd.ros.node", "--ros-args", "-p", "autostart:=true"]
     node += ["-p", f"model:={model.resolve()}"]
     camera = [sys.executable, "-m", "drone_kd.ros.camera", "--ros-args", "-p", f"rate:={rate_hz}"]
-    camera += ["-p", f"source:={source}", "-p", "loop:=true"]
+    camera += ["-p", f"source:={source}"] if source else []
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(_process(command)) for command in (node, camera)]
         rclpy.init()

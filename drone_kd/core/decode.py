@@ -22,7 +22,6 @@ def decode(
     confidence: float,
     iou: float,
     max_detections: int,
-    multi_label: bool = False,
 ) -> Detections:
     """Turn one raw network output into detections.
 
@@ -34,8 +33,6 @@ def decode(
         confidence: scores must be greater than this.
         iou: overlap above which a dense head's weaker box of the same class is dropped.
         max_detections: keep at most this many, best first.
-        multi_label: let a dense box carry every class above `confidence` instead of the best
-            one, as evaluation protocols do.
 
     Returns:
         Detections in pixels of the original picture, best score first. Boxes that lie outside
@@ -52,7 +49,7 @@ def decode(
         raise InferenceError("the network's output holds values that are not finite")
 
     if spec.head == "dense":
-        xyxy, scores, class_ids = _dense_candidates(output[0], confidence, multi_label)
+        xyxy, scores, class_ids = _dense_candidates(output[0], confidence)
     else:
         xyxy, scores, class_ids = _end2end_candidates(output[0], confidence, len(spec.classes))
 
@@ -70,21 +67,15 @@ def decode(
 
 
 def _dense_candidates(
-    output: np.ndarray, confidence: float, multi_label: bool
+    output: np.ndarray, confidence: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the (N, 4) xyxy in network px, (N,) scores and (N,) class ids worth a look."""
     class_scores = output[4:]
     best = class_scores.max(axis=0)
     _check_scores(class_scores.min(initial=0.0), best.max(initial=0.0))
-    if multi_label:
-        class_ids, anchors = np.nonzero(class_scores > confidence)
-        scores = class_scores[class_ids, anchors]
-    else:
-        anchors = np.flatnonzero(best > confidence)
-        class_ids = class_scores[:, anchors].argmax(axis=0)
-        scores = best[anchors]
-    xyxy = cxcywh_to_xyxy(output[:4, anchors].T)
-    return xyxy, scores, class_ids.astype(np.int64)
+    anchors = np.flatnonzero(best > confidence)
+    class_ids = class_scores[:, anchors].argmax(axis=0)
+    return cxcywh_to_xyxy(output[:4, anchors].T), best[anchors], class_ids.astype(np.int64)
 
 
 def _end2end_candidates(

@@ -31,11 +31,6 @@ def test_dense_takes_the_best_class_and_sorts():
     assert found.class_ids.tolist() == [0, 1]
 
 
-def test_dense_multi_label_gives_every_class():
-    found = run(dense([10, 10, 4, 6, 0.3, 0.5]), multi_label=True)
-    assert found.class_ids.tolist() == [1, 0]
-
-
 def test_dense_suppresses_within_a_class_only():
     twice = [[10, 10, 8, 8, 0.9, 0], [10, 11, 8, 8, 0.8, 0], [10, 10, 8, 8, 0, 0.7]]
     found = run(dense(*twice))
