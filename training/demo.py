@@ -55,7 +55,7 @@ OWN_DATA = {
     "student": "yolo11n.yaml",
     "epochs": 10,
     "teacher_epochs": 10,
-    "batch": 16,
+    "batch": 8,
     "imgsz": 640,
 }
 # A short run of its own schedule: Ultralytics' automatic one is made for hundreds of epochs.

@@ -26,12 +26,11 @@ from drone_kd.ros.messages import ImageError, image_to_bgr, to_detection_array, 
 from drone_kd.ros.params import declare_detector_parameters
 from drone_kd.ros.run import run_node
 
-# Matches reliable and best-effort publishers alike; a late frame is worth nothing, so none waits.
-IMAGE_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 DETECTIONS_QOS = QoSProfile(depth=1)
 LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 SILENCE_SECONDS = 5.0
+MATCH_SECONDS = 0.5
 _THROTTLE_SECONDS = 5.0
 
 
@@ -138,12 +137,15 @@ class DetectorNode(LifecycleNode):
         self._newest = NewestImage()
         self._worker = threading.Thread(target=self._work, name="detector", daemon=True)
         self._worker.start()
-        self._subscription = self.create_subscription(Image, "image", self._on_image, IMAGE_QOS)
+        self._subscribe(ReliabilityPolicy.BEST_EFFORT)
+        self._match_publishers()
         self._received_before = 0
-        # On the machine's own clock: a simulation that stands still must not silence it.
-        self._watchdog = self.create_timer(
-            SILENCE_SECONDS, self._warn_of_silence, clock=Clock(clock_type=ClockType.STEADY_TIME)
-        )
+        # On the machine's own clock: a simulation that stands still must not silence them.
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self._watchers = [
+            self.create_timer(MATCH_SECONDS, self._match_publishers, clock=clock),
+            self.create_timer(SILENCE_SECONDS, self._warn_of_silence, clock=clock),
+        ]
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -168,12 +170,36 @@ class DetectorNode(LifecycleNode):
         """End the worker, if it runs, and wait for it."""
         if self._worker is None:
             return
-        self.destroy_timer(self._watchdog)
+        for timer in self._watchers:
+            self.destroy_timer(timer)
         self.destroy_subscription(self._subscription)
         self._newest.close()
         self._worker.join()
         self._worker = None
         self.get_logger().info(f"stopped: {self.counts}")
+
+    def _subscribe(self, reliability: ReliabilityPolicy) -> None:
+        # Depth 1: a late frame is worth nothing, so none waits.
+        qos = QoSProfile(depth=1, reliability=reliability)
+        self._subscription = self.create_subscription(Image, "image", self._on_image, qos)
+        self._reliability = reliability
+
+    def _match_publishers(self) -> None:
+        """Listen reliably if every publisher offers that, else best-effort, which fits all.
+
+        On a busy computer an image of some megabytes rarely gets through without repair: of
+        1080p images 10 % arrived best-effort, and 60 to 75 % reliably.
+        """
+        publishers = self.get_publishers_info_by_topic(self.resolve_topic_name("image"))
+        offered = {publisher.qos_profile.reliability for publisher in publishers}
+        wanted = (
+            ReliabilityPolicy.RELIABLE
+            if offered == {ReliabilityPolicy.RELIABLE}
+            else ReliabilityPolicy.BEST_EFFORT
+        )
+        if offered and wanted != self._reliability:
+            self.destroy_subscription(self._subscription)
+            self._subscribe(wanted)
 
     def _on_image(self, message: Image) -> None:
         self.counts.received += 1

@@ -15,7 +15,7 @@ pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray, LabelInfo
@@ -34,7 +34,7 @@ class Ground:
         self._log = ""
         self.node = rclpy.create_node("ground")
         self.detections: queue.Queue[Detection2DArray] = queue.Queue()
-        self.images = self.node.create_publisher(Image, "image", 10)
+        self.offer_images()
         self.node.create_subscription(
             Detection2DArray, "/detector/detections", self.detections.put, 10
         )
@@ -52,6 +52,11 @@ class Ground:
         self.executor.add_node(self.detector)
         return self.detector
 
+    def offer_images(self, reliability: ReliabilityPolicy = ReliabilityPolicy.RELIABLE) -> None:
+        """Start to publish images."""
+        qos = QoSProfile(depth=10, reliability=reliability)
+        self.images = self.node.create_publisher(Image, "image", qos)
+
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition on the state of other threads or of the ROS graph."""
         for _ in range(int(WAIT_SECONDS / 0.01)):
@@ -62,14 +67,18 @@ class Ground:
         pytest.fail(f"waited {WAIT_SECONDS:g} s in vain until {what}")
 
     def wait_for_detector(self) -> None:
-        """Wait until the detector hears our images and we hear its detections."""
-        self.wait_until(
-            lambda: (
-                self.images.get_subscription_count() == 1
+        """Wait until the detector hears our images as we offer them, and we its detections."""
+
+        def connected() -> bool:
+            listeners = self.node.get_subscriptions_info_by_topic("/image")
+            return (
+                [listener.qos_profile.reliability for listener in listeners]
+                == [self.images.qos_profile.reliability]
+                and self.images.get_subscription_count() == 1
                 and self.node.count_publishers("/detector/detections") == 1
-            ),
-            "the detector is connected",
-        )
+            )
+
+        self.wait_until(connected, "the detector is connected")
 
     def send(self, image: np.ndarray | Image, seconds: int = 1) -> Header:
         """Publish a bgr8 picture or an image message; returns its header."""

@@ -16,6 +16,7 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import SetParameters
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from drone_kd.ros import node as node_module
@@ -130,10 +131,19 @@ def test_a_camera_that_stops_is_reported_and_may_come_back(ground, model, monkey
     site.node.destroy_publisher(site.images)
     site.wait_for_log("nobody publishes it; remap it with -r image:=/your/topic")
 
-    site.images = site.node.create_publisher(Image, "image", 10)
+    site.offer_images()
     site.wait_for_detector()
     site.send(ONE)
     assert len(site.receive().detections) == 1
+
+
+def test_best_effort_and_reliable_cameras_are_both_heard(flying):
+    """Reliably wherever the publisher offers it: large images need the repair."""
+    for reliability in (ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE):
+        flying.node.destroy_publisher(flying.images)
+        flying.offer_images(reliability)
+        flying.wait_for_detector()  # until it listens with this reliability
+        assert len(flying.exchange(ONE).detections) == 1
 
 
 def test_label_info_is_there_for_latecomers_and_follows_the_threshold(flying):
