@@ -1,7 +1,9 @@
 """The launch files with the real launch_ros, where there is one."""
 
 import multiprocessing
+import os
 import queue
+import signal
 import time
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from vision_msgs.msg import Detection2DArray
 
 def fly(file, arguments):
     source = PythonLaunchDescriptionSource(str(LAUNCH / file))
+    os.setpgrp()
     service = LaunchService()
     service.include_launch_description(
         IncludeLaunchDescription(source, launch_arguments=arguments.items())
@@ -71,6 +74,7 @@ def test_replay_brings_detections_in_its_namespace(tmp_path, ros_domain_id):
         node.destroy_node()
     finally:
         rclpy.try_shutdown()
-        process.terminate()
+        # As Ctrl-C in a terminal: to launch and the nodes alike, or the nodes would outlive it.
+        os.killpg(process.pid, signal.SIGINT)
         process.join(timeout=20)
     assert not process.is_alive()

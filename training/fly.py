@@ -99,15 +99,14 @@ class _Listener:
 
     def __init__(self) -> None:
         import rclpy
-        from rclpy.qos import QoSProfile, ReliabilityPolicy
         from sensor_msgs.msg import Image
         from vision_msgs.msg import Detection2DArray
 
         self.node = rclpy.create_node("flight_listener")
         self.executor = rclpy.executors.SingleThreadedExecutor()
         self.executor.add_node(self.node)
-        pictures = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self.node.create_subscription(Image, "image", self._on_image, pictures)
+        # Reliable, so that every frame of the camera counts; the detector takes the newest only.
+        self.node.create_subscription(Image, "image", self._on_image, 5)
         self.node.create_subscription(
             Detection2DArray, "detector/detections", self._on_detections, 10
         )
