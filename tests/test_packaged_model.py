@@ -1,0 +1,29 @@
+"""The model that comes with the package, on a real drone picture.
+
+data/bogota-niza_103-0351.jpg: cut from a picture of MaptimeBogota, repository
+Fotos-UPZ-Niza-NizaReal, public domain. The model has seen it in training, so this says that the
+file in the package works, and nothing about how good it is.
+"""
+
+from pathlib import Path
+
+import cv2
+
+from drone_kd.config import default_model_path
+from drone_kd.detector import load_detector
+
+
+def test_it_is_small_and_has_its_card():
+    path = default_model_path()
+    assert path.stat().st_size <= 12_000_000
+    assert "Attribution" in path.with_name("README.md").read_text()
+    spec = load_detector().backend.spec
+    assert spec.classes == ("person", "car", "truck", "bus", "bicycle")
+    assert "HIT-UAV" in spec.attribution and spec.licence and spec.metrics["map50"] > 0
+
+
+def test_it_finds_parked_cars():
+    detector = load_detector()
+    found = detector(cv2.imread(str(Path(__file__).parent / "data" / "bogota-niza_103-0351.jpg")))
+    assert len(found) >= 5
+    assert {detector.backend.spec.classes[i] for i in found.class_ids} == {"car"}
