@@ -39,7 +39,7 @@ class Plan:
     data: str | None = None
     teacher: str = str(PACKAGED_MODELS / "demo-teacher.pt")
     student: str = "aerial-student.yaml"
-    epochs: int = 7
+    epochs: int = 4
     teacher_epochs: int = 0
     imgsz: int = 640
     batch: int = 4
