@@ -32,7 +32,7 @@ from training.distill import NO_TEACHER, Config, distill
 from training.evaluate import evaluate
 from training.export import export
 from training.generate import generate
-from training.models import load_model
+from training.models import PACKAGED_MODELS, load_model
 from training.report import format_score
 
 CLASSES = ("person", "car", "truck", "bus", "bicycle")
@@ -296,6 +296,7 @@ def main(argv: list[str] | None = None) -> int:
         attribution=ATTRIBUTION,
     )
     measured = {name: evaluate(model, path) for name, path in sets.items() if name != "train"}
+    shutil.copyfile(run / "best.pt", PACKAGED_MODELS / "default.pt")  # where the demo starts
     write_text(arguments.models / "README.md", card(measured, recipe, metrics["student"]))
     print(model)
     return 0
