@@ -28,7 +28,7 @@ def test_demo_from_nothing_and_a_second_run_skips_what_is_done(
     )
     summary = run(plan)
     assert summary["flight"]["frames_out"] > 0
-    assert summary["flight"]["frames_in"] >= summary["flight"]["frames_out"] - 1
+    assert summary["flight"]["frames_in"] > 0
     assert 0 < summary["flight"]["latency_p50_ms"] <= summary["flight"]["latency_p95_ms"]
     assert summary["parity"]["box_px"] < 0.05
     assert {"teacher", "student_alone", "distilled"} <= set(summary)
