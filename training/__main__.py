@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""python -m training generate | distill | evaluate | export: every offline step as one command.
+"""python -m training generate | distill | compare | evaluate | export: every offline step as one
+command.
 
 Exit codes: 0 done; 1 the work failed; 2 the input cannot work (one line says why); 130
 interrupted.
@@ -49,10 +50,10 @@ def _generate(a: argparse.Namespace) -> None:
     print(generate(a.output, train=a.train, val=a.val, imgsz=a.imgsz, seed=a.seed))
 
 
-def _distill(a: argparse.Namespace) -> None:
-    from training.distill import Config, distill
+def _config(a: argparse.Namespace):
+    from training.distill import Config
 
-    config = Config(
+    return Config(
         data=a.data,
         teacher=a.teacher,
         student=a.student,
@@ -62,16 +63,30 @@ def _distill(a: argparse.Namespace) -> None:
         device=a.device,
         seed=a.seed,
         temperature=a.temperature,
-        response=a.response,
+        terms=a.terms,
         balance=a.balance,
+        teacher_scale=a.teacher_scale,
         fraction=a.fraction,
         val=a.val,
         overrides=dict(a.set),
     )
-    metrics = distill(config, a.output, resume=a.resume)
+
+
+def _distill(a: argparse.Namespace) -> None:
+    from training.distill import distill
+
+    metrics = distill(_config(a), a.output, resume=a.resume)
     names = {"student": "student", "teacher": "teacher"}
     print(format_table({names[k]: metrics[k] for k in names if metrics[k]}))
     print(f"student: {a.output / 'best.pt'}")
+
+
+def _compare(a: argparse.Namespace) -> None:
+    from training.compare import compare, default_arms
+
+    config = _config(a)
+    compare(config, a.output, tuple(a.seeds), a.arms or default_arms(config), a.select)
+    print((a.output / "compare.md").read_text(encoding="utf-8"))
 
 
 def _evaluate(a: argparse.Namespace) -> None:
@@ -149,6 +164,64 @@ def _parser() -> argparse.ArgumentParser:
         "Train a student with its teacher.",
         "the last finished epoch is kept: the same command with --resume goes on from there",
     )
+    _add_run_options(sub)
+    sub.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    sub.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted run in --output"
+    )
+
+    sub = command(
+        "compare",
+        _compare,
+        "Train student alone, built-in distillation and ours on paired seeds, and compare.",
+        "finished runs are kept: the same command goes on from there",
+    )
+    _add_run_options(sub)
+    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
+    sub.add_argument(
+        "--arms",
+        nargs="+",
+        metavar="ARM",
+        help="plain, distilled, builtin:WEIGHT, or changes to distilled such as "
+        "'terms=class+box;balance=0.1' (default: plain, the built-in at 0.5, 1, 2 and 6, "
+        "distilled, and distilled without each of its terms)",
+    )
+    sub.add_argument(
+        "--select",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="measure on this share of the training frames, kept apart, instead of the "
+        "validation split: for choosing settings",
+    )
+
+    sub = command("evaluate", _evaluate, "Measure a .pt or .onnx model on a split.")
+    sub.add_argument("model", metavar="MODEL", help=".pt or .onnx")
+    sub.add_argument("--data", required=True, help="data.yaml in Ultralytics' format")
+    sub.add_argument("--split", default="val", help="train, val or test (%(default)s)")
+    sub.add_argument("--imgsz", type=int, help="input of a .pt (default: as trained)")
+    sub.add_argument("--json", type=Path, metavar="OUT", help="write the figures there, too")
+
+    sub = command("export", _export, "Write a checkpoint as a self-describing ONNX file.")
+    sub.add_argument("checkpoint", metavar="best.pt")
+    sub.add_argument("--output", type=Path, required=True, help="the .onnx to write")
+    sub.add_argument("--imgsz", type=int, help="square input in pixels (default: as trained)")
+    sub.add_argument(
+        "--data", help="compare on this data set's validation frames (default: noise)"
+    )
+    sub.add_argument(
+        "--licence", default="AGPL-3.0", help="of the weights, for the metadata (%(default)s)"
+    )
+    sub.add_argument(
+        "--attribution",
+        default="",
+        help="what the training data ask to be named, for the metadata",
+    )
+    return parser
+
+
+def _add_run_options(sub: argparse.ArgumentParser) -> None:
+    """What a training run is made of, but for its seed."""
     sub.add_argument("--data", required=True, help="data.yaml in Ultralytics' format")
     sub.add_argument(
         "--teacher",
@@ -163,9 +236,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--device", default="", help="cpu, 0, or 0,1 (default: the GPU if there is one)"
     )
-    sub.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     sub.add_argument(
-        "--resume", action="store_true", help="go on with the interrupted run in --output"
+        "--terms",
+        type=lambda text: tuple(text.split(",")),
+        default=("class", "box"),
+        help="what is compared with the teacher, joined by commas: class, softmax (Hinton's form "
+        "of class), box, cross, feature (class,box)",
     )
     sub.add_argument(
         "--temperature",
@@ -174,10 +250,11 @@ def _parser() -> argparse.ArgumentParser:
         help="softens the class probabilities (%(default)s)",
     )
     sub.add_argument(
-        "--response",
-        choices=("sigmoid", "softmax"),
-        default="sigmoid",
-        help="class distillation per class, or Hinton's softmax over the classes (%(default)s)",
+        "--teacher-scale",
+        type=int,
+        choices=(1, 2, 4),
+        default=1,
+        help="the teacher sees the frame this many times as large as the student (%(default)s)",
     )
     sub.add_argument(
         "--balance",
@@ -205,30 +282,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="one of Ultralytics' training settings, such as lr0=0.01; repeatable",
     )
-
-    sub = command("evaluate", _evaluate, "Measure a .pt or .onnx model on a split.")
-    sub.add_argument("model", metavar="MODEL", help=".pt or .onnx")
-    sub.add_argument("--data", required=True, help="data.yaml in Ultralytics' format")
-    sub.add_argument("--split", default="val", help="train, val or test (%(default)s)")
-    sub.add_argument("--imgsz", type=int, help="input of a .pt (default: as trained)")
-    sub.add_argument("--json", type=Path, metavar="OUT", help="write the figures there, too")
-
-    sub = command("export", _export, "Write a checkpoint as a self-describing ONNX file.")
-    sub.add_argument("checkpoint", metavar="best.pt")
-    sub.add_argument("--output", type=Path, required=True, help="the .onnx to write")
-    sub.add_argument("--imgsz", type=int, help="square input in pixels (default: as trained)")
-    sub.add_argument(
-        "--data", help="compare on this data set's validation frames (default: noise)"
-    )
-    sub.add_argument(
-        "--licence", default="AGPL-3.0", help="of the weights, for the metadata (%(default)s)"
-    )
-    sub.add_argument(
-        "--attribution",
-        default="",
-        help="what the training data ask to be named, for the metadata",
-    )
-    return parser
 
 
 if __name__ == "__main__":

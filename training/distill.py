@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Train a student with its teacher: L = L_detection + lambda(t) * sum(weight_i * term_i).
+"""Train a student with its teacher: python -m training distill.
 
-    python -m training distill --data data.yaml --teacher teacher.pt --student yolo11n.yaml
-    --output runs/car python -m training distill ... --output runs/car --resume          # after
-    an interruption python -m training distill --teacher none ...                      # the
-    student alone (or a teacher to be)
+    --teacher teacher.pt --student yolo11n.yaml --data data.yaml --output runs/car
+    ... --output runs/car --resume     # after an interruption
+    --teacher none ...                 # the student alone (or a teacher to be)
 
 The loop, the detection loss, augmentation and checkpoints are Ultralytics'; what is added is one
-wrapper round the detection criterion (`DistillationLoss`), so that the checkpoint holds the
+wrapper round the detection criterion (`training.criterion`), so that the checkpoint holds the
 student alone and loads anywhere.
 """
 
@@ -18,34 +17,31 @@ import math
 import os
 import shutil
 import time
-from copy import deepcopy
+from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor
 from ultralytics import __version__ as ultralytics_version
+from ultralytics.data import build_yolo_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER
-from ultralytics.utils.tal import dist2bbox, make_anchors
 from ultralytics.utils.torch_utils import unwrap_model
 
-from training import losses
+from training.criterion import (
+    TERMS,
+    Balance,
+    DistillationLoss,
+    downsample,
+    make_adapters,
+    match_levels,
+)
 from training.data import image_paths, load_data, write_text
 from training.evaluate import evaluate
-from training.models import (
-    ClassMatch,
-    UnusableModelError,
-    class_names,
-    cost,
-    load_model,
-    match_classes,
-    resolve_model,
-)
+from training.models import class_names, cost, load_model, match_classes, resolve_model
+from training.report import format_score
 
-RESPONSES = {"sigmoid": losses.class_response_sigmoid, "softmax": losses.class_response_softmax}
-CALIBRATION_BATCHES = 50
 NO_TEACHER = "none"
 
 
@@ -54,9 +50,11 @@ class Config:
     """What a run is made of; written to ``config.yaml`` in its output folder, and read back by
     --resume.
 
-    ``balance`` is the share that the gradient of each distillation term has of the detection
-    loss's gradient on the same predictions, at lambda = 1. ``overrides`` are Ultralytics' own
-    training settings (lr0, mosaic, ...).
+    ``terms`` are names of `training.criterion.TERMS`. ``balance`` is the share that the gradient
+    of each term has of the detection loss's gradient on the same features, at lambda = 1.
+    ``teacher_scale``: the teacher sees the augmented picture this many times as large, in both
+    directions, as the student does. ``overrides`` are Ultralytics' own training settings (lr0,
+    mosaic, ...).
     """
 
     data: str
@@ -67,22 +65,25 @@ class Config:
     batch: int = 16
     device: str = ""
     seed: int = 0
+    terms: tuple[str, ...] = ("class", "box")
     temperature: float = 1.0
-    response: str = "sigmoid"
     balance: float = 0.2
+    teacher_scale: int = 1
     fraction: float = 1.0
     val: bool = True
     overrides: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", tuple(self.terms))  # a list, as read from yaml
         checks = (
             ("epochs", self.epochs >= 1, "1 or more"),
             ("imgsz", self.imgsz >= 32 and self.imgsz % 32 == 0, "a multiple of 32"),
             ("batch", self.batch >= 1, "1 or more"),
             ("temperature", self.temperature > 0, "above 0"),
+            ("terms", self.terms and set(self.terms) <= set(TERMS), "some of " + ", ".join(TERMS)),
             ("balance", 0 < self.balance <= 1, "above 0 and at most 1"),
+            ("teacher_scale", self.teacher_scale in (1, 2, 4), "1, 2 or 4"),
             ("fraction", 0 < self.fraction <= 1, "above 0 and at most 1"),
-            ("response", self.response in RESPONSES, " or ".join(RESPONSES)),
         )
         for name, holds, expected in checks:
             if not holds:
@@ -97,212 +98,13 @@ class Config:
             raise ValueError(
                 f"{', '.join(sorted(own))} has an option of its own: use --{sorted(own)[0]}"
             )
+        if self.teacher_scale > 1 and self.overrides.get("multi_scale"):
+            raise ValueError("teacher_scale needs a fixed input: leave multi_scale out")
 
     @property
     def distils(self) -> bool:
         """Whether there is a teacher."""
         return self.teacher != NO_TEACHER
-
-
-class Balance:
-    """Weights of the terms from measured gradients: calibrated over the first batches, then fixed.
-
-    A term's weight is share * sum(|gradient of the detection loss|) / sum(|gradient of the term|),
-    both taken on the prediction that the term compares. Distillers whose terms are not balanced
-    end below the plain student.
-    """
-
-    def __init__(self, share: float, state: dict | None = None) -> None:
-        self.share = share
-        self.batches: int = (state or {}).get("batches", 0)
-        self.sums: dict[str, list[float]] = (state or {}).get("sums", {})
-
-    @property
-    def calibrating(self) -> bool:
-        """Whether gradients are still being measured."""
-        return self.batches < CALIBRATION_BATCHES
-
-    def measure(self, detection: Tensor, terms: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Add one batch: the detection loss, and per name (term, prediction it compares)."""
-        for name, (term, prediction) in terms.items():
-            norms = [
-                torch.autograd.grad(loss, prediction, retain_graph=True)[0].norm().item()
-                for loss in (detection, term)
-            ]
-            if all(map(math.isfinite, norms)):
-                sums = self.sums.setdefault(name, [0.0, 0.0])
-                sums[0] += norms[0]
-                sums[1] += norms[1]
-        self.batches += 1
-
-    def weight(self, name: str) -> float:
-        """The weight of a term; 0 as long as its gradient has not been seen."""
-        detection, term = self.sums.get(name, (0.0, 0.0))
-        return self.share * detection / term if term > 0 else 0.0
-
-    def state(self) -> dict:
-        """What a resumed run needs to go on with the same weights."""
-        return {"batches": self.batches, "sums": self.sums}
-
-
-def schedule(step: int, warmup_steps: int, total_steps: int, closes: bool) -> float:
-    """lambda(t): a linear ramp over warm-up times a cosine from 1 to 0.1 over ``total_steps``.
-
-    ``closes``: the last epochs train on whole frames (mosaic closed), from labels alone: 0 from
-    total_steps on.
-    """
-    if closes and step >= total_steps:
-        return 0.0
-    ramp = min(1.0, (step + 1) / max(warmup_steps, 1))
-    return ramp * (
-        0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(step / max(total_steps, 1), 1.0)))
-    )
-
-
-class DistillationLoss:
-    """Ultralytics' detection criterion plus the distillation terms, called like the former.
-
-    Not an nn.Module on purpose: as an attribute of the student it must add neither the teacher's
-    parameters nor its own to the student's state. A deep copy (EMA, checkpoints) is the plain
-    detection criterion.
-    """
-
-    def __init__(
-        self,
-        detection,
-        teacher: torch.nn.Module,
-        student: torch.nn.Module,
-        match: ClassMatch,
-        config: Config,
-    ) -> None:
-        device = next(student.parameters()).device
-        self.detection = detection
-        self.teacher = teacher.to(device).eval().requires_grad_(False)
-        self.student_head, self.teacher_head = student.model[-1], self.teacher.model[-1]
-        self.student_classes, self.teacher_classes = (
-            torch.tensor(x, device=device) for x in zip(*match.pairs, strict=True)
-        )
-        self.temperature = config.temperature
-        self.response = RESPONSES[config.response]
-        self.balance = Balance(config.balance)
-        self.steps = (
-            0,
-            1,
-            1,
-            False,
-        )  # step, warm-up steps, total steps, closes: set by the trainer
-        check_levels(self.student_head, self.teacher_head)
-
-    def __deepcopy__(self, memo: dict):
-        return deepcopy(self.detection, memo)
-
-    def update(self) -> None:
-        """End of an epoch: YOLO26's criterion moves its own schedule."""
-        if hasattr(self.detection, "update"):
-            self.detection.update()
-
-    def terms(self, student: dict, teacher: dict) -> dict[str, tuple[Tensor, Tensor]]:
-        """Name -> (scalar loss, the student's prediction that it compares) for one batch of raw
-        predictions.
-        """
-        logits_s = student["scores"].transpose(1, 2)[..., self.student_classes]
-        logits_t = teacher["scores"].transpose(1, 2)[..., self.teacher_classes]
-        confidence = losses.teacher_confidence(logits_t)
-        found = {
-            "kd_cls_loss": (self.response(logits_s, logits_t, self.temperature), student["scores"])
-        }
-        bins = self.student_head.reg_max
-        if bins == self.teacher_head.reg_max and bins > 1:
-            sides = [
-                x["boxes"].transpose(1, 2).unflatten(-1, (4, bins)) for x in (student, teacher)
-            ]
-            found["kd_dfl_loss"] = (losses.dfl_divergence(*sides, confidence), student["boxes"])
-        else:
-            boxes = [
-                decode_boxes(h, x)
-                for h, x in ((self.student_head, student), (self.teacher_head, teacher))
-            ]
-            size = float(student["feats"][0].shape[-1] * self.student_head.stride[0])
-            found["kd_box_loss"] = (losses.decoded_box(*boxes, confidence, size), student["boxes"])
-        return found
-
-    def __call__(self, preds, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, items = self.detection(preds, batch)
-        step, *rest = self.steps
-        scale = schedule(step, *rest)
-        self.steps = (step + 1, *rest)
-        student = raw_predictions(preds)
-        if scale == 0.0:  # the teacher has nothing to say any more, so it is not run either
-            zero = loss.detach().sum() * 0
-            names = self.balance.sums
-            return loss, {
-                **items,
-                **dict.fromkeys(names, zero),
-                **dict.fromkeys(map(_scale_name, names), zero),
-            }
-        with torch.no_grad(), torch.autocast(batch["img"].device.type, enabled=False):
-            teacher = raw_predictions(self.teacher(batch["img"].float()))
-        terms = self.terms(student, teacher)
-        size = len(
-            batch["img"]
-        )  # Ultralytics sums over frames: so do we, or the balance would move with the batch
-        if self.balance.calibrating:
-            self.balance.measure(
-                loss.sum(), {k: (term * size, x) for k, (term, x) in terms.items()}
-            )
-        added = loss.new_zeros(())
-        for name, (term, _) in terms.items():
-            if not torch.isfinite(term):
-                raise UnusableModelError(
-                    f"{name} is {term.item()}: the teacher's output is not finite on this batch"
-                )
-            weight = scale * self.balance.weight(name)
-            added = added + weight * term * size
-            items = {
-                **items,
-                name: term.detach(),
-                _scale_name(name): term.detach().new_tensor(weight),
-            }
-        return torch.cat([loss.flatten(), added.view(1)]), items
-
-
-def _scale_name(name: str) -> str:
-    return name.replace("_loss", "_scale")
-
-
-def raw_predictions(preds) -> dict[str, Tensor]:
-    """The {boxes (B, 4R, N), scores (B, C, N), feats} of a Detect head, in training and eval mode
-    alike.
-
-    A head with two branches (YOLO26) is compared on the one-to-many branch: one-to-one sees
-    detached features, so that nothing would reach the backbone.
-    """
-    preds = preds[1] if isinstance(preds, tuple) else preds
-    return preds.get("one2many", preds)
-
-
-def decode_boxes(head, raw: dict) -> Tensor:
-    """Decoded boxes (B, N, 4), xyxy in input pixels, of a head's raw predictions."""
-    anchors, strides = make_anchors(raw["feats"], head.stride, 0.5)
-    distance = raw["boxes"].transpose(1, 2)
-    if head.reg_max > 1:
-        bins = torch.arange(head.reg_max, device=distance.device, dtype=distance.dtype)
-        distance = distance.unflatten(-1, (4, head.reg_max)).softmax(-1) @ bins
-    return dist2bbox(distance, anchors, xywh=False) * strides
-
-
-def check_levels(student_head, teacher_head) -> None:
-    """Both heads must predict at the same strides.
-
-    Raises:
-        UnusableModelError: with both lists.
-    """
-    student, teacher = ([int(s) for s in head.stride] for head in (student_head, teacher_head))
-    if student != teacher:
-        raise UnusableModelError(
-            f"student and teacher must predict at the same strides: student {student}, "
-            f"teacher {teacher}"
-        )
 
 
 class DistillTrainer(DetectionTrainer):
@@ -323,8 +125,82 @@ class DistillTrainer(DetectionTrainer):
             self.args.workers = min(2, _cores())
             self.add_callback("on_train_start", lambda _: torch.set_num_threads(_cores()))
         if self.config.distils:
-            self.add_callback("on_pretrain_routine_end", attach_teacher)
-            self.add_callback("on_model_save", save_balance)
+            self.add_callback("on_pretrain_routine_end", DistillTrainer._attach)
+            self.add_callback("on_model_save", DistillTrainer._save_state)
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None):
+        """Read training frames at the size that the teacher sees."""
+        if mode != "train" or self.config.teacher_scale == 1:
+            return super().build_dataset(img_path, mode, batch)
+        args = copy(self.args)
+        args.imgsz *= self.config.teacher_scale
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        return build_yolo_dataset(args, img_path, batch, self.data, mode=mode, stride=stride)
+
+    def preprocess_batch(self, batch: dict) -> dict:
+        """Reduce the frames for the student, and keep the large ones for the teacher."""
+        batch = super().preprocess_batch(batch)
+        if self.config.teacher_scale > 1:
+            batch["teacher_img"] = batch["img"]
+            batch["img"] = downsample(batch["img"], self.config.teacher_scale)
+        return batch
+
+    def build_optimizer(self, model, *args, **kwargs):
+        """Match teacher and student, and train the adapters in a parameter group of their own."""
+        optimizer = super().build_optimizer(model, *args, **kwargs)
+        config = self.config
+        if config.distils:
+            student = unwrap_model(model)
+            self.teacher, _ = load_model(config.teacher)
+            heads = student.model[-1], self.teacher.model[-1]
+            self.levels = match_levels(*heads, config.teacher_scale)
+            self.adapters = make_adapters(config.terms, self.levels, *heads, seed=config.seed)
+            self.adapters.to(self.device)
+            like = next(g for g in optimizer.param_groups if g.get("param_group") == "weight")
+            if params := list(self.adapters.parameters()):
+                group = {**like, "params": params, "param_group": "adapter"}
+                optimizer.add_param_group(group)
+        return optimizer
+
+    def _attach(self) -> None:
+        """Put the distillation criterion in the place of the student's (Ultralytics callback)."""
+        config = self.config
+        student = unwrap_model(self.model)
+        state = {}
+        if self.start_epoch and self._state_file.is_file():
+            state = torch.load(self._state_file, map_location=self.device, weights_only=True)
+            self.adapters.load_state_dict(state["adapters"])
+        if getattr(student, "criterion", None) is None:
+            student.criterion = student.init_criterion()
+        student.criterion = DistillationLoss(
+            student.criterion,
+            self.teacher,
+            student,
+            match_classes(class_names(student), class_names(self.teacher)),
+            self.levels,
+            self.adapters,
+            config.terms,
+            config.temperature,
+            Balance(config.balance, state.get("balance")),
+        )
+        batches, close = len(self.train_loader), self.args.close_mosaic
+        student.criterion.steps = (
+            self.start_epoch * batches,
+            self._get_warmup_iterations(batches),
+            (self.epochs - close) * batches,
+            close > 0,
+        )
+
+    @property
+    def _state_file(self) -> Path:
+        return self.save_dir / "weights" / "distillation.pt"
+
+    def _save_state(self) -> None:
+        """Keep balance and adapters beside each checkpoint (Ultralytics callback)."""
+        balance = unwrap_model(self.model).criterion.balance.state()
+        temporary = self._state_file.with_name(".distillation.pt.tmp")
+        torch.save({"balance": balance, "adapters": self.adapters.state_dict()}, temporary)
+        os.replace(temporary, self._state_file)
 
     def label_loss_items(self, loss_items=None, prefix: str = "train"):
         """Leave out columns of terms that validation does not compute: they would read as 0."""
@@ -354,48 +230,21 @@ def _cores() -> int:
     )
 
 
-def attach_teacher(trainer: DistillTrainer) -> None:
-    """Put the distillation loss in the place of the student's criterion (Ultralytics callback)."""
-    config = trainer.config
-    student = unwrap_model(trainer.model)
-    teacher, _ = load_model(config.teacher)
-    match = match_classes(class_names(student), class_names(teacher))
-    if getattr(student, "criterion", None) is None:
-        student.criterion = student.init_criterion()
-    student.criterion = DistillationLoss(student.criterion, teacher, student, match, config)
-    batches, epochs, close = len(trainer.train_loader), trainer.epochs, trainer.args.close_mosaic
-    warmup = trainer._get_warmup_iterations(batches)
-    student.criterion.steps = (
-        trainer.start_epoch * batches,
-        warmup,
-        (epochs - close) * batches,
-        close > 0,
-    )
-    state = trainer.save_dir / "balance.json"
-    if trainer.start_epoch and state.is_file():
-        student.criterion.balance = Balance(
-            config.balance, json.loads(state.read_text(encoding="utf-8"))
-        )
-
-
-def save_balance(trainer: DistillTrainer) -> None:
-    """Keep the calibrated weights beside each checkpoint (Ultralytics callback)."""
-    balance = unwrap_model(trainer.model).criterion.balance
-    write_text(trainer.save_dir / "balance.json", json.dumps(balance.state(), indent=1))
-
-
 def read_config(output: Path) -> Config:
     """Read the ``config.yaml`` of a run's folder."""
     return Config(**yaml.safe_load((Path(output) / "config.yaml").read_text(encoding="utf-8")))
 
 
-def distill(config: Config, output: Path, resume: bool = False) -> dict:
+def distill(
+    config: Config, output: Path, resume: bool = False, measure_teacher: bool = True
+) -> dict:
     """Train, evaluate and leave ``best.pt``, ``metrics.json``, ``results.csv``, ``config.yaml``,
     ``curves.png``.
 
     Args:
         config: the run; with ``resume`` the one in the folder counts.
         output: the run's folder: new or empty, or with ``resume`` one that was interrupted.
+        measure_teacher: evaluate the teacher, too, and warn if it is the weaker one.
 
     Returns:
         The content of ``metrics.json``.
@@ -421,22 +270,26 @@ def distill(config: Config, output: Path, resume: bool = False) -> dict:
             f"{output} is not an empty folder: choose another, or --resume to go on with that run"
         )
 
+    # What cannot work is refused here, before anything is written.
     data = load_data(config.data)
     student_source = resolve_model(config.student)
-    if student_source.endswith(".pt"):
-        load_model(student_source)  # refuse what is no detector before anything is written
+    untrained, _ = load_model(student_source)
     teacher = load_model(config.teacher)[0] if config.distils else None
     if teacher is not None:
         LOGGER.info(match_classes(data.names, class_names(teacher)).table())
+        heads = untrained.model[-1], teacher.model[-1]
+        LOGGER.info(match_levels(*heads, config.teacher_scale).table())
 
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+    content = {**asdict(config), "terms": list(config.terms)}
+    write_text(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
     if config.fraction < 1:
         data = replace(data, train=_thin(data.train, config.fraction, output / "train.txt"))
     resolved = data.write_resolved(output / "data.yaml")
     started = time.time()
     trainer = DistillTrainer(overrides=_overrides(config, student_source, resolved, output))
     trainer.train()
+    train_seconds = round(time.time() - started, 1)
 
     student, _ = load_model(str(output / "weights" / "best.pt"))
     metrics = {
@@ -444,15 +297,22 @@ def distill(config: Config, output: Path, resume: bool = False) -> dict:
             **evaluate(student, resolved, imgsz=config.imgsz),
             **cost(student, config.imgsz),
         },
-        "teacher": None
-        if teacher is None
-        else {**evaluate(teacher, resolved, imgsz=config.imgsz), **cost(teacher, config.imgsz)},
+        "teacher": _teacher_figures(teacher, resolved, config)
+        if teacher is not None and measure_teacher
+        else None,
         "epochs": config.epochs,
         "imgsz": config.imgsz,
         "seed": config.seed,
-        "seconds": round(time.time() - started, 1),
+        "seconds": train_seconds,
         "versions": {"ultralytics": ultralytics_version, "torch": torch.__version__},
     }
+    own = metrics["student"]["map50_95"] or 0.0
+    if metrics["teacher"] and (metrics["teacher"]["map50_95"] or 0.0) < own:
+        LOGGER.warning(
+            f"the teacher is weaker than its student: mAP50-95 "
+            f"{format_score(metrics['teacher']['map50_95'])} against {format_score(own)}; take a "
+            "better teacher, or train it on this data first"
+        )
     plot_curves(output / "results.csv", output / "curves.png")
     temporary = output / ".best.pt.tmp"
     shutil.copyfile(output / "weights" / "best.pt", temporary)
@@ -461,6 +321,12 @@ def distill(config: Config, output: Path, resume: bool = False) -> dict:
         done, json.dumps(metrics, indent=1)
     )  # last: its presence means that the run is complete
     return metrics
+
+
+def _teacher_figures(teacher: torch.nn.Module, data: Path, config: Config) -> dict:
+    """Measured at the size at which it teaches."""
+    imgsz = config.imgsz * config.teacher_scale
+    return {**evaluate(teacher, data, imgsz=imgsz), **cost(teacher, imgsz)}
 
 
 def _thin(split: Path, fraction: float, output: Path) -> Path:
@@ -488,6 +354,9 @@ def _overrides(config: Config, student: str, data: Path, output: Path) -> dict:
         "plots": False,
         "close_mosaic": min(10, math.ceil(config.epochs / 10)),
         "exist_ok": True,
+        # As Ultralytics' own automatic choice does: at 0.1, its default, an AdamW moves every bias
+        # by up to 0.1 a step, and a pretrained student has forgotten what it knew.
+        "warmup_bias_lr": 0.0,
         **config.overrides,
     }
     if last.is_file():

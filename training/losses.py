@@ -3,8 +3,8 @@
 
 Shapes: B frames, N anchors (all levels concatenated), C classes that teacher and student share, R
 bins of the distance distribution (DFL). The teacher's tensors carry no gradient. Every loss is
-zero where the student equals the teacher, and is normalised by the teacher's summed confidence, so
-that it does not grow with empty background.
+zero where the student equals the teacher; those over anchors are normalised by the teacher's
+summed confidence, so that they do not grow with empty background.
 """
 
 from __future__ import annotations
@@ -14,10 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
+# Thousands of anchors on empty ground at 0.01 each would together weigh as much as the objects.
+BACKGROUND = 0.05
+
 
 def teacher_confidence(teacher_logits: Tensor) -> Tensor:
-    """Best class probability of the teacher per anchor: (B, N, C) logits -> (B, N) in [0, 1]."""
-    return teacher_logits.sigmoid().amax(dim=-1)
+    """Best class probability of the teacher per anchor, 0 where below ``BACKGROUND``.
+
+    (B, N, C) logits -> (B, N) in [0, 1].
+    """
+    best = teacher_logits.sigmoid().amax(dim=-1)
+    return best * (best >= BACKGROUND)
 
 
 def class_response_sigmoid(
@@ -79,3 +86,14 @@ def decoded_box(
     giou = generalized_box_iou_loss(student_xyxy, teacher_xyxy, reduction="none")
     distance = (student_xyxy - teacher_xyxy).abs().mean(dim=-1) / size
     return ((giou + distance) * confidence).sum() / confidence.sum().clamp(min=1.0)
+
+
+def feature_correlation(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 - Pearson correlation of two feature maps (B, F, H, W), per channel, averaged.
+
+    PKD (Cao et al. NeurIPS 2022, arXiv:2207.02039): half the mean squared distance of the maps
+    after each channel was brought to mean 0 and variance 1, so that neither scale nor offset of
+    the teacher's features matters.
+    """
+    normal = [F.batch_norm(x.float(), None, None, training=True) for x in (student, teacher)]
+    return F.mse_loss(*normal) / 2

@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import time
-from copy import deepcopy
 from pathlib import Path
 
 import polars
@@ -12,21 +11,10 @@ import torch
 from tiny_training import NAMES, SIZE, save_checkpoint
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import DEFAULT_CFG
 
 from training.data import load_data
-from training.distill import (
-    NO_TEACHER,
-    Balance,
-    Config,
-    DistillationLoss,
-    _thin,
-    distill,
-    raw_predictions,
-    read_config,
-    schedule,
-)
-from training.models import UnusableModelError, load_model, match_classes, resolve_model
+from training.distill import NO_TEACHER, Config, DistillTrainer, _thin, distill, read_config
+from training.models import UnusableModelError, resolve_model
 
 SHORT = {
     "warmup_epochs": 0.0,
@@ -139,15 +127,62 @@ def test_interrupt_then_resume_finishes_the_run(tiny_data, tiny_teacher, tmp_pat
     assert process.returncode == 130
     assert "Traceback" not in errors and "--resume" in errors
     assert not (output / "metrics.json").exists()
-    balance = json.loads((output / "balance.json").read_text())
+    state = output / "weights" / "distillation.pt"
+    before = torch.load(state, weights_only=True)["balance"]["batches"]
 
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=240)
     assert again.returncode == 0, again.stderr[-2000:]
     assert polars.read_csv(output / "results.csv")["epoch"].to_list() == [1, 2, 3, 4, 5, 6]
-    resumed = json.loads((output / "balance.json").read_text())
-    assert (
-        resumed["batches"] == 12 and balance["batches"] < 12
-    )  # went on counting, did not start anew
+    # It went on counting, and did not start anew.
+    assert before < torch.load(state, weights_only=True)["balance"]["batches"] == 12
+
+
+def loss_curve(output: Path) -> list[list[float]]:
+    table = polars.read_csv(output / "results.csv")
+    return table.select([c for c in table.columns if c.startswith("train/")]).rows()
+
+
+class Stop(Exception):
+    """An interruption at a known place."""
+
+
+def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(
+    tiny_data, tiny_teacher, tmp_path, monkeypatch
+):
+    """Balance, schedule and adapters go on where they were."""
+    run = config(tiny_data, tiny_teacher, epochs=4, terms=("class", "box", "cross", "feature"))
+    distill(run, tmp_path / "whole")
+
+    class StopsAfterTwo(DistillTrainer):
+        def _save_state(self) -> None:
+            super()._save_state()
+            if self.epoch == 1:
+                raise Stop
+
+    monkeypatch.setattr("training.distill.DistillTrainer", StopsAfterTwo)
+    with pytest.raises(Stop):
+        distill(run, tmp_path / "halves")
+    monkeypatch.undo()
+    distill(run, tmp_path / "halves", resume=True)
+    whole, halves = loss_curve(tmp_path / "whole"), loss_curve(tmp_path / "halves")
+    assert len(whole) == len(halves) == 4
+    for a, b in zip(whole, halves, strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+
+
+def test_the_teacher_may_see_the_frame_at_twice_the_size(tiny_data, tiny_teacher, tmp_path):
+    run = config(tiny_data, tiny_teacher, teacher_scale=2, epochs=1)
+    metrics = distill(run, tmp_path / "out")
+    assert metrics["teacher"]["gflops"] == pytest.approx(4 * metrics["student"]["gflops"])
+    table = polars.read_csv(tmp_path / "out" / "results.csv")
+    assert table["train/kd_cls_loss"][0] > 0 and table["train/kd_dfl_loss"][0] > 0
+
+
+def test_levels_that_do_not_meet_are_refused_before_anything_is_written(tiny_data, tmp_path):
+    teacher = save_checkpoint(tmp_path / "t.pt")
+    with pytest.raises(UnusableModelError, match="no level of the student matches"):
+        distill(config(tiny_data, teacher, teacher_scale=4), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_resume_needs_something_to_resume(tiny_data, tmp_path):
@@ -173,7 +208,10 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tiny_data, tmp_p
         ({"epochs": 0}, "epochs must be 1 or more, got 0"),
         ({"imgsz": 100}, "multiple of 32"),
         ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"response": "tanh"}, "response must be sigmoid or softmax"),
+        ({"terms": ("tanh",)}, "terms must be some of class, softmax"),
+        ({"terms": ()}, "terms must be some of class, softmax"),
+        ({"teacher_scale": 3}, "teacher_scale must be 1, 2 or 4"),
+        ({"teacher_scale": 2, "overrides": {"multi_scale": 0.5}}, "needs a fixed input"),
         ({"overrides": {"learning_rate": 1}}, "unknown training setting learning_rate"),
         ({"overrides": {"epochs": 1}}, "epochs has an option of its own"),
     ],
@@ -181,92 +219,3 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tiny_data, tmp_p
 def test_configuration_is_checked(changes, expected):
     with pytest.raises(ValueError, match=expected):
         Config(**{"data": "d", "teacher": NO_TEACHER, "student": "s.yaml", **changes})
-
-
-def one_batch() -> dict:
-    return {
-        "img": torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)),
-        "batch_idx": torch.tensor([0.0, 1.0]),
-        "cls": torch.tensor([[0.0], [1.0]]),
-        "bboxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.3, 0.3, 0.2, 0.1]]),
-    }
-
-
-def student_and_loss(student_yaml: str, teacher: DetectionModel):
-    torch.manual_seed(0)
-    student = DetectionModel(resolve_model(student_yaml), nc=2, verbose=False)
-    student.args = DEFAULT_CFG
-    detection = student.train().init_criterion()
-    match = match_classes(NAMES, NAMES)
-    return student, DistillationLoss(
-        detection, teacher, student, match, Config("d", "t", "s.yaml")
-    )
-
-
-def loss_on_one_batch(student_yaml: str, teacher_yaml: str) -> dict:
-    teacher = DetectionModel(resolve_model(teacher_yaml), nc=2, verbose=False)
-    student, criterion = student_and_loss(student_yaml, teacher)
-    batch = one_batch()
-    loss, items = criterion(student(batch["img"]), batch)
-    loss.sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
-    assert isinstance(deepcopy(criterion), type(criterion.detection))
-    return items
-
-
-def test_the_student_comes_closer_to_its_teacher(tiny_teacher):
-    """Same student, same frames: with the distillation terms its answers move to the teacher's."""
-    teacher, _ = load_model(str(tiny_teacher))
-    batch = one_batch()
-    wanted = raw_predictions(teacher(batch["img"]))
-    distances = {}
-    for weight in (0.0, 300.0):
-        student, criterion = student_and_loss("aerial-student.yaml", teacher)
-        sums = {"kd_cls_loss": [weight, 1.0], "kd_dfl_loss": [weight, 1.0]}
-        criterion.balance = Balance(1.0, {"batches": 10**6, "sums": sums})
-        criterion.steps = (0, 0, 10**6, False)
-        optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
-        for _ in range(60):
-            optimizer.zero_grad()
-            predictions = student(batch["img"])
-            criterion(predictions, batch)[0].sum().backward()
-            optimizer.step()
-        distances[weight] = [
-            (predictions[key].softmax(1) - wanted[key].softmax(1)).abs().mean().item()
-            if key == "boxes"
-            else (predictions[key].sigmoid() - wanted[key].sigmoid()).abs().mean().item()
-            for key in ("scores", "boxes")
-        ]
-    assert distances[300.0][0] < 0.5 * distances[0.0][0]
-    assert distances[300.0][1] < 0.9 * distances[0.0][1]
-
-
-def test_yolo26_has_no_distribution_so_that_boxes_are_compared():
-    items = loss_on_one_batch("yolo26n.yaml", "yolo11n.yaml")
-    assert {"kd_cls_loss", "kd_box_loss"} <= set(items) and "kd_dfl_loss" not in items
-    assert items["kd_box_loss"] > 0
-
-
-def test_other_strides_are_refused_with_both_lists():
-    with pytest.raises(UnusableModelError, match=r"student \[8, 16\], teacher \[8, 16, 32\]"):
-        loss_on_one_batch("aerial-student.yaml", "yolo11n.yaml")
-
-
-def test_balance_gives_a_term_its_share_of_the_gradient():
-    prediction = torch.tensor([1.0, 2.0], requires_grad=True)
-    balance = Balance(0.2)
-    detection, term = 3 * prediction.sum(), (prediction**2).sum() * 100
-    balance.measure(detection, {"kd": (term, prediction)})
-    share = torch.autograd.grad(balance.weight("kd") * term, prediction)[0].norm() / (3 * 2**0.5)
-    assert share.item() == pytest.approx(0.2)
-    assert Balance(0.2, balance.state()).weight("kd") == balance.weight("kd")
-    assert Balance(0.2).weight("kd") == 0.0
-
-
-def test_schedule_ramps_decays_and_closes():
-    values = [schedule(step, 10, 100, True) for step in range(120)]
-    assert values[0] == pytest.approx(0.1, abs=0.01)
-    assert max(values) > 0.95 and values.index(max(values)) in range(9, 12)
-    assert values[10:100] == sorted(values[10:100], reverse=True)
-    assert values[99] == pytest.approx(0.1, abs=0.01) and values[100:] == [0.0] * 20
-    assert schedule(110, 10, 100, False) == pytest.approx(0.1)

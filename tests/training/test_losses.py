@@ -86,3 +86,26 @@ def test_decoded_box_grows_with_the_distance_and_is_zero_for_the_same_box():
     ]
     assert values[0] == pytest.approx(0, abs=1e-6)
     assert values == sorted(values) and values[1] > 0.1
+
+
+def test_feature_correlation_ignores_scale_and_offset_but_not_the_picture():
+    teacher = logits(0, 2, 4, 8, 8)
+    assert losses.feature_correlation(3 * teacher + 7, teacher).item() == pytest.approx(
+        0, abs=1e-4
+    )
+    assert losses.feature_correlation(-teacher, teacher).item() == pytest.approx(2, abs=1e-3)
+    other = logits(1, 2, 4, 8, 8)
+    expected = (
+        1
+        - sum(
+            torch.corrcoef(torch.stack([other[:, c].flatten(), teacher[:, c].flatten()]))[0, 1]
+            for c in range(4)
+        ).item()
+        / 4
+    )
+    assert losses.feature_correlation(other, teacher).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_confidence_leaves_out_background():
+    values = losses.teacher_confidence(torch.tensor([[[-6.0, -5.0], [0.0, -9.0]]]))
+    assert values.tolist() == [[0.0, 0.5]]

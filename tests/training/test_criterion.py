@@ -1,0 +1,186 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from tiny_training import NAMES, SIZE
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import DEFAULT_CFG
+
+from training.criterion import (
+    TERMS,
+    Balance,
+    DistillationLoss,
+    make_adapters,
+    match_levels,
+    raw_predictions,
+    schedule,
+)
+from training.models import UnusableModelError, load_model, match_classes, resolve_model
+
+
+def one_batch() -> dict:
+    return {
+        "img": torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)),
+        "batch_idx": torch.tensor([0.0, 1.0]),
+        "cls": torch.tensor([[0.0], [1.0]]),
+        "bboxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.3, 0.3, 0.2, 0.1]]),
+    }
+
+
+def student_and_loss(
+    student_yaml: str, teacher: DetectionModel, terms=("class", "box"), scale: int = 1
+):
+    torch.manual_seed(0)
+    student = DetectionModel(resolve_model(student_yaml), nc=2, verbose=False)
+    student.args = DEFAULT_CFG
+    detection = student.train().init_criterion()
+    heads = student.model[-1], teacher.model[-1]
+    levels = match_levels(*heads, scale)
+    return student, DistillationLoss(
+        detection,
+        teacher,
+        student,
+        match_classes(NAMES, NAMES),
+        levels,
+        make_adapters(terms, levels, *heads, seed=0),
+        terms,
+        1.0,
+        Balance(0.2),
+    )
+
+
+def loss_on_one_batch(student_yaml: str, teacher_yaml: str, terms=("class", "box")) -> dict:
+    teacher = DetectionModel(resolve_model(teacher_yaml), nc=2, verbose=False)
+    with torch.no_grad():  # an untrained head says "nothing" everywhere: let it say something
+        for branch in teacher.model[-1].cv3:
+            branch[-1].bias.fill_(-1.0)
+    student, criterion = student_and_loss(student_yaml, teacher, terms)
+    batch = one_batch()
+    loss, items = criterion(student(batch["img"]), batch)
+    loss.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
+    assert all(p.grad is not None for p in criterion.adapters.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert isinstance(deepcopy(criterion), type(criterion.detection))
+    return items
+
+
+def test_the_student_comes_closer_to_its_teacher(tiny_teacher):
+    """Same student, same frames: with the distillation terms its answers move to the teacher's."""
+    teacher, _ = load_model(str(tiny_teacher))
+    batch = one_batch()
+    wanted = raw_predictions(teacher(batch["img"]))
+    distances = {}
+    for weight in (0.0, 300.0):
+        student, criterion = student_and_loss("aerial-student.yaml", teacher)
+        sums = {"kd_cls_loss": [weight, 1.0], "kd_dfl_loss": [weight, 1.0]}
+        criterion.balance = Balance(1.0, {"batches": 10**6, "sums": sums})
+        criterion.steps = (0, 0, 10**6, False)
+        optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
+        for _ in range(60):
+            optimizer.zero_grad()
+            predictions = student(batch["img"])
+            criterion(predictions, batch)[0].sum().backward()
+            optimizer.step()
+        distances[weight] = [
+            (predictions[key].softmax(1) - wanted[key].softmax(1)).abs().mean().item()
+            if key == "boxes"
+            else (predictions[key].sigmoid() - wanted[key].sigmoid()).abs().mean().item()
+            for key in ("scores", "boxes")
+        ]
+    assert distances[300.0][0] < 0.5 * distances[0.0][0]
+    assert distances[300.0][1] < 0.9 * distances[0.0][1]
+
+
+def test_yolo26_has_no_distribution_so_that_boxes_are_compared():
+    items = loss_on_one_batch("yolo26n.yaml", "yolo11n.yaml")
+    assert {"kd_cls_loss", "kd_box_loss"} <= set(items) and "kd_dfl_loss" not in items
+    assert items["kd_box_loss"] > 0
+
+
+COLUMNS = {
+    "class": {"kd_cls_loss"},
+    "softmax": {"kd_softmax_loss"},
+    "box": {"kd_dfl_loss"},
+    "cross": {"kd_cross_cls_loss", "kd_cross_dfl_loss"},
+    "feature": {"kd_feature_loss"},
+}
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_each_term_can_be_switched_on_alone(term):
+    items = loss_on_one_batch("aerial-nano.yaml", "yolo11n.yaml", (term,))
+    assert {k for k in items if k.startswith("kd_") and k.endswith("_loss")} == COLUMNS[term]
+    for name in COLUMNS[term]:
+        assert items[name] > 0 and items[name.replace("_loss", "_scale")] > 0, name
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [("yolo11n.yaml", "yolo26n.yaml"), ("yolo26n.yaml", "yolo26s.yaml")],
+)
+def test_cross_head_compares_boxes_through_yolo26(student, teacher):
+    items = loss_on_one_batch(student, teacher, ("cross",))
+    assert items["kd_cross_cls_loss"] > 0 and items["kd_cross_box_loss"] > 0
+
+
+def test_a_student_that_is_its_teacher_has_no_cross_head_loss(tiny_teacher):
+    teacher, _ = load_model(str(tiny_teacher))
+    student, criterion = student_and_loss("aerial-student.yaml", teacher, ("cross",))
+    student.load_state_dict(teacher.state_dict())
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    batch = one_batch()
+    items = criterion(student(batch["img"]), batch)[1]
+    assert items["kd_cross_cls_loss"].item() == pytest.approx(0, abs=1e-4)
+    assert items["kd_cross_dfl_loss"].item() == pytest.approx(0, abs=1e-4)
+
+
+def heads(student: str, teacher: str) -> list:
+    return [DetectionModel(resolve_model(name), verbose=False).model[-1] for name in
+            (student, teacher)]  # fmt: skip
+
+
+def test_levels_are_matched_by_the_size_of_their_grids():
+    assert match_levels(*heads("aerial-nano.yaml", "yolo11n.yaml")).pairs == ((0, 0), (1, 1))
+    p2 = match_levels(*heads("yolo11n.yaml", "yolov8n-p2.yaml"))
+    assert p2.pairs == ((0, 1), (1, 2), (2, 3))
+    larger = match_levels(*heads("yolo11n.yaml", "yolo11n.yaml"), 2)
+    assert larger.pairs == ((0, 1), (1, 2))
+    assert "stride 16 of a picture 2 times as large" in larger.table()
+    assert "stride 32                - (labels only)" in larger.table()
+    with pytest.raises(UnusableModelError, match=r"\[8, 16\], the teacher at \[8, 16, 32\]"):
+        match_levels(*heads("aerial-nano.yaml", "yolo11n.yaml"), 8)
+
+
+def test_adapters_leave_the_run_s_random_numbers_alone():
+    pair = heads("aerial-nano.yaml", "yolo11n.yaml")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = make_adapters(("cross", "feature"), match_levels(*pair), *pair, seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    again = make_adapters(("cross", "feature"), match_levels(*pair), *pair, seed=1)
+    for a, b in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_balance_gives_a_term_its_share_of_the_gradient():
+    feature = torch.tensor([1.0, 2.0], requires_grad=True)
+    balance = Balance(0.2)
+    detection, term = 3 * feature.sum(), (feature**2).sum() * 100
+    balance.measure(detection, {"kd": term}, [feature])
+    share = torch.autograd.grad(balance.weight("kd") * term, feature)[0].norm() / (3 * 2**0.5)
+    assert share.item() == pytest.approx(0.2)
+    assert Balance(0.2, balance.state()).weight("kd") == balance.weight("kd")
+    assert Balance(0.2).weight("kd") == 0.0
+
+
+def test_schedule_ramps_decays_and_closes():
+    values = [schedule(step, 10, 100, True) for step in range(120)]
+    assert values[0] == pytest.approx(0.1, abs=0.01)
+    assert max(values) > 0.95 and values.index(max(values)) in range(9, 12)
+    assert values[10:100] == sorted(values[10:100], reverse=True)
+    assert values[99] == pytest.approx(0.1, abs=0.01) and values[100:] == [0.0] * 20
+    assert schedule(110, 10, 100, False) == pytest.approx(0.1)

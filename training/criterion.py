@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The distillation criterion: L = L_detection + lambda(t) * sum(weight_i * term_i).
+
+It wraps Ultralytics' detection criterion. What it compares (class logits, boxes, features) is
+chosen by `Config.terms`; which levels it compares follows from the strides of both heads; how much
+a term weighs is measured (`Balance`).
+"""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from ultralytics.utils.tal import dist2bbox, make_anchors
+
+from training import losses
+from training.models import ClassMatch, UnusableModelError
+
+# Name in `Config.terms` -> what it compares.
+TERMS = {
+    "class": "class probabilities, per class (sigmoid)",
+    "softmax": "class probabilities over the classes (Hinton's form)",
+    "box": "distance distributions, or decoded boxes where a head has none",
+    "cross": "class and box of the student's features seen through the teacher's head (CrossKD)",
+    "feature": "the features that enter the head (PKD)",
+}
+# Gradients are measured on every fifth of the first batches: a measurement costs a backward pass
+# through the head for each term.
+CALIBRATION_BATCHES, CALIBRATION_STEP = 50, 5
+
+
+class Balance:
+    """Weights of the terms from measured gradients: calibrated over the first batches, then fixed.
+
+    A term's weight is share * sum(|gradient of the detection loss|) / sum(|gradient of the term|),
+    both taken on the features that enter the student's head. Distillers whose terms are not
+    balanced end below the plain student.
+    """
+
+    def __init__(self, share: float, state: dict | None = None) -> None:
+        self.share = share
+        self.batches: int = (state or {}).get("batches", 0)
+        self.sums: dict[str, list[float]] = (state or {}).get("sums", {})
+
+    @property
+    def due(self) -> bool:
+        """Whether gradients are to be measured on this batch."""
+        return self.batches < CALIBRATION_BATCHES and self.batches % CALIBRATION_STEP == 0
+
+    def measure(self, detection: Tensor, terms: dict[str, Tensor], features: list[Tensor]) -> None:
+        """Add one batch: the detection loss and each term, all scalars, as functions of
+        ``features``.
+        """
+        reference = _gradient_norm(detection, features)
+        for name, term in terms.items():
+            norm = _gradient_norm(term, features)
+            if math.isfinite(reference) and math.isfinite(norm):
+                sums = self.sums.setdefault(name, [0.0, 0.0])
+                sums[0] += reference
+                sums[1] += norm
+
+    def weight(self, name: str) -> float:
+        """The weight of a term; 0 as long as its gradient has not been seen."""
+        detection, term = self.sums.get(name, (0.0, 0.0))
+        return self.share * detection / term if term > 0 else 0.0
+
+    def state(self) -> dict:
+        """What a resumed run needs to go on with the same weights."""
+        return {"batches": self.batches, "sums": self.sums}
+
+
+def _gradient_norm(loss: Tensor, inputs: list[Tensor]) -> float:
+    gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+    return math.sqrt(sum(float(g.float().square().sum()) for g in gradients if g is not None))
+
+
+def schedule(step: int, warmup_steps: int, total_steps: int, closes: bool) -> float:
+    """lambda(t): a linear ramp over warm-up times a cosine from 1 to 0.1 over ``total_steps``.
+
+    ``closes``: the last epochs train on whole frames (mosaic closed), from labels alone: 0 from
+    total_steps on.
+    """
+    if closes and step >= total_steps:
+        return 0.0
+    ramp = min(1.0, (step + 1) / max(warmup_steps, 1))
+    return ramp * (
+        0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(step / max(total_steps, 1), 1.0)))
+    )
+
+
+@dataclass(frozen=True)
+class LevelMatch:
+    """Which level of the student's head is compared with which of the teacher's: pairs of indices.
+
+    ``scale``: how much larger the teacher's picture is; its stride 16 at twice the size is the
+    same grid as the student's stride 8.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    student_strides: tuple[int, ...]
+    teacher_strides: tuple[int, ...]
+    scale: int
+
+    def table(self) -> str:
+        """One line per level of the student."""
+        teacher = dict(self.pairs)
+        seen = f" of a picture {self.scale} times as large" if self.scale > 1 else ""
+        lines = [f"{'student level':<24} teacher level"]
+        for i, stride in enumerate(self.student_strides):
+            found = f"stride {self.teacher_strides[teacher[i]]}{seen}" if i in teacher else None
+            lines.append(f"{f'stride {stride}':<24} {found or '- (labels only)'}")
+        return "\n".join(lines)
+
+
+def match_levels(student_head, teacher_head, scale: int = 1) -> LevelMatch:
+    """Match the levels of two Detect heads by the size of their grids.
+
+    Raises:
+        UnusableModelError: not one level in common, with both lists.
+    """
+    student, teacher = (
+        tuple(int(s) for s in head.stride) for head in (student_head, teacher_head)
+    )
+    pairs = tuple(
+        (i, teacher.index(stride * scale))
+        for i, stride in enumerate(student)
+        if stride * scale in teacher
+    )
+    if not pairs:
+        raise UnusableModelError(
+            f"no level of the student matches one of the teacher: the student predicts at strides "
+            f"{list(student)}, the teacher at {list(teacher)} of a picture {scale} times as large"
+        )
+    return LevelMatch(pairs, student, teacher, scale)
+
+
+def make_adapters(
+    terms: tuple[str, ...], levels: LevelMatch, student_head, teacher_head, seed: int
+) -> nn.ModuleDict:
+    """The 1x1 convolutions that bring the student's channels to the teacher's, per matched level.
+
+    They are trained with the student and thrown away; where both have the same number of channels
+    in the head, nothing is needed. Their random start does not touch the run's random numbers, so
+    that the student sees the same batches with and without them.
+    """
+
+    def adapter(width: int, wanted: int, always: bool) -> nn.Module:
+        return nn.Conv2d(width, wanted, 1) if always or width != wanted else nn.Identity()
+
+    found = nn.ModuleDict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if "cross" in terms:
+            for name in ("cv2", "cv3"):
+                branches = getattr(student_head, name), getattr(teacher_head, name)
+                found[name] = nn.ModuleList(
+                    adapter(branches[0][i][-1].in_channels, branches[1][j][-1].in_channels, False)
+                    for i, j in levels.pairs
+                )
+        if "feature" in terms:
+            found["feature"] = nn.ModuleList(
+                adapter(_input_width(student_head.cv2[i]), _input_width(teacher_head.cv2[j]), True)
+                for i, j in levels.pairs
+            )
+    return found
+
+
+def _input_width(branch: nn.Sequential) -> int:
+    return next(m for m in branch.modules() if isinstance(m, nn.Conv2d)).in_channels
+
+
+class DistillationLoss:
+    """Ultralytics' detection criterion plus the distillation terms, called like the former.
+
+    Not an nn.Module on purpose: as an attribute of the student it must add neither the teacher's
+    parameters nor its own to the student's state. A deep copy (EMA, checkpoints) is the plain
+    detection criterion.
+    """
+
+    def __init__(
+        self,
+        detection,
+        teacher: nn.Module,
+        student: nn.Module,
+        match: ClassMatch,
+        levels: LevelMatch,
+        adapters: nn.ModuleDict,
+        terms: tuple[str, ...],
+        temperature: float,
+        balance: Balance,
+    ) -> None:
+        device = next(student.parameters()).device
+        self.detection = detection
+        self.teacher = teacher.to(device).eval().requires_grad_(False)
+        self.student_head, self.teacher_head = student.model[-1], teacher.model[-1]
+        self.student_classes, self.teacher_classes = (
+            torch.tensor(x, device=device) for x in zip(*match.pairs, strict=True)
+        )
+        self.levels = levels
+        self.adapters = adapters.to(device)
+        self.chosen = terms
+        self.temperature = temperature
+        self.balance = balance
+        self.steps = (0, 1, 1, False)  # step, warm-up, total, closes: set by the trainer
+        self.hidden: dict[tuple[str, int], Tensor] = {}
+        if "cross" in terms:
+            for name in ("cv2", "cv3"):
+                for i, _ in levels.pairs:
+                    getattr(self.student_head, name)[i][0].register_forward_hook(
+                        self._keep(name, i)
+                    )
+
+    def _keep(self, name: str, level: int):
+        def hook(module: nn.Module, inputs, output: Tensor) -> None:
+            if module.training:  # not while a validation runs the student itself
+                self.hidden[name, level] = output
+
+        return hook
+
+    def __deepcopy__(self, memo: dict):
+        return deepcopy(self.detection, memo)
+
+    def update(self) -> None:
+        """End of an epoch: YOLO26's criterion moves its own schedule."""
+        if hasattr(self.detection, "update"):
+            self.detection.update()
+
+    def terms(self, student: dict, teacher: dict) -> dict[str, Tensor]:
+        """Name -> scalar loss, for one batch of raw predictions (see `raw_predictions`)."""
+        own = [i for i, _ in self.levels.pairs]
+        logits_s = take_levels(student, "scores", own)[..., self.student_classes]
+        theirs = [j for _, j in self.levels.pairs]
+        logits_t = take_levels(teacher, "scores", theirs)[..., self.teacher_classes]
+        confidence = losses.teacher_confidence(logits_t)
+        found: dict[str, Tensor] = {}
+        if "class" in self.chosen:
+            found["kd_cls_loss"] = losses.class_response_sigmoid(
+                logits_s, logits_t, self.temperature
+            )
+        if "softmax" in self.chosen:
+            found["kd_softmax_loss"] = losses.class_response_softmax(
+                logits_s, logits_t, self.temperature
+            )
+        if "box" in self.chosen:
+            raw = take_levels(student, "boxes", own)
+            name, loss = self._box_loss(
+                raw, self.student_head, student["feats"], teacher, confidence
+            )
+            found[f"kd_{name}_loss"] = loss
+        if "cross" in self.chosen:
+            logits_x = self._through_teacher("cv3")[..., self.teacher_classes]
+            found["kd_cross_cls_loss"] = losses.class_response_sigmoid(
+                logits_x, logits_t, self.temperature
+            )
+            raw = self._through_teacher("cv2")
+            name, loss = self._box_loss(
+                raw, self.teacher_head, student["feats"], teacher, confidence
+            )
+            found[f"kd_cross_{name}_loss"] = loss
+        if "feature" in self.chosen:
+            found["kd_feature_loss"] = sum(
+                losses.feature_correlation(adapt(student["feats"][i]), teacher["feats"][j])
+                for adapt, (i, j) in zip(self.adapters["feature"], self.levels.pairs, strict=True)
+            ) / len(own)
+        return found
+
+    def _box_loss(
+        self, raw: Tensor, head, feats: list[Tensor], teacher: dict, confidence: Tensor
+    ) -> tuple[str, Tensor]:
+        """Compare raw boxes (B, N, 4R) on the student's grid, written as ``head`` writes them."""
+        own, theirs = zip(*self.levels.pairs, strict=True)
+        raw_t = take_levels(teacher, "boxes", list(theirs))
+        bins = head.reg_max
+        if bins == self.teacher_head.reg_max and bins > 1:
+            sides = (x.unflatten(-1, (4, bins)) for x in (raw, raw_t))
+            return "dfl", losses.dfl_divergence(*sides, confidence)
+        # Both in pixels of the student's picture, on the same grid.
+        grids = [feats[i] for i in own]
+        strides = self.student_head.stride[list(own)]
+        boxes = (
+            decode_boxes(x, h.reg_max, grids, strides)
+            for x, h in ((raw, head), (raw_t, self.teacher_head))
+        )
+        size = float(feats[0].shape[-1] * self.student_head.stride[0])
+        return "box", losses.decoded_box(*boxes, confidence, size)
+
+    def _through_teacher(self, name: str) -> Tensor:
+        """What the rest of the teacher's branch makes of the student's hidden features: (B, N,
+        channels).
+        """
+        outputs = []
+        for adapt, (i, j) in zip(self.adapters[name], self.levels.pairs, strict=True):
+            rest = getattr(self.teacher_head, name)[j][1:]
+            outputs.append(rest(adapt(self.hidden.pop((name, i)))).flatten(2))
+        return torch.cat(outputs, dim=-1).transpose(1, 2)
+
+    def __call__(self, preds, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, items = self.detection(preds, batch)
+        step, *rest = self.steps
+        scale = schedule(step, *rest)
+        self.steps = (step + 1, *rest)
+        student = raw_predictions(preds)
+        if scale == 0.0:  # the teacher has nothing to say any more, so it is not run either
+            self.hidden.clear()
+            zero = loss.detach().sum() * 0
+            names = self.balance.sums
+            return loss, {
+                **items,
+                **dict.fromkeys(names, zero),
+                **dict.fromkeys(map(_scale_name, names), zero),
+            }
+        picture = batch.get("teacher_img", batch["img"])
+        with torch.no_grad(), torch.autocast(picture.device.type, enabled=False):
+            teacher = raw_predictions(self.teacher(picture.float()))
+        terms = self.terms(student, teacher)
+        # Ultralytics sums over frames: so do we, or the balance would move with the batch.
+        size = len(batch["img"])
+        if self.balance.due:
+            self.balance.measure(
+                loss.sum(), {k: term * size for k, term in terms.items()}, student["feats"]
+            )
+        self.balance.batches += 1
+        added = loss.new_zeros(())
+        for name, term in terms.items():
+            if not torch.isfinite(term):
+                raise UnusableModelError(
+                    f"{name} is {term.item()}: the teacher's output is not finite on this batch"
+                )
+            weight = scale * self.balance.weight(name)
+            added = added + weight * term * size
+            items = {
+                **items,
+                name: term.detach(),
+                _scale_name(name): term.detach().new_tensor(weight),
+            }
+        return torch.cat([loss.flatten(), added.view(1)]), items
+
+
+def _scale_name(name: str) -> str:
+    return name.replace("_loss", "_scale")
+
+
+def raw_predictions(preds) -> dict[str, Tensor]:
+    """The {boxes (B, 4R, N), scores (B, C, N), feats} of a Detect head, in training and eval mode
+    alike.
+
+    A head with two branches (YOLO26) is compared on the one-to-many branch: one-to-one sees
+    detached features, so that nothing would reach the backbone.
+    """
+    preds = preds[1] if isinstance(preds, tuple) else preds
+    return preds.get("one2many", preds)
+
+
+def take_levels(raw: dict, key: str, levels: list[int]) -> Tensor:
+    """The anchors of some levels of raw predictions, as (B, N, channels)."""
+    counts = [f.shape[-2] * f.shape[-1] for f in raw["feats"]]
+    parts = raw[key].split(counts, dim=-1)
+    return torch.cat([parts[i] for i in levels], dim=-1).transpose(1, 2)
+
+
+def decode_boxes(raw: Tensor, bins: int, grids: list[Tensor], strides: Tensor) -> Tensor:
+    """Raw boxes (B, N, 4 * bins) on ``grids`` -> (B, N, 4), xyxy in pixels of ``strides``."""
+    anchors, steps = make_anchors(grids, strides, 0.5)
+    if bins > 1:
+        raw = raw.unflatten(-1, (4, bins)).softmax(-1) @ torch.arange(
+            bins, device=raw.device, dtype=raw.dtype
+        )
+    return dist2bbox(raw, anchors, xywh=False) * steps
+
+
+def downsample(pictures: Tensor, scale: int) -> Tensor:
+    """Pictures (B, C, H, W) reduced by a whole factor, each pixel the mean of those it covers."""
+    return F.avg_pool2d(pictures, scale)
