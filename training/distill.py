@@ -15,18 +15,20 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import shutil
 import time
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from ultralytics import __version__ as ultralytics_version
 from ultralytics.data import build_yolo_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER
+from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from training.criterion import (
@@ -124,9 +126,28 @@ class DistillTrainer(DetectionTrainer):
             # process: on a small machine that costs almost half of the speed.
             self.args.workers = min(2, _cores())
             self.add_callback("on_train_start", lambda _: torch.set_num_threads(_cores()))
+        self.add_callback("on_train_epoch_start", DistillTrainer._seed_epoch)
         if self.config.distils:
             self.add_callback("on_pretrain_routine_end", DistillTrainer._attach)
-            self.add_callback("on_model_save", DistillTrainer._save_state)
+        self.add_callback("on_pretrain_routine_end", DistillTrainer._load_state)
+        self.add_callback("on_model_save", DistillTrainer._save_state)
+
+    def _seed_epoch(self) -> None:
+        """Make the frames of an epoch depend on seed and epoch alone (Ultralytics callback).
+
+        So a resumed run sees what an uninterrupted one would have seen, and runs that are paired
+        by their seed see the same, whatever else they draw.
+        """
+        seed = (self.config.seed * 100_003 + self.epoch) * 1009 + max(RANK, 0)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        self.train_loader.generator.manual_seed(seed)
+        self.train_loader.reset()
+
+    def _close_dataloader_mosaic(self) -> None:
+        super()._close_dataloader_mosaic()
+        self._seed_epoch()  # the workers start anew, with other numbers than before otherwise
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None):
         """Read training frames at the size that the teacher sees."""
@@ -166,10 +187,6 @@ class DistillTrainer(DetectionTrainer):
         """Put the distillation criterion in the place of the student's (Ultralytics callback)."""
         config = self.config
         student = unwrap_model(self.model)
-        state = {}
-        if self.start_epoch and self._state_file.is_file():
-            state = torch.load(self._state_file, map_location=self.device, weights_only=True)
-            self.adapters.load_state_dict(state["adapters"])
         if getattr(student, "criterion", None) is None:
             student.criterion = student.init_criterion()
         student.criterion = DistillationLoss(
@@ -181,7 +198,7 @@ class DistillTrainer(DetectionTrainer):
             self.adapters,
             config.terms,
             config.temperature,
-            Balance(config.balance, state.get("balance")),
+            Balance(config.balance),
         )
         batches, close = len(self.train_loader), self.args.close_mosaic
         student.criterion.steps = (
@@ -192,15 +209,45 @@ class DistillTrainer(DetectionTrainer):
         )
 
     @property
-    def _state_file(self) -> Path:
-        return self.save_dir / "weights" / "distillation.pt"
+    def state_file(self) -> Path:
+        """What a resumed run needs beside Ultralytics' checkpoint."""
+        return self.save_dir / "weights" / "resume.pt"
 
     def _save_state(self) -> None:
-        """Keep balance and adapters beside each checkpoint (Ultralytics callback)."""
-        balance = unwrap_model(self.model).criterion.balance.state()
-        temporary = self._state_file.with_name(".distillation.pt.tmp")
-        torch.save({"balance": balance, "adapters": self.adapters.state_dict()}, temporary)
-        os.replace(temporary, self._state_file)
+        """Keep beside each checkpoint what it lacks (Ultralytics callback).
+
+        Ultralytics' own checkpoint holds the averaged weights alone, and them and the optimizer in
+        half precision: from there a run goes on, but not as if it had not been interrupted.
+        """
+        student = unwrap_model(self.model)
+        state = {
+            "epoch": self.epoch,
+            "student": student.state_dict(),
+            "average": self.ema.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if self.config.distils:
+            state["balance"] = student.criterion.balance.state()
+            state["adapters"] = self.adapters.state_dict()
+        temporary = self.state_file.with_name(".resume.pt.tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.state_file)
+
+    def _load_state(self) -> None:
+        """Go on exactly where an interrupted run was (Ultralytics callback)."""
+        if not self.start_epoch or not self.state_file.is_file():
+            return
+        state = torch.load(self.state_file, map_location=self.device, weights_only=True)
+        if state["epoch"] != self.start_epoch - 1:
+            LOGGER.warning("interrupted between two files: balance and adapters start anew")
+            return
+        student = unwrap_model(self.model)
+        student.load_state_dict(state["student"])
+        self.ema.ema.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.config.distils:
+            self.adapters.load_state_dict(state["adapters"])
+            student.criterion.balance = Balance(self.config.balance, state["balance"])
 
     def label_loss_items(self, loss_items=None, prefix: str = "train"):
         """Leave out columns of terms that validation does not compute: they would read as 0."""
@@ -317,6 +364,7 @@ def distill(
     temporary = output / ".best.pt.tmp"
     shutil.copyfile(output / "weights" / "best.pt", temporary)
     os.replace(temporary, output / "best.pt")
+    trainer.state_file.unlink(missing_ok=True)
     write_text(
         done, json.dumps(metrics, indent=1)
     )  # last: its presence means that the run is complete
