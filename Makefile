@@ -44,12 +44,13 @@ option-FRACTION := --fraction
 option-OUTPUT := --output
 
 # The teacher that the demo starts from: other places (--seed) than those the demo draws.
-demo-teacher: setup  ## train training/models/demo-teacher.pt anew (about half an hour on 2 cores)
-	$(PY) -m training generate --output runs/demo-teacher/data --train 600 --val 60 --seed 1
+# SHARED: see default-model; here only weights/yolov8s-coco.pt is read.
+demo-teacher: setup  ## train training/models/demo-teacher.pt anew (about 35 minutes on 2 cores)
+	$(PY) -m training generate --output runs/demo-teacher/data --train 800 --val 60 --seed 1
 	$(PY) -m training distill --data runs/demo-teacher/data/data.yaml --teacher none \
-	  --student aerial-teacher.yaml --output runs/demo-teacher/run --epochs 4 --batch 4 --no-val \
-	  --set optimizer=AdamW --set lr0=0.002 --set mosaic=0 --set close_mosaic=0 --set nbs=4 \
-	  --set warmup_epochs=0.5
+	  --student aerial-teacher.yaml --output runs/demo-teacher/run --epochs 3 --batch 2 --no-val \
+	  --set pretrained="$(SHARED)/weights/yolov8s-coco.pt" --set optimizer=AdamW --set lr0=0.001 \
+	  --set mosaic=0 --set close_mosaic=0 --set nbs=2 --set warmup_epochs=0.25
 	cp runs/demo-teacher/run/best.pt training/models/demo-teacher.pt
 
 # SHARED: a folder with data/ and weights/ as training/default_model.py describes.
