@@ -66,6 +66,7 @@ def _config(a: argparse.Namespace):
         terms=a.terms,
         balance=a.balance,
         teacher_scale=a.teacher_scale,
+        unlabelled=a.unlabelled,
         fraction=a.fraction,
         val=a.val,
         overrides=dict(a.set),
@@ -226,7 +227,8 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--teacher",
         required=True,
-        help="checkpoint or model yaml; 'none' trains the student alone",
+        help="checkpoint (YOLO or RT-DETR), or predictions: a folder of YOLO .txt with "
+        "confidences, or a COCO results .json; 'none' trains the student alone",
     )
     sub.add_argument("--student", required=True, help="checkpoint or model yaml")
     sub.add_argument("--output", type=Path, required=True, help="folder of the run")
@@ -261,6 +263,13 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
         type=float,
         default=0.2,
         help="gradient of each distillation term as a share of the detection loss's (%(default)s)",
+    )
+    sub.add_argument(
+        "--unlabelled",
+        default="",
+        metavar="DIR",
+        help="further training frames without labels: the teacher labels what it is sure of, and "
+        "what it is unsure of counts neither as an object nor as background",
     )
     sub.add_argument(
         "--fraction",

@@ -105,6 +105,8 @@ def compare(
     Returns:
         The teacher's figures, and a summary per arm.
     """
+    if not config.distils:
+        raise ValueError("compare needs a teacher")
     configs = {arm: arm_config(arm, config) for arm in arms}  # refused before the first run
     output.mkdir(parents=True, exist_ok=True)
     data = Path(config.data)

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 from ultralytics.utils.tal import dist2bbox, make_anchors
 
 from training import losses
+from training.losses import BACKGROUND
 from training.models import ClassMatch, UnusableModelError
+from training.softlabels import Boxes, MaskedBCE, add_sure_answers, assign, negatives_kept
 
 # Name in `Config.terms` -> what it compares.
 TERMS = {
@@ -28,6 +31,8 @@ TERMS = {
     "cross": "class and box of the student's features seen through the teacher's head (CrossKD)",
     "feature": "the features that enter the head (PKD)",
 }
+# What a teacher without a Detect head can teach.
+BOX_TERMS = {"class", "box"}
 # Gradients are measured on every fifth of the first batches: a measurement costs a backward pass
 # through the head for each term.
 CALIBRATION_BATCHES, CALIBRATION_STEP = 50, 5
@@ -116,12 +121,17 @@ class LevelMatch:
         return "\n".join(lines)
 
 
-def match_levels(student_head, teacher_head, scale: int = 1) -> LevelMatch:
+def match_levels(student_head, teacher_head, scale: int = 1) -> LevelMatch | None:
     """Match the levels of two Detect heads by the size of their grids.
+
+    None for a teacher without such a head: its boxes are given to the student's anchors as labels
+    are.
 
     Raises:
         UnusableModelError: not one level in common, with both lists.
     """
+    if teacher_head is None:
+        return None
     student, teacher = (
         tuple(int(s) for s in head.stride) for head in (student_head, teacher_head)
     )
@@ -184,10 +194,10 @@ class DistillationLoss:
     def __init__(
         self,
         detection,
-        teacher: nn.Module,
+        teacher,
         student: nn.Module,
         match: ClassMatch,
-        levels: LevelMatch,
+        levels: LevelMatch | None,
         adapters: nn.ModuleDict,
         terms: tuple[str, ...],
         temperature: float,
@@ -195,8 +205,10 @@ class DistillationLoss:
     ) -> None:
         device = next(student.parameters()).device
         self.detection = detection
-        self.teacher = teacher.to(device).eval().requires_grad_(False)
-        self.student_head, self.teacher_head = student.model[-1], teacher.model[-1]
+        self.teacher = teacher
+        if teacher.module is not None:
+            teacher.module.to(device)
+        self.student_head, self.teacher_head = student.model[-1], teacher.head
         self.student_classes, self.teacher_classes = (
             torch.tensor(x, device=device) for x in zip(*match.pairs, strict=True)
         )
@@ -206,6 +218,10 @@ class DistillationLoss:
         self.temperature = temperature
         self.balance = balance
         self.steps = (0, 1, 1, False)  # step, warm-up, total, closes: set by the trainer
+        branches = [getattr(detection, name, None) for name in ("one2many", "one2one")]
+        self.negatives = MaskedBCE()
+        for branch in filter(None, branches if any(branches) else [detection]):
+            branch.bce = self.negatives
         self.hidden: dict[tuple[str, int], Tensor] = {}
         if "cross" in terms:
             for name in ("cv2", "cv3"):
@@ -229,8 +245,40 @@ class DistillationLoss:
         if hasattr(self.detection, "update"):
             self.detection.update()
 
-    def terms(self, student: dict, teacher: dict) -> dict[str, Tensor]:
-        """Name -> scalar loss, for one batch of raw predictions (see `raw_predictions`)."""
+    def terms(self, student: dict, answer: dict | Boxes) -> dict[str, Tensor]:
+        """Name -> scalar loss, of one batch of the student's raw predictions and the teacher's
+        answer.
+        """
+        if isinstance(answer, Boxes):
+            return self._terms_of_boxes(student, answer)
+        return self._terms_of_anchors(student, answer)
+
+    def _terms_of_boxes(self, student: dict, answer: Boxes) -> dict[str, Tensor]:
+        levels = list(range(len(student["feats"])))
+        logits = take_levels(student, "scores", levels)[..., self.student_classes]
+        grids, strides = student["feats"], self.student_head.stride
+        raw = take_levels(student, "boxes", levels)
+        xyxy = decode_boxes(raw, self.student_head.reg_max, grids, strides)
+        size = _side(student, self.student_head)
+        answer = Boxes(answer.frame, answer.cxcywh, answer.scores[:, self.teacher_classes])
+        wanted, wanted_xyxy = assign(
+            answer.without_duplicates(BACKGROUND),
+            logits.detach().sigmoid(),
+            xyxy.detach(),
+            _centres(grids, strides),
+            [int(s) for s in strides],
+            size,
+        )
+        found = {}
+        if "class" in self.chosen:
+            found["kd_cls_loss"] = losses.class_response_sigmoid(
+                logits, torch.logit(wanted, eps=1e-4), self.temperature
+            )
+        if "box" in self.chosen:
+            found["kd_box_loss"] = losses.decoded_box(xyxy, wanted_xyxy, wanted.amax(-1), size)
+        return found
+
+    def _terms_of_anchors(self, student: dict, teacher: dict) -> dict[str, Tensor]:
         own = [i for i, _ in self.levels.pairs]
         logits_s = take_levels(student, "scores", own)[..., self.student_classes]
         theirs = [j for _, j in self.levels.pairs]
@@ -285,7 +333,7 @@ class DistillationLoss:
             decode_boxes(x, h.reg_max, grids, strides)
             for x, h in ((raw, head), (raw_t, self.teacher_head))
         )
-        size = float(feats[0].shape[-1] * self.student_head.stride[0])
+        size = _side({"feats": feats}, self.student_head)
         return "box", losses.decoded_box(*boxes, confidence, size)
 
     def _through_teacher(self, name: str) -> Tensor:
@@ -298,13 +346,41 @@ class DistillationLoss:
             outputs.append(rest(adapt(self.hidden.pop((name, i)))).flatten(2))
         return torch.cat(outputs, dim=-1).transpose(1, 2)
 
+    def _answers(self, answer: dict | Boxes, size: float) -> Boxes:
+        """The answer as boxes without duplicates, scores in the student's classes."""
+        if not isinstance(answer, Boxes):
+            levels = list(range(len(answer["feats"])))
+            raw = take_levels(answer, "boxes", levels)
+            strides = self.teacher_head.stride
+            xyxy = decode_boxes(raw, self.teacher_head.reg_max, answer["feats"], strides)
+            scores = take_levels(answer, "scores", levels).sigmoid()
+            frame, anchor = (scores.amax(-1) >= BACKGROUND).nonzero(as_tuple=True)
+            cxcywh = box_convert(xyxy[frame, anchor] / size, "xyxy", "cxcywh")
+            answer = Boxes(frame, cxcywh, scores[frame, anchor])
+        scores = answer.scores.new_zeros(len(answer.frame), self.student_head.nc)
+        scores[:, self.student_classes] = answer.scores[:, self.teacher_classes]
+        return Boxes(answer.frame, answer.cxcywh, scores).without_duplicates(BACKGROUND)
+
     def __call__(self, preds, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, items = self.detection(preds, batch)
         step, *rest = self.steps
         scale = schedule(step, *rest)
         self.steps = (step + 1, *rest)
         student = raw_predictions(preds)
-        if scale == 0.0:  # the teacher has nothing to say any more, so it is not run either
+        unlabelled = "regions" in batch and len(batch["regions"].frame) > 0
+        answer = None
+        if scale > 0 or unlabelled:  # else the teacher has nothing to say, and is not run either
+            picture = batch.get("teacher_img", batch["img"])
+            with torch.no_grad(), torch.autocast(picture.device.type, enabled=False):
+                answer = self.teacher(picture.float(), batch)
+        self.negatives.kept = None
+        if unlabelled:
+            found = self._answers(answer, picture.shape[-1])
+            batch = add_sure_answers(batch, found)
+            centres = _centres(student["feats"], self.student_head.stride)
+            size = _side(student, self.student_head)
+            self.negatives.kept = negatives_kept(batch, found, centres / size)
+        loss, items = self.detection(preds, batch)
+        if scale == 0:
             self.hidden.clear()
             zero = loss.detach().sum() * 0
             names = self.balance.sums
@@ -313,10 +389,7 @@ class DistillationLoss:
                 **dict.fromkeys(names, zero),
                 **dict.fromkeys(map(_scale_name, names), zero),
             }
-        picture = batch.get("teacher_img", batch["img"])
-        with torch.no_grad(), torch.autocast(picture.device.type, enabled=False):
-            teacher = raw_predictions(self.teacher(picture.float()))
-        terms = self.terms(student, teacher)
+        terms = self.terms(student, answer)
         # Ultralytics sums over frames: so do we, or the balance would move with the batch.
         size = len(batch["img"])
         if self.balance.due:
@@ -338,6 +411,17 @@ class DistillationLoss:
                 _scale_name(name): term.detach().new_tensor(weight),
             }
         return torch.cat([loss.flatten(), added.view(1)]), items
+
+
+def _side(raw: dict, head) -> float:
+    """Side of the input in pixels."""
+    return float(raw["feats"][0].shape[-1] * head.stride[0])
+
+
+def _centres(grids: list[Tensor], strides: Tensor) -> Tensor:
+    """Of the anchors, (N, 2) in pixels."""
+    anchors, steps = make_anchors(grids, strides, 0.5)
+    return anchors * steps
 
 
 def _scale_name(name: str) -> str:

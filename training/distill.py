@@ -12,14 +12,19 @@ student alone and loads anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import random
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +37,7 @@ from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from training.criterion import (
+    BOX_TERMS,
     TERMS,
     Balance,
     DistillationLoss,
@@ -41,10 +47,20 @@ from training.criterion import (
 )
 from training.data import image_paths, load_data, write_text
 from training.evaluate import evaluate
-from training.models import class_names, cost, load_model, match_classes, resolve_model
+from training.models import (
+    UnusableModelError,
+    class_names,
+    cost,
+    load_model,
+    match_classes,
+    resolve_model,
+)
 from training.report import format_score
+from training.softlabels import extend_labels, split_batch
+from training.teachers import Predictions, open_teacher
 
 NO_TEACHER = "none"
+UNLABELLED = "unlabelled.txt"
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,8 @@ class Config:
     ``terms`` are names of `training.criterion.TERMS`. ``balance`` is the share that the gradient
     of each term has of the detection loss's gradient on the same features, at lambda = 1.
     ``teacher_scale``: the teacher sees the augmented picture this many times as large, in both
-    directions, as the student does. ``overrides`` are Ultralytics' own training settings (lr0,
+    directions, as the student does. ``unlabelled`` is a folder of further training frames, which
+    the teacher labels. ``overrides`` are Ultralytics' own training settings (lr0,
     mosaic, ...).
     """
 
@@ -71,6 +88,7 @@ class Config:
     temperature: float = 1.0
     balance: float = 0.2
     teacher_scale: int = 1
+    unlabelled: str = ""
     fraction: float = 1.0
     val: bool = True
     overrides: dict = field(default_factory=dict)
@@ -100,6 +118,8 @@ class Config:
             raise ValueError(
                 f"{', '.join(sorted(own))} has an option of its own: use --{sorted(own)[0]}"
             )
+        if self.unlabelled and not self.distils:
+            raise ValueError("unlabelled frames need a teacher")
         if self.teacher_scale > 1 and self.overrides.get("multi_scale"):
             raise ValueError("teacher_scale needs a fixed input: leave multi_scale out")
 
@@ -149,21 +169,48 @@ class DistillTrainer(DetectionTrainer):
         super()._close_dataloader_mosaic()
         self._seed_epoch()  # the workers start anew, with other numbers than before otherwise
 
+    @cached_property
+    def teacher(self):
+        """The run's teacher."""
+        names = tuple(self.data["names"].values())
+        return open_teacher(self.config.teacher, names)
+
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None):
-        """Read training frames at the size that the teacher sees."""
-        if mode != "train" or self.config.teacher_scale == 1:
+        """Read training frames at the size that the teacher sees, with its answers if it has
+        them ready.
+        """
+        if mode != "train" or not self.config.distils:
             return super().build_dataset(img_path, mode, batch)
         args = copy(self.args)
         args.imgsz *= self.config.teacher_scale
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
-        return build_yolo_dataset(args, img_path, batch, self.data, mode=mode, stride=stride)
+        dataset = build_yolo_dataset(args, img_path, batch, self.data, mode=mode, stride=stride)
+        predictions = self.teacher if isinstance(self.teacher, Predictions) else None
+        self.soft_scores = None
+        if predictions or self.config.unlabelled:
+            listed = self.save_dir / UNLABELLED
+            unlabelled = set(listed.read_text().splitlines()) if listed.is_file() else set()
+            self.soft_scores, frames = extend_labels(
+                dataset.labels, self.data["nc"], unlabelled, predictions
+            )
+            if predictions and not frames:
+                raise UnusableModelError(
+                    f"{self.config.teacher}: no prediction is named like a training frame"
+                )
+            LOGGER.info(
+                f"{len(dataset.labels)} training frames, {len(unlabelled)} of them without labels"
+                + (f", {frames} with predictions of the teacher" if predictions else "")
+            )
+        return dataset
 
     def preprocess_batch(self, batch: dict) -> dict:
-        """Reduce the frames for the student, and keep the large ones for the teacher."""
+        """Reduce the frames for the student, and part what travelled with the labels."""
         batch = super().preprocess_batch(batch)
-        if self.config.teacher_scale > 1:
+        if self.config.teacher_scale > 1 and self.config.distils:
             batch["teacher_img"] = batch["img"]
             batch["img"] = downsample(batch["img"], self.config.teacher_scale)
+        if self.config.distils and self.soft_scores is not None:
+            batch = split_batch(batch, self.data["nc"], self.soft_scores)
         return batch
 
     def build_optimizer(self, model, *args, **kwargs):
@@ -172,8 +219,7 @@ class DistillTrainer(DetectionTrainer):
         config = self.config
         if config.distils:
             student = unwrap_model(model)
-            self.teacher, _ = load_model(config.teacher)
-            heads = student.model[-1], self.teacher.model[-1]
+            heads = student.model[-1], self.teacher.head
             self.levels = match_levels(*heads, config.teacher_scale)
             self.adapters = make_adapters(config.terms, self.levels, *heads, seed=config.seed)
             self.adapters.to(self.device)
@@ -193,7 +239,7 @@ class DistillTrainer(DetectionTrainer):
             student.criterion,
             self.teacher,
             student,
-            match_classes(class_names(student), class_names(self.teacher)),
+            match_classes(class_names(student), self.teacher.names),
             self.levels,
             self.adapters,
             config.terms,
@@ -321,21 +367,35 @@ def distill(
     data = load_data(config.data)
     student_source = resolve_model(config.student)
     untrained, _ = load_model(student_source)
-    teacher = load_model(config.teacher)[0] if config.distils else None
+    teacher = open_teacher(config.teacher, data.names) if config.distils else None
     if teacher is not None:
-        LOGGER.info(match_classes(data.names, class_names(teacher)).table())
-        heads = untrained.model[-1], teacher.model[-1]
-        LOGGER.info(match_levels(*heads, config.teacher_scale).table())
+        LOGGER.info(match_classes(data.names, teacher.names).table())
+        levels = match_levels(untrained.model[-1], teacher.head, config.teacher_scale)
+        if levels is not None:
+            LOGGER.info(levels.table())
+        elif impossible := set(config.terms) - BOX_TERMS:
+            raise UnusableModelError(
+                f"{config.teacher} answers with boxes, without a Detect head: it cannot teach "
+                f"{', '.join(sorted(impossible))}, use --terms {','.join(sorted(BOX_TERMS))}"
+            )
+
+    unlabelled = image_paths(Path(config.unlabelled).resolve()) if config.unlabelled else []
 
     output.mkdir(parents=True, exist_ok=True)
     content = {**asdict(config), "terms": list(config.terms)}
     write_text(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
     if config.fraction < 1:
         data = replace(data, train=_thin(data.train, config.fraction, output / "train.txt"))
+    if unlabelled:
+        lists = {"train.txt": image_paths(data.train) + unlabelled, UNLABELLED: unlabelled}
+        for name, paths in lists.items():
+            write_text(output / name, "\n".join(map(str, paths)) + "\n")
+        data = replace(data, train=output / "train.txt")
     resolved = data.write_resolved(output / "data.yaml")
     started = time.time()
     trainer = DistillTrainer(overrides=_overrides(config, student_source, resolved, output))
-    trainer.train()
+    with _interrupt_between_batches(trainer):
+        trainer.train()
     train_seconds = round(time.time() - started, 1)
 
     student, _ = load_model(str(output / "weights" / "best.pt"))
@@ -344,8 +404,8 @@ def distill(
             **evaluate(student, resolved, imgsz=config.imgsz),
             **cost(student, config.imgsz),
         },
-        "teacher": _teacher_figures(teacher, resolved, config)
-        if teacher is not None and measure_teacher
+        "teacher": _teacher_figures(teacher.module, resolved, config)
+        if teacher is not None and teacher.head is not None and measure_teacher
         else None,
         "epochs": config.epochs,
         "imgsz": config.imgsz,
@@ -369,6 +429,38 @@ def distill(
         done, json.dumps(metrics, indent=1)
     )  # last: its presence means that the run is complete
     return metrics
+
+
+@contextlib.contextmanager
+def _interrupt_between_batches(trainer: DistillTrainer) -> Iterator[None]:
+    """Ctrl-C stops at the next batch; a second one stops at once.
+
+    An exception out of a signal is lost where it meets Python's own clean-up, such as the forking
+    of a loader's process.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    seen = threading.Event()
+
+    def on_signal(*_) -> None:
+        if seen.is_set():
+            raise KeyboardInterrupt
+        seen.set()
+        LOGGER.info("stopping")
+
+    def check(_) -> None:
+        if seen.is_set():
+            raise KeyboardInterrupt
+
+    for event in ("on_train_batch_start", "on_val_batch_start"):
+        trainer.add_callback(event, check)
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    check(trainer)
 
 
 def _teacher_figures(teacher: torch.nn.Module, data: Path, config: Config) -> dict:

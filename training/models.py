@@ -99,11 +99,13 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def load_model(name: str) -> tuple[DetectionModel, dict]:
+def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, dict]:
     """Load a detector in float32 and eval mode with its checkpoint dictionary (empty for a yaml).
 
+    ``also``: names of other heads that are accepted beside Detect.
+
     Raises:
-        UnusableModelError: not a checkpoint, or a model without a Detect head.
+        UnusableModelError: not a checkpoint, or a model with another head.
     """
     source = resolve_model(name)
     if not source.endswith(".pt"):
@@ -119,7 +121,7 @@ def load_model(name: str) -> tuple[DetectionModel, dict]:
                 f"{name} is not an Ultralytics checkpoint: {_first_line(error)}"
             ) from error
     head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
-    if type(head).__name__ != "Detect" or not isinstance(head, Detect):
+    if type(head) is not Detect and type(head).__name__ not in also:
         found = type(head).__name__ if head is not None else type(model).__name__
         raise UnusableModelError(f"{name} must be a detector with a Detect head, found {found}")
     return model, checkpoint

@@ -16,6 +16,7 @@ from training.criterion import (
     schedule,
 )
 from training.models import UnusableModelError, load_model, match_classes, resolve_model
+from training.teachers import DetectTeacher
 
 
 def one_batch() -> dict:
@@ -38,7 +39,7 @@ def student_and_loss(
     levels = match_levels(*heads, scale)
     return student, DistillationLoss(
         detection,
-        teacher,
+        DetectTeacher(teacher),
         student,
         match_classes(NAMES, NAMES),
         levels,

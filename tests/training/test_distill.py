@@ -8,7 +8,7 @@ from pathlib import Path
 import polars
 import pytest
 import torch
-from tiny_training import NAMES, SIZE, save_checkpoint
+from tiny_training import NAMES, SIZE, draw_set, save_checkpoint
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
@@ -181,6 +181,42 @@ def test_levels_that_do_not_meet_are_refused_before_anything_is_written(tiny_dat
     with pytest.raises(UnusableModelError, match="no level of the student matches"):
         distill(config(tiny_data, teacher, teacher_scale=4), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def write_predictions(data: Path, folder: Path) -> Path:
+    """The labels of the training frames, as a teacher would have found them, with confidences."""
+    folder.mkdir()
+    for path in (data.parent / "labels" / "train").glob("*.txt"):
+        rows = [f"{line} 0.9" for line in path.read_text().splitlines()]
+        (folder / path.name).write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_a_folder_of_predictions_teaches(tiny_data, tmp_path):
+    folder = write_predictions(tiny_data, tmp_path / "predictions")
+    run = config(tiny_data, folder, overrides={**SHORT, "mosaic": 1.0, "close_mosaic": 1})
+    metrics = distill(run, tmp_path / "out")
+    assert metrics["teacher"] is None
+    table = polars.read_csv(tmp_path / "out" / "results.csv")
+    assert table["train/kd_cls_loss"][0] > 0 and table["train/kd_box_loss"][0] > 0
+    with pytest.raises(UnusableModelError, match="cannot teach cross, feature, use --terms"):
+        distill(config(tiny_data, folder, terms=("class", "cross", "feature")), tmp_path / "b")
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "zebra.txt").write_text("0 0.5 0.5 0.1 0.1 0.5\n")
+    with pytest.raises(UnusableModelError, match="no prediction is named like a training frame"):
+        distill(config(tiny_data, tmp_path / "others"), tmp_path / "c")
+
+
+def test_frames_without_labels_are_trained_on(tiny_data, tiny_teacher, tmp_path):
+    unlabelled = draw_set(tmp_path / "more", train=6, seed=5).parent / "images" / "train"
+    run = config(tiny_data, tiny_teacher, unlabelled=str(unlabelled))
+    distill(run, tmp_path / "out")
+    listed = (tmp_path / "out" / "train.txt").read_text().splitlines()
+    assert len(listed) == 18 and len(set(listed)) == 18
+    assert len((tmp_path / "out" / "unlabelled.txt").read_text().splitlines()) == 6
+    assert polars.read_csv(tmp_path / "out" / "results.csv")["train/kd_cls_loss"][1] > 0
+    with pytest.raises(ValueError, match="unlabelled frames need a teacher"):
+        config(tiny_data, NO_TEACHER, unlabelled=str(unlabelled))
 
 
 def test_resume_needs_something_to_resume(tiny_data, tmp_path):

@@ -1,0 +1,70 @@
+import json
+
+import pytest
+import torch
+from tiny_training import NAMES, SIZE, save_checkpoint
+from ultralytics.nn.tasks import RTDETRDetectionModel
+
+from training.models import UnusableModelError
+from training.teachers import BoxTeacher, DetectTeacher, open_teacher
+
+
+def test_a_detector_answers_per_anchor(tmp_path):
+    teacher = open_teacher(str(save_checkpoint(tmp_path / "t.pt")), NAMES)
+    assert isinstance(teacher, DetectTeacher) and teacher.names == NAMES
+    answer = teacher(torch.rand(2, 3, SIZE, SIZE), {})
+    assert answer["scores"].shape[:2] == (2, len(NAMES))
+
+
+def test_rt_detr_answers_with_boxes(tmp_path):
+    torch.manual_seed(0)
+    model = RTDETRDetectionModel("rtdetr-l.yaml", nc=2, verbose=False)
+    model.names = dict(enumerate(NAMES))
+    torch.save({"model": model}, tmp_path / "rtdetr.pt")
+    teacher = open_teacher(str(tmp_path / "rtdetr.pt"), NAMES)
+    assert isinstance(teacher, BoxTeacher) and teacher.head is None
+    model.model[-1].dec_score_head[-1].bias.data.fill_(2.0)
+    torch.save({"model": model}, tmp_path / "rtdetr.pt")
+    picture = torch.rand(2, 3, 128, 128)
+    with torch.no_grad():
+        answer = open_teacher(str(tmp_path / "rtdetr.pt"), NAMES)(picture, {})
+        plain = model.float().eval()(picture)[0]  # (B, 300, 4 + C), what Ultralytics decodes
+    assert set(answer.frame.tolist()) == {0, 1} and answer.scores.shape[1] == 2
+    first = answer.frame == 0
+    assert torch.allclose(answer.scores[first].amax(-1).sort()[0], plain[0, :, 4].sort()[0],
+                          atol=1e-5) or plain.shape[-1] != 6  # fmt: skip
+
+
+def test_predictions_are_read_from_yolo_files_and_from_coco(tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("1 0.5 0.5 0.2 0.1 0.75\n0 0.1 0.1 0.1 0.1 0.25\n")
+    yolo = open_teacher(str(tmp_path / "labels"), NAMES)
+    boxes, scores = yolo.found["a"]
+    assert boxes[0].tolist() == pytest.approx([0.5, 0.5, 0.2, 0.1]) and not yolo.pixels
+    assert scores.tolist() == [[0.0, 0.75], [0.25, 0.0]]
+    entry = {"image_id": "a", "category_id": 1, "bbox": [40, 45, 20, 10], "score": 0.75}
+    (tmp_path / "p.json").write_text(json.dumps([entry]))
+    coco = open_teacher(str(tmp_path / "p.json"), NAMES)
+    assert coco.found["a"][0].tolist() == [[50.0, 50.0, 20.0, 10.0]] and coco.pixels
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("0 0.5 0.5 0.1 0.1", "6 numbers"),
+        ("7 0.5 0.5 0.1 0.1 0.5", "class 7, but the data has 2 classes"),
+        ("0 0.5 0.5 0.1 0.1 50", r"confidence of 50 is not in \[0, 1\]"),
+        (None, "holds no predictions"),
+    ],
+)
+def test_predictions_that_cannot_be_used_are_refused(tmp_path, content, expected):
+    if content:
+        (tmp_path / "a.txt").write_text(content + "\n")
+    with pytest.raises(UnusableModelError, match=expected):
+        open_teacher(str(tmp_path), NAMES)
+
+
+def test_a_broken_coco_file_is_refused(tmp_path):
+    (tmp_path / "p.json").write_text('[{"image_id": 1}]')
+    with pytest.raises(UnusableModelError, match="not a COCO results file"):
+        open_teacher(str(tmp_path / "p.json"), NAMES)
