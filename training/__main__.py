@@ -50,7 +50,7 @@ def _generate(a: argparse.Namespace) -> None:
     print(generate(a.output, train=a.train, val=a.val, imgsz=a.imgsz, seed=a.seed))
 
 
-def _config(a: argparse.Namespace):
+def _config(a: argparse.Namespace, seed: int):
     from training.distill import Config
 
     return Config(
@@ -61,7 +61,7 @@ def _config(a: argparse.Namespace):
         imgsz=a.imgsz,
         batch=a.batch,
         device=a.device,
-        seed=a.seed,
+        seed=seed,
         temperature=a.temperature,
         terms=a.terms,
         balance=a.balance,
@@ -76,7 +76,7 @@ def _config(a: argparse.Namespace):
 def _distill(a: argparse.Namespace) -> None:
     from training.distill import distill
 
-    metrics = distill(_config(a), a.output, resume=a.resume)
+    metrics = distill(_config(a, a.seed), a.output, resume=a.resume)
     names = {"student": "student", "teacher": "teacher"}
     print(format_table({names[k]: metrics[k] for k in names if metrics[k]}))
     print(f"student: {a.output / 'best.pt'}")
@@ -85,7 +85,7 @@ def _distill(a: argparse.Namespace) -> None:
 def _compare(a: argparse.Namespace) -> None:
     from training.compare import compare, default_arms
 
-    config = _config(a)
+    config = _config(a, a.seeds[0])
     compare(config, a.output, tuple(a.seeds), a.arms or default_arms(config), a.select)
     print((a.output / "compare.md").read_text(encoding="utf-8"))
 

@@ -22,6 +22,7 @@ from scipy import stats
 from training.data import image_paths, load_data, write_text
 from training.distill import NO_TEACHER, Config, distill, read_config
 from training.evaluate import evaluate
+from training.htmlreport import compare_frames, write_report
 from training.models import load_model
 from training.report import format_score
 
@@ -92,7 +93,7 @@ def arm_config(arm: str, config: Config) -> Config:
 def compare(
     config: Config, output: Path, seeds: tuple[int, ...], arms: list[str], select: float = 0.0
 ) -> tuple[dict, list[Summary]]:
-    """Run what is not done yet; write compare.csv, compare.md.
+    """Run what is not done yet; write compare.csv, compare.md, report.html.
 
     Args:
         config: the run of the arm ``distilled``; its seed is ignored.
@@ -121,7 +122,7 @@ def compare(
     rows: list[dict] = []
     for seed in seeds:
         for arm in arms:
-            folder = output / "runs" / f"{_file_name(arm)}-seed{seed}"
+            folder = _run_folder(output, arm, seed)
             run = replace(configs[arm], data=str(data.resolve()), seed=seed)
             started = (folder / "config.yaml").is_file()
             if started and read_config(folder) != run:
@@ -135,7 +136,31 @@ def compare(
             write_text(output / "compare.csv", as_csv(rows))
             summaries = summarise(rows, teacher["map50_95"] or 0.0)
             write_text(output / "compare.md", as_markdown(teacher, summaries, rows))
+    _write_report(output, data, config, teacher, arms, seeds[0])
     return teacher, summaries
+
+
+def _write_report(
+    output: Path, data: Path, config: Config, teacher: dict, arms: list[str], seed: int
+) -> None:
+    """The page of the experiment; figures and pictures of models are those of one seed."""
+    models, curves = {"teacher": teacher}, {}
+    for arm in arms:
+        folder = _run_folder(output, arm, seed)
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        models[f"{arm}, seed {seed}"] = metrics["student"]
+        curves[f"{arm}, seed {seed}"] = folder / "curves.png"
+    sides = None
+    if PLAIN in arms and DISTILLED in arms:
+        pair = (_run_folder(output, arm, seed) / "best.pt" for arm in (PLAIN, DISTILLED))
+        sides = compare_frames(*pair, data, config.imgsz)
+    table = (output / "compare.md").read_text(encoding="utf-8")
+    write_report(output / "report.html", "Distillation compared", models, curves, sides, table)
+
+
+def _run_folder(output: Path, arm: str, seed: int) -> Path:
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in arm)
+    return output / "runs" / f"{name}-seed{seed}"
 
 
 def hold_out(data: Path, share: float, output: Path) -> Path:
@@ -239,7 +264,3 @@ def as_markdown(teacher: dict, summaries: list[Summary], rows: list[dict]) -> st
                 "[{:+.1f}, {:+.1f}]".format(*(100 * x for x in limits)),
             ]
     return "\n".join(lines) + "\n"
-
-
-def _file_name(arm: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in arm)

@@ -47,6 +47,7 @@ from training.criterion import (
 )
 from training.data import image_paths, load_data, write_text
 from training.evaluate import evaluate
+from training.htmlreport import write_report
 from training.models import (
     UnusableModelError,
     class_names,
@@ -332,7 +333,7 @@ def distill(
     config: Config, output: Path, resume: bool = False, measure_teacher: bool = True
 ) -> dict:
     """Train, evaluate and leave ``best.pt``, ``metrics.json``, ``results.csv``, ``config.yaml``,
-    ``curves.png``.
+    ``curves.png``, ``report.html``.
 
     Args:
         config: the run; with ``resume`` the one in the folder counts.
@@ -404,7 +405,7 @@ def distill(
             **evaluate(student, resolved, imgsz=config.imgsz),
             **cost(student, config.imgsz),
         },
-        "teacher": _teacher_figures(teacher.module, resolved, config)
+        "teacher": _teacher_figures(resolved, config)
         if teacher is not None and teacher.head is not None and measure_teacher
         else None,
         "epochs": config.epochs,
@@ -421,6 +422,9 @@ def distill(
             "better teacher, or train it on this data first"
         )
     plot_curves(output / "results.csv", output / "curves.png")
+    models = {k: metrics[k] for k in ("teacher", "student") if metrics[k]}
+    curves = {"training": output / "curves.png"}
+    write_report(output / "report.html", f"Student {config.student}", models, curves)
     temporary = output / ".best.pt.tmp"
     shutil.copyfile(output / "weights" / "best.pt", temporary)
     os.replace(temporary, output / "best.pt")
@@ -463,8 +467,9 @@ def _interrupt_between_batches(trainer: DistillTrainer) -> Iterator[None]:
     check(trainer)
 
 
-def _teacher_figures(teacher: torch.nn.Module, data: Path, config: Config) -> dict:
+def _teacher_figures(data: Path, config: Config) -> dict:
     """Measured at the size at which it teaches."""
+    teacher, _ = load_model(config.teacher)
     imgsz = config.imgsz * config.teacher_scale
     return {**evaluate(teacher, data, imgsz=imgsz), **cost(teacher, imgsz)}
 

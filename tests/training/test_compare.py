@@ -92,6 +92,10 @@ def test_an_experiment_leaves_a_row_per_run_and_is_not_run_twice(
     ]
     markdown = (tmp_path / "compare.md").read_text()
     assert "| distilled | 2 |" in markdown and "distilled - builtin:1:" in markdown
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>distilled, seed 0</td>" in page and page.count("data:image/png;base64,") == 3
+    assert "Of 12 labelled objects" in page
+    assert "http" not in page  # opens offline
     first = start_of(tmp_path / "runs" / "plain-seed0")
     assert first == start_of(tmp_path / "runs" / "distilled-seed0")  # the same batches
     assert first == start_of(tmp_path / "runs" / "builtin-1-seed0")

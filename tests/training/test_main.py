@@ -53,3 +53,15 @@ def test_commands_as_typed(tiny_data, tiny_teacher, tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "largest difference" in done.stdout and output.is_file()
+
+
+def test_compare_prints_its_table(tiny_data, tiny_teacher, tmp_path, capsys):
+    command = ["compare", "--data", str(tiny_data), "--teacher", str(tiny_teacher)]
+    command += ["--student", "aerial-student.yaml", "--output", str(tmp_path), "--epochs", "1"]
+    command += ["--imgsz", "64", "--batch", "6", "--no-val", "--seeds", "3", "--select", "0.5"]
+    command += ["--arms", "plain", "terms=class", "--set", "mosaic=0", "--set", "close_mosaic=0"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "| plain | 1 |" in printed and "| terms=class | 1 |" in printed
+    assert (tmp_path / "compare.csv").read_text().count("\n") == 3
+    assert len((tmp_path / "val.txt").read_text().splitlines()) == 6  # half of the 12 for training
