@@ -34,7 +34,7 @@ from ultralytics import __version__ as ultralytics_version
 from ultralytics.data import build_yolo_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER, RANK
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from training.criterion import (
     BOX_TERMS,
@@ -304,6 +304,16 @@ class DistillTrainer(DetectionTrainer):
         kept = [k for k in named if not k.startswith("val/kd_")]
         return {k: named[k] for k in kept} if isinstance(named, dict) else kept
 
+    def validate(self):
+        """Validate when asked to: Ultralytics does so at the last epoch in any case."""
+        return super().validate() if self.args.val else (self.metrics, self.fitness)
+
+    def final_eval(self) -> None:
+        """Make the checkpoints small; the figures are taken by `training.evaluate`."""
+        if RANK in {-1, 0}:
+            for path in filter(Path.exists, (self.last, self.best)):
+                strip_optimizer(path)
+
     def save_model(self) -> bool:
         """Write checkpoints beside their place, then rename: an interrupt keeps the old ones."""
         last, best = self.last, self.best
@@ -520,7 +530,7 @@ def plot_curves(csv: Path, picture: Path) -> None:
 
     table = polars.read_csv(csv)
     names = [c for c in table.columns if c.startswith("train/")]
-    names += [c for c in table.columns if c.startswith("metrics/mAP")]
+    names += [c for c in table.columns if c.startswith("metrics/mAP") and table[c].sum() > 0]
     columns = 4
     rows = math.ceil(len(names) / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
