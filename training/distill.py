@@ -405,8 +405,16 @@ def distill(
     resolved = data.write_resolved(output / "data.yaml")
     started = time.time()
     trainer = DistillTrainer(overrides=_overrides(config, student_source, resolved, output))
-    with _interrupt_between_batches(trainer):
-        trainer.train()
+    try:
+        with _interrupt_between_batches(trainer):
+            trainer.train()
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+            raise RuntimeError(
+                f"out of memory: lower --batch (now {config.batch}) or --imgsz (now "
+                f"{config.imgsz}), or take a smaller teacher or --teacher-scale"
+            ) from error
+        raise
     train_seconds = round(time.time() - started, 1)
 
     student, _ = load_model(str(output / "weights" / "best.pt"))
@@ -424,13 +432,7 @@ def distill(
         "seconds": train_seconds,
         "versions": {"ultralytics": ultralytics_version, "torch": torch.__version__},
     }
-    own = metrics["student"]["map50_95"] or 0.0
-    if metrics["teacher"] and (metrics["teacher"]["map50_95"] or 0.0) < own:
-        LOGGER.warning(
-            f"the teacher is weaker than its student: mAP50-95 "
-            f"{format_score(metrics['teacher']['map50_95'])} against {format_score(own)}; take a "
-            "better teacher, or train it on this data first"
-        )
+    _warn_if_weaker(metrics)
     plot_curves(output / "results.csv", output / "curves.png")
     models = {k: metrics[k] for k in ("teacher", "student") if metrics[k]}
     curves = {"training": output / "curves.png"}
@@ -482,6 +484,18 @@ def _teacher_figures(data: Path, config: Config) -> dict:
     teacher, _ = load_model(config.teacher)
     imgsz = config.imgsz * config.teacher_scale
     return {**evaluate(teacher, data, imgsz=imgsz), **cost(teacher, imgsz)}
+
+
+def _warn_if_weaker(metrics: dict) -> None:
+    """Say so where the student has nothing to learn from its teacher."""
+    student, teacher = (
+        (metrics[who] or {}).get("map50_95") or 0.0 for who in ("student", "teacher")
+    )
+    if metrics["teacher"] and teacher < student:
+        LOGGER.warning(
+            f"the teacher is weaker than its student: mAP50-95 {format_score(teacher)} against "
+            f"{format_score(student)}; take a better teacher, or train it on this data first"
+        )
 
 
 def _thin(split: Path, fraction: float, output: Path) -> Path:

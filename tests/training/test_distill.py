@@ -13,7 +13,15 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
 from training.data import load_data
-from training.distill import NO_TEACHER, Config, DistillTrainer, _thin, distill, read_config
+from training.distill import (
+    NO_TEACHER,
+    Config,
+    DistillTrainer,
+    _thin,
+    _warn_if_weaker,
+    distill,
+    read_config,
+)
 from training.models import UnusableModelError, resolve_model
 
 SHORT = {
@@ -222,6 +230,34 @@ def test_frames_without_labels_are_trained_on(tiny_data, tiny_teacher, tmp_path)
 def test_resume_needs_something_to_resume(tiny_data, tmp_path):
     with pytest.raises(ValueError, match="nothing to resume"):
         distill(config(tiny_data, NO_TEACHER), tmp_path / "new", resume=True)
+
+
+def test_a_teacher_that_is_not_finite_is_refused(tiny_data, tmp_path):
+    teacher = save_checkpoint(tmp_path / "t.pt")
+    checkpoint = torch.load(teacher, weights_only=False)
+    checkpoint["model"].model[-1].cv3[0][-1].bias.data.fill_(torch.nan)
+    torch.save(checkpoint, teacher)
+    with pytest.raises(UnusableModelError, match="the teacher's output is not finite"):
+        distill(config(tiny_data, teacher), tmp_path / "out")
+
+
+def test_a_teacher_weaker_than_its_student_is_named_with_both_figures(monkeypatch):
+    said = []
+    monkeypatch.setattr("training.distill.LOGGER.warning", said.append)
+    _warn_if_weaker({"student": {"map50_95": 0.31}, "teacher": {"map50_95": 0.25}})
+    assert len(said) == 1 and "25.0 against 31.0" in said[0]
+    _warn_if_weaker({"student": {"map50_95": 0.31}, "teacher": {"map50_95": 0.45}})
+    _warn_if_weaker({"student": {"map50_95": 0.31}, "teacher": None})
+    assert len(said) == 1
+
+
+def test_out_of_memory_says_what_to_lower(tiny_data, tmp_path, monkeypatch):
+    def too_much(self) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(DistillTrainer, "train", too_much)
+    with pytest.raises(RuntimeError, match=r"lower --batch \(now 6\) or --imgsz \(now 64\)"):
+        distill(config(tiny_data, NO_TEACHER), tmp_path / "out")
 
 
 def test_a_fraction_is_spread_over_the_training_frames(tiny_data, tmp_path):
