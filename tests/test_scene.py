@@ -19,7 +19,7 @@ def frames():
 
 @pytest.fixture(scope="module")
 def world():
-    return build_world(3)
+    return build_world(7)
 
 
 def test_a_seed_always_gives_the_same_frame(frames):

@@ -15,7 +15,7 @@ from drone_kd.scene.world import TILE_M, World, build_world
 CLASSES = ("person", "car", "truck", "bus")
 # Consecutive seeds share a place, as frames of one flight do: laying it out costs more than a
 # picture of it. Seeds s with the same s // FRAMES_PER_WORLD are of the same world.
-FRAMES_PER_WORLD = 10
+FRAMES_PER_WORLD = 20
 
 _MIN_HEIGHT_M = 30.0
 

@@ -70,6 +70,9 @@ class Library:
         class_ids: int64 (M,).
         length, width: float64 (M,), metres.
         corners, colours, levels: the parts of all meshes, as in Mesh.
+        centres: float64 (P, 3), of the parts.
+        normals: float64 (P, 5, 3), outwards, of the faces.
+        planes: float64 (P, 5): a face is turned to where normal @ place is more than this.
         first, count: int64 (M,), a mesh's first part and its number of parts.
     """
 
@@ -80,6 +83,9 @@ class Library:
     corners: np.ndarray
     colours: np.ndarray
     levels: np.ndarray
+    centres: np.ndarray
+    normals: np.ndarray
+    planes: np.ndarray
     first: np.ndarray
     count: np.ndarray
 
@@ -103,17 +109,34 @@ def library() -> Library:
         ids[name] = np.arange(len(made), len(made) + number)
         made += [make(rng) for _ in range(number)]
     counts = np.array([len(mesh.levels) for mesh in made])
+    corners = np.concatenate([mesh.corners for mesh in made])
+    centres, normals, planes = _planes(corners)
     return Library(
         ids=ids,
         class_ids=np.array([mesh.class_id for mesh in made], dtype=np.int64),
         length=np.array([np.ptp(mesh.corners[..., 0]) for mesh in made]),
         width=np.array([np.ptp(mesh.corners[..., 1]) for mesh in made]),
-        corners=np.concatenate([mesh.corners for mesh in made]),
+        corners=corners,
         colours=np.concatenate([mesh.colours for mesh in made]),
         levels=np.concatenate([mesh.levels for mesh in made]),
+        centres=centres,
+        normals=normals,
+        planes=planes,
         first=np.cumsum(counts) - counts,
         count=counts,
     )
+
+
+def _planes(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centres, normals and planes, as in Library, of parts with these corners (P, 8, 3)."""
+    centres = corners.mean(1)
+    quads = corners[:, FACES]
+    normals = np.cross(quads[:, :, 2] - quads[:, :, 0], quads[:, :, 3] - quads[:, :, 1])
+    outwards = ((quads.mean(2) - centres[:, None]) * normals).sum(-1, keepdims=True)
+    normals *= np.sign(outwards) / np.maximum(
+        np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9
+    )
+    return centres, normals, (quads.mean(2) * normals).sum(-1)
 
 
 def car(rng: np.random.Generator) -> Mesh:

