@@ -13,6 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
@@ -60,9 +61,11 @@ class Balance:
         """Add one batch: the detection loss and each term, all scalars, as functions of
         ``features``.
         """
-        reference = _gradient_norm(detection, features)
+        own_reference = _gradient_norm(detection, features)
         for name, term in terms.items():
             norm = _gradient_norm(term, features)
+            # All processes of a multi-GPU run weigh alike.
+            reference, norm = average_over_processes(torch.tensor([own_reference, norm])).tolist()
             if math.isfinite(reference) and math.isfinite(norm):
                 sums = self.sums.setdefault(name, [0.0, 0.0])
                 sums[0] += reference
@@ -81,6 +84,16 @@ class Balance:
 def _gradient_norm(loss: Tensor, inputs: list[Tensor]) -> float:
     gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
     return math.sqrt(sum(float(g.float().square().sum()) for g in gradients if g is not None))
+
+
+def average_over_processes(values: Tensor) -> Tensor:
+    """The mean of a tensor over the processes of a multi-GPU run; itself where there is one."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    shared = values.to(device)
+    dist.all_reduce(shared)
+    return (shared / dist.get_world_size()).to(values)
 
 
 def schedule(step: int, warmup_steps: int, total_steps: int, closes: bool) -> float:

@@ -41,6 +41,7 @@ from training.criterion import (
     TERMS,
     Balance,
     DistillationLoss,
+    average_over_processes,
     downsample,
     make_adapters,
     match_levels,
@@ -229,6 +230,14 @@ class DistillTrainer(DetectionTrainer):
                 group = {**like, "params": params, "param_group": "adapter"}
                 optimizer.add_param_group(group)
         return optimizer
+
+    def optimizer_step(self) -> None:
+        """Average the adapters' gradients: DDP does so for the student alone."""
+        if self.config.distils:
+            for parameter in self.adapters.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = average_over_processes(parameter.grad)
+        super().optimizer_step()
 
     def _attach(self) -> None:
         """Put the distillation criterion in the place of the student's (Ultralytics callback)."""

@@ -10,6 +10,7 @@ from training.criterion import (
     TERMS,
     Balance,
     DistillationLoss,
+    average_over_processes,
     make_adapters,
     match_levels,
     raw_predictions,
@@ -127,8 +128,9 @@ def test_cross_head_compares_boxes_through_yolo26(student, teacher):
 
 def test_a_student_that_is_its_teacher_has_no_cross_head_loss(tiny_teacher):
     teacher, _ = load_model(str(tiny_teacher))
+    weights = deepcopy(teacher.state_dict())  # the criterion fuses its layers
     student, criterion = student_and_loss("aerial-student.yaml", teacher, ("cross",))
-    student.load_state_dict(teacher.state_dict())
+    student.load_state_dict(weights)
     for module in student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
@@ -176,6 +178,27 @@ def test_balance_gives_a_term_its_share_of_the_gradient():
     assert share.item() == pytest.approx(0.2)
     assert Balance(0.2, balance.state()).weight("kd") == balance.weight("kd")
     assert Balance(0.2).weight("kd") == 0.0
+
+
+def _process(rank: int, meeting: str, results: str) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
+    balance = Balance(0.5)
+    feature = torch.tensor([1.0], requires_grad=True)
+    # Rank 0 sees gradients of 1 and 2, rank 1 of 3 and 6.
+    balance.measure(
+        (1 + 2 * rank) * feature.sum(), {"kd": (2 + 4 * rank) * feature.sum()}, [feature]
+    )
+    gradient = average_over_processes(torch.tensor([float(rank), 10.0]))
+    torch.save((balance.sums, gradient), f"{results}{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_of_one_run_weigh_alike(tmp_path):
+    torch.multiprocessing.spawn(_process, (str(tmp_path / "m"), str(tmp_path / "r")), nprocs=2)
+    results = [torch.load(tmp_path / f"r{rank}.pt") for rank in (0, 1)]
+    assert results[0][0] == results[1][0] == {"kd": [2.0, 4.0]}
+    assert results[0][1].tolist() == results[1][1].tolist() == [0.5, 10.0]
+    assert average_over_processes(torch.tensor([3.0])).tolist() == [3.0]  # alone
 
 
 def test_schedule_ramps_decays_and_closes():
