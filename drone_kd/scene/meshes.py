@@ -72,7 +72,8 @@ class Library:
         corners, colours, levels: the parts of all meshes, as in Mesh.
         centres: float64 (P, 3), of the parts.
         normals: float64 (P, 5, 3), outwards, of the faces.
-        planes: float64 (P, 5): a face is turned to where normal @ place is more than this.
+        planes: float64 (P, 5): a face is seen from where normal @ place is more than this;
+            infinite for one that is not drawn.
         first, count: int64 (M,), a mesh's first part and its number of parts.
     """
 
@@ -110,14 +111,16 @@ def library() -> Library:
         made += [make(rng) for _ in range(number)]
     counts = np.array([len(mesh.levels) for mesh in made])
     corners = np.concatenate([mesh.corners for mesh in made])
+    colours = np.concatenate([mesh.colours for mesh in made])
     centres, normals, planes = _planes(corners)
+    planes[np.isnan(colours[..., 0])] = np.inf
     return Library(
         ids=ids,
         class_ids=np.array([mesh.class_id for mesh in made], dtype=np.int64),
         length=np.array([np.ptp(mesh.corners[..., 0]) for mesh in made]),
         width=np.array([np.ptp(mesh.corners[..., 1]) for mesh in made]),
         corners=corners,
-        colours=np.concatenate([mesh.colours for mesh in made]),
+        colours=colours,
         levels=np.concatenate([mesh.levels for mesh in made]),
         centres=centres,
         normals=normals,

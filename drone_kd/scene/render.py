@@ -322,7 +322,7 @@ def _faces(
     """
     shapes = meshes.library()
     facing = shapes.normals[part] @ towards[owner]
-    seen = (facing[..., 0] > shapes.planes[part]) & ~np.isnan(shapes.colours[part, :, 0])
+    seen = facing[..., 0] > shapes.planes[part]
     a, b = px[:, FACES[:, 2]] - px[:, FACES[:, 0]], px[:, FACES[:, 3]] - px[:, FACES[:, 1]]
     seen &= np.abs(a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]) / 2 > _MIN_FACE_PX
     distance = np.linalg.norm(shapes.centres[part] - towards[owner, :, 0], axis=1)
@@ -390,14 +390,14 @@ def _fill(mask: np.ndarray, polygons: list[np.ndarray]) -> None:
 
 def _fixed(px: np.ndarray) -> np.ndarray:
     """Image points to OpenCV's fixed point, whose whole numbers are pixel centres: int32."""
-    return np.round((px - 0.5) * _UNIT).astype(np.int32)
+    return np.round((px - 0.5) * _UNIT).astype(np.int32, order="C")
 
 
 def _tall_layer(world: World, camera: Camera, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Houses and trees: uint8 (h, w, 3) BGR, and where they are, 0 or 255, uint8 (h, w)."""
     layer = np.empty((camera.height, camera.width, 3), np.uint8)
     cover = np.zeros((camera.height, camera.width), np.uint8)
-    houses, house_xy, _ = _copies(world.houses.mean(1)[:, :2], bounds, 40)
+    houses, house_xy, _ = _copies(world.house_places, bounds, 40)
     trees, tree_xy, _ = _copies(world.trees[:, :2], bounds, 10)
     house_tops = np.column_stack([house_xy, world.houses[houses, 4, 2]])
     keep = _in_view(camera, house_tops, world.house_radius[houses], 1)
@@ -410,9 +410,10 @@ def _tall_layer(world: World, camera: Camera, bounds: np.ndarray) -> tuple[np.nd
     distance = np.concatenate(
         [np.hypot(*(xy - camera.position[:2]).T) for xy in (house_xy, crowns[:, :2])]
     )
-    offset = house_xy - world.houses[houses].mean(1)[:, :2]
-    points = world.houses[houses] + np.pad(offset, ((0, 0), (0, 1)))[:, None]
+    points = world.houses[houses]
+    points[..., :2] += (house_xy - world.house_places[houses])[:, None]
     quads = camera.project(points)[0][:, HOUSE_SIDES]
+    polygons = _fixed(quads)
     low, high = quads.min(2), quads.max(2)
     sizes = (high - low).max(-1).tolist()
     house_areas, seen = _areas(camera, low, high)
@@ -440,7 +441,9 @@ def _tall_layer(world: World, camera: Camera, bounds: np.ndarray) -> tuple[np.nd
         k = i - len(houses)
         if k < 0:
             areas = house_areas[i]
-            _draw_house(layer, cover, world, houses[i], quads[i], seen[i], sizes[i], areas)
+            _draw_house(
+                layer, cover, world, houses[i], quads[i], polygons[i], seen[i], sizes[i], areas
+            )
         elif trees_seen[k]:
             picture = world.tree_pictures[numbers[k]][levels[k]]
             _draw_tree(layer, cover, picture, matrices[k], tree_areas[k])
@@ -462,19 +465,20 @@ def _draw_house(
     world: World,
     house: int,
     quads: np.ndarray,
+    polygons: np.ndarray,
     seen: np.ndarray,
     sizes: list[float],
     areas: list[list[int]],
 ) -> None:
-    """Draw the sides that are `seen`, bool (9,), with corners at quads (9, 4, 2)."""
+    """Draw the sides that are `seen`, bool (9,), with corners at quads (9, 4, 2), which are
+    polygons in fixed point."""
     roof, facade = world.house_pictures[house].tolist()
     light = world.house_light[house].tolist()
-    fixed = _fixed(quads)
     for side in np.flatnonzero(seen).tolist():
         pyramid = world.roofs[roof] if side >= 6 else world.facades[facade]
         plain = [min(level * light[side], 255) for level in pyramid[-1][0, 0].tolist()]
-        cv2.fillConvexPoly(layer, fixed[side], plain, cv2.LINE_8, _SHIFT)
-        cv2.fillConvexPoly(cover, fixed[side], 255, cv2.LINE_8, _SHIFT)
+        cv2.fillConvexPoly(layer, polygons[side], plain, cv2.LINE_8, _SHIFT)
+        cv2.fillConvexPoly(cover, polygons[side], 255, cv2.LINE_8, _SHIFT)
         if side not in GABLES and sizes[side] > _PLAIN_PX:
             picture = next((p for p in pyramid[::-1] if max(p.shape) >= sizes[side]), pyramid[0])
             picture = cv2.convertScaleAbs(picture, alpha=light[side])

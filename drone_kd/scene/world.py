@@ -132,6 +132,7 @@ class World:
         speed: float64 (N,), m/s along +s.
         optional: bool (N,), stands here on some days only.
         houses: float64 (B, 10, 3): corners on the ground, at the eaves, and the ridge's ends.
+        house_places: float64 (B, 2), x, y of the middles.
         house_radius: float64 (B,), metres from the middle that hold it.
         house_normals: float64 (B, 9, 3), outwards, of HOUSE_SIDES; 0 for a side it has not.
         house_light: float64 (B, 9), how bright these are.
@@ -153,6 +154,7 @@ class World:
     speed: np.ndarray
     optional: np.ndarray
     houses: np.ndarray
+    house_places: np.ndarray
     house_radius: np.ndarray
     house_normals: np.ndarray
     house_light: np.ndarray
@@ -243,13 +245,16 @@ class _Plan:
     def stand(self, mesh: int, x: float, y: float, heading: float, optional: bool = True) -> None:
         """Put something down, unless something else stands there."""
         shapes = meshes.library()
-        at = x % TILE_M * _TAKEN_PER_M, y % TILE_M * _TAKEN_PER_M
-        if self._taken[int(at[1]), int(at[0])]:
+        at_x, at_y = x % TILE_M * _TAKEN_PER_M, y % TILE_M * _TAKEN_PER_M
+        if self._taken[int(at_y), int(at_x)]:
             return
         if shapes.length[mesh] > 3:
-            half = np.array([shapes.length[mesh], shapes.width[mesh]]) * _TAKEN_PER_M / 2
-            footprint = _rect(-half[0], -half[1], half[0], half[1]) @ _turn(heading) + at
-            cv2.fillConvexPoly(self._taken, np.round(footprint).astype(np.int32), 1)
+            width = shapes.width[mesh] * _TAKEN_PER_M
+            # A thick line ends in half circles.
+            half = (shapes.length[mesh] * _TAKEN_PER_M - width) / 2
+            dx, dy = half * math.cos(heading), half * math.sin(heading)
+            start, end = ((round(at_x + sign * dx), round(at_y + sign * dy)) for sign in (-1, 1))
+            cv2.line(self._taken, start, end, 1, max(round(width), 1))
         self._objects.append((mesh, (x, y, heading), -1, 0.0, optional))
 
     def drive(self, mesh: int, road: int, s: float, lateral: float, speed: float) -> None:
@@ -311,6 +316,7 @@ class _Plan:
             speed=np.array(speed),
             optional=np.array(optional),
             houses=houses,
+            house_places=houses.mean(1)[:, :2],
             house_radius=np.linalg.norm(spread, axis=-1).max(-1, initial=0),
             house_normals=normals,
             house_light=AMBIENT + DIRECT * np.clip(normals @ self.sun, 0, None),
@@ -897,11 +903,6 @@ def _dashes(road: Road, s, length: float, left, right) -> np.ndarray:
     s, left, right = np.broadcast_arrays(s, left, right)
     ends = np.stack([s, s + length, s + length, s], -1)
     return road.points(ends, np.stack([left, left, right, right], -1))
-
-
-def _turn(angle: float) -> np.ndarray:
-    """Right-multiply rows of (x, y) by it to turn them from east towards south."""
-    return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
 
 def wrapped(start: int, stop: int, side: int) -> Iterator[tuple[slice, slice]]:
