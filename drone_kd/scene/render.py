@@ -65,15 +65,16 @@ class Camera:
     width: int
     height: int
 
+    @cached_property
     def axes(self) -> np.ndarray:
         """World directions of image right, image down and view: float64 (3, 3), one per row."""
         sin_y, cos_y, sin_p, cos_p = (
-            f(a) for a in (self.yaw, self.pitch) for f in (np.sin, np.cos)
+            f(a) for a in (self.yaw, self.pitch) for f in (math.sin, math.cos)
         )
         right = np.array([cos_y, sin_y, 0.0])
         down = np.array([-sin_p * sin_y, sin_p * cos_y, -cos_p])
         view = np.array([cos_p * sin_y, -cos_p * cos_y, -sin_p])
-        cos_r, sin_r = np.cos(self.roll), np.sin(self.roll)
+        cos_r, sin_r = math.cos(self.roll), math.sin(self.roll)
         return np.stack([cos_r * right + sin_r * down, cos_r * down - sin_r * right, view])
 
     @property
@@ -85,7 +86,7 @@ class Camera:
     def projection(self) -> np.ndarray:
         """float64 (3, 3): right-multiply rows of a point less the position by it for
         (x px, y px, 1) times its depth in metres."""
-        return self.axes().T @ np.array(
+        return self.axes.T @ np.array(
             [[self.focal_px, 0, 0], [0, self.focal_px, 0], [self.width / 2, self.height / 2, 1]]
         )
 
@@ -94,11 +95,11 @@ class Camera:
         rays = (points - self.position) @ self.projection
         return _flat(rays), rays[..., 2]
 
+    @cached_property
     def to_ground(self) -> np.ndarray:
         """Homography (3, 3) from image points to the ground's x, y in metres."""
-        axes = self.axes()
         back = np.array([[1, 0, -self.width / 2], [0, 1, -self.height / 2], [0, 0, self.focal_px]])
-        rays = axes.T @ back
+        rays = self.axes.T @ back
         # A ray meets the ground where it has come down by the camera's height.
         x = self.x_m * -rays[2] + self.height_m * rays[0]
         y = self.y_m * -rays[2] + self.height_m * rays[1]
@@ -107,7 +108,7 @@ class Camera:
     def ground_bounds(self) -> np.ndarray:
         """float64 (2, 2): lowest and highest x, y in metres of the ground in view."""
         w, h = self.width, self.height
-        corners = np.array([[0, 0, 1], [w, 0, 1], [w, h, 1], [0, h, 1]]) @ self.to_ground().T
+        corners = np.array([[0, 0, 1], [w, 0, 1], [w, h, 1], [0, h, 1]]) @ self.to_ground.T
         if (corners[:, 2] <= 0).any():
             raise ValueError(
                 f"expected the horizon above the image, got pitch {self.pitch:.3f} rad"
@@ -163,7 +164,7 @@ def _ground(world: World, camera: Camera, bounds: np.ndarray) -> np.ndarray:
     first = np.floor(bounds[0] * scale).astype(int) - 1
     last = np.ceil(bounds[1] * scale).astype(int) + 2
     to_raster = np.array([[scale, 0, -0.5 - first[0]], [0, scale, -0.5 - first[1]], [0, 0, 1]])
-    matrix = to_raster @ camera.to_ground()
+    matrix = to_raster @ camera.to_ground
     # Perspective on a grid, linear in between, is a third faster than cv2.warpPerspective.
     width, height = camera.width, camera.height
     step = max(min(width, height) // 80, 1)

@@ -68,7 +68,9 @@ def develop(image: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarr
     height, width = image.shape[:2]
     if look.motion_px:
         image = cv2.filter2D(image, -1, _motion_kernel(look.motion_px, look.motion_rad))
-    image = cv2.GaussianBlur(image, None, look.blur_px)
+    # Out to two standard deviations: OpenCV's own three take a third longer.
+    side = 2 * round(2 * look.blur_px) + 1
+    image = cv2.GaussianBlur(image, (side, side), look.blur_px)
     if look.detail < 1:
         small = cv2.resize(
             image, None, fx=look.detail, fy=look.detail, interpolation=cv2.INTER_LINEAR
