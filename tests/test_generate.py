@@ -52,7 +52,8 @@ def test_no_world_is_in_both_splits_or_in_another_seed(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_draw", draw)
     for seed in (0, 1):
         generate(tmp_path / str(seed), train=1000, val=1000, seed=seed)
-    assert len(drawn) == 4 and all(len(worlds) >= 100 for worlds in drawn.values())
+    expected = 1000 // FRAMES_PER_WORLD
+    assert len(drawn) == 4 and all(len(worlds) >= expected for worlds in drawn.values())
     for a, b in itertools.combinations(drawn.values(), 2):
         assert not a & b
 

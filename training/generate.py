@@ -27,7 +27,7 @@ JPEG_QUALITY = 92
 WORKERS = 2
 _ARGUMENTS = "generated.json"
 # Counts up when the pictures of the same arguments change.
-_VERSION = 1
+_VERSION = 2
 
 
 def generate(output: Path, train: int, val: int, imgsz: int = 640, seed: int = 0) -> Path:
