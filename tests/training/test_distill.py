@@ -8,6 +8,7 @@ from pathlib import Path
 import polars
 import pytest
 import torch
+import yaml
 from tiny_training import NAMES, SIZE, draw_set, save_checkpoint
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
@@ -64,6 +65,8 @@ def test_run_leaves_a_plain_student_and_its_figures(run):
     reference = DetectionModel(resolve_model("aerial-student.yaml"), nc=2, verbose=False)
     assert set(student.model.state_dict()) == set(reference.state_dict())
     assert read_config(run).teacher.endswith("teacher.pt")
+    # Ultralytics' own 0.1 would shake the biases of a pretrained student to pieces.
+    assert yaml.safe_load((run / "args.yaml").read_text())["warmup_bias_lr"] == 0.0
 
 
 def test_every_loss_term_is_logged_every_epoch_and_none_is_zero(run):
