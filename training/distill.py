@@ -272,7 +272,7 @@ class DistillTrainer(DetectionTrainer):
     def _save_state(self) -> None:
         """Keep beside each checkpoint what it lacks (Ultralytics callback).
 
-        Ultralytics' own checkpoint holds the averaged weights alone, and them and the optimizer in
+        Ultralytics' own checkpoint holds the averaged weights alone, and them and SGD's momentum in
         half precision: from there a run goes on, but not as if it had not been interrupted.
         """
         student = unwrap_model(self.model)

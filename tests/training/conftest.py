@@ -3,7 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_training import draw_set, save_checkpoint
+
+# On pictures of 64 px threads cost more than they bring.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from training.criterion import (
     schedule,
 )
 from training.models import UnusableModelError, load_model, match_classes, resolve_model
+from training.softlabels import Boxes
 from training.teachers import DetectTeacher
 
 
@@ -98,6 +99,36 @@ def test_yolo26_has_no_distribution_so_that_boxes_are_compared():
     items = loss_on_one_batch("yolo26n.yaml", "yolo11n.yaml")
     assert {"kd_cls_loss", "kd_box_loss"} <= set(items) and "kd_dfl_loss" not in items
     assert items["kd_box_loss"] > 0
+
+
+def test_a_frame_without_labels_is_taught_by_what_the_teacher_is_sure_of(monkeypatch):
+    teacher = DetectionModel(resolve_model("aerial-student.yaml"), nc=2, verbose=False)
+    student, criterion = student_and_loss("aerial-student.yaml", teacher)
+    monkeypatch.setattr("training.criterion.schedule", lambda *_: 0.0)  # mosaic is closed
+    answers = Boxes(
+        torch.tensor([1, 1]),
+        torch.tensor([[0.25, 0.25, 0.2, 0.2], [0.7, 0.7, 0.4, 0.4]]),
+        torch.tensor([[0.9, 0.0], [0.3, 0.0]]),
+    )
+    monkeypatch.setattr(criterion, "teacher", lambda picture, batch: answers)
+    batch = one_batch()
+    true = batch["batch_idx"] == 0  # the labels of frame 1 are not known
+    batch |= {key: batch[key][true] for key in ("cls", "bboxes", "batch_idx")}
+    batch["regions"] = Boxes(
+        torch.tensor([1]), torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.zeros(1, 0)
+    )
+    seen = {}
+    detection = criterion.detection
+    monkeypatch.setattr(
+        criterion, "detection", lambda preds, given: seen.update(given) or detection(preds, given)
+    )
+    criterion(student(batch["img"]), batch)
+    assert seen["batch_idx"].tolist() == [0.0, 1.0]
+    assert seen["bboxes"][1].tolist() == pytest.approx([0.25, 0.25, 0.2, 0.2])
+    kept = criterion.negatives.kept
+    # 64 + 16 anchors; the second box, of 26 px, covers 3 x 3 of stride 8 and 1 or more of 16.
+    assert kept[0].min() == 1 and 9 <= int((kept[1] == 0).sum()) <= 16
+    assert all(b.bce is criterion.negatives for b in [detection])
 
 
 COLUMNS = {

@@ -155,11 +155,18 @@ class Stop(Exception):
     """An interruption at a known place."""
 
 
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
 def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(
-    tiny_data, tiny_teacher, tmp_path, monkeypatch
+    optimizer, tiny_data, tiny_teacher, tmp_path, monkeypatch
 ):
-    """Balance, schedule and adapters go on where they were."""
-    run = config(tiny_data, tiny_teacher, epochs=4, terms=("class", "box", "cross", "feature"))
+    """Balance, schedule, adapters and momentum go on where they were."""
+    run = config(
+        tiny_data,
+        tiny_teacher,
+        epochs=4,
+        terms=("class", "box", "cross", "feature"),
+        overrides={**SHORT, "optimizer": optimizer},
+    )
     distill(run, tmp_path / "whole")
 
     class StopsAfterTwo(DistillTrainer):
