@@ -17,6 +17,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -63,6 +64,8 @@ from training.teachers import Predictions, open_teacher
 
 NO_TEACHER = "none"
 UNLABELLED = "unlabelled.txt"
+# As CUDA and the CPU's allocator put it.
+_NO_MEMORY = re.compile("out of memory|allocate memory", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -272,8 +275,8 @@ class DistillTrainer(DetectionTrainer):
     def _save_state(self) -> None:
         """Keep beside each checkpoint what it lacks (Ultralytics callback).
 
-        Ultralytics' own checkpoint holds the averaged weights alone, and them and SGD's momentum in
-        half precision: from there a run goes on, but not as if it had not been interrupted.
+        Ultralytics' own checkpoint holds the averaged weights alone, and them and SGD's momentum
+        in half precision: from there a run goes on, but not as if it had not been interrupted.
         """
         student = unwrap_model(self.model)
         state = {
@@ -418,7 +421,7 @@ def distill(
         with _interrupt_between_batches(trainer):
             trainer.train()
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
             raise RuntimeError(
                 f"out of memory: lower --batch (now {config.batch}) or --imgsz (now "
                 f"{config.imgsz}), or take a smaller teacher or --teacher-scale"
