@@ -22,16 +22,12 @@ from ultralytics.utils.tal import dist2bbox, make_anchors
 from training import losses
 from training.losses import BACKGROUND
 from training.models import ClassMatch, UnusableModelError
-from training.softlabels import Boxes, MaskedBCE, add_sure_answers, assign, negatives_kept
+from training.softlabels import Boxes, add_sure_answers, assign, masked_negatives, negatives_kept
 
-# Name in `Config.terms` -> what it compares.
-TERMS = {
-    "class": "class probabilities, per class (sigmoid)",
-    "softmax": "class probabilities over the classes (Hinton's form)",
-    "box": "distance distributions, or decoded boxes where a head has none",
-    "cross": "class and box of the student's features seen through the teacher's head (CrossKD)",
-    "feature": "the features that enter the head (PKD)",
-}
+# What `Config.terms` can name: class probabilities per class (sigmoid) or over the classes
+# (Hinton's form); box distributions, or decoded boxes where a head has none; both of the student's
+# features seen through the teacher's head (CrossKD); the features that enter the head (PKD).
+TERMS = ("class", "softmax", "box", "cross", "feature")
 # What a teacher without a Detect head can teach.
 BOX_TERMS = {"class", "box"}
 # Gradients are measured on every fifth of the first batches: a measurement costs a backward pass
@@ -231,10 +227,6 @@ class DistillationLoss:
         self.temperature = temperature
         self.balance = balance
         self.steps = (0, 1, 1, False)  # step, warm-up, total, closes: set by the trainer
-        branches = [getattr(detection, name, None) for name in ("one2many", "one2one")]
-        self.negatives = MaskedBCE()
-        for branch in filter(None, branches if any(branches) else [detection]):
-            branch.bce = self.negatives
         self.hidden: dict[tuple[str, int], Tensor] = {}
         if "cross" in terms:
             for name in ("cv2", "cv3"):
@@ -385,14 +377,16 @@ class DistillationLoss:
             picture = batch.get("teacher_img", batch["img"])
             with torch.no_grad(), torch.autocast(picture.device.type, enabled=False):
                 answer = self.teacher(picture.float(), batch)
-        self.negatives.kept = None
         if unlabelled:
             found = self._answers(answer, picture.shape[-1])
             batch = add_sure_answers(batch, found)
             centres = _centres(student["feats"], self.student_head.stride)
             size = _side(student, self.student_head)
-            self.negatives.kept = negatives_kept(batch, found, centres / size)
-        loss, items = self.detection(preds, batch)
+            kept = negatives_kept(batch, found, centres / size)
+            with masked_negatives(self.detection, kept):
+                loss, items = self.detection(preds, batch)
+        else:
+            loss, items = self.detection(preds, batch)
         if scale == 0:
             self.hidden.clear()
             zero = loss.detach().sum() * 0

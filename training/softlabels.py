@@ -8,6 +8,8 @@ box is a frame nobody labelled.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,10 +182,30 @@ def assign(
 
 
 class MaskedBCE(nn.Module):
-    """BCEWithLogitsLoss(reduction="none") of (B, N, C) logits, times ``kept`` (B, N) if set."""
+    """BCEWithLogitsLoss(reduction="none") of (B, N, C) logits, times ``kept`` (B, N)."""
 
-    kept: Tensor | None = None
+    def __init__(self, kept: Tensor) -> None:
+        super().__init__()
+        self.kept = kept
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         loss = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        return loss if self.kept is None else loss * self.kept[..., None]
+        return loss * self.kept[..., None]
+
+
+@contextmanager
+def masked_negatives(detection, kept: Tensor) -> Iterator[None]:
+    """Ultralytics' detection criterion (or both of YOLO26's) with its class loss masked.
+
+    For the time of one call: what is copied into checkpoints is Ultralytics' own.
+    """
+    both = [getattr(detection, name, None) for name in ("one2many", "one2one")]
+    criteria = [c for c in both if c is not None] or [detection]
+    own = [c.bce for c in criteria]
+    for criterion in criteria:
+        criterion.bce = MaskedBCE(kept)
+    try:
+        yield
+    finally:
+        for criterion, bce in zip(criteria, own, strict=True):
+            criterion.bce = bce

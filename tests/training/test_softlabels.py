@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from training.softlabels import (
     add_sure_answers,
     assign,
     extend_labels,
+    masked_negatives,
     negatives_kept,
     split_batch,
 )
@@ -77,12 +80,21 @@ def test_between_sure_and_background_nothing_is_taught_where_nobody_labelled():
 
 def test_masked_bce_is_pytorch_s_but_for_what_is_masked():
     logits, target = torch.randn(2, 3, 4), torch.rand(2, 3, 4)
-    loss = MaskedBCE()
     expected = torch.nn.BCEWithLogitsLoss(reduction="none")(logits, target)
-    assert torch.equal(loss(logits, target), expected)
-    loss.kept = torch.tensor([[1.0, 0, 1], [1, 1, 1]])
-    assert loss(logits, target)[0, 1].abs().sum() == 0
-    assert torch.equal(loss(logits, target)[1], expected[1])
+    assert torch.equal(MaskedBCE(torch.ones(2, 3))(logits, target), expected)
+    masked = MaskedBCE(torch.tensor([[1.0, 0, 1], [1, 1, 1]]))(logits, target)
+    assert masked[0, 1].abs().sum() == 0
+    assert torch.equal(masked[1], expected[1])
+
+
+def test_both_criteria_of_yolo26_are_masked_for_one_call_only():
+    plain = torch.nn.BCEWithLogitsLoss(reduction="none")
+    pair = SimpleNamespace(one2many=SimpleNamespace(bce=plain), one2one=SimpleNamespace(bce=plain))
+    with pytest.raises(ZeroDivisionError), masked_negatives(pair, torch.ones(1, 1)):
+        assert isinstance(pair.one2many.bce, MaskedBCE)
+        assert isinstance(pair.one2one.bce, MaskedBCE)
+        raise ZeroDivisionError
+    assert pair.one2many.bce is plain and pair.one2one.bce is plain
 
 
 def test_answers_are_assigned_to_the_anchors_that_fit():
