@@ -51,7 +51,7 @@ def _generate(a: argparse.Namespace) -> None:
 
 
 def _config(a: argparse.Namespace, seed: int):
-    from training.distill import Config
+    from training.config import Config
 
     return Config(
         data=a.data,

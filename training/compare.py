@@ -19,8 +19,9 @@ import numpy as np
 import yaml
 from scipy import stats
 
+from training.config import NO_TEACHER, Config, read_config
 from training.data import image_paths, load_data, write_text
-from training.distill import NO_TEACHER, Config, distill, read_config
+from training.distill import distill
 from training.evaluate import evaluate
 from training.htmlreport import compare_frames, write_report
 from training.models import load_model

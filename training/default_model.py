@@ -27,8 +27,9 @@ from tqdm import tqdm
 import drone_kd
 from drone_kd.detector import Detector
 from training.backend import TorchBackend
+from training.config import NO_TEACHER, Config
 from training.data import Sample, image_paths, load_data, read_sample, write_text
-from training.distill import NO_TEACHER, Config, distill
+from training.distill import distill
 from training.evaluate import evaluate
 from training.export import export
 from training.generate import generate

@@ -20,8 +20,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.config import NO_TEACHER, Config, read_config
 from training.data import load_data, write_text
-from training.distill import NO_TEACHER, Config, distill, read_config
+from training.distill import distill
 from training.export import export, runtime_version
 from training.fly import fly
 from training.generate import generate

@@ -14,8 +14,8 @@ from training.compare import (
     interval,
     summarise,
 )
+from training.config import NO_TEACHER, Config
 from training.data import image_paths, load_data
-from training.distill import NO_TEACHER, Config
 
 SHORT = {"mosaic": 0.0, "close_mosaic": 0, "optimizer": "AdamW", "lr0": 0.002, "nbs": 6}
 

@@ -13,17 +13,11 @@ from tiny_training import NAMES, SIZE, draw_set, save_checkpoint
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
+from training.config import NO_TEACHER, Config, read_config
 from training.data import load_data
-from training.distill import (
-    NO_TEACHER,
-    Config,
-    DistillTrainer,
-    _thin,
-    _warn_if_weaker,
-    distill,
-    read_config,
-)
+from training.distill import _thin, _warn_if_weaker, distill
 from training.models import UnusableModelError, resolve_model
+from training.trainer import DistillTrainer
 
 SHORT = {
     "warmup_epochs": 0.0,

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a training run is made of: `Config`, written into its folder as ``config.yaml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+from training.criterion import TERMS
+
+NO_TEACHER = "none"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run is made of; written to ``config.yaml`` in its output folder, and read back by
+    --resume.
+
+    ``terms`` are names of `training.criterion.TERMS`. ``balance`` is the share that the gradient
+    of each term has of the detection loss's gradient on the same features, at lambda = 1.
+    ``teacher_scale``: the teacher sees the augmented picture this many times as large, in both
+    directions, as the student does. ``unlabelled`` is a folder of further training frames, which
+    the teacher labels. ``overrides`` are Ultralytics' own training settings (lr0,
+    mosaic, ...).
+    """
+
+    data: str
+    teacher: str
+    student: str
+    epochs: int = 100
+    imgsz: int = 640
+    batch: int = 16
+    device: str = ""
+    seed: int = 0
+    terms: tuple[str, ...] = ("class", "box")
+    temperature: float = 1.0
+    balance: float = 0.2
+    teacher_scale: int = 1
+    unlabelled: str = ""
+    fraction: float = 1.0
+    val: bool = True
+    overrides: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", tuple(self.terms))  # a list, as read from yaml
+        checks = (
+            ("epochs", self.epochs >= 1, "1 or more"),
+            ("imgsz", self.imgsz >= 32 and self.imgsz % 32 == 0, "a multiple of 32"),
+            ("batch", self.batch >= 1, "1 or more"),
+            ("temperature", self.temperature > 0, "above 0"),
+            ("terms", self.terms and set(self.terms) <= set(TERMS), "some of " + ", ".join(TERMS)),
+            ("balance", 0 < self.balance <= 1, "above 0 and at most 1"),
+            ("teacher_scale", self.teacher_scale in (1, 2, 4), "1, 2 or 4"),
+            ("fraction", 0 < self.fraction <= 1, "above 0 and at most 1"),
+        )
+        for name, holds, expected in checks:
+            if not holds:
+                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)}")
+        unknown = set(self.overrides) - set(DEFAULT_CFG_DICT)
+        if unknown:
+            raise ValueError(
+                f"unknown training setting {', '.join(sorted(unknown))}: see Ultralytics' settings"
+            )
+        own = set(self.overrides) & {f.name for f in fields(self)}
+        if own:
+            raise ValueError(
+                f"{', '.join(sorted(own))} has an option of its own: use --{sorted(own)[0]}"
+            )
+        if self.unlabelled and not self.distils:
+            raise ValueError("unlabelled frames need a teacher")
+        if self.teacher_scale > 1 and self.overrides.get("multi_scale"):
+            raise ValueError("teacher_scale needs a fixed input: leave multi_scale out")
+
+    @property
+    def distils(self) -> bool:
+        """Whether there is a teacher."""
+        return self.teacher != NO_TEACHER
+
+
+def read_config(output: Path) -> Config:
+    """Read the ``config.yaml`` of a run's folder."""
+    return Config(**yaml.safe_load((Path(output) / "config.yaml").read_text(encoding="utf-8")))
