@@ -49,11 +49,11 @@ class DistillTrainer(DetectionTrainer):
             # process: on a small machine that costs almost half of the speed.
             self.args.workers = min(2, _cores())
             self.add_callback("on_train_start", lambda _: torch.set_num_threads(_cores()))
-        self.add_callback("on_train_epoch_start", DistillTrainer._seed_epoch)
+        self.add_callback("on_train_epoch_start", type(self)._seed_epoch)
         if self.config.distils:
-            self.add_callback("on_pretrain_routine_end", DistillTrainer._attach)
-        self.add_callback("on_pretrain_routine_end", DistillTrainer._load_state)
-        self.add_callback("on_model_save", DistillTrainer._save_state)
+            self.add_callback("on_pretrain_routine_end", type(self)._attach)
+        self.add_callback("on_pretrain_routine_end", type(self)._load_state)
+        self.add_callback("on_model_save", type(self)._save_state)
 
     def _seed_epoch(self) -> None:
         """Make the frames of an epoch depend on seed and epoch alone (Ultralytics callback).
