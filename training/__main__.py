@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""python -m training generate | distill | compare | evaluate | export: every offline step as one
-command.
+"""python -m training generate | distill | compare | evaluate | predict | export: every offline
+step as one command.
 
 Exit codes: 0 done; 1 the work failed; 2 the input cannot work (one line says why); 130
 interrupted.
@@ -66,6 +66,7 @@ def _config(a: argparse.Namespace, seed: int):
         terms=a.terms,
         balance=a.balance,
         teacher_scale=a.teacher_scale,
+        teacher_tiles=a.teacher_tiles,
         unlabelled=a.unlabelled,
         fraction=a.fraction,
         val=a.val,
@@ -108,6 +109,13 @@ def _evaluate(a: argparse.Namespace) -> None:
         print(f"  {name:<16} not a class of the model, left out of the means")
     ignored = f", {metrics['images_ignored']} ignored" if metrics["images_ignored"] else ""
     print(f"{metrics['images']} pictures{ignored}, {metrics['boxes']} boxes")
+
+
+def _predict(a: argparse.Namespace) -> None:
+    from training.predict import predict
+
+    frames = predict(a.model, a.data, a.output, split=a.split, imgsz=a.imgsz)
+    print(f"{frames} frames: {a.output}")
 
 
 def _export(a: argparse.Namespace) -> None:
@@ -203,6 +211,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--imgsz", type=int, help="input of a .pt (default: as trained)")
     sub.add_argument("--json", type=Path, metavar="OUT", help="write the figures there, too")
 
+    sub = command(
+        "predict", _predict, "Write down a teacher's answers once, for many runs to learn from."
+    )
+    sub.add_argument("model", metavar="teacher.pt")
+    sub.add_argument("--data", required=True, help="data.yaml in Ultralytics' format")
+    sub.add_argument("--output", type=Path, required=True, help="folder to make, for --teacher")
+    sub.add_argument("--split", default="train", help="train, val or test (%(default)s)")
+    sub.add_argument("--imgsz", type=int, help="square input in pixels (default: as trained)")
+
     sub = command("export", _export, "Write a checkpoint as a self-describing ONNX file.")
     sub.add_argument("checkpoint", metavar="best.pt")
     sub.add_argument("--output", type=Path, required=True, help="the .onnx to write")
@@ -234,7 +251,12 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--output", type=Path, required=True, help="folder of the run")
     sub.add_argument("--epochs", type=int, default=100, help="(%(default)s)")
     sub.add_argument("--imgsz", type=int, default=640, help="square input in pixels (%(default)s)")
-    sub.add_argument("--batch", type=int, default=16, help="frames per step (%(default)s)")
+    sub.add_argument(
+        "--batch",
+        type=int,
+        default=16,
+        help="frames per step; -1: what fits into the GPU beside the teacher (%(default)s)",
+    )
     sub.add_argument(
         "--device", default="", help="cpu, 0, or 0,1 (default: the GPU if there is one)"
     )
@@ -253,10 +275,15 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--teacher-scale",
-        type=int,
-        choices=(1, 2, 4),
+        type=float,
+        choices=(1, 1.5, 2, 4),
         default=1,
         help="the teacher sees the frame this many times as large as the student (%(default)s)",
+    )
+    sub.add_argument(
+        "--teacher-tiles",
+        action="store_true",
+        help="the teacher looks at its larger frame in tiles: less memory, a little more time",
     )
     sub.add_argument(
         "--balance",

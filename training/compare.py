@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +94,7 @@ def arm_config(arm: str, config: Config) -> Config:
 def compare(
     config: Config, output: Path, seeds: tuple[int, ...], arms: list[str], select: float = 0.0
 ) -> tuple[dict, list[Summary]]:
-    """Run what is not done yet; write compare.csv, compare.md, report.html.
+    """Run what is not done yet; write compare.csv, compare.md, metrics.json, report.html.
 
     Args:
         config: the run of the arm ``distilled``; its seed is ignored.
@@ -116,7 +116,7 @@ def compare(
         data = hold_out(data, select, output)
     teacher_file = output / "teacher.json"
     if not teacher_file.is_file():
-        size = config.imgsz * config.teacher_scale
+        size = config.teacher_imgsz
         teacher = evaluate(load_model(config.teacher)[0], data, imgsz=size)
         write_text(teacher_file, json.dumps(teacher, indent=1))
     teacher = json.loads(teacher_file.read_text(encoding="utf-8"))
@@ -137,6 +137,7 @@ def compare(
             write_text(output / "compare.csv", as_csv(rows))
             summaries = summarise(rows, teacher["map50_95"] or 0.0)
             write_text(output / "compare.md", as_markdown(teacher, summaries, rows))
+            write_text(output / "metrics.json", as_json(teacher, summaries, rows))
     _write_report(output, data, config, teacher, arms, seeds[0])
     return teacher, summaries
 
@@ -228,6 +229,30 @@ def best_builtin(summaries: list[Summary]) -> Summary | None:
     return max(own, key=lambda s: s.mean, default=None)
 
 
+def against_builtin(rows: list[dict], builtin: str) -> list[float]:
+    """mAP50-95 of ours minus that of an arm of the built-in, seed by seed."""
+    other = {r["seed"]: r["map50_95"] or 0.0 for r in rows if r["arm"] == builtin}
+    own = {r["seed"]: r["map50_95"] or 0.0 for r in rows if r["arm"] == DISTILLED}
+    return [own[seed] - other[seed] for seed in own if seed in other]
+
+
+def as_json(teacher: dict, summaries: list[Summary], rows: list[dict]) -> str:
+    """The experiment's figures, scores in [0, 1]."""
+    best = best_builtin(summaries)
+    differences = [] if best is None else against_builtin(rows, best.arm)
+    return json.dumps(
+        {
+            "teacher": teacher,
+            "arms": {s.arm: asdict(s) for s in summaries},
+            "best_builtin": best and best.arm,
+            "distilled_minus_best_builtin": float(np.mean(differences)) if differences else None,
+            "distilled_minus_best_builtin_interval": interval(differences),
+            "runs": rows,
+        },
+        indent=1,
+    )
+
+
 def as_csv(rows: list[dict]) -> str:
     """The rows as CSV text, one line per run."""
     text = io.StringIO()
@@ -255,9 +280,7 @@ def as_markdown(teacher: dict, summaries: list[Summary], rows: list[dict]) -> st
         lines.append(f"| {s.arm} | {s.seeds} | {mean} | {gain} | {share} | {time} |")
     best = best_builtin(summaries)
     if best is not None:
-        other = {r["seed"]: r["map50_95"] or 0.0 for r in rows if r["arm"] == best.arm}
-        own = {r["seed"]: r["map50_95"] or 0.0 for r in rows if r["arm"] == DISTILLED}
-        differences = [own[seed] - other[seed] for seed in own if seed in other]
+        differences = against_builtin(rows, best.arm)
         if limits := interval(differences):
             lines += [
                 "",

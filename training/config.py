@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -22,9 +23,10 @@ class Config:
     ``terms`` are names of `training.criterion.TERMS`. ``balance`` is the share that the gradient
     of each term has of the detection loss's gradient on the same features, at lambda = 1.
     ``teacher_scale``: the teacher sees the augmented picture this many times as large, in both
-    directions, as the student does. ``unlabelled`` is a folder of further training frames, which
-    the teacher labels. ``overrides`` are Ultralytics' own training settings (lr0,
-    mosaic, ...).
+    directions, as the student does; with ``teacher_tiles`` it looks at it piece by piece, which
+    takes less memory. ``unlabelled`` is a folder of further training frames, which the teacher
+    labels. A ``batch`` of -1 is fitted to the GPU's memory. ``overrides`` are Ultralytics' own
+    training settings (lr0, mosaic, ...).
     """
 
     data: str
@@ -38,7 +40,8 @@ class Config:
     terms: tuple[str, ...] = ("class", "box")
     temperature: float = 1.0
     balance: float = 0.2
-    teacher_scale: int = 1
+    teacher_scale: float = 1
+    teacher_tiles: bool = False
     unlabelled: str = ""
     fraction: float = 1.0
     val: bool = True
@@ -49,11 +52,16 @@ class Config:
         checks = (
             ("epochs", self.epochs >= 1, "1 or more"),
             ("imgsz", self.imgsz >= 32 and self.imgsz % 32 == 0, "a multiple of 32"),
-            ("batch", self.batch >= 1, "1 or more"),
+            ("batch", self.batch >= 1 or self.batch == -1, "1 or more, or -1"),
             ("temperature", self.temperature > 0, "above 0"),
             ("terms", self.terms and set(self.terms) <= set(TERMS), "some of " + ", ".join(TERMS)),
             ("balance", 0 < self.balance <= 1, "above 0 and at most 1"),
-            ("teacher_scale", self.teacher_scale in (1, 2, 4), "1, 2 or 4"),
+            ("teacher_scale", self.teacher_scale in (1, 1.5, 2, 4), "1, 1.5, 2 or 4"),
+            (
+                "imgsz",
+                self.teacher_imgsz % 32 == 0,
+                f"a multiple of 32 at {self.teacher_scale} times the size, too",
+            ),
             ("fraction", 0 < self.fraction <= 1, "above 0 and at most 1"),
         )
         for name, holds, expected in checks:
@@ -73,6 +81,11 @@ class Config:
             raise ValueError("unlabelled frames need a teacher")
         if self.teacher_scale > 1 and self.overrides.get("multi_scale"):
             raise ValueError("teacher_scale needs a fixed input: leave multi_scale out")
+
+    @property
+    def teacher_imgsz(self) -> int:
+        """Side of the picture that the teacher sees, in pixels."""
+        return math.ceil(self.imgsz * self.teacher_scale)
 
     @property
     def distils(self) -> bool:

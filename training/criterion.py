@@ -20,14 +20,24 @@ from torchvision.ops import box_convert
 from ultralytics.utils.tal import dist2bbox, make_anchors
 
 from training import losses
+from training.cost import Cost
 from training.losses import BACKGROUND
 from training.models import ClassMatch, UnusableModelError
-from training.softlabels import Boxes, add_sure_answers, assign, masked_negatives, negatives_kept
+from training.softlabels import (
+    Boxes,
+    add_sure_answers,
+    assign,
+    assigned_by,
+    masked_negatives,
+    negatives_kept,
+)
 
 # What `Config.terms` can name: class probabilities per class (sigmoid) or over the classes
 # (Hinton's form); box distributions, or decoded boxes where a head has none; both of the student's
 # features seen through the teacher's head (CrossKD); the features that enter the head (PKD).
-TERMS = ("class", "softmax", "box", "cross", "feature")
+# "assign" is no term of its own: the labels are given to the anchors that the teacher answers best
+# (LAD, Nguyen et al. 2021, arXiv:2108.10520), not to those that the student does.
+TERMS = ("class", "softmax", "box", "cross", "feature", "assign")
 # What a teacher without a Detect head can teach.
 BOX_TERMS = {"class", "box"}
 # Gradients are measured on every fifth of the first batches: a measurement costs a backward pass
@@ -111,49 +121,42 @@ class LevelMatch:
     """Which level of the student's head is compared with which of the teacher's: pairs of indices.
 
     ``scale``: how much larger the teacher's picture is; its stride 16 at twice the size is the
-    same grid as the student's stride 8.
+    same grid as the student's stride 8. No pairs: the teacher's boxes are given to the student's
+    anchors as labels are.
     """
 
     pairs: tuple[tuple[int, int], ...]
     student_strides: tuple[int, ...]
     teacher_strides: tuple[int, ...]
-    scale: int
+    scale: float
 
     def table(self) -> str:
         """One line per level of the student."""
         teacher = dict(self.pairs)
-        seen = f" of a picture {self.scale} times as large" if self.scale > 1 else ""
+        seen = f" of a picture {self.scale:g} times as large" if self.scale > 1 else ""
         lines = [f"{'student level':<24} teacher level"]
+        alone = "- (labels only)" if self.pairs else "- (the teacher's boxes)"
         for i, stride in enumerate(self.student_strides):
-            found = f"stride {self.teacher_strides[teacher[i]]}{seen}" if i in teacher else None
-            lines.append(f"{f'stride {stride}':<24} {found or '- (labels only)'}")
+            found = f"stride {self.teacher_strides[teacher[i]]}{seen}" if i in teacher else alone
+            lines.append(f"{f'stride {stride}':<24} {found}")
+        if not self.teacher_strides:
+            return "the teacher has no levels: its boxes are given to the student's anchors"
         return "\n".join(lines)
 
 
-def match_levels(student_head, teacher_head, scale: int = 1) -> LevelMatch | None:
-    """Match the levels of two Detect heads by the size of their grids.
-
-    None for a teacher without such a head: its boxes are given to the student's anchors as labels
-    are.
-
-    Raises:
-        UnusableModelError: not one level in common, with both lists.
+def match_levels(student_head, teacher_head, scale: float = 1) -> LevelMatch:
+    """Match the levels of two Detect heads by the size of their grids; ``teacher_head`` None: a
+    teacher without one.
     """
-    if teacher_head is None:
-        return None
     student, teacher = (
-        tuple(int(s) for s in head.stride) for head in (student_head, teacher_head)
+        () if head is None else tuple(int(s) for s in head.stride)
+        for head in (student_head, teacher_head)
     )
     pairs = tuple(
         (i, teacher.index(stride * scale))
         for i, stride in enumerate(student)
         if stride * scale in teacher
     )
-    if not pairs:
-        raise UnusableModelError(
-            f"no level of the student matches one of the teacher: the student predicts at strides "
-            f"{list(student)}, the teacher at {list(teacher)} of a picture {scale} times as large"
-        )
     return LevelMatch(pairs, student, teacher, scale)
 
 
@@ -206,7 +209,7 @@ class DistillationLoss:
         teacher,
         student: nn.Module,
         match: ClassMatch,
-        levels: LevelMatch | None,
+        levels: LevelMatch,
         adapters: nn.ModuleDict,
         terms: tuple[str, ...],
         temperature: float,
@@ -226,6 +229,7 @@ class DistillationLoss:
         self.chosen = terms
         self.temperature = temperature
         self.balance = balance
+        self.cost = Cost(device)
         self.steps = (0, 1, 1, False)  # step, warm-up, total, closes: set by the trainer
         self.hidden: dict[tuple[str, int], Tensor] = {}
         if "cross" in terms:
@@ -254,9 +258,10 @@ class DistillationLoss:
         """Name -> scalar loss, of one batch of the student's raw predictions and the teacher's
         answer.
         """
-        if isinstance(answer, Boxes):
-            return self._terms_of_boxes(student, answer)
-        return self._terms_of_anchors(student, answer)
+        if self.levels.pairs:
+            return self._terms_of_anchors(student, answer)
+        size = _side(student, self.student_head)
+        return self._terms_of_boxes(student, self._boxes(answer, size * self.levels.scale))
 
     def _terms_of_boxes(self, student: dict, answer: Boxes) -> dict[str, Tensor]:
         levels = list(range(len(student["feats"])))
@@ -351,20 +356,54 @@ class DistillationLoss:
             outputs.append(rest(adapt(self.hidden.pop((name, i)))).flatten(2))
         return torch.cat(outputs, dim=-1).transpose(1, 2)
 
+    def _boxes(self, answer: dict | Boxes, size: float) -> Boxes:
+        """The answer as boxes, scores in the teacher's classes; ``size`` of its picture."""
+        if isinstance(answer, Boxes):
+            return answer
+        levels = list(range(len(answer["feats"])))
+        raw = take_levels(answer, "boxes", levels)
+        strides = self.teacher_head.stride
+        xyxy = decode_boxes(raw, self.teacher_head.reg_max, answer["feats"], strides)
+        scores = take_levels(answer, "scores", levels).sigmoid()
+        frame, anchor = (scores.amax(-1) >= BACKGROUND).nonzero(as_tuple=True)
+        cxcywh = box_convert(xyxy[frame, anchor] / size, "xyxy", "cxcywh")
+        return Boxes(frame, cxcywh, scores[frame, anchor])
+
     def _answers(self, answer: dict | Boxes, size: float) -> Boxes:
         """The answer as boxes without duplicates, scores in the student's classes."""
-        if not isinstance(answer, Boxes):
-            levels = list(range(len(answer["feats"])))
-            raw = take_levels(answer, "boxes", levels)
-            strides = self.teacher_head.stride
-            xyxy = decode_boxes(raw, self.teacher_head.reg_max, answer["feats"], strides)
-            scores = take_levels(answer, "scores", levels).sigmoid()
-            frame, anchor = (scores.amax(-1) >= BACKGROUND).nonzero(as_tuple=True)
-            cxcywh = box_convert(xyxy[frame, anchor] / size, "xyxy", "cxcywh")
-            answer = Boxes(frame, cxcywh, scores[frame, anchor])
+        answer = self._boxes(answer, size)
         scores = answer.scores.new_zeros(len(answer.frame), self.student_head.nc)
         scores[:, self.student_classes] = answer.scores[:, self.teacher_classes]
         return Boxes(answer.frame, answer.cxcywh, scores).without_duplicates(BACKGROUND)
+
+    def _alignment(self, student: dict, teacher: dict) -> tuple[Tensor, Tensor]:
+        """Probabilities (B, N, C) and boxes (B, N, 4) in pixels that decide which anchor learns
+        which label: the teacher's where there are some, the student's elsewhere.
+        """
+        own, theirs = (list(x) for x in zip(*self.levels.pairs, strict=True))
+        levels = list(range(len(student["feats"])))
+        scores = take_levels(student, "scores", levels).detach().sigmoid()
+        grids, strides = student["feats"], self.student_head.stride
+        raw = take_levels(student, "boxes", levels).detach()
+        xyxy = decode_boxes(raw, self.student_head.reg_max, grids, strides)
+        first = 0
+        for level, grid in enumerate(grids):
+            count = grid.shape[-2] * grid.shape[-1]
+            if level in own:
+                anchors = slice(first, first + count)
+                other = [theirs[own.index(level)]]
+                logits = take_levels(teacher, "scores", other)
+                scores[:, anchors, self.student_classes] = logits[
+                    ..., self.teacher_classes
+                ].sigmoid()
+                xyxy[:, anchors] = decode_boxes(
+                    take_levels(teacher, "boxes", other),
+                    self.teacher_head.reg_max,
+                    [grid],
+                    strides[level : level + 1],
+                )
+            first += count
+        return scores, xyxy
 
     def __call__(self, preds, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         step, *rest = self.steps
@@ -375,7 +414,11 @@ class DistillationLoss:
         answer = None
         if scale > 0 or unlabelled:  # else the teacher has nothing to say, and is not run either
             picture = batch.get("teacher_img", batch["img"])
-            with torch.no_grad(), torch.autocast(picture.device.type, enabled=False):
+            with (
+                self.cost,
+                torch.no_grad(),
+                torch.autocast(picture.device.type, enabled=False),
+            ):
                 answer = self.teacher(picture.float(), batch)
         if unlabelled:
             found = self._answers(answer, picture.shape[-1])
@@ -384,6 +427,9 @@ class DistillationLoss:
             size = _side(student, self.student_head)
             kept = negatives_kept(batch, found, centres / size)
             with masked_negatives(self.detection, kept):
+                loss, items = self.detection(preds, batch)
+        elif "assign" in self.chosen and scale > 0:
+            with assigned_by(self.detection, *self._alignment(student, answer)):
                 loss, items = self.detection(preds, batch)
         else:
             loss, items = self.detection(preds, batch)
@@ -463,6 +509,6 @@ def decode_boxes(raw: Tensor, bins: int, grids: list[Tensor], strides: Tensor) -
     return dist2bbox(raw, anchors, xywh=False) * steps
 
 
-def downsample(pictures: Tensor, scale: int) -> Tensor:
-    """Pictures (B, C, H, W) reduced by a whole factor, each pixel the mean of those it covers."""
-    return F.avg_pool2d(pictures, scale)
+def downsample(pictures: Tensor, size: int) -> Tensor:
+    """Square pictures (B, C, S, S) reduced to a side of ``size`` pixels, without aliasing."""
+    return F.interpolate(pictures, size=(size, size), mode="bilinear", antialias=True)

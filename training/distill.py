@@ -44,7 +44,7 @@ from training.models import (
 )
 from training.report import format_score
 from training.teachers import open_teacher
-from training.trainer import UNLABELLED, DistillTrainer
+from training.trainer import COST, UNLABELLED, DistillTrainer
 
 # As CUDA and the CPU's allocator put it.
 _NO_MEMORY = re.compile("out of memory|allocate memory", re.IGNORECASE)
@@ -93,12 +93,14 @@ def distill(
     if teacher is not None:
         LOGGER.info(match_classes(data.names, teacher.names).table())
         levels = match_levels(untrained.model[-1], teacher.head, config.teacher_scale)
-        if levels is not None:
-            LOGGER.info(levels.table())
-        elif impossible := set(config.terms) - BOX_TERMS:
+        LOGGER.info(levels.table())
+        if not levels.pairs and (impossible := set(config.terms) - BOX_TERMS):
             raise UnusableModelError(
-                f"{config.teacher} answers with boxes, without a Detect head: it cannot teach "
-                f"{', '.join(sorted(impossible))}, use --terms {','.join(sorted(BOX_TERMS))}"
+                f"{config.teacher} has no level in common with the student (strides "
+                f"{list(levels.teacher_strides)} of a picture {config.teacher_scale:g} times as "
+                f"large, against {list(levels.student_strides)}): it can teach with its boxes, "
+                f"but not {', '.join(sorted(impossible))}; use --terms "
+                f"{','.join(sorted(BOX_TERMS))}"
             )
 
     unlabelled = image_paths(Path(config.unlabelled).resolve()) if config.unlabelled else []
@@ -137,6 +139,7 @@ def distill(
         "teacher": _teacher_figures(resolved, config)
         if teacher is not None and teacher.head is not None and measure_teacher
         else None,
+        "teacher_cost": _read_cost(output),
         "epochs": config.epochs,
         "imgsz": config.imgsz,
         "seed": config.seed,
@@ -190,10 +193,15 @@ def _interrupt_between_batches(trainer: DistillTrainer) -> Iterator[None]:
     check(trainer)
 
 
+def _read_cost(output: Path) -> dict | None:
+    path = output / COST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def _teacher_figures(data: Path, config: Config) -> dict:
     """Measured at the size at which it teaches."""
     teacher, _ = load_model(config.teacher)
-    imgsz = config.imgsz * config.teacher_scale
+    imgsz = config.teacher_imgsz
     return {**evaluate(teacher, data, imgsz=imgsz), **cost(teacher, imgsz)}
 
 

@@ -181,6 +181,21 @@ def assign(
     return wanted * weight, target_xyxy
 
 
+@contextmanager
+def assigned_by(detection, scores: Tensor, xyxy: Tensor) -> Iterator[None]:
+    """Ultralytics' detection criterion with labels assigned by other answers than the student's.
+
+    ``scores`` (B, N, C) probabilities, ``xyxy`` (B, N, 4) pixels; for the time of one call.
+    """
+    criterion = getattr(detection, "one2many", detection)
+    own = criterion.assigner
+    criterion.assigner = lambda _scores, _xyxy, *rest, **more: own(scores, xyxy, *rest, **more)
+    try:
+        yield
+    finally:
+        criterion.assigner = own
+
+
 class MaskedBCE(nn.Module):
     """BCEWithLogitsLoss(reduction="none") of (B, N, C) logits, times ``kept`` (B, N)."""
 

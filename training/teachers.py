@@ -24,6 +24,10 @@ from training.softlabels import Boxes
 BOX_HEADS = ("RTDETRDecoder",)
 # An answer below this is none: RT-DETR gives 300 boxes for every picture.
 LOWEST_SCORE = 0.05
+# The class list beside YOLO's .txt files, one name a line, as annotation tools write it.
+CLASSES_FILE = "classes.txt"
+# What a tile is seen beyond its edge, in pixels: a whole number of every stride.
+TILE_MARGIN = 64
 
 
 @dataclass
@@ -46,9 +50,10 @@ class Predictions:
 
 
 class DetectTeacher:
-    """A detector with a Detect head."""
+    """A detector with a Detect head; it looks at pictures larger than ``tile`` pixels in tiles."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, tile: int | None = None) -> None:
+        self.tile = tile
         self.names = class_names(model)
         self.head = model.model[-1]
         if not hasattr(self.head, "one2one_cv2"):  # fused, YOLO26 would lose its one-to-many head
@@ -58,8 +63,60 @@ class DetectTeacher:
         self.module = model.eval().requires_grad_(False)
 
     def __call__(self, pictures: Tensor, batch: dict) -> dict[str, Tensor]:
+        if self.tile is None or pictures.shape[-1] <= self.tile:
+            return self._look(pictures)
+        return _in_tiles(self._look, pictures, self.tile, [int(s) for s in self.head.stride])
+
+    def _look(self, pictures: Tensor) -> dict[str, Tensor]:
         predictions = self.module(pictures.contiguous(memory_format=torch.channels_last))
         return predictions[1].get("one2many", predictions[1])
+
+
+def _in_tiles(look, pictures: Tensor, tile: int, strides: list[int]) -> dict[str, Tensor]:
+    """Raw predictions for square pictures (B, C, S, S), put together from those for tiles.
+
+    A tile is seen with a margin, which is cut off again: what stands at its edge is seen whole.
+    """
+    side = pictures.shape[-1]
+    spans = [
+        (max(0, start - TILE_MARGIN), start, min(side, start + tile))
+        for start in range(0, side, tile)
+    ]
+    rows: list[list[Tensor]] = []
+    for y, top, bottom in spans:
+        row: list[list[Tensor]] = []
+        for x, left, right in spans:
+            raw = look(pictures[..., y : bottom + TILE_MARGIN, x : right + TILE_MARGIN])
+            row.append(
+                [
+                    maps[
+                        ..., (top - y) // s : (bottom - y) // s, (left - x) // s : (right - x) // s
+                    ]
+                    for maps, s in zip(_as_maps(raw), strides, strict=True)
+                ]
+            )
+        rows.append([torch.cat(level, dim=-1) for level in zip(*row, strict=True)])
+    levels = [torch.cat(level, dim=-2) for level in zip(*rows, strict=True)]
+    others = raw["boxes"].shape[1], raw["scores"].shape[1]
+    feats, boxes, scores = zip(
+        *(maps.split([maps.shape[1] - sum(others), *others], dim=1) for maps in levels),
+        strict=True,
+    )
+    return {
+        "feats": list(feats),
+        "boxes": torch.cat([x.flatten(2) for x in boxes], dim=-1),
+        "scores": torch.cat([x.flatten(2) for x in scores], dim=-1),
+    }
+
+
+def _as_maps(raw: dict) -> list[Tensor]:
+    """Features, boxes and scores of each level as the channels of one map."""
+    counts = [f.shape[-2] * f.shape[-1] for f in raw["feats"]]
+    parts = (raw[key].split(counts, dim=-1) for key in ("boxes", "scores"))
+    return [
+        torch.cat([feat, *(x.unflatten(-1, feat.shape[-2:]) for x in others)], dim=1)
+        for feat, *others in zip(raw["feats"], *parts, strict=True)
+    ]
 
 
 class BoxTeacher:
@@ -78,24 +135,29 @@ class BoxTeacher:
         return Boxes(frame, boxes[-1][frame, query], scores[frame, query])
 
 
-def open_teacher(source: str, names: tuple[str, ...]):
+def open_teacher(source: str, names: tuple[str, ...], tile: int | None = None):
     """Open a checkpoint, a folder of YOLO .txt with confidences, or a COCO results .json.
 
     Args:
         source: path or name of the teacher.
-        names: the classes of the data set, which the numbers in a file of predictions mean.
+        names: the classes of the data set, which the numbers in a file of predictions mean,
+            unless a ``classes.txt`` beside them says otherwise.
+        tile: side in pixels of the tiles in which a detector looks at larger pictures.
 
     Raises:
-        UnusableModelError: none of these.
+        UnusableModelError: none of these, or a class or confidence that cannot be.
     """
     path = Path(source)
     if path.is_dir():
+        listed = path / CLASSES_FILE
+        if listed.is_file():
+            names = tuple(listed.read_text(encoding="utf-8").split("\n")[:-1])
         return _check(Predictions(names, _read_folder(path, len(names)), pixels=False), source)
     if path.suffix == ".json":
         return _check(Predictions(names, _read_coco(path, len(names)), pixels=True), source)
     model, _ = load_model(source, also=BOX_HEADS)
     head = type(model.model[-1]).__name__
-    return BoxTeacher(model) if head in BOX_HEADS else DetectTeacher(model)
+    return BoxTeacher(model) if head in BOX_HEADS else DetectTeacher(model, tile)
 
 
 def _check(predictions: Predictions, source: str) -> Predictions:
@@ -112,7 +174,7 @@ def _one_hot(class_ids: np.ndarray, scores: np.ndarray, classes: int, source: Pa
     class_ids = class_ids.astype(int)
     if len(class_ids) and not (class_ids.min() >= 0 and class_ids.max() < classes):
         raise UnusableModelError(
-            f"{source}: class {class_ids.max()}, but the data has {classes} classes"
+            f"{source}: class {class_ids.max()}, but there are {classes} classes"
         )
     if len(scores) and not (scores.min() >= 0 and scores.max() <= 1):
         raise UnusableModelError(f"{source}: a confidence of {scores.max():g} is not in [0, 1]")
@@ -123,7 +185,7 @@ def _one_hot(class_ids: np.ndarray, scores: np.ndarray, classes: int, source: Pa
 
 def _read_folder(folder: Path, classes: int) -> dict:
     found = {}
-    for path in sorted(folder.rglob("*.txt")):
+    for path in sorted(p for p in folder.rglob("*.txt") if p.name != CLASSES_FILE):
         lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line]
         try:
             rows = np.array(lines, np.float32).reshape(-1, 6)

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import time
 from copy import copy
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from ultralytics.data import build_yolo_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
@@ -25,11 +28,13 @@ from training.criterion import (
     make_adapters,
     match_levels,
 )
+from training.data import write_text
 from training.models import UnusableModelError, class_names, match_classes
 from training.softlabels import extend_labels, split_batch
 from training.teachers import Predictions, open_teacher
 
 UNLABELLED = "unlabelled.txt"
+COST = "teacher_cost.json"
 
 
 class DistillTrainer(DetectionTrainer):
@@ -54,6 +59,7 @@ class DistillTrainer(DetectionTrainer):
             self.add_callback("on_pretrain_routine_end", type(self)._attach)
         self.add_callback("on_pretrain_routine_end", type(self)._load_state)
         self.add_callback("on_model_save", type(self)._save_state)
+        self.add_callback("on_train_end", type(self)._report_cost)
 
     def _seed_epoch(self) -> None:
         """Make the frames of an epoch depend on seed and epoch alone (Ultralytics callback).
@@ -76,7 +82,19 @@ class DistillTrainer(DetectionTrainer):
     def teacher(self):
         """The run's teacher."""
         names = tuple(self.data["names"].values())
-        return open_teacher(self.config.teacher, names)
+        tile = self.config.imgsz if self.config.teacher_tiles else None
+        return open_teacher(self.config.teacher, names, tile)
+
+    def auto_batch(self) -> int:
+        """Fit the batch to the GPU's memory, with what the teacher needs beside the student."""
+        if not self.config.distils or self.teacher.module is None:
+            return super().auto_batch()
+        student = self.model
+        self.model = _WithTeacher(student, self.teacher, self.config.teacher_imgsz)
+        try:
+            return super().auto_batch()
+        finally:
+            self.model = student
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None):
         """Read training frames at the size that the teacher sees, with its answers if it has
@@ -85,7 +103,7 @@ class DistillTrainer(DetectionTrainer):
         if mode != "train" or not self.config.distils:
             return super().build_dataset(img_path, mode, batch)
         args = copy(self.args)
-        args.imgsz *= self.config.teacher_scale
+        args.imgsz = self.config.teacher_imgsz
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
         dataset = build_yolo_dataset(args, img_path, batch, self.data, mode=mode, stride=stride)
         predictions = self.teacher if isinstance(self.teacher, Predictions) else None
@@ -111,7 +129,7 @@ class DistillTrainer(DetectionTrainer):
         batch = super().preprocess_batch(batch)
         if self.config.teacher_scale > 1 and self.config.distils:
             batch["teacher_img"] = batch["img"]
-            batch["img"] = downsample(batch["img"], self.config.teacher_scale)
+            batch["img"] = downsample(batch["img"], self.config.imgsz)
         if self.config.distils and self.soft_scores is not None:
             batch = split_batch(batch, self.data["nc"], self.soft_scores)
         return batch
@@ -164,6 +182,14 @@ class DistillTrainer(DetectionTrainer):
             (self.epochs - close) * batches,
             close > 0,
         )
+
+    def _report_cost(self) -> None:
+        """Say what the teacher cost, and leave it for the figures (Ultralytics callback)."""
+        if RANK in {-1, 0} and self.config.distils:
+            cost = unwrap_model(self.model).criterion.cost
+            found = cost.figures(time.time() - self.train_time_start)
+            LOGGER.info(found.pop("text"))
+            write_text(self.save_dir / COST, json.dumps(found))
 
     @property
     def state_file(self) -> Path:
@@ -236,6 +262,27 @@ class DistillTrainer(DetectionTrainer):
         finally:
             self.last, self.best = last, best
         return saved
+
+
+class _WithTeacher(nn.Module):
+    """Both models as one, for Ultralytics to measure the memory of a batch."""
+
+    def __init__(self, student: nn.Module, teacher, teacher_imgsz: int) -> None:
+        super().__init__()
+        self.student, self.module = student, teacher.module
+        self.answer = teacher
+        self.teacher_imgsz = teacher_imgsz
+        self.yaml, self.stride, self.names = student.yaml, student.stride, student.names
+
+    def train(self, mode: bool = True) -> _WithTeacher:
+        self.student.train(mode)
+        return self
+
+    def forward(self, pictures: torch.Tensor) -> list:
+        side = (self.teacher_imgsz, self.teacher_imgsz)
+        with torch.no_grad(), torch.autocast(pictures.device.type, enabled=False):
+            answer = self.answer(nn.functional.interpolate(pictures, size=side).float(), {})
+        return [self.student(pictures), answer]
 
 
 def _cores() -> int:

@@ -16,7 +16,7 @@ from training.criterion import (
     raw_predictions,
     schedule,
 )
-from training.models import UnusableModelError, load_model, match_classes, resolve_model
+from training.models import load_model, match_classes, resolve_model
 from training.softlabels import Boxes
 from training.teachers import DetectTeacher
 
@@ -185,11 +185,19 @@ def test_levels_are_matched_by_the_size_of_their_grids():
     p2 = match_levels(*heads("yolo11n.yaml", "yolov8n-p2.yaml"))
     assert p2.pairs == ((0, 1), (1, 2), (2, 3))
     larger = match_levels(*heads("yolo11n.yaml", "yolo11n.yaml"), 2)
+    # The teacher's stride 16 at twice the size is the student's stride 8.
     assert larger.pairs == ((0, 1), (1, 2))
     assert "stride 16 of a picture 2 times as large" in larger.table()
     assert "stride 32                - (labels only)" in larger.table()
-    with pytest.raises(UnusableModelError, match=r"\[8, 16\], the teacher at \[8, 16, 32\]"):
-        match_levels(*heads("aerial-nano.yaml", "yolo11n.yaml"), 8)
+
+
+def test_where_no_level_meets_the_teacher_teaches_with_its_boxes():
+    pair = heads("yolo11n.yaml", "yolo11n.yaml")
+    between = match_levels(*pair, 1.5)
+    assert between.pairs == () and "stride 8                 - (the teacher's boxes)" in (
+        between.table()
+    )
+    assert match_levels(pair[0], None).pairs == ()
 
 
 def test_adapters_leave_the_run_s_random_numbers_alone():

@@ -188,11 +188,37 @@ def test_the_teacher_may_see_the_frame_at_twice_the_size(tiny_data, tiny_teacher
     assert table["train/kd_cls_loss"][0] > 0 and table["train/kd_dfl_loss"][0] > 0
 
 
-def test_levels_that_do_not_meet_are_refused_before_anything_is_written(tiny_data, tmp_path):
-    teacher = save_checkpoint(tmp_path / "t.pt")
-    with pytest.raises(UnusableModelError, match="no level of the student matches"):
-        distill(config(tiny_data, teacher, teacher_scale=4), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_a_teacher_between_the_levels_teaches_with_its_boxes(tiny_data, tiny_teacher, tmp_path):
+    run = config(tiny_data, tiny_teacher, teacher_scale=1.5, teacher_tiles=True, epochs=1)
+    metrics = distill(run, tmp_path / "out")
+    table = polars.read_csv(tmp_path / "out" / "results.csv")
+    assert table["train/kd_cls_loss"][0] > 0 and "train/kd_box_loss" in table.columns
+    cost = metrics["teacher_cost"]
+    assert 0 < cost["share"] < 1 and cost["seconds_per_batch"] > 0 and cost["peak_mb"] >= 0
+    with pytest.raises(UnusableModelError, match=r"no level in common .* but not feature; use"):
+        distill(
+            config(tiny_data, tiny_teacher, teacher_scale=1.5, terms=("class", "feature")),
+            tmp_path / "b",
+        )
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_teacher_is_counted_in_where_the_batch_is_fitted_to_memory(
+    tiny_data, tiny_teacher, tmp_path, monkeypatch
+):
+    """Without a GPU Ultralytics takes its default: what it would have measured is looked at."""
+    seen = {}
+
+    def measure(model, imgsz, **_) -> int:
+        student, answer = model.train()(torch.rand(1, 3, imgsz, imgsz))
+        seen["student"] = [tuple(f.shape[-2:]) for f in student["feats"]]
+        seen["teacher"] = [tuple(f.shape[-2:]) for f in answer["feats"]]
+        return 6
+
+    monkeypatch.setattr("ultralytics.engine.trainer.check_train_batch_size", measure)
+    run = config(tiny_data, tiny_teacher, batch=-1, teacher_scale=2, epochs=1)
+    distill(run, tmp_path / "out")
+    assert seen["teacher"] == [(2 * h, 2 * w) for h, w in seen["student"]]
 
 
 def write_predictions(data: Path, folder: Path) -> Path:
@@ -284,7 +310,9 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tiny_data, tmp_p
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"terms": ("tanh",)}, "terms must be some of class, softmax"),
         ({"terms": ()}, "terms must be some of class, softmax"),
-        ({"teacher_scale": 3}, "teacher_scale must be 1, 2 or 4"),
+        ({"teacher_scale": 3}, "teacher_scale must be 1, 1.5, 2 or 4"),
+        ({"teacher_scale": 1.5, "imgsz": 416}, "a multiple of 32 at 1.5 times the size, too"),
+        ({"batch": 0}, "batch must be 1 or more, or -1"),
         ({"teacher_scale": 2, "overrides": {"multi_scale": 0.5}}, "needs a fixed input"),
         ({"overrides": {"learning_rate": 1}}, "unknown training setting learning_rate"),
         ({"overrides": {"epochs": 1}}, "epochs has an option of its own"),

@@ -2,11 +2,12 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_training import NAMES, SIZE, save_checkpoint
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
 from training.models import UnusableModelError
-from training.teachers import BoxTeacher, DetectTeacher, open_teacher
+from training.teachers import BoxTeacher, DetectTeacher, _in_tiles, open_teacher
 
 
 def test_a_detector_answers_per_anchor(tmp_path):
@@ -14,6 +15,21 @@ def test_a_detector_answers_per_anchor(tmp_path):
     assert isinstance(teacher, DetectTeacher) and teacher.names == NAMES
     answer = teacher(torch.rand(2, 3, SIZE, SIZE), {})
     assert answer["scores"].shape[:2] == (2, len(NAMES))
+
+
+def test_tiles_are_put_together_as_if_the_picture_had_been_seen_whole():
+    def look(pictures: torch.Tensor) -> dict:
+        """A detector whose answers depend on a few pixels round each anchor."""
+        feats = [F.avg_pool2d(pictures, s + 8, s, padding=4) for s in (8, 16)]
+        flat = torch.cat([f.flatten(2) for f in feats], dim=-1)
+        return {"feats": feats, "boxes": flat[:, :2] * 2, "scores": flat[:, 2:] + 1}
+
+    pictures = torch.rand(2, 3, 480, 480)
+    whole, tiled = look(pictures), _in_tiles(look, pictures, 320, [8, 16])
+    for key in ("boxes", "scores"):
+        assert torch.allclose(whole[key], tiled[key], atol=1e-6)
+    for a, b in zip(whole["feats"], tiled["feats"], strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_rt_detr_answers_with_boxes(tmp_path):
@@ -52,7 +68,7 @@ def test_predictions_are_read_from_yolo_files_and_from_coco(tmp_path):
     ("content", "expected"),
     [
         ("0 0.5 0.5 0.1 0.1", "6 numbers"),
-        ("7 0.5 0.5 0.1 0.1 0.5", "class 7, but the data has 2 classes"),
+        ("7 0.5 0.5 0.1 0.1 0.5", "class 7, but there are 2 classes"),
         ("0 0.5 0.5 0.1 0.1 50", r"confidence of 50 is not in \[0, 1\]"),
         (None, "holds no predictions"),
     ],

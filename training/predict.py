@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Write down what a teacher finds in a data set's frames, once, for many runs to learn from.
+
+python -m training predict teacher.pt --data data.yaml --imgsz 1280 --output answers
+python -m training distill --teacher answers ...
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.ops import box_convert
+from tqdm import tqdm
+
+from drone_kd.detector import Detector
+from training.backend import TorchBackend
+from training.data import DataError, image_paths, load_data, read_sample
+from training.evaluate import IOU, MAX_DETECTIONS
+from training.models import load_model
+from training.teachers import CLASSES_FILE, LOWEST_SCORE
+
+
+def predict(
+    model: str, data: str | Path, output: Path, split: str = "train", imgsz: int | None = None
+) -> int:
+    """Run a teacher over a split; write a ``.txt`` per frame as `training.teachers` reads it.
+
+    Args:
+        model: a checkpoint with a Detect head.
+        data: data.yaml in Ultralytics' format, for its frames: the classes are the teacher's,
+            named in ``classes.txt``.
+        output: folder to make; nothing is left there when this is interrupted.
+        split: train, val or test.
+        imgsz: square input in pixels, which may be larger than the student's (default: as
+            trained).
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        DataError, UnusableModelError, FileExistsError: input that cannot work.
+    """
+    dataset = load_data(data)
+    folder = getattr(dataset, split, None) if split in ("train", "val", "test") else None
+    if folder is None:
+        raise DataError(f"{data} has no split {split!r}: use one that it has")
+    if output.exists():
+        raise FileExistsError(f"{output} exists already: choose another folder, or delete it")
+    backend = TorchBackend(load_model(model)[0], imgsz)
+    detector = Detector(backend, LOWEST_SCORE, IOU, MAX_DETECTIONS)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    frames = 0
+    try:
+        names = "".join(f"{name}\n" for name in backend.spec.classes)
+        (temporary / CLASSES_FILE).write_text(names, encoding="utf-8")
+        paths = image_paths(folder)
+        for path in tqdm(paths, desc=f"predict {split}", unit="frame", leave=False):
+            sample = read_sample(path, len(dataset.names))
+            if sample is None:
+                continue
+            found = detector(sample.image)
+            height, width = sample.image.shape[:2]
+            xyxy = torch.from_numpy(found.xyxy / np.array([width, height] * 2, np.float32))
+            boxes = box_convert(xyxy, "xyxy", "cxcywh").tolist()
+            lines = [
+                " ".join([str(i), *(f"{v:.6f}" for v in box), f"{score:.4f}"])
+                for i, box, score in zip(
+                    found.class_ids.tolist(), boxes, found.scores.tolist(), strict=True
+                )
+            ]
+            target = temporary / f"{path.stem}.txt"
+            target.write_text("\n".join(lines) + "\n" if lines else "", encoding="utf-8")
+            frames += 1
+        os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return frames
