@@ -78,6 +78,8 @@ def _distill(a: argparse.Namespace) -> None:
     from training.distill import distill
 
     metrics = distill(_config(a, a.seed), a.output, resume=a.resume)
+    if not metrics:
+        return
     names = {"student": "student", "teacher": "teacher"}
     print(format_table({names[k]: metrics[k] for k in names if metrics[k]}))
     print(f"student: {a.output / 'best.pt'}")

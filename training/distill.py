@@ -4,6 +4,12 @@
     --teacher teacher.pt --student yolo11n.yaml --data data.yaml --output runs/car
     ... --output runs/car --resume     # after an interruption
     --teacher none ...                 # the student alone (or a teacher to be)
+    ... --device 0,1                   # on two GPUs of this machine
+
+On several machines with two GPUs each, sharing a file system:
+
+    torchrun --nnodes 2 --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \
+      --module training distill --device 0,1 ...
 
 The loop, the detection loss, augmentation and checkpoints are Ultralytics'; what is added is one
 wrapper round the detection criterion (`training.criterion`), so that the checkpoint holds the
@@ -28,7 +34,7 @@ from pathlib import Path
 import torch
 import yaml
 from ultralytics import __version__ as ultralytics_version
-from ultralytics.utils import LOGGER
+from ultralytics.utils import LOGGER, RANK
 
 from training.config import Config, read_config
 from training.criterion import BOX_TERMS, match_levels
@@ -62,7 +68,7 @@ def distill(
         measure_teacher: evaluate the teacher, too, and warn if it is the weaker one.
 
     Returns:
-        The content of ``metrics.json``.
+        The content of ``metrics.json``; nothing in all but the first of torchrun's processes.
 
     Raises:
         ValueError: (also as DataError, UnusableModelError) anything about the input that cannot
@@ -80,7 +86,7 @@ def distill(
         raise ValueError(
             f"nothing to resume in {output}: it holds no config.yaml; leave --resume out to start"
         )
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif RANK <= 0 and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(
             f"{output} is not an empty folder: choose another, or --resume to go on with that run"
         )
@@ -128,6 +134,8 @@ def distill(
                 f"{config.imgsz}), or take a smaller teacher or --teacher-scale"
             ) from error
         raise
+    if RANK > 0:  # one of torchrun's: the first process takes the figures
+        return {}
     train_seconds = round(time.time() - started, 1)
 
     student, _ = load_model(str(output / "weights" / "best.pt"))

@@ -49,6 +49,9 @@ class DistillTrainer(DetectionTrainer):
     ) -> None:
         super().__init__(cfg, overrides, _callbacks)
         self.config = read_config(self.save_dir)
+        if RANK != -1 and self.world_size:
+            # Under torchrun: Ultralytics counts the GPUs of this machine alone.
+            self.world_size = int(os.environ["WORLD_SIZE"])
         if self.device.type == "cpu":
             # Ultralytics trains on one core less than there are, and loads in the training
             # process: on a small machine that costs almost half of the speed.
