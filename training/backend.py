@@ -43,7 +43,8 @@ class FlightGraph(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         if not self.nchw:
-            frames = frames.permute(0, 3, 1, 2).flip(1).float() / 255
+            # TensorRT takes uint8 as an input, and can do nothing with it but cast it.
+            frames = frames.float().permute(0, 3, 1, 2).flip(1) / 255
         found = self.model(frames)
         return self.model.model[-1].postprocess(found.permute(0, 2, 1)) if self.dense else found
 
