@@ -76,10 +76,11 @@ class Detector:
         start = perf_counter()
         canvas, placement = letterbox(image, spec.input_width, spec.input_height)
         letterboxed = perf_counter()
-        output = self.backend.infer(canvas[np.newaxis])
+        # One picture, as often as the model takes frames at once; no copy where that is one.
+        output = self.backend.infer(np.broadcast_to(canvas, (spec.batch, *canvas.shape)))
         inferred = perf_counter()
         detections = decode(
-            output,
+            output[0],
             spec,
             placement,
             image.shape,

@@ -108,7 +108,7 @@ def test_a_corrupt_picture_is_reported_and_the_rest_is_done(model, pictures, tmp
 
 def test_a_failed_inference_is_not_an_empty_result(pictures, tmp_path, capfd):
     model, out = (
-        write_fixed_model(tmp_path / "nan.onnx", np.full((1, 6, 3), np.nan)),
+        write_fixed_model(tmp_path / "nan.onnx", np.full((1, 3, 6), np.nan)),
         tmp_path / "o",
     )
     assert run("detect", model, pictures, "--json", out) == 1

@@ -24,6 +24,14 @@ def test_finds_an_object_in_original_pixels(detector):
     np.testing.assert_allclose(found.scores, [1.0], atol=1e-3)
 
 
+def test_a_model_that_takes_several_frames_at_once(tmp_path, detector):
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[8:16, 8:16] = 255
+    path = write_bright_cell_model(tmp_path / "batch.onnx", tiny_spec(batch=3))
+    found = load_detector(path, confidence=0.9)(image)
+    np.testing.assert_array_equal(found.xyxy, detector(image).xyxy)
+
+
 def test_an_empty_picture_gives_no_detections(detector):
     assert len(detector(np.zeros((128, 256, 3), np.uint8))) == 0
 
@@ -56,7 +64,7 @@ def test_other_images_are_refused(detector, image):
 
 
 def test_a_failed_inference_is_not_an_empty_picture(tmp_path):
-    output = np.full((1, 6, 3), np.nan)
+    output = np.full((1, 3, 6), np.nan)
     with pytest.raises(InferenceError):
         load_detector(write_fixed_model(tmp_path / "nan.onnx", output))(
             np.zeros((8, 8, 3), np.uint8)

@@ -31,21 +31,22 @@ def tiny_spec(**changes: object) -> ModelSpec:
 def write_bright_cell_model(path: Path, spec: ModelSpec | None = None, cell: int = 8) -> Path:
     """Write a dense model that sees every bright cell of a grid as a "car".
 
-    The canvas is cut into cells of `cell` px. Anchor i is cell i (row by row), its box is the
-    cell, its "car" score is the cell's mean brightness / 255 and its "person" score is 0; so a
-    white cell scores 1.0 and the grey padding 0.447.
+    The canvas is cut into cells of `cell` px. Each cell is one row: its box is the cell, its
+    score is the cell's mean brightness / 255; so a white cell scores 1.0 and the grey padding
+    0.447. The brightest come first.
     """
     spec = spec or tiny_spec()
     rows, columns = spec.input_height // cell, spec.input_width // cell
-    y, x = np.mgrid[:rows, :columns].reshape(2, -1)
-    boxes = np.stack(
-        [(x + 0.5) * cell, (y + 0.5) * cell, np.full(x.size, cell), np.full(x.size, cell)]
-    )
+    y, x = np.mgrid[:rows, :columns].reshape(2, -1) * cell
     constants = {
-        "boxes": boxes[None].astype(np.float32),
-        "no_person": np.zeros((1, len(spec.classes) - 1, x.size), np.float32),
+        "boxes": np.stack([x, y, x + cell, y + cell], axis=1).astype(np.float32),
         "scale": np.float32(1 / 255),
-        "one_row": np.array([1, 1, x.size], np.int64),
+        "one_row": np.array([spec.batch, x.size], np.int64),
+        "all": np.array([x.size], np.int64),
+        "channel_axis": np.array([1], np.int64),
+        "last_axis": np.array([2], np.int64),
+        "zero": np.float32(0),
+        "one": np.float32(1),
     }
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
@@ -55,16 +56,15 @@ def write_bright_cell_model(path: Path, spec: ModelSpec | None = None, cell: int
         helper.make_node(
             "AveragePool", ["plane"], ["cells"], kernel_shape=[cell] * 2, strides=[cell] * 2
         ),
-        helper.make_node("Reshape", ["cells", "one_row"], ["car"]),
-        helper.make_node("Clip", ["car", "zero", "one"], ["score"]),
-        helper.make_node("Concat", ["boxes", "score", "no_person"], ["output0"], axis=1),
+        helper.make_node("Reshape", ["cells", "one_row"], ["flat"]),
+        helper.make_node("Clip", ["flat", "zero", "one"], ["scores"]),
+        helper.make_node("TopK", ["scores", "all"], ["sorted", "order"]),
+        helper.make_node("Gather", ["boxes", "order"], ["xyxy"]),
+        helper.make_node("Unsqueeze", ["sorted", "last_axis"], ["score"]),
+        helper.make_node("Mul", ["score", "zero"], ["car"]),
+        helper.make_node("Concat", ["xyxy", "score", "car"], ["output0"], axis=2),
     ]
-    constants |= {
-        "channel_axis": np.array([1], np.int64),
-        "zero": np.float32(0),
-        "one": np.float32(1),
-    }
-    return _save(path, spec, nodes, constants, (1, 4 + len(spec.classes), x.size))
+    return _save(path, spec, nodes, constants, (spec.batch, x.size, 6))
 
 
 def write_fixed_model(path: Path, output: np.ndarray, spec: ModelSpec | None = None) -> Path:
@@ -90,11 +90,7 @@ def _save(
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [
-            helper.make_tensor_value_info(
-                "images", TensorProto.UINT8, [1, spec.input_height, spec.input_width, 3]
-            )
-        ],
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, list(spec.input_shape))],
         [helper.make_tensor_value_info("output0", TensorProto.FLOAT, list(output_shape))],
         [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
     )

@@ -50,9 +50,28 @@ def save_checkpoint(path: Path, names=NAMES, architecture: str = "aerial-student
     torch.manual_seed(1)
     model = DetectionModel(resolve_model(architecture), nc=len(names), verbose=False)
     model.names = dict(enumerate(names))
+    _wake(model)
+    head = model.model[-1]
     with torch.no_grad():  # an untrained head says "nothing" everywhere: let it say something
-        for branch in model.model[-1].cv3:
-            branch[-1].bias.fill_(-1.0)
+        for name in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
+            for branch in getattr(head, name, None) or []:
+                branch[-1].weight.mul_(0.1)
+                branch[-1].bias.fill_(-1.0 if name.endswith("cv3") else 1.0)
     model.args = {"imgsz": SIZE}
     torch.save({"model": model, "train_args": {"imgsz": SIZE}}, path)
     return path
+
+
+def _wake(model: DetectionModel) -> None:
+    """Let the batch norms know their inputs: the signal of an untrained network otherwise dies
+    away, and its answer is the same everywhere.
+    """
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.rand(8, 3, 2 * SIZE, 2 * SIZE))
+    for norm, value in zip(norms, momentum, strict=True):
+        norm.momentum = value
+    model.eval()

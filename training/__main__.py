@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from drone_kd.core.spec import INPUTS
 from training.report import format_score, format_table
 
 
@@ -128,12 +129,14 @@ def _export(a: argparse.Namespace) -> None:
         a.output,
         imgsz=a.imgsz,
         data=a.data,
+        batch=a.batch,
+        input_=a.input,
         licence=a.licence,
         attribution=a.attribution,
     )
     print(
         f"PyTorch against ONNX Runtime {runtime_version()} over {parity.frames} frames: largest "
-        f"difference {parity.box_px:.3g} px in a box, {parity.score:.3g} in a score"
+        f"difference {parity.box_px.max():.3g} px in a box, {parity.score.max():.3g} in a score"
     )
     print(a.output)
 
@@ -228,6 +231,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--imgsz", type=int, help="square input in pixels (default: as trained)")
     sub.add_argument(
         "--data", help="compare on this data set's validation frames (default: noise)"
+    )
+    sub.add_argument("--batch", type=int, default=1, help="frames per inference (%(default)s)")
+    sub.add_argument(
+        "--input",
+        choices=tuple(INPUTS),
+        default="uint8-nhwc",
+        help="uint8-nhwc: BGR frames, scaled in the graph; float32-nchw: RGB, 0 to 1, for other "
+        "programs (%(default)s)",
     )
     sub.add_argument(
         "--licence", default="AGPL-3.0", help="of the weights, for the metadata (%(default)s)"

@@ -14,24 +14,39 @@ from torch import Tensor, nn
 from drone_kd.core.spec import ModelSpec
 from training.models import class_names
 
+# Rows that a dense head gives. Measured on three data sets (benchmarks/export.md).
+CANDIDATES = 1000
+
 
 class FlightGraph(nn.Module):
-    """What flies: uint8 NHWC BGR frames in, decoded boxes out; colour and scale are in the graph.
+    """What flies: frames in, rows out; colour, scale, decoding and the choice of rows are in the
+    graph.
 
-    Input uint8 (B, H, W, 3). Output of a dense head: float32 (B, 4 + C, N) with cx, cy, w, h in
-    input pixels and class probabilities; of an end-to-end head: (B, K, 6) with x1, y1, x2, y2,
-    score, class.
+    Input uint8 (B, H, W, 3) BGR, or with ``nchw`` float32 (B, 3, H, W) RGB from 0 to 1. Output
+    float32 (B, K, 6): x1, y1, x2, y2 in input pixels, score, class; best first. Of a dense head
+    the best class of the ``candidates`` best anchors, of an end-to-end head its detections.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, nchw: bool = False, candidates: int = CANDIDATES) -> None:
         super().__init__()
         self.model = deepcopy(model).float().eval().fuse(verbose=False)
-        self.model.model[-1].export = True
+        self.nchw = nchw
+        head = self.model.model[-1]
+        head.export = True
+        self.dense = not head.end2end
+        if self.dense:
+            head.xyxy = True
+            # Ultralytics' own selection, told to give the best class of each anchor.
+            head.agnostic_nms, head.max_det = True, candidates
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        return self.model(frames.permute(0, 3, 1, 2).flip(1).float() / 255)
+        if not self.nchw:
+            # TensorRT takes uint8 as an input, and can do nothing with it but cast it.
+            frames = frames.float().permute(0, 3, 1, 2).flip(1) / 255
+        found = self.model(frames)
+        return self.model.model[-1].postprocess(found.permute(0, 2, 1)) if self.dense else found
 
 
 class TorchBackend:
@@ -39,21 +54,27 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, model: nn.Module, imgsz: int | None = None) -> None:
+    def __init__(self, model: nn.Module, imgsz: int | None = None, batch: int = 1) -> None:
         """``imgsz``: side of the square input in pixels; default: the one that the model was
-        trained at.
+        trained at. ``batch``: frames per inference.
         """
         self.imgsz = imgsz or trained_imgsz(model)
         self.graph = FlightGraph(model)
         # No file stands behind this graph yet, so there is nothing to hash or to license.
         self.spec = describe(
-            model, self.imgsz, source_sha256="0" * 64, tools={}, metrics={}, licence=""
+            model,
+            self.imgsz,
+            batch=batch,
+            source_sha256="0" * 64,
+            tools={},
+            metrics={},
+            licence="",
         )
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Run uint8 (B, H, W, 3) frames; returns what the exported graph returns."""
         with torch.inference_mode():
-            return self.graph(torch.from_numpy(np.ascontiguousarray(batch))).numpy()
+            return self.graph(torch.tensor(batch)).numpy()
 
 
 def trained_imgsz(model: nn.Module) -> int:

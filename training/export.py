@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,11 @@ from ultralytics import __version__ as ultralytics_version
 
 from drone_kd.backends import open_backend
 from drone_kd.core.preprocess import letterbox
+from drone_kd.core.spec import INPUTS, ModelSpec
 from training.backend import FlightGraph, TorchBackend, describe, trained_imgsz
 from training.data import image_paths, load_data, read_sample
 from training.models import load_model
+from training.parity import Parity, compare
 
 OPSET = 17  # the newest that every TensorRT from 8.6 on parses
 # The largest difference between PyTorch and ONNX Runtime that is put down to the order of
@@ -38,20 +39,13 @@ class ExportError(RuntimeError):
     """The exported graph does not compute what the checkpoint computes."""
 
 
-@dataclass(frozen=True)
-class Parity:
-    """The largest differences between PyTorch and ONNX Runtime over ``frames`` frames."""
-
-    box_px: float
-    score: float
-    frames: int
-
-
 def export(
     checkpoint: Path,
     output: Path,
     imgsz: int | None = None,
     data: str | None = None,
+    batch: int = 1,
+    input_: str = "uint8-nhwc",
     licence: str = LICENCE,
     attribution: str = "",
 ) -> Parity:
@@ -64,6 +58,8 @@ def export(
         imgsz: side of the square input in pixels; default: the one it was trained at.
         data: a data.yaml from whose validation split the frames of the comparison are taken;
         default: noise.
+        batch: frames per inference.
+        input_: a name of `drone_kd.core.spec.INPUTS`.
         licence, attribution: of the weights and of what they were trained on, for the metadata.
 
     Raises:
@@ -78,9 +74,15 @@ def export(
         raise ValueError(
             f"imgsz must be a multiple of the stride {int(max(model.stride))}, got {imgsz}"
         )
+    layout, dtype, colour = INPUTS[input_]
     spec = describe(
         model,
         imgsz,
+        batch=batch,
+        layout=layout,
+        dtype=dtype,
+        colour=colour,
+        normalisation="in graph: /255" if dtype == "uint8" else "by the caller: /255",
         source_sha256=hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
         tools={
             "ultralytics": ultralytics_version,
@@ -96,12 +98,14 @@ def export(
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.stem}.{os.getpid()}.tmp.onnx")
     try:
-        _write(FlightGraph(model), imgsz, spec.to_metadata(), temporary)
-        parity = compare(TorchBackend(model, imgsz), open_backend(temporary), _frames(data, imgsz))
-        if not (parity.box_px <= BOX_TOLERANCE_PX and parity.score <= SCORE_TOLERANCE):
+        _write(FlightGraph(model, nchw=layout == "NCHW"), spec, temporary)
+        reference = TorchBackend(model, imgsz, batch)
+        parity = compare(reference, open_backend(temporary), _frames(data, imgsz))
+        box_px, score = float(parity.box_px.max()), float(parity.score.max())
+        if not (box_px <= BOX_TOLERANCE_PX and score <= SCORE_TOLERANCE):
             raise ExportError(
-                f"ONNX Runtime differs from PyTorch by {parity.box_px:.4g} px and "
-                f"{parity.score:.4g} in score, more than {BOX_TOLERANCE_PX} px and "
+                f"ONNX Runtime differs from PyTorch by {box_px:.4g} px and "
+                f"{score:.4g} in score, more than {BOX_TOLERANCE_PX} px and "
                 f"{SCORE_TOLERANCE}: not written"
             )
         os.replace(temporary, output)
@@ -110,29 +114,15 @@ def export(
     return parity
 
 
-def compare(first, second, frames: list[np.ndarray]) -> Parity:
-    """Largest differences of boxes (input pixels) and scores between two backends."""
-    box = score = 0.0
-    for frame in frames:
-        a, b = (backend.infer(frame[None]) for backend in (first, second))
-        if first.spec.head == "dense":
-            boxes, scores = (slice(None), slice(None, 4)), (slice(None), slice(4, None))
-        else:
-            boxes, scores = (..., slice(None, 4)), (..., slice(4, 5))
-        box = max(box, float(np.abs(a[boxes] - b[boxes]).max()))
-        score = max(score, float(np.abs(a[scores] - b[scores]).max()))
-    return Parity(box, score, len(frames))
-
-
-def _write(graph: FlightGraph, imgsz: int, metadata: dict[str, str], path: Path) -> None:
-    frame = torch.zeros(1, imgsz, imgsz, 3, dtype=torch.uint8)
-    graph(frame)  # builds the anchor grid, which must not be traced
+def _write(graph: FlightGraph, spec: ModelSpec, path: Path) -> None:
+    frames = torch.zeros(spec.input_shape, dtype=getattr(torch, spec.dtype))
+    graph(frames)  # builds the anchor grid, which must not be traced
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes on constants, which are meant to be constant
         torch.onnx.export(
             graph,
-            (frame,),
+            (frames,),
             str(path),
             opset_version=OPSET,
             input_names=["frames"],
@@ -140,7 +130,7 @@ def _write(graph: FlightGraph, imgsz: int, metadata: dict[str, str], path: Path)
             dynamo=False,
         )
     model = onnxslim.slim(onnx.load(path))
-    onnx.helper.set_model_props(model, metadata)
+    onnx.helper.set_model_props(model, spec.to_metadata())
     onnx.checker.check_model(model)
     onnx.save(model, path)
 

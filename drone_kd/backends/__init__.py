@@ -22,7 +22,14 @@ class Backend(Protocol):
     name: str
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
-        """Run uint8 (1, H, W, 3) BGR and return the raw output that `spec.head` describes.
+        """Run a full batch.
+
+        Args:
+            batch: uint8 (B, H, W, 3) BGR of the network's size, where B is `spec.batch`; who has
+                fewer frames fills the rest with anything and ignores its rows.
+
+        Returns:
+            float32 (B, K, 6); see `ModelSpec`.
 
         Raises:
             InferenceError: the runtime failed.

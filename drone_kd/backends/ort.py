@@ -9,9 +9,11 @@ import numpy as np
 import onnxruntime as ort
 
 from drone_kd.core.decode import InferenceError
+from drone_kd.core.preprocess import network_input
 from drone_kd.core.spec import ModelError, ModelSpec, shape_matches
 
 _FATAL_ONLY = 4
+_TENSOR = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 
 
 class OrtBackend:
@@ -57,13 +59,14 @@ class OrtBackend:
         self._input_name = session.get_inputs()[0].name
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
-        """Run uint8 (1, H, W, 3) BGR; returns float32 (1, 4 + classes, A) or (1, K, 6).
+        """Run uint8 (batch, H, W, 3) BGR; returns float32 (batch, K, 6).
 
         Raises:
             InferenceError: the runtime failed.
         """
         try:
-            return self._session.run(None, {self._input_name: batch})[0]
+            feed = {self._input_name: network_input(batch, self.spec)}
+            return self._session.run(None, feed)[0]
         except Exception as error:  # the runtime's exceptions share no other base class
             raise InferenceError(f"ONNX Runtime: {' '.join(str(error).split())[:200]}") from error
 
@@ -71,7 +74,7 @@ class OrtBackend:
 def _check_graph(session: ort.InferenceSession, spec: ModelSpec) -> None:
     """Raise ModelError unless the graph's input and output are the ones the spec promises."""
     for kind, nodes, dtype, shape in (
-        ("input", session.get_inputs(), "tensor(uint8)", spec.input_shape),
+        ("input", session.get_inputs(), _TENSOR[spec.dtype], spec.input_shape),
         ("output", session.get_outputs(), "tensor(float)", spec.output_shape),
     ):
         if len(nodes) != 1 or nodes[0].type != dtype or not shape_matches(nodes[0].shape, shape):

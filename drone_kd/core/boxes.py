@@ -10,12 +10,6 @@ from drone_kd.core.preprocess import Letterbox
 _NMS_BLOCK = 256
 
 
-def cxcywh_to_xyxy(cxcywh: np.ndarray) -> np.ndarray:
-    """Turn (N, 4) centre x, centre y, width, height into (N, 4) corners; same dtype."""
-    half = cxcywh[:, 2:] / 2
-    return np.concatenate([cxcywh[:, :2] - half, cxcywh[:, :2] + half], axis=1)
-
-
 def unletterbox(xyxy: np.ndarray, placement: Letterbox, width: int, height: int) -> np.ndarray:
     """Take (N, 4) boxes from network pixels to a picture of width x height px, and clip them."""
     pad = np.array([placement.pad_x, placement.pad_y] * 2, np.float32)

@@ -1,13 +1,13 @@
-"""From a network's raw output to boxes in the original picture."""
+"""From the rows that a network gives to boxes in the original picture."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from drone_kd.core.boxes import cxcywh_to_xyxy, nms, unletterbox
+from drone_kd.core.boxes import nms, unletterbox
 from drone_kd.core.detections import Detections
 from drone_kd.core.preprocess import Letterbox
-from drone_kd.core.spec import ModelSpec, shape_matches
+from drone_kd.core.spec import ModelSpec
 
 
 class InferenceError(RuntimeError):
@@ -15,7 +15,7 @@ class InferenceError(RuntimeError):
 
 
 def decode(
-    output: np.ndarray,
+    rows: np.ndarray,
     spec: ModelSpec,
     placement: Letterbox,
     image_shape: tuple[int, ...],
@@ -23,10 +23,10 @@ def decode(
     iou: float,
     max_detections: int,
 ) -> Detections:
-    """Turn one raw network output into detections.
+    """Turn the rows that the network gave for one picture into detections.
 
     Args:
-        output: float32 (1, 4 + classes, A) or (1, K, 6), as `spec.head` says.
+        rows: float32 (K, 6), one frame of the network's output; see `ModelSpec`.
         spec: the model's description of itself.
         placement: what `letterbox` returned for the picture.
         image_shape: (height, width, ...) of the original picture in pixels.
@@ -42,17 +42,24 @@ def decode(
         InferenceError: the shape is wrong, a value is not finite, a score is outside [0, 1], or
             a class id is unknown.
     """
-    if not shape_matches(output.shape, spec.output_shape):
-        expected = str(spec.output_shape).replace("None", "any")
-        raise InferenceError(f"{spec.head} output: expected shape {expected}, got {output.shape}")
-    if not np.isfinite(output).all():
+    if rows.ndim != 2 or rows.shape[1] != 6:
+        raise InferenceError(f"network output: expected rows of shape (any, 6), got {rows.shape}")
+    if not np.isfinite(rows).all():
         raise InferenceError("the network's output holds values that are not finite")
+    scores = rows[:, 4]
+    if scores.min(initial=0.0) < 0 or scores.max(initial=0.0) > 1:
+        raise InferenceError(
+            f"expected scores in [0, 1], got {scores.min():g} to {scores.max():g}: is the sigmoid "
+            "missing?"
+        )
+    rows = rows[scores > confidence]
+    class_ids = rows[:, 5].astype(np.int64)
+    if ((class_ids != rows[:, 5]) | (class_ids < 0) | (class_ids >= len(spec.classes))).any():
+        raise InferenceError(
+            f"expected class ids 0 to {len(spec.classes) - 1}, got {rows[:, 5].tolist()}"
+        )
 
-    if spec.head == "dense":
-        xyxy, scores, class_ids = _dense_candidates(output[0], confidence)
-    else:
-        xyxy, scores, class_ids = _end2end_candidates(output[0], confidence, len(spec.classes))
-
+    xyxy, scores = rows[:, :4], rows[:, 4]
     in_picture = unletterbox(xyxy, placement, width=image_shape[1], height=image_shape[0])
     # Clipping leaves nothing of a box in the padding, and nothing can be done with an empty one.
     visible = (in_picture[:, 0] < in_picture[:, 2]) & (in_picture[:, 1] < in_picture[:, 3])
@@ -64,34 +71,3 @@ def decode(
     else:
         keep = np.argsort(-scores, kind="stable")[:max_detections]
     return Detections(in_picture[keep], scores[keep], class_ids[keep])
-
-
-def _dense_candidates(
-    output: np.ndarray, confidence: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the (N, 4) xyxy in network px, (N,) scores and (N,) class ids worth a look."""
-    class_scores = output[4:]
-    best = class_scores.max(axis=0)
-    _check_scores(class_scores.min(initial=0.0), best.max(initial=0.0))
-    anchors = np.flatnonzero(best > confidence)
-    class_ids = class_scores[:, anchors].argmax(axis=0)
-    return cxcywh_to_xyxy(output[:4, anchors].T), best[anchors], class_ids.astype(np.int64)
-
-
-def _end2end_candidates(
-    output: np.ndarray, confidence: float, classes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the (N, 4) xyxy in network px, (N,) scores and (N,) class ids worth a look."""
-    _check_scores(output[:, 4].min(initial=0.0), output[:, 4].max(initial=0.0))
-    rows = output[output[:, 4] > confidence]
-    class_ids = rows[:, 5].astype(np.int64)
-    if ((class_ids != rows[:, 5]) | (class_ids < 0) | (class_ids >= classes)).any():
-        raise InferenceError(f"expected class ids 0 to {classes - 1}, got {rows[:, 5].tolist()}")
-    return rows[:, :4], rows[:, 4], class_ids
-
-
-def _check_scores(lowest: float, highest: float) -> None:
-    if lowest < 0 or highest > 1:
-        raise InferenceError(
-            f"expected scores in [0, 1], got {lowest:g} to {highest:g}: is the sigmoid missing?"
-        )

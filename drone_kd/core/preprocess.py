@@ -7,6 +7,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from drone_kd.core.spec import ModelSpec
+
 PADDING_VALUE = 114
 
 
@@ -47,3 +49,20 @@ def letterbox(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, L
     else:
         cv2.resize(image, (new_width, new_height), dst=window, interpolation=cv2.INTER_LINEAR)
     return canvas, Letterbox(scale, pad_x, pad_y)
+
+
+def network_input(frames: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    """Give a model what its graph takes: for ours the frames themselves.
+
+    Args:
+        frames: uint8 (batch, H, W, 3) BGR, of the network's size.
+        spec: the model's description of itself.
+
+    Returns:
+        `frames`, or for a model that was exported for other programs float32 (batch, 3, H, W),
+        RGB, 0 to 1.
+    """
+    if spec.dtype == "uint8":
+        return frames
+    planes = frames[..., ::-1].transpose(0, 3, 1, 2)
+    return np.multiply(planes, np.float32(1 / 255), dtype=np.float32, order="C")

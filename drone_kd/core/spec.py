@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 METADATA_KEY = "drone_kd"
-SCHEMA = 1
+SCHEMA = 2
 HEADS = ("dense", "end2end")
+PRECISIONS = ("fp32", "fp16", "int8")
+# Layout, dtype and colour of the input: ours, and the one that other programs expect.
+INPUTS = {"uint8-nhwc": ("NHWC", "uint8", "BGR"), "float32-nchw": ("NCHW", "float32", "RGB")}
 
 _EXPORT_HINT = "export it with: python -m training export best.pt --output model.onnx"
 
@@ -22,20 +25,28 @@ class ModelError(ValueError):
 class ModelSpec:
     """The contract between a model file and the code that runs it.
 
+    The output is float32 (batch, K, 6): per frame K rows of x1, y1, x2, y2 in network pixels,
+    score after sigmoid, class id; best first. K is fixed in the graph.
+
     Attributes:
         classes: class names; the index is the class id.
         input_width: network input width in pixels.
         input_height: network input height in pixels.
-        head: "dense": float32 (1, 4 + classes, A) of cx, cy, w, h in network pixels and one
-            score per class after sigmoid, which needs non-maximum suppression; "end2end":
-            float32 (1, K, 6) of x1, y1, x2, y2 in network pixels, score, class id.
+        head: "dense": the rows are the best class of the best anchors, and need non-maximum
+            suppression; "end2end": they are the detections.
         source_sha256: SHA-256 of the checkpoint the model was exported from, 64 hex digits.
         tools: tool name to version, as used for the export.
         metrics: metric name to value, as measured on the exported model.
         licence: licence of the weights (an SPDX identifier where there is one).
         attribution: credit that licence asks for; may be empty.
-        layout, dtype, colour: the input is uint8 (1, H, W, 3) in BGR order.
-        normalisation: text for people; the arithmetic is part of the graph.
+        batch: frames per inference, fixed in the graph.
+        precision: "fp32", "fp16" or "int8": what the graph computes in, but for its float parts.
+        calibration: of an int8 model: "frames", how many; "data", which; "names_sha256", the
+            SHA-256 of their names, one a line. Empty for other precisions.
+        gates: what the export checked: per gate a name, and "measured", which is at most "limit".
+        layout, dtype, colour: the input is uint8 (batch, H, W, 3) in BGR order, or for other
+            programs float32 (batch, 3, H, W) in RGB order.
+        normalisation: text for people; for uint8 the arithmetic is part of the graph.
 
     Raises:
         ModelError: a field has a value this version cannot honour.
@@ -50,6 +61,10 @@ class ModelSpec:
     metrics: dict[str, float]
     licence: str
     attribution: str = ""
+    batch: int = 1
+    precision: str = "fp32"
+    calibration: dict[str, int | str] = field(default_factory=dict)
+    gates: dict[str, dict[str, float]] = field(default_factory=dict)
     layout: str = "NHWC"
     dtype: str = "uint8"
     colour: str = "BGR"
@@ -66,16 +81,22 @@ class ModelSpec:
             "a list of distinct names",
             names,
         )
-        for key in ("input_width", "input_height"):
-            size = getattr(self, key)
-            _require(type(size) is int and size > 0, key, "a number of pixels > 0", size)
-        for key, known in (
-            ("head", HEADS),
-            ("layout", ("NHWC",)),
-            ("dtype", ("uint8",)),
-            ("colour", ("BGR",)),
+        for key, unit in (
+            ("input_width", "pixels"),
+            ("input_height", "pixels"),
+            ("batch", "frames"),
         ):
+            size = getattr(self, key)
+            _require(type(size) is int and size > 0, key, f"a number of {unit} > 0", size)
+        for key, known in (("head", HEADS), ("precision", PRECISIONS)):
             _require(getattr(self, key) in known, key, " or ".join(known), getattr(self, key))
+        received = (self.layout, self.dtype, self.colour)
+        _require(
+            received in INPUTS.values(),
+            "layout, dtype, colour",
+            " or ".join(" ".join(known) for known in INPUTS.values()),
+            received,
+        )
         digest = self.source_sha256
         _require(
             isinstance(digest, str)
@@ -102,18 +123,39 @@ class ModelSpec:
             "names and finite numbers",
             self.metrics,
         )
+        _require(
+            isinstance(self.calibration, dict)
+            and set(self.calibration)
+            == ({"frames", "data", "names_sha256"} if self.precision == "int8" else set()),
+            "calibration",
+            "frames, data and names_sha256 for int8, else nothing",
+            self.calibration,
+        )
+        _require(
+            isinstance(self.gates, dict)
+            and all(
+                isinstance(gate, dict) and set(gate) == {"measured", "limit"}
+                for gate in self.gates.values()
+            ),
+            "gates",
+            "names, each with measured and limit",
+            self.gates,
+        )
         for key in ("licence", "attribution", "normalisation"):
             _require(isinstance(getattr(self, key), str), key, "a text", getattr(self, key))
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the uint8 input."""
-        return 1, self.input_height, self.input_width, 3
+        """Shape of the graph's input, in `layout`."""
+        height, width = self.input_height, self.input_width
+        if self.layout == "NHWC":
+            return self.batch, height, width, 3
+        return self.batch, 3, height, width
 
     @property
     def output_shape(self) -> tuple[int | None, ...]:
         """Shape of the float32 output; None where any size will do."""
-        return (1, 4 + len(self.classes), None) if self.head == "dense" else (1, None, 6)
+        return self.batch, None, 6
 
     def to_metadata(self) -> dict[str, str]:
         """Return the ONNX metadata entry that `from_metadata` reads back."""

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from tiny_model import tiny_spec
 
-from drone_kd.core.preprocess import Letterbox, letterbox
+from drone_kd.core.preprocess import Letterbox, letterbox, network_input
 
 SHAPES = [
     (1080, 1920),
@@ -42,3 +43,13 @@ def test_a_huge_picture_and_strided_rows():
     canvas, placement = letterbox(wide[:, :8000], 640, 640)
     assert canvas.shape == (640, 640, 3)
     assert placement == Letterbox(scale=0.08, pad_x=0, pad_y=80)
+
+
+def test_network_input():
+    frames = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3)
+    assert network_input(frames, tiny_spec()) is frames
+    spec = tiny_spec(layout="NCHW", dtype="float32", colour="RGB")
+    planes = network_input(frames, spec)
+    assert planes.shape == (1, 3, 2, 4) and planes.dtype == np.float32
+    assert planes.flags.c_contiguous
+    np.testing.assert_allclose(planes[0, 0], frames[0, ..., 2] / 255, rtol=1e-6)

@@ -14,19 +14,35 @@ def metadata(**changes):
 
 def test_round_trip_through_metadata():
     spec = tiny_spec(
-        classes=("car", "Fußgänger"), head="end2end", attribution="VisDrone", input_width=96
+        classes=("car", "Fußgänger"),
+        head="end2end",
+        attribution="VisDrone",
+        input_width=96,
+        batch=4,
+        precision="int8",
+        calibration={"frames": 512, "data": "cars", "names_sha256": "0" * 64},
+        gates={"box": {"measured": 0.5, "limit": 1.0}},
     )
     assert ModelSpec.from_metadata(spec.to_metadata()) == spec
+
+
+def test_shapes():
+    spec = tiny_spec(input_width=96, batch=2)
+    assert spec.input_shape == (2, 64, 96, 3) and spec.output_shape == (2, None, 6)
+    assert tiny_spec(layout="NCHW", dtype="float32", colour="RGB").input_shape == (1, 3, 64, 64)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"schema": 2}, "schema: expected 1, got 2"),
-        ({"schema": None}, "schema: expected 1, got None"),
-        ({"layout": "NCHW"}, "layout: expected NHWC, got 'NCHW'"),
-        ({"dtype": "float32"}, "dtype: expected uint8"),
-        ({"colour": "RGB"}, "colour: expected BGR"),
+        ({"schema": 1}, "schema: expected 2, got 1"),
+        ({"schema": None}, "schema: expected 2, got None"),
+        ({"layout": "NCHW"}, "expected NHWC uint8 BGR or NCHW float32 RGB, got ('NCHW', 'uint8'"),
+        ({"colour": "RGB"}, "layout, dtype, colour: expected"),
+        ({"batch": 0}, "batch: expected a number of frames"),
+        ({"precision": "bf16"}, "precision: expected fp32 or fp16 or int8, got 'bf16'"),
+        ({"precision": "int8"}, "calibration: expected frames, data and names_sha256 for int8"),
+        ({"gates": {"box": 1}}, "gates: expected names, each with measured and limit"),
         ({"head": "detr"}, "head: expected dense or end2end, got 'detr'"),
         ({"threshold": 3}, "unknown threshold"),
         ({"licence": None}, "missing licence"),

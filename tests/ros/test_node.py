@@ -88,7 +88,7 @@ def test_images_that_cannot_be_used_are_counted_and_dropped(flying):
 
 def test_a_failed_inference_publishes_nothing(ground, tmp_path):
     """Not even an empty array: that would say that nothing is there."""
-    site = ground(model=write_fixed_model(tmp_path / "ok.onnx", np.zeros((1, 6, 1))))
+    site = ground(model=write_fixed_model(tmp_path / "ok.onnx", np.zeros((1, 1, 6))))
     node = site.add_detector()
     assert (node.trigger_configure(), node.trigger_activate()) == (SUCCESS, SUCCESS)
     site.wait_for_detector()

@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+from tiny_training import SIZE
+
+from training.backend import TorchBackend
+from training.models import load_model
+from training.parity import _differences, compare
+
+
+def test_compare_sees_a_difference(tiny_teacher):
+    model, _ = load_model(str(tiny_teacher))
+    first, second = TorchBackend(model, SIZE), TorchBackend(model, SIZE)
+    second.graph.model.model[-1].cv3[0][-1].bias.add_(0.5)
+    frames = [np.zeros((SIZE, SIZE, 3), np.uint8)]
+    assert compare(first, first, frames).score.max() == 0
+    assert compare(first, second, frames).score.max() > 0.01
+
+
+def test_rows_are_found_again_where_they_changed_places():
+    a = np.array(
+        [[0, 0, 9, 9, 0.5, 0], [0, 0, 9, 9, 0.5, 1], [50, 50, 90, 90, 0.4, 1]], np.float32
+    )
+    box, score = _differences(a, a[::-1])
+    assert box.max() == 0 and score.max() == 0
+    moved = a + np.array([0, 0, 2, 0, 0.1, 0], np.float32)
+    box, score = _differences(a, moved[::-1])
+    assert box.tolist() == [2, 2, 2] and score == pytest.approx(0.1)
+    assert np.isinf(_differences(a, a[:1])[0]).tolist() == [False, True, True]
