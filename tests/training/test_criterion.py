@@ -141,6 +141,7 @@ COLUMNS = {
     "box": {"kd_dfl_loss"},
     "cross": {"kd_cross_cls_loss", "kd_cross_dfl_loss"},
     "feature": {"kd_feature_loss"},
+    "assign": set(),
 }
 
 
@@ -251,3 +252,25 @@ def test_schedule_ramps_decays_and_closes():
     assert values[10:100] == sorted(values[10:100], reverse=True)
     assert values[99] == pytest.approx(0.1, abs=0.01) and values[100:] == [0.0] * 20
     assert schedule(110, 10, 100, False) == pytest.approx(0.1)
+
+
+def test_labels_go_to_the_anchors_that_the_teacher_answers_best(tiny_teacher, monkeypatch):
+    teacher, _ = load_model(str(tiny_teacher))
+    student, criterion = student_and_loss("aerial-student.yaml", teacher, ("class", "assign"))
+    batch = one_batch()
+    given = {}
+    own = criterion.detection.assigner
+    for name in ("teacher", "student"):
+        criterion.chosen = ("class", "assign") if name == "teacher" else ("class",)
+
+        def remember(scores, xyxy, *rest, to=name):
+            given[to] = scores.clone(), xyxy.clone()
+            return own(scores, xyxy, *rest)
+
+        criterion.detection.assigner = remember
+        criterion(student(batch["img"]), batch)
+        assert criterion.detection.assigner is remember  # for one call only
+    answer = criterion.teacher(batch["img"], batch)
+    assert torch.allclose(given["teacher"][0], answer["scores"].sigmoid().transpose(1, 2))
+    assert (given["teacher"][1] - given["student"][1]).abs().max() > 1
+    assert not torch.allclose(given["teacher"][0], given["student"][0], atol=1e-3)
