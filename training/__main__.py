@@ -205,8 +205,8 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="measure on this share of the training frames, kept apart, instead of the "
-        "validation split: for choosing settings",
+        help="measure on this share of the training frames, kept apart in stretches, instead of "
+        "the validation split: for choosing settings",
     )
 
     sub = command("evaluate", _evaluate, "Measure a .pt or .onnx model on a split.")

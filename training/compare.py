@@ -30,6 +30,8 @@ from training.report import format_score
 PLAIN, DISTILLED, BUILTIN = "plain", "distilled", "builtin"
 # Ultralytics' own distillation has one weight, `dis` (default 6): tuned over these.
 BUILTIN_WEIGHTS = (0.5, 1.0, 2.0, 6.0)
+# From how many places `hold_out` takes its frames.
+STRETCHES = 8
 SCORES = ("map50_95", "map50", "ap_tiny", "ap_small", "ap_medium")
 
 
@@ -101,8 +103,8 @@ def compare(
         output: folder of the experiment; each run has its own in ``runs``.
         seeds: every arm is trained once with each.
         arms: see `arm_config`.
-        select: measure on this share of the training frames (the last ones by name, not trained
-            on) instead of the validation split: for choosing settings.
+        select: measure on this share of the training frames (not trained on, see `hold_out`)
+            instead of the validation split: for choosing settings.
 
     Returns:
         The teacher's figures, and a summary per arm.
@@ -166,15 +168,23 @@ def _run_folder(output: Path, arm: str, seed: int) -> Path:
 
 
 def hold_out(data: Path, share: float, output: Path) -> Path:
-    """Write a data set whose validation split is the last ``share`` of the training frames by
-    name, so that whole flights are kept apart where names are numbered by flight.
+    """Write a data set whose validation split are stretches of the training frames, ``share`` of
+    them in all.
+
+    By name, so that most frames have no neighbour on the other side; in several places, so that
+    the part kept apart shows what the whole does.
     """
     dataset = load_data(data)
     paths = image_paths(dataset.train)
-    first = round(len(paths) * (1 - share))
-    if not 0 < first < len(paths):
+    places = min(STRETCHES, round(len(paths) * share))
+    if share >= 1 or places < 1:
         raise ValueError(f"a share of {share} of {len(paths)} frames leaves nothing on one side")
-    lists = {"train": paths[:first], "val": paths[first:]}
+    kept, apart = [], []
+    for i, path in enumerate(paths):
+        # Of each of the equal parts of the list the end is kept apart.
+        within = i * places / len(paths) % 1
+        (apart if within >= 1 - share else kept).append(path)
+    lists = {"train": kept, "val": apart}
     for name, chosen in lists.items():
         write_text(output / f"{name}.txt", "\n".join(map(str, chosen)) + "\n")
     split = replace(dataset, **{n: (output / f"{n}.txt").resolve() for n in lists}, test=None)

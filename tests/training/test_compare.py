@@ -3,7 +3,7 @@ from pathlib import Path
 import polars
 import pytest
 import yaml
-from tiny_training import SIZE
+from tiny_training import SIZE, draw_set
 
 from training.compare import (
     arm_config,
@@ -71,12 +71,16 @@ def test_summary_is_of_differences_within_a_seed():
     assert interval([0.1]) is None
 
 
-def test_hold_out_takes_the_last_frames_of_train(tiny_data, tmp_path):
-    split = load_data(hold_out(tiny_data, 0.25, tmp_path))
-    assert [p.stem for p in image_paths(split.val)] == ["009", "010", "011"]
-    assert [p.stem for p in image_paths(split.train)] == [f"{i:03d}" for i in range(9)]
-    with pytest.raises(ValueError, match="leaves nothing"):
-        hold_out(tiny_data, 0.99, tmp_path)
+def test_hold_out_takes_stretches_of_train(tmp_path):
+    data = draw_set(tmp_path / "data", train=80)
+    split = load_data(hold_out(data, 0.25, tmp_path))
+    apart = [int(p.stem) for p in image_paths(split.val)]
+    # The end of each eighth of the list.
+    assert apart == [i for i in range(80) if i % 10 >= 7.5]
+    assert [int(p.stem) for p in image_paths(split.train)] == sorted(set(range(80)) - set(apart))
+    for share in (0.001, 1.0):
+        with pytest.raises(ValueError, match="leaves nothing"):
+            hold_out(data, share, tmp_path)
 
 
 def test_an_experiment_leaves_a_row_per_run_and_is_not_run_twice(
