@@ -14,6 +14,7 @@ from drone_kd.core.spec import ModelError, ModelSpec
 
 RUNTIMES = ("auto", "tensorrt", "onnxruntime")
 
+_LOG = logging.getLogger("drone_kd")
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
@@ -50,7 +51,7 @@ def open_backend(
     *,
     runtime: str = "auto",
     allow_fallback: bool = False,
-    progress: Callable[[str], None] = logging.getLogger("drone_kd").warning,
+    progress: Callable[[str], None] = _LOG.warning,
 ) -> Backend:
     """Load a model file; with TensorRT, after building its engine if there is no valid one.
 
