@@ -442,5 +442,7 @@ class SimulatedTensorrt:
 def forget_modules() -> None:
     """Make the next import of our modules meet the `tensorrt` of that moment."""
     for name in ("drone_kd.build", "drone_kd.backends.trt"):
-        sys.modules.pop(name, None)
+        if sys.modules.pop(name, None) is not None:
+            package, _, module = name.rpartition(".")
+            delattr(sys.modules[package], module)
     cuda._library.cache_clear()

@@ -14,7 +14,7 @@ from drone_kd.core.spec import ModelError, ModelSpec
 
 RUNTIMES = ("auto", "tensorrt", "onnxruntime")
 
-_LOG = logging.getLogger("drone_kd")
+LOG = logging.getLogger("drone_kd")
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
@@ -51,7 +51,7 @@ def open_backend(
     *,
     runtime: str = "auto",
     allow_fallback: bool = False,
-    progress: Callable[[str], None] = _LOG.warning,
+    progress: Callable[[str], None] = LOG.warning,
 ) -> Backend:
     """Load a model file; with TensorRT, after building its engine if there is no valid one.
 
