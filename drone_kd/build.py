@@ -30,19 +30,22 @@ STRONGLY_TYPED = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 MONITORED = hasattr(trt, "IProgressMonitor")
 
 
-def open_tensorrt(path: Path, spec: ModelSpec, progress: Callable[[str], None]) -> TrtBackend:
+def open_tensorrt(
+    path: Path, spec: ModelSpec, may_build: bool, progress: Callable[[str], None]
+) -> TrtBackend:
     """Load a model's engine, after building it where this user's cache has no valid one.
 
     Args:
         path: a model.onnx.
         spec: what it says of itself.
-        progress: gets one line of text now and then; a build takes minutes.
+        may_build: whether to build it, which takes minutes.
+        progress: gets one line of text now and then.
 
     Raises:
         ModelError: GPU, TensorRT or cache cannot be used, or not for this model; one line.
     """
     try:
-        return _open(path, spec, progress)
+        return _open(path, spec, may_build, progress)
     except (ModelError, CudaError) as error:
         raise ModelError(f"{path}: {error}") from error
     except OSError as error:
@@ -51,7 +54,9 @@ def open_tensorrt(path: Path, spec: ModelSpec, progress: Callable[[str], None]) 
         ) from error
 
 
-def _open(path: Path, spec: ModelSpec, progress: Callable[[str], None]) -> TrtBackend:
+def _open(
+    path: Path, spec: ModelSpec, may_build: bool, progress: Callable[[str], None]
+) -> TrtBackend:
     device = first_device()
     model = path.read_bytes()
     key = EngineKey(
@@ -71,6 +76,11 @@ def _open(path: Path, spec: ModelSpec, progress: Callable[[str], None]) -> TrtBa
                 return TrtBackend(spec, plan)
             except EngineError as error:
                 problem = f"does not load ({error})"
+        if not may_build:
+            raise ModelError(
+                "there is no valid engine of it on this device, and none is built in flight: "
+                f"drone-kd build {path} does"
+            )
         if problem:
             progress(f"the engine {store.plan_path} {problem}: building it again")
             store.remove()
@@ -109,10 +119,10 @@ def _build_plan(
         The engine, and the timings for the next build.
 
     Raises:
-        EngineError: TensorRT cannot build it; with TensorRT's own reason.
+        ModelError: TensorRT cannot build it; with TensorRT's own reason.
     """
     if not STRONGLY_TYPED and precision == "int8":
-        raise EngineError(
+        raise ModelError(
             f"TensorRT {trt.__version__} serves for fp32 and fp16 models only, got int8: export "
             "the model with --precision fp16, or use JetPack 6.1 or later (TensorRT 10.3)"
         )
@@ -127,7 +137,7 @@ def _build_plan(
         LOGGER.reason()  # forgotten: the parser's own is better
         first: trt.ParserError = parser.get_error(0)
         reason = " ".join(first.desc().split())[:300]
-        raise EngineError(f"TensorRT {trt.__version__} cannot read the model: {reason}")
+        raise ModelError(f"TensorRT {trt.__version__} cannot read the model: {reason}")
 
     config: trt.IBuilderConfig = builder.create_builder_config()
     config.builder_optimization_level = OPTIMISATION_LEVEL
@@ -159,7 +169,7 @@ def _build_plan(
         raise KeyboardInterrupt
     plan: trt.IHostMemory | None = build.result()
     if plan is None:
-        raise EngineError(f"TensorRT {trt.__version__} cannot build it: {LOGGER.reason()}")
+        raise ModelError(f"TensorRT {trt.__version__} cannot build it: {LOGGER.reason()}")
     timings_now: trt.IHostMemory = cache.serialize()
     return bytes(plan), bytes(timings_now)
 

@@ -133,6 +133,20 @@ def test_an_engine_that_does_not_load_is_built_again_once(simulated_tensorrt, mo
     assert simulated_tensorrt.builds == 2
 
 
+def test_an_engine_that_only_lacks_memory_is_kept(simulated_tensorrt, model):
+    open_quietly(model)
+    simulated_tensorrt.gpu.errors["cudaMalloc"] = 2
+    with pytest.raises(ModelError, match="out of memory"):
+        open_quietly(model)
+    simulated_tensorrt.gpu.errors.clear()
+    simulated_tensorrt.execute_error = "out of memory"
+    with pytest.raises(ModelError, match="out of memory"):
+        open_quietly(model)
+    simulated_tensorrt.execute_error = ""
+    open_quietly(model)
+    assert simulated_tensorrt.builds == 1
+
+
 def test_timings_serve_the_next_build_and_damaged_ones_do_not(
     simulated_tensorrt, model, engines, tmp_path
 ):
@@ -202,6 +216,14 @@ def test_no_permission_is_said_before_anything_is_built(
     with pytest.raises(ModelError, match=r"its engine cannot be kept: .*Permission denied"):
         open_quietly(model)
     assert simulated_tensorrt.builds == 0
+
+
+def test_nothing_is_built_in_flight(simulated_tensorrt, model):
+    with pytest.raises(ModelError, match=r"none is built in flight: drone-kd build .*model.onnx"):
+        open_backend(model, may_build=False)
+    assert simulated_tensorrt.builds == 0
+    open_quietly(model)
+    assert "TensorRT" in open_backend(model, may_build=False).name
 
 
 @pytest.mark.parametrize("suffix", ["engine", "plan", "trt"])

@@ -51,6 +51,7 @@ def open_backend(
     *,
     runtime: str = "auto",
     allow_fallback: bool = False,
+    may_build: bool = True,
     progress: Callable[[str], None] = LOG.warning,
 ) -> Backend:
     """Load a model file; with TensorRT, after building its engine if there is no valid one.
@@ -60,7 +61,9 @@ def open_backend(
         runtime: "tensorrt", "onnxruntime", or "auto": TensorRT where it is installed.
         allow_fallback: where TensorRT was chosen and fails, ONNX Runtime serves instead; this is
             said to `progress` and in the backend's name.
-        progress: gets lines of text; to build an engine takes minutes.
+        may_build: False for a model that is loaded in flight: a build takes the GPU for minutes,
+            so TensorRT then serves only where the engine is already there.
+        progress: gets lines of text, of a build every few seconds.
 
     Raises:
         ModelError: the file cannot be used, or not with this runtime; the message is one line.
@@ -89,7 +92,7 @@ def open_backend(
                 f"TensorRT cannot be imported ({error}): it comes with JetPack, as the package "
                 "python3-libnvinfer, and a virtual environment sees it with --system-site-packages"
             ) from error
-        return open_tensorrt(path, spec, progress)
+        return open_tensorrt(path, spec, may_build, progress)
     except ModelError as error:
         if not allow_fallback:
             raise ModelError(

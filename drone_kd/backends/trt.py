@@ -57,7 +57,7 @@ LOGGER = Logger()
 
 
 class EngineError(ModelError):
-    """TensorRT refuses the engine; the message is one line with TensorRT's own reason."""
+    """TensorRT refuses an engine's bytes: another has to be built; with TensorRT's own reason."""
 
 
 class _Way(NamedTuple):
@@ -79,8 +79,8 @@ class TrtBackend:
         plan: the engine's bytes, of a trusted source: they hold native code.
 
     Raises:
-        EngineError: TensorRT refuses the engine.
-        ModelError: the engine has other inputs or outputs than the spec promises.
+        EngineError: TensorRT refuses the bytes.
+        ModelError: it cannot be run, or has other inputs or outputs than the spec promises.
         CudaError: the GPU cannot be used.
     """
 
@@ -96,7 +96,7 @@ class TrtBackend:
             raise EngineError(f"TensorRT {trt.__version__} refuses the engine: {LOGGER.reason()}")
         self._context: trt.IExecutionContext = self._engine.create_execution_context()
         if self._context is None:
-            raise EngineError(f"TensorRT {trt.__version__} cannot start it: {LOGGER.reason()}")
+            raise ModelError(f"TensorRT {trt.__version__} cannot start it: {LOGGER.reason()}")
         input_name, output_name = _checked_io(self._engine, spec)
         self._stream = Stream()
         self._input = PinnedArray(spec.input_shape, np.dtype(spec.dtype))
@@ -105,7 +105,7 @@ class TrtBackend:
         try:
             way = self._fastest_way(input_name, output_name, device.integrated)
         except InferenceError as error:
-            raise EngineError(str(error)) from None
+            raise ModelError(str(error)) from None
         self._launch = way.launch
         self.name = f"TensorRT {trt.__version__} {spec.precision}, {device.name}, {way.name}"
 
