@@ -1,4 +1,4 @@
-"""What a computer says of itself: name, power mode, temperatures, memory. All may be unknown."""
+"""What a computer says of itself: name, power mode, temperatures, memory."""
 
 from __future__ import annotations
 
@@ -48,11 +48,9 @@ def temperatures_c() -> dict[str, float]:
 
 
 def process_memory_mb() -> float:
-    """Return the memory that this process holds in MB (10^6 bytes); NaN where it is unknown."""
-    for line in _read(_PROC / "self" / "status").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return float("nan")
+    """Return the memory that this process holds in MB (10^6 bytes)."""
+    pages = int(_read(_PROC / "self" / "statm").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def _read(path: Path) -> str:

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from drone_kd import machine
-from drone_kd.backends import tensorrt_is_installed
+from drone_kd.backends import cuda, tensorrt_is_installed
 from drone_kd.core.decode import InferenceError
 from drone_kd.core.detections import Detections
 from drone_kd.core.preprocess import letterbox
@@ -132,7 +132,7 @@ def _run(
     model: Path, runtime: str, image: np.ndarray, frames: int, progress: Callable[[str], None]
 ) -> _Run:
     progress(f"{runtime}: loading the model")
-    memory = machine.process_memory_mb()
+    memory, gpu_memory = machine.process_memory_mb(), _gpu_memory_mb()
     start = perf_counter()
     detector = load_detector(model, runtime=runtime, allow_fallback=False, progress=progress)
     seconds = perf_counter() - start
@@ -143,6 +143,9 @@ def _run(
         "name": detector.backend.name,
         "load_seconds": round(seconds, 1),
         "memory_mb": round(machine.process_memory_mb() - memory, 1),
+        "gpu_memory_mb": (
+            None if gpu_memory is None else round(_gpu_memory_mb() - gpu_memory, 1)
+        ),
         "detections": len(found),
         "times_ms": {
             stage: {f"p{p}": round(value, 3) for p, value in zip(PERCENTILES, values, strict=True)}
@@ -150,6 +153,14 @@ def _run(
         },
     }
     return _Run(found, detector, report)
+
+
+def _gpu_memory_mb() -> float | None:
+    """Return the GPU memory in use, by whomever, in MB; None where there is no GPU to ask."""
+    try:
+        return cuda.used_memory() / 1e6
+    except cuda.CudaError:
+        return None
 
 
 def compare(
@@ -217,10 +228,11 @@ def summary(report: dict) -> str:
         if run is None:
             lines += ["", f"{runtime}: not done"]
             continue
+        gpu = run["gpu_memory_mb"] is not None
         lines += [
             "",
             f"{run['name']}: {run['detections']} detections, loaded in {run['load_seconds']} s, "
-            f"{run['memory_mb']} MB",
+            f"{run['memory_mb']} MB" + (f", GPU {run['gpu_memory_mb']} MB" if gpu else ""),
             f"{'ms, ' + str(report['frames']) + ' frames':<16}"
             + "".join(f"{name:>9}" for name in run["times_ms"]["total"]),
         ]

@@ -37,6 +37,7 @@ def test_both_runtimes_agree_on_the_picture_of_the_package(simulated_tensorrt, r
     for runtime in ("tensorrt", "onnxruntime"):
         for times in report[runtime]["times_ms"].values():
             assert 0 < times["p50"] <= times["p95"] <= times["p99"]
+    assert report["tensorrt"]["gpu_memory_mb"] >= 0
     agreement = report["agreement"]
     assert agreement["boxes"] > 10 and agreement["missing"] == 0
     assert agreement["drift_px"] == agreement["drift_score"] == 0

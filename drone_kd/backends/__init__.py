@@ -95,9 +95,8 @@ def open_backend(
         return open_tensorrt(path, spec, may_build, progress)
     except ModelError as error:
         if not allow_fallback:
-            raise ModelError(
-                f"{error}; runtime onnxruntime, or allow_fallback, does without TensorRT"
-            ) from error
+            hint = "; runtime onnxruntime, or allow_fallback, does without TensorRT"
+            raise ModelError(f"{error}{hint if runtime == 'auto' else ''}") from error
         backend = OrtBackend(path, fallback=str(error))
         progress(f"TensorRT does not serve, ONNX Runtime does instead: {error}")
         return backend

@@ -166,6 +166,8 @@ def test_fallback_only_where_it_is_allowed_and_never_silently(simulated_tensorrt
     simulated_tensorrt.build_error = "Error Code 10: no implementation"
     with pytest.raises(ModelError, match="no implementation; runtime onnxruntime, or allow_fall"):
         open_backend(model)
+    with pytest.raises(ModelError, match="no implementation$"):
+        open_backend(model, runtime="tensorrt")
     said = []
     backend = open_backend(model, allow_fallback=True, progress=said.append)
     assert "onnxruntime" in backend.name and "instead of TensorRT" in backend.name
