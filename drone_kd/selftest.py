@@ -143,9 +143,7 @@ def _run(
         "name": detector.backend.name,
         "load_seconds": round(seconds, 1),
         "memory_mb": round(machine.process_memory_mb() - memory, 1),
-        "gpu_memory_mb": (
-            None if gpu_memory is None else round(_gpu_memory_mb() - gpu_memory, 1)
-        ),
+        "gpu_memory_mb": (None if gpu_memory is None else round(_gpu_memory_mb() - gpu_memory, 1)),
         "detections": len(found),
         "times_ms": {
             stage: {f"p{p}": round(value, 3) for p, value in zip(PERCENTILES, values, strict=True)}
