@@ -156,17 +156,14 @@ def _build_plan(
     # in a call from TensorRT.
     with futures.ThreadPoolExecutor(1) as pool:
         start = time.monotonic()
-        build = pool.submit(builder.build_serialized_network, network, config)
-        while not build.done():
-            try:
-                futures.wait([build], _PROGRESS_SECONDS)
-                if not build.done():
-                    progress(f"building for {time.monotonic() - start:.0f} s{monitor.position}")
-            except KeyboardInterrupt:
-                progress("stopping the build")
-                monitor.stopped = True
-    if monitor.stopped:
-        raise KeyboardInterrupt
+        try:
+            build = pool.submit(builder.build_serialized_network, network, config)
+            while futures.wait([build], _PROGRESS_SECONDS).not_done:
+                progress(f"building for {time.monotonic() - start:.0f} s{monitor.position}")
+        except KeyboardInterrupt:
+            monitor.stopped = True
+            progress("stopping the build")
+            raise
     plan: trt.IHostMemory | None = build.result()
     if plan is None:
         raise ModelError(f"TensorRT {trt.__version__} cannot build it: {LOGGER.reason()}")

@@ -32,12 +32,14 @@ VERSIONS = tuple(TABLE)
 
 _INVALID_VALUE = 1
 _CAPTURE_UNSUPPORTED = 900
+_CAPTURE_INVALIDATED = 901
 _ERROR_TEXTS = {
     1: b"invalid argument",
     2: b"out of memory",
     35: b"CUDA driver version is insufficient for CUDA runtime version",
     700: b"an illegal memory access was encountered",
     900: b"operation not permitted when stream is capturing",
+    901: b"operation failed due to a previous error during capture",
 }
 
 
@@ -60,6 +62,7 @@ class SimulatedGpu:
         self._queues: dict[int, list[Callable[[], None]]] = {}
         self._recordings: dict[int, list[Callable[[], None]]] = {}
         self._graphs: dict[int, list[Callable[[], None]]] = {}
+        self._spoilt: set[int] = set()
         self._next_handle = 0x1000
         self.fault = 0  # sticky, as CUDA's are
 
@@ -96,6 +99,10 @@ class SimulatedGpu:
 
     def is_recording(self, stream: int) -> bool:
         return stream in self._recordings
+
+    def spoil_recording(self, stream: int) -> None:
+        """Let the recording fail when it ends, as CUDA does."""
+        self._spoilt.add(stream)
 
     def _handle(self) -> int:
         self._next_handle += 16
@@ -156,9 +163,14 @@ class SimulatedGpu:
     def _cudaStreamBeginCapture(self, stream: int, mode: int) -> None:
         self._recordings[stream] = []
 
-    def _cudaStreamEndCapture(self, stream: int, graph) -> None:
+    def _cudaStreamEndCapture(self, stream: int, graph) -> int:
+        recorded = self._recordings.pop(stream)
+        if stream in self._spoilt:
+            self._spoilt.remove(stream)
+            return _CAPTURE_INVALIDATED
         graph[0] = self._handle()
-        self._graphs[graph[0]] = self._recordings.pop(stream)
+        self._graphs[graph[0]] = recorded
+        return 0
 
     def _cudaGraphInstantiateWithFlags(self, executable, graph: int, flags: int) -> None:
         executable[0] = self._handle()
@@ -180,6 +192,7 @@ class SimulatedTensorrt:
     Attributes:
         module: to be put into sys.modules.
         builds: how many engines were built.
+        was_stopped: the last build was asked to stop.
         timings: what the last build was given as timing cache.
         flags: the last build's flags, by name.
         network_kind: the last network's creation flag.
@@ -192,6 +205,7 @@ class SimulatedTensorrt:
         self.version = version
         self.gpu = gpu
         self.builds = 0
+        self.was_stopped = False
         self.timings: bytes | None = None
         self.flags: set[str] = set()
         self.network_kind = ""
@@ -340,13 +354,15 @@ class SimulatedTensorrt:
                 simulation.builds += 1
                 simulation.flags = set(config._flags)
                 simulation.timings = config._cache._content
-                simulation.during_build()
                 monitor = getattr(config, "progress_monitor", None)
                 if monitor is not None:
                     monitor.phase_start("Tactics", None, 2)
-                    go_on = all([monitor.step_complete("Tactics", step) for step in range(2)])
+                    monitor.step_complete("Tactics", 0)
+                simulation.during_build()
+                if monitor is not None:
+                    simulation.was_stopped = not monitor.step_complete("Tactics", 1)
                     monitor.phase_finish("Tactics")
-                    if not go_on:
+                    if simulation.was_stopped:
                         return None
                 if simulation.build_error:
                     self._logger.log(ILogger.INFO, "some information")
@@ -372,7 +388,8 @@ class SimulatedTensorrt:
                 if gpu.is_recording(stream_handle):
                     if not simulation.records:
                         engine._logger.log(ILogger.ERROR, "cannot be recorded")
-                        return False
+                        gpu.spoil_recording(stream_handle)
+                        return True
                 else:
                     time.sleep(gpu.launch_seconds)
                 gpu.enqueue(stream_handle, lambda: engine._run(addresses))
