@@ -244,14 +244,20 @@ def test_engines_made_elsewhere_are_refused(simulated_tensorrt, tmp_path, suffix
         open_backend(tmp_path / f"model.{suffix}")
 
 
-def test_a_build_can_be_interrupted(simulated_tensorrt, model, engines):
-    stopping = threading.Event()
+def test_a_build_can_be_interrupted(simulated_tensorrt, model, engines, monkeypatch):
+    from drone_kd import build
+
+    monkeypatch.setattr(build, "_PROGRESS_SECONDS", 0.01)
+    waiting, stopping = threading.Event(), threading.Event()
 
     def during_build():
+        assert waiting.wait(20)
         os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does
         assert stopping.wait(20)
 
     def progress(line):
+        if line.startswith("building for"):
+            waiting.set()
         if line == "stopping the build":
             stopping.set()
 
