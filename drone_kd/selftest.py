@@ -141,7 +141,7 @@ def _run(
     found = detector(image)
     report = {
         "name": detector.backend.name,
-        "load_seconds": round(seconds, 1),
+        "load_seconds": round(seconds, 2),
         "memory_mb": round(machine.process_memory_mb() - memory, 1),
         "gpu_memory_mb": (None if gpu_memory is None else round(_gpu_memory_mb() - gpu_memory, 1)),
         "detections": len(found),

@@ -14,20 +14,19 @@ from __future__ import annotations
 import ctypes
 import enum
 import importlib.machinery
-import json
 import sys
 import time
 import types
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+from tensorrt_names import load_table
 
 from drone_kd.backends import cuda
 
-TABLE = json.loads((Path(__file__).parent / "data" / "tensorrt_names.json").read_text())["names"]
+TABLE = load_table()
 VERSIONS = tuple(TABLE)
 
 _INVALID_VALUE = 1
@@ -225,7 +224,7 @@ class SimulatedTensorrt:
 
         def add(cls: type) -> type:
             """Take away what this version does not have."""
-            known = set(names.get(cls.__name__, ()))
+            known = names.get(cls.__name__, set())
             for name in [n for n in vars(cls) if not n.startswith("_") and n not in known]:
                 delattr(cls, name)
 
@@ -246,7 +245,7 @@ class SimulatedTensorrt:
             "NetworkDefinitionCreationFlag",
             "TensorIOMode",
         ):
-            members = [member for member in names[name] if member.isupper()]
+            members = sorted(member for member in names[name] if member.isupper())
             setattr(module, name, enum.IntEnum(name, members, start=0))
 
         @add

@@ -38,7 +38,6 @@ CLASSES = (
     "ILogger",
     "INetworkDefinition",
     "IProgressMonitor",
-    "ITensor",
     "ITimingCache",
     "MemoryPoolType",
     "NetworkDefinitionCreationFlag",
@@ -53,14 +52,23 @@ LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser", "nvparsers")
 LIST_NAMES = f"""
 import json, tensorrt_bindings
 print(json.dumps({{
-    name: sorted(n for n in dir(getattr(tensorrt_bindings, name)) if not n.startswith("_"))
+    name: " ".join(n for n in dir(getattr(tensorrt_bindings, name)) if not n.startswith("_"))
     for name in {CLASSES!r} if hasattr(tensorrt_bindings, name)
 }}))
 """
 
 
-def names(wheel: str, folder: Path) -> dict[str, list[str]]:
-    """Return class name to its public names, of one wheel."""
+def load_table() -> dict[str, dict[str, set[str]]]:
+    """Return version to class to its names, from the committed table."""
+    versions = json.loads(TABLE.read_text())["names"]
+    return {
+        version: {cls: set(names.split()) for cls, names in classes.items()}
+        for version, classes in versions.items()
+    }
+
+
+def names_in(wheel: str, folder: Path) -> dict[str, str]:
+    """Return class name to its public names, separated by spaces, of one wheel."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     subprocess.run([*pip, wheel], check=True)
     for file in folder.glob("*.whl"):
@@ -104,10 +112,9 @@ def main() -> None:
     table = {}
     for version, wheel in WHEELS.items():
         with tempfile.TemporaryDirectory() as folder:
-            table[version] = names(wheel, Path(folder))
-        print(f"{wheel}: {sum(map(len, table[version].values()))} names", flush=True)
-    text = json.dumps({"wheels": WHEELS, "names": table}, indent=0, separators=(",", ":"))
-    TABLE.write_text(text + "\n", encoding="utf-8")
+            table[version] = names_in(wheel, Path(folder))
+        print(f"{wheel}: {len(table[version])} of {len(CLASSES)} classes", flush=True)
+    TABLE.write_text(json.dumps({"wheels": WHEELS, "names": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,15 @@ import pytest
 from simulated_tensorrt import forget_modules
 from tiny_model import write_bright_cell_model, write_fixed_model
 
+from drone_kd.config import default_model_path
 from drone_kd.core.spec import ModelError
 
 rtx = pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT-RTX is not here: pip install tensorrt-rtx-cu13 (proprietary)"
 )
+
+# It has no timing cache, and warns of ours; TensorRT has one.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations:DeprecationWarning")
 
 
 @pytest.fixture
@@ -38,8 +42,6 @@ def build(monkeypatch):
     forget_modules()
 
 
-# It has no timing cache, and warns of ours; TensorRT has one.
-@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
 def test_a_model_becomes_an_engine(build, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "_PROGRESS_SECONDS", 0.001)
     model = write_bright_cell_model(tmp_path / "model.onnx").read_bytes()
@@ -60,3 +62,8 @@ def test_a_refusal_has_the_parsers_own_reason(build, tmp_path):
 def test_what_is_no_model(build):
     with pytest.raises(ModelError, match="cannot read the model"):
         build._build_plan(b"nothing", "fp32", b"", print)
+
+
+def test_the_model_of_the_package(build):
+    plan, _ = build._build_plan(default_model_path().read_bytes(), "fp32", b"", print)
+    assert len(plan) > 1_000_000

@@ -6,14 +6,13 @@ this test reads them without running them.
 """
 
 import ast
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorrt_names import CLASSES, TABLE, WHEELS
+from tensorrt_names import CLASSES, WHEELS, load_table
 
-NAMES = json.loads(TABLE.read_text())["names"]
+NAMES = load_table()
 ON_BOARD = Path(__file__).parents[1] / "drone_kd"
 SOURCES = [path for path in ON_BOARD.rglob("*.py") if "import tensorrt as trt" in path.read_text()]
 
