@@ -103,7 +103,12 @@ class TrtBackend:
         output_shape = tuple(self._engine.get_tensor_shape(output_name))
         self._output = PinnedArray(output_shape, np.dtype(np.float32))
         try:
-            way = self._fastest_way(input_name, output_name, device.integrated)
+            way = _fastest_way(
+                self._context,
+                self._stream,
+                {input_name: self._input, output_name: self._output},
+                device.integrated,
+            )
         except InferenceError as error:
             raise ModelError(str(error)) from None
         self._launch = way.launch
@@ -121,59 +126,74 @@ class TrtBackend:
                 f"TensorRT: expected a batch of uint8 {shape}, got {batch.dtype} {batch.shape}"
             )
         np.copyto(self._input.array, network_input(batch, self.spec))
-        self._run(self._launch)
+        _run(self._launch, self._stream)
         return self._output.array.copy()  # the next frame writes into the same memory
 
-    def _run(self, launch: Callable[[], None]) -> None:
-        try:
-            launch()
-            self._stream.synchronize()
-        except CudaError as error:
-            raise InferenceError(str(error)) from None
 
-    def _execute(self, addresses: dict[str, int]) -> None:
-        """Queue the network itself, on these addresses of the GPU."""
+def _fastest_way(
+    context: trt.IExecutionContext,
+    stream: Stream,
+    tensors: dict[str, PinnedArray],
+    integrated: bool,
+) -> _Way:
+    """Run a few frames in every way that this GPU has; the losers give their memory back.
+
+    Args:
+        context: of the engine.
+        stream: where it is to run.
+        tensors: name to memory, of the input and of the output, in this order.
+        integrated: whether the GPU can use that memory without a copy.
+
+    Raises:
+        InferenceError: it does not run at all.
+    """
+
+    def execute(addresses: dict[str, int]) -> None:
         for name, address in addresses.items():
-            self._context.set_tensor_address(name, address)
-        if not self._context.execute_async_v3(self._stream.handle):
+            context.set_tensor_address(name, address)
+        if not context.execute_async_v3(stream.handle):
             raise InferenceError(f"TensorRT: {LOGGER.reason()}")
 
-    def _fastest_way(self, input_name: str, output_name: str, integrated: bool) -> _Way:
-        """Measure every way that this GPU has; the measured ones that lose are given back."""
-        device_input = DeviceBuffer(self._input.array.nbytes)
-        device_output = DeviceBuffer(self._output.array.nbytes)
-        addresses = {input_name: device_input.address, output_name: device_output.address}
+    source, target = tensors.values()
+    device_source, device_target = (DeviceBuffer(t.array.nbytes) for t in (source, target))
+    copied = dict(zip(tensors, (device_source.address, device_target.address), strict=True))
 
-        def with_copies() -> None:
-            self._stream.upload(self._input, device_input)
-            self._execute(addresses)
-            self._stream.download(device_output, self._output)
+    def run_with_copies() -> None:
+        stream.upload(source, device_source)
+        execute(copied)
+        stream.download(device_target, target)
 
-        ways = [_Way("copies", with_copies)]
-        if integrated:
-            shared = {
-                input_name: self._input.device_address(),
-                output_name: self._output.device_address(),
-            }
-            ways.append(_Way("zero-copy", lambda: self._execute(shared)))
-        self._input.array[:] = 0
-        for way in tuple(ways):
-            self._run(way.launch)  # TensorRT wants one frame before it is recorded
-            try:
-                graph = Graph(self._stream, way.launch)
-            except (CudaError, InferenceError):
-                LOGGER.reason()  # forgotten: some layers cannot be recorded, and need not be
-            else:
-                ways.append(_Way(f"{way.name} in a CUDA graph", graph.launch))
+    ways = [_Way("copies", run_with_copies)]
+    if integrated:
+        shared = {name: tensor.device_address() for name, tensor in tensors.items()}
+        ways.append(_Way("zero-copy", lambda: execute(shared)))
+    source.array[:] = 0
+    for way in tuple(ways):
+        _run(way.launch, stream)  # TensorRT wants one frame before it is recorded
+        try:
+            graph = Graph(stream, way.launch)
+        except (CudaError, InferenceError):
+            LOGGER.reason()  # forgotten: some layers cannot be recorded, and need not be
+        else:
+            ways.append(_Way(f"{way.name} in a CUDA graph", graph.launch))
 
-        times: dict[_Way, list[float]] = {way: [] for way in ways}
-        for frame in range(_WARM_UP_FRAMES + _MEASURED_FRAMES):
-            for way in ways:  # interleaved, so that a clock that changes meets them all
-                start = perf_counter()
-                self._run(way.launch)
-                if frame >= _WARM_UP_FRAMES:
-                    times[way].append(perf_counter() - start)
-        return min(ways, key=lambda way: median(times[way]))
+    times: dict[str, list[float]] = {way.name: [] for way in ways}
+    for frame in range(_WARM_UP_FRAMES + _MEASURED_FRAMES):
+        for way in ways:  # interleaved, so that a clock that changes meets them all
+            start = perf_counter()
+            _run(way.launch, stream)
+            if frame >= _WARM_UP_FRAMES:
+                times[way.name].append(perf_counter() - start)
+    return min(ways, key=lambda way: median(times[way.name]))
+
+
+def _run(launch: Callable[[], None], stream: Stream) -> None:
+    """Queue a frame and wait for it."""
+    try:
+        launch()
+        stream.synchronize()
+    except CudaError as error:
+        raise InferenceError(str(error)) from None
 
 
 def _checked_io(engine: trt.ICudaEngine, spec: ModelSpec) -> tuple[str, str]:
