@@ -173,28 +173,77 @@ def test_timings_serve_the_next_build_and_damaged_ones_do_not(
     assert simulated_tensorrt.timings == b""
 
 
-def test_two_that_build_at_once_build_once(simulated_tensorrt, model):
-    # Two threads: the lock is on an open file, so they meet it as two processes do.
-    first_builds, second_waits = threading.Event(), threading.Event()
+# Opens a model on a simulation of its own; says what happens, and builds when it is told to.
+OPEN_IN_A_PROCESS = """
+import ctypes, sys
+from simulated_tensorrt import SimulatedGpu, SimulatedTensorrt
+simulation = SimulatedTensorrt("10.3", SimulatedGpu())
+sys.modules["tensorrt"] = simulation.module
+ctypes.CDLL = simulation.gpu.library
 
-    def during_build():
-        first_builds.set()
-        assert second_waits.wait(20)
+def during_build():
+    print("builds", flush=True)
+    sys.stdin.readline()
 
-    simulated_tensorrt.during_build = during_build
-    first = threading.Thread(target=open_quietly, args=(model,))
-    first.start()
-    assert first_builds.wait(20)
-    said = []
+simulation.during_build = during_build
+from drone_kd.backends import open_backend
+open_backend(sys.argv[1], progress=lambda line: print(line, flush=True))
+print("opened after", simulation.builds, "builds", flush=True)
+"""
 
-    def progress(line):
-        said.append(line)
-        second_waits.set()
 
-    open_backend(model, progress=progress)
-    first.join()
-    assert simulated_tensorrt.builds == 1
-    assert said == ["another process builds this engine; waiting for it"]
+@pytest.fixture
+def open_in_a_process(model, tmp_path, monkeypatch):
+    """Start a process that opens the model; all share a cache, and end with the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    processes = []
+
+    def start():
+        process = subprocess.Popen(
+            [sys.executable, "-c", OPEN_IN_A_PROCESS, str(model)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def read_until(process, text):
+    """Read lines up to one that contains `text`."""
+    for line in process.stdout:
+        if text in line:
+            return line
+    pytest.fail(f"it ended without a line about {text!r}")
+
+
+def test_two_processes_that_build_at_once_build_once(open_in_a_process):
+    first = open_in_a_process()
+    read_until(first, "builds")
+    second = open_in_a_process()
+    read_until(second, "another process builds this engine; waiting for it")
+    first.stdin.write("go on\n")
+    first.stdin.flush()
+    assert read_until(first, "opened") == "opened after 1 builds\n"
+    assert read_until(second, "opened") == "opened after 0 builds\n"
+
+
+def test_a_build_that_is_killed_leaves_the_way_free(open_in_a_process, engines):
+    first = open_in_a_process()
+    read_until(first, "builds")
+    first.kill()
+    first.wait()
+    assert [path.suffix for path in engines.iterdir()] == [".lock"]
+    second = open_in_a_process()
+    second.stdin.write("go on\n")
+    second.stdin.flush()
+    assert read_until(second, "opened") == "opened after 1 builds\n"
 
 
 def test_a_full_disk_leaves_nothing_behind(simulated_tensorrt, model, engines, monkeypatch):
