@@ -100,9 +100,7 @@ def export(
     try:
         _write(FlightGraph(model, nchw=layout == "NCHW"), spec, temporary)
         reference = TorchBackend(model, imgsz, batch)
-        parity = compare(
-            reference, open_backend(temporary, runtime="onnxruntime"), _frames(data, imgsz)
-        )
+        parity = compare(reference, open_backend(temporary), _frames(data, imgsz))
         box_px, score = float(parity.box_px.max()), float(parity.score.max())
         if not (box_px <= BOX_TOLERANCE_PX and score <= SCORE_TOLERANCE):
             raise ExportError(
