@@ -15,7 +15,8 @@ from drone_kd.config import default_model_path
 from drone_kd.core.spec import ModelError
 
 rtx = pytest.importorskip(
-    "tensorrt_rtx", reason="TensorRT-RTX is not here: pip install tensorrt-rtx-cu13 (proprietary)"
+    "tensorrt_rtx_bindings",
+    reason="no TensorRT-RTX (requirements/rtx.txt), whose wheels are for x86-64 Linux",
 )
 
 # It has no timing cache, and warns of ours; TensorRT has one.
