@@ -37,14 +37,14 @@ def power_mode() -> str:
     return modes[0] if modes else ""
 
 
-def temperatures_c() -> dict[str, float]:
+def temperatures_c(zones: Path = _THERMAL) -> dict[str, float]:
     """Return each thermal zone's temperature in °C, but for zones that cannot be read."""
-    zones = {}
-    for zone in sorted(_THERMAL.glob("thermal_zone*")):
+    temperatures = {}
+    for zone in sorted(zones.glob("thermal_zone*")):
         name, millidegrees = _read(zone / "type").strip(), _read(zone / "temp").strip()
         if name and millidegrees.lstrip("-").isdecimal():
-            zones[name] = int(millidegrees) / 1000
-    return zones
+            temperatures[name] = int(millidegrees) / 1000
+    return temperatures
 
 
 def process_memory_mb() -> float:

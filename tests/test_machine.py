@@ -13,7 +13,7 @@ def test_this_computer_has_a_name_and_memory():
     assert 1 < machine.process_memory_mb() < 100_000
 
 
-def test_thermal_zones_that_cannot_be_read_are_left_out(tmp_path, monkeypatch):
+def test_thermal_zones_that_cannot_be_read_are_left_out(tmp_path):
     for number, (name, temperature) in enumerate(
         [("cpu-thermal", "51500\n"), ("cv0-thermal", ""), ("cold", "-5000")]
     ):
@@ -22,8 +22,7 @@ def test_thermal_zones_that_cannot_be_read_are_left_out(tmp_path, monkeypatch):
         (zone / "type").write_text(f"{name}\n")
         (zone / "temp").write_text(temperature)
     (tmp_path / "thermal_zone7").mkdir()
-    monkeypatch.setattr(machine, "_THERMAL", tmp_path)
-    assert machine.temperatures_c() == {"cpu-thermal": 51.5, "cold": -5.0}
+    assert machine.temperatures_c(tmp_path) == {"cpu-thermal": 51.5, "cold": -5.0}
 
 
 def test_the_power_mode_of_nvpmodel(tmp_path, monkeypatch):
