@@ -17,7 +17,7 @@ setup(
     maintainer="drone_kd maintainers",
     maintainer_email="maintainers@drone-kd.example",
     packages=find_packages(include=[name, f"{name}.*"]),
-    package_data={name: ["models/*"]},
+    package_data={name: ["data/*", "models/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{name}"]),
         (f"share/{name}", ["package.xml"]),

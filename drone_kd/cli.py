@@ -1,11 +1,9 @@
-"""The command line without ROS: drone-kd detect | bench."""
+"""The command line without ROS: drone-kd detect | build | bench | selftest."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -14,22 +12,28 @@ from typing import NoReturn
 import cv2
 import numpy as np
 
+from drone_kd.backends import RUNTIMES, open_backend
+from drone_kd.config import default_model_path, selftest_picture_path
 from drone_kd.core.decode import InferenceError
 from drone_kd.core.detections import Detections
 from drone_kd.core.spec import ModelError
-from drone_kd.detector import StageTimes, load_detector
+from drone_kd.detector import load_detector
 from drone_kd.draw import draw_detections
+from drone_kd.files import write_whole
+from drone_kd.machine import machine_name
+from drone_kd.measure import stage_percentiles
+from drone_kd.selftest import run_selftest, summary
 from drone_kd.sources import PICTURE_SUFFIXES, SourceError, read_frames, read_picture
 
 _PROGRESS_SECONDS = 2.0
-_WARM_UP_FRAMES = 5
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run drone-kd.
 
     Returns:
-        0: done; 1: done, but some pictures failed; 2: wrong input; 130: interrupted.
+        0: done; 1: done, but some pictures or the self-test failed; 2: wrong input; 130:
+        interrupted.
     """
     parser, commands = _parsers()
     argv = sys.argv[1:] if argv is None else argv
@@ -64,14 +68,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     detect = subparsers.add_parser("detect", help="find objects in pictures or a video")
     detect.usage = (
         "drone-kd detect [-h] [--json OUT] [--save DIR] [--confidence C] [--max-detections N] "
-        "[MODEL.onnx] SOURCE"
+        "[--runtime R] [MODEL.onnx] SOURCE"
     )
-    detect.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL.onnx",
-        help="an exported model (default: the one that comes with the package)",
-    )
+    _add_model(detect)
     detect.add_argument("source", metavar="SOURCE", help="a picture, a folder or a video")
     detect.add_argument("--json", type=Path, metavar="OUT", help="write the boxes to this file")
     detect.add_argument("--save", type=Path, metavar="DIR", help="write pictures with boxes here")
@@ -87,21 +86,61 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         metavar="N",
         help="at most this many per picture, best first",
     )
+    _add_runtime(detect)
     detect.set_defaults(run=_detect)
 
+    build = subparsers.add_parser("build", help="build the TensorRT engine on this device")
+    _add_model(build)
+    build.set_defaults(run=_build)
+
     bench = subparsers.add_parser("bench", help="measure how long each stage takes")
+    _add_model(bench)
+    bench.add_argument("--frames", type=_count, default=100, metavar="N", help="default: 100")
     bench.add_argument(
+        "--image", metavar="PATH", help="the picture to use (default: 1280x720 of noise)"
+    )
+    _add_runtime(bench)
+    bench.set_defaults(run=_bench)
+
+    selftest = subparsers.add_parser(
+        "selftest", help="compare TensorRT with ONNX Runtime on this device, and measure both"
+    )
+    _add_model(selftest)
+    selftest.add_argument("--frames", type=_count, default=100, metavar="N", help="default: 100")
+    selftest.add_argument(
+        "--image", metavar="PATH", help="the picture to use (default: one of the package)"
+    )
+    selftest.add_argument(
+        "--output",
+        type=Path,
+        default=Path("selftest.json"),
+        metavar="OUT",
+        help="write the report to this file (default: selftest.json)",
+    )
+    selftest.set_defaults(run=_selftest)
+    return parser, {"detect": detect, "build": build, "bench": bench, "selftest": selftest}
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "model",
         nargs="?",
         metavar="MODEL.onnx",
         help="an exported model (default: the one that comes with the package)",
     )
-    bench.add_argument("--frames", type=_count, default=100, metavar="N", help="default: 100")
-    bench.add_argument(
-        "--image", metavar="PATH", help="the picture to use (default: 1280x720 of noise)"
+
+
+def _add_runtime(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        metavar="R",
+        help=f"{', '.join(RUNTIMES)} (default: as config/detector.yaml says)",
     )
-    bench.set_defaults(run=_bench)
-    return parser, {"detect": detect, "bench": bench}
+
+
+def _progress(line: str) -> None:
+    print(f"drone-kd: {line}", file=sys.stderr, flush=True)
 
 
 def _fraction(text: str) -> float:
@@ -128,11 +167,12 @@ def _detect(arguments: argparse.Namespace) -> int:
         arguments.model,
         confidence=arguments.confidence,
         max_detections=arguments.max_detections,
+        runtime=arguments.runtime,
+        progress=_progress,
     )
     classes = detector.backend.spec.classes
-    # Said now, not after an hour of work.
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise SourceError(f"--json {arguments.json}: there is no folder {arguments.json.parent}")
+    if arguments.json is not None:
+        _check_folder("--json", arguments.json)
     if arguments.save is not None:
         arguments.save.mkdir(parents=True, exist_ok=True)
         source = Path(arguments.source)
@@ -162,7 +202,7 @@ def _detect(arguments: argparse.Namespace) -> int:
             print(f"drone-kd: {len(records)} pictures so far", file=sys.stderr)
             progress_at = time.monotonic() + _PROGRESS_SECONDS
     if arguments.json is not None:
-        _write_json(arguments.json, records)
+        write_whole(arguments.json, f"{json.dumps(records, indent=1)}\n".encode())
     if failed:
         print(f"drone-kd: {failed} of {failed + len(records)} pictures failed", file=sys.stderr)
     return 1 if failed else 0
@@ -194,49 +234,52 @@ def _save(folder: Path, name: str, image: np.ndarray) -> None:
         raise OSError(f"{target}: cannot be written")
 
 
-def _write_json(path: Path, records: list[dict]) -> None:
-    # Renamed into place: whoever reads the file never sees half of it.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _check_folder(option: str, path: Path) -> None:
+    """Say now, not after an hour of work, that a file cannot be written."""
+    if not path.parent.is_dir():
+        raise SourceError(f"{option} {path}: there is no folder {path.parent}")
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    model = arguments.model or default_model_path()
+    print(open_backend(model, runtime="tensorrt", progress=_progress).name)
+    return 0
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    detector = load_detector(arguments.model)
+    detector = load_detector(arguments.model, runtime=arguments.runtime, progress=_progress)
     if arguments.image is None:
         image = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), dtype=np.uint8)
     else:
         image = read_picture(arguments.image)
-    for _ in range(_WARM_UP_FRAMES):
-        detector(image)
-    times = np.array([detector.timed(image)[1] for _ in range(arguments.frames)])
+    percentiles = stage_percentiles(detector, image, arguments.frames, (50, 95))
 
     spec = detector.backend.spec
-    print(f"machine   {_machine()}")
+    print(f"machine   {machine_name()}")
     print(f"runtime   {detector.backend.name}, OpenCV {cv2.__version__}, numpy {np.__version__}")
     print(f"model     {spec.input_width}x{spec.input_height}, {len(spec.classes)} classes")
     print(f"picture   {image.shape[1]}x{image.shape[0]}, {len(detector(image))} detections")
     print(f"frames    {arguments.frames}")
     print(f"{'ms':<10}{'p50':>8}{'p95':>8}")
-    for stage, column in zip(StageTimes._fields, times.T, strict=True):
-        p50, p95 = np.percentile(column, [50, 95])
-        print(f"{stage.removesuffix('_ms'):<10}{p50:>8.2f}{p95:>8.2f}")
+    for stage, (p50, p95) in percentiles.items():
+        print(f"{stage:<10}{p50:>8.2f}{p95:>8.2f}")
     return 0
 
 
-def _machine() -> str:
-    """Name the processor; `platform` alone does not on Linux."""
-    name = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, {platform.system()}"
+def _selftest(arguments: argparse.Namespace) -> int:
+    _check_folder("--output", arguments.output)
+    picture = Path(arguments.image or selftest_picture_path())
+    report = run_selftest(
+        Path(arguments.model or default_model_path()),
+        picture,
+        read_picture(picture),
+        arguments.frames,
+        _progress,
+    )
+    write_whole(arguments.output, f"{json.dumps(report, indent=1)}\n".encode())
+    print(summary(report))
+    print(f"report       {arguments.output}")
+    return 1 if report["verdict"] == "fail" else 0
 
 
 if __name__ == "__main__":

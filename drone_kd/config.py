@@ -1,4 +1,4 @@
-"""Where the package's own files are: parameter defaults and the default model."""
+"""Where the package's own files are: parameter defaults, the default model, a picture."""
 
 from __future__ import annotations
 
@@ -53,3 +53,8 @@ def default_model_path() -> Path:
     if not path.is_file():
         raise ModelError("this installation has no default model: name a model.onnx")
     return path
+
+
+def selftest_picture_path() -> Path:
+    """Return the path of the picture that the self-test runs on; data/README.md credits it."""
+    return _PACKAGE / "data" / "bogota-niza_103-0351.jpg"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from drone_kd.backends import Backend, open_backend
+from drone_kd.backends import LOG, Backend, open_backend
 from drone_kd.config import default_model_path, parameter_defaults
 from drone_kd.core.decode import decode
 from drone_kd.core.detections import Detections
@@ -103,12 +104,16 @@ def load_detector(
     confidence: float | None = None,
     iou: float | None = None,
     max_detections: int | None = None,
+    runtime: str | None = None,
+    allow_fallback: bool | None = None,
+    progress: Callable[[str], None] = LOG.warning,
 ) -> Detector:
     """Load a model; what is not given comes from config/detector.yaml.
 
     Args:
         path: a model.onnx; None: the model that comes with the package.
         confidence, iou, max_detections: see `Detector`.
+        runtime, allow_fallback, progress: see `open_backend`.
 
     Raises:
         ModelError: the file cannot be used; the message is one line.
@@ -116,7 +121,14 @@ def load_detector(
     """
     defaults = parameter_defaults("detector.yaml")
     return Detector(
-        open_backend(default_model_path() if path is None else path),
+        open_backend(
+            default_model_path() if path is None else path,
+            runtime=defaults["runtime"] if runtime is None else runtime,
+            allow_fallback=(
+                defaults["allow_fallback"] if allow_fallback is None else allow_fallback
+            ),
+            progress=progress,
+        ),
         defaults["confidence"] if confidence is None else confidence,
         defaults["iou"] if iou is None else iou,
         defaults["max_detections"] if max_detections is None else max_detections,

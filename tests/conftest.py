@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from simulated_tensorrt import SimulatedTensorrt
 
 # Set here, and not in a fixture, because rclpy and ultralytics read them when imported.
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
@@ -28,3 +36,23 @@ def ros_domain_id(monkeypatch: pytest.MonkeyPatch) -> int:
     domain_id = next(_domain_ids) % 100 + 1
     monkeypatch.setenv("ROS_DOMAIN_ID", str(domain_id))
     return domain_id
+
+
+@pytest.fixture
+def simulated_tensorrt(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[SimulatedTensorrt]:
+    """Put a simulated TensorRT 10.3 on a simulated Jetson, with an empty engine cache.
+
+    Other versions: parametrize it indirectly.
+    """
+    # Deferred: it needs ONNX Runtime and onnx, which the tests of ROS alone do not.
+    from simulated_tensorrt import SimulatedGpu, SimulatedTensorrt, forget_modules
+
+    simulation = SimulatedTensorrt(getattr(request, "param", "10.3"), SimulatedGpu())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "tensorrt", simulation.module)
+    monkeypatch.setattr(ctypes, "CDLL", simulation.gpu.library)
+    forget_modules()
+    yield simulation
+    forget_modules()

@@ -1,15 +1,12 @@
 """The model that comes with the package, on a real drone picture.
 
-data/bogota-niza_103-0351.jpg: cut from a picture of MaptimeBogota, repository
-Fotos-UPZ-Niza-NizaReal, public domain. The model has seen it in training, so this says that the
-file in the package works, and nothing about how good it is.
+The picture is credited in drone_kd/data/README.md. The model has seen it in training, so this says
+that the file in the package works, and nothing about how good it is.
 """
-
-from pathlib import Path
 
 import cv2
 
-from drone_kd.config import default_model_path
+from drone_kd.config import default_model_path, selftest_picture_path
 from drone_kd.detector import load_detector
 
 
@@ -24,6 +21,6 @@ def test_it_is_small_and_has_its_card():
 
 def test_it_finds_parked_cars():
     detector = load_detector()
-    found = detector(cv2.imread(str(Path(__file__).parent / "data" / "bogota-niza_103-0351.jpg")))
+    found = detector(cv2.imread(str(selftest_picture_path())))
     assert len(found) >= 5
     assert {detector.backend.spec.classes[i] for i in found.class_ids} == {"car"}

@@ -53,6 +53,7 @@ class TorchBackend:
     """Runs an Ultralytics detector behind the interface of `drone_kd.backends.Backend`."""
 
     name = "torch"
+    fallback = ""
 
     def __init__(self, model: nn.Module, imgsz: int | None = None, batch: int = 1) -> None:
         """``imgsz``: side of the square input in pixels; default: the one that the model was

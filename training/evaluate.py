@@ -113,7 +113,7 @@ def _open(model, imgsz: int | None):
         return TorchBackend(model, imgsz)
     suffix = Path(model).suffix
     if suffix == ".onnx":
-        return open_backend(model)
+        return open_backend(model, runtime="onnxruntime")
     if suffix == ".pt":
         return TorchBackend(load_model(str(model))[0], imgsz)
     raise ModelError(f"{model}: expected a .pt or a .onnx file")

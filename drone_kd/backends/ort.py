@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: on the CPU, and on an NVIDIA GPU where it was built for one."""
 
 from __future__ import annotations
 
@@ -14,49 +14,36 @@ from drone_kd.core.spec import ModelError, ModelSpec, shape_matches
 
 _FATAL_ONLY = 4
 _TENSOR = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
 
 
 class OrtBackend:
-    """A model run by ONNX Runtime on the CPU; see `Backend`.
+    """A model run by ONNX Runtime, on an NVIDIA GPU where it was built for one; see `Backend`.
 
     Args:
         path: a model.onnx that describes itself.
+        fallback: why TensorRT does not serve instead.
 
     Raises:
         ModelError: the file is missing or unreadable, does not describe itself, or its graph
             differs from its description.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        if not path.is_file():
-            problem = "is a folder" if path.is_dir() else "does not exist"
-            raise ModelError(f"{path}: expected a model file, but it {problem}")
+    def __init__(self, path: str | Path, fallback: str = "") -> None:
         threads = len(os.sched_getaffinity(0))
-        options = ort.SessionOptions()
-        options.log_severity_level = _FATAL_ONLY  # this class reports, in one line
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Spinning threads would burn a flight computer's cores between two frames.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            session = ort.InferenceSession(
-                os.fspath(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # the runtime's exceptions share no other base class
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(
-                f"{path}: ONNX Runtime {ort.__version__} cannot load it (truncated, or not an "
-                f"ONNX model?): {reason}"
-            ) from error
-        try:
-            self.spec = ModelSpec.from_metadata(session.get_modelmeta().custom_metadata_map)
-            _check_graph(session, self.spec)
-        except ModelError as error:
-            raise ModelError(f"{path}: {error}") from None
-        self.name = f"onnxruntime {ort.__version__} CPU, {threads} threads"
-        self._session = session
-        self._input_name = session.get_inputs()[0].name
+        options = _quiet_options(threads)
+        wanted = [name for name in (_CUDA, _CPU) if name in ort.get_available_providers()]
+        self._session, self.spec = _open(Path(path), options, wanted)
+        got = self._session.get_providers()
+        device = "CUDA" if got[0] == _CUDA else f"CPU, {threads} threads"
+        if _CUDA in wanted and _CUDA not in got:
+            device += " (its CUDA provider does not start)"
+        if fallback:
+            device += ", instead of TensorRT"
+        self.name = f"onnxruntime {ort.__version__} {device}"
+        self.fallback = fallback
+        self._input_name = self._session.get_inputs()[0].name
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Run uint8 (batch, H, W, 3) BGR; returns float32 (batch, K, 6).
@@ -69,6 +56,50 @@ class OrtBackend:
             return self._session.run(None, feed)[0]
         except Exception as error:  # the runtime's exceptions share no other base class
             raise InferenceError(f"ONNX Runtime: {' '.join(str(error).split())[:200]}") from error
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """Return what a model file says of itself, after checking it against the graph.
+
+    Raises:
+        ModelError: see `OrtBackend`.
+    """
+    options = _quiet_options(threads=1)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _open(path, options, [_CPU])[1]
+
+
+def _quiet_options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY  # this module reports, in one line
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads would burn a flight computer's cores between two frames.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _open(
+    path: Path, options: ort.SessionOptions, providers: list[str]
+) -> tuple[ort.InferenceSession, ModelSpec]:
+    """Load a model file and check that it is what it says."""
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelError(f"{path}: expected a model file, but it {problem}")
+    try:
+        session = ort.InferenceSession(os.fspath(path), options, providers=providers)
+    except Exception as error:  # the runtime's exceptions share no other base class
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{path}: ONNX Runtime {ort.__version__} cannot load it (truncated, or not an "
+            f"ONNX model?): {reason}"
+        ) from error
+    try:
+        spec = ModelSpec.from_metadata(session.get_modelmeta().custom_metadata_map)
+        _check_graph(session, spec)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    return session, spec
 
 
 def _check_graph(session: ort.InferenceSession, spec: ModelSpec) -> None:

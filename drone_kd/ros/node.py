@@ -109,7 +109,12 @@ class DetectorNode(LifecycleNode):
         """Load the model and run it once; FAILURE with one line if that cannot be."""
         model = self.get_parameter("model").value
         try:
-            self._backend = open_backend(model or default_model_path())
+            self._backend = open_backend(
+                model or default_model_path(),
+                runtime=self.get_parameter("runtime").value,
+                allow_fallback=self.get_parameter("allow_fallback").value,
+                progress=self.get_logger().info,
+            )
             spec = self._backend.spec
             self._detector()(np.zeros((spec.input_height, spec.input_width, 3), np.uint8))
         except Exception as error:  # rclpy would swallow it without a word
@@ -126,6 +131,10 @@ class DetectorNode(LifecycleNode):
             f"model {model or 'of the package'}: {spec.input_width}x{spec.input_height}, "
             f"{len(spec.classes)} classes, {self._backend.name}"
         )
+        if self._backend.fallback:
+            self.get_logger().warning(
+                f"ONNX Runtime serves instead of TensorRT: {self._backend.fallback}"
+            )
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:

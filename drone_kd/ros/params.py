@@ -35,6 +35,14 @@ def declare_detector_parameters(node: Node) -> None:
             "max_detections": _integer(
                 "At most this many per image, best first; from the next frame on.", 1, 1000
             ),
+            "runtime": ParameterDescriptor(
+                description="tensorrt, onnxruntime, or auto: TensorRT where it is installed. "
+                "Takes effect when the node is configured."
+            ),
+            "allow_fallback": ParameterDescriptor(
+                description="ONNX Runtime serves where TensorRT fails. "
+                "Takes effect when the node is configured."
+            ),
             "autostart": ParameterDescriptor(
                 description="The node configures and activates itself when it starts.",
                 read_only=True,

@@ -1,5 +1,8 @@
+import os
+
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from tiny_model import tiny_spec, write_bright_cell_model, write_fixed_model
 
@@ -97,3 +100,22 @@ def test_wrong_input_type(tmp_path, capfd):
     proto.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     onnx.save(proto, path)
     assert "got tensor(float) [1, 64, 64, 3]" in refused(path, capfd)
+
+
+def test_threads_are_set_and_do_not_spin(model):
+    options = open_backend(model)._session.get_session_options()
+    assert options.intra_op_num_threads == len(os.sched_getaffinity(0))
+    assert options.inter_op_num_threads == 1
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not:UserWarning")
+def test_a_gpu_is_used_where_there_is_one_and_the_name_says_which(model, monkeypatch):
+    assert "CPU, " in open_backend(model).name
+    # No GPU is here: what ONNX Runtime says of its providers is simulated.
+    wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: wanted)
+    assert "CPU, " in open_backend(model).name
+    assert open_backend(model).name.endswith("(its CUDA provider does not start)")
+    monkeypatch.setattr(ort.InferenceSession, "get_providers", lambda session: wanted)
+    assert open_backend(model).name.endswith(" CUDA")

@@ -1,0 +1,261 @@
+"""The few functions of CUDA's runtime library that inference needs, through ctypes.
+
+Documented in NVIDIA's CUDA Runtime API manual. Only functions whose signature is the same in CUDA
+11.4 to 13, so that JetPack's own libcudart serves whatever its version.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+# JetPack's linker knows the first; the others are of machines with the runtime alone.
+LIBRARIES = (
+    "libcudart.so",
+    "libcudart.so.13",
+    "libcudart.so.12",
+    "/usr/local/cuda/lib64/libcudart.so",
+)
+
+_HOST_ALLOC_MAPPED = 2
+_STREAM_NON_BLOCKING = 1
+_CAPTURE_THREAD_LOCAL = 1
+_MEMCPY_HOST_TO_DEVICE = 1
+_MEMCPY_DEVICE_TO_HOST = 2
+_ATTRIBUTE_MULTIPROCESSORS = 16
+_ATTRIBUTE_INTEGRATED = 18
+_ATTRIBUTE_CAPABILITY_MAJOR = 75
+_ATTRIBUTE_CAPABILITY_MINOR = 76
+_NAME_BYTES = 256  # the first field of cudaDeviceProp
+_PROPERTIES_BYTES = 16384  # more than cudaDeviceProp has had in any version
+
+_SIGNATURES = {
+    "cudaDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
+    "cudaGetDeviceProperties": (c_void_p, c_int),
+    "cudaMemGetInfo": (POINTER(c_size_t), POINTER(c_size_t)),
+    "cudaMalloc": (POINTER(c_void_p), c_size_t),
+    "cudaFree": (c_void_p,),
+    "cudaHostAlloc": (POINTER(c_void_p), c_size_t, c_uint),
+    "cudaFreeHost": (c_void_p,),
+    "cudaHostGetDevicePointer": (POINTER(c_void_p), c_void_p, c_uint),
+    "cudaStreamCreateWithFlags": (POINTER(c_void_p), c_uint),
+    "cudaStreamDestroy": (c_void_p,),
+    "cudaStreamSynchronize": (c_void_p,),
+    "cudaMemcpyAsync": (c_void_p, c_void_p, c_size_t, c_int, c_void_p),
+    "cudaStreamBeginCapture": (c_void_p, c_int),
+    "cudaStreamEndCapture": (c_void_p, POINTER(c_void_p)),
+    "cudaGraphInstantiateWithFlags": (POINTER(c_void_p), c_void_p, c_ulonglong),
+    "cudaGraphLaunch": (c_void_p, c_void_p),
+    "cudaGraphDestroy": (c_void_p,),
+    "cudaGraphExecDestroy": (c_void_p,),
+}
+
+
+class CudaError(RuntimeError):
+    """A call of CUDA's runtime failed; the message is one line."""
+
+
+class Device(NamedTuple):
+    """The GPU that everything runs on, CUDA's first.
+
+    Attributes:
+        name: as CUDA calls it; several Jetsons share one name.
+        compute_capability: e.g. "8.7" for Orin.
+        multiprocessors: tells apart those that share a name and a compute capability.
+        integrated: it uses the computer's own memory, as a Jetson's does.
+    """
+
+    name: str
+    compute_capability: str
+    multiprocessors: int
+    integrated: bool
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL:
+    """Load libcudart and declare what is used of it.
+
+    Raises:
+        CudaError: it is not on this machine.
+    """
+    for name in LIBRARIES:
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        library.cudaGetErrorString.argtypes = (c_int,)
+        library.cudaGetErrorString.restype = c_char_p
+        for function, arguments in _SIGNATURES.items():
+            getattr(library, function).argtypes = arguments
+            getattr(library, function).restype = c_int
+        return library
+    raise CudaError(
+        "CUDA's runtime library is not here (libcudart.so): on a Jetson, apt install "
+        "nvidia-jetpack brings it"
+    )
+
+
+def call(function: str, *arguments: object) -> None:
+    """Call a function of `_SIGNATURES`.
+
+    Raises:
+        CudaError: it failed.
+    """
+    library = _library()
+    code = getattr(library, function)(*arguments)
+    if code:
+        text = library.cudaGetErrorString(code).decode()
+        raise CudaError(f"{function}: {text} (CUDA error {code})")
+
+
+def first_device() -> Device:
+    """Describe the GPU.
+
+    Raises:
+        CudaError: there is no CUDA, no driver or no GPU.
+    """
+    properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
+    try:
+        call("cudaGetDeviceProperties", properties, 0)
+    except CudaError as error:
+        raise CudaError(f"no GPU can be used: {error}; is NVIDIA's driver loaded?") from None
+
+    def attribute(number: int) -> int:
+        value = c_int()
+        call("cudaDeviceGetAttribute", byref(value), number, 0)
+        return value.value
+
+    major, minor = map(attribute, (_ATTRIBUTE_CAPABILITY_MAJOR, _ATTRIBUTE_CAPABILITY_MINOR))
+    return Device(
+        name=properties.raw[:_NAME_BYTES].split(b"\0")[0].decode(),
+        compute_capability=f"{major}.{minor}",
+        multiprocessors=attribute(_ATTRIBUTE_MULTIPROCESSORS),
+        integrated=bool(attribute(_ATTRIBUTE_INTEGRATED)),
+    )
+
+
+def used_memory() -> int:
+    """Return the bytes of GPU memory that all programs use; a Jetson's is the computer's memory.
+
+    Raises:
+        CudaError: there is no CUDA, no driver or no GPU.
+    """
+    free, total = c_size_t(), c_size_t()
+    call("cudaMemGetInfo", byref(free), byref(total))
+    return total.value - free.value
+
+
+class DeviceBuffer:
+    """Memory of the GPU, given back with the object.
+
+    Attributes:
+        address: where it is, for the GPU.
+    """
+
+    def __init__(self, size: int) -> None:
+        pointer = c_void_p()
+        call("cudaMalloc", byref(pointer), size)
+        self.address: int = pointer.value
+        weakref.finalize(self, _library().cudaFree, pointer)
+
+
+class PinnedArray:
+    """A numpy array in memory that the GPU can reach too, given back with the object.
+
+    Attributes:
+        array: the memory, for the CPU; never to be used without its PinnedArray.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        size = int(np.prod(shape)) * dtype.itemsize
+        self._pointer = c_void_p()
+        call("cudaHostAlloc", byref(self._pointer), size, _HOST_ALLOC_MAPPED)
+        weakref.finalize(self, _library().cudaFreeHost, self._pointer)
+        memory = (ctypes.c_byte * size).from_address(self._pointer.value)
+        self.array = np.frombuffer(memory, dtype).reshape(shape)
+
+    def device_address(self) -> int:
+        """Return where the GPU sees it without a copy."""
+        pointer = c_void_p()
+        call("cudaHostGetDevicePointer", byref(pointer), self._pointer, 0)
+        return pointer.value
+
+
+class Stream:
+    """A queue of work for the GPU.
+
+    Attributes:
+        handle: what other libraries call the stream.
+    """
+
+    def __init__(self) -> None:
+        pointer = c_void_p()
+        call("cudaStreamCreateWithFlags", byref(pointer), _STREAM_NON_BLOCKING)
+        self.handle: int = pointer.value
+        weakref.finalize(self, _library().cudaStreamDestroy, pointer)
+
+    def upload(self, source: PinnedArray, target: DeviceBuffer) -> None:
+        """Queue a copy to the GPU."""
+        array = source.array
+        call(
+            "cudaMemcpyAsync",
+            target.address,
+            array.ctypes.data,
+            array.nbytes,
+            _MEMCPY_HOST_TO_DEVICE,
+            self.handle,
+        )
+
+    def download(self, source: DeviceBuffer, target: PinnedArray) -> None:
+        """Queue a copy from the GPU."""
+        array = target.array
+        call(
+            "cudaMemcpyAsync",
+            array.ctypes.data,
+            source.address,
+            array.nbytes,
+            _MEMCPY_DEVICE_TO_HOST,
+            self.handle,
+        )
+
+    def synchronize(self) -> None:
+        """Wait until everything queued is done."""
+        call("cudaStreamSynchronize", self.handle)
+
+
+class Graph:
+    """Work recorded once, queued again with one call.
+
+    Args:
+        stream: where it is recorded and will run.
+        enqueue: queues the work; nothing of it runs while it is recorded.
+
+    Raises:
+        CudaError: something in the work cannot be recorded.
+    """
+
+    def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:
+        self._stream = stream
+        self._enqueue = enqueue  # keeps the memory that the recorded work uses
+        graph = c_void_p()
+        call("cudaStreamBeginCapture", stream.handle, _CAPTURE_THREAD_LOCAL)
+        try:
+            enqueue()
+        finally:  # or the stream would be of no use any more
+            call("cudaStreamEndCapture", stream.handle, byref(graph))
+        self._executable = c_void_p()
+        try:
+            call("cudaGraphInstantiateWithFlags", byref(self._executable), graph, 0)
+        finally:
+            call("cudaGraphDestroy", graph)
+        weakref.finalize(self, _library().cudaGraphExecDestroy, self._executable)
+
+    def launch(self) -> None:
+        """Queue the recorded work."""
+        call("cudaGraphLaunch", self._executable, self._stream.handle)

@@ -1,0 +1,60 @@
+"""What a computer says of itself: name, power mode, temperatures, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+_PROC = Path("/proc")
+_THERMAL = Path("/sys/class/thermal")
+
+
+def machine_name() -> str:
+    """Name the board or processor; `platform` alone does not on Linux."""
+    name = _read(_PROC / "device-tree" / "model").rstrip("\0")
+    for line in _read(_PROC / "cpuinfo").splitlines():
+        if not name and line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+    cores = len(os.sched_getaffinity(0))
+    return f"{name or platform.machine()}, {cores} cores, {platform.system()}"
+
+
+def power_mode() -> str:
+    """Return a Jetson's power mode, e.g. "MAXN"; empty where it cannot be read."""
+    command = shutil.which("nvpmodel")
+    if command is None:
+        return ""
+    try:
+        output = subprocess.run(
+            [command, "-q"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    modes = [line.partition(":")[2].strip() for line in output.splitlines() if "Mode:" in line]
+    return modes[0] if modes else ""
+
+
+def temperatures_c(zones: Path = _THERMAL) -> dict[str, float]:
+    """Return each thermal zone's temperature in °C, but for zones that cannot be read."""
+    temperatures = {}
+    for zone in sorted(zones.glob("thermal_zone*")):
+        name, millidegrees = _read(zone / "type").strip(), _read(zone / "temp").strip()
+        if name and millidegrees.lstrip("-").isdecimal():
+            temperatures[name] = int(millidegrees) / 1000
+    return temperatures
+
+
+def process_memory_mb() -> float:
+    """Return the memory that this process holds in MB (10^6 bytes)."""
+    pages = int(_read(_PROC / "self" / "statm").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # also of zones that are asleep
+        return ""

@@ -1,0 +1,256 @@
+"""Does the drone compute what the workstation computed? drone-kd selftest [model.onnx]
+
+Builds the engine, runs TensorRT and ONNX Runtime on one picture, compares what they find, and
+measures both. What cannot be done here is said, and the rest is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from drone_kd import machine
+from drone_kd.backends import cuda, tensorrt_is_installed
+from drone_kd.core.decode import InferenceError
+from drone_kd.core.detections import Detections
+from drone_kd.core.preprocess import letterbox
+from drone_kd.core.spec import ModelError
+from drone_kd.detector import Detector, load_detector
+from drone_kd.measure import stage_percentiles
+
+SCHEMA = 1
+PERCENTILES = (50, 95, 99)
+
+# How far TensorRT may be from ONNX Runtime: corners in network pixels, and scores. Both compute
+# the same graph; they round differently, and ONNX Runtime on a CPU computes fp16 in fp32.
+LIMITS = {"fp32": (0.5, 0.01), "fp16": (1.0, 0.02), "int8": (4.0, 0.1)}
+
+
+class _Run(NamedTuple):
+    """One runtime on the picture."""
+
+    found: Detections
+    detector: Detector
+    report: dict
+
+
+def run_selftest(
+    model: Path, picture: Path, image: np.ndarray, frames: int, progress: Callable[[str], None]
+) -> dict:
+    """Test and measure one model on this computer.
+
+    Args:
+        model: a model.onnx that describes itself.
+        picture: where `image` came from.
+        image: uint8 (h, w, 3) BGR.
+        frames: how many are measured with each runtime.
+        progress: gets lines of text.
+
+    Returns:
+        What becomes selftest.json. "verdict" is "pass"; "incomplete", where something could not be
+        done here; or "fail". "remarks" says why.
+
+    Raises:
+        ModelError: the model cannot be used at all.
+        InferenceError: ONNX Runtime gave no usable answer.
+    """
+    verdict, remarks = "pass", []
+    power_mode, temperatures = machine.power_mode(), machine.temperatures_c()
+    if not power_mode:
+        remarks.append("the power mode cannot be read (nvpmodel)")
+    if not temperatures:
+        remarks.append("temperatures cannot be read")
+
+    reference = _run(model, "onnxruntime", image, frames, progress)
+    spec = reference.detector.backend.spec
+    tensorrt, agreement = None, None
+    if not tensorrt_is_installed():
+        verdict = "incomplete"
+        remarks.append("TensorRT is not installed: no engine was built, nothing was compared")
+    else:
+        try:
+            tensorrt = _run(model, "tensorrt", image, frames, progress)
+        except (ModelError, InferenceError) as error:
+            verdict = "fail"
+            remarks.append(f"TensorRT failed: {error}")
+    if tensorrt is not None:
+        agreement = compare(
+            reference.found,
+            tensorrt.found,
+            letterbox(image, spec.input_width, spec.input_height)[1].scale,
+            reference.detector.confidence,
+            LIMITS[spec.precision],
+        )
+        if not agreement["boxes"]:
+            verdict = "incomplete"
+            remarks.append("nothing was compared: no runtime finds anything on this picture")
+        elif not agreement["within_limits"]:
+            verdict = "fail"
+            remarks.append("TensorRT and ONNX Runtime do not agree")
+
+    return {
+        "schema": SCHEMA,
+        "verdict": verdict,
+        "remarks": remarks,
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": {
+            "name": machine.machine_name(),
+            "kernel": platform.release(),
+            "power_mode": power_mode,
+            "temperatures_before_c": temperatures,
+            "temperatures_after_c": machine.temperatures_c(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+        },
+        "model": {
+            "file": str(model),
+            "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+            "precision": spec.precision,
+            "input_shape": list(spec.input_shape),
+            "classes": list(spec.classes),
+        },
+        "picture": {"file": str(picture), "width": image.shape[1], "height": image.shape[0]},
+        "frames": frames,
+        "onnxruntime": reference.report,
+        "tensorrt": tensorrt and tensorrt.report,
+        "agreement": agreement,
+    }
+
+
+def _run(
+    model: Path, runtime: str, image: np.ndarray, frames: int, progress: Callable[[str], None]
+) -> _Run:
+    progress(f"{runtime}: loading the model")
+    memory, gpu_memory = machine.process_memory_mb(), _gpu_memory_mb()
+    start = perf_counter()
+    detector = load_detector(model, runtime=runtime, allow_fallback=False, progress=progress)
+    seconds = perf_counter() - start
+    progress(f"{runtime}: measuring {frames} frames")
+    times_ms = stage_percentiles(detector, image, frames, PERCENTILES)
+    found = detector(image)
+    report = {
+        "name": detector.backend.name,
+        "load_seconds": round(seconds, 2),
+        "memory_mb": round(machine.process_memory_mb() - memory, 1),
+        "gpu_memory_mb": (None if gpu_memory is None else round(_gpu_memory_mb() - gpu_memory, 1)),
+        "detections": len(found),
+        "times_ms": {
+            stage: {f"p{p}": round(value, 3) for p, value in zip(PERCENTILES, values, strict=True)}
+            for stage, values in times_ms.items()
+        },
+    }
+    return _Run(found, detector, report)
+
+
+def _gpu_memory_mb() -> float | None:
+    """Return the GPU memory in use, by whomever, in MB; None where there is no GPU to ask."""
+    try:
+        return cuda.used_memory() / 1e6
+    except cuda.CudaError:
+        return None
+
+
+def compare(
+    reference: Detections,
+    found: Detections,
+    scale: float,
+    confidence: float,
+    limits: tuple[float, float],
+) -> dict:
+    """Compare what two runtimes found on one picture.
+
+    Each box of one that is surely above the threshold is compared with the nearest box of its
+    class of the other, both ways round.
+
+    Args:
+        reference, found: detections in picture pixels, of scores above `confidence`.
+        scale: network pixels per picture pixel.
+        confidence: the threshold that both were made with.
+        limits: how far corners (network px) and scores may differ.
+
+    Returns:
+        "boxes" compared, how many of them are "missing" on the other side, the largest
+        "drift_px" (network px) and "drift_score", the limits, and whether they are kept.
+    """
+    limit_px, limit_score = limits
+    boxes, missing, drift_px, drift_score = 0, 0, 0.0, 0.0
+    for one, other in ((reference, found), (found, reference)):
+        for index in np.flatnonzero(one.scores > confidence + limit_score):
+            boxes += 1
+            same = np.flatnonzero(other.class_ids == one.class_ids[index])
+            if not same.size:
+                missing += 1
+                continue
+            px = np.abs(other.xyxy[same] - one.xyxy[index]).max(axis=1) * scale
+            nearest = px.argmin()
+            drift_px = max(drift_px, float(px[nearest]))
+            difference = abs(other.scores[same[nearest]] - one.scores[index])
+            drift_score = max(drift_score, float(difference))
+    return {
+        "boxes": boxes,
+        "missing": missing,
+        "drift_px": round(drift_px, 4),
+        "drift_score": round(drift_score, 5),
+        "limit_px": limit_px,
+        "limit_score": limit_score,
+        "within_limits": not missing and drift_px <= limit_px and drift_score <= limit_score,
+    }
+
+
+def summary(report: dict) -> str:
+    """Return a report of `run_selftest` as one page of text."""
+    computer, model, picture = report["machine"], report["model"], report["picture"]
+    lines = [
+        f"machine      {computer['name']}, kernel {computer['kernel']}",
+        f"power mode   {computer['power_mode'] or 'not readable'}",
+        f"hottest      {_hottest(computer['temperatures_before_c'])} before, "
+        f"{_hottest(computer['temperatures_after_c'])} after",
+        f"model        {model['file']}, {model['precision']}, input {model['input_shape']}, "
+        f"{len(model['classes'])} classes",
+        f"             sha256 {model['sha256']}",
+        f"picture      {picture['file']}, {picture['width']}x{picture['height']}",
+    ]
+    for runtime in ("onnxruntime", "tensorrt"):
+        run = report[runtime]
+        if run is None:
+            lines += ["", f"{runtime}: not done"]
+            continue
+        gpu = run["gpu_memory_mb"] is not None
+        lines += [
+            "",
+            f"{run['name']}: {run['detections']} detections, loaded in {run['load_seconds']} s, "
+            f"{run['memory_mb']} MB" + (f", GPU {run['gpu_memory_mb']} MB" if gpu else ""),
+            f"{'ms, ' + str(report['frames']) + ' frames':<16}"
+            + "".join(f"{name:>9}" for name in run["times_ms"]["total"]),
+        ]
+        for stage, values in run["times_ms"].items():
+            lines.append(f"{stage:<16}" + "".join(f"{value:>9.2f}" for value in values.values()))
+    agreement = report["agreement"]
+    if agreement is not None:
+        lines += [
+            "",
+            f"agreement    {agreement['boxes']} boxes compared, {agreement['missing']} missing, "
+            f"at most {agreement['drift_px']:.2f} px (limit {agreement['limit_px']:g}) and "
+            f"{agreement['drift_score']:.4f} in score (limit {agreement['limit_score']:g})",
+        ]
+    lines += ["", f"verdict      {report['verdict'].upper()}"]
+    lines += [f"             {remark}" for remark in report["remarks"]]
+    return "\n".join(lines)
+
+
+def _hottest(zones: dict[str, float]) -> str:
+    if not zones:
+        return "not readable"
+    name = max(zones, key=zones.get)
+    return f"{zones[name]:.1f} °C ({name})"

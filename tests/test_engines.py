@@ -1,0 +1,22 @@
+from dataclasses import fields, replace
+
+from drone_kd.engines import EngineKey
+
+KEY = EngineKey(
+    model_sha256="0" * 64,
+    tensorrt="10.3.0",
+    device="Orin",
+    compute_capability="8.7",
+    multiprocessors=8,
+    precision="fp16",
+    optimisation_level=3,
+)
+
+
+def test_whatever_an_engine_depends_on_is_in_its_name():
+    digests = {KEY.digest()}
+    for field in fields(EngineKey):
+        value = getattr(KEY, field.name)
+        other = value + 1 if isinstance(value, int) else f"{value}x"
+        digests.add(replace(KEY, **{field.name: other}).digest())
+    assert len(digests) == 1 + len(fields(EngineKey))

@@ -1,0 +1,123 @@
+"""The self-test, with a simulated TensorRT and GPU (simulated_tensorrt.py) and without any."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from tiny_model import write_bright_cell_model
+
+from drone_kd import cli, selftest
+from drone_kd.core.detections import Detections
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_bright_cell_model(tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def run(model, tmp_path):
+    """Run the command; return its exit code and its report."""
+
+    def run_command(*options):
+        output = tmp_path / "selftest.json"
+        arguments = ["selftest", str(model), "--frames", "3", "--output", str(output), *options]
+        code = cli.main(arguments)
+        return code, json.loads(output.read_text())
+
+    return run_command
+
+
+def test_both_runtimes_agree_on_the_picture_of_the_package(simulated_tensorrt, run, capfd):
+    code, report = run()
+    assert (code, report["verdict"]) == (0, "pass")
+    assert report["tensorrt"]["name"].startswith("TensorRT 10.3 fp32, Orin")
+    assert "onnxruntime" in report["onnxruntime"]["name"]
+    for runtime in ("tensorrt", "onnxruntime"):
+        for times in report[runtime]["times_ms"].values():
+            assert 0 < times["p50"] <= times["p95"] <= times["p99"]
+    assert report["tensorrt"]["gpu_memory_mb"] >= 0
+    agreement = report["agreement"]
+    assert agreement["boxes"] > 10 and agreement["missing"] == 0
+    assert agreement["drift_px"] == agreement["drift_score"] == 0
+    page = capfd.readouterr().out
+    assert "verdict      PASS" in page and len(page.splitlines()) < 40
+    assert "bogota-niza" in page and "p99" in page
+
+
+def test_another_answer_of_tensorrt_fails(simulated_tensorrt, run, monkeypatch, capfd):
+    load = simulated_tensorrt.module.ICudaEngine._run
+
+    def worse(self, addresses):
+        load(self, addresses)
+        rows = simulated_tensorrt.gpu.array(addresses["output0"], np.float32, (1, 64, 6))
+        rows[..., 4] *= 0.8
+
+    monkeypatch.setattr(simulated_tensorrt.module.ICudaEngine, "_run", worse)
+    code, report = run()
+    assert (code, report["verdict"]) == (1, "fail")
+    assert report["agreement"]["drift_score"] > 0.05
+    assert "do not agree" in capfd.readouterr().out
+
+
+def test_tensorrt_that_fails_is_a_failure(simulated_tensorrt, run):
+    simulated_tensorrt.build_error = "Error Code 10"
+    code, report = run()
+    assert (code, report["verdict"], report["tensorrt"]) == (1, "fail", None)
+    assert [remark for remark in report["remarks"] if "Error Code 10" in remark]
+    assert report["onnxruntime"]["times_ms"]["total"]["p50"] > 0
+
+
+def test_without_tensorrt_the_rest_is_done_and_said(run, monkeypatch, capfd):
+    monkeypatch.setattr(selftest, "tensorrt_is_installed", lambda: False)
+    code, report = run()
+    assert (code, report["verdict"], report["tensorrt"]) == (0, "incomplete", None)
+    page = capfd.readouterr().out
+    assert "TensorRT is not installed" in page and "tensorrt: not done" in page
+
+
+def test_a_picture_with_nothing_on_it_proves_nothing(simulated_tensorrt, run, tmp_path):
+    black = tmp_path / "black.png"
+    cv2.imwrite(str(black), np.zeros((64, 64, 3), np.uint8))
+    code, report = run("--image", str(black))
+    assert (code, report["verdict"]) == (0, "incomplete")
+    assert [remark for remark in report["remarks"] if "nothing was compared" in remark]
+
+
+def test_what_the_computer_says_of_itself_is_in_the_report(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(selftest, "tensorrt_is_installed", lambda: False)
+    monkeypatch.setattr(selftest.machine, "power_mode", lambda: "MAXN")
+    monkeypatch.setattr(selftest.machine, "temperatures_c", lambda: {"cpu": 50.0, "gpu": 61.5})
+    _, report = run()
+    assert report["machine"]["power_mode"] == "MAXN"
+    assert "hottest      61.5 °C (gpu) before" in selftest.summary(report)
+
+
+def test_a_wrong_output_is_said_first(model, tmp_path, capfd):
+    assert cli.main(["selftest", str(model), "--output", str(tmp_path / "no" / "x.json")]) == 2
+    assert "there is no folder" in capfd.readouterr().err
+
+
+def detections(*rows):
+    array = np.array(rows, np.float32).reshape(-1, 6)
+    return Detections(array[:, :4], array[:, 4], array[:, 5].astype(np.int64))
+
+
+def test_drift_is_in_network_pixels_and_either_side_may_miss():
+    one = detections((10, 10, 30, 30, 0.9, 0), (50, 50, 70, 70, 0.8, 1))
+    moved = detections((10, 10, 32, 30, 0.88, 0), (50, 50, 70, 70, 0.8, 1))
+    result = selftest.compare(one, moved, 0.5, 0.25, (1.0, 0.03))
+    assert (result["boxes"], result["missing"], result["drift_px"]) == (4, 0, 1.0)
+    assert result["drift_score"] == pytest.approx(0.02) and result["within_limits"]
+    assert not selftest.compare(one, moved, 1.0, 0.25, (1.0, 0.03))["within_limits"]
+    fewer = detections((10, 10, 30, 30, 0.9, 0))
+    for pair in ((one, fewer), (fewer, one)):
+        result = selftest.compare(*pair, 1.0, 0.25, (1.0, 0.03))
+        assert result["missing"] == 1 and not result["within_limits"]
+
+
+def test_what_is_barely_above_the_threshold_may_be_missing():
+    barely = detections((10, 10, 30, 30, 0.26, 0))
+    result = selftest.compare(barely, detections(), 1.0, 0.25, (1.0, 0.02))
+    assert result["boxes"] == 0 and result["within_limits"]
