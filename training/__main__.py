@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from drone_kd.core.spec import INPUTS
+from drone_kd.core.spec import INPUTS, PRECISIONS
 from training.report import format_score, format_table
 
 
@@ -122,23 +122,26 @@ def _predict(a: argparse.Namespace) -> None:
 
 
 def _export(a: argparse.Namespace) -> None:
-    from training.export import export, runtime_version
+    from training.export import export, gate_table
 
-    parity = export(
+    output, spec = export(
         Path(a.checkpoint),
         a.output,
-        imgsz=a.imgsz,
+        precision=a.precision,
         data=a.data,
+        imgsz=a.imgsz,
         batch=a.batch,
         input_=a.input,
+        force=a.force,
         licence=a.licence,
         attribution=a.attribution,
     )
-    print(
-        f"PyTorch against ONNX Runtime {runtime_version()} over {parity.frames} frames: largest "
-        f"difference {parity.box_px.max():.3g} px in a box, {parity.score.max():.3g} in a score"
-    )
-    print(a.output)
+    print(gate_table(spec))
+    for name, value in spec.metrics.items():
+        print(f"{name:<28}{100 * value:>12.2f}")
+    if output != a.output:
+        print(f"a gate failed: written as {output}, since --force was given", file=sys.stderr)
+    print(output)
 
 
 def _setting(text: str) -> tuple[str, object]:
@@ -230,7 +233,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", type=Path, required=True, help="the .onnx to write")
     sub.add_argument("--imgsz", type=int, help="square input in pixels (default: as trained)")
     sub.add_argument(
-        "--data", help="compare on this data set's validation frames (default: noise)"
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of the graph: fp16 and int8 keep decoding in float (%(default)s)",
+    )
+    sub.add_argument(
+        "--data",
+        help="calibrate on this data set's training frames, compare and measure on its validation "
+        "frames (default: compare on noise)",
+    )
+    sub.add_argument(
+        "--force",
+        action="store_true",
+        help="write a file that fails a gate, as NAME.failed.onnx",
     )
     sub.add_argument("--batch", type=int, default=1, help="frames per inference (%(default)s)")
     sub.add_argument(
