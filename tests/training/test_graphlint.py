@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
+from tiny_model import quantize_bias
 
 from training.graphlint import problems
 
@@ -61,25 +62,9 @@ def test_scale_of_zero(graph):
     assert any("scales must be above 0" in p for p in problems(graph, "int8"))
 
 
-def quantized_bias(graph):
-    """Let the first quantized convolution have an int32 bias behind a DequantizeLinear."""
-    conv = next(n for n in graph.graph.node if n.op_type == "Conv" and len(n.input) > 2)
-    channels = len(numpy_helper.to_array(constant(graph, conv.input[2])))
-    for name, array in (
-        ("bias_int", np.zeros(channels, np.int32)),
-        ("bias_scale", np.full(channels, 0.01, np.float16)),
-    ):
-        graph.graph.initializer.append(numpy_helper.from_array(array, name))
-    node = onnx.helper.make_node(
-        "DequantizeLinear", ["bias_int", "bias_scale"], ["bias"], "bias_dq", axis=0
-    )
-    graph.graph.node.insert(0, node)
-    conv.input[2] = "bias"
-    return graph
-
-
 def test_quantized_bias(graph):
-    assert any("the bias is quantized" in p for p in problems(quantized_bias(graph), "int8"))
+    quantize_bias(graph)
+    assert any("the bias is quantized" in p for p in problems(graph, "int8"))
 
 
 def test_float_list(graph):
