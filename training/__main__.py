@@ -57,7 +57,7 @@ def _config(a: argparse.Namespace, seed: int):
     return Config(
         data=a.data,
         teacher=a.teacher,
-        student=a.student,
+        student=a.student or a.from_,
         epochs=a.epochs,
         imgsz=a.imgsz,
         batch=a.batch,
@@ -69,6 +69,7 @@ def _config(a: argparse.Namespace, seed: int):
         teacher_scale=a.teacher_scale,
         teacher_tiles=a.teacher_tiles,
         unlabelled=a.unlabelled,
+        quantize=a.quantize,
         fraction=a.fraction,
         val=a.val,
         overrides=dict(a.set),
@@ -78,12 +79,19 @@ def _config(a: argparse.Namespace, seed: int):
 def _distill(a: argparse.Namespace) -> None:
     from training.distill import distill
 
-    metrics = distill(_config(a, a.seed), a.output, resume=a.resume)
+    config = _config(a, a.seed)
+    if bool(a.quantize) != bool(a.from_):
+        raise ValueError("--quantize int8 goes with --from best.pt, the student it starts from")
+    metrics = distill(config, a.output, resume=a.resume)
     if not metrics:
         return
     names = {"student": "student", "teacher": "teacher"}
     print(format_table({names[k]: metrics[k] for k in names if metrics[k]}))
     print(f"student: {a.output / 'best.pt'}")
+    if config.quantize:
+        from training.qad import export_both
+
+        print(export_both(config, a.output))
 
 
 def _compare(a: argparse.Namespace) -> None:
@@ -183,6 +191,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_options(sub)
     sub.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    student = sub.add_mutually_exclusive_group(required=True)
+    student.add_argument("--student", help="checkpoint or model yaml")
+    student.add_argument(
+        "--from", dest="from_", metavar="best.pt", help="with --quantize: the trained student"
+    )
+    sub.add_argument(
+        "--quantize",
+        choices=("int8",),
+        default="",
+        help="go on training with INT8 simulated, the teacher and the student as it was as "
+        "teachers; exported beside what calibration alone gives",
+    )
     sub.add_argument(
         "--resume", action="store_true", help="go on with the interrupted run in --output"
     )
@@ -194,6 +214,8 @@ def _parser() -> argparse.ArgumentParser:
         "finished runs are kept: the same command goes on from there",
     )
     _add_run_options(sub)
+    sub.add_argument("--student", required=True, help="checkpoint or model yaml")
+    sub.set_defaults(quantize="")
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     sub.add_argument(
         "--arms",
@@ -276,7 +298,6 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
         help="checkpoint (YOLO or RT-DETR), or predictions: a folder of YOLO .txt with "
         "confidences, or a COCO results .json; 'none' trains the student alone",
     )
-    sub.add_argument("--student", required=True, help="checkpoint or model yaml")
     sub.add_argument("--output", type=Path, required=True, help="folder of the run")
     sub.add_argument("--epochs", type=int, default=100, help="(%(default)s)")
     sub.add_argument("--imgsz", type=int, default=640, help="square input in pixels (%(default)s)")

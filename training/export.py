@@ -23,6 +23,7 @@ import onnxslim
 import torch
 from torch import nn
 from ultralytics import __version__ as ultralytics_version
+from ultralytics.utils.torch_utils import is_qat
 
 from drone_kd.backends import open_backend
 from drone_kd.core.preprocess import letterbox
@@ -37,6 +38,8 @@ from training.quantize import calibrate, names_sha256, quantize, spread
 
 LICENCE = "AGPL-3.0"
 PARITY_FRAMES = 8
+# From as many batches of the training split Ultralytics takes the ranges of aware training.
+QAT_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ TOLERANCES = {
     "fp32": Tolerance(share=1.0, box_px=0.05, score=0.001, points=0.1),
     "fp16": Tolerance(share=0.99, box_px=1.0, score=0.01, points=0.1),
     "int8": Tolerance(share=0.5, box_px=2.0, score=0.02, points=1.0),
+    "int8 aware": Tolerance(share=0.5, box_px=2.0, score=0.02, points=0.5),
 }
 
 
@@ -73,6 +77,7 @@ def export(
     batch: int = 1,
     input_: str = "uint8-nhwc",
     force: bool = False,
+    before: Path | None = None,
     licence: str = LICENCE,
     attribution: str = "",
 ) -> tuple[Path, ModelSpec]:
@@ -89,6 +94,8 @@ def export(
         batch: frames per inference.
         input_: a name of `drone_kd.core.spec.INPUTS`.
         force: write a file that fails under another name.
+        before: the checkpoint from which a quantization-aware one was trained: what its mAP is
+            compared with; default: ``checkpoint``.
         licence, attribution: of the weights and of what they were trained on, for the metadata.
 
     Returns:
@@ -113,7 +120,12 @@ def export(
         raise ValueError(
             f"imgsz must be a multiple of the stride {int(max(model.stride))}, got {imgsz}"
         )
-    frames = spread(image_paths(dataset.train)) if precision == "int8" else []
+    aware = is_qat(model)
+    if aware and precision != "int8":
+        raise ValueError(f"{checkpoint} was trained for INT8: export it with --precision int8")
+    frames = image_paths(dataset.train) if precision == "int8" else []
+    if not aware:
+        frames = spread(frames)
     layout, dtype, colour = INPUTS[input_]
     spec = describe(
         model,
@@ -121,7 +133,7 @@ def export(
         batch=batch,
         precision=precision,
         calibration={
-            "frames": len(frames),
+            "frames": QAT_BATCHES * saved["train_args"]["batch"] if aware else len(frames),
             "data": dataset.yaml_path.parent.name,
             "names_sha256": names_sha256(frames),
         }
@@ -147,7 +159,8 @@ def export(
     temporary = output.with_name(f".{output.stem}.{os.getpid()}.tmp.onnx")
     try:
         write(model, spec, frames, temporary)
-        spec = _measure(model, spec, dataset, temporary)
+        reference = load_model(str(before))[0] if before else model
+        spec = _measure(model, reference, spec, dataset, temporary)
         failed = [name for name, gate in spec.gates.items() if gate["measured"] > gate["limit"]]
         if failed and not force:
             raise ExportError(f"not written: {'; '.join(_failures(spec, failed, temporary))}")
@@ -162,10 +175,12 @@ def export(
 def write(model: nn.Module, spec: ModelSpec, frames: list[Path], path: Path) -> None:
     """Write the graph that ``spec`` describes, unchecked; ``frames`` calibrate INT8."""
     nchw = spec.layout == "NCHW"
-    _trace(FlightGraph(model, nchw, half=spec.precision != "fp32"), spec, path)
+    graph = FlightGraph(model, nchw, half=spec.precision != "fp32")
+    _trace(graph, spec, path)
     proto = onnxslim.slim(onnx.load(path))
     if spec.precision == "int8":
-        proto = quantize(proto, calibrate(FlightGraph(model, nchw), spec, frames))
+        ranges = graph.ranges or (calibrate(FlightGraph(model, nchw), spec, frames),)
+        proto = quantize(proto, *ranges)
     _save(proto, spec, path)
 
 
@@ -192,11 +207,13 @@ def _save(proto: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
     onnx.save(proto, path)
 
 
-def _measure(model: nn.Module, spec: ModelSpec, dataset: DataSet | None, path: Path) -> ModelSpec:
+def _measure(
+    model: nn.Module, before: nn.Module, spec: ModelSpec, dataset: DataSet | None, path: Path
+) -> ModelSpec:
     """Run every gate, and write what it measured into the file."""
-    tolerance = TOLERANCES[spec.precision]
-    reference = TorchBackend(model, spec.input_width, spec.batch)
-    parity = compare(reference, open_backend(path), _frames(dataset, spec.input_width))
+    tolerance = TOLERANCES["int8 aware" if is_qat(model) else spec.precision]
+    backend = TorchBackend(model, spec.input_width, spec.batch)
+    parity = compare(backend, open_backend(path), _frames(dataset, spec.input_width))
     share = f"{100 * tolerance.share:g} % of rows"
     gates = {
         "graph problems": (len(graphlint.problems(onnx.load(path), spec.precision)), 0),
@@ -208,9 +225,9 @@ def _measure(model: nn.Module, spec: ModelSpec, dataset: DataSet | None, path: P
         figures = evaluate(path, dataset.yaml_path)
         metrics = {key: figures[key] or 0.0 for key in ("map50_95", "map50")}
         if spec.precision != "fp32":
-            before = evaluate(reference, dataset.yaml_path)["map50_95"] or 0.0
-            metrics["map50_95_fp32"] = before
-            loss = round(100 * (before - metrics["map50_95"]), 3)
+            whole = evaluate(before, dataset.yaml_path, imgsz=spec.input_width)["map50_95"] or 0.0
+            metrics["map50_95_fp32"] = whole
+            loss = round(100 * (whole - metrics["map50_95"]), 3)
             gates["mAP50-95 lost, points"] = (loss, tolerance.points)
     named = {name: {"measured": m, "limit": limit} for name, (m, limit) in gates.items()}
     spec = replace(spec, gates=named, metrics=metrics)
