@@ -53,7 +53,14 @@ from training.teachers import open_teacher
 from training.trainer import COST, UNLABELLED, DistillTrainer
 
 # A trained student gets used to INT8, and is not to learn anew.
-QUANTIZED = {"quantize": 8, "optimizer": "AdamW", "lr0": 1e-4, "warmup_epochs": 0.5, "mosaic": 0.0}
+QUANTIZED = {
+    "quantize": 8,
+    "optimizer": "AdamW",
+    "lr0": 1e-4,
+    "warmup_epochs": 0.5,
+    "mosaic": 0.0,
+    "close_mosaic": 0,
+}
 # As CUDA and the CPU's allocator put it.
 _NO_MEMORY = re.compile("out of memory|allocate memory", re.IGNORECASE)
 
