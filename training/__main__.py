@@ -79,9 +79,9 @@ def _config(a: argparse.Namespace, seed: int):
 def _distill(a: argparse.Namespace) -> None:
     from training.distill import distill
 
-    config = _config(a, a.seed)
     if bool(a.quantize) != bool(a.from_):
         raise ValueError("--quantize int8 goes with --from best.pt, the student it starts from")
+    config = _config(a, a.seed)
     metrics = distill(config, a.output, resume=a.resume)
     if not metrics:
         return

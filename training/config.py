@@ -84,6 +84,8 @@ class Config:
             raise ValueError("unlabelled frames need a teacher")
         if self.quantize and Path(self.student).suffix != ".pt":
             raise ValueError(f"quantize needs a trained checkpoint (.pt), got {self.student}")
+        if self.quantize and not self.distils:
+            raise ValueError("quantize needs a teacher: the student's own, or the student itself")
         if self.quantize and (self.unlabelled or "assign" in self.terms):
             raise ValueError("quantize goes neither with unlabelled frames nor with assign")
         if self.teacher_scale > 1 and self.overrides.get("multi_scale"):

@@ -14,9 +14,11 @@ from training.data import image_paths, load_data
 from training.export import write
 from training.models import load_model
 
-rtx = pytest.importorskip(
-    "rtx", reason="no TensorRT-RTX (requirements/rtx.txt), whose wheels are for x86-64 Linux"
+pytest.importorskip(
+    "tensorrt_rtx_bindings",
+    reason="no TensorRT-RTX (requirements/rtx.txt), whose wheels are for x86-64 Linux",
 )
+from benchmarks import rtx  # noqa: E402
 
 # Convolutions that stay float: two per level and head, and DFL where there is one.
 FLOAT = {"aerial-student.yaml": 5, "yolo11n.yaml": 7, "yolo26n.yaml": 6}
