@@ -415,7 +415,7 @@ class DistillationLoss:
         unlabelled = "regions" in batch and len(batch["regions"].frame) > 0
         answer = None
         if scale > 0 or unlabelled:  # else the teacher has nothing to say, and is not run either
-            picture = batch.get("teacher_img", batch["img"])
+            picture = batch["teacher_img" if self.levels.scale > 1 else "img"]
             with (
                 self.cost,
                 torch.no_grad(),
