@@ -57,7 +57,7 @@ demo-teacher: setup  ## train training/models/demo-teacher.pt anew (about 35 min
 default-model: setup  ## train drone_kd/models/default.onnx anew (about an hour on 2 cores)
 	$(PY) -m training.default_model --shared "$(SHARED)"
 
-test: lint  ## lint, then run the tests
+test: lint $(DONE)/rtx  ## lint, then run the tests
 	$(PY) -m pytest --timeout=120 --durations=10
 
 lint: setup  ## check style and formatting
@@ -85,6 +85,12 @@ $(DONE)/training: requirements/training.txt requirements/ultralytics.txt $(DONE)
 	@echo "[3/4] installing torch and Ultralytics (about 3 GB to download, some minutes)"
 	$(PIP) -r requirements/training.txt -r requirements/onboard.txt
 	$(PIP) --no-deps -r requirements/ultralytics.txt
+	@touch $@
+
+# A tool of the tests alone, which do without where its wheels cannot be had.
+$(DONE)/rtx: requirements/rtx.txt $(DONE)/training
+	$(PIP) --no-deps -r requirements/rtx.txt || \
+	  echo "no TensorRT-RTX here: the tests that build with it are skipped"
 	@touch $@
 
 $(DONE)/interfaces: interfaces/build.py $(wildcard interfaces/vision_msgs/msg/*.msg) $(DONE)/ros

@@ -99,3 +99,19 @@ def _save(
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
     return path
+
+
+def quantize_bias(model: onnx.ModelProto) -> None:
+    """Give the first convolution of a model an int32 bias behind a DequantizeLinear."""
+    conv = next(n for n in model.graph.node if n.op_type == "Conv" and len(n.input) > 2)
+    channels = next(i.dims[0] for i in model.graph.initializer if i.name == conv.input[2])
+    for name, array in (
+        ("bias_codes", np.ones(channels, np.int32)),
+        ("bias_scale", np.full(channels, 0.01, np.float16)),
+    ):
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    inputs = ["bias_codes", "bias_scale"]
+    model.graph.node.insert(
+        0, helper.make_node("DequantizeLinear", inputs, ["bias"], "dequantize_bias", axis=0)
+    )
+    conv.input[2] = "bias"

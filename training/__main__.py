@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from drone_kd.core.spec import INPUTS
+from drone_kd.core.spec import INPUTS, PRECISIONS
 from training.report import format_score, format_table
 
 
@@ -57,7 +57,7 @@ def _config(a: argparse.Namespace, seed: int):
     return Config(
         data=a.data,
         teacher=a.teacher,
-        student=a.student,
+        student=a.student or a.from_,
         epochs=a.epochs,
         imgsz=a.imgsz,
         batch=a.batch,
@@ -69,6 +69,7 @@ def _config(a: argparse.Namespace, seed: int):
         teacher_scale=a.teacher_scale,
         teacher_tiles=a.teacher_tiles,
         unlabelled=a.unlabelled,
+        quantize=a.quantize,
         fraction=a.fraction,
         val=a.val,
         overrides=dict(a.set),
@@ -78,12 +79,19 @@ def _config(a: argparse.Namespace, seed: int):
 def _distill(a: argparse.Namespace) -> None:
     from training.distill import distill
 
-    metrics = distill(_config(a, a.seed), a.output, resume=a.resume)
+    if bool(a.quantize) != bool(a.from_):
+        raise ValueError("--quantize int8 goes with --from best.pt, the student it starts from")
+    config = _config(a, a.seed)
+    metrics = distill(config, a.output, resume=a.resume)
     if not metrics:
         return
     names = {"student": "student", "teacher": "teacher"}
     print(format_table({names[k]: metrics[k] for k in names if metrics[k]}))
     print(f"student: {a.output / 'best.pt'}")
+    if config.quantize:
+        from training.qad import export_both
+
+        print(export_both(config, a.output))
 
 
 def _compare(a: argparse.Namespace) -> None:
@@ -122,23 +130,26 @@ def _predict(a: argparse.Namespace) -> None:
 
 
 def _export(a: argparse.Namespace) -> None:
-    from training.export import export, runtime_version
+    from training.export import export, gate_table
 
-    parity = export(
+    output, spec = export(
         Path(a.checkpoint),
         a.output,
-        imgsz=a.imgsz,
+        precision=a.precision,
         data=a.data,
+        imgsz=a.imgsz,
         batch=a.batch,
         input_=a.input,
+        force=a.force,
         licence=a.licence,
         attribution=a.attribution,
     )
-    print(
-        f"PyTorch against ONNX Runtime {runtime_version()} over {parity.frames} frames: largest "
-        f"difference {parity.box_px.max():.3g} px in a box, {parity.score.max():.3g} in a score"
-    )
-    print(a.output)
+    print(gate_table(spec))
+    for name, value in spec.metrics.items():
+        print(f"{name:<28}{100 * value:>12.2f}")
+    if output != a.output:
+        print(f"a gate failed: written as {output}, since --force was given", file=sys.stderr)
+    print(output)
 
 
 def _setting(text: str) -> tuple[str, object]:
@@ -180,6 +191,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_options(sub)
     sub.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    student = sub.add_mutually_exclusive_group(required=True)
+    student.add_argument("--student", help="checkpoint or model yaml")
+    student.add_argument(
+        "--from", dest="from_", metavar="best.pt", help="with --quantize: the trained student"
+    )
+    sub.add_argument(
+        "--quantize",
+        choices=("int8",),
+        default="",
+        help="go on training with INT8 simulated, the teacher and the student as it was as "
+        "teachers; exported beside what calibration alone gives",
+    )
     sub.add_argument(
         "--resume", action="store_true", help="go on with the interrupted run in --output"
     )
@@ -191,6 +214,8 @@ def _parser() -> argparse.ArgumentParser:
         "finished runs are kept: the same command goes on from there",
     )
     _add_run_options(sub)
+    sub.add_argument("--student", required=True, help="checkpoint or model yaml")
+    sub.set_defaults(quantize="")
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     sub.add_argument(
         "--arms",
@@ -230,7 +255,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", type=Path, required=True, help="the .onnx to write")
     sub.add_argument("--imgsz", type=int, help="square input in pixels (default: as trained)")
     sub.add_argument(
-        "--data", help="compare on this data set's validation frames (default: noise)"
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of the graph: fp16 and int8 keep decoding in float (%(default)s)",
+    )
+    sub.add_argument(
+        "--data",
+        help="calibrate on this data set's training frames, compare and measure on its validation "
+        "frames (default: compare on noise)",
+    )
+    sub.add_argument(
+        "--force",
+        action="store_true",
+        help="write a file that fails a gate, as NAME.failed.onnx",
     )
     sub.add_argument("--batch", type=int, default=1, help="frames per inference (%(default)s)")
     sub.add_argument(
@@ -260,7 +298,6 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
         help="checkpoint (YOLO or RT-DETR), or predictions: a folder of YOLO .txt with "
         "confidences, or a COCO results .json; 'none' trains the student alone",
     )
-    sub.add_argument("--student", required=True, help="checkpoint or model yaml")
     sub.add_argument("--output", type=Path, required=True, help="folder of the run")
     sub.add_argument("--epochs", type=int, default=100, help="(%(default)s)")
     sub.add_argument("--imgsz", type=int, default=640, help="square input in pixels (%(default)s)")

@@ -10,6 +10,7 @@ from copy import deepcopy
 import numpy as np
 import torch
 from torch import Tensor, nn
+from ultralytics.utils.torch_utils import is_qat, strip_qat
 
 from drone_kd.core.spec import ModelSpec
 from training.models import class_names
@@ -25,12 +26,23 @@ class FlightGraph(nn.Module):
     Input uint8 (B, H, W, 3) BGR, or with ``nchw`` float32 (B, 3, H, W) RGB from 0 to 1. Output
     float32 (B, K, 6): x1, y1, x2, y2 in input pixels, score, class; best first. Of a dense head
     the best class of the ``candidates`` best anchors, of an end-to-end head its detections.
+
+    With ``half`` the network computes in float16, but for the head's last convolutions and all
+    that follows them: logits and pixels need the digits. Of a quantization-aware checkpoint it is
+    the network without its quantizers, whose ranges are in ``ranges`` (see `trained_ranges`).
     """
 
-    def __init__(self, model: nn.Module, nchw: bool = False, candidates: int = CANDIDATES) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        nchw: bool = False,
+        half: bool = False,
+        candidates: int = CANDIDATES,
+    ) -> None:
         super().__init__()
         self.model = deepcopy(model).float().eval().fuse(verbose=False)
         self.nchw = nchw
+        self.dtype = torch.float16 if half else torch.float32
         head = self.model.model[-1]
         head.export = True
         self.dense = not head.end2end
@@ -38,15 +50,46 @@ class FlightGraph(nn.Module):
             head.xyxy = True
             # Ultralytics' own selection, told to give the best class of each anchor.
             head.agnostic_nms, head.max_det = True, candidates
+        self.ranges = None
+        if half:
+            self.ranges = trained_ranges(self)
+            strip_qat(self.model)
+            self.model.half()
+            head.dfl.float()
+            for branch in (*head.cv2, *head.cv3):
+                branch[-1] = nn.Sequential(_ToFloat(), branch[-1].float())
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
 
     def forward(self, frames: Tensor) -> Tensor:
+        # TensorRT takes uint8 as an input, and can do nothing with it but cast it.
+        frames = frames.to(self.dtype)
         if not self.nchw:
-            # TensorRT takes uint8 as an input, and can do nothing with it but cast it.
-            frames = frames.float().permute(0, 3, 1, 2).flip(1) / 255
+            frames = frames.permute(0, 3, 1, 2).flip(1) / 255
         found = self.model(frames)
         return self.model.model[-1].postprocess(found.permute(0, 2, 1)) if self.dense else found
+
+
+def trained_ranges(graph: nn.Module) -> tuple[dict, dict] | None:
+    """What a quantization-aware checkpoint was trained with; None for every other.
+
+    By the name of a convolution's weights: the largest magnitude that enters it, and those of its
+    weights, float32 (output channels,).
+    """
+    if not is_qat(graph):
+        return None
+    inputs, weights = {}, {}
+    for name, module in graph.named_modules():
+        # (Ultralytics trains with a quantizer before each pooling, too, which changes no range.)
+        if isinstance(module, nn.Conv2d) and module.input_quantizer.is_enabled:
+            inputs[f"{name}.weight"] = float(module.input_quantizer.amax)
+            weights[f"{name}.weight"] = module.weight_quantizer.amax.flatten().cpu().numpy()
+    return inputs, weights
+
+
+class _ToFloat(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return features.float()
 
 
 class TorchBackend:

@@ -25,8 +25,9 @@ class Config:
     ``teacher_scale``: the teacher sees the augmented picture this many times as large, in both
     directions, as the student does; with ``teacher_tiles`` it looks at it piece by piece, which
     takes less memory. ``unlabelled`` is a folder of further training frames, which the teacher
-    labels. A ``batch`` of -1 is fitted to the GPU's memory. ``overrides`` are Ultralytics' own
-    training settings (lr0, mosaic, ...).
+    labels. ``quantize`` is "int8" to make the checkpoint ``student`` fit for INT8, with itself as
+    it was as a further teacher. A ``batch`` of -1 is fitted to the GPU's memory. ``overrides`` are
+    Ultralytics' own training settings (lr0, mosaic, ...).
     """
 
     data: str
@@ -43,6 +44,7 @@ class Config:
     teacher_scale: float = 1
     teacher_tiles: bool = False
     unlabelled: str = ""
+    quantize: str = ""
     fraction: float = 1.0
     val: bool = True
     overrides: dict = field(default_factory=dict)
@@ -62,6 +64,7 @@ class Config:
                 self.teacher_imgsz % 32 == 0,
                 f"a multiple of 32 at {self.teacher_scale} times the size, too",
             ),
+            ("quantize", self.quantize in ("", "int8"), "int8"),
             ("fraction", 0 < self.fraction <= 1, "above 0 and at most 1"),
         )
         for name, holds, expected in checks:
@@ -79,6 +82,12 @@ class Config:
             )
         if self.unlabelled and not self.distils:
             raise ValueError("unlabelled frames need a teacher")
+        if self.quantize and Path(self.student).suffix != ".pt":
+            raise ValueError(f"quantize needs a trained checkpoint (.pt), got {self.student}")
+        if self.quantize and not self.distils:
+            raise ValueError("quantize needs a teacher: the student's own, or the student itself")
+        if self.quantize and (self.unlabelled or "assign" in self.terms):
+            raise ValueError("quantize goes neither with unlabelled frames nor with assign")
         if self.teacher_scale > 1 and self.overrides.get("multi_scale"):
             raise ValueError("teacher_scale needs a fixed input: leave multi_scale out")
 

@@ -214,6 +214,7 @@ class DistillationLoss:
         terms: tuple[str, ...],
         temperature: float,
         balance: Balance,
+        prefix: str = "kd",
     ) -> None:
         device = next(student.parameters()).device
         self.detection = detection
@@ -229,6 +230,7 @@ class DistillationLoss:
         self.chosen = terms
         self.temperature = temperature
         self.balance = balance
+        self.prefix = prefix  # of the names of the terms, where two teachers teach
         self.cost = Cost(device)
         self.steps = (0, 1, 1, False)  # step, warm-up, total, closes: set by the trainer
         self.hidden: dict[tuple[str, int], Tensor] = {}
@@ -413,7 +415,7 @@ class DistillationLoss:
         unlabelled = "regions" in batch and len(batch["regions"].frame) > 0
         answer = None
         if scale > 0 or unlabelled:  # else the teacher has nothing to say, and is not run either
-            picture = batch.get("teacher_img", batch["img"])
+            picture = batch["teacher_img" if self.levels.scale > 1 else "img"]
             with (
                 self.cost,
                 torch.no_grad(),
@@ -442,7 +444,10 @@ class DistillationLoss:
                 **dict.fromkeys(names, zero),
                 **dict.fromkeys(map(_scale_name, names), zero),
             }
-        terms = self.terms(student, answer)
+        terms = {
+            name.replace("kd", self.prefix, 1): term
+            for name, term in self.terms(student, answer).items()
+        }
         # Ultralytics sums over frames: so do we, or the balance would move with the batch.
         size = len(batch["img"])
         if self.balance.due:

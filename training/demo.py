@@ -20,10 +20,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from drone_kd.backends import open_backend
 from training.config import NO_TEACHER, Config, read_config
 from training.data import load_data, write_text
 from training.distill import distill
-from training.export import export, runtime_version
+from training.export import export, gate_table
 from training.fly import fly
 from training.generate import generate
 from training.models import PACKAGED_MODELS
@@ -104,16 +105,10 @@ def run(plan: Plan) -> dict:
 
     print("[2/3] export", flush=True)
     model = out / "model.onnx"
-    parity_file = out / "parity.json"
-    if not (model.is_file() and parity_file.is_file()):
-        parity = export(out / "distilled" / "best.pt", model, data=str(data))
-        write_text(parity_file, json.dumps({"box_px": parity.box_px, "score": parity.score}))
-    parity = json.loads(parity_file.read_text(encoding="utf-8"))
-    print(
-        f"{model}: PyTorch against ONNX Runtime {runtime_version()}: largest difference "
-        f"{parity['box_px']:.2g} px in a box, {parity['score']:.2g} in a score",
-        flush=True,
-    )
+    if not model.is_file():
+        export(out / "distilled" / "best.pt", model, data=str(data))
+    spec = open_backend(model).spec
+    print(f"{model}\n{gate_table(spec)}", flush=True)
 
     print(
         f"[3/3] fly: detector and camera ({classes_from}), {FLIGHT_SECONDS:.0f} s over DDS",
@@ -129,7 +124,7 @@ def run(plan: Plan) -> dict:
         "teacher": distilled["teacher"],
         "student_alone": alone["student"],
         "distilled": distilled["student"],
-        "parity": parity,
+        "gates": spec.gates,
         "flight": flight,
     }
     write_text(out / "summary.json", json.dumps(summary, indent=1))
@@ -139,10 +134,6 @@ def run(plan: Plan) -> dict:
     print(
         f"distillation: {100 * gain:+.1f} points of mAP50-95, of a gap of {format_score(gap)} "
         "(one seed)"
-    )
-    print(
-        f"export: {parity['box_px']:.2g} px and {parity['score']:.2g} in score between PyTorch "
-        "and ONNX Runtime"
     )
     print(
         f"flight: {flight['frames_in']} frames in, {flight['frames_out']} out, camera to "

@@ -52,6 +52,15 @@ from training.report import format_score
 from training.teachers import open_teacher
 from training.trainer import COST, UNLABELLED, DistillTrainer
 
+# A trained student gets used to INT8, and is not to learn anew.
+QUANTIZED = {
+    "quantize": 8,
+    "optimizer": "AdamW",
+    "lr0": 1e-4,
+    "warmup_epochs": 0.5,
+    "mosaic": 0.0,
+    "close_mosaic": 0,
+}
 # As CUDA and the CPU's allocator put it.
 _NO_MEMORY = re.compile("out of memory|allocate memory", re.IGNORECASE)
 
@@ -253,6 +262,7 @@ def _overrides(config: Config, student: str, data: Path, output: Path) -> dict:
         # As Ultralytics' own automatic choice does: at 0.1, its default, an AdamW moves every bias
         # by up to 0.1 a step, and a pretrained student has forgotten what it knew.
         "warmup_bias_lr": 0.0,
+        **(QUANTIZED if config.quantize else {}),
         **config.overrides,
     }
     if last.is_file():

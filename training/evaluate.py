@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch import nn
 from tqdm import tqdm
 
 from drone_kd.backends import open_backend
@@ -37,7 +38,7 @@ def evaluate(model, data: str | Path, split: str = "val", imgsz: int | None = No
     """Evaluate a model on one split of a data set.
 
     Args:
-        model: path of a .pt or .onnx file, or a loaded Ultralytics detector.
+        model: path of a .pt or .onnx file, a loaded Ultralytics detector, or a backend.
         data: data.yaml in Ultralytics' format; classes are matched to the model's by name.
         split: train, val or test.
         imgsz: square input of a .pt (default: the one it was trained at); a .onnx has its own.
@@ -109,8 +110,10 @@ def evaluate(model, data: str | Path, split: str = "val", imgsz: int | None = No
 
 
 def _open(model, imgsz: int | None):
-    if not isinstance(model, (str, Path)):
+    if isinstance(model, nn.Module):
         return TorchBackend(model, imgsz)
+    if not isinstance(model, (str, Path)):
+        return model
     suffix = Path(model).suffix
     if suffix == ".onnx":
         return open_backend(model, runtime="onnxruntime")

@@ -167,6 +167,15 @@ class DistillTrainer(DetectionTrainer):
         student = unwrap_model(self.model)
         if getattr(student, "criterion", None) is None:
             student.criterion = student.init_criterion()
+        batches, close = len(self.train_loader), self.args.close_mosaic
+        steps = (
+            self.start_epoch * batches,
+            self._get_warmup_iterations(batches),
+            (self.epochs - close) * batches,
+            close > 0,
+        )
+        if config.quantize:
+            student.criterion = self.before = self._learn_from_before(student, steps)
         student.criterion = DistillationLoss(
             student.criterion,
             self.teacher,
@@ -178,13 +187,27 @@ class DistillTrainer(DetectionTrainer):
             config.temperature,
             Balance(config.balance),
         )
-        batches, close = len(self.train_loader), self.args.close_mosaic
-        student.criterion.steps = (
-            self.start_epoch * batches,
-            self._get_warmup_iterations(batches),
-            (self.epochs - close) * batches,
-            close > 0,
+        student.criterion.steps = steps
+
+    def _learn_from_before(self, student: nn.Module, steps: tuple) -> DistillationLoss:
+        """The student as it was before it was quantized, as a teacher of classes and boxes."""
+        names = class_names(student)
+        before = open_teacher(self.config.student, names)
+        heads = student.model[-1], before.head
+        criterion = DistillationLoss(
+            student.criterion,
+            before,
+            student,
+            match_classes(names, before.names),
+            match_levels(*heads),
+            nn.ModuleDict(),
+            ("class", "box"),
+            self.config.temperature,
+            Balance(self.config.balance),
+            prefix="kd_float",
         )
+        criterion.steps = steps
+        return criterion
 
     def _report_cost(self) -> None:
         """Say what the teacher cost, and leave it for the figures (Ultralytics callback)."""
@@ -215,6 +238,8 @@ class DistillTrainer(DetectionTrainer):
         if self.config.distils:
             state["balance"] = student.criterion.balance.state()
             state["adapters"] = self.adapters.state_dict()
+        if self.config.quantize:
+            state["balance_before"] = self.before.balance.state()
         temporary = self.state_file.with_name(".resume.pt.tmp")
         torch.save(state, temporary)
         os.replace(temporary, self.state_file)
@@ -234,6 +259,8 @@ class DistillTrainer(DetectionTrainer):
         if self.config.distils:
             self.adapters.load_state_dict(state["adapters"])
             student.criterion.balance = Balance(self.config.balance, state["balance"])
+        if self.config.quantize:
+            self.before.balance = Balance(self.config.balance, state["balance_before"])
 
     def label_loss_items(self, loss_items=None, prefix: str = "train"):
         """Leave out columns of terms that validation does not compute: they would read as 0."""

@@ -6,6 +6,8 @@ import pytest
 import torch
 from tiny_training import draw_set, save_checkpoint
 
+from training.export import export
+
 # On pictures of 64 px threads cost more than they bring.
 torch.set_num_threads(1)
 
@@ -18,3 +20,10 @@ def tiny_data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory) -> Path:
     return save_checkpoint(tmp_path_factory.mktemp("teacher") / "teacher.pt")
+
+
+@pytest.fixture(scope="session")
+def int8_model(tiny_data, tiny_teacher, tmp_path_factory) -> Path:
+    """The tiny teacher as an INT8 file, whatever its gates say."""
+    output = tmp_path_factory.mktemp("int8") / "model.onnx"
+    return export(tiny_teacher, output, precision="int8", data=str(tiny_data), force=True)[0]

@@ -30,7 +30,7 @@ def test_demo_from_nothing_and_a_second_run_skips_what_is_done(
     assert summary["flight"]["frames_out"] > 0
     assert summary["flight"]["frames_in"] > 0
     assert 0 < summary["flight"]["latency_p50_ms"] <= summary["flight"]["latency_p95_ms"]
-    assert summary["parity"]["box_px"] < 0.05
+    assert summary["gates"]["box, px, 100 % of rows"]["measured"] < 0.05
     assert {"teacher", "student_alone", "distilled"} <= set(summary)
     sheet = cv2.imread(str(plan.output / "flight" / "contact-sheet.jpg"))
     assert sheet is not None and sheet.std() > 5

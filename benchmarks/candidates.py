@@ -1,0 +1,62 @@
+"""How many rows a dense head must give so that nothing is lost: mAP50-95 over the number of rows.
+
+python -m benchmarks.candidates MODEL.pt --data data.yaml [--imgsz 640]
+
+Rows come best first, so a shorter list is the beginning of a longer one: the network runs once per
+frame and length, on the same frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from training.backend import FlightGraph, TorchBackend
+from training.evaluate import evaluate
+from training.models import load_model
+
+# 3840 is the most that TensorRT's TopK gives.
+ROWS = (100, 300, 500, 1000, 2000, 3840)
+
+
+class FirstRows:
+    """A backend that gives the first rows of another, which it asks once per frame."""
+
+    def __init__(self, backend: TorchBackend) -> None:
+        self.backend, self.spec, self.name = backend, backend.spec, backend.name
+        self.rows = None
+        self.seen: list[np.ndarray] = []
+        self.position = 0
+
+    def infer(self, batch: np.ndarray) -> np.ndarray:
+        """All rows in the first pass over the frames, ``rows`` of the same ones afterwards."""
+        if self.rows is None:
+            self.seen.append(self.backend.infer(batch))
+            return self.seen[-1]
+        self.position += 1
+        return self.seen[self.position - 1][:, : self.rows]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--imgsz", type=int, default=640)
+    a = parser.parse_args()
+    model, _ = load_model(a.model)
+    backend = TorchBackend(model, a.imgsz)
+    backend.graph = FlightGraph(model, candidates=10**6)
+    first = FirstRows(backend)
+    whole = evaluate(first, a.data)["map50_95"]
+    print(f"{a.model} at {a.imgsz} on {a.data}")
+    print(f"all {first.seen[0].shape[1]:>6}  {100 * whole:.3f}")
+    for first.rows in ROWS:
+        first.position = 0
+        score = evaluate(first, a.data)["map50_95"]
+        print(f"{first.rows:>10}  {100 * score:.3f}  {100 * (score - whole):+.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What each precision costs and loses: python -m benchmarks.export best.pt --data data.yaml
+
+    --aware QAD/best.pt    # what `distill --quantize int8 --from best.pt` made of it
+
+Exports the checkpoint in every precision, gates or no gates, and prints one row per file. Times
+are of files in turn, in one run. Then what a 1280x720 frame costs beside the network, with uint8
+and with float32 input, in turn, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from drone_kd.backends import open_backend
+from drone_kd.core.decode import decode
+from drone_kd.core.preprocess import letterbox, network_input
+from drone_kd.detector import load_detector
+from drone_kd.scene import fly as fly_scene
+from training.backend import TorchBackend
+from training.data import image_paths, load_data, read_sample
+from training.export import export
+from training.models import load_model
+from training.parity import compare
+from training.quantize import spread
+
+ROUNDS = 40
+HOST_ROUNDS = 400
+DRIFT_FRAMES = 20
+SEEN = 0.25  # drift is that of boxes a detector would report
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--aware", type=Path, help="a quantization-aware checkpoint made of it")
+    parser.add_argument("--imgsz", type=int, help="square input (default: as trained)")
+    a = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        precisions(a, Path(folder))
+        host_time(a, Path(folder))
+
+
+def precisions(a: argparse.Namespace, folder: Path) -> None:
+    """One row per precision."""
+    plan = [(name, a.checkpoint, name) for name in ("fp32", "fp16", "int8")]
+    if a.aware:
+        plan.append(("int8, aware", a.aware, "int8"))
+    specs, files = {}, {}
+    for name, checkpoint, precision in plan:
+        before = a.checkpoint if checkpoint == a.aware else None
+        files[name], specs[name] = export(
+            checkpoint, folder / f"{len(files)}.onnx", precision, a.data, a.imgsz,
+            force=True, before=before,
+        )  # fmt: skip
+    backends = {name: open_backend(path) for name, path in files.items()}
+    whole = TorchBackend(load_model(str(a.checkpoint))[0], a.imgsz)
+    dataset = load_data(a.data)
+    paths = spread(image_paths(dataset.val), DRIFT_FRAMES)
+    samples = [read_sample(path, len(dataset.names)) for path in paths]
+    frames = [letterbox(s.image, whole.imgsz, whole.imgsz)[0] for s in samples if s is not None]
+    times = {name: [] for name in backends}
+    for number in range(ROUNDS):
+        for name, backend in backends.items():
+            frame = frames[number % len(frames)][np.newaxis]
+            started = perf_counter()
+            backend.infer(frame)
+            times[name].append(1000 * (perf_counter() - started))
+    print(
+        "| precision | mAP50-95 | MB | ONNX Runtime p50, ms | drift p50, p99, px | gates | RTX |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, backend in backends.items():
+        drift = compare(whole, backend, frames, least_score=SEEN).box_px
+        p50, p99 = np.quantile(drift, [0.5, 0.99], method="higher") if len(drift) else (0, 0)
+        failed = [g for g, v in specs[name].gates.items() if v["measured"] > v["limit"]]
+        print(
+            f"| {name} | {100 * specs[name].metrics['map50_95']:.2f} "
+            f"| {files[name].stat().st_size / 1e6:.2f} | {np.median(times[name]):.1f} "
+            f"| {p50:.3f}, {p99:.3f} | {'; '.join(failed) or 'hold'} "
+            f"| {rtx_verdict(files[name])} |"
+        )
+    calibrated = specs["int8"].calibration["frames"]
+    print(f"(drift over {len(frames)} frames; calibrated on {calibrated} frames)")
+
+
+def rtx_verdict(path: Path) -> str:
+    """What TensorRT-RTX's builder makes of a file."""
+    try:
+        from benchmarks import rtx
+    except ImportError:
+        return "not installed"
+    verdict = rtx.build(path)
+    if not verdict.plan:
+        return f"refused: {' '.join(verdict.errors)[:80]}"
+    kinds = [f"{a}{' quantized' if q else ''}" for a, _, q in verdict.convolutions]
+    counts = ", ".join(f"{kinds.count(k)} {k.lower()}" for k in sorted(set(kinds)))
+    return f"builds ({counts})"
+
+
+def host_time(a: argparse.Namespace, folder: Path) -> None:
+    """Letterbox, what the input's type asks for, and decoding; the network is not run in between
+    but once per input.
+    """
+    names = ("uint8-nhwc", "float32-nchw")
+    detectors = {}
+    for name in names:
+        file, _ = export(a.checkpoint, folder / f"{name}.onnx", imgsz=a.imgsz, input_=name)
+        detectors[name] = load_detector(file)
+    image = next(fly_scene(0, 1280, 720, fps=10.0)).image
+    times = {name: [] for name in names}
+    rows, counts = {}, {}
+    for name, detector in detectors.items():
+        spec = detector.backend.spec
+        canvas, _ = letterbox(image, spec.input_width, spec.input_height)
+        rows[name] = detector.backend.infer(canvas[np.newaxis])[0]
+        counts[name] = len(detector(image))
+    for _ in range(HOST_ROUNDS):
+        for name, detector in detectors.items():
+            spec = detector.backend.spec
+            started = perf_counter()
+            canvas, placement = letterbox(image, spec.input_width, spec.input_height)
+            network_input(canvas[np.newaxis], spec)
+            decode(
+                rows[name], spec, placement, image.shape,
+                detector.confidence, detector.iou, detector.max_detections,
+            )  # fmt: skip
+            times[name].append(1000 * (perf_counter() - started))
+    print("| input | preparation and post-processing of 1280x720, p50, p95, ms | detections |")
+    print("|---|---|---|")
+    for name in names:
+        p50, p95 = np.percentile(times[name], [50, 95])
+        print(f"| {name} | {p50:.2f}, {p95:.2f} | {counts[name]} |")
+
+
+if __name__ == "__main__":
+    main()

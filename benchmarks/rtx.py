@@ -1,0 +1,55 @@
+"""TensorRT-RTX's builder, which parses and compiles without a GPU: strong evidence for what
+TensorRT takes, and no proof (it neither knows a Jetson's GPU, nor can it run its plan here).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorrt_rtx_bindings as trt
+
+
+class Verdict(NamedTuple):
+    """What the builder said: ``errors`` of its parser, ``convolutions`` as pairs of the types of
+    input and output, whether each is quantized, and the ``plan``'s size in bytes (0: none).
+    """
+
+    errors: list[str]
+    convolutions: list[tuple[str, str, bool]]
+    plan: int
+
+
+class _Silent(trt.ILogger):
+    def log(self, severity, message) -> None:
+        pass
+
+
+_LOGGER = _Silent()
+
+
+def build(model: Path) -> Verdict:
+    """Parse a file into a strongly typed network and build it for an Ampere GPU (SM 8.6)."""
+    builder = trt.Builder(_LOGGER)
+    flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flag)
+    parser = trt.OnnxParser(network, _LOGGER)
+    if not parser.parse(model.read_bytes()):
+        errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        return Verdict(errors, [], 0)
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    makers = {
+        layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)
+    }
+    convolutions = []
+    for layer in layers:
+        if layer.type == trt.LayerType.CONVOLUTION:
+            maker = makers.get(layer.get_input(0).name)
+            quantized = maker is not None and maker.type == trt.LayerType.DEQUANTIZE
+            types = (layer.get_input(0).dtype.name, layer.get_output(0).dtype.name)
+            convolutions.append((*types, quantized))
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    plan = builder.build_serialized_network(network, config)
+    return Verdict([], convolutions, 0 if plan is None else plan.nbytes)

@@ -1,0 +1,70 @@
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from tiny_training import SIZE
+
+from training import graphlint
+from training.backend import FlightGraph, TorchBackend
+from training.data import DataError, image_paths, load_data
+from training.export import _trace
+from training.models import load_model
+from training.quantize import calibrate, names_sha256, quantize, spread
+
+
+def test_frames_are_spread_evenly():
+    paths = [Path(f"{i}.jpg") for i in range(10)]
+    assert [p.stem for p in spread(paths, 3)] == ["0", "3", "6"]
+    assert spread(paths, 20) == paths
+    assert names_sha256(paths) != names_sha256(paths[::-1])
+
+
+@pytest.fixture
+def half(tiny_teacher, tmp_path):
+    """An FP16 graph, the float32 one, and their spec."""
+    model, _ = load_model(str(tiny_teacher))
+    backend = TorchBackend(model, SIZE)
+    path = tmp_path / "half.onnx"
+    calibration = {"frames": 1, "data": "", "names_sha256": ""}
+    spec = replace(backend.spec, precision="int8", calibration=calibration)
+    _trace(FlightGraph(model, half=True), spec, path)
+    return onnx.load(path), FlightGraph(model), backend.spec
+
+
+def test_calibration_finds_the_largest_input(tiny_data, half):
+    _, graph, spec = half
+    found = calibrate(graph, spec, image_paths(load_data(tiny_data).train)[:2])
+    assert found["model.model.0.conv.weight"] == pytest.approx(240 / 255, abs=0.01)
+
+
+def test_frames_of_another_size_and_unreadable_ones(half, tmp_path):
+    _, graph, spec = half
+    cv2.imwrite(str(tmp_path / "large.png"), np.full((300, 500, 3), 200, np.uint8))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    both = calibrate(graph, spec, [tmp_path / "broken.png", tmp_path / "large.png"])
+    assert both["model.model.0.conv.weight"] == pytest.approx(200 / 255, abs=1e-3)
+    with pytest.raises(DataError, match="none of 1 frames is readable"):
+        calibrate(graph, spec, [tmp_path / "broken.png"])
+
+
+def test_codes_and_scales(half):
+    proto, graph, spec = half
+    constants = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
+    first = constants["model.model.0.conv.weight"].astype(np.float32)
+    names = [n for n, m in graph.named_modules() if type(m).__name__ == "Conv2d"]
+    trained = np.full(len(first), 0.25, np.float32)
+    inputs = {f"{n}.weight": 2.0 for n in names}
+    quantized = quantize(proto, inputs, {"model.model.0.conv.weight": trained})
+    constants = {i.name: numpy_helper.to_array(i) for i in quantized.graph.initializer}
+    scale = constants["model.model.0.conv.weight_scale"]
+    assert scale.dtype == np.float16 and scale == pytest.approx(trained / 127, rel=1e-3)
+    codes = constants["model.model.0.conv.weight_quantized"]
+    expected = np.clip(np.round(first / scale[0]), -128, 127)
+    assert codes.dtype == np.int8 and np.abs(codes - expected).max() <= 1
+    own = constants["model.model.1.conv.weight_quantized"]
+    assert (np.abs(own.reshape(len(own), -1)).max(axis=1) == 127).all()
+    assert graphlint.problems(quantized, "int8") == []

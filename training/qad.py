@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""After quantization-aware distillation: both INT8 files, and what they lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from drone_kd.core.spec import ModelSpec
+from training.config import Config
+from training.export import TOLERANCES, export, gate_table
+from training.report import format_score
+
+CALIBRATED, TRAINED = "calibrated.onnx", "model.onnx"
+
+
+def export_both(config: Config, output: Path) -> str:
+    """Export the student that a run started from, calibrated, and the one it ended with.
+
+    Args:
+        config: a finished run with ``quantize``.
+        output: its folder; gets ``calibrated.onnx`` and ``model.onnx``.
+
+    Returns:
+        Both tables of gates, the figures, and which of the two to fly.
+
+    Raises:
+        ExportError: the trained student does not pass its gates.
+    """
+    before, data = Path(config.student), str(output / "data.yaml")
+    settings = {"precision": "int8", "data": data, "imgsz": config.imgsz}
+    # Shown whatever it lost: it is what training is measured against.
+    calibrated_file, calibrated = export(before, output / CALIBRATED, force=True, **settings)
+    trained_file, trained = export(output / "best.pt", output / TRAINED, before=before, **settings)
+    lines = [
+        f"calibrated: {calibrated_file}",
+        gate_table(calibrated),
+        f"trained: {trained_file}",
+        gate_table(trained),
+        f"{'mAP50-95':<28}{'':>12}",
+        f"{'FP32':<28}{format_score(trained.metrics['map50_95_fp32']):>12}",
+        f"{'INT8, calibrated':<28}{format_score(calibrated.metrics['map50_95']):>12}",
+        f"{'INT8, trained':<28}{format_score(trained.metrics['map50_95']):>12}",
+        _verdict(calibrated, trained),
+    ]
+    return "\n".join(lines)
+
+
+def _verdict(calibrated: ModelSpec, trained: ModelSpec) -> str:
+    limit = TOLERANCES["int8 aware"].points
+    lost = 100 * (calibrated.metrics["map50_95_fp32"] - calibrated.metrics["map50_95"])
+    if lost > limit:
+        return f"calibration alone lost {lost:.2f} points, more than {limit}: fly {TRAINED}"
+    better = trained.metrics["map50_95"] > calibrated.metrics["map50_95"]
+    return (
+        f"calibration alone holds ({lost:.2f} points lost, at most {limit}): training was not "
+        f"needed, and its file is {'the better' if better else 'no better'} one here"
+    )

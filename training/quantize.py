@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""INT8 in an ONNX graph: symmetric Q/DQ round every convolution that is not kept in float.
+
+TensorRT's rules for explicit quantization: zero points 0, one scale per tensor for what enters a
+convolution and one per output channel for its weights, no quantized bias. The rest of the graph
+stays as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from drone_kd.core.preprocess import letterbox, network_input
+from drone_kd.core.spec import ModelSpec
+from training.backend import FlightGraph
+from training.data import DataError
+
+# The largest code; the smallest one, -128, is not used.
+CODES = 127
+CALIBRATION_FRAMES = 512
+# A channel of zeros still needs a scale: the smallest that float16 has.
+_SMALLEST_SCALE = 2.0**-24
+
+
+def spread(paths: list[Path], count: int = CALIBRATION_FRAMES) -> list[Path]:
+    """At most ``count`` paths, evenly spread: neighbours are frames of one flight."""
+    count = min(count, len(paths))
+    return [paths[i * len(paths) // count] for i in range(count)]
+
+
+def names_sha256(paths: list[Path]) -> str:
+    """SHA-256 of the names, one a line."""
+    return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()
+
+
+def calibrate(graph: FlightGraph, spec: ModelSpec, frames: list[Path]) -> dict[str, float]:
+    """The largest magnitude that enters each convolution, by the name of its weights.
+
+    Args:
+        graph: computes in float32.
+        spec: what it takes.
+        frames: pictures, one at a time; those that cannot be read are left out.
+
+    Raises:
+        DataError: none of the frames can be read.
+    """
+    largest: dict[str, float] = {}
+
+    def watch(name: str):
+        def hook(_, inputs: tuple[Tensor]) -> None:
+            largest[name] = max(largest.get(name, 0.0), float(inputs[0].abs().max()))
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(watch(f"{name}.weight"))
+        for name, module in graph.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    try:
+        for path in tqdm(frames, desc="calibrate", unit="frame", leave=False):
+            image = cv2.imread(str(path))
+            if image is None:
+                continue
+            canvas, _ = letterbox(image, spec.input_width, spec.input_height)
+            with torch.inference_mode():
+                graph(torch.from_numpy(network_input(canvas[np.newaxis], spec)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not largest:
+        raise DataError(f"calibration: none of {len(frames)} frames is readable: {frames[0]}")
+    return largest
+
+
+def quantize(
+    model: onnx.ModelProto,
+    inputs: dict[str, float],
+    weights: dict[str, np.ndarray] | None = None,
+) -> onnx.ModelProto:
+    """Put Q/DQ round every convolution whose weights are float16.
+
+    Args:
+        model: an FP16 graph of opset 19 or later, in which float32 marks what stays float.
+        inputs: name of the weights of each such convolution to the largest magnitude that enters
+            it.
+        weights: the same to the magnitudes, float32 (output channels,), that its weights were
+            trained with; default: those that they have.
+
+    Returns:
+        The quantized graph.
+    """
+    initializers = {i.name: i for i in model.graph.initializer}
+    half = [n for n in model.graph.node if n.op_type == "Conv" and _is_half(n, initializers)]
+    ranges = {}
+    overrides = {}
+    for node in half:
+        name = node.input[1]
+        bound = np.float16(inputs[name])
+        ranges[node.input[0]] = TensorData(lowest=-bound, highest=bound)
+        overrides[name] = [
+            {"axis": 0, "quant_type": QuantType.QInt8, "scale": scale, "zero_point": 0}
+            for scale in _weight_scales(initializers[name], weights or {})
+        ]
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+        nodes_to_quantize=[node.name for node in half],
+        nodes_to_exclude=[],
+        op_types_to_quantize=["Conv"],
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "DedicatedQDQPair": True,
+            # TensorRT fuses the activation that follows; between them a Q/DQ would only cost.
+            "OpTypesToExcludeOutputQuantization": ["Conv"],
+            "TensorQuantOverrides": overrides,
+        },
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    return quantizer.model.model
+
+
+def _is_half(node: onnx.NodeProto, initializers: dict) -> bool:
+    return initializers[node.input[1]].data_type == onnx.TensorProto.FLOAT16
+
+
+def _weight_scales(tensor: onnx.TensorProto, trained: dict[str, np.ndarray]) -> np.ndarray:
+    values = numpy_helper.to_array(tensor).astype(np.float32)
+    largest = trained.get(tensor.name)
+    if largest is None:
+        largest = np.abs(values).reshape(len(values), -1).max(axis=1)
+    return np.maximum(largest / CODES, _SMALLEST_SCALE).astype(np.float16)
