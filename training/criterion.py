@@ -9,6 +9,7 @@ a term weighs is measured (`Balance`).
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -36,10 +37,11 @@ from training.softlabels import (
 # (Hinton's form); box distributions, or decoded boxes where a head has none; both of the student's
 # features seen through the teacher's head (CrossKD); the features that enter the head (PKD).
 # "assign" is no term of its own: the labels are given to the anchors that the teacher answers best
-# (LAD, Nguyen et al. 2021, arXiv:2108.10520), not to those that the student does.
+# (LAD, Nguyen et al. 2021, arXiv:2108.10520), not to those that the student does. A teacher that
+# answers with boxes alone leaves that as it is.
 TERMS = ("class", "softmax", "box", "cross", "feature", "assign")
 # What a teacher without a Detect head can teach.
-BOX_TERMS = {"class", "box"}
+BOX_TERMS = {"class", "box", "assign"}
 # Gradients are measured on every fifth of the first batches: a measurement costs a backward pass
 # through the head for each term.
 CALIBRATION_BATCHES, CALIBRATION_STEP = 50, 5
@@ -422,18 +424,17 @@ class DistillationLoss:
                 torch.autocast(picture.device.type, enabled=False),
             ):
                 answer = self.teacher(picture.float(), batch)
-        if unlabelled:
-            found = self._answers(answer, picture.shape[-1])
-            batch = add_sure_answers(batch, found)
-            centres = _centres(student["feats"], self.student_head.stride)
-            size = _side(student, self.student_head)
-            kept = negatives_kept(batch, found, centres / size)
-            with masked_negatives(self.detection, kept):
-                loss, items = self.detection(preds, batch)
-        elif "assign" in self.chosen and scale > 0:
-            with assigned_by(self.detection, *self._alignment(student, answer)):
-                loss, items = self.detection(preds, batch)
-        else:
+        with ExitStack() as changed:
+            if unlabelled:
+                found = self._answers(answer, picture.shape[-1])
+                batch = add_sure_answers(batch, found)
+                centres = _centres(student["feats"], self.student_head.stride)
+                size = _side(student, self.student_head)
+                kept = negatives_kept(batch, found, centres / size)
+                changed.enter_context(masked_negatives(self.detection, kept))
+            if "assign" in self.chosen and self.levels.pairs and scale > 0:
+                others = self._alignment(student, answer)
+                changed.enter_context(assigned_by(self.detection, *others))
             loss, items = self.detection(preds, batch)
         if scale == 0:
             self.hidden.clear()
