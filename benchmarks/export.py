@@ -59,7 +59,7 @@ def precisions(a: argparse.Namespace, folder: Path) -> None:
             checkpoint, folder / f"{len(files)}.onnx", precision, a.data, a.imgsz,
             force=True, before=before,
         )  # fmt: skip
-    backends = {name: open_backend(path) for name, path in files.items()}
+    backends = {name: open_backend(path, runtime="onnxruntime") for name, path in files.items()}
     whole = TorchBackend(load_model(str(a.checkpoint))[0], a.imgsz)
     dataset = load_data(a.data)
     paths = spread(image_paths(dataset.val), DRIFT_FRAMES)

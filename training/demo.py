@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from drone_kd.backends import open_backend
+from drone_kd.backends.ort import read_spec
 from training.config import NO_TEACHER, Config, read_config
 from training.data import load_data, write_text
 from training.distill import distill
@@ -107,7 +107,7 @@ def run(plan: Plan) -> dict:
     model = out / "model.onnx"
     if not model.is_file():
         export(out / "distilled" / "best.pt", model, data=str(data))
-    spec = open_backend(model).spec
+    spec = read_spec(model)
     print(f"{model}\n{gate_table(spec)}", flush=True)
 
     print(

@@ -213,7 +213,9 @@ def _measure(
     """Run every gate, and write what it measured into the file."""
     tolerance = TOLERANCES["int8 aware" if is_qat(model) else spec.precision]
     backend = TorchBackend(model, spec.input_width, spec.batch)
-    parity = compare(backend, open_backend(path), _frames(dataset, spec.input_width))
+    parity = compare(
+        backend, open_backend(path, runtime="onnxruntime"), _frames(dataset, spec.input_width)
+    )
     share = f"{100 * tolerance.share:g} % of rows"
     gates = {
         "graph problems": (len(graphlint.problems(onnx.load(path), spec.precision)), 0),
