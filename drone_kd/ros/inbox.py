@@ -79,10 +79,12 @@ class Inbox:
                 self._turns.remove(camera)
                 self._turns.append(camera)
                 if max_rate:
-                    # From the time that was due, so that the rate is met on average; but what a
-                    # camera did not send is not made up for.
+                    # A frame that came a little after its time does not delay the next one, so
+                    # that the rate is met on average.
                     period = 1 / max_rate
-                    self._not_before[camera] = max(self._not_before[camera] + period, now)
+                    late = now - self._not_before[camera]
+                    slack = min(late, period / 2) if late < period else 0.0
+                    self._not_before[camera] = now + period - slack
             return [self._frames.pop(camera) for camera in due]
 
     def wake(self) -> None:
