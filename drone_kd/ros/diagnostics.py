@@ -25,7 +25,7 @@ _PROCESSORS = ("cpu", "gpu", "soc", "tj", "x86_pkg")
 
 
 def read_temperatures(zones: Path = _THERMAL_ZONES) -> dict[str, float]:
-    """Return the processors' temperatures in degrees Celsius by name, as far as they can be read."""
+    """Return the processors' temperatures in degrees Celsius by name; those that can be read."""
     temperatures = {}
     for zone in sorted(zones.glob("thermal_zone*")):
         try:

@@ -9,6 +9,7 @@ from drone_kd.core.detections import Detections
 from drone_kd.ros.images import image_to_bgr
 from drone_kd.ros.messages import bgr_to_image, to_detection_array, to_label_info
 
+
 def test_picture_to_message_and_back():
     wide = np.random.default_rng(0).integers(0, 256, (4, 9, 3), dtype=np.uint8)
     for picture in (wide, wide[:, 2:7]):

@@ -84,7 +84,9 @@ def test_images_that_cannot_be_used_are_counted_and_dropped(flying):
     short = Image(width=2, height=2, encoding="bgr8", step=6, data=bytes(11))
     for count, image in enumerate((unknown, short), start=1):
         flying.send(image)
-        flying.wait_until(lambda n=count: outcome(flying.detector, UNDECODABLE) == n, "it is dropped")
+        flying.wait_until(
+            lambda n=count: outcome(flying.detector, UNDECODABLE) == n, "it is dropped"
+        )
     assert "got 'yuv444'" in flying.wait_for_log("image dropped")
 
     flying.send(ONE, seconds=9)
@@ -117,7 +119,9 @@ def test_only_the_newest_image_waits_for_a_busy_network(flying):
     for number in range(1, 6):
         flying.send(ONE, seconds=number)
         # Received while the network hangs: the executor is never blocked.
-        flying.wait_until(lambda n=number: node.reports()[""].received == n, "the image is received")
+        flying.wait_until(
+            lambda n=number: node.reports()[""].received == n, "the image is received"
+        )
         if number == 1:
             flying.wait_until(lambda: not node._inbox._frames, "the worker has taken it")
     gate.set()
