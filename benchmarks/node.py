@@ -62,6 +62,7 @@ class Bench:
     @contextlib.contextmanager
     def flight(self, model: Path | None = None, **parameters: object) -> Iterator[int]:
         """Fly the node until its first detections; yields its process id."""
+        self.listener.listen(0.5)  # what the node before has left
         self.listener.restart()
         with detector_node(model or self.model, **parameters) as process:
             self.listener.wait_for_first()
@@ -76,6 +77,7 @@ class Bench:
     def bare(self, size: tuple[int, int], camera_hz: float, rate_hz: float) -> list[float]:
         """The bare loop beside a camera and a null node."""
         with camera(*size, camera_hz), null_node():
+            self.listener.listen(0.5)
             self.listener.restart()
             self.listener.wait_for_first()
             return bare_loop(self.model, *size, rate_hz, self.seconds)
