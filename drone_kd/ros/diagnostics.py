@@ -113,9 +113,9 @@ def node_status(
             "model": model.path.name,
             "model sha256": model.sha256,
             "model input": f"{spec.input_width}x{spec.input_height}",
-            "model batch": str(getattr(spec, "batch", 1)),
+            "model batch": str(spec.batch),
             "backend": model.backend.name,
-            "precision": getattr(spec, "precision", "fp32"),
+            "precision": spec.precision,
         }
     values |= {f"temperature {zone} (C)": f"{value:.1f}" for zone, value in temperatures.items()}
     return _status(name, verdict, values)

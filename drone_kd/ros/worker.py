@@ -101,9 +101,7 @@ class Worker:
     def _run(self) -> None:
         while True:
             # Tiles of one frame fill the batches of a model; else the frames of several cameras.
-            limit = (
-                getattr(self.model.backend.spec, "batch", 1) if self.settings.tiling == OFF else 1
-            )
+            limit = self.model.backend.spec.batch if self.settings.tiling == OFF else 1
             frames = self._inbox.take(limit, self.settings.max_rate)
             if frames is None:
                 return
@@ -201,13 +199,13 @@ class Worker:
         calls = int(settings.budget_ms / self._call_ms) if self._measured is model else 1
         chosen, self._next_tile[camera] = fit_budget(
             len(windows),
-            max(calls, 1) * getattr(model.backend.spec, "batch", 1),
+            max(calls, 1) * model.backend.spec.batch,
             self._next_tile.get(camera, 0),
         )
         return windows[chosen]
 
     def _measure(self, model: Model, windows: int, total_ms: float) -> None:
-        call_ms = total_ms / -(-windows // getattr(model.backend.spec, "batch", 1))
+        call_ms = total_ms / -(-windows // model.backend.spec.batch)
         if self._measured is not model:
             self._measured, self._call_ms = model, call_ms
         self._call_ms += _COST_SHARE * (call_ms - self._call_ms)

@@ -100,7 +100,7 @@ def test_a_failed_inference_publishes_nothing(ground, tmp_path):
     node = site.add_detector()
     assert (node.trigger_configure(), node.trigger_activate()) == (SUCCESS, SUCCESS)
     site.wait_for_detector()
-    works, output = node._model.backend.infer, np.full((1, 6, 1), np.nan, np.float32)
+    works, output = node._model.backend.infer, np.full((1, 1, 6), np.nan, np.float32)
 
     node._model.backend.infer = lambda batch: output
     site.send(ONE, seconds=1)
