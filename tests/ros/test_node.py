@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 
+import cv2
 import numpy as np
 import pytest
 from tiny_model import write_bright_cell_model, write_fixed_model
@@ -231,6 +232,54 @@ def test_life_cycle(ground, model, tmp_path):
     assert node.trigger_activate() == SUCCESS
     assert node.trigger_shutdown() == SUCCESS
     assert node._worker is None
+
+
+ALLOWED = {  # transition: (from, to)
+    Transition.TRANSITION_CONFIGURE: ("unconfigured", "inactive"),
+    Transition.TRANSITION_ACTIVATE: ("inactive", "active"),
+    Transition.TRANSITION_DEACTIVATE: ("active", "inactive"),
+    Transition.TRANSITION_CLEANUP: ("inactive", "unconfigured"),
+}
+
+
+def test_transitions_in_any_order_while_images_come(ground, model):
+    site = ground(model=model, confidence=0.9)
+    node = site.add_detector()
+    client = site.node.create_client(ChangeState, "/detector/change_state")
+    assert client.wait_for_service(10)
+    camera = site.node.create_timer(0.005, lambda: site.send(ONE))
+    state, order = "unconfigured", np.random.default_rng(0)
+    for transition in order.choice(list(ALLOWED), 60).tolist():
+        future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        site.wait_until(future.done, "the service answers")
+        before, after = ALLOWED[transition]
+        assert future.result().success == (state == before), (state, transition)
+        state = after if state == before else state
+        assert node._state_machine.current_state[1] == state
+    site.node.destroy_timer(camera)
+    if state == "unconfigured":
+        assert node.trigger_configure() == SUCCESS
+    if state != "active":
+        assert node.trigger_activate() == SUCCESS
+    site.wait_for_detector()
+    while site.exchange(ONE, seconds=7).header.stamp.sec != 7:
+        pass
+
+
+def test_a_camera_that_is_killed_and_started_again(flying, tmp_path):
+    """Without a word of good-bye: DDS notices after a while, or never."""
+    flying.node.destroy_publisher(flying.images)
+    cv2.imwrite(str(tmp_path / "one.png"), ONE)
+    command = [sys.executable, "-m", "drone_kd.ros.camera", "--ros-args"]
+    command += ["-p", f"source:={tmp_path}", "-p", "rate:=50.0"]
+    for frame_id in ("first", "second"):
+        process = subprocess.Popen([*command, "-p", f"frame_id:={frame_id}"], env=dict(os.environ))
+        try:
+            while flying.receive().header.frame_id != frame_id:
+                pass
+        finally:
+            process.kill()  # SIGKILL
+            process.wait()
 
 
 def start_process(*args):
