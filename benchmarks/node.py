@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from benchmarks import yolo_ros
 from benchmarks.rig import (
     Listener,
     bare_loop,
@@ -31,6 +32,7 @@ from benchmarks.rig import (
     detector_node,
     isolate,
     null_node,
+    process,
     resources,
 )
 from drone_kd.config import default_model_path
@@ -269,6 +271,53 @@ def measure_start(bench: Bench) -> Iterator[str]:
     yield f"| {spread(seconds, 2)} | {spread(memory)} |"
 
 
+def measure_yolo_ros(bench: Bench) -> Iterator[str]:
+    yield "## Against yolo_ros 4.6.1 (Python, torch on the CPU)"
+    yield ""
+    yield (
+        "720p, the same weights: theirs as a checkpoint, ours as exported. Ultralytics cuts the "
+        "padding of a 16:9 frame off (640x384), our model looks at 640x640. At saturation the "
+        "camera runs at 30 Hz, else at 5 Hz. In the place of cv_bridge stands a view of the "
+        "pixels."
+    )
+    yield ""
+    yield (
+        "| | frames per second at saturation | age of those results p50, p99 (ms) | "
+        "latency p50, p99 at 5 Hz (ms) | memory (MB) |"
+    )
+    yield "|---|---|---|---|---|"
+    checkpoint = Path(__file__).parents[1] / "training" / "models" / "default.pt"
+    arguments = {"model": checkpoint, "device": "cpu", "threshold": 0.25, "iou": 0.7}
+    theirs = ["-m", "benchmarks.yolo_ros", "--ros-args", "--log-level", "error"]
+    theirs += ["-r", "image_raw:=image"]
+    for name, value in arguments.items():
+        theirs += ["-p", f"{name}:={value}"]
+    nodes = {
+        "yolo_ros": lambda: process(*theirs),
+        "drone_kd": lambda: detector_node(bench.model),
+    }
+    rows = {name: ([], [], [], []) for name in nodes}
+    for _ in range(bench.rounds):
+        for name, start in nodes.items():
+            rates, ages, latencies, memory = rows[name]
+            for camera_hz in (30, 5):
+                with camera(*SIZES["720p"], camera_hz), start() as running:
+                    bench.listener.listen(0.5)
+                    bench.listener.restart()
+                    bench.listener.wait_for_first()
+                    bench.hear(3)
+                    heard = bench.hear(bench.seconds)
+                    if camera_hz == 30:
+                        rates.append(len(heard) / bench.seconds)
+                        ages.append(np.percentile(heard, (50, 99)))
+                    else:
+                        latencies.append(np.percentile(heard, (50, 99)))
+                        memory.append(resources(running.pid)[0])
+    for name, (rates, ages, latencies, memory) in rows.items():
+        both = (", ".join(f"{t:.0f}" for t in np.median(a, axis=0)) for a in (ages, latencies))
+        yield f"| {name} | {spread(rates)} | {' | '.join(both)} | {spread(memory, 0)} |"
+
+
 SECTIONS: dict[str, Callable[[Bench], Iterator[str]]] = {
     "throughput": measure_throughput,
     "latency": measure_latency,
@@ -276,6 +325,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[str]]] = {
     "steps": measure_steps,
     "start": measure_start,
     "soak": measure_soak,
+    "yolo_ros": measure_yolo_ros,
 }
 
 
@@ -300,12 +350,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=default_model_path())
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument(
+        "--yolo-ros", type=Path, metavar="DIR", help="a checkout of yolo_ros to compare with"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="per comparison (%(default)s)")
     parser.add_argument("--seconds", type=float, default=12.0, help="per side (%(default)s)")
     parser.add_argument("--overload-seconds", type=float, default=60.0, metavar="S")
     parser.add_argument("--soak-minutes", type=float, default=5.0, metavar="M")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
+    if arguments.yolo_ros is None:
+        arguments.only = [name for name in arguments.only if name != "yolo_ros"]
+    elif yolo_ros.ENVIRONMENT not in os.environ:
+        yolo_ros.restart_with(arguments.yolo_ros.resolve())
     isolate()
     load = os.getloadavg()[0]
     lines = [

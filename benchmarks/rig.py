@@ -103,6 +103,10 @@ class Listener:
         for prefix in ("", *(f"{name}/" for name in cameras)):
             topic = f"detector/{prefix}detections"
             self.node.create_subscription(Detection2DArray, topic, self._on_detections, 50)
+        with contextlib.suppress(ImportError):
+            from yolo_msgs.msg import DetectionArray
+
+            self.node.create_subscription(DetectionArray, "detections", self._on_detections, 50)
         self.node.create_subscription(DiagnosticArray, "detector/stats", self._on_stats, 1)
         self.restart()
 
