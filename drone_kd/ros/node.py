@@ -9,6 +9,7 @@ file is its life cycle and its wiring; each other file of this folder does one o
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -218,8 +219,7 @@ class DetectorNode(LifecycleNode):
     # Control
 
     def _values(self) -> dict[str, object]:
-        prefix = self.get_parameters_by_prefix("")
-        return {name: parameter.value for name, parameter in prefix.items()}
+        return {field.name: self.get_parameter(field.name).value for field in fields(Settings)}
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         changed = {parameter.name: parameter.value for parameter in parameters}

@@ -11,7 +11,7 @@ from rclpy.node import Node
 
 from drone_kd.backends import Backend
 from drone_kd.config import parameter_defaults
-from drone_kd.core.tiling import parse_tiling
+from drone_kd.core.tiling import OFF, parse_tiling
 from drone_kd.detector import Detector
 
 TRANSPORTS = ("raw", "compressed")
@@ -58,6 +58,8 @@ class Settings:
         # An empty list has no type in ROS, so [""] stands for it.
         values["classes"] = tuple(name for name in values["classes"] if name)
         values["class_confidence"] = _read_thresholds(values["class_confidence"])
+        # YAML, and with it the command line, reads a bare off as false.
+        values["tiling"] = OFF if values["tiling"] is False else str(values["tiling"])
         # One camera may go without a name, several may not.
         values["cameras"] = tuple(values["cameras"]) or ("",)
         return cls(**values)
@@ -137,7 +139,10 @@ def declare_detector_parameters(node: Node) -> None:
                 "Boxes of one class that overlap more are one object (dense heads only).", 0.0, 1.0
             ),
             "max_detections": _integer("At most this many per image, best first.", 1, 1000),
-            "tiling": _text("off, auto or ROWSxCOLUMNS: large images in tiles."),
+            "tiling": ParameterDescriptor(
+                description="off, auto or ROWSxCOLUMNS: large images in tiles.",
+                dynamic_typing=True,
+            ),
             "tile_overlap": _number("Of neighbouring tiles, as a share of a tile.", 0.0, 0.5),
             "budget_ms": _number(
                 "Time for one image in milliseconds; tiles that do not fit take turns; 0: no "

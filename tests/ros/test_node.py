@@ -21,6 +21,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image
 
+from drone_kd.config import config_path
 from drone_kd.ros import node as node_module
 from drone_kd.ros.stats import FAILED, SUPERSEDED, UNDECODABLE
 
@@ -325,6 +326,32 @@ def test_process_flies_and_ends_on_a_signal(ground, model, number):
         process.kill()
 
 
+def test_a_filter_that_the_model_does_not_know(ground, model):
+    site = ground(model=model, classes="[lorry]")
+    node = site.add_detector()
+    assert node.trigger_configure() == FAILURE
+    site.wait_for_log(
+        "cannot configure: the model knows no class 'lorry'; its classes: car, person"
+    )
+    node.set_parameters([Parameter("classes", value=[""])])
+    assert node.trigger_configure() == SUCCESS
+
+
+def test_the_parameter_file_and_off_on_the_command_line(ground, model):
+    """YAML reads a bare off as false."""
+    site = ground()
+    defaults = str(config_path("detector.yaml"))
+    process = start_process(
+        "--params-file", defaults, "-p", "tiling:=off", "-p", f"model:={model}"
+    )
+    try:
+        wait_for_line(process, "waiting to be configured")
+        end(process)
+    finally:
+        process.kill()
+    assert site.detections.empty()
+
+
 def test_process_survives_a_wrong_model_and_is_configured_again(ground, model, tmp_path):
     (tmp_path / "bad.onnx").write_text("not a model")
     site = ground()
@@ -357,6 +384,8 @@ def test_process_survives_a_wrong_model_and_is_configured_again(ground, model, t
     [
         (["-p", "confidence:=1.5"], "confidence out of range"),
         (["-p", "confidence:=high"], "'confidence'"),
+        (["-p", "tiling:=3"], "tiling: expected off, auto or ROWSxCOLUMNS"),
+        (["-p", "class_confidence:=[car]"], "expected NAME=THRESHOLD with 0 to 1, got 'car'"),
         (["--params-file", "missing.yaml"], "missing.yaml"),
     ],
 )
