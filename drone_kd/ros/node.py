@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic, perf_counter
 
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -59,6 +60,8 @@ class DetectorNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("detector")
+        self._change_state = self._service_change_state.callback
+        self._service_change_state.callback = self._on_change_state
         declare_detector_parameters(self)
         self._settings = Settings.from_parameters(self._values())
         self.add_on_set_parameters_callback(self._on_set_parameters)
@@ -170,6 +173,17 @@ class DetectorNode(LifecycleNode):
         """Stop to receive and publish, from any state."""
         self.stop()
         return super().on_shutdown(state)
+
+    def _on_change_state(
+        self, request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
+        """Refuse a transition that the state does not allow: Humble and Jazzy die of it."""
+        try:
+            return self._change_state(request, response)
+        except RuntimeError as error:  # rclpy's RCLError, which has no public name
+            self.get_logger().error(f"no such transition now: {error}")
+            response.success = False
+            return response
 
     def stop(self) -> bool:
         """End the threads; False if an inference hangs or a model is still being loaded."""
