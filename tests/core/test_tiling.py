@@ -89,8 +89,8 @@ def test_within_one_window_nothing_is_dropped():
 
 def test_a_part_goes_where_the_whole_object_is_seen():
     """Whatever the scores: the part ends at the tile's edge, the whole one does not."""
-    result = merged([], [(100, 40, 120, 60, 0.9, 0)], [(20, 40, 55, 60, 0.4, 0)])
-    assert result.xyxy.tolist() == [[100, 40, 135, 60]]
+    result = merged([], [(85, 40, 120, 60, 0.9, 0)], [(5, 40, 110, 60, 0.4, 0)])
+    assert result.xyxy.tolist() == [[85, 40, 190, 60]]
 
 
 def test_a_small_object_beside_a_large_one_stays():

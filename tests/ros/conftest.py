@@ -104,12 +104,16 @@ class Ground:
         """Wait for the next detections."""
         return self.detections.get(timeout=WAIT_SECONDS)
 
+    def log(self) -> str:
+        """Return what this process has logged."""
+        self._log += self._capfd.readouterr().err
+        return self._log
+
     def wait_for_log(self, text: str) -> str:
         """Wait for a log line of this process that contains `text`."""
 
         def lines() -> list[str]:
-            self._log += self._capfd.readouterr().err
-            return [line for line in self._log.splitlines() if text in line]
+            return [line for line in self.log().splitlines() if text in line]
 
         self.wait_until(lambda: bool(lines()), f"{text!r} is logged")
         return lines()[-1]

@@ -15,7 +15,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import SetBool
 
-from drone_kd.ros import models
+from drone_kd.ros import debug, models
 from drone_kd.ros import node as node_module
 from drone_kd.ros.images import image_to_bgr
 from drone_kd.ros.stats import DISABLED, UNDECODABLE
@@ -161,6 +161,25 @@ def test_a_model_that_cannot_fly_is_rolled_back(flying, model, tmp_path, make, s
         pass
 
 
+def test_a_filter_set_while_a_model_is_loaded(flying, model, tmp_path, monkeypatch):
+    other = write_bright_cell_model(tmp_path / "other.onnx", tiny_spec(classes=("bus", "dog")))
+    loading, gate, works = threading.Event(), threading.Event(), models.load_model
+
+    def slow(*arguments):
+        loaded = works(*arguments)
+        loading.set()
+        gate.wait(10)
+        return loaded
+
+    monkeypatch.setattr(models, "load_model", slow)
+    assert set_parameter(flying, "model", str(other)).successful
+    assert loading.wait(10)
+    assert set_parameter(flying, "classes", ["car"]).successful
+    gate.set()
+    assert "knows no class 'car'" in flying.wait_for_log("cannot load")
+    assert count(flying) == 64
+
+
 def test_of_several_models_the_last_one_flies(flying, model, tmp_path):
     for number in range(4):
         path = write_bright_cell_model(
@@ -239,11 +258,12 @@ def test_diagnostics_of_a_node_that_is_not_configured(ground, tmp_path, monkeypa
     assert "missing.onnx: expected a model file" in status.message
 
 
-def test_debug_images_for_those_who_look(flying):
-    # Nobody looks: nothing is drawn.
-    flying.detector._debug[""]._raw.publish = lambda message: pytest.fail("published")
+def test_debug_images_for_those_who_look(flying, monkeypatch):
+    drawn, draws = [], debug.draw_detections
+    monkeypatch.setattr(debug, "draw_detections", lambda *a: drawn.append(1) or draws(*a))
     assert count(flying, ONE) == 1
-    del flying.detector._debug[""]._raw.publish
+    assert count(flying, ONE) == 1
+    assert not drawn, "nobody looks"
 
     raw = flying.collect(Image, "/detector/debug/image", depth=1)
     jpeg = flying.collect(CompressedImage, "/detector/debug/image/compressed", depth=1)
@@ -255,9 +275,9 @@ def test_debug_images_for_those_who_look(flying):
         "the detector knows",
     )
     header = flying.send(ONE, seconds=8)
-    drawn = raw.get(timeout=5)
-    assert drawn.header == header
-    picture = image_to_bgr(drawn)
+    image = raw.get(timeout=5)
+    assert image.header == header
+    picture = image_to_bgr(image)
     assert picture.shape == ONE.shape and (picture != ONE).any()
     message = jpeg.get(timeout=5)
     assert message.header == header

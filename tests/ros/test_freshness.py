@@ -144,6 +144,7 @@ def test_a_hanging_inference_holds_up_no_transition(hanging):
     site.wait_for_detector()
     site.send(ONE, seconds=2)
     assert stamps(site, 1) == [2], "the result from before the deactivation was published"
+    assert "inference failed" not in site.log()
 
 
 def test_shutdown_during_an_inference(hanging):
