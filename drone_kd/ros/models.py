@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import threading
 from collections.abc import Callable
@@ -60,6 +61,16 @@ def load_model(parameter: str, settings: Settings) -> Model:
         while chunk := file.read(_HASH_CHUNK):
             digest.update(chunk)
     return Model(parameter, path, digest.hexdigest(), backend)
+
+
+def return_memory() -> None:
+    """Give the pieces that a freed model leaves back to the system.
+
+    glibc would keep them: four swaps made a node grow from 210 to 283 MB.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # another C library
+        trim(0)
 
 
 class Loader:

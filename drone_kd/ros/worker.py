@@ -16,7 +16,7 @@ from drone_kd.core.tiling import OFF, fit_budget
 from drone_kd.detector import Detector, Picture
 from drone_kd.ros.images import ImageError, to_picture
 from drone_kd.ros.inbox import Frame, Inbox
-from drone_kd.ros.models import Model
+from drone_kd.ros.models import Model, return_memory
 from drone_kd.ros.params import Settings
 from drone_kd.ros.stats import FAILED, OLD, UNDECODABLE, CameraStats
 
@@ -129,7 +129,6 @@ class Worker:
             for frame, picture, _ in opened
         ]
         found, times = detector.batch([picture for _, picture, _ in opened], seen)
-        self._measure(model, sum(map(len, seen)), times.total_ms)
         for (frame, picture, decode_ms), detections in zip(opened, found, strict=True):
             if self._inbox.closed:
                 return
@@ -152,6 +151,7 @@ class Worker:
                 stages["transport"] = frame.transport_ms
             self._stats[frame.camera].count_processed(stages)
             self._show(result)
+        self._measure(model, sum(map(len, seen)), times.total_ms)
 
     def _open(self, frame: Frame, detector: Detector, taken: float) -> Picture | None:
         """Return a frame's pixels; None if it is dropped."""
@@ -207,7 +207,11 @@ class Worker:
     def _measure(self, model: Model, windows: int, total_ms: float) -> None:
         call_ms = total_ms / -(-windows // model.backend.spec.batch)
         if self._measured is not model:
+            is_swap = self._measured is not None
+            # This was the last reference to the model before.
             self._measured, self._call_ms = model, call_ms
+            if is_swap:
+                return_memory()
         self._call_ms += _COST_SHARE * (call_ms - self._call_ms)
 
     def _fail(self, frame: Frame, error: Exception) -> None:
