@@ -14,7 +14,7 @@ from drone_kd.backends import LOG, Backend, open_backend
 from drone_kd.config import default_model_path, parameter_defaults
 from drone_kd.core.decode import InferenceError, decode
 from drone_kd.core.detections import Detections
-from drone_kd.core.preprocess import letterbox
+from drone_kd.core.preprocess import Letterbox, letterbox
 from drone_kd.core.tiling import OFF, merge, parse_tiling, windows
 
 
@@ -67,7 +67,7 @@ class Detector:
     class_confidence: Mapping[str, float] = field(default_factory=dict)
     only: tuple[str, ...] = ()
     tiling: str = OFF
-    tile_overlap: float = 0.2
+    tile_overlap: float = 0.0
 
     def __post_init__(self) -> None:
         for name, limit in (("confidence", 1), ("iou", 1), ("tile_overlap", 0.5)):
@@ -194,7 +194,13 @@ class Detector:
                 rows += [error] * len(chunk)
         return rows
 
-    def _decode(self, rows, placement, crop: np.ndarray, thresholds: np.ndarray) -> Detections:
+    def _decode(
+        self,
+        rows: np.ndarray | InferenceError,
+        placement: Letterbox,
+        crop: np.ndarray,
+        thresholds: np.ndarray,
+    ) -> Detections:
         if isinstance(rows, InferenceError):
             raise rows
         return decode(
@@ -229,21 +235,36 @@ def _enlarge(found: Detections, picture: Picture) -> Detections:
     return replace(found, xyxy=np.minimum(found.xyxy * np.float32(picture.reduction), limit))
 
 
-def load_detector(path: str | Path | None = None, **settings: object) -> Detector:
+def load_detector(
+    path: str | Path | None = None,
+    *,
+    confidence: float | None = None,
+    iou: float | None = None,
+    max_detections: int | None = None,
+    class_confidence: Mapping[str, float] | None = None,
+    only: Sequence[str] = (),
+    tiling: str | None = None,
+    tile_overlap: float | None = None,
+) -> Detector:
     """Load a model; what is not given comes from config/detector.yaml.
 
     Args:
         path: a model.onnx; None: the model that comes with the package.
-        settings: of `Detector`; None: the default, too.
+        confidence, iou, max_detections, class_confidence, only, tiling, tile_overlap: see
+            `Detector`.
 
     Raises:
         ModelError: the file cannot be used; the message is one line.
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of its range, or names a class that the model lacks.
     """
     defaults = parameter_defaults("detector.yaml")
-    names = ("confidence", "iou", "max_detections", "tiling", "tile_overlap")
-    given = {name: value for name, value in settings.items() if value is not None}
     return Detector(
         open_backend(default_model_path() if path is None else path),
-        **{name: defaults[name] for name in names} | given,
+        confidence=defaults["confidence"] if confidence is None else confidence,
+        iou=defaults["iou"] if iou is None else iou,
+        max_detections=defaults["max_detections"] if max_detections is None else max_detections,
+        class_confidence=class_confidence or {},
+        only=tuple(only),
+        tiling=defaults["tiling"] if tiling is None else tiling,
+        tile_overlap=defaults["tile_overlap"] if tile_overlap is None else tile_overlap,
     )

@@ -19,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from drone_kd.backends import open_backend
+from drone_kd.config import parameter_defaults
 from drone_kd.core.spec import ModelError
 from drone_kd.detector import Detector
 from training.backend import TorchBackend
@@ -67,6 +68,7 @@ def evaluate(
         iou=IOU,
         max_detections=MAX_DETECTIONS,
         tiling=tiling,
+        tile_overlap=parameter_defaults("detector.yaml")["tile_overlap"],
     )
     index = {name.strip().lower(): i for i, name in enumerate(dataset.names)}
     to_data = [index.get(name.strip().lower()) for name in backend.spec.classes]
