@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
+from drone_kd.backends import Backend
 from drone_kd.core.decode import InferenceError
 from drone_kd.core.detections import Detections
 from drone_kd.core.tiling import OFF, fit_budget
@@ -84,7 +85,7 @@ class Worker:
         self._last_stamp_ns: dict[str, int] = {}
         self._next_tile: dict[str, int] = {}
         # What one call of this model costs, with all that is around it.
-        self._measured: Model | None = None
+        self._measured: Backend | None = None
         self._call_ms = 0.0
         self._thread = threading.Thread(target=self._run, name="detector", daemon=True)
         self._thread.start()
@@ -114,8 +115,7 @@ class Worker:
                     self._fail(frame, error)
 
     def _process(self, frames: list[Frame]) -> None:
-        model, settings = self.model, self.settings
-        detector = settings.detector(model.backend)
+        detector = self.settings.detector(self.model.backend)
         taken = perf_counter()
         opened: list[tuple[Frame, Picture, float]] = []
         for frame in frames:
@@ -124,10 +124,7 @@ class Worker:
                 opened.append((frame, picture, (perf_counter() - taken) * 1e3))
         if not opened:
             return
-        seen = [
-            self._windows(detector, settings, frame.camera, picture, model)
-            for frame, picture, _ in opened
-        ]
+        seen = [self._windows(detector, frame.camera, picture) for frame, picture, _ in opened]
         found, times = detector.batch([picture for _, picture, _ in opened], seen)
         for (frame, picture, decode_ms), detections in zip(opened, found, strict=True):
             if self._inbox.closed:
@@ -136,7 +133,7 @@ class Worker:
                 self._fail(frame, detections)
                 continue
             started = perf_counter()
-            result = Result(frame, picture, detections, model.backend.spec.classes)
+            result = Result(frame, picture, detections, detector.backend.spec.classes)
             self._publish(result)
             stages = {
                 "wait": (taken - frame.received) * 1e3,
@@ -151,7 +148,7 @@ class Worker:
                 stages["transport"] = frame.transport_ms
             self._stats[frame.camera].count_processed(stages)
             self._show(result)
-        self._measure(model, sum(map(len, seen)), times.total_ms)
+        self._measure(detector.backend, sum(map(len, seen)), times.total_ms)
 
     def _open(self, frame: Frame, detector: Detector, taken: float) -> Picture | None:
         """Return a frame's pixels; None if it is dropped."""
@@ -183,33 +180,25 @@ class Worker:
         self._last_stamp_ns[frame.camera] = stamp_ns
         return False
 
-    def _windows(
-        self,
-        detector: Detector,
-        settings: Settings,
-        camera: str,
-        picture: Picture,
-        model: Model,
-    ) -> np.ndarray:
+    def _windows(self, detector: Detector, camera: str, picture: Picture) -> np.ndarray:
         """Return the windows that the network is to see of this frame within the budget."""
         windows = detector.windows(picture.width, picture.height)
-        if not settings.budget_ms or len(windows) == 1:
+        budget_ms, backend = self.settings.budget_ms, detector.backend
+        if not budget_ms or len(windows) == 1:
             return windows
         # Before anything was measured only the whole picture is affordable.
-        calls = int(settings.budget_ms / self._call_ms) if self._measured is model else 1
+        calls = int(budget_ms / self._call_ms) if self._measured is backend else 1
         chosen, self._next_tile[camera] = fit_budget(
-            len(windows),
-            max(calls, 1) * model.backend.spec.batch,
-            self._next_tile.get(camera, 0),
+            len(windows), max(calls, 1) * backend.spec.batch, self._next_tile.get(camera, 0)
         )
         return windows[chosen]
 
-    def _measure(self, model: Model, windows: int, total_ms: float) -> None:
-        call_ms = total_ms / -(-windows // model.backend.spec.batch)
-        if self._measured is not model:
+    def _measure(self, backend: Backend, windows: int, total_ms: float) -> None:
+        call_ms = total_ms / -(-windows // backend.spec.batch)
+        if self._measured is not backend:
             is_swap = self._measured is not None
             # This was the last reference to the model before.
-            self._measured, self._call_ms = model, call_ms
+            self._measured, self._call_ms = backend, call_ms
             if is_swap:
                 return_memory()
         self._call_ms += _COST_SHARE * (call_ms - self._call_ms)
