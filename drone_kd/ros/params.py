@@ -155,8 +155,8 @@ def declare_detector_parameters(node: Node) -> None:
                 "without a name.",
                 read_only=True,
             ),
-            "image_transport": _text("raw or compressed; takes effect when configured."),
-            "reliability": _text("auto, reliable or best_effort; takes effect when configured."),
+            "image_transport": _text("raw or compressed; takes effect when activated."),
+            "reliability": _text("auto, reliable or best_effort; takes effect when activated."),
             "max_age": _number(
                 "Seconds; an older frame is dropped before inference; 0: no limit.", 0.0, 60.0
             ),
