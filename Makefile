@@ -61,7 +61,7 @@ test: lint $(DONE)/rtx  ## lint, then run the tests
 	$(PY) -m pytest --timeout=120 --durations=10
 
 # YOLO_ROS: a checkout of github.com/mgonzs13/yolo_ros to compare with. SOAK_MINUTES: default 5.
-bench-node: setup  ## measure what the node costs: benchmarks/node.md (about 30 minutes)
+bench-node: setup  ## measure what the node costs: benchmarks/node.md (about 40 minutes)
 	$(PY) -m benchmarks.node $(if $(YOLO_ROS),--yolo-ros "$(YOLO_ROS)") \
 	  $(if $(SOAK_MINUTES),--soak-minutes $(SOAK_MINUTES))
 
