@@ -382,11 +382,11 @@ def main() -> None:
             for line in SECTIONS[name](bench):
                 print(line, flush=True)
                 lines.append(line)
+            temporary = arguments.output.with_suffix(".tmp")
+            temporary.write_text("\n".join(lines) + "\n")
+            temporary.replace(arguments.output)
     finally:
         bench.listener.close()
-    temporary = arguments.output.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n")
-    temporary.replace(arguments.output)
 
 
 if __name__ == "__main__":

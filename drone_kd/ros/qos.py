@@ -48,13 +48,13 @@ class ImageSubscription:
     ) -> None:
         self._node = node
         self._callback = callback
-        if transport == "raw":
-            self._type, name = Image, topic
-        else:
-            # As image_transport does it: beside the topic that the base name is remapped to.
-            self._type, name = CompressedImage, f"{node.resolve_topic_name(topic)}/compressed"
-        self._name = name
-        self.topic = node.resolve_topic_name(name)
+        self._base = topic
+        # As image_transport does it: beside the topic that the base name is remapped to.
+        names = {"raw": topic, "compressed": f"{node.resolve_topic_name(topic)}/compressed"}
+        self._type = {"raw": Image, "compressed": CompressedImage}[transport]
+        self._name = names.pop(transport)
+        ((self._other_transport, self._other_name),) = names.items()
+        self.topic = node.resolve_topic_name(self._name)
         self._auto = reliability == "auto"
         self._subscribe(self._wanted() if self._auto else _FIXED[reliability])
 
@@ -68,7 +68,20 @@ class ImageSubscription:
         """Return the likely reason why nothing arrives, and the remedy."""
         offered = self._offered()
         if not offered:
-            return "nobody publishes it; remap it with -r image:=/your/topic"
+            other = self._node.resolve_topic_name(self._other_name)
+            if self._node.count_publishers(other):
+                return (
+                    f"nobody publishes it, but {other}: set image_transport to "
+                    f"{self._other_transport}"
+                )
+            return f"nobody publishes it; remap it with -r {self._base}:=/your/topic"
+        wanted = f"sensor_msgs/msg/{self._type.__name__}"
+        types = {
+            publisher.topic_type
+            for publisher in self._node.get_publishers_info_by_topic(self.topic)
+        }
+        if wanted not in types:
+            return f"its publisher sends {' and '.join(sorted(types))}, expected {wanted}"
         if self._is_incompatible(offered):
             return "its publisher offers best-effort only: set the parameter reliability to auto"
         transport = os.environ.get("FASTDDS_BUILTIN_TRANSPORTS", "DEFAULT").partition("?")[0]

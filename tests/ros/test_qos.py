@@ -14,7 +14,11 @@ from tiny_model import write_bright_cell_model
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
 pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
 
+import rclpy
 from rclpy.qos import ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage
+
+from drone_kd.ros import node as node_module
 
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
@@ -73,8 +77,29 @@ def test_frames_arrive(ground, tmp_path, setting):
         assert "set the parameter reliability to auto" in output
 
 
+def test_why_nothing_arrives(ground, tmp_path, monkeypatch):
+    monkeypatch.setattr(node_module, "REPORT_SECONDS", 0.1)
+    model = write_bright_cell_model(tmp_path / "model.onnx")
+    site = ground(model=model, autostart=True, silence_s=0.1, cameras="[nose]")
+    site.add_detector()
+    site.wait_for_log("nobody publishes it; remap it with -r nose/image:=/your/topic")
+    compressed = site.node.create_publisher(CompressedImage, "/nose/image/compressed", 1)
+    site.wait_for_log("but /nose/image/compressed: set image_transport to compressed")
+    site.node.destroy_publisher(compressed)
+    # One DDS participant has one type per topic.
+    elsewhere = rclpy.Context()
+    rclpy.init(context=elsewhere)
+    try:
+        stranger = rclpy.create_node("stranger", context=elsewhere)
+        stranger.create_publisher(CompressedImage, "/nose/image", 1)
+        site.wait_for_log("sends sensor_msgs/msg/CompressedImage, expected sensor_msgs/msg/Image")
+        stranger.destroy_node()
+    finally:
+        rclpy.shutdown(context=elsewhere)
+
+
 def test_the_default_transport_is_named_when_nothing_arrives(ground, tmp_path, monkeypatch):
-    """Large best-effort frames over Fast DDS's default shared memory: rmw_fastrtps #739."""
+    """Large best-effort frames over the default shared memory of Fast DDS."""
     from rclpy.utilities import get_rmw_implementation_identifier
 
     site = ground()
