@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -245,6 +245,9 @@ def load_detector(
     only: Sequence[str] = (),
     tiling: str | None = None,
     tile_overlap: float | None = None,
+    runtime: str | None = None,
+    allow_fallback: bool | None = None,
+    progress: Callable[[str], None] = LOG.warning,
 ) -> Detector:
     """Load a model; what is not given comes from config/detector.yaml.
 
@@ -252,6 +255,7 @@ def load_detector(
         path: a model.onnx; None: the model that comes with the package.
         confidence, iou, max_detections, class_confidence, only, tiling, tile_overlap: see
             `Detector`.
+        runtime, allow_fallback, progress: see `open_backend`.
 
     Raises:
         ModelError: the file cannot be used; the message is one line.
@@ -259,7 +263,14 @@ def load_detector(
     """
     defaults = parameter_defaults("detector.yaml")
     return Detector(
-        open_backend(default_model_path() if path is None else path),
+        open_backend(
+            default_model_path() if path is None else path,
+            runtime=defaults["runtime"] if runtime is None else runtime,
+            allow_fallback=(
+                defaults["allow_fallback"] if allow_fallback is None else allow_fallback
+            ),
+            progress=progress,
+        ),
         confidence=defaults["confidence"] if confidence is None else confidence,
         iou=defaults["iou"] if iou is None else iou,
         max_detections=defaults["max_detections"] if max_detections is None else max_detections,

@@ -42,18 +42,27 @@ class Model:
         )
 
 
-def load_model(parameter: str, settings: Settings) -> Model:
+def load_model(
+    parameter: str, settings: Settings, may_build: bool, progress: Callable[[str], None]
+) -> Model:
     """Load a model and run it once on a black picture.
 
     Args:
         parameter: path of a model file; empty: the one that comes with the package.
-        settings: must suit its classes.
+        settings: name the runtime, and must suit the model's classes.
+        may_build, progress: see `open_backend`.
 
     Raises:
         ModelError, InferenceError, ValueError: it cannot be used; the message is one line.
     """
     path = Path(parameter) if parameter else default_model_path()
-    backend = open_backend(path)
+    backend = open_backend(
+        path,
+        runtime=settings.runtime,
+        allow_fallback=settings.allow_fallback,
+        may_build=may_build,
+        progress=progress,
+    )
     spec = backend.spec
     settings.detector(backend)(np.zeros((spec.input_height, spec.input_width, 3), np.uint8))
     digest = hashlib.sha256()
@@ -78,10 +87,12 @@ class Loader:
 
     Args:
         ready: called in that thread when `take` has something.
+        progress: gets lines of text.
     """
 
-    def __init__(self, ready: Callable[[], None]) -> None:
+    def __init__(self, ready: Callable[[], None], progress: Callable[[str], None]) -> None:
         self._ready = ready
+        self._progress = progress
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wanted: tuple[str, Settings] | None = None
@@ -120,7 +131,8 @@ class Loader:
                     self._thread = None
                     return
             try:
-                outcome = load_model(*wanted)
+                # To build an engine would take the GPU from the model that flies.
+                outcome = load_model(*wanted, may_build=False, progress=self._progress)
             except Exception as error:  # whatever it was, the model that flies goes on
                 outcome = error
             with self._lock:

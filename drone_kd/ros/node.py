@@ -68,7 +68,10 @@ class DetectorNode(LifecycleNode):
         self._model: Model | None = None
         self._problem = ""
         self._setting_back = False
-        self._loader = Loader(ready=self.create_guard_condition(self._on_loaded).trigger)
+        self._loader = Loader(
+            ready=self.create_guard_condition(self._on_loaded).trigger,
+            progress=self.get_logger().info,
+        )
         self._enabled = True
         self.create_service(SetBool, "~/enable", self._on_enable)
 
@@ -104,12 +107,16 @@ class DetectorNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and run it once; FAILURE with one line if that cannot be."""
         try:
-            self._model = load_model(self.get_parameter("model").value, self._settings)
+            self._model = load_model(
+                self.get_parameter("model").value,
+                self._settings,
+                may_build=True,
+                progress=self.get_logger().info,
+            )
         except Exception as error:  # rclpy would swallow it without a word
             self._problem = f"cannot configure: {error}"
             self.get_logger().error(self._problem)
             return TransitionCallbackReturn.FAILURE
-        self._problem = ""
         self._labels = self.create_lifecycle_publisher(LabelInfo, "~/label_info", LATCHED_QOS)
         self._detections, self._debug = {}, {}
         for camera in self._settings.cameras:
@@ -119,6 +126,7 @@ class DetectorNode(LifecycleNode):
             )
             self._debug[camera] = DebugImages(self, prefix)
         self.get_logger().info(f"model {self._model}")
+        self._note_fallback()
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -275,12 +283,19 @@ class DetectorNode(LifecycleNode):
             self.set_parameters([Parameter("model", value=self._model.parameter)])
             self._setting_back = False
             return
-        self._problem = ""
         self._model = model
+        self._note_fallback()
         if self._worker is not None:
             self._announce_labels()
             self._worker.model = model
         self.get_logger().info(f"swapped, model {model}")
+
+    def _note_fallback(self) -> None:
+        """Say it, loudly, if this is not the runtime that was asked for."""
+        fallback = self._model.backend.fallback
+        self._problem = f"ONNX Runtime serves instead of TensorRT: {fallback}" if fallback else ""
+        if fallback:
+            self.get_logger().warning(self._problem)
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enabled = request.data

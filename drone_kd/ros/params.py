@@ -9,7 +9,7 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from drone_kd.backends import Backend
+from drone_kd.backends import RUNTIMES, Backend
 from drone_kd.config import parameter_defaults
 from drone_kd.core.tiling import OFF, parse_tiling
 from drone_kd.detector import Detector
@@ -30,6 +30,8 @@ class Settings:
         SettingsError: a value cannot be used.
     """
 
+    runtime: str
+    allow_fallback: bool
     confidence: float
     class_confidence: Mapping[str, float]
     classes: tuple[str, ...]
@@ -69,7 +71,11 @@ class Settings:
             parse_tiling(self.tiling)
         except ValueError as error:
             raise SettingsError(str(error)) from None
-        for name, known in (("image_transport", TRANSPORTS), ("reliability", RELIABILITIES)):
+        for name, known in (
+            ("runtime", RUNTIMES),
+            ("image_transport", TRANSPORTS),
+            ("reliability", RELIABILITIES),
+        ):
             if getattr(self, name) not in known:
                 raise SettingsError(
                     f"{name}: expected {' or '.join(known)}, got {getattr(self, name)!r}"
@@ -131,6 +137,13 @@ def declare_detector_parameters(node: Node) -> None:
             "model": _text(
                 "Path of a model file; empty: the model that comes with the package. In flight: "
                 "loaded and tried in the background, then swapped, or refused and set back."
+            ),
+            "runtime": _text(
+                "tensorrt, onnxruntime, or auto: TensorRT where it is installed; for the next "
+                "model."
+            ),
+            "allow_fallback": ParameterDescriptor(
+                description="ONNX Runtime serves where TensorRT fails; for the next model."
             ),
             "confidence": _number("A detection's score must be greater than this.", 0.0, 1.0),
             "class_confidence": _text('Other thresholds for some classes: ["car=0.4"].'),

@@ -112,10 +112,10 @@ def test_a_model_is_swapped_without_losing_a_frame(flying, tmp_path, monkeypatch
     other = write_bright_cell_model(tmp_path / "other.onnx", tiny_spec(classes=("bus", "dog")))
     loading, gate, works = threading.Event(), threading.Event(), models.open_backend
 
-    def slow(path):
+    def slow(path, **options):
         loading.set()
         gate.wait(10)
-        return works(path)
+        return works(path, **options)
 
     monkeypatch.setattr(models, "open_backend", slow)
     assert set_parameter(flying, "model", str(other)).successful
@@ -165,8 +165,8 @@ def test_a_filter_set_while_a_model_is_loaded(flying, model, tmp_path, monkeypat
     other = write_bright_cell_model(tmp_path / "other.onnx", tiny_spec(classes=("bus", "dog")))
     loading, gate, works = threading.Event(), threading.Event(), models.load_model
 
-    def slow(*arguments):
-        loaded = works(*arguments)
+    def slow(*arguments, **options):
+        loaded = works(*arguments, **options)
         loading.set()
         gate.wait(10)
         return loaded
