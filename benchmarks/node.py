@@ -232,8 +232,8 @@ def measure_soak(bench: Bench) -> Iterator[str]:
     minutes = bench.soak_minutes
     yield f"## {minutes:g} minutes at 15 Hz, with a model swap every minute"
     yield ""
-    yield "| minute | resident memory (MB) | threads | open files | results |"
-    yield "|---|---|---|---|---|"
+    yield "| minute | resident memory (MB) | threads | open files | results | longest gap (ms) |"
+    yield "|---|---|---|---|---|---|"
     with tempfile.TemporaryDirectory() as folder:
         models = [Path(folder) / name for name in ("a.onnx", "b.onnx")]
         for model in models:
@@ -244,7 +244,10 @@ def measure_soak(bench: Bench) -> Iterator[str]:
                 frames = len(bench.hear(60))
                 series.append(resources(pid))
                 memory, threads, files = series[-1]
-                yield f"| {minute} | {memory:.1f} | {threads} | {files} | {frames} |"
+                gap_ms = 1e3 * np.diff(bench.listener.arrivals).max()
+                yield (
+                    f"| {minute} | {memory:.1f} | {threads} | {files} | {frames} | {gap_ms:.0f} |"
+                )
                 bench.listener.set_parameter("model", str(models[minute % 2]))
     warm = min(len(series) - 1, 2)  # two swaps: both models were loaded once
     growth = series[-1][0] / series[warm][0] - 1

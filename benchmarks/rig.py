@@ -87,7 +87,8 @@ class Listener:
 
     Attributes:
         latencies_ms: from the camera's stamp to the detections in hand, in order of arrival.
-        found: numbers of detections in the same messages.
+        arrivals: of the same messages, in seconds of `time.monotonic`.
+        found: numbers of detections in them.
         stats: the node's last ~/stats, as {status name: {key: value}}.
     """
 
@@ -113,6 +114,7 @@ class Listener:
     def restart(self) -> None:
         """Forget what was heard."""
         self.latencies_ms: list[float] = []
+        self.arrivals: list[float] = []
         self.found: list[int] = []
         self.stats: dict[str, dict[str, str]] = {}
 
@@ -160,6 +162,7 @@ class Listener:
     def _on_detections(self, message) -> None:
         stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
         self.latencies_ms.append((time.time_ns() - stamp) / 1e6)
+        self.arrivals.append(time.monotonic())
         self.found.append(len(message.detections))
 
     def _on_stats(self, message) -> None:
