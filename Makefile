@@ -21,7 +21,7 @@ endif
 # ROS traffic stays on this machine unless the caller says otherwise.
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 
-.PHONY: help setup demo demo-teacher default-model test lint clean check
+.PHONY: help setup demo demo-teacher default-model test bench-node lint clean check
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -59,6 +59,11 @@ default-model: setup  ## train drone_kd/models/default.onnx anew (about an hour 
 
 test: lint $(DONE)/rtx  ## lint, then run the tests
 	$(PY) -m pytest --timeout=120 --durations=10
+
+# YOLO_ROS: a checkout of github.com/mgonzs13/yolo_ros to compare with. SOAK_MINUTES: default 5.
+bench-node: setup  ## measure what the node costs: benchmarks/node.md (about 40 minutes)
+	$(PY) -m benchmarks.node $(if $(YOLO_ROS),--yolo-ros "$(YOLO_ROS)") \
+	  $(if $(SOAK_MINUTES),--soak-minutes $(SOAK_MINUTES))
 
 lint: setup  ## check style and formatting
 	$(PY) -m ruff check .

@@ -41,18 +41,28 @@ def draw_detections(
         text = f"{classes[class_id]} {score:.2f}"
         # Above the box, or below it at the picture's upper edge.
         baseline = top - 3 if top >= 13 else bottom + 12
-        for shade, thickness in (((0, 0, 0), 3), (colour, 1)):
-            cv2.putText(
-                canvas,
-                text,
-                (left, baseline),
-                cv2.FONT_HERSHEY_SIMPLEX,
-                0.4,
-                shade,
-                thickness,
-                cv2.LINE_AA,
-            )
+        draw_text(canvas, text, (left, baseline), colour)
     return canvas
+
+
+def draw_text(
+    image: np.ndarray,
+    text: str,
+    origin: tuple[int, int] = (4, 14),
+    colour: tuple[int, int, int] = (255, 255, 255),
+) -> None:
+    """Write into a uint8 (h, w, 3) BGR picture, legible on any ground.
+
+    Args:
+        image: is changed.
+        text: one line of ASCII.
+        origin: left end of the text's baseline, x and y in pixels.
+        colour: BGR.
+    """
+    for shade, thickness in (((0, 0, 0), 3), (colour, 1)):
+        cv2.putText(
+            image, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.4, shade, thickness, cv2.LINE_AA
+        )
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int, width: int) -> np.ndarray:

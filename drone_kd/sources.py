@@ -9,6 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from drone_kd.core.encoded import is_incomplete
+
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
 
@@ -59,7 +61,7 @@ def read_picture(path: str | Path) -> np.ndarray:
         data = Path(path).read_bytes()
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}") from None
-    if _is_incomplete(data):
+    if is_incomplete(data):
         raise SourceError(f"{path}: the picture is incomplete (empty or cut off)")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -96,23 +98,3 @@ def _read_video(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         capture.release()
     if number == 0:
         raise SourceError(f"{path}: not a video that OpenCV can read (damaged?)")
-
-
-def _is_incomplete(data: bytes) -> bool:
-    """Tell whether a file is empty, or a JPEG or PNG that was cut off.
-
-    OpenCV 4.5 decodes a cut JPEG without a word and fills up with grey: a detector would find
-    nothing there and call that a result.
-    """
-    if data.startswith(b"\x89PNG"):
-        return b"IEND" not in data
-    if not data.startswith(b"\xff\xd8"):
-        return not data
-    # Skip the header's segments, which may hold a whole thumbnail, up to the first scan (FFDA).
-    # Within scans FFD9 can only be the end of the image.
-    position = 2
-    while (
-        data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda"
-    ):
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return b"\xff\xd9" not in data[position:]

@@ -4,7 +4,7 @@ from tiny_model import tiny_spec, write_bright_cell_model, write_fixed_model
 
 from drone_kd.config import parameter_defaults
 from drone_kd.core.decode import InferenceError
-from drone_kd.detector import Detector, load_detector
+from drone_kd.detector import Detector, Picture, load_detector
 
 
 @pytest.fixture
@@ -86,3 +86,84 @@ def test_thresholds_out_of_range_are_refused(detector, setting):
     values = {"confidence": 0.5, "iou": 0.5, "max_detections": 5, **setting}
     with pytest.raises(ValueError, match=next(iter(setting))):
         Detector(detector.backend, **values)
+
+
+WHOLE = np.array([[0, 0, 64, 64]])
+
+
+def bright(x, y, size=64):
+    """A dark picture with one cell of the network bright."""
+    image = np.zeros((size, size, 3), np.uint8)
+    scale = size // 64
+    image[y * scale : (y + 8) * scale, x * scale : (x + 8) * scale] = 255
+    return image
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_several_pictures_at_once(tmp_path, batch):
+    path = write_bright_cell_model(tmp_path / "model.onnx", tiny_spec(batch=batch))
+    detector = load_detector(path, confidence=0.9)
+    calls, works = [], detector.backend.infer
+    detector.backend.infer = lambda frames: calls.append(frames.shape) or works(frames)
+    corners = [(0, 0), (16, 8), (56, 56)]
+    found, times = detector.batch([Picture(bright(*c), 64, 64) for c in corners], [WHOLE] * 3)
+    assert [f.xyxy[0, :2].tolist() for f in found] == [list(c) for c in corners]
+    assert [len(f) for f in found] == [1, 1, 1]
+    assert calls == [(batch, 64, 64, 3)] * -(-3 // batch)
+    assert min(times) > 0
+
+
+def test_boxes_of_a_reduced_picture_are_those_of_the_original(detector):
+    """A JPEG of 127 x 127 px, decoded at half its size: the last pixel is a half one."""
+    (found,), _ = detector.batch([Picture(bright(56, 16), 127, 127, reduction=2)], [WHOLE])
+    assert found.xyxy.tolist() == [[112, 32, 127, 48]]
+
+
+def test_a_picture_that_fails_does_not_take_the_others_along(tmp_path):
+    path = write_bright_cell_model(tmp_path / "model.onnx", tiny_spec(batch=2))
+    detector = load_detector(path, confidence=0.9)
+    works = detector.backend.infer
+
+    def infer(frames):
+        output = works(frames).copy()
+        output[0] = np.nan
+        return output
+
+    detector.backend.infer = infer
+    found, _ = detector.batch([Picture(bright(0, 0), 64, 64)] * 2, [WHOLE] * 2)
+    assert isinstance(found[0], InferenceError)
+    assert len(found[1]) == 1
+
+
+def test_classes_and_their_thresholds(detector):
+    def count(**settings):
+        return len(
+            Detector(detector.backend, 0.9, 0.7, 100, **settings)(
+                np.full((8, 8, 3), 255, np.uint8)
+            )
+        )
+
+    assert count() == 64
+    assert count(class_confidence={"person": 0.5}) == 64
+    assert count(class_confidence={"car": 1.0}) == 0
+    assert count(only=("car",)) == 64
+    assert count(only=("person",)) == 0
+    with pytest.raises(ValueError, match="knows no class 'lorry'; its classes: car, person"):
+        count(only=("lorry",))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_tiles(tmp_path, batch):
+    path = write_bright_cell_model(tmp_path / "model.onnx", tiny_spec(batch=batch))
+    image = np.zeros((256, 256, 3), np.uint8)
+    image[8:16, 16:24] = image[200:208, 128:136] = 255
+    assert len(load_detector(path, confidence=0.9)(image)) == 0
+    found = load_detector(path, confidence=0.9, tiling="4x4", tile_overlap=0.0)(image)
+    corners = sorted(found.xyxy[:, :2].tolist())
+    np.testing.assert_allclose(corners, [[16, 8], [128, 200]], atol=1e-3)
+
+
+def test_a_very_large_picture(detector):
+    image = np.zeros((4320, 7680, 3), np.uint8)
+    image[2160:3120, 960:1920] = 255
+    assert len(detector(image)) == 1

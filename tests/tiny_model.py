@@ -80,6 +80,49 @@ def write_fixed_model(path: Path, output: np.ndarray, spec: ModelSpec | None = N
     return _save(path, spec or tiny_spec(), nodes, constants, output.shape)
 
 
+def write_slow_model(path: Path, spec: ModelSpec | None = None, products: int = 10) -> Path:
+    """Write a model that sees nothing, at once in a black picture, and after long in a bright one.
+
+    It multiplies matrices of 512 x 512, `products` times the brightest value (0 to 255).
+    """
+    spec = spec or tiny_spec()
+    matrix = [512, 512]
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["before", "matrix"], ["after"]),
+            helper.make_node("Identity", ["go"], ["go_on"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, matrix),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, matrix),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["images"], ["peak"], keepdims=0),
+        helper.make_node("Cast", ["peak"], ["value"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["value", "products"], ["times"]),
+        helper.make_node("Loop", ["times", "go", "matrix"], ["product"], body=body),
+        helper.make_node("ReduceSum", ["product"], ["sum"], keepdims=0),
+        helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+        helper.make_node("Add", ["fixed", "nothing"], ["output0"]),
+    ]
+    shape = (spec.batch, 1, 6)
+    constants = {
+        "products": np.int64(products),
+        "go": np.bool_(True),
+        "matrix": np.zeros(matrix, np.float32),
+        "zero": np.float32(0),
+        "fixed": np.zeros(shape, np.float32),
+    }
+    return _save(path, spec, nodes, constants, shape)
+
+
 def _save(
     path: Path,
     spec: ModelSpec,

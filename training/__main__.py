@@ -106,7 +106,7 @@ def _evaluate(a: argparse.Namespace) -> None:
     from training.data import write_text
     from training.evaluate import evaluate
 
-    metrics = evaluate(a.model, a.data, split=a.split, imgsz=a.imgsz)
+    metrics = evaluate(a.model, a.data, split=a.split, imgsz=a.imgsz, tiling=a.tiling)
     if a.json:
         write_text(a.json, json.dumps(metrics, indent=1))
     for key in ("map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large"):
@@ -239,6 +239,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", required=True, help="data.yaml in Ultralytics' format")
     sub.add_argument("--split", default="val", help="train, val or test (%(default)s)")
     sub.add_argument("--imgsz", type=int, help="input of a .pt (default: as trained)")
+    sub.add_argument(
+        "--tiling", default="off", help="off, auto or ROWSxCOLUMNS, as the node does (%(default)s)"
+    )
     sub.add_argument("--json", type=Path, metavar="OUT", help="write the figures there, too")
 
     sub = command(

@@ -19,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from drone_kd.backends import open_backend
+from drone_kd.config import parameter_defaults
 from drone_kd.core.spec import ModelError
 from drone_kd.detector import Detector
 from training.backend import TorchBackend
@@ -34,7 +35,9 @@ CONFIDENCE, IOU, MAX_DETECTIONS = 0.001, 0.7, 300
 SIZES = {"tiny": (0, 16**2), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 
 
-def evaluate(model, data: str | Path, split: str = "val", imgsz: int | None = None) -> dict:
+def evaluate(
+    model, data: str | Path, split: str = "val", imgsz: int | None = None, tiling: str = "off"
+) -> dict:
     """Evaluate a model on one split of a data set.
 
     Args:
@@ -42,6 +45,7 @@ def evaluate(model, data: str | Path, split: str = "val", imgsz: int | None = No
         data: data.yaml in Ultralytics' format; classes are matched to the model's by name.
         split: train, val or test.
         imgsz: square input of a .pt (default: the one it was trained at); a .onnx has its own.
+        tiling: see `drone_kd.detector.Detector`.
 
     Returns:
         {"map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large", "per_class": {name:
@@ -58,7 +62,14 @@ def evaluate(model, data: str | Path, split: str = "val", imgsz: int | None = No
             f"{data} has no split {split!r}: use train, val or test, as far as it has them"
         )
     backend = _open(model, imgsz)
-    detector = Detector(backend, confidence=CONFIDENCE, iou=IOU, max_detections=MAX_DETECTIONS)
+    detector = Detector(
+        backend,
+        confidence=CONFIDENCE,
+        iou=IOU,
+        max_detections=MAX_DETECTIONS,
+        tiling=tiling,
+        tile_overlap=parameter_defaults("detector.yaml")["tile_overlap"],
+    )
     index = {name.strip().lower(): i for i, name in enumerate(dataset.names)}
     to_data = [index.get(name.strip().lower()) for name in backend.spec.classes]
     known = sorted(i for i in to_data if i is not None)

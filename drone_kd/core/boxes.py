@@ -56,19 +56,32 @@ def nms(
     for start in range(0, len(order), _NMS_BLOCK):
         block = order[start : start + _NMS_BLOCK]
         block = block[~_overlap(kept, block, xyxy, class_ids, iou_threshold).any(axis=0)]
-        # Within the block only an earlier box can drop a later one. A dropped box drops nothing,
-        # so repeat until the answer stands; that takes as many rounds as the longest chain.
-        drops = np.triu(_overlap(block, block, xyxy, class_ids, iou_threshold), k=1)
-        alive = np.ones(len(block), bool)
-        while True:
-            survivors = ~drops[alive].any(axis=0)
-            if (survivors == alive).all():
-                break
-            alive = survivors
+        drops = _overlap(block, block, xyxy, class_ids, iou_threshold)
+        alive = survivors(drops)
         kept = np.concatenate([kept, block[alive]])
         if len(kept) >= max_detections:
             break
     return kept[:max_detections]
+
+
+def survivors(drops: np.ndarray) -> np.ndarray:
+    """Return which of N candidates, best first, are not dropped by a better one that survives.
+
+    Args:
+        drops: bool (N, N); [i, j]: i would drop j. Only i < j counts.
+
+    Returns:
+        bool (N,).
+    """
+    drops = np.triu(drops, k=1)
+    alive = np.ones(len(drops), bool)
+    # A dropped candidate drops nothing, so repeat until the answer stands; that takes as many
+    # rounds as the longest chain.
+    while True:
+        left = ~drops[alive].any(axis=0)
+        if (left == alive).all():
+            return alive
+        alive = left
 
 
 def _overlap(

@@ -19,7 +19,7 @@ def decode(
     spec: ModelSpec,
     placement: Letterbox,
     image_shape: tuple[int, ...],
-    confidence: float,
+    confidence: float | np.ndarray,
     iou: float,
     max_detections: int,
 ) -> Detections:
@@ -30,7 +30,7 @@ def decode(
         spec: the model's description of itself.
         placement: what `letterbox` returned for the picture.
         image_shape: (height, width, ...) of the original picture in pixels.
-        confidence: scores must be greater than this.
+        confidence: scores must be greater than this; or float32 (classes,), one for each class.
         iou: overlap above which a dense head's weaker box of the same class is dropped.
         max_detections: keep at most this many, best first.
 
@@ -52,7 +52,8 @@ def decode(
             f"expected scores in [0, 1], got {scores.min():g} to {scores.max():g}: is the sigmoid "
             "missing?"
         )
-    rows = rows[scores > confidence]
+    thresholds = np.broadcast_to(np.asarray(confidence, np.float32), len(spec.classes))
+    rows = rows[scores > thresholds.min()]
     class_ids = rows[:, 5].astype(np.int64)
     if ((class_ids != rows[:, 5]) | (class_ids < 0) | (class_ids >= len(spec.classes))).any():
         raise InferenceError(
@@ -63,6 +64,7 @@ def decode(
     in_picture = unletterbox(xyxy, placement, width=image_shape[1], height=image_shape[0])
     # Clipping leaves nothing of a box in the padding, and nothing can be done with an empty one.
     visible = (in_picture[:, 0] < in_picture[:, 2]) & (in_picture[:, 1] < in_picture[:, 3])
+    visible &= scores > thresholds[class_ids]
     xyxy, in_picture = xyxy[visible], in_picture[visible]
     scores, class_ids = scores[visible], class_ids[visible]
     if spec.head == "dense":

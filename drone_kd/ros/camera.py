@@ -27,6 +27,7 @@ from drone_kd.sources import SourceError, read_frames
 IMAGE_QOS = QoSProfile(depth=1)
 
 _FRAMES_AHEAD = 4
+_STOP_SECONDS = 1.0
 _END = None
 
 
@@ -63,10 +64,11 @@ class CameraNode(Node):
             clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
 
-    def stop(self) -> None:
-        """End the reader and wait for it."""
+    def stop(self) -> bool:
+        """End the reader and wait for it; False if it hangs."""
         self._stopping.set()
-        self._reader.join()
+        self._reader.join(_STOP_SECONDS)
+        return not self._reader.is_alive()
 
     def _read(self) -> Iterator[np.ndarray]:
         """Yield uint8 (h, w, 3) BGR frames until the source ends, or for ever."""

@@ -1,70 +1,22 @@
-"""ROS messages to arrays and back."""
+"""What the node publishes: arrays to ROS messages."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from vision_msgs.msg import (
-    BoundingBox2D,
     Detection2D,
     Detection2DArray,
     LabelInfo,
-    ObjectHypothesis,
     ObjectHypothesisWithPose,
-    Point2D,
-    Pose2D,
     VisionClass,
 )
 
 from drone_kd.core.detections import Detections
-
-# encoding: (bytes per pixel, OpenCV's conversion to BGR)
-_ENCODINGS = {
-    "bgr8": (3, None),
-    "rgb8": (3, cv2.COLOR_RGB2BGR),
-    "mono8": (1, cv2.COLOR_GRAY2BGR),
-    "bgra8": (4, cv2.COLOR_BGRA2BGR),
-    "rgba8": (4, cv2.COLOR_RGBA2BGR),
-}
-
-
-class ImageError(ValueError):
-    """An image message cannot be used; the message is one line."""
-
-
-def image_to_bgr(message: Image) -> np.ndarray:
-    """Return an image message's pixels as uint8 (height, width, 3) BGR.
-
-    A bgr8 image is a view of the message's own memory, with its row step.
-
-    Raises:
-        ImageError: the encoding is unknown, the image is empty, or its data are too short.
-    """
-    if message.encoding not in _ENCODINGS:
-        raise ImageError(
-            f"expected an image encoded as {', '.join(_ENCODINGS)}, got {message.encoding!r}"
-        )
-    channels, conversion = _ENCODINGS[message.encoding]
-    height, width, step = message.height, message.width, message.step
-    if height == 0 or width == 0:
-        raise ImageError(f"expected an image with pixels, got {width}x{height}")
-    if step < width * channels:
-        raise ImageError(
-            f"expected a row step of at least {width * channels} bytes for {width} pixels of "
-            f"{message.encoding}, got {step}"
-        )
-    if len(message.data) < height * step:
-        raise ImageError(
-            f"expected {height * step} bytes for {height} rows of {step}, got {len(message.data)}"
-        )
-    rows = np.frombuffer(message.data, np.uint8, height * step).reshape(height, step)
-    pixels = rows[:, : width * channels].reshape(height, width, channels)
-    return pixels if conversion is None else cv2.cvtColor(pixels, conversion)
 
 
 def bgr_to_image(image: np.ndarray, header: Header) -> Image:
@@ -86,26 +38,21 @@ def to_detection_array(
     centres = ((xyxy[:, :2] + xyxy[:, 2:]) / 2).tolist()
     sizes = (xyxy[:, 2:] - xyxy[:, :2]).tolist()
     message = Detection2DArray(header=header)
-    message.detections = [
-        Detection2D(
-            header=header,
-            bbox=BoundingBox2D(
-                center=Pose2D(position=Point2D(x=x, y=y)), size_x=width, size_y=height
-            ),
-            results=[
-                ObjectHypothesisWithPose(
-                    hypothesis=ObjectHypothesis(class_id=classes[class_id], score=score)
-                )
-            ],
-        )
-        for (x, y), (width, height), class_id, score in zip(
-            centres,
-            sizes,
-            detections.class_ids.tolist(),
-            detections.scores.tolist(),
-            strict=True,
-        )
-    ]
+    for (x, y), (width, height), class_id, score in zip(
+        centres, sizes, detections.class_ids.tolist(), detections.scores.tolist(), strict=True
+    ):
+        # A message makes all that is in it anyway: to fill that in takes a third less time than
+        # to hand it new parts.
+        detection = Detection2D()
+        detection.header = header
+        box = detection.bbox
+        box.center.position.x, box.center.position.y = x, y
+        box.size_x, box.size_y = width, height
+        result = ObjectHypothesisWithPose()
+        result.hypothesis.class_id = classes[class_id]
+        result.hypothesis.score = score
+        detection.results.append(result)
+        message.detections.append(detection)
     return message
 
 

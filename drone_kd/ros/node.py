@@ -2,97 +2,94 @@
 
     ros2 run drone_kd detector --ros-args -r image:=/camera/image_raw -p autostart:=true
 
-Without `autostart` the node waits to be configured and activated, as lifecycle nodes do.
+Without `autostart` the node waits to be configured and activated, as lifecycle nodes do. This
+file is its life cycle and its wiring; each other file of this folder does one of its jobs.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
-from dataclasses import dataclass
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from time import monotonic, perf_counter
 
-import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
+from std_srvs.srv import SetBool
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
-from drone_kd.backends import Backend, open_backend
-from drone_kd.config import default_model_path
-from drone_kd.detector import Detector
-from drone_kd.ros.messages import ImageError, image_to_bgr, to_detection_array, to_label_info
-from drone_kd.ros.params import declare_detector_parameters
+from drone_kd.ros.debug import DebugImages
+from drone_kd.ros.diagnostics import (
+    camera_status,
+    judge_camera,
+    judge_node,
+    node_status,
+    read_temperatures,
+)
+from drone_kd.ros.inbox import Frame, Inbox
+from drone_kd.ros.messages import to_detection_array, to_label_info
+from drone_kd.ros.models import Loader, Model, load_model
+from drone_kd.ros.params import Settings, declare_detector_parameters
+from drone_kd.ros.qos import DETECTIONS_QOS, LATCHED_QOS, REPORT_QOS, ImageSubscription
 from drone_kd.ros.run import run_node
+from drone_kd.ros.stats import DISABLED, SUPERSEDED, CameraReport, CameraStats
+from drone_kd.ros.worker import Result, Worker
 
-DETECTIONS_QOS = QoSProfile(depth=1)
-LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-
-SILENCE_SECONDS = 5.0
 MATCH_SECONDS = 0.5
-_THROTTLE_SECONDS = 5.0
-
-
-class NewestImage:
-    """A place for one message between the executor and the worker; a newer one replaces it."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._message: Image | None = None
-        self._closed = False
-
-    def put(self, message: Image) -> bool:
-        """Leave a message; returns whether it replaced one that nobody took."""
-        with self._condition:
-            replaced = self._message is not None
-            self._message = message
-            self._condition.notify()
-            return replaced
-
-    def take(self) -> Image | None:
-        """Wait for a message; None once the place is closed."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._closed or self._message is not None)
-            message, self._message = self._message, None
-            return None if self._closed else message
-
-    def close(self) -> None:
-        """Make `take` return None from now on."""
-        with self._condition:
-            self._closed = True
-            self._condition.notify()
-
-
-@dataclass
-class Counts:
-    """What became of the images since activation."""
-
-    received: int = 0
-    superseded: int = 0  # replaced by a newer one before the worker was free
-    dropped: int = 0  # not an image that can be read
-    failed: int = 0  # the inference failed
-    published: int = 0
-
-    def __str__(self) -> str:
-        return (
-            f"{self.received} images received, {self.published} published, "
-            f"{self.superseded} superseded, {self.dropped} dropped, {self.failed} failed"
-        )
+REPORT_SECONDS = 1.0
+# A camera that stays silent is reported again after so long.
+_REMIND_SECONDS = 10.0
+# An inference may take as long as it likes, but nobody waits longer for it to end.
+_STOP_SECONDS = 1.0
 
 
 class DetectorNode(LifecycleNode):
-    """Publishes the detections of the newest image of the topic `image`."""
+    """Publishes the detections of the newest image of each camera.
+
+    Raises:
+        rclpy.exceptions.ParameterException, SettingsError: a parameter given at the start cannot
+            be used.
+    """
 
     def __init__(self) -> None:
         super().__init__("detector")
+        self._change_state = self._service_change_state.callback
+        self._service_change_state.callback = self._on_change_state
         declare_detector_parameters(self)
-        self.counts = Counts()
-        self._backend: Backend | None = None
-        self._worker: threading.Thread | None = None
-        self._newest = NewestImage()
-        self._announced_threshold: float | None = None
-        self._received_before = 0
+        self._settings = Settings.from_parameters(self._values())
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._model: Model | None = None
+        self._problem = ""
+        self._setting_back = False
+        self._loader = Loader(
+            ready=self.create_guard_condition(self._on_loaded).trigger,
+            progress=self.get_logger().info,
+        )
+        self._enabled = True
+        self.create_service(SetBool, "~/enable", self._on_enable)
+
+        self._worker: Worker | None = None
+        self._hanging: Worker | None = None
+        self._inbox: Inbox | None = None
+        self._subscriptions_by_camera: dict[str, ImageSubscription] = {}
+        self._stats = {camera: CameraStats() for camera in self._settings.cameras}
+        self._reminders: dict[str, tuple[str, float]] = {}
+
+        self._report_publishers = [
+            self.create_publisher(DiagnosticArray, topic, REPORT_QOS)
+            for topic in ("/diagnostics", "~/stats")
+        ]
+        # On the machine's own clock: a simulation that stands still must not silence them.
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(REPORT_SECONDS, self._report, clock=clock)
+        self.create_timer(MATCH_SECONDS, self._match, clock=clock)
         if self.get_parameter("autostart").value:
             if (
                 self.trigger_configure() == TransitionCallbackReturn.SUCCESS
@@ -105,69 +102,79 @@ class DetectorNode(LifecycleNode):
                 f"ros2 lifecycle set {self.get_fully_qualified_name()} configure"
             )
 
+    # Life cycle
+
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and run it once; FAILURE with one line if that cannot be."""
-        model = self.get_parameter("model").value
         try:
-            self._backend = open_backend(
-                model or default_model_path(),
-                runtime=self.get_parameter("runtime").value,
-                allow_fallback=self.get_parameter("allow_fallback").value,
+            self._model = load_model(
+                self.get_parameter("model").value,
+                self._settings,
+                may_build=True,
                 progress=self.get_logger().info,
             )
-            spec = self._backend.spec
-            self._detector()(np.zeros((spec.input_height, spec.input_width, 3), np.uint8))
         except Exception as error:  # rclpy would swallow it without a word
-            self._backend = None
-            self.get_logger().error(f"cannot configure: {error}")
+            self._problem = f"cannot configure: {error}"
+            self.get_logger().error(self._problem)
             return TransitionCallbackReturn.FAILURE
-        self._detections_publisher = self.create_lifecycle_publisher(
-            Detection2DArray, "~/detections", DETECTIONS_QOS
-        )
-        self._label_publisher = self.create_lifecycle_publisher(
-            LabelInfo, "~/label_info", LATCHED_QOS
-        )
-        self.get_logger().info(
-            f"model {model or 'of the package'}: {spec.input_width}x{spec.input_height}, "
-            f"{len(spec.classes)} classes, {self._backend.name}"
-        )
-        if self._backend.fallback:
-            self.get_logger().warning(
-                f"ONNX Runtime serves instead of TensorRT: {self._backend.fallback}"
+        self._labels = self.create_lifecycle_publisher(LabelInfo, "~/label_info", LATCHED_QOS)
+        self._detections, self._debug = {}, {}
+        for camera in self._settings.cameras:
+            prefix = f"~/{camera}/" if camera else "~/"
+            self._detections[camera] = self.create_lifecycle_publisher(
+                Detection2DArray, f"{prefix}detections", DETECTIONS_QOS
             )
+            self._debug[camera] = DebugImages(self, prefix)
+        self.get_logger().info(f"model {self._model}")
+        self._note_fallback()
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to receive, detect and publish."""
+        if self._hanging is not None and not self._hanging.stop(timeout=0):
+            self.get_logger().error("cannot activate: an inference from before is still running")
+            return TransitionCallbackReturn.FAILURE
+        self._hanging = None
         result = super().on_activate(state)
-        self.counts = Counts()
-        self._announced_threshold = None
         self._announce_labels()
-        self._newest = NewestImage()
-        self._worker = threading.Thread(target=self._work, name="detector", daemon=True)
-        self._worker.start()
-        self._subscribe(ReliabilityPolicy.BEST_EFFORT)
-        self._match_publishers()
-        self._received_before = 0
-        # On the machine's own clock: a simulation that stands still must not silence them.
-        clock = Clock(clock_type=ClockType.STEADY_TIME)
-        self._watchers = [
-            self.create_timer(MATCH_SECONDS, self._match_publishers, clock=clock),
-            self.create_timer(SILENCE_SECONDS, self._warn_of_silence, clock=clock),
-        ]
+        self._stats = {camera: CameraStats() for camera in self._settings.cameras}
+        self._reminders = {}
+        self._inbox = Inbox(self._settings.cameras)
+        self._worker = Worker(
+            self._inbox,
+            self._stats,
+            self._model,
+            self._settings,
+            publish=self._publish,
+            show=lambda result: self._debug[result.frame.camera].publish(result),
+            wants_full_size=lambda camera: self._debug[camera].wanted(),
+            logger=self.get_logger(),
+        )
+        for camera in self._settings.cameras:
+            self._subscriptions_by_camera[camera] = ImageSubscription(
+                self,
+                f"{camera}/image" if camera else "image",
+                self._settings.image_transport,
+                self._settings.reliability,
+                partial(self._on_image, camera),
+            )
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop to receive and publish; says what became of the images."""
-        self.stop()
+        self._stop_worker()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Give the model back."""
         result = super().on_cleanup(state)
-        self.destroy_lifecycle_publisher(self._detections_publisher)
-        self.destroy_lifecycle_publisher(self._label_publisher)
-        self._backend = None
+        self._loader.forget()
+        self.destroy_lifecycle_publisher(self._labels)
+        for publisher in self._detections.values():
+            self.destroy_lifecycle_publisher(publisher)
+        for debug in self._debug.values():
+            debug.destroy()
+        self._model = None
         return result
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -175,104 +182,173 @@ class DetectorNode(LifecycleNode):
         self.stop()
         return super().on_shutdown(state)
 
-    def stop(self) -> None:
-        """End the worker, if it runs, and wait for it."""
+    def _on_change_state(
+        self, request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
+        """Refuse a transition that the state does not allow: Humble and Jazzy die of it."""
+        try:
+            return self._change_state(request, response)
+        except RuntimeError as error:  # rclpy's RCLError, which has no public name
+            self.get_logger().error(f"no such transition now: {error}")
+            response.success = False
+            return response
+
+    def stop(self) -> bool:
+        """End the threads; False if an inference hangs or a model is still being loaded."""
+        self._stop_worker()
+        return self._loader.stop() and self._hanging is None
+
+    def _stop_worker(self) -> None:
         if self._worker is None:
             return
-        for timer in self._watchers:
-            self.destroy_timer(timer)
-        self.destroy_subscription(self._subscription)
-        self._newest.close()
-        self._worker.join()
-        self._worker = None
-        self.get_logger().info(f"stopped: {self.counts}")
+        for subscription in self._subscriptions_by_camera.values():
+            subscription.destroy()
+        self._subscriptions_by_camera.clear()
+        worker, self._worker = self._worker, None
+        if not worker.stop(_STOP_SECONDS):
+            self._hanging = worker
+            self.get_logger().warning("an inference is still running: its result will be dropped")
+        for camera, report in self.reports().items():
+            self.get_logger().info(f"stopped: {camera and f'{camera}: '}{report}")
 
-    def _subscribe(self, reliability: ReliabilityPolicy) -> None:
-        # Depth 1: a late frame is worth nothing, so none waits.
-        qos = QoSProfile(depth=1, reliability=reliability)
-        self._subscription = self.create_subscription(Image, "image", self._on_image, qos)
-        self._reliability = reliability
+    # Frames
 
-    def _match_publishers(self) -> None:
-        """Listen reliably if every publisher offers that, else best-effort, which fits all.
+    def _on_image(self, camera: str, message: Image | CompressedImage) -> None:
+        received = perf_counter()
+        stats = self._stats[camera]
+        stats.count_received()
+        if not self._enabled:
+            stats.count_drop(DISABLED)
+            return
+        stamp = message.header.stamp
+        stamp_ns = stamp.sec * 10**9 + stamp.nanosec
+        transport_ms = (self.get_clock().now().nanoseconds - stamp_ns) / 1e6 if stamp_ns else None
+        if self._inbox.put(Frame(camera, message, transport_ms, received)):
+            stats.count_drop(SUPERSEDED)
 
-        On a busy computer an image of some megabytes rarely gets through without repair: of
-        1080p images 10 % arrived best-effort, and 60 to 75 % reliably.
-        """
-        publishers = self.get_publishers_info_by_topic(self.resolve_topic_name("image"))
-        offered = {publisher.qos_profile.reliability for publisher in publishers}
-        wanted = (
-            ReliabilityPolicy.RELIABLE
-            if offered == {ReliabilityPolicy.RELIABLE}
-            else ReliabilityPolicy.BEST_EFFORT
-        )
-        if offered and wanted != self._reliability:
-            self.destroy_subscription(self._subscription)
-            self._subscribe(wanted)
-
-    def _on_image(self, message: Image) -> None:
-        self.counts.received += 1
-        if self._newest.put(message):
-            self.counts.superseded += 1
-
-    def _work(self) -> None:
-        while (message := self._newest.take()) is not None:
-            try:
-                self._detect(message)
-            except ImageError as error:
-                self.counts.dropped += 1
-                self.get_logger().warning(
-                    f"image dropped: {error} ({self.counts.dropped} dropped so far)",
-                    throttle_duration_sec=_THROTTLE_SECONDS,
-                )
-            except Exception as error:  # whatever it was, the next image deserves its chance
-                self.counts.failed += 1
-                self.get_logger().error(
-                    f"inference failed, nothing is published for this image: "
-                    f"{type(error).__name__}: {error} ({self.counts.failed} failed so far)",
-                    throttle_duration_sec=_THROTTLE_SECONDS,
-                )
-
-    def _detect(self, message: Image) -> None:
-        detections = self._detector()(image_to_bgr(message))
-        self._announce_labels()
-        self._detections_publisher.publish(
-            to_detection_array(detections, self._backend.spec.classes, message.header)
-        )
-        self.counts.published += 1
-
-    def _detector(self) -> Detector:
-        """Return a detector with the parameters of this moment."""
-        return Detector(
-            self._backend,
-            confidence=self.get_parameter("confidence").value,
-            iou=self.get_parameter("iou").value,
-            max_detections=self.get_parameter("max_detections").value,
+    def _publish(self, result: Result) -> None:
+        """Publish detections; called by the worker."""
+        self._detections[result.frame.camera].publish(
+            to_detection_array(result.detections, result.classes, result.frame.message.header)
         )
 
     def _announce_labels(self) -> None:
-        """Publish the class list, again when the threshold in it has changed."""
-        threshold = self.get_parameter("confidence").value
-        if threshold != self._announced_threshold:
-            header = Header(stamp=self.get_clock().now().to_msg())
-            self._label_publisher.publish(
-                to_label_info(self._backend.spec.classes, threshold, header)
-            )
-            self._announced_threshold = threshold
+        """Publish the class list and the threshold in use."""
+        header = Header(stamp=self.get_clock().now().to_msg())
+        classes = self._model.backend.spec.classes
+        self._labels.publish(to_label_info(classes, self._settings.confidence, header))
 
-    def _warn_of_silence(self) -> None:
-        received, self._received_before = self._received_before, self.counts.received
-        if received != self.counts.received:
+    # Control
+
+    def _values(self) -> dict[str, object]:
+        return {field.name: self.get_parameter(field.name).value for field in fields(Settings)}
+
+    def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        changed = {parameter.name: parameter.value for parameter in parameters}
+        model = changed.get("model") if self._model is not None else None
+        try:
+            settings = Settings.from_parameters(self._values() | changed)
+            if self._model is not None:
+                settings.detector(self._model.backend)
+            if model and not Path(model).is_file():
+                raise ValueError(f"model: {model}: expected a model file, but there is none")
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        labels_changed = settings.confidence != self._settings.confidence
+        self._settings = settings
+        if self._worker is not None:
+            self._worker.settings = settings
+            self._inbox.wake()
+            if labels_changed:
+                self._announce_labels()
+        if model is not None and not self._setting_back:
+            self._loader.request(model, settings)
+            self.get_logger().info(f"loading {model or 'the model of the package'}")
+        return SetParametersResult(successful=True)
+
+    def _on_loaded(self) -> None:
+        """Fly a model that was loaded in the background, or set the parameter back."""
+        outcome = self._loader.take()
+        if outcome is None or self._model is None:
             return
-        topic = self.resolve_topic_name("image")
-        publishers = self.count_publishers(topic)
-        reason = (
-            f"{publishers} publisher(s), but nothing arrives; large images over Fast DDS need "
-            "FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA on both sides"
-            if publishers
-            else "nobody publishes it; remap it with -r image:=/your/topic"
-        )
-        self.get_logger().warning(f"no image on {topic} for {SILENCE_SECONDS:g} s: {reason}")
+        parameter, model = outcome
+        try:
+            if isinstance(model, Exception):
+                raise model
+            self._settings.detector(model.backend)  # they may have changed while it was loaded
+        except Exception as error:  # a runtime's own exceptions have no common base class
+            self._problem = f"cannot load {parameter}: {error}; {self._model.path.name} flies on"
+            self.get_logger().error(self._problem)
+            self._setting_back = True
+            self.set_parameters([Parameter("model", value=self._model.parameter)])
+            self._setting_back = False
+            return
+        self._model = model
+        self._note_fallback()
+        if self._worker is not None:
+            self._announce_labels()
+            self._worker.model = model
+        self.get_logger().info(f"swapped, model {model}")
+
+    def _note_fallback(self) -> None:
+        """Say it, loudly, if this is not the runtime that was asked for."""
+        fallback = self._model.backend.fallback
+        self._problem = f"ONNX Runtime serves instead of TensorRT: {fallback}" if fallback else ""
+        if fallback:
+            self.get_logger().warning(self._problem)
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._enabled = request.data
+        if not self._enabled and self._worker is not None:
+            for frame in self._inbox.clear():
+                self._stats[frame.camera].count_drop(DISABLED)
+        response.success = True
+        response.message = "enabled" if self._enabled else "disabled"
+        self.get_logger().info(f"{response.message} by ~/enable")
+        return response
+
+    # Reports
+
+    def reports(self) -> dict[str, CameraReport]:
+        """Return what became of each camera's frames since activation."""
+        return {camera: stats.report() for camera, stats in self._stats.items()}
+
+    def _match(self) -> None:
+        for subscription in self._subscriptions_by_camera.values():
+            subscription.match()
+
+    def _report(self) -> None:
+        """Publish /diagnostics and ~/stats, and log cameras that are silent."""
+        state = self._state_machine.current_state[1]
+        temperatures = read_temperatures()
+        name = self.get_fully_qualified_name()
+        verdict = judge_node(state, self._enabled, self._problem, temperatures, self._settings)
+        status = [node_status(name, verdict, state, self._model, temperatures)]
+        for camera, subscription in self._subscriptions_by_camera.items():
+            report = self._stats[camera].report()
+            is_silent = report.silent_s > self._settings.silence_s
+            why_silent = subscription.why_silent() if is_silent else ""
+            self._remind(camera, subscription.topic, report, why_silent)
+            verdict = judge_camera(report, why_silent, self._settings)
+            status.append(
+                camera_status(f"{name}: {camera or 'image'}", verdict, subscription.topic, report)
+            )
+        message = DiagnosticArray(status=status)
+        message.header.stamp = self.get_clock().now().to_msg()
+        for publisher in self._report_publishers:
+            publisher.publish(message)
+
+    def _remind(self, camera: str, topic: str, report: CameraReport, why_silent: str) -> None:
+        """Log a silent camera when it falls silent, for another reason, or for long."""
+        before, since = self._reminders.get(camera, ("", 0.0))
+        now = monotonic()
+        if why_silent and (why_silent != before or now - since > _REMIND_SECONDS):
+            self.get_logger().warning(
+                f"no image on {topic} for {report.silent_s:.1f} s: {why_silent}"
+            )
+            self._reminders[camera] = why_silent, now
+        elif not why_silent:
+            self._reminders.pop(camera, None)
 
 
 def main(args: list[str] | None = None) -> int:

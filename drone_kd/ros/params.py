@@ -2,10 +2,125 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
+from drone_kd.backends import RUNTIMES, Backend
 from drone_kd.config import parameter_defaults
+from drone_kd.core.tiling import OFF, parse_tiling
+from drone_kd.detector import Detector
+
+TRANSPORTS = ("raw", "compressed")
+RELIABILITIES = ("auto", "reliable", "best_effort")
+
+
+class SettingsError(ValueError):
+    """A parameter's value cannot be used; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The detector's parameters of one moment, checked; see config/detector.yaml.
+
+    Raises:
+        SettingsError: a value cannot be used.
+    """
+
+    runtime: str
+    allow_fallback: bool
+    confidence: float
+    class_confidence: Mapping[str, float]
+    classes: tuple[str, ...]
+    iou: float
+    max_detections: int
+    tiling: str
+    tile_overlap: float
+    budget_ms: float
+    cameras: tuple[str, ...]
+    image_transport: str
+    reliability: str
+    max_age: float
+    max_rate: float
+    silence_s: float
+    rate_warn_hz: float
+    latency_warn_ms: float
+    latency_error_ms: float
+    failed_error_share: float
+    temperature_warn_c: float
+    temperature_error_c: float
+
+    @classmethod
+    def from_parameters(cls, values: Mapping[str, Any]) -> Settings:
+        """Read the parameters, as ROS gives them, by name; others are ignored."""
+        values = {field.name: values[field.name] for field in fields(cls)}
+        # An empty list has no type in ROS, so [""] stands for it.
+        values["classes"] = tuple(name for name in values["classes"] if name)
+        values["class_confidence"] = _read_thresholds(values["class_confidence"])
+        # YAML, and with it the command line, reads a bare off as false.
+        values["tiling"] = OFF if values["tiling"] is False else str(values["tiling"])
+        # One camera may go without a name, several may not.
+        values["cameras"] = tuple(values["cameras"]) or ("",)
+        return cls(**values)
+
+    def __post_init__(self) -> None:
+        try:
+            parse_tiling(self.tiling)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        for name, known in (
+            ("runtime", RUNTIMES),
+            ("image_transport", TRANSPORTS),
+            ("reliability", RELIABILITIES),
+        ):
+            if getattr(self, name) not in known:
+                raise SettingsError(
+                    f"{name}: expected {' or '.join(known)}, got {getattr(self, name)!r}"
+                )
+        if len(set(self.cameras)) != len(self.cameras) or not all(
+            name.isidentifier() for name in self.cameras if len(self.cameras) > 1 or name
+        ):
+            raise SettingsError(
+                "cameras: expected distinct names of letters, digits and underscores, got "
+                f"{list(self.cameras)}"
+            )
+
+    def detector(self, backend: Backend) -> Detector:
+        """Return a model with these settings.
+
+        Raises:
+            ValueError: they name a class that the model does not know.
+        """
+        return Detector(
+            backend,
+            confidence=self.confidence,
+            iou=self.iou,
+            max_detections=self.max_detections,
+            class_confidence=self.class_confidence,
+            only=self.classes,
+            tiling=self.tiling,
+            tile_overlap=self.tile_overlap,
+        )
+
+
+def _read_thresholds(entries: list[str]) -> dict[str, float]:
+    """Read ["car=0.4"]."""
+    thresholds = {}
+    for entry in filter(None, entries):
+        name, _, text = entry.rpartition("=")
+        try:
+            threshold = float(text)
+        except ValueError:
+            threshold = -1.0
+        if not name or not 0 <= threshold <= 1:
+            raise SettingsError(
+                f"class_confidence: expected NAME=THRESHOLD with 0 to 1, got {entry!r}"
+            )
+        thresholds[name.strip()] = threshold
+    return thresholds
 
 
 def declare_detector_parameters(node: Node) -> None:
@@ -19,30 +134,55 @@ def declare_detector_parameters(node: Node) -> None:
         node,
         "detector.yaml",
         {
-            "model": ParameterDescriptor(
-                description="Path of a model.onnx; empty: the model that comes with the package. "
-                "Takes effect when the node is configured."
+            "model": _text(
+                "Path of a model file; empty: the model that comes with the package. In flight: "
+                "loaded and tried in the background, then swapped, or refused and set back."
             ),
-            "confidence": _number(
-                "A detection's score must be greater than this; from the next frame on.", 0.0, 1.0
-            ),
-            "iou": _number(
-                "Boxes of one class that overlap more are one object (dense heads only); "
-                "from the next frame on.",
-                0.0,
-                1.0,
-            ),
-            "max_detections": _integer(
-                "At most this many per image, best first; from the next frame on.", 1, 1000
-            ),
-            "runtime": ParameterDescriptor(
-                description="tensorrt, onnxruntime, or auto: TensorRT where it is installed. "
-                "Takes effect when the node is configured."
+            "runtime": _text(
+                "tensorrt, onnxruntime, or auto: TensorRT where it is installed; for the next "
+                "model."
             ),
             "allow_fallback": ParameterDescriptor(
-                description="ONNX Runtime serves where TensorRT fails. "
-                "Takes effect when the node is configured."
+                description="ONNX Runtime serves where TensorRT fails; for the next model."
             ),
+            "confidence": _number("A detection's score must be greater than this.", 0.0, 1.0),
+            "class_confidence": _text('Other thresholds for some classes: ["car=0.4"].'),
+            "classes": _text('Names of the classes to report; [""]: all.'),
+            "iou": _number(
+                "Boxes of one class that overlap more are one object (dense heads only).", 0.0, 1.0
+            ),
+            "max_detections": _integer("At most this many per image, best first.", 1, 1000),
+            "tiling": ParameterDescriptor(
+                description="off, auto or ROWSxCOLUMNS: large images in tiles.",
+                dynamic_typing=True,
+            ),
+            "tile_overlap": _number("Of neighbouring tiles, as a share of a tile.", 0.0, 0.5),
+            "budget_ms": _number(
+                "Time for one image in milliseconds; tiles that do not fit take turns; 0: no "
+                "limit.",
+                0.0,
+                60000.0,
+            ),
+            "cameras": _text(
+                'Names of the cameras: topics NAME/image and ~/NAME/detections; [""]: one '
+                "without a name.",
+                read_only=True,
+            ),
+            "image_transport": _text("raw or compressed; takes effect when activated."),
+            "reliability": _text("auto, reliable or best_effort; takes effect when activated."),
+            "max_age": _number(
+                "Seconds; an older frame is dropped before inference; 0: no limit.", 0.0, 60.0
+            ),
+            "max_rate": _number("Frames per second and camera at most; 0: no limit.", 0.0, 1000.0),
+            "silence_s": _number("No frame for so many seconds is reported.", 0.1, 60.0),
+            "rate_warn_hz": _number("Fewer detections per second: WARN; 0: never.", 0.0, 1000.0),
+            "latency_warn_ms": _number("A greater p95 latency: WARN; 0: never.", 0.0, 60000.0),
+            "latency_error_ms": _number("A greater p95 latency: ERROR; 0: never.", 0.0, 60000.0),
+            "failed_error_share": _number(
+                "Share of failed inferences from which on it is an ERROR.", 0.0, 1.0
+            ),
+            "temperature_warn_c": _number("Degrees Celsius: WARN.", 0.0, 200.0),
+            "temperature_error_c": _number("Degrees Celsius: ERROR.", 0.0, 200.0),
             "autostart": ParameterDescriptor(
                 description="The node configures and activates itself when it starts.",
                 read_only=True,
@@ -80,6 +220,10 @@ def _declare(node: Node, file: str, descriptors: dict[str, ParameterDescriptor])
     defaults = parameter_defaults(file)
     for name, descriptor in descriptors.items():
         node.declare_parameter(name, defaults[name], descriptor)
+
+
+def _text(description: str, read_only: bool = False) -> ParameterDescriptor:
+    return ParameterDescriptor(description=description, read_only=read_only)
 
 
 def _number(description: str, low: float, high: float) -> ParameterDescriptor:

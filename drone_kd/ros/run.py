@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
+from drone_kd.ros.params import SettingsError
 from drone_kd.sources import SourceError
 
 # How long a signal may have to wait for the executor.
@@ -22,8 +24,8 @@ _POLL_SECONDS = 0.1
 class StoppableNode(Protocol):
     """A rclpy node with threads of its own."""
 
-    def stop(self) -> None:
-        """End the threads and wait for them."""
+    def stop(self) -> bool:
+        """End the threads; False if one of them hangs."""
 
     def destroy_node(self) -> None:
         """Take the node down."""
@@ -51,20 +53,25 @@ def run_node(
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # a wrong --ros-args; the class differs between distributions
         return _fail(name, error)
-    node = None
+    node, stopped = None, True
     try:
         node = make_node(finished)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         while not finished.is_set():
             executor.spin_once(timeout_sec=_POLL_SECONDS)
-    except (ParameterException, SourceError) as error:
+    except (ParameterException, SettingsError, SourceError) as error:
         return _fail(name, error)
     finally:
         if node is not None:
-            node.stop()
+            stopped = node.stop()
             node.destroy_node()
         rclpy.try_shutdown()
+    if not stopped:
+        # A thread is deep inside a runtime and cannot be interrupted: leave without it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

@@ -80,11 +80,12 @@ class Ground:
 
         self.wait_until(connected, "the detector is connected")
 
-    def send(self, image: np.ndarray | Image, seconds: int = 1) -> Header:
+    def send(self, image: np.ndarray | Image, seconds: float = 1) -> Header:
         """Publish a bgr8 picture or an image message; returns its header."""
         if isinstance(image, np.ndarray):
             image = bgr_to_image(image, Header(frame_id="camera"))
-        image.header.stamp.sec = seconds
+        image.header.stamp.sec = int(seconds)
+        image.header.stamp.nanosec = round(seconds % 1 * 1e9)
         self.images.publish(image)
         return image.header
 
@@ -103,15 +104,26 @@ class Ground:
         """Wait for the next detections."""
         return self.detections.get(timeout=WAIT_SECONDS)
 
+    def log(self) -> str:
+        """Return what this process has logged."""
+        self._log += self._capfd.readouterr().err
+        return self._log
+
     def wait_for_log(self, text: str) -> str:
         """Wait for a log line of this process that contains `text`."""
 
         def lines() -> list[str]:
-            self._log += self._capfd.readouterr().err
-            return [line for line in self._log.splitlines() if text in line]
+            return [line for line in self.log().splitlines() if text in line]
 
         self.wait_until(lambda: bool(lines()), f"{text!r} is logged")
         return lines()[-1]
+
+    def collect(self, message_type: type, topic: str, depth: int = 10) -> queue.Queue:
+        """Subscribe to a topic, and wait until its publisher is there."""
+        received: queue.Queue = queue.Queue()
+        self.node.create_subscription(message_type, topic, received.put, depth)
+        self.wait_until(lambda: self.node.count_publishers(topic) > 0, f"{topic} is published")
+        return received
 
     def labels(self) -> queue.Queue[LabelInfo]:
         """Subscribe to the label info, as somebody who comes late."""

@@ -14,7 +14,7 @@ pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from drone_kd.ros.messages import image_to_bgr
+from drone_kd.ros.images import image_to_bgr
 
 
 def start_process(*args):

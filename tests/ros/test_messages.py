@@ -1,81 +1,13 @@
-from array import array
-
 import numpy as np
 import pytest
 
 pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
 
-from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from drone_kd.core.detections import Detections
-from drone_kd.ros.messages import (
-    ImageError,
-    bgr_to_image,
-    image_to_bgr,
-    to_detection_array,
-    to_label_info,
-)
-
-BLUE, GREEN, RED, ALPHA = 10, 20, 30, 40
-
-
-def message(encoding, pixel, width=3, height=2, padding=0):
-    row = bytes(pixel) * width + bytes(padding)
-    return Image(
-        encoding=encoding,
-        width=width,
-        height=height,
-        step=len(row),
-        data=array("B", row * height),
-    )
-
-
-@pytest.mark.parametrize("padding", [0, 5])
-@pytest.mark.parametrize(
-    ("encoding", "pixel", "expected"),
-    [
-        ("bgr8", (BLUE, GREEN, RED), (BLUE, GREEN, RED)),
-        ("rgb8", (RED, GREEN, BLUE), (BLUE, GREEN, RED)),
-        ("bgra8", (BLUE, GREEN, RED, ALPHA), (BLUE, GREEN, RED)),
-        ("rgba8", (RED, GREEN, BLUE, ALPHA), (BLUE, GREEN, RED)),
-        ("mono8", (GREEN,), (GREEN, GREEN, GREEN)),
-    ],
-)
-def test_every_encoding_becomes_bgr(encoding, pixel, expected, padding):
-    image = image_to_bgr(message(encoding, pixel, padding=padding))
-    assert image.shape == (2, 3, 3)
-    assert image.dtype == np.uint8
-    assert (image == expected).all()
-
-
-def test_bgr8_is_not_copied():
-    source = message("bgr8", (BLUE, GREEN, RED), padding=5)
-    assert np.shares_memory(image_to_bgr(source), np.frombuffer(source.data, np.uint8))
-
-
-def broken(**changes):
-    image = message("bgr8", (BLUE, GREEN, RED))
-    for name, value in changes.items():
-        setattr(image, name, value)
-    return image
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"encoding": "bayer_rggb8"}, "expected an image encoded as bgr8, .* got 'bayer_rggb8'"),
-        ({"encoding": ""}, "expected an image encoded as"),
-        ({"data": array("B", bytes(17))}, "expected 18 bytes for 2 rows of 9, got 17"),
-        ({"step": 8}, "row step of at least 9 bytes for 3 pixels of bgr8, got 8"),
-        ({"width": 0}, "got 0x2"),
-        ({"height": 0}, "got 3x0"),
-        ({"height": 2**32 - 1}, "got 18"),
-    ],
-)
-def test_images_that_cannot_be_used(changes, says):
-    with pytest.raises(ImageError, match=says):
-        image_to_bgr(broken(**changes))
+from drone_kd.ros.images import image_to_bgr
+from drone_kd.ros.messages import bgr_to_image, to_detection_array, to_label_info
 
 
 def test_picture_to_message_and_back():

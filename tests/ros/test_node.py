@@ -2,8 +2,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
+import cv2
 import numpy as np
 import pytest
 from tiny_model import write_bright_cell_model, write_fixed_model
@@ -19,7 +21,9 @@ from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image
 
+from drone_kd.config import config_path
 from drone_kd.ros import node as node_module
+from drone_kd.ros.stats import FAILED, SUPERSEDED, UNDECODABLE
 
 EMPTY = np.zeros((128, 256, 3), np.uint8)
 # On the 64 x 64 canvas one cell of 8 px is 32 px of this picture.
@@ -41,6 +45,10 @@ def flying(ground, model):
     site.add_detector()
     site.wait_for_detector()
     return site
+
+
+def outcome(node, name, camera=""):
+    return node.reports()[camera].dropped[name]
 
 
 def test_detections_of_an_image(flying):
@@ -74,16 +82,18 @@ def test_sizes_and_encodings_may_change_between_frames(flying):
 
 
 def test_images_that_cannot_be_used_are_counted_and_dropped(flying):
-    unknown = Image(width=2, height=2, encoding="yuv422", step=4, data=bytes(8))
+    unknown = Image(width=2, height=2, encoding="yuv444", step=4, data=bytes(8))
     short = Image(width=2, height=2, encoding="bgr8", step=6, data=bytes(11))
     for count, image in enumerate((unknown, short), start=1):
         flying.send(image)
-        flying.wait_until(lambda n=count: flying.detector.counts.dropped == n, "it is dropped")
-    assert "got 'yuv422'" in flying.wait_for_log("image dropped")
+        flying.wait_until(
+            lambda n=count: outcome(flying.detector, UNDECODABLE) == n, "it is dropped"
+        )
+    assert "got 'yuv444'" in flying.wait_for_log("image dropped")
 
     flying.send(ONE, seconds=9)
     assert flying.receive().header.stamp.sec == 9, "something was published for a bad image"
-    assert flying.detector.counts.failed == 0
+    assert outcome(flying.detector, FAILED) == 0
 
 
 def test_a_failed_inference_publishes_nothing(ground, tmp_path):
@@ -92,41 +102,43 @@ def test_a_failed_inference_publishes_nothing(ground, tmp_path):
     node = site.add_detector()
     assert (node.trigger_configure(), node.trigger_activate()) == (SUCCESS, SUCCESS)
     site.wait_for_detector()
-    works, output = node._backend.infer, np.full((1, 6, 1), np.nan, np.float32)
+    works, output = node._model.backend.infer, np.full((1, 1, 6), np.nan, np.float32)
 
-    node._backend.infer = lambda batch: output
+    node._model.backend.infer = lambda batch: output
     site.send(ONE, seconds=1)
-    site.wait_until(lambda: node.counts.failed == 1, "the failure is counted")
+    site.wait_until(lambda: outcome(node, FAILED) == 1, "the failure is counted")
     assert "not finite" in site.wait_for_log("inference failed")
 
-    node._backend.infer = works
+    node._model.backend.infer = works
     site.send(ONE, seconds=2)
     assert site.receive().header.stamp.sec == 2
 
 
 def test_only_the_newest_image_waits_for_a_busy_network(flying):
     node = flying.detector
-    gate, works = node_module.threading.Event(), node._backend.infer
-    node._backend.infer = lambda batch: gate.wait() and works(batch)
+    gate, works = threading.Event(), node._model.backend.infer
+    node._model.backend.infer = lambda batch: gate.wait() and works(batch)
     for number in range(1, 6):
         flying.send(ONE, seconds=number)
         # Received while the network hangs: the executor is never blocked.
-        flying.wait_until(lambda n=number: node.counts.received == n, "the image is received")
+        flying.wait_until(
+            lambda n=number: node.reports()[""].received == n, "the image is received"
+        )
         if number == 1:
-            flying.wait_until(lambda: node._newest._message is None, "the worker has taken it")
+            flying.wait_until(lambda: not node._inbox._frames, "the worker has taken it")
     gate.set()
 
     assert [flying.receive().header.stamp.sec for _ in range(2)] == [1, 5]
-    assert node.counts.superseded == 3
+    assert outcome(node, SUPERSEDED) == 3
     assert flying.detections.empty()
 
 
 def test_a_camera_that_stops_is_reported_and_may_come_back(ground, model, monkeypatch):
-    monkeypatch.setattr(node_module, "SILENCE_SECONDS", 0.2)
-    site = ground(model=model, confidence=0.9, autostart=True)
+    monkeypatch.setattr(node_module, "REPORT_SECONDS", 0.1)
+    site = ground(model=model, confidence=0.9, autostart=True, silence_s=0.2)
     site.add_detector()
     site.wait_for_detector()
-    assert "no image on /image" in site.wait_for_log("1 publisher(s), but nothing arrives")
+    assert "no image on /image" in site.wait_for_log("there is a publisher")
 
     site.node.destroy_publisher(site.images)
     site.wait_for_log("nobody publishes it; remap it with -r image:=/your/topic")
@@ -213,7 +225,7 @@ def test_life_cycle(ground, model, tmp_path):
 
     assert node.trigger_deactivate() == SUCCESS
     assert node.trigger_cleanup() == SUCCESS
-    assert node._backend is None
+    assert node._model is None
     site.wait_until(
         lambda: site.node.count_publishers("/detector/detections") == 0, "the topics are gone"
     )
@@ -221,6 +233,54 @@ def test_life_cycle(ground, model, tmp_path):
     assert node.trigger_activate() == SUCCESS
     assert node.trigger_shutdown() == SUCCESS
     assert node._worker is None
+
+
+ALLOWED = {  # transition: (from, to)
+    Transition.TRANSITION_CONFIGURE: ("unconfigured", "inactive"),
+    Transition.TRANSITION_ACTIVATE: ("inactive", "active"),
+    Transition.TRANSITION_DEACTIVATE: ("active", "inactive"),
+    Transition.TRANSITION_CLEANUP: ("inactive", "unconfigured"),
+}
+
+
+def test_transitions_in_any_order_while_images_come(ground, model):
+    site = ground(model=model, confidence=0.9)
+    node = site.add_detector()
+    client = site.node.create_client(ChangeState, "/detector/change_state")
+    assert client.wait_for_service(10)
+    camera = site.node.create_timer(0.005, lambda: site.send(ONE))
+    state, order = "unconfigured", np.random.default_rng(0)
+    for transition in order.choice(list(ALLOWED), 60).tolist():
+        future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        site.wait_until(future.done, "the service answers")
+        before, after = ALLOWED[transition]
+        assert future.result().success == (state == before), (state, transition)
+        state = after if state == before else state
+        assert node._state_machine.current_state[1] == state
+    site.node.destroy_timer(camera)
+    if state == "unconfigured":
+        assert node.trigger_configure() == SUCCESS
+    if state != "active":
+        assert node.trigger_activate() == SUCCESS
+    site.wait_for_detector()
+    while site.exchange(ONE, seconds=7).header.stamp.sec != 7:
+        pass
+
+
+def test_a_camera_that_is_killed_and_started_again(flying, tmp_path):
+    """Without a word of good-bye: DDS notices after a while, or never."""
+    flying.node.destroy_publisher(flying.images)
+    cv2.imwrite(str(tmp_path / "one.png"), ONE)
+    command = [sys.executable, "-m", "drone_kd.ros.camera", "--ros-args"]
+    command += ["-p", f"source:={tmp_path}", "-p", "rate:=50.0"]
+    for frame_id in ("first", "second"):
+        process = subprocess.Popen([*command, "-p", f"frame_id:={frame_id}"], env=dict(os.environ))
+        try:
+            while flying.receive().header.frame_id != frame_id:
+                pass
+        finally:
+            process.kill()  # SIGKILL
+            process.wait()
 
 
 def start_process(*args):
@@ -266,6 +326,32 @@ def test_process_flies_and_ends_on_a_signal(ground, model, number):
         process.kill()
 
 
+def test_a_filter_that_the_model_does_not_know(ground, model):
+    site = ground(model=model, classes="[lorry]")
+    node = site.add_detector()
+    assert node.trigger_configure() == FAILURE
+    site.wait_for_log(
+        "cannot configure: the model knows no class 'lorry'; its classes: car, person"
+    )
+    node.set_parameters([Parameter("classes", value=[""])])
+    assert node.trigger_configure() == SUCCESS
+
+
+def test_the_parameter_file_and_off_on_the_command_line(ground, model):
+    """YAML reads a bare off as false."""
+    site = ground()
+    defaults = str(config_path("detector.yaml"))
+    process = start_process(
+        "--params-file", defaults, "-p", "tiling:=off", "-p", f"model:={model}"
+    )
+    try:
+        wait_for_line(process, "waiting to be configured")
+        end(process)
+    finally:
+        process.kill()
+    assert site.detections.empty()
+
+
 def test_process_survives_a_wrong_model_and_is_configured_again(ground, model, tmp_path):
     (tmp_path / "bad.onnx").write_text("not a model")
     site = ground()
@@ -298,6 +384,8 @@ def test_process_survives_a_wrong_model_and_is_configured_again(ground, model, t
     [
         (["-p", "confidence:=1.5"], "confidence out of range"),
         (["-p", "confidence:=high"], "'confidence'"),
+        (["-p", "tiling:=3"], "tiling: expected off, auto or ROWSxCOLUMNS"),
+        (["-p", "class_confidence:=[car]"], "expected NAME=THRESHOLD with 0 to 1, got 'car'"),
         (["--params-file", "missing.yaml"], "missing.yaml"),
     ],
 )

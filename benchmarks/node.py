@@ -1,0 +1,396 @@
+"""What the node costs, on this machine: python -m benchmarks.node [--only SECTION ...]
+
+Writes benchmarks/node.md. Nodes, cameras and bare loops are processes of their own; what is
+compared alternates within one run, and ratios are of neighbours. The bare loop (letterbox,
+inference, decode, no ROS) runs beside a camera that publishes to a null node, so that both sides
+pay for the camera.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from benchmarks import yolo_ros
+from benchmarks.rig import (
+    Listener,
+    bare_loop,
+    camera,
+    cpu_seconds,
+    detector_node,
+    isolate,
+    null_node,
+    process,
+    resources,
+)
+from drone_kd.config import default_model_path
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from tiny_model import tiny_spec, write_fixed_model  # noqa: E402
+
+OUTPUT = Path(__file__).with_suffix(".md")
+SIZES = {"VGA": (640, 480), "720p": (1280, 720), "1080p": (1920, 1080), "4K": (3840, 2160)}
+STAGES = ("transport", "wait", "decode", "prepare", "infer", "post", "publish", "total")
+CAMERAS = (1, 2, 4, 8)
+DETECTIONS = (0, 10, 100, 1000)
+LOAD = 0.8
+OVERLOAD = 3.0
+
+
+class Bench:
+    """The settings of a run, and its listener."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.model: Path = arguments.model
+        self.rounds: int = arguments.rounds
+        self.seconds: float = arguments.seconds
+        self.overload_seconds: float = arguments.overload_seconds
+        self.soak_minutes: float = arguments.soak_minutes
+        self.listener = Listener([f"camera{number}" for number in range(max(CAMERAS))])
+        self._throughput: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def flight(self, model: Path | None = None, **parameters: object) -> Iterator[int]:
+        """Fly the node until its first detections; yields its process id."""
+        self.listener.listen(0.5)  # what the node before has left
+        self.listener.restart()
+        with detector_node(model or self.model, **parameters) as process:
+            self.listener.wait_for_first()
+            yield process.pid
+
+    def hear(self, seconds: float) -> np.ndarray:
+        """Latencies in ms of what arrives in so many seconds."""
+        self.listener.restart()
+        self.listener.listen(seconds)
+        return np.array(self.listener.latencies_ms)
+
+    def bare(self, size: tuple[int, int], camera_hz: float, rate_hz: float) -> list[float]:
+        """The bare loop beside a camera and a null node."""
+        with camera(*size, camera_hz), null_node():
+            self.listener.listen(0.5)
+            self.listener.restart()
+            self.listener.wait_for_first()
+            return bare_loop(self.model, *size, rate_hz, self.seconds)
+
+    def throughput(self, name: str) -> tuple[list[float], list[float]]:
+        """Frames per second of the bare loop and of the node at saturation, per round."""
+        size = SIZES[name]
+        camera_hz = 2000 / np.median(bare_loop(self.model, *size, 0, min(self.seconds, 5)))
+        bare, node = [], []
+        for _ in range(self.rounds):
+            bare.append(len(self.bare(size, camera_hz, 0)) / self.seconds)
+            with camera(*size, camera_hz), self.flight():
+                node.append(len(self.hear(self.seconds)) / self.seconds)
+        self._throughput[name] = float(np.median(node))
+        return bare, node
+
+    def capacity(self, name: str) -> float:
+        """Frames per second that the node can do."""
+        if name not in self._throughput:
+            self.throughput(name)
+        return self._throughput[name]
+
+
+def measure_throughput(bench: Bench) -> Iterator[str]:
+    yield "## Throughput at saturation"
+    yield ""
+    yield "Camera at twice what the bare loop does alone."
+    yield ""
+    yield "| | bare loop (1/s) | node (1/s) | node / bare loop | goal |"
+    yield "|---|---|---|---|---|"
+    for name, goal in (("720p", 0.90), ("1080p", 0.85)):
+        bare, node = bench.throughput(name)
+        ratios = np.divide(node, bare)
+        yield f"| {name} | {spread(bare)} | {spread(node)} | {spread(ratios, 2)} | ≥ {goal:.2f} |"
+
+
+def measure_latency(bench: Bench) -> Iterator[str]:
+    yield "## Latency at 80 % load"
+    yield ""
+    yield (
+        "p50 in ms from the camera's stamp to the detections in a third process; null node: "
+        "answers with an empty array at once."
+    )
+    yield ""
+    yield (
+        "| | rate (Hz) | null node | bare loop | node | (node − null) / bare (goal ≤ 1.10) | "
+        "p99 / p50 of the node (goal ≤ 2) |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for name in ("720p", "1080p"):
+        size, rate_hz = SIZES[name], LOAD * bench.capacity(name)
+        null, bare, node, tail = [], [], [], []
+        for _ in range(bench.rounds):
+            with camera(*size, rate_hz):
+                with null_node():
+                    bench.listener.restart()
+                    bench.listener.wait_for_first()
+                    null.append(np.median(bench.hear(bench.seconds)))
+                with bench.flight():
+                    latencies = bench.hear(bench.seconds)
+                    node.append(np.median(latencies))
+                    tail.append(np.percentile(latencies, 99) / np.median(latencies))
+            bare.append(np.median(bench.bare(size, rate_hz, rate_hz)))
+        ratio = np.divide(np.subtract(node, null), bare)
+        yield (
+            f"| {name} | {rate_hz:.1f} | {spread(null)} | {spread(bare)} | {spread(node)} | "
+            f"{spread(ratio, 2)} | {spread(tail, 2)} |"
+        )
+
+
+def measure_overload(bench: Bench) -> Iterator[str]:
+    yield f"## Overload: camera at three times the capacity, {bench.overload_seconds:.0f} s"
+    yield ""
+    yield (
+        "| | camera (Hz) | frames in | published | age of results p50, p99 (ms) | "
+        "inference p50 (ms) | age p99 / inference (goal ≤ 2) | memory at start, end (MB) |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    for name in ("720p", "1080p"):
+        rate_hz = OVERLOAD * bench.capacity(name)
+        with camera(*SIZES[name], rate_hz), bench.flight() as pid:
+            bench.hear(min(10, bench.overload_seconds))
+            before, *_ = resources(pid)
+            ages = bench.hear(bench.overload_seconds)
+            after, *_ = resources(pid)
+        stats = bench.listener.stats["/detector: image"]
+        infer = float(stats["infer p50 (ms)"])
+        p50, p99 = np.percentile(ages, (50, 99))
+        yield (
+            f"| {name} | {rate_hz:.0f} | {stats['frames in']} | {stats['frames processed']} | "
+            f"{p50:.0f}, {p99:.0f} | {infer:.0f} | {p99 / infer:.2f} | {before:.0f}, {after:.0f} |"
+        )
+
+
+def measure_steps(bench: Bench) -> Iterator[str]:
+    yield "## Cost per step"
+    yield ""
+    yield (
+        "p50 in ms as the node reports it; CPU: of the node's process, all its threads. Cameras: "
+        "8 frames per second in all; detections: a model that does nothing but answer with so "
+        "many."
+    )
+    yield ""
+    yield f"| | {' | '.join(STAGES)} | CPU per frame (ms) |"
+    yield f"|---|{'---|' * len(STAGES)}---|"
+    for name, size in SIZES.items():
+        with camera(*size, 5), bench.flight() as pid:
+            yield steps_row(bench, name, pid, "image")
+    for count in CAMERAS:
+        names = [f"camera{number}" for number in range(count)]
+        topics = [f"{name}/image" for name in names]
+        with (
+            camera(*SIZES["VGA"], 8 / count, *topics),
+            bench.flight(cameras=f"[{', '.join(names)}]") as pid,
+        ):
+            yield steps_row(bench, f"VGA, cameras: {count}", pid, "camera0")
+    with tempfile.TemporaryDirectory() as folder:
+        for count in DETECTIONS:
+            with (
+                camera(*SIZES["VGA"], 10),
+                bench.flight(model_that_finds(count, Path(folder)), max_detections=1000) as pid,
+            ):
+                row = steps_row(bench, f"VGA, detections: {count}", pid, "image")
+            if set(bench.listener.found) != {count}:
+                raise RuntimeError(f"{set(bench.listener.found)} detections instead of {count}")
+            yield row
+
+
+def steps_row(bench: Bench, name: str, pid: int, camera_name: str) -> str:
+    """Measure a flight that goes on; returns its row of the table."""
+    bench.hear(2)
+    cpu = cpu_seconds(pid)
+    frames = len(bench.hear(max(bench.seconds, 5)))
+    cpu = (cpu_seconds(pid) - cpu) / max(frames, 1) * 1e3
+    stats = bench.listener.stats[f"/detector: {camera_name}"]
+    times = [stats[f"{stage} p50 (ms)"] for stage in STAGES]
+    return f"| {name} | {' | '.join(times)} | {cpu:.1f} |"
+
+
+def model_that_finds(count: int, folder: Path) -> Path:
+    """Write a model that answers every picture with so many small boxes."""
+    rows = np.zeros((1, max(count, 1), 6))
+    index = np.arange(count)
+    x, y = index % 64, 8 + index // 64  # above it is the padding of a VGA frame
+    rows[0, :count] = np.stack([x, y, x + 1, y + 1, np.full(count, 0.9), index % 2], axis=1)
+    return write_fixed_model(folder / f"{count}.onnx", rows, tiny_spec(head="end2end"))
+
+
+def measure_soak(bench: Bench) -> Iterator[str]:
+    minutes = bench.soak_minutes
+    yield f"## {minutes:g} minutes at 15 Hz, with a model swap every minute"
+    yield ""
+    yield "| minute | resident memory (MB) | threads | open files | results | longest gap (ms) |"
+    yield "|---|---|---|---|---|---|"
+    with tempfile.TemporaryDirectory() as folder:
+        models = [Path(folder) / name for name in ("a.onnx", "b.onnx")]
+        for model in models:
+            shutil.copy(bench.model, model)
+        series = []
+        with camera(*SIZES["720p"], 15), bench.flight(models[0]) as pid:
+            for minute in range(1, round(minutes) + 1):
+                frames = len(bench.hear(60))
+                series.append(resources(pid))
+                memory, threads, files = series[-1]
+                gap_ms = 1e3 * np.diff(bench.listener.arrivals).max()
+                yield (
+                    f"| {minute} | {memory:.1f} | {threads} | {files} | {frames} | {gap_ms:.0f} |"
+                )
+                bench.listener.set_parameter("model", str(models[minute % 2]))
+    warm = min(len(series) - 1, 2)  # two swaps: both models were loaded once
+    growth = series[-1][0] / series[warm][0] - 1
+    yield ""
+    yield f"Growth from minute {warm + 1} to the end: {100 * growth:+.1f} % (goal ≤ 1 %)."
+
+
+def measure_start(bench: Bench) -> Iterator[str]:
+    yield "## Start"
+    yield ""
+    yield "From the process's start to the first detections, while a 720p camera runs at 15 Hz."
+    yield ""
+    yield "| first detections after (s; goal ≤ 2.5) | memory after 10 s (MB; goal ≤ 250) |"
+    yield "|---|---|"
+    seconds, memory = [], []
+    with camera(*SIZES["720p"], 15):
+        bench.hear(5)
+        for _ in range(bench.rounds):
+            start = time.monotonic()
+            with bench.flight() as pid:
+                seconds.append(time.monotonic() - start)
+                bench.hear(10)
+                memory.append(resources(pid)[0])
+    yield f"| {spread(seconds, 2)} | {spread(memory)} |"
+
+
+def measure_yolo_ros(bench: Bench) -> Iterator[str]:
+    yield "## Against yolo_ros 4.6.1 (Python, torch on the CPU)"
+    yield ""
+    yield (
+        "720p, the same weights: theirs as a checkpoint, ours as exported. Ultralytics cuts the "
+        "padding of a 16:9 frame off (640x384), our model looks at 640x640. At saturation the "
+        "camera runs at 30 Hz, else at 5 Hz. In the place of cv_bridge stands a view of the "
+        "pixels."
+    )
+    yield ""
+    yield (
+        "| | frames per second at saturation | age of those results p50, p99 (ms) | "
+        "latency p50, p99 at 5 Hz (ms) | memory (MB) |"
+    )
+    yield "|---|---|---|---|---|"
+    checkpoint = Path(__file__).parents[1] / "training" / "models" / "default.pt"
+    arguments = {"model": checkpoint, "device": "cpu", "threshold": 0.25, "iou": 0.7}
+    theirs = ["-m", "benchmarks.yolo_ros", "--ros-args", "--log-level", "error"]
+    theirs += ["-r", "image_raw:=image"]
+    for name, value in arguments.items():
+        theirs += ["-p", f"{name}:={value}"]
+    nodes = {
+        "yolo_ros": lambda: process(*theirs),
+        "drone_kd": lambda: detector_node(bench.model),
+    }
+    rows = {name: ([], [], [], []) for name in nodes}
+    for _ in range(bench.rounds):
+        for name, start in nodes.items():
+            rates, ages, latencies, memory = rows[name]
+            for camera_hz in (30, 5):
+                with camera(*SIZES["720p"], camera_hz), start() as running:
+                    bench.listener.listen(0.5)
+                    bench.listener.restart()
+                    bench.listener.wait_for_first()
+                    bench.hear(3)
+                    heard = bench.hear(bench.seconds)
+                    if camera_hz == 30:
+                        rates.append(len(heard) / bench.seconds)
+                        ages.append(np.percentile(heard, (50, 99)))
+                    else:
+                        latencies.append(np.percentile(heard, (50, 99)))
+                        memory.append(resources(running.pid)[0])
+    for name, (rates, ages, latencies, memory) in rows.items():
+        both = (", ".join(f"{t:.0f}" for t in np.median(a, axis=0)) for a in (ages, latencies))
+        yield f"| {name} | {spread(rates)} | {' | '.join(both)} | {spread(memory, 0)} |"
+
+
+SECTIONS: dict[str, Callable[[Bench], Iterator[str]]] = {
+    "throughput": measure_throughput,
+    "latency": measure_latency,
+    "overload": measure_overload,
+    "steps": measure_steps,
+    "start": measure_start,
+    "soak": measure_soak,
+    "yolo_ros": measure_yolo_ros,
+}
+
+
+def spread(values: list[float] | np.ndarray, digits: int = 1) -> str:
+    """Write the median, and the least and the greatest where there are several."""
+    text = f"{np.median(values):.{digits}f}"
+    if len(values) > 1:
+        text += f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return text
+
+
+def cpu_model() -> str:
+    """Return the processor's name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=default_model_path())
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument(
+        "--yolo-ros", type=Path, metavar="DIR", help="a checkout of yolo_ros to compare with"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="per comparison (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=12.0, help="per side (%(default)s)")
+    parser.add_argument("--overload-seconds", type=float, default=60.0, metavar="S")
+    parser.add_argument("--soak-minutes", type=float, default=5.0, metavar="M")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    if arguments.yolo_ros is None:
+        arguments.only = [name for name in arguments.only if name != "yolo_ros"]
+    elif yolo_ros.ENVIRONMENT not in os.environ:
+        yolo_ros.restart_with(arguments.yolo_ros.resolve())
+    isolate()
+    load = os.getloadavg()[0]
+    lines = [
+        "# What the node costs",
+        "",
+        f"Written by `python -m benchmarks.node {' '.join(sys.argv[1:])}`".rstrip(" `") + "`, "
+        f"{datetime.now(timezone.utc):%Y-%m-%d}: {len(os.sched_getaffinity(0))} cores of "
+        f"{cpu_model()}, load average {load:.1f} before, Python {platform.python_version()}, ONNX "
+        f"Runtime {onnxruntime.__version__}, model {arguments.model.name}. Median of "
+        f"{arguments.rounds} rounds of {arguments.seconds:g} s (least to greatest). Latencies and "
+        "ages are from the camera's stamp to the detections in a third process.",
+    ]
+    bench = Bench(arguments)
+    try:
+        for name in arguments.only:
+            lines.append("")
+            for line in SECTIONS[name](bench):
+                print(line, flush=True)
+                lines.append(line)
+            temporary = arguments.output.with_suffix(".tmp")
+            temporary.write_text("\n".join(lines) + "\n")
+            temporary.replace(arguments.output)
+    finally:
+        bench.listener.close()
+
+
+if __name__ == "__main__":
+    main()

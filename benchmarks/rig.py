@@ -1,0 +1,276 @@
+"""What a measurement of the node needs around it: processes, a listener, and figures of Linux.
+
+Roles that run as processes of their own: python -m benchmarks.rig camera|null|bare ARGUMENTS
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+FRAMES = 8
+
+
+def isolate() -> None:
+    """Give this process and its children a DDS domain of their own, on this machine."""
+    os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    os.environ["FASTDDS_BUILTIN_TRANSPORTS"] = "LARGE_DATA"
+    if os.environ.get("ROS_DISTRO") == "humble":  # which knows only the older name
+        os.environ["ROS_LOCALHOST_ONLY"] = "1"
+
+
+@contextlib.contextmanager
+def process(*command: object, **options: object) -> Iterator[subprocess.Popen]:
+    """Run a Python process, and end it with SIGINT."""
+    running = subprocess.Popen([sys.executable, *map(str, command)], text=True, **options)
+    try:
+        yield running
+    finally:
+        running.send_signal(signal.SIGINT)
+        try:
+            running.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
+def camera(width: int, height: int, rate_hz: float, *topics: str):
+    """A process that publishes the same frames of the procedural flight over and over."""
+    return process("-m", "benchmarks.rig", "camera", width, height, rate_hz, *topics or ["image"])
+
+
+def null_node():
+    """A process that answers every image with an empty array at once."""
+    return process("-m", "benchmarks.rig", "null")
+
+
+def detector_node(model: Path, **parameters: object):
+    """A process with the node, active."""
+    arguments = []
+    for name, value in {"model": model, "autostart": True, **parameters}.items():
+        arguments += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
+    return process("-m", "drone_kd.ros.node", "--ros-args", "--log-level", "error", *arguments)
+
+
+def bare_loop(model: Path, width: int, height: int, rate_hz: float, seconds: float) -> list[float]:
+    """Milliseconds per frame of letterbox, inference and decode in a process without ROS.
+
+    Args:
+        model: a model.onnx.
+        width, height: of the frames in pixels.
+        rate_hz: frames begin at this rate; 0: one after the other.
+        seconds: how long.
+    """
+    command = ["-m", "benchmarks.rig", "bare", model, width, height, rate_hz, seconds]
+    with process(*command, stdout=subprocess.PIPE) as running:
+        output, _ = running.communicate(timeout=seconds + 60)
+    return json.loads(output)
+
+
+class Listener:
+    """Hears the detections of a node and the camera's latency in them.
+
+    Args:
+        cameras: names of the node's cameras besides the one without a name.
+
+    Attributes:
+        latencies_ms: from the camera's stamp to the detections in hand, in order of arrival.
+        arrivals: of the same messages, in seconds of `time.monotonic`.
+        found: numbers of detections in them.
+        stats: the node's last ~/stats, as {status name: {key: value}}.
+    """
+
+    def __init__(self, cameras: Sequence[str] = ()) -> None:
+        import rclpy
+        from diagnostic_msgs.msg import DiagnosticArray
+        from vision_msgs.msg import Detection2DArray
+
+        rclpy.init()
+        self.node = rclpy.create_node("listener")
+        self._executor = rclpy.executors.SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+        for prefix in ("", *(f"{name}/" for name in cameras)):
+            topic = f"detector/{prefix}detections"
+            self.node.create_subscription(Detection2DArray, topic, self._on_detections, 50)
+        with contextlib.suppress(ImportError):
+            from yolo_msgs.msg import DetectionArray
+
+            self.node.create_subscription(DetectionArray, "detections", self._on_detections, 50)
+        self.node.create_subscription(DiagnosticArray, "detector/stats", self._on_stats, 1)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was heard."""
+        self.latencies_ms: list[float] = []
+        self.arrivals: list[float] = []
+        self.found: list[int] = []
+        self.stats: dict[str, dict[str, str]] = {}
+
+    def listen(self, seconds: float, until=lambda: False) -> None:
+        """Listen for so long, or until something has happened."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not until():
+            self._executor.spin_once(timeout_sec=0.05)
+
+    def wait_for_first(self) -> None:
+        """Listen until detections come.
+
+        Raises:
+            RuntimeError: none came within a minute.
+        """
+        self.listen(60, until=lambda: self.latencies_ms)
+        if not self.latencies_ms:
+            raise RuntimeError("no detections within a minute")
+
+    def set_parameter(self, name: str, value: object) -> None:
+        """Set a parameter of the detector as `ros2 param set` does.
+
+        Raises:
+            RuntimeError: it did not take it.
+        """
+        from rcl_interfaces.srv import SetParameters
+        from rclpy.parameter import Parameter
+
+        client = self.node.create_client(SetParameters, "/detector/set_parameters")
+        client.wait_for_service(10)
+        parameter = Parameter(name, value=value).to_parameter_msg()
+        answer = client.call_async(SetParameters.Request(parameters=[parameter]))
+        self.listen(10, until=answer.done)
+        self.node.destroy_client(client)
+        if not answer.done() or not answer.result().results[0].successful:
+            raise RuntimeError(f"{name} could not be set to {value}")
+
+    def close(self) -> None:
+        """Leave ROS."""
+        import rclpy
+
+        self.node.destroy_node()
+        rclpy.try_shutdown()
+
+    def _on_detections(self, message) -> None:
+        stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        self.latencies_ms.append((time.time_ns() - stamp) / 1e6)
+        self.arrivals.append(time.monotonic())
+        self.found.append(len(message.detections))
+
+    def _on_stats(self, message) -> None:
+        self.stats = {
+            status.name: {pair.key: pair.value for pair in status.values}
+            for status in message.status
+        }
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resources(pid: int) -> tuple[float, int, int]:
+    """Return a process's resident memory in MB, its threads and its open files."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
+    files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, threads, files
+
+
+def _flight(width: int, height: int) -> list[np.ndarray]:
+    from drone_kd.scene import fly
+
+    flight = fly(seed=0, width=width, height=height, fps=2.0)
+    return [next(flight).image for _ in range(FRAMES)]
+
+
+def _camera(width: int, height: int, rate_hz: float, topics: list[str]) -> None:
+    import rclpy
+    from rclpy.clock import Clock, ClockType
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import Header
+
+    from drone_kd.ros.messages import bgr_to_image
+
+    messages = [bgr_to_image(frame, Header(frame_id="camera")) for frame in _flight(width, height)]
+    rclpy.init()
+    node = rclpy.create_node("camera")
+    publishers = [node.create_publisher(Image, topic, 1) for topic in topics]
+    count = 0
+
+    def publish() -> None:
+        nonlocal count
+        for number, publisher in enumerate(publishers):
+            message = messages[(count + number) % FRAMES]
+            message.header.stamp = node.get_clock().now().to_msg()
+            publisher.publish(message)
+        count += 1
+
+    steady = Clock(clock_type=ClockType.STEADY_TIME)
+    node.create_timer(1 / rate_hz, publish, clock=steady)
+    rclpy.spin(node)
+
+
+def _null() -> None:
+    import rclpy
+    from sensor_msgs.msg import Image
+    from vision_msgs.msg import Detection2DArray
+
+    rclpy.init()
+    node = rclpy.create_node("null")
+    publisher = node.create_publisher(Detection2DArray, "detector/detections", 1)
+    node.create_subscription(
+        Image, "image", lambda image: publisher.publish(Detection2DArray(header=image.header)), 1
+    )
+    rclpy.spin(node)
+
+
+def _bare(model: str, width: int, height: int, rate_hz: float, seconds: float) -> None:
+    from drone_kd.detector import load_detector
+
+    detector, frames = load_detector(model), _flight(width, height)
+    for frame in frames:
+        detector(frame)
+    times: list[float] = []
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        if rate_hz:
+            time.sleep(max(begin + len(times) / rate_hz - time.perf_counter(), 0))
+        start = time.perf_counter()
+        detector(frames[len(times) % FRAMES])
+        times.append((time.perf_counter() - start) * 1e3)
+    print(json.dumps(times))
+
+
+def main() -> None:
+    """Play one of the roles until SIGINT."""
+    parser = argparse.ArgumentParser()
+    roles = parser.add_subparsers(dest="role", required=True)
+    role = roles.add_parser("camera")
+    role.add_argument("width", type=int)
+    role.add_argument("height", type=int)
+    role.add_argument("rate_hz", type=float)
+    role.add_argument("topics", nargs="+")
+    roles.add_parser("null")
+    role = roles.add_parser("bare")
+    role.add_argument("model")
+    role.add_argument("width", type=int)
+    role.add_argument("height", type=int)
+    role.add_argument("rate_hz", type=float)
+    role.add_argument("seconds", type=float)
+    arguments = vars(parser.parse_args())
+    with contextlib.suppress(KeyboardInterrupt):
+        {"camera": _camera, "null": _null, "bare": _bare}[arguments.pop("role")](**arguments)
+
+
+if __name__ == "__main__":
+    main()

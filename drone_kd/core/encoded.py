@@ -1,0 +1,96 @@
+"""Pictures as JPEG or PNG bytes."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+_JPEG_START, _PNG_START = b"\xff\xd8", b"\x89PNG"
+
+# Reduction: OpenCV's flag, which lets the JPEG decoder leave out the work for the other pixels.
+_READ_FLAGS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+
+
+class EncodedError(ValueError):
+    """Bytes are not a picture that can be read; the message is one line."""
+
+
+def decode_reduced(data: bytes, width: int, height: int) -> tuple[np.ndarray, int, int, int]:
+    """Decode a JPEG or PNG; a JPEG no larger than it takes to fit a canvas of width x height.
+
+    An orientation in the EXIF header is ignored: a camera's boxes are in its sensor's pixels.
+
+    Args:
+        data: the file's bytes.
+        width, height: of the canvas that the picture will be scaled down to, in pixels; 0: the
+            picture is wanted in full.
+
+    Returns:
+        uint8 (h, w, 3) BGR, by how much it was reduced (1, 2, 4 or 8), and the original's width
+        and height in pixels.
+
+    Raises:
+        EncodedError: the bytes are neither JPEG nor PNG, cut off, or damaged.
+    """
+    if not data.startswith((_JPEG_START, _PNG_START)):
+        raise EncodedError(f"expected a JPEG or PNG, got bytes that start with {data[:4]!r}")
+    if is_incomplete(data):
+        raise EncodedError("the JPEG or PNG is cut off")
+    reduction = 1
+    size = jpeg_size(data) if width and height else None
+    if size is not None:
+        shrink = max(size[0] / width, size[1] / height)
+        reduction = max(step for step in _READ_FLAGS if step <= max(shrink, 1))
+    try:
+        image = cv2.imdecode(
+            np.frombuffer(data, np.uint8),
+            _READ_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION,
+        )
+    except cv2.error:  # e.g. more pixels than OpenCV accepts
+        image = None
+    if image is None:
+        raise EncodedError("not a picture that OpenCV can read (damaged?)")
+    if reduction == 1:
+        size = image.shape[1], image.shape[0]
+    return image, reduction, *size
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return a JPEG's width and height in pixels; None if its header does not tell (a PNG)."""
+    if not data.startswith(_JPEG_START):
+        return None
+    position = 2
+    while data[position : position + 1] == b"\xff":
+        kind = data[position + 1 : position + 2]
+        # Start of frame; C4, C8 and CC are tables (ITU-T T.81, table B.1).
+        if b"\xc0" <= kind <= b"\xcf" and kind not in (b"\xc4", b"\xc8", b"\xcc"):
+            height = int.from_bytes(data[position + 5 : position + 7], "big")
+            width = int.from_bytes(data[position + 7 : position + 9], "big")
+            return (width, height) if width and height else None
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return None
+
+
+def is_incomplete(data: bytes) -> bool:
+    """Tell whether a file is empty, or a JPEG or PNG that was cut off.
+
+    OpenCV 4.5 decodes a cut JPEG without a word and fills up with grey: a detector would find
+    nothing there and call that a result.
+    """
+    if data.startswith(_PNG_START):
+        return b"IEND" not in data
+    if not data.startswith(_JPEG_START):
+        return not data
+    # Skip the header's segments, which may hold a whole thumbnail, up to the first scan (FFDA).
+    # Within scans FFD9 can only be the end of the image.
+    position = 2
+    while (
+        data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda"
+    ):
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return b"\xff\xd9" not in data[position:]

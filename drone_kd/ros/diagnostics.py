@@ -1,0 +1,150 @@
+"""The node's state for /diagnostics: what a pilot must know, and the figures behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from drone_kd.ros.models import Model
+from drone_kd.ros.params import Settings
+from drone_kd.ros.stats import FAILED, OLD, PROCESSED, UNDECODABLE, CameraReport
+
+OK, WARN, ERROR, STALE = (
+    DiagnosticStatus.OK,
+    DiagnosticStatus.WARN,
+    DiagnosticStatus.ERROR,
+    DiagnosticStatus.STALE,
+)
+Verdict = tuple[bytes, str]
+
+_THERMAL_ZONES = Path("/sys/class/thermal")
+# Parts of the names of the zones that say how hot the processors are (Jetson, x86, ARM boards).
+_PROCESSORS = ("cpu", "gpu", "soc", "tj", "x86_pkg")
+
+
+def read_temperatures(zones: Path = _THERMAL_ZONES) -> dict[str, float]:
+    """Return the processors' temperatures in degrees Celsius by name; those that can be read."""
+    temperatures = {}
+    for zone in sorted(zones.glob("thermal_zone*")):
+        try:
+            name = (zone / "type").read_text().strip()
+            if any(part in name.lower() for part in _PROCESSORS):
+                temperatures[name] = int((zone / "temp").read_text()) / 1000
+        except (OSError, ValueError):  # a sensor that is switched off
+            continue
+    return temperatures
+
+
+def judge_node(
+    state: str,
+    enabled: bool,
+    problem: str,
+    temperatures: Mapping[str, float],
+    settings: Settings,
+) -> Verdict:
+    """Return the level of the node as a whole, and why.
+
+    Args:
+        state: of the life cycle.
+        enabled: by ~/enable.
+        problem: what went wrong with the model; empty: nothing.
+        temperatures: in degrees Celsius by name.
+        settings: hold the thresholds.
+    """
+    hottest = max(temperatures.values(), default=0.0)
+    if hottest >= settings.temperature_error_c:
+        return ERROR, f"{hottest:.0f} degrees Celsius"
+    if problem:
+        # With a model in flight there are detections, if not those that were asked for.
+        return (WARN if state == "active" else ERROR), problem
+    if state != "active":
+        return WARN, f"{state}: no detections"
+    if not enabled:
+        return WARN, "disabled by ~/enable: no detections"
+    if hottest >= settings.temperature_warn_c:
+        return WARN, f"{hottest:.0f} degrees Celsius"
+    return OK, "detecting"
+
+
+def judge_camera(report: CameraReport, why_silent: str, settings: Settings) -> Verdict:
+    """Return the level of a camera of an active node, and why.
+
+    Args:
+        report: of the camera.
+        why_silent: the likely reason if nothing arrives.
+        settings: hold the thresholds.
+    """
+    if report.silent_s > settings.silence_s:
+        return STALE, f"no image for {report.silent_s:.1f} s: {why_silent}"
+    recent = {name: report.recent.get(name, 0) for name in (PROCESSED, FAILED, OLD, UNDECODABLE)}
+    tried = recent[PROCESSED] + recent[FAILED]
+    if recent[FAILED] and recent[FAILED] >= settings.failed_error_share * tried:
+        return ERROR, f"{recent[FAILED]} of the last {tried} inferences failed"
+    p95 = report.stages["total"][1] if "total" in report.stages else 0.0
+    late = f"latency p95 {p95:.0f} ms"
+    if 0 < settings.latency_error_ms < p95:
+        return ERROR, late
+    if recent[FAILED]:
+        return WARN, f"{recent[FAILED]} of the last {tried} inferences failed"
+    if recent[UNDECODABLE]:
+        return WARN, f"{recent[UNDECODABLE]} images could not be read"
+    if recent[OLD] > recent[PROCESSED]:
+        return WARN, (
+            f"{recent[OLD]} images were too old: do the camera's clock and this one agree "
+            "(use_sim_time)?"
+        )
+    if 0 < settings.latency_warn_ms < p95:
+        return WARN, late
+    if report.rate_hz < settings.rate_warn_hz:
+        return WARN, f"{report.rate_hz:.1f} detections per second"
+    return OK, f"{report.rate_hz:.1f} detections per second"
+
+
+def node_status(
+    name: str, verdict: Verdict, state: str, model: Model | None, temperatures: Mapping[str, float]
+) -> DiagnosticStatus:
+    """Return the node's status as a message."""
+    values = {"state": state}
+    if model is not None:
+        spec = model.backend.spec
+        values |= {
+            "model": model.path.name,
+            "model sha256": model.sha256,
+            "model input": f"{spec.input_width}x{spec.input_height}",
+            "model batch": str(spec.batch),
+            "backend": model.backend.name,
+            "precision": spec.precision,
+        }
+    values |= {f"temperature {zone} (C)": f"{value:.1f}" for zone, value in temperatures.items()}
+    return _status(name, verdict, values)
+
+
+def camera_status(
+    name: str, verdict: Verdict, topic: str, report: CameraReport
+) -> DiagnosticStatus:
+    """Return a camera's status as a message."""
+    values = {
+        "topic": topic,
+        "frames in": str(report.received),
+        "frames processed": str(report.processed),
+        **{f"dropped {reason}": str(count) for reason, count in report.dropped.items()},
+        "rate (Hz)": f"{report.rate_hz:.2f}",
+        "age of last frame (s)": f"{report.silent_s:.3f}",
+    }
+    for stage, times in report.stages.items():
+        for percentile, time_ms in zip((50, 95, 99), times, strict=True):
+            values[f"{stage} p{percentile} (ms)"] = f"{time_ms:.2f}"
+    return _status(name, verdict, values)
+
+
+def _status(name: str, verdict: Verdict, values: Mapping[str, str]) -> DiagnosticStatus:
+    level, message = verdict
+    return DiagnosticStatus(
+        level=level,
+        name=name,
+        message=message,
+        hardware_id="drone_kd",
+        values=[KeyValue(key=key, value=value) for key, value in values.items()],
+    )

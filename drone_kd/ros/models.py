@@ -1,0 +1,144 @@
+"""Models that were tried before they fly."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from drone_kd.backends import Backend, open_backend
+from drone_kd.config import default_model_path
+from drone_kd.ros.params import Settings
+
+_HASH_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model that has run once.
+
+    Attributes:
+        parameter: the value of the parameter `model` that it was loaded for.
+        path: of its file.
+        sha256: of its file, 64 hex digits.
+        backend: runs it.
+    """
+
+    parameter: str
+    path: Path
+    sha256: str
+    backend: Backend
+
+    def __str__(self) -> str:
+        spec = self.backend.spec
+        return (
+            f"{self.path.name} ({self.sha256[:12]}): {spec.input_width}x{spec.input_height}, "
+            f"{len(spec.classes)} classes, {self.backend.name}"
+        )
+
+
+def load_model(
+    parameter: str, settings: Settings, may_build: bool, progress: Callable[[str], None]
+) -> Model:
+    """Load a model and run it once on a black picture.
+
+    Args:
+        parameter: path of a model file; empty: the one that comes with the package.
+        settings: name the runtime, and must suit the model's classes.
+        may_build, progress: see `open_backend`.
+
+    Raises:
+        ModelError, InferenceError, ValueError: it cannot be used; the message is one line.
+    """
+    path = Path(parameter) if parameter else default_model_path()
+    backend = open_backend(
+        path,
+        runtime=settings.runtime,
+        allow_fallback=settings.allow_fallback,
+        may_build=may_build,
+        progress=progress,
+    )
+    spec = backend.spec
+    settings.detector(backend)(np.zeros((spec.input_height, spec.input_width, 3), np.uint8))
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return Model(parameter, path, digest.hexdigest(), backend)
+
+
+def return_memory() -> None:
+    """Give the pieces that a freed model leaves back to the system.
+
+    glibc would keep them: four swaps made a node grow from 210 to 283 MB.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # another C library
+        trim(0)
+
+
+class Loader:
+    """Loads models in a thread of its own, one at a time; of several requests the last counts.
+
+    Args:
+        ready: called in that thread when `take` has something.
+        progress: gets lines of text.
+    """
+
+    def __init__(self, ready: Callable[[], None], progress: Callable[[str], None]) -> None:
+        self._ready = ready
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._wanted: tuple[str, Settings] | None = None
+        self._outcome: tuple[str, Model | Exception] | None = None
+
+    def request(self, parameter: str, settings: Settings) -> None:
+        """Begin to load; see `load_model`."""
+        with self._lock:
+            self._wanted = parameter, settings
+            self._outcome = None
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
+                self._thread.start()
+
+    def take(self) -> tuple[str, Model | Exception] | None:
+        """Return the parameter of the last request and what came of it; None: nothing new."""
+        with self._lock:
+            outcome, self._outcome = self._outcome, None
+            return outcome
+
+    def forget(self) -> None:
+        """Drop what was requested; a load that runs ends without a word."""
+        with self._lock:
+            self._wanted = self._outcome = None
+
+    def stop(self) -> bool:
+        """Forget everything; False if a load is still running."""
+        self.forget()
+        return self._thread is None
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                wanted = self._wanted
+                if wanted is None:
+                    self._thread = None
+                    return
+            try:
+                # To build an engine would take the GPU from the model that flies.
+                outcome = load_model(*wanted, may_build=False, progress=self._progress)
+            except Exception as error:  # whatever it was, the model that flies goes on
+                outcome = error
+            with self._lock:
+                if self._wanted is not wanted:  # another request, or none any more
+                    continue
+                self._wanted = None
+                self._outcome = wanted[0], outcome
+            del outcome
+            self._ready()

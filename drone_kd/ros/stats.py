@@ -1,0 +1,114 @@
+"""What became of a camera's frames, and how long that took."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import monotonic
+
+import numpy as np
+
+# Rates and percentiles are those of the last so many seconds.
+WINDOW_SECONDS = 10.0
+
+# transport: camera's stamp to received; wait: for the worker; decode: message to BGR; prepare,
+# infer, post: of the whole batch; publish; total: camera's stamp to published.
+STAGES = ("transport", "wait", "decode", "prepare", "infer", "post", "publish", "total")
+
+PROCESSED = "processed"
+OLD, SUPERSEDED, UNDECODABLE, FAILED, DISABLED = DROPS = (
+    "old",  # than max_age, or than what was published before
+    "superseded",  # by a newer one before the worker was free
+    "undecodable",  # not an image that can be read
+    "failed",  # the inference failed
+    "disabled",  # by ~/enable
+)
+
+
+@dataclass(frozen=True)
+class CameraReport:
+    """A camera's state at one moment.
+
+    Attributes:
+        received: frames since activation.
+        processed, dropped: what became of them: published, and not by reason.
+        recent: the same outcomes within the window.
+        rate_hz: frames published per second within the window.
+        silent_s: seconds since the last frame, or since activation if there was none.
+        stages: per stage p50, p95 and p99 in ms within the window; only those measured.
+    """
+
+    received: int
+    processed: int
+    dropped: Mapping[str, int]
+    recent: Mapping[str, int]
+    rate_hz: float
+    silent_s: float
+    stages: Mapping[str, tuple[float, float, float]]
+
+    def __str__(self) -> str:
+        drops = "".join(f", {count} {reason}" for reason, count in self.dropped.items() if count)
+        return f"{self.received} images received, {self.processed} published{drops}"
+
+
+class CameraStats:
+    """Counts the frames of a camera; for several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._received = 0
+        self._outcomes: Counter[str] = Counter()
+        self._events: deque[tuple[float, str, Mapping[str, float]]] = deque()
+        self._started = self._last_received = monotonic()
+
+    def count_received(self) -> None:
+        """Count a frame that came in."""
+        with self._lock:
+            self._received += 1
+            self._last_received = monotonic()
+
+    def count_drop(self, reason: str) -> int:
+        """Count a frame dropped for one of `DROPS`; returns how many there were."""
+        return self._count(reason, {})
+
+    def count_processed(self, stages_ms: Mapping[str, float]) -> None:
+        """Count a published frame, with its stages in ms."""
+        self._count(PROCESSED, stages_ms)
+
+    def _count(self, outcome: str, stages_ms: Mapping[str, float]) -> int:
+        now = monotonic()
+        with self._lock:
+            self._outcomes[outcome] += 1
+            self._events.append((now, outcome, stages_ms))
+            self._forget(now)
+            return self._outcomes[outcome]
+
+    def _forget(self, now: float) -> None:
+        while self._events and self._events[0][0] < now - WINDOW_SECONDS:
+            self._events.popleft()
+
+    def report(self) -> CameraReport:
+        """Return the state of this moment."""
+        now = monotonic()
+        with self._lock:
+            self._forget(now)
+            events = list(self._events)
+            outcomes = Counter(self._outcomes)
+            received, last_received = self._received, self._last_received
+        recent = Counter(outcome for _, outcome, _ in events)
+        stages = {}
+        for stage in STAGES:
+            times = [times[stage] for _, _, times in events if stage in times]
+            if times:
+                stages[stage] = tuple(np.percentile(times, (50, 95, 99)).tolist())
+        return CameraReport(
+            received=received,
+            processed=outcomes[PROCESSED],
+            dropped={reason: outcomes[reason] for reason in DROPS},
+            recent=recent,
+            rate_hz=recent[PROCESSED] / max(min(WINDOW_SECONDS, now - self._started), 1.0),
+            silent_s=now - last_received,
+            stages=stages,
+        )

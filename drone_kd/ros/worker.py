@@ -1,0 +1,212 @@
+"""The thread that turns frames into detections."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+from rclpy.impl.rcutils_logger import RcutilsLogger
+
+from drone_kd.backends import Backend
+from drone_kd.core.decode import InferenceError
+from drone_kd.core.detections import Detections
+from drone_kd.core.tiling import OFF, fit_budget
+from drone_kd.detector import Detector, Picture
+from drone_kd.ros.images import ImageError, to_picture
+from drone_kd.ros.inbox import Frame, Inbox
+from drone_kd.ros.models import Model, return_memory
+from drone_kd.ros.params import Settings
+from drone_kd.ros.stats import FAILED, OLD, UNDECODABLE, CameraStats
+
+_THROTTLE_SECONDS = 5.0
+# A stamp that jumps back by less is a frame that was overtaken, and comes too late; by more, a
+# clock that was set, or a recording that starts again.
+_CLOCK_RESET_NS = 1_000_000_000
+# How much a new measurement of what a window costs counts.
+_COST_SHARE = 0.2
+
+
+class Result(NamedTuple):
+    """What was found in a frame.
+
+    Attributes:
+        frame: where it was found.
+        picture: the frame's pixels.
+        detections: in pixels of the original.
+        classes: of the model that found them.
+    """
+
+    frame: Frame
+    picture: Picture
+    detections: Detections
+    classes: tuple[str, ...]
+
+    def latency_ms(self) -> float:
+        """From the camera's stamp (without one: from reception) to now."""
+        return (self.frame.transport_ms or 0.0) + (perf_counter() - self.frame.received) * 1e3
+
+
+class Worker:
+    """Detects in the newest frames, one batch after the other.
+
+    `model` and `settings` may be replaced at any time; the next batch has them.
+
+    Args:
+        inbox: where the frames are.
+        stats: per camera.
+        model, settings: to begin with.
+        publish: takes a result.
+        show: takes it afterwards, for people, who can wait.
+        wants_full_size: whether somebody wants the camera's pictures in full.
+        logger: for what goes wrong.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        stats: Mapping[str, CameraStats],
+        model: Model,
+        settings: Settings,
+        publish: Callable[[Result], None],
+        show: Callable[[Result], None],
+        wants_full_size: Callable[[str], bool],
+        logger: RcutilsLogger,
+    ) -> None:
+        self.model, self.settings = model, settings
+        self._inbox = inbox
+        self._stats = stats
+        self._publish = publish
+        self._show = show
+        self._wants_full_size = wants_full_size
+        self._logger = logger
+        self._last_stamp_ns: dict[str, int] = {}
+        self._next_tile: dict[str, int] = {}
+        # What one call of this model costs, with all that is around it.
+        self._measured: Backend | None = None
+        self._call_ms = 0.0
+        self._thread = threading.Thread(target=self._run, name="detector", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Finish the batch that is being worked on; False if that takes longer (seconds).
+
+        A batch that ends later publishes nothing.
+        """
+        self._inbox.close()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            # Tiles of one frame fill the batches of a model; else the frames of several cameras.
+            limit = self.model.backend.spec.batch if self.settings.tiling == OFF else 1
+            frames = self._inbox.take(limit, self.settings.max_rate)
+            if frames is None:
+                return
+            if not frames:
+                continue
+            try:
+                self._process(frames)
+            except Exception as error:  # whatever it was, the next frame deserves its chance
+                for frame in frames:
+                    self._fail(frame, error)
+
+    def _process(self, frames: list[Frame]) -> None:
+        detector = self.settings.detector(self.model.backend)
+        taken = perf_counter()
+        opened: list[tuple[Frame, Picture, float]] = []
+        for frame in frames:
+            picture = self._open(frame, detector, taken)
+            if picture is not None:
+                opened.append((frame, picture, (perf_counter() - taken) * 1e3))
+        if not opened:
+            return
+        seen = [self._windows(detector, frame.camera, picture) for frame, picture, _ in opened]
+        found, times = detector.batch([picture for _, picture, _ in opened], seen)
+        for (frame, picture, decode_ms), detections in zip(opened, found, strict=True):
+            if self._inbox.closed:
+                return
+            if isinstance(detections, InferenceError):
+                self._fail(frame, detections)
+                continue
+            started = perf_counter()
+            result = Result(frame, picture, detections, detector.backend.spec.classes)
+            self._publish(result)
+            stages = {
+                "wait": (taken - frame.received) * 1e3,
+                "decode": decode_ms,
+                "prepare": times.letterbox_ms,
+                "infer": times.infer_ms,
+                "post": times.decode_ms,
+                "publish": (perf_counter() - started) * 1e3,
+                "total": result.latency_ms(),
+            }
+            if frame.transport_ms is not None:
+                stages["transport"] = frame.transport_ms
+            self._stats[frame.camera].count_processed(stages)
+            self._show(result)
+        self._measure(detector.backend, sum(map(len, seen)), times.total_ms)
+
+    def _open(self, frame: Frame, detector: Detector, taken: float) -> Picture | None:
+        """Return a frame's pixels; None if it is dropped."""
+        stats = self._stats[frame.camera]
+        age_s = (frame.transport_ms or 0.0) / 1e3 + taken - frame.received
+        if 0 < self.settings.max_age < age_s or self._is_overtaken(frame):
+            stats.count_drop(OLD)
+            return None
+        spec = detector.backend.spec
+        full = detector.tiling != OFF or self._wants_full_size(frame.camera)
+        size = (0, 0) if full else (spec.input_width, spec.input_height)
+        try:
+            return to_picture(frame.message, *size)
+        except ImageError as error:
+            count = stats.count_drop(UNDECODABLE)
+            self._logger.warning(
+                f"image dropped: {error} ({count} dropped so far)",
+                throttle_duration_sec=_THROTTLE_SECONDS,
+            )
+            return None
+
+    def _is_overtaken(self, frame: Frame) -> bool:
+        """Tell whether a later frame of this camera has been worked on already."""
+        stamp = frame.message.header.stamp
+        stamp_ns = stamp.sec * 10**9 + stamp.nanosec
+        before_ns = self._last_stamp_ns.get(frame.camera, 0)
+        if stamp_ns and 0 < before_ns - stamp_ns < _CLOCK_RESET_NS:
+            return True
+        self._last_stamp_ns[frame.camera] = stamp_ns
+        return False
+
+    def _windows(self, detector: Detector, camera: str, picture: Picture) -> np.ndarray:
+        """Return the windows that the network is to see of this frame within the budget."""
+        windows = detector.windows(picture.width, picture.height)
+        budget_ms, backend = self.settings.budget_ms, detector.backend
+        if not budget_ms or len(windows) == 1:
+            return windows
+        # Before anything was measured only the whole picture is affordable.
+        calls = int(budget_ms / self._call_ms) if self._measured is backend else 1
+        chosen, self._next_tile[camera] = fit_budget(
+            len(windows), max(calls, 1) * backend.spec.batch, self._next_tile.get(camera, 0)
+        )
+        return windows[chosen]
+
+    def _measure(self, backend: Backend, windows: int, total_ms: float) -> None:
+        call_ms = total_ms / -(-windows // backend.spec.batch)
+        if self._measured is not backend:
+            is_swap = self._measured is not None
+            # This was the last reference to the model before.
+            self._measured, self._call_ms = backend, call_ms
+            if is_swap:
+                return_memory()
+        self._call_ms += _COST_SHARE * (call_ms - self._call_ms)
+
+    def _fail(self, frame: Frame, error: Exception) -> None:
+        count = self._stats[frame.camera].count_drop(FAILED)
+        self._logger.error(
+            f"inference failed, nothing is published for this image: "
+            f"{type(error).__name__}: {error} ({count} failed so far)",
+            throttle_duration_sec=_THROTTLE_SECONDS,
+        )

@@ -1,0 +1,127 @@
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not here")
+pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
+
+from drone_kd.config import parameter_defaults
+from drone_kd.ros import stats
+from drone_kd.ros.diagnostics import (
+    ERROR,
+    OK,
+    STALE,
+    WARN,
+    judge_camera,
+    judge_node,
+    read_temperatures,
+)
+from drone_kd.ros.params import Settings
+from drone_kd.ros.stats import FAILED, OLD, PROCESSED, UNDECODABLE, CameraStats
+
+SETTINGS = Settings.from_parameters(parameter_defaults("detector.yaml"))
+
+
+def settings(**changes):
+    return Settings.from_parameters({**parameter_defaults("detector.yaml"), **changes})
+
+
+def report(processed=10, total_ms=50.0, **drops):
+    camera = CameraStats()
+    for _ in range(processed + sum(drops.values())):
+        camera.count_received()
+    for _ in range(processed):
+        camera.count_processed({"total": total_ms, "infer": 20.0})
+    for reason, count in drops.items():
+        for _ in range(count):
+            camera.count_drop(reason)
+    return camera.report()
+
+
+def test_what_is_counted():
+    counted = report(8, superseded=3, failed=1)
+    assert (counted.received, counted.processed) == (12, 8)
+    assert counted.dropped == {
+        "old": 0,
+        "superseded": 3,
+        "undecodable": 0,
+        "failed": 1,
+        "disabled": 0,
+    }
+    assert counted.stages == {"infer": (20.0, 20.0, 20.0), "total": (50.0, 50.0, 50.0)}
+    assert str(counted) == "12 images received, 8 published, 3 superseded, 1 failed"
+    assert 0 <= counted.silent_s < 1
+
+
+def test_percentiles_and_rate_are_those_of_the_last_seconds(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(stats, "monotonic", lambda: now)
+    camera = CameraStats()
+    for now in (1000.0, 1001.0, 1020.0, 1020.5):
+        camera.count_received()
+        camera.count_processed({"total": now})
+    now = 1022.5
+    counted = camera.report()
+    assert counted.processed == 4
+    assert counted.recent == {PROCESSED: 2}
+    assert counted.rate_hz == pytest.approx(0.2)
+    assert counted.silent_s == pytest.approx(2.0)
+    assert counted.stages["total"][0] == pytest.approx(1020.25)
+
+
+@pytest.mark.parametrize(
+    ("counted", "changes", "level", "says"),
+    [
+        (report(), {}, OK, "detections per second"),
+        (report(0), {}, OK, "0.0 detections per second"),
+        (report(total_ms=600.0), {}, WARN, "latency p95 600 ms"),
+        (report(total_ms=600.0), {"latency_warn_ms": 0.0}, OK, ""),
+        (report(total_ms=3000.0), {}, ERROR, "latency p95 3000 ms"),
+        (report(**{FAILED: 1}), {}, WARN, "1 of the last 11 inferences failed"),
+        (report(10, **{FAILED: 10}), {}, ERROR, "10 of the last 20 inferences failed"),
+        (report(10, **{FAILED: 10}), {"failed_error_share": 0.6}, WARN, "failed"),
+        (report(0, **{FAILED: 1}), {}, ERROR, "failed"),
+        (report(**{UNDECODABLE: 1}), {}, WARN, "could not be read"),
+        (report(0, **{OLD: 5}), {}, WARN, "use_sim_time"),
+        (report(), {"rate_warn_hz": 100.0}, WARN, "detections per second"),
+    ],
+)
+def test_levels_of_a_camera(counted, changes, level, says):
+    got, message = judge_camera(counted, "", settings(**changes))
+    assert (got, says in message) == (level, True), message
+
+
+def test_a_silent_camera_is_stale(monkeypatch):
+    counted = report()
+    object.__setattr__(counted, "silent_s", 2.5)
+    level, message = judge_camera(counted, "nobody publishes it", SETTINGS)
+    assert level == STALE
+    assert message == "no image for 2.5 s: nobody publishes it"
+
+
+@pytest.mark.parametrize(
+    ("state", "enabled", "problem", "temperature", "level", "says"),
+    [
+        ("active", True, "", 50.0, OK, "detecting"),
+        ("active", False, "", 50.0, WARN, "disabled"),
+        ("inactive", True, "", 50.0, WARN, "inactive"),
+        ("unconfigured", True, "", 50.0, WARN, "unconfigured"),
+        ("unconfigured", True, "cannot configure", 50.0, ERROR, "cannot configure"),
+        ("active", True, "cannot load x", 50.0, WARN, "cannot load x"),
+        ("active", True, "", 90.0, WARN, "90 degrees"),
+        ("active", True, "", 99.0, ERROR, "99 degrees"),
+    ],
+)
+def test_levels_of_the_node(state, enabled, problem, temperature, level, says):
+    got, message = judge_node(state, enabled, problem, {"cpu-thermal": temperature}, SETTINGS)
+    assert (got, says in message) == (level, True), message
+
+
+def test_temperatures(tmp_path):
+    for number, (kind, value) in enumerate(
+        (("cpu-thermal", "45500"), ("GPU-therm", "51000"), ("battery", "30000"), ("soc0", "off"))
+    ):
+        zone = tmp_path / f"thermal_zone{number}"
+        zone.mkdir()
+        (zone / "type").write_text(f"{kind}\n")
+        (zone / "temp").write_text(f"{value}\n")
+    assert read_temperatures(tmp_path) == {"cpu-thermal": 45.5, "GPU-therm": 51.0}
+    assert read_temperatures(tmp_path / "none") == {}
