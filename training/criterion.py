@@ -324,11 +324,21 @@ class DistillationLoss:
             )
             found[f"kd_cross_{name}_loss"] = loss
         if "feature" in self.chosen:
-            found["kd_feature_loss"] = sum(
-                losses.feature_correlation(adapt(student["feats"][i]), teacher["feats"][j])
-                for adapt, (i, j) in zip(self.adapters["feature"], self.levels.pairs, strict=True)
-            ) / len(own)
+            found["kd_feature_loss"] = self._feature_loss(student, teacher, confidence)
         return found
+
+    def _feature_loss(self, student: dict, teacher: dict, confidence: Tensor) -> Tensor:
+        """Compare what enters both heads, level by level; ``confidence`` (B, N) of the levels."""
+        grids = [student["feats"][i].shape[-2:] for i, _ in self.levels.pairs]
+        weights = confidence.split([h * w for h, w in grids], dim=-1)
+        pairs = zip(self.adapters["feature"], self.levels.pairs, weights, grids, strict=True)
+        terms = [
+            losses.feature_correlation(
+                adapt(student["feats"][i]), teacher["feats"][j], weight.unflatten(-1, grid)
+            )
+            for adapt, (i, j), weight, grid in pairs
+        ]
+        return sum(terms) / len(terms)
 
     def _box_loss(
         self, raw: Tensor, head, feats: list[Tensor], teacher: dict, confidence: Tensor

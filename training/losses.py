@@ -88,12 +88,15 @@ def decoded_box(
     return ((giou + distance) * confidence).sum() / confidence.sum().clamp(min=1.0)
 
 
-def feature_correlation(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - Pearson correlation of two feature maps (B, F, H, W), per channel, averaged.
+def feature_correlation(student: Tensor, teacher: Tensor, confidence: Tensor) -> Tensor:
+    """Distance of two feature maps (B, F, H, W), where the teacher sees objects.
 
     PKD (Cao et al. NeurIPS 2022, arXiv:2207.02039): half the mean squared distance of the maps
     after each channel was brought to mean 0 and variance 1, so that neither scale nor offset of
-    the teacher's features matters.
+    the teacher's features matters. It is weighted by the teacher's best class probability
+    ``confidence`` (B, H, W), after prediction-guided distillation (PGD, Yang et al. ECCV 2022,
+    arXiv:2203.05469): most of an aerial frame is ground.
     """
     normal = [F.batch_norm(x.float(), None, None, training=True) for x in (student, teacher)]
-    return F.mse_loss(*normal) / 2
+    distance = F.mse_loss(*normal, reduction="none").mean(dim=1) / 2
+    return (distance * confidence).sum() / confidence.sum().clamp(min=1.0)

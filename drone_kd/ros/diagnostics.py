@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
@@ -19,22 +18,17 @@ OK, WARN, ERROR, STALE = (
 )
 Verdict = tuple[bytes, str]
 
-_THERMAL_ZONES = Path("/sys/class/thermal")
 # Parts of the names of the zones that say how hot the processors are (Jetson, x86, ARM boards).
 _PROCESSORS = ("cpu", "gpu", "soc", "tj", "x86_pkg")
 
 
-def read_temperatures(zones: Path = _THERMAL_ZONES) -> dict[str, float]:
-    """Return the processors' temperatures in degrees Celsius by name; those that can be read."""
-    temperatures = {}
-    for zone in sorted(zones.glob("thermal_zone*")):
-        try:
-            name = (zone / "type").read_text().strip()
-            if any(part in name.lower() for part in _PROCESSORS):
-                temperatures[name] = int((zone / "temp").read_text()) / 1000
-        except (OSError, ValueError):  # a sensor that is switched off
-            continue
-    return temperatures
+def processor_temperatures(zones: Mapping[str, float]) -> dict[str, float]:
+    """Of the temperatures of all thermal zones, in °C by name, those of the processors."""
+    return {
+        name: temperature
+        for name, temperature in zones.items()
+        if any(part in name.lower() for part in _PROCESSORS)
+    }
 
 
 def judge_node(

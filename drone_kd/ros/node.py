@@ -25,13 +25,14 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
+from drone_kd.machine import temperatures_c
 from drone_kd.ros.debug import DebugImages
 from drone_kd.ros.diagnostics import (
     camera_status,
     judge_camera,
     judge_node,
     node_status,
-    read_temperatures,
+    processor_temperatures,
 )
 from drone_kd.ros.inbox import Frame, Inbox
 from drone_kd.ros.messages import to_detection_array, to_label_info
@@ -320,7 +321,7 @@ class DetectorNode(LifecycleNode):
     def _report(self) -> None:
         """Publish /diagnostics and ~/stats, and log cameras that are silent."""
         state = self._state_machine.current_state[1]
-        temperatures = read_temperatures()
+        temperatures = processor_temperatures(temperatures_c())
         name = self.get_fully_qualified_name()
         verdict = judge_node(state, self._enabled, self._problem, temperatures, self._settings)
         status = [node_status(name, verdict, state, self._model, temperatures)]

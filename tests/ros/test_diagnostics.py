@@ -12,7 +12,7 @@ from drone_kd.ros.diagnostics import (
     WARN,
     judge_camera,
     judge_node,
-    read_temperatures,
+    processor_temperatures,
 )
 from drone_kd.ros.params import Settings
 from drone_kd.ros.stats import FAILED, OLD, PROCESSED, UNDECODABLE, CameraStats
@@ -115,13 +115,6 @@ def test_levels_of_the_node(state, enabled, problem, temperature, level, says):
     assert (got, says in message) == (level, True), message
 
 
-def test_temperatures(tmp_path):
-    for number, (kind, value) in enumerate(
-        (("cpu-thermal", "45500"), ("GPU-therm", "51000"), ("battery", "30000"), ("soc0", "off"))
-    ):
-        zone = tmp_path / f"thermal_zone{number}"
-        zone.mkdir()
-        (zone / "type").write_text(f"{kind}\n")
-        (zone / "temp").write_text(f"{value}\n")
-    assert read_temperatures(tmp_path) == {"cpu-thermal": 45.5, "GPU-therm": 51.0}
-    assert read_temperatures(tmp_path / "none") == {}
+def test_only_the_processors_temperatures_count():
+    zones = {"cpu-thermal": 45.5, "GPU-therm": 51.0, "iwlwifi_1": 70.0}
+    assert processor_temperatures(zones) == {"cpu-thermal": 45.5, "GPU-therm": 51.0}

@@ -89,11 +89,13 @@ def test_decoded_box_grows_with_the_distance_and_is_zero_for_the_same_box():
 
 
 def test_feature_correlation_ignores_scale_and_offset_but_not_the_picture():
-    teacher = logits(0, 2, 4, 8, 8)
-    assert losses.feature_correlation(3 * teacher + 7, teacher).item() == pytest.approx(
-        0, abs=1e-4
-    )
-    assert losses.feature_correlation(-teacher, teacher).item() == pytest.approx(2, abs=1e-3)
+    teacher, everywhere = logits(0, 2, 4, 8, 8), torch.ones(2, 8, 8)
+
+    def loss(student, confidence=everywhere) -> float:
+        return losses.feature_correlation(student, teacher, confidence).item()
+
+    assert loss(3 * teacher + 7) == pytest.approx(0, abs=1e-4)
+    assert loss(-teacher) == pytest.approx(2, abs=1e-3)
     other = logits(1, 2, 4, 8, 8)
     expected = (
         1
@@ -103,7 +105,21 @@ def test_feature_correlation_ignores_scale_and_offset_but_not_the_picture():
         ).item()
         / 4
     )
-    assert losses.feature_correlation(other, teacher).item() == pytest.approx(expected, rel=1e-3)
+    assert loss(other) == pytest.approx(expected, rel=1e-3)
+
+
+def test_features_are_compared_where_the_teacher_sees_objects():
+    teacher, confidence = logits(0, 2, 4, 8, 8), torch.zeros(2, 8, 8)
+    confidence[:, 2:4, 2:4] = 0.5
+    ground = teacher.clone()
+    ground[..., 5:, 5:] += 3
+    objects = teacher.clone()
+    objects[..., 2:4, 2:4] += 3
+    on_ground, on_objects = (
+        losses.feature_correlation(x, teacher, confidence) for x in (ground, objects)
+    )
+    assert on_objects > 5 * on_ground
+    assert losses.feature_correlation(ground, teacher, torch.zeros(2, 8, 8)) == 0
 
 
 def test_confidence_leaves_out_background():
