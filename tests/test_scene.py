@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from drone_kd.scene import CLASSES, FRAMES_PER_WORLD, draw_frame, fly, meshes
+from drone_kd.scene import CLASSES, FRAMES_PER_WORLD, SCENES, Flight, draw_frame, fly, meshes
 from drone_kd.scene.frames import _sample_camera
 from drone_kd.scene.render import MIN_SIDE_PX, Camera, render
 from drone_kd.scene.world import build_world
@@ -100,7 +100,7 @@ def test_nadir_and_oblique_views_occur():
 
 
 def test_a_flight_is_continuous_and_repeatable():
-    frames = list(itertools.islice(fly(5, 320, 200, fps=20), 8))
+    frames = list(itertools.islice(fly(Flight(5, 320, 200, fps=20)), 8))
     assert frames[0].image.shape == (200, 320, 3)
     np.testing.assert_allclose([frame.t_s for frame in frames], np.arange(8) / 20)
     kept = 0
@@ -112,7 +112,7 @@ def test_a_flight_is_continuous_and_repeatable():
         # Half a metre of flight and a metre of a vehicle, at the closest some 6 px per metre.
         assert np.abs(centres[1] - centres[0]).max(initial=0) < 14
     assert kept > 0.8 * sum(len(frame.ids) for frame in frames[1:]) > 20
-    again = next(itertools.islice(fly(5, 320, 200, fps=20), 3, None))
+    again = next(itertools.islice(fly(Flight(5, 320, 200, fps=20)), 3, None))
     assert again.image.tobytes() == frames[3].image.tobytes()
 
 
@@ -131,9 +131,9 @@ def test_vehicles_drive_in_the_direction_they_point(world):
     [
         (lambda: draw_frame(-1), "seed: expected 0 or more, got -1"),
         (lambda: draw_frame(0, imgsz=32), "imgsz: expected at least 64 px, got 32"),
-        (lambda: fly(-1, 320, 200, 10), "seed: expected"),
-        (lambda: fly(0, 320, 20, 10), "got 320 x 20"),
-        (lambda: fly(0, 320, 200, 0), "fps: expected more than 0, got 0"),
+        (lambda: Flight(-1, 320, 200, 10), "seed: expected"),
+        (lambda: Flight(0, 320, 20, 10), "got 320 x 20"),
+        (lambda: Flight(0, 320, 200, 0), "fps: expected more than 0, got 0"),
     ],
 )
 def test_arguments_out_of_range_are_refused_at_once(call, message):

@@ -157,6 +157,26 @@ def render(world: World, camera: Camera, t_s: float, present: np.ndarray | None 
     return View(image, xyxy, class_ids, ids)
 
 
+def roll(view: View, shift_px: np.ndarray) -> View:
+    """The view as a rolling shutter takes it, row after row, from top to bottom.
+
+    Args:
+        shift_px: float64 (2,), x and y by which the scene moves while the frame is read.
+    """
+    height, width = view.image.shape[:2]
+    # Row y shows the scene moved by shift * y / height.
+    stretch = 1 / (1 - np.clip(shift_px[1] / height, -0.5, 0.5))
+    matrix = np.array([[1, stretch * shift_px[0] / height, 0], [0, stretch, 0]])
+    image = cv2.warpAffine(view.image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    x0, y0, x1, y1 = view.xyxy.T.astype(np.float64)
+    corners = np.stack([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]).transpose(2, 0, 1)
+    moved = corners @ matrix[:, :2].T
+    size = width, height
+    xyxy = np.hstack([moved.min(1).clip(0, size), moved.max(1).clip(0, size)]).astype(np.float32)
+    kept = (xyxy[:, 2:] - xyxy[:, :2] >= MIN_SIDE_PX).all(1)
+    return View(image, xyxy[kept], view.class_ids[kept], view.ids[kept])
+
+
 def _ground(world: World, camera: Camera, bounds: np.ndarray) -> np.ndarray:
     gsd = camera.height_m / np.sin(camera.pitch) / camera.focal_px
     level = int(np.clip(np.log2(max(gsd * PX_PER_M, 1e-3)) + 0.3, 0, len(world.ground) - 1))
@@ -272,7 +292,8 @@ def _draw_objects(
     lit = world.shade[raster[:, 1], raster[:, 0]] == 0
     # The camera and the sun from where each object is.
     towards = turn[keep] @ np.stack([eye[keep], np.broadcast_to(world.sun, eye[keep].shape)], -1)
-    polygons, colours, ends = _faces(px, part, owner, towards, lit)
+    paint = shapes.colours if world.colours is None else world.colours
+    polygons, colours, ends = _faces(px, part, owner, towards, lit, paint)
     fallen_px = _fixed(_flat(rays[..., 3:]))
 
     # Only who reaches into somebody farther away has to be kept in mind.
@@ -308,7 +329,12 @@ def _draw_objects(
 
 
 def _faces(
-    px: np.ndarray, part: np.ndarray, owner: np.ndarray, towards: np.ndarray, lit: np.ndarray
+    px: np.ndarray,
+    part: np.ndarray,
+    owner: np.ndarray,
+    towards: np.ndarray,
+    lit: np.ndarray,
+    paint: np.ndarray,
 ) -> tuple[list[np.ndarray], list[list[float]], list[int]]:
     """The faces that are turned to the camera, object by object, far ones and low ones first.
 
@@ -317,6 +343,7 @@ def _faces(
         part, owner: int64 (P,), their numbers in the library and those of their objects.
         towards: float64 (N, 3, 2), from each object to the camera and to the sun.
         lit: bool (N,), whether the sun shines on it.
+        paint: float64 (P, 5, 3) RGB of the library's parts.
 
     Returns fixed-point polygons int32 (4, 2), a BGR colour each, and where the faces of each
     object begin (one more entry than objects).
@@ -333,7 +360,7 @@ def _faces(
     row, face = row[order], face[order]
     ends = np.searchsorted(owner[row], np.arange(len(lit) + 1)).tolist()
     light = AMBIENT + DIRECT * lit[owner[row]] * np.clip(facing[row, face, 1], 0, None)
-    shaded = np.clip(shapes.colours[part[row], face] * light[:, None], 0, 255)[:, ::-1]
+    shaded = np.clip(paint[part[row], face] * light[:, None], 0, 255)[:, ::-1]
     return list(_fixed(px[row[:, None], FACES[face]])), shaded.tolist(), ends
 
 
