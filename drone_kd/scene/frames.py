@@ -30,7 +30,7 @@ class Frame:
         xyxy: float32 (N, 4): left, top, right, bottom in pixels, from 0 to the image's width and
             height, around what is visible of each object without its shadow.
         class_ids: int64 (N,), index into CLASSES.
-        ids: int64 (N,), an object's number, which it keeps during a flight.
+        ids: int64 (N,), an object's number, which it keeps during a plan.
         t_s: seconds since the flight began; 0 for a single frame.
     """
 
@@ -65,18 +65,19 @@ def draw_frame(seed: int, imgsz: int = 640) -> Frame:
 
 
 @dataclass(frozen=True)
-class Flight:
+class FlightPlan:
     """How to fly over a place.
 
     Attributes:
         seed: 0 or more; of the place, the traffic and the weather.
         width, height: of the frames in pixels, at least 64 each.
-        fps: frames per second of flight.
+        fps: frames per second of plan.
         scene: one of SCENES, along its main road; empty: anywhere over any place.
         speed_mps: of the drone over the ground.
         altitude_m: height above the ground; None: it wanders from 44 to 72 m.
         motion_px: length of the motion blur; None: as the weather of the seed has it.
-        haze: share of the light that haze adds, in [0, 1); None: as the weather of the seed has it.
+        haze: share of the light that haze adds, 0 to 0.95; None: as the weather of the seed
+            has it.
         rolling_ms: from the exposure of the first row of a frame to that of the last.
 
     Raises:
@@ -122,63 +123,64 @@ class Flight:
         return float(max(self.width, self.height))
 
 
-def fly(flight: Flight) -> Iterator[Frame]:
+def fly(plan: FlightPlan) -> Iterator[Frame]:
     """Fly without end; frame n is of n / fps seconds.
 
     The camera wanders smoothly between nadir and oblique views. The same flight gives the same
     frames.
     """
-    world = build_scene(flight.scene, flight.seed) if flight.scene else build_world(flight.seed)
-    rng = np.random.default_rng((2, flight.seed))
-    look = _look(flight, rng)
+    world = build_scene(plan.scene, plan.seed) if plan.scene else build_world(plan.seed)
+    rng = np.random.default_rng((2, plan.seed))
+    look = _look(plan, rng)
     x_m, y_m = rng.uniform(0, TILE_M, 2)
     course = rng.uniform(0, 2 * np.pi)
     phases = rng.uniform(0, 2 * np.pi, 4)
-    wander = 0.9
-    if flight.scene:
+    # Amplitudes of heading and pitch: a camera that looks around, or one on a drone on its way.
+    turn, nod = 0.9, 22.0
+    if plan.scene:
         x_m, y_m = world.roads[0].points(y_m, 0.0)
-        course, wander = np.pi * (course > np.pi), 0.25
+        course, turn, nod = np.pi * (course > np.pi), 0.25, 12.0
     before = None
     n = 0
     while True:
-        t_s = n / flight.fps
+        t_s = n / plan.fps
         # Incommensurable periods, so that no view ever comes back.
         sway = np.sin(2 * np.pi * t_s / np.array((43.0, 31.0, 57.0, 11.0)) + phases)
-        heading = course + wander * sway[0]
-        altitude_m = flight.altitude_m
+        heading = course + turn * sway[0]
+        altitude_m = plan.altitude_m
         camera = Camera(
             x_m=x_m,
             y_m=y_m,
             height_m=58 + 14 * sway[2] if altitude_m is None else altitude_m,
             yaw=heading,
-            pitch=np.radians(66 + 22 * sway[1]),
+            pitch=np.radians(66 + nod * sway[1]),
             roll=0.02 * sway[3],
-            focal_px=flight.focal_px,
-            width=flight.width,
-            height=flight.height,
+            focal_px=plan.focal_px,
+            width=plan.width,
+            height=plan.height,
         )
         view = render(world, camera, t_s)
-        if flight.rolling_ms and before is not None:
-            view = roll(view, _flow(before, camera) * flight.fps * flight.rolling_ms / 1000)
+        if plan.rolling_ms and before is not None:
+            view = roll(view, _flow(before, camera) * plan.fps * plan.rolling_ms / 1000)
         yield _frame(view, develop(view.image, look, rng), t_s)
         before = camera
         # Along a road a drone keeps to its course where the camera looks to the side.
-        ahead = course if flight.scene else heading
-        x_m += np.sin(ahead) * flight.speed_mps / flight.fps
-        y_m -= np.cos(ahead) * flight.speed_mps / flight.fps
+        ahead = course if plan.scene else heading
+        x_m += np.sin(ahead) * plan.speed_mps / plan.fps
+        y_m -= np.cos(ahead) * plan.speed_mps / plan.fps
         n += 1
 
 
-def _look(flight: Flight, rng: np.random.Generator) -> Look:
+def _look(plan: FlightPlan, rng: np.random.Generator) -> Look:
     look = sample_look(rng)
-    if flight.scene == "night":  # a thermal camera's: soft, some grain, no colour, no daylight
+    if plan.scene == "night":  # a thermal camera's: soft, some grain, no colour, no daylight
         look = replace(
             look, gain=(1.0, 1.0, 1.0), gamma=1.0, haze=0.0, haze_bgr=(60.0, 60.0, 60.0)
         )
-    if flight.motion_px is not None:
-        look = replace(look, motion_px=flight.motion_px)
-    if flight.haze is not None:
-        look = replace(look, haze=flight.haze)
+    if plan.motion_px is not None:
+        look = replace(look, motion_px=plan.motion_px)
+    if plan.haze is not None:
+        look = replace(look, haze=plan.haze)
     return look
 
 
