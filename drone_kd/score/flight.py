@@ -103,7 +103,7 @@ class Flight:
             self._leg_of(stamp).frames.add(stamp)
         elif "answer" in event:
             stamp = int(event["answer"])
-            names, scores, xyxy = _columns(event["boxes"])
+            names, scores, xyxy = columns(event["boxes"])
             scores = np.array(scores, np.float32)
             answer = Answer(stamp, int(event["at"]), xyxy, scores, names)
             self._leg_of(stamp).answers.append(answer)
@@ -122,7 +122,7 @@ class Flight:
             )
             leg = Leg()
             self.legs.append(leg)
-        names, ids, xyxy = _columns(boxes)
+        names, ids, xyxy = columns(boxes)
         leg.truths[stamp] = Truth(xyxy, names, tuple(map(str, ids)))
         leg.truths_at[stamp] = at
 
@@ -135,7 +135,7 @@ class Flight:
         return self.legs[-1]
 
 
-def _columns(boxes: list) -> tuple[tuple[str, ...], list, np.ndarray]:
+def columns(boxes: list) -> tuple[tuple[str, ...], list, np.ndarray]:
     """Rows of name, number, x1, y1, x2, y2 to names, numbers and float32 (N, 4)."""
     xyxy = np.array([box[2:] for box in boxes], np.float32).reshape(-1, 4)
     if len(xyxy) != len(boxes) or not np.isfinite(xyxy).all():
