@@ -36,7 +36,8 @@ from drone_kd.sources import SourceError
 
 # Reliable, so that every subscriber matches; depth 1, so that nobody gets an old frame.
 IMAGE_QOS = QoSProfile(depth=1)
-TRUTH_QOS = QoSProfile(depth=10)
+# Deep enough for a listener that is busy for a while: these messages are small.
+SMALL_QOS = QoSProfile(depth=100)
 
 _FRAMES_AHEAD = 4
 _END = None
@@ -44,6 +45,8 @@ _END = None
 _SETTLE_S = 1.0
 _CLOCK_S = 0.01
 _DELAY_S = 0.002
+# On a busy machine DDS may take seconds to repeat what got lost.
+_REPAIR_S = 5
 
 
 class CameraNode(Node):
@@ -71,10 +74,10 @@ class CameraNode(Node):
         self._ahead: queue.Queue[Shot | Exception | None] = queue.Queue(_FRAMES_AHEAD)
         self._ahead.put(first)
         self._images = self.create_publisher(Image, "image", IMAGE_QOS)
-        self._infos = self.create_publisher(CameraInfo, "camera_info", TRUTH_QOS)
+        self._infos = self.create_publisher(CameraInfo, "camera_info", SMALL_QOS)
         self._truths = None
         if first.truth is not None:
-            self._truths = self.create_publisher(Detection2DArray, "~/ground_truth", TRUTH_QOS)
+            self._truths = self.create_publisher(Detection2DArray, "~/ground_truth", SMALL_QOS)
         self._lottery = np.random.default_rng(self._value("seed"))
         self._delayed: deque[tuple[float, np.ndarray, Header]] = deque()
         self._began: float | None = None  # on the steady clock
@@ -90,7 +93,7 @@ class CameraNode(Node):
             self.create_timer(_DELAY_S, self._publish_delayed, clock=steady)
         self._time_topic = None
         if self._value("sim_time"):
-            self._time_topic = self.create_publisher(ClockMessage, "/clock", TRUTH_QOS)
+            self._time_topic = self.create_publisher(ClockMessage, "/clock", 10)
             self._time_zero = time.monotonic()
             self.create_timer(_CLOCK_S, self._publish_clock, clock=steady)
 
@@ -237,8 +240,10 @@ class CameraNode(Node):
         self._time_topic.publish(ClockMessage(clock=self._now(flown_s).to_msg()))
 
     def _end(self) -> None:
-        # The last frame must not die with the process.
+        # What is under way must not die with the process.
         self._images.wait_for_all_acked(Duration(seconds=1))
+        for publisher in filter(None, (self._infos, self._truths)):
+            publisher.wait_for_all_acked(Duration(seconds=_REPAIR_S))
         self._finished.set()
 
     def _report(self, error: SourceError) -> None:

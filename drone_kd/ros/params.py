@@ -233,6 +233,23 @@ def declare_camera_parameters(node: Node) -> None:
     _declare(node, "camera.yaml", descriptors)
 
 
+def declare_scorer_parameters(node: Node) -> None:
+    """Declare the scorer's parameters, which are fixed once it runs.
+
+    Raises:
+        rclpy.exceptions.ParameterException: a value given at the start has the wrong type or is
+            out of its range.
+    """
+    descriptors = {
+        "output": ParameterDescriptor(description="Folder for the record and the pictures."),
+        "confidence": _number("From which score on a detection counts.", 0.0, 1.0),
+        "pictures": _integer("Frames of the worst misses to keep; 0: none.", 0, 100),
+    }
+    for descriptor in descriptors.values():
+        descriptor.read_only = True
+    _declare(node, "scorer.yaml", descriptors)
+
+
 def _declare(node: Node, file: str, descriptors: dict[str, ParameterDescriptor]) -> None:
     defaults = parameter_defaults(file)
     for name, descriptor in descriptors.items():

@@ -1,0 +1,67 @@
+"""drone-kd score: the score of a recorded flight."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from drone_kd.score.flight import read_flight
+from drone_kd.score.report import PICTURES_FOLDER, render_report
+from drone_kd.score.summary import score
+from drone_kd.score.text import summary
+
+RECORD = "flight.jsonl"
+
+
+def add_score(subparsers) -> argparse.ArgumentParser:
+    """Add the command to drone-kd's parser."""
+    parser = subparsers.add_parser(
+        "score", help="score a recorded flight: offline, and as the pilot had it"
+    )
+    parser.add_argument(
+        "flight", type=Path, metavar="FLIGHT", help=f"folder of the scorer, or its {RECORD}"
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.25,
+        metavar="C",
+        help="from which score on a detection counts for recall (default: %(default)s)",
+    )
+    parser.set_defaults(run=_score)
+    return parser
+
+
+def write_score(folder: Path, confidence: float = 0.25, title: str = "Flight") -> dict:
+    """Score a folder's flight.jsonl; writes score.json and report.html there.
+
+    Returns:
+        What `score` does.
+
+    Raises:
+        FlightError: it cannot be scored, with the reason.
+    """
+    flight = read_flight(folder / RECORD)
+    scored = score(flight, confidence)
+    _write(folder / "score.json", json.dumps(scored, indent=1) + "\n")
+    _write(folder / "report.html", render_report(scored, flight, folder / PICTURES_FOLDER, title))
+    return scored
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    folder = arguments.flight if arguments.flight.is_dir() else arguments.flight.parent
+    print(summary(write_score(folder, arguments.confidence, folder.resolve().name)))
+    print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    # Renamed into place: whoever reads the file never sees half of it.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
