@@ -29,6 +29,8 @@ from drone_kd.simulate import (
 )
 from drone_kd.sources import SourceError
 
+_POLL_S = 0.1
+_LAST_ANSWERS_S = 1.0
 _STOP_S = 10
 _START_S = 60
 # Above Linux's ephemeral ports, where few look for a free domain.
@@ -91,6 +93,7 @@ def rehearse(
         SourceError: a process could not do its work.
         FlightError: the flight cannot be scored.
     """
+    (output / RECORD).unlink(missing_ok=True)
     node = [sys.executable, "-m"]
     scorer = ros_arguments({"output": str(output), "pictures": pictures})
     for ours, theirs in (
@@ -106,31 +109,35 @@ def rehearse(
     ):
         command = [*node, "drone_kd.ros.camera", *camera, "-p", f"listeners:={listeners}"]
         with _process(command) as flown:
-            _wait(flown, {"the detector": flyer, "the scorer": recorder}, seconds)
-    if not (output / RECORD).is_file():
-        raise SourceError(f"{output / RECORD}: nothing was recorded")
+            others = {"the detector": flyer, "the scorer": recorder}
+            _wait(flown, others, output / RECORD, seconds)
     return write_score(output, confidence, output.resolve().name)
 
 
-def _wait(flown: subprocess.Popen, others: dict[str, subprocess.Popen], seconds: float) -> None:
-    """Wait until the camera has flown; a detector that dies is not waited for."""
+def _wait(
+    flown: subprocess.Popen, others: dict[str, subprocess.Popen], record: Path, seconds: float
+) -> None:
+    """Wait until the camera has flown. Who dies on the way is named, and the flight goes on."""
     deadline = time.monotonic() + seconds + _START_S
     while flown.poll() is None:
-        for name, process in others.items():
-            if process.poll() is not None:
-                print(
-                    f"drone-kd: {name} ended with exit code {process.returncode}", file=sys.stderr
-                )
-                return
+        for name in [name for name, process in others.items() if process.poll() is not None]:
+            line = f"{name} ended with exit code {others.pop(name).returncode}"
+            if not _has_begun(record):
+                raise SourceError(f"{line} before the flight began")
+            print(f"drone-kd: {line}", file=sys.stderr)
         if time.monotonic() > deadline:
             raise SourceError(
                 f"the flight of {seconds:g} s was not over after {seconds + _START_S:g} s: does "
                 "the detector listen to `image`?"
             )
-        time.sleep(0.1)
+        time.sleep(_POLL_S)
     if flown.returncode:
         raise SourceError(f"the camera ended with exit code {flown.returncode}")
-    time.sleep(1.0)  # for the last answers
+    time.sleep(_LAST_ANSWERS_S)
+
+
+def _has_begun(record: Path) -> bool:
+    return record.is_file() and '{"truth"' in record.read_text(encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -139,7 +139,8 @@ svg { width: 100%; height: 200px; background: #fafafa } img { width: 100% }
 every moment with the newest answer that was out by then. Recall and alarms at confidence
 {{ scored.confidence }} and IoU 0.5; average precision over all that was published.</p>
 <p>{{ scored.seconds }} s, {{ scored.objects }} boxes of {{ scored.tracks }} tracked objects.
-Frames: {{ scored.frames.due }} due, {{ scored.frames.not_delivered }} not delivered by the camera,
+Frames: {{ scored.frames.due }} due at {{ scored.frames.rate_hz }} Hz,
+{{ scored.frames.not_delivered }} not delivered by the camera,
 {{ scored.frames.unanswered }} unanswered by the detector, {{ scored.frames.answered }} answered.
 </p>
 <h2>Found, second by second</h2>

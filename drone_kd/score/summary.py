@@ -72,7 +72,7 @@ def score(flight: Flight, confidence: float = 0.25) -> dict:
         "age_ms": _percentiles(
             (m.stamp_ns - m.held.stamp_ns) / 1e6 for m in everything if m.held is not None
         ),
-        "frames": _frames(legs, len(answered)),
+        "frames": _frames(legs, len(answered), seconds),
         "notes": notes,
         "timeline": _timeline(timed, confidence),
     }
@@ -209,12 +209,13 @@ def _percentiles(values: Iterable[float], digits: int = 1) -> dict:
     return dict(zip(("p50", "p95", "p99"), found, strict=True))
 
 
-def _frames(legs: list[Leg], answered: int) -> dict:
+def _frames(legs: list[Leg], answered: int, seconds: float) -> dict:
     """What became of the frames: due, delivered by the camera, answered by the detector."""
     due = sum(len(leg.truths) for leg in legs)
     delivered = sum(len(leg.frames & leg.truths.keys()) for leg in legs)
     return {
         "due": due,
+        "rate_hz": round((due - len(legs)) / seconds, 1) if seconds else None,
         "not_delivered": due - delivered,
         "delivered": delivered,
         "answered": answered,

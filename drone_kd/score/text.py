@@ -37,7 +37,8 @@ def summary(scored: dict) -> str:
         p50, p95, p99 = (_number(scored[key][p]) for p in ("p50", "p95", "p99"))
         lines.append(f"{name} p50, p95, p99: {p50}, {p95}, {p99} ms")
     lines.append(
-        f"frames: {frames['due']} due, {frames['not_delivered']} not delivered by the camera, "
+        f"frames: {frames['due']} due at {_number(frames['rate_hz'])} Hz, "
+        f"{frames['not_delivered']} not delivered by the camera, "
         f"{frames['unanswered']} unanswered by the detector, {frames['answered']} answered"
     )
     lines.append(

@@ -87,6 +87,7 @@ def test_a_camera_that_stops_is_named():
     assert any("delivered nothing for 3.1 s, from 1.9 s on" in note for note in found["notes"])
     assert found["frames"] == {
         "due": 60,
+        "rate_hz": 10.0,
         "not_delivered": 30,
         "delivered": 30,
         "answered": 30,
