@@ -24,6 +24,8 @@ setup(
         (f"share/{name}", ["package.xml"]),
         (f"share/{name}/launch", glob("launch/*.launch.py")),
         (f"share/{name}/config", glob("config/*.yaml")),
+        (f"share/{name}/worlds", glob("worlds/*.sdf")),
+        (f"share/{name}/worlds/aerial_traffic", glob("worlds/aerial_traffic/*")),
     ],
     extras_require={
         # colcon runs pytest for a package whose `test` extra names it.
@@ -41,6 +43,7 @@ setup(
             "detector = drone_kd.ros.node:main",
             "camera = drone_kd.ros.camera:main",
             "scorer = drone_kd.ros.scorer:main",
+            "gazebo_truth = drone_kd.ros.gazebo_truth:main",
         ]
     },
 )

@@ -129,12 +129,16 @@ def solid_boxes(
     """
     rays = (points - position) @ matrix
     distance = np.linalg.norm(points.mean(1) - position, axis=1)
+    whole = flat(rays)
+    before = rays[..., 2] > NEAR_M
+    # What reaches behind the camera may be anywhere; the rest is in the picture or not.
+    inside = (whole.max(1) > 0).all(1) & (whole.min(1) < (width, height)).all(1)
+    near = before.any(1) & (inside | ~before.all(1))
+    order = np.argsort(distance, kind="stable")
     hidden, own = np.zeros((2, height, width), np.uint8)
     boxes, index = [], []
-    for i in np.argsort(distance, kind="stable").tolist():
+    for i in order[near[order]].tolist():
         px = _in_front(rays[i])
-        if not len(px):
-            continue
         low, high = px.min(0), px.max(0)
         if (high <= 0).any() or (low >= (width, height)).any():
             continue

@@ -250,6 +250,21 @@ def declare_scorer_parameters(node: Node) -> None:
     _declare(node, "scorer.yaml", descriptors)
 
 
+def declare_gazebo_truth_parameters(node: Node) -> None:
+    """Declare the parameters of gazebo_truth, which are fixed once it runs.
+
+    Raises:
+        rclpy.exceptions.ParameterException: a value given at the start has the wrong type.
+    """
+    descriptors = {
+        "shapes": ParameterDescriptor(description="File with the shapes of the world."),
+        "camera": ParameterDescriptor(description="Which of its cameras: front or down."),
+    }
+    for descriptor in descriptors.values():
+        descriptor.read_only = True
+    _declare(node, "gazebo_truth.yaml", descriptors)
+
+
 def _declare(node: Node, file: str, descriptors: dict[str, ParameterDescriptor]) -> None:
     defaults = parameter_defaults(file)
     for name, descriptor in descriptors.items():
