@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from drone_kd.score.flight import read_flight
+from drone_kd.score.flight import FlightError, read_flight
 from drone_kd.score.report import PICTURES_FOLDER, render_report
 from drone_kd.score.summary import score
 from drone_kd.score.text import summary
@@ -51,6 +51,8 @@ def write_score(folder: Path, confidence: float = 0.25, title: str = "Flight") -
 
 
 def _score(arguments: argparse.Namespace) -> int:
+    if not arguments.flight.exists():
+        raise FlightError(f"{arguments.flight}: no such flight")
     folder = arguments.flight if arguments.flight.is_dir() else arguments.flight.parent
     print(summary(write_score(folder, arguments.confidence, folder.resolve().name)))
     print(f"report: {folder / 'report.html'}")

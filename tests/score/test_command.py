@@ -61,3 +61,8 @@ def test_what_cannot_be_scored_is_one_line_and_2(tmp_path, content, says, capfd)
     error = capfd.readouterr().err
     assert error.startswith("drone-kd: error: ") and error.count("\n") == 1 and says in error
     assert not (tmp_path / "score.json").exists()
+
+
+def test_a_flight_that_is_not_there(tmp_path, capfd):
+    assert cli.main(["score", str(tmp_path / "none")]) == 2
+    assert capfd.readouterr().err == f"drone-kd: error: {tmp_path / 'none'}: no such flight\n"
