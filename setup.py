@@ -30,9 +30,9 @@ setup(
     extras_require={
         # colcon runs pytest for a package whose `test` extra names it.
         "test": ["pytest"],
-        "score": [
+        "simulation": [
             line
-            for line in (folder / "requirements" / "score.txt").read_text().splitlines()
+            for line in (folder / "requirements" / "simulation.txt").read_text().splitlines()
             if line and not line.startswith("#")
         ],
     },

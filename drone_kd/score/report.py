@@ -36,7 +36,7 @@ def render_report(scored: dict, flight: Flight, pictures: Path, title: str) -> s
     try:
         from jinja2 import Environment
     except ImportError:
-        raise FlightError("the report needs jinja2: pip install 'drone_kd[score]'") from None
+        raise FlightError("the report needs jinja2: pip install 'drone_kd[simulation]'") from None
     misses = [
         (name, base64.b64encode(cv2.imencode(".jpg", picture)[1]).decode())
         for name, picture in _misses(flight, pictures, scored["confidence"])

@@ -136,7 +136,7 @@ def _precision(pairs: list[tuple[Truth, Answer | None]], known: list[str]) -> di
         values = precision(images, objects, found, list(number.values()))
     except ImportError:
         raise FlightError(
-            "average precision needs pycocotools: pip install 'drone_kd[score]'"
+            "average precision needs pycocotools: pip install 'drone_kd[simulation]'"
         ) from None
     return {
         "map50_95": mean_precision(values["all"]),

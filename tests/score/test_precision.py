@@ -3,7 +3,7 @@ import pytest
 
 from drone_kd.score.precision import annotation, mean_precision, precision
 
-pytest.importorskip("pycocotools", reason="pycocotools is not here: pip install drone_kd[score]")
+pytest.importorskip("pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]")
 
 
 def test_perfect_boxes_score_one_by_size_and_a_miss_costs():
