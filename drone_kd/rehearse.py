@@ -170,6 +170,8 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     if arguments.model and not Path(arguments.model).exists():
         raise SourceError(f"{arguments.model}: no such model")
     need_ros("rehearse")
+    # So that a kill, too, ends what was started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     stay_on_this_machine()
     large_images()
     os.environ["ROS_DOMAIN_ID"] = str(random.randint(*_DOMAINS))

@@ -56,10 +56,11 @@ def add_flight_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--scene", choices=SCENES, default="", help="default: any place")
     what.add_argument("--images", metavar="DIR", help="play a folder of pictures")
     what.add_argument("--video", metavar="FILE", help="play a video")
+    what.add_argument("--bag", metavar="BAG", help="play a rosbag2 with one topic of images")
     parser.add_argument(
         "--labels", metavar="FILE", help="ground truth of --images or --video, JSON lines"
     )
-    parser.add_argument("--loop", action="store_true", help="play --images or --video for ever")
+    parser.add_argument("--loop", action="store_true", help="play the source for ever")
     parser.add_argument(
         "--size", type=_size, metavar="WxH", help="of the generated frames (default: 1280x720)"
     )
@@ -84,8 +85,8 @@ def node_arguments(arguments: argparse.Namespace) -> list[str]:
     Raises:
         SourceError: options that do not go together.
     """
-    source = arguments.images or arguments.video or ""
-    if arguments.labels and not source:
+    source = arguments.images or arguments.video or arguments.bag or ""
+    if arguments.labels and not (arguments.images or arguments.video):
         raise SourceError("--labels belong to --images or --video: a generated flight has its own")
     values = {
         "scene": arguments.scene,

@@ -11,7 +11,9 @@ from tiny_model import write_bright_cell_model
 
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
 pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
-pytest.importorskip("pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]")
+pytest.importorskip(
+    "pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]"
+)
 
 from drone_kd import cli
 from drone_kd.config import default_model_path

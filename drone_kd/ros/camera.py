@@ -1,4 +1,4 @@
-"""A camera without hardware: pictures, a video or a generated flight on the topic `image`.
+"""A camera without hardware: pictures, a video, a bag or a generated flight on `image`.
 
     ros2 run drone_kd camera --ros-args -p source:=flight.mp4 -p rate:=30.0
 
@@ -27,6 +27,7 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
 from drone_kd.footage import Shot, read_labels, recorded
+from drone_kd.ros.bags import is_bag, read_bag
 from drone_kd.ros.messages import bgr_to_image
 from drone_kd.ros.params import declare_camera_parameters
 from drone_kd.ros.run import run_node
@@ -124,7 +125,11 @@ class CameraNode(Node):
         labels = read_labels(labels) if labels else None
         while True:
             empty = True
-            for shot in recorded(source, labels, self._report):
+            if is_bag(source):
+                shots = read_bag(source, self._report)
+            else:
+                shots = recorded(source, labels, self._report)
+            for shot in shots:
                 empty = False
                 yield shot
             # A source that gives nothing would be read for ever without a pause.

@@ -7,7 +7,9 @@ import pytest
 from drone_kd import cli
 from drone_kd.score.flight import FlightWriter
 
-pytest.importorskip("pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]")
+pytest.importorskip(
+    "pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]"
+)
 pytest.importorskip("jinja2", reason="jinja2 is not here: pip install drone_kd[simulation]")
 
 MS = 10**6

@@ -3,7 +3,9 @@ import pytest
 
 from drone_kd.score.precision import annotation, mean_precision, precision
 
-pytest.importorskip("pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]")
+pytest.importorskip(
+    "pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]"
+)
 
 
 def test_perfect_boxes_score_one_by_size_and_a_miss_costs():

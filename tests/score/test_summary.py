@@ -5,7 +5,9 @@ from drone_kd.score.flight import Flight, FlightError
 from drone_kd.score.summary import score
 from drone_kd.score.text import summary
 
-pytest.importorskip("pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]")
+pytest.importorskip(
+    "pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]"
+)
 
 MS = 10**6
 STEP_MS = 100
