@@ -33,8 +33,9 @@ class QueuedDetector(Node):
         classes = self._detector.backend.spec.classes
         self._publisher.publish(to_detection_array(found, classes, message.header))
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
         """Nothing runs beside the executor."""
+        return True
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ IMAGE_QOS = QoSProfile(depth=1)
 SMALL_QOS = QoSProfile(depth=100)
 
 _FRAMES_AHEAD = 4
+_STOP_SECONDS = 1.0
 _END = None
 # A detector that has found the camera may still change its quality of service.
 _SETTLE_S = 1.0
@@ -98,13 +99,14 @@ class CameraNode(Node):
             self._time_zero = time.monotonic()
             self.create_timer(_CLOCK_S, self._publish_clock, clock=steady)
 
-    def stop(self) -> None:
-        """End the reader and wait for it; says what became of the frames."""
+    def stop(self) -> bool:
+        """End the reader and wait for it, False if it hangs; says what became of the frames."""
         self._stopping.set()
-        self._reader.join()
+        self._reader.join(_STOP_SECONDS)
         self.get_logger().info(
             f"{self.published} frames published, {self.lost} lost on purpose, {self.late} late"
         )
+        return not self._reader.is_alive()
 
     def _value(self, name: str):
         return self.get_parameter(name).value

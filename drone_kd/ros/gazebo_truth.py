@@ -54,8 +54,9 @@ class GazeboTruthNode(Node):
         self.create_subscription(TransformStamped, "poses", self._on_pose, _POSES_QOS)
         self.create_subscription(CameraInfo, "camera_info", self._on_info, _QOS)
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
         """Nothing runs beside the executor."""
+        return True
 
     def _on_pose(self, message: TransformStamped) -> None:
         # Bridges of different age write "drone" or "aerial_traffic::drone".

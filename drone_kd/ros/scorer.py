@@ -78,7 +78,7 @@ class ScorerNode(Node):
         self._score = self.create_publisher(String, "~/score", 1)
         self.create_timer(1.0, self._publish_score)
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
         """End the record and write the pictures."""
         self._record.close()
         folder = self._folder / PICTURES_FOLDER
@@ -92,6 +92,7 @@ class ScorerNode(Node):
                 self.get_logger().warning(f"no picture of a miss: {error}")
         counts = ", ".join(f"{n} of {what}" for what, n in self._count.items())
         self.get_logger().info(f"recorded {counts} in {self._folder / 'flight.jsonl'}")
+        return True
 
     def _listen(self, kind: type, topic: str, callback: Callable[..., None]) -> None:
         """Subscribe with a callback that is also told when a message came, in nanoseconds.
