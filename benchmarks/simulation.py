@@ -45,12 +45,12 @@ def main() -> None:
     stay_on_this_machine()
     large_images()
     if arguments.only in (None, "speed"):
-        _head("m/s over ground, frames/s asked")
+        print_head("m/s over ground, frames/s asked")
         for speed, rate in itertools.product(SPEEDS_MPS, RATES_HZ):
             detector = detector_command("", CONFIDENCE)
             _fly(f"{speed:g}, {rate:g}", detector, speed, rate, arguments.seconds)
     if arguments.only in (None, "queue"):
-        _head("10 m/s, frames/s asked")
+        print_head("10 m/s, frames/s asked")
         for rate, depth in itertools.product((10.0, 20.0), (1, 10)):
             detector = detector_command("", CONFIDENCE)
             if depth > 1:
@@ -62,7 +62,8 @@ def main() -> None:
         _cost()
 
 
-def _head(what: str) -> None:
+def print_head(what: str) -> None:
+    """Begin a table of flights."""
     print("\n" + HEAD.format(what))
     print("|" + "---|" * (HEAD.count("|") - 1), flush=True)
 
@@ -72,6 +73,11 @@ def _fly(name: str, detector: list[str], speed: float, rate: float, seconds: flo
     camera = {"scene": "crossing", "seed": SEED, "speed": speed, "rate": rate, "seconds": seconds}
     with tempfile.TemporaryDirectory() as folder:
         score = rehearse(ros_arguments(camera), Path(folder), detector, seconds, pictures=0)
+    print_row(name, score)
+
+
+def print_row(name: str, score: dict) -> None:
+    """A row below `print_head`."""
     both = score["offline"], score["streaming"]
     cells = [name]
     for key in ("map50", "map50_95", "recall"):
