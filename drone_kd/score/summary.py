@@ -210,16 +210,20 @@ def _percentiles(values: Iterable[float], digits: int = 1) -> dict:
 
 
 def _frames(legs: list[Leg], answered: int, seconds: float) -> dict:
-    """What became of the frames: due, delivered by the camera, answered by the detector."""
+    """What became of the frames: due, delivered by the camera, answered by the detector.
+
+    What the camera delivered is None where it sent no camera_info.
+    """
     due = sum(len(leg.truths) for leg in legs)
+    told = any(leg.frames for leg in legs)  # by camera_info
     delivered = sum(len(leg.frames & leg.truths.keys()) for leg in legs)
     return {
         "due": due,
         "rate_hz": round((due - len(legs)) / seconds, 1) if seconds else None,
-        "not_delivered": due - delivered,
-        "delivered": delivered,
+        "not_delivered": due - delivered if told else None,
+        "delivered": delivered if told else None,
         "answered": answered,
-        "unanswered": max(delivered - answered, 0),
+        "unanswered": max((delivered if told else due) - answered, 0),
         "answers_without_truth": sum(
             answer.stamp_ns not in leg.truths for leg in legs for answer in leg.answers
         ),
@@ -231,6 +235,8 @@ def _notes(legs: list[Leg]) -> list[str]:
     notes = []
     if not any(leg.answers for leg in legs):
         notes.append("the detector never answered")
+    if not any(leg.frames for leg in legs):
+        notes.append("no camera_info was recorded: what the camera delivered is not known")
     passed_s = 0.0
     for leg in legs:
         stamps = np.array(sorted(leg.truths))

@@ -38,7 +38,7 @@ def summary(scored: dict) -> str:
         lines.append(f"{name} p50, p95, p99: {p50}, {p95}, {p99} ms")
     lines.append(
         f"frames: {frames['due']} due at {_number(frames['rate_hz'])} Hz, "
-        f"{frames['not_delivered']} not delivered by the camera, "
+        f"{_number(frames['not_delivered'], digits=0)} not delivered by the camera, "
         f"{frames['unanswered']} unanswered by the detector, {frames['answered']} answered"
     )
     lines.append(

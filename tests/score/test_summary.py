@@ -130,6 +130,15 @@ def test_a_detector_that_never_spoke():
     assert found["offline"]["recall"] is None and found["latency_ms"]["p50"] is None
 
 
+def test_without_camera_info_nobody_blames_the_camera():
+    found = score(flight([e for e in fly(0) if "frame" not in e]))
+    assert found["notes"] == [
+        "no camera_info was recorded: what the camera delivered is not known"
+    ]
+    assert found["frames"]["not_delivered"] is None and found["frames"]["unanswered"] == 0
+    assert "- not delivered by the camera" in summary(found)
+
+
 def test_no_stamp_in_common_is_said():
     events = fly(0)
     for event in events:
