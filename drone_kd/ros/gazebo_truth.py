@@ -59,8 +59,8 @@ class GazeboTruthNode(Node):
         return True
 
     def _on_pose(self, message: TransformStamped) -> None:
-        # Bridges of different age write "drone" or "aerial_traffic::drone".
-        name = message.child_frame_id.rpartition("::")[2]
+        # Some bridges write "drone", some its scope, too, in Gazebo's way or in ROS's.
+        name = message.child_frame_id.replace("::", "/").rpartition("/")[2]
         at, place = message.transform.translation, message.transform.rotation
         pose = np.array([at.x, at.y, at.z, place.x, place.y, place.z, place.w])
         stamp, kept = stamp_ns(message.header), self._poses[name]

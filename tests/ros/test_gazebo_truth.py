@@ -76,7 +76,8 @@ def test_truth_has_the_stamp_of_the_frame_and_the_place_of_its_moment(site):
     for stamp in range(0, 200, 20):
         # 10 m/s: at 90 ms, between two poses, it is at 0.9 m.
         send_pose(site, car, stamp, stamp / 100, 0, 0, 0)
-        send_pose(site, "aerial_traffic::drone", stamp, 0, 0, 50, math.pi / 2)
+        scope = ("", "aerial_traffic::", "aerial_traffic/")[stamp // 20 % 3]
+        send_pose(site, f"{scope}drone", stamp, 0, 0, 50, math.pi / 2)
         if stamp == 100:
             site.infos.publish(to_camera_info((720, 1280), 1280.0, header(90)))
     truth = site.truths.get(timeout=15)
