@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
+from drone_kd.files import write_whole
 from drone_kd.score.flight import FlightError, read_flight
 from drone_kd.score.report import PICTURES_FOLDER, render_report
 from drone_kd.score.summary import score
@@ -45,8 +45,9 @@ def write_score(folder: Path, confidence: float = 0.25, title: str = "Flight") -
     """
     flight = read_flight(folder / RECORD)
     scored = score(flight, confidence)
-    _write(folder / "score.json", json.dumps(scored, indent=1) + "\n")
-    _write(folder / "report.html", render_report(scored, flight, folder / PICTURES_FOLDER, title))
+    write_whole(folder / "score.json", (json.dumps(scored, indent=1) + "\n").encode())
+    page = render_report(scored, flight, folder / PICTURES_FOLDER, title)
+    write_whole(folder / "report.html", page.encode())
     return scored
 
 
@@ -57,13 +58,3 @@ def _score(arguments: argparse.Namespace) -> int:
     print(summary(write_score(folder, arguments.confidence, folder.resolve().name)))
     print(f"report: {folder / 'report.html'}")
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    # Renamed into place: whoever reads the file never sees half of it.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
