@@ -11,7 +11,7 @@ from sensor_msgs.msg import Image
 from vision_msgs.msg import Detection2DArray
 
 from drone_kd.footage import Shot
-from drone_kd.ros.messages import ImageError, image_to_bgr
+from drone_kd.ros.images import ImageError, image_to_bgr
 from drone_kd.ros.truth import boxes_of, stamp_ns
 from drone_kd.score.flight import Truth, columns
 from drone_kd.sources import SourceError

@@ -25,7 +25,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
-from drone_kd.ros.messages import ImageError, image_to_bgr
+from drone_kd.ros.images import ImageError, image_to_bgr
 from drone_kd.ros.params import declare_scorer_parameters
 from drone_kd.ros.run import run_node
 from drone_kd.ros.truth import boxes_of, stamp_ns
