@@ -21,7 +21,7 @@ endif
 # ROS traffic stays on this machine unless the caller says otherwise.
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 
-.PHONY: help setup demo demo-teacher default-model test bench-node lint clean check
+.PHONY: help setup demo demo-sim demo-teacher default-model test bench-node lint clean check
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -42,6 +42,9 @@ option-TEACHER_EPOCHS := --teacher-epochs
 option-IMGSZ := --imgsz
 option-FRACTION := --fraction
 option-OUTPUT := --output
+
+demo-sim: setup  ## fly the default model for 60 s in simulation, and score what a pilot had
+	$(PY) -m drone_kd.cli rehearse --scene crossing --seed 2 --seconds 60 --output runs/demo-sim
 
 # The teacher that the demo starts from: other places (--seed) than those the demo draws.
 # SHARED: see default-model; here only weights/yolov8s-coco.pt is read.
@@ -86,9 +89,10 @@ $(DONE)/ros: requirements/onboard.txt requirements/ros.txt requirements/dev.txt 
 	$(PIP) -r requirements/onboard.txt -r requirements/dev.txt $(ROS_PACKAGES)
 	@touch $@
 
-$(DONE)/training: requirements/training.txt requirements/ultralytics.txt $(DONE)/ros
+$(DONE)/training: requirements/training.txt requirements/simulation.txt \
+  requirements/ultralytics.txt $(DONE)/ros
 	@echo "[3/4] installing torch and Ultralytics (about 3 GB to download, some minutes)"
-	$(PIP) -r requirements/training.txt -r requirements/onboard.txt
+	$(PIP) -r requirements/training.txt -r requirements/simulation.txt -r requirements/onboard.txt
 	$(PIP) --no-deps -r requirements/ultralytics.txt
 	@touch $@
 

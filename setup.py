@@ -6,7 +6,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-manifest = ElementTree.parse(Path(__file__).with_name("package.xml"))
+folder = Path(__file__).parent
+manifest = ElementTree.parse(folder / "package.xml")
 name = "drone_kd"
 
 setup(
@@ -23,15 +24,26 @@ setup(
         (f"share/{name}", ["package.xml"]),
         (f"share/{name}/launch", glob("launch/*.launch.py")),
         (f"share/{name}/config", glob("config/*.yaml")),
+        (f"share/{name}/worlds", glob("worlds/*.sdf")),
+        (f"share/{name}/worlds/aerial_traffic", glob("worlds/aerial_traffic/*")),
     ],
-    # colcon runs pytest for a package whose `test` extra names it.
-    extras_require={"test": ["pytest"]},
+    extras_require={
+        # colcon runs pytest for a package whose `test` extra names it.
+        "test": ["pytest"],
+        "simulation": [
+            line
+            for line in (folder / "requirements" / "simulation.txt").read_text().splitlines()
+            if line and not line.startswith("#")
+        ],
+    },
     zip_safe=True,
     entry_points={
         "console_scripts": [
             "drone-kd = drone_kd.cli:main",
             "detector = drone_kd.ros.node:main",
             "camera = drone_kd.ros.camera:main",
+            "scorer = drone_kd.ros.scorer:main",
+            "gazebo_truth = drone_kd.ros.gazebo_truth:main",
         ]
     },
 )

@@ -187,9 +187,9 @@ def resources(pid: int) -> tuple[float, int, int]:
 
 
 def _flight(width: int, height: int) -> list[np.ndarray]:
-    from drone_kd.scene import fly
+    from drone_kd.scene import FlightPlan, fly
 
-    flight = fly(seed=0, width=width, height=height, fps=2.0)
+    flight = fly(FlightPlan(width=width, height=height, fps=2.0))
     return [next(flight).image for _ in range(FRAMES)]
 
 

@@ -1,4 +1,4 @@
-"""The command line without ROS: drone-kd detect | build | bench | selftest."""
+"""The command line: drone-kd detect, build, bench, selftest, simulate, rehearse, score."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from drone_kd.draw import draw_detections
 from drone_kd.files import write_whole
 from drone_kd.machine import machine_name
 from drone_kd.measure import stage_percentiles
+from drone_kd.rehearse import add_rehearse
+from drone_kd.score.command import add_score
+from drone_kd.score.flight import FlightError
 from drone_kd.selftest import run_selftest, summary
+from drone_kd.simulate import add_simulate
 from drone_kd.sources import PICTURE_SUFFIXES, SourceError, read_frames, read_picture
 
 _PROGRESS_SECONDS = 2.0
@@ -46,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"expected a command: {' or '.join(commands)}")
     except SystemExit as stop:  # argparse has printed its line
         return int(stop.code or 0)
-    except (ModelError, SourceError, InferenceError, OSError) as error:
+    except (ModelError, SourceError, InferenceError, FlightError, OSError) as error:
         print(f"drone-kd: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -62,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    parser = _Parser(prog="drone-kd", description="Run an exported detector without ROS.")
+    parser = _Parser(prog="drone-kd", description="Run, rehearse and score an exported detector.")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     detect = subparsers.add_parser("detect", help="find objects in pictures or a video")
@@ -118,7 +122,15 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         help="write the report to this file (default: selftest.json)",
     )
     selftest.set_defaults(run=_selftest)
-    return parser, {"detect": detect, "build": build, "bench": bench, "selftest": selftest}
+    return parser, {
+        "detect": detect,
+        "build": build,
+        "bench": bench,
+        "selftest": selftest,
+        "simulate": add_simulate(subparsers),
+        "rehearse": add_rehearse(subparsers),
+        "score": add_score(subparsers),
+    }
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:

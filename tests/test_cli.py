@@ -119,7 +119,7 @@ def test_a_failed_inference_is_not_an_empty_result(pictures, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "expected a command: detect or build or bench or selftest"),
+        ([], "expected a command: detect or build or bench or selftest or simulate"),
         (["fly"], "fly"),
         (["detect"], "SOURCE"),
         (["detect", "{model}"], "is a model: name a picture"),

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import queue
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -42,13 +44,53 @@ def fly(file, arguments):
 
 def test_arguments():
     names = {}
-    for file in ("fly.launch.py", "replay.launch.py"):
+    for file in ("fly.launch.py", "replay.launch.py", "sim.launch.py"):
         description = get_launch_description_from_python_launch_file(str(LAUNCH / file))
         names[file] = {a.name for a in description.get_launch_arguments()}
     assert names["fly.launch.py"] == {
         *("model", "image", "namespace", "params_file", "use_sim_time")
     }
     assert {"source", "rate"} <= names["replay.launch.py"]
+    assert names["sim.launch.py"] == {"world", "headless", "camera", "output", "shapes", "bridge"}
+
+
+def run_launch(file, *arguments):
+    code = (
+        "import sys; from test_launch import fly; "
+        "fly(sys.argv[1], dict(a.split(':=') for a in sys.argv[2:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, file, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=40,
+        cwd=Path(__file__).resolve().parent,
+    )
+    return done.stdout
+
+
+def has(package):
+    try:
+        get_package_share_directory(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(has("ros_gz_sim"), reason="ros_gz_sim is here")
+def test_a_missing_gazebo_is_one_line_with_what_to_install(ros_domain_id):
+    output = run_launch("sim.launch.py")
+    (line,) = [line for line in output.splitlines() if "ERROR" in line]
+    assert "expected the package ros_gz_sim, found none: apt install ros-" in line
+    assert "Traceback" not in output
+
+
+@pytest.mark.skipif(not has("ros_gz_sim"), reason="ros_gz_sim is not here")
+def test_a_missing_world_is_one_line(ros_domain_id):
+    output = run_launch("sim.launch.py", "world:=/no/such.sdf")
+    (line,) = [line for line in output.splitlines() if "ERROR" in line]
+    assert "world: expected a file, found none at /no/such.sdf" in line
 
 
 def test_replay_brings_detections_in_its_namespace(tmp_path, ros_domain_id):

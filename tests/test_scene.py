@@ -5,9 +5,9 @@ import cv2
 import numpy as np
 import pytest
 
-from drone_kd.scene import CLASSES, FRAMES_PER_WORLD, draw_frame, fly, meshes
+from drone_kd.scene import CLASSES, FRAMES_PER_WORLD, SCENES, FlightPlan, draw_frame, fly, meshes
 from drone_kd.scene.frames import _sample_camera
-from drone_kd.scene.render import MIN_SIDE_PX, Camera, render
+from drone_kd.scene.render import MIN_SIDE_PX, Camera, View, render, roll
 from drone_kd.scene.world import build_world
 
 
@@ -100,7 +100,7 @@ def test_nadir_and_oblique_views_occur():
 
 
 def test_a_flight_is_continuous_and_repeatable():
-    frames = list(itertools.islice(fly(5, 320, 200, fps=20), 8))
+    frames = list(itertools.islice(fly(FlightPlan(5, 320, 200, fps=20)), 8))
     assert frames[0].image.shape == (200, 320, 3)
     np.testing.assert_allclose([frame.t_s for frame in frames], np.arange(8) / 20)
     kept = 0
@@ -112,7 +112,7 @@ def test_a_flight_is_continuous_and_repeatable():
         # Half a metre of flight and a metre of a vehicle, at the closest some 6 px per metre.
         assert np.abs(centres[1] - centres[0]).max(initial=0) < 14
     assert kept > 0.8 * sum(len(frame.ids) for frame in frames[1:]) > 20
-    again = next(itertools.islice(fly(5, 320, 200, fps=20), 3, None))
+    again = next(itertools.islice(fly(FlightPlan(5, 320, 200, fps=20)), 3, None))
     assert again.image.tobytes() == frames[3].image.tobytes()
 
 
@@ -131,11 +131,84 @@ def test_vehicles_drive_in_the_direction_they_point(world):
     [
         (lambda: draw_frame(-1), "seed: expected 0 or more, got -1"),
         (lambda: draw_frame(0, imgsz=32), "imgsz: expected at least 64 px, got 32"),
-        (lambda: fly(-1, 320, 200, 10), "seed: expected"),
-        (lambda: fly(0, 320, 20, 10), "got 320 x 20"),
-        (lambda: fly(0, 320, 200, 0), "fps: expected more than 0, got 0"),
+        (lambda: FlightPlan(-1, 320, 200, 10), "seed: expected"),
+        (lambda: FlightPlan(0, 320, 20, 10), "got 320 x 20"),
+        (lambda: FlightPlan(0, 320, 200, 0), "fps: expected more than 0, got 0"),
     ],
 )
 def test_arguments_out_of_range_are_refused_at_once(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_named_scenes_have_their_objects_and_repeat(scene):
+    plan = FlightPlan(seed=2, width=640, height=360, scene=scene)
+    frames = list(itertools.islice(fly(plan), 3))
+    again = next(itertools.islice(fly(plan), 2, None))
+    assert again.image.tobytes() == frames[2].image.tobytes()
+    cars = sum((frame.class_ids == CLASSES.index("car")).sum() for frame in frames)
+    assert cars >= 3
+    colourful = np.ptp(frames[0].image.astype(int), axis=2).mean()
+    assert (colourful < 12) == (scene == "night"), colourful
+
+
+def test_people_glow_at_night():
+    for frame in itertools.islice(fly(FlightPlan(seed=1, scene="night", fps=1)), 4):
+        for x0, y0, x1, y1 in frame.xyxy[frame.class_ids == 0].astype(int):
+            assert frame.image[y0:y1, x0:x1].max() > np.median(frame.image) + 60
+
+
+def test_altitude_and_speed_change_what_is_seen():
+    def width_of_cars(altitude_m):
+        frame = next(fly(FlightPlan(scene="car-park", altitude_m=altitude_m)))
+        cars = frame.xyxy[frame.class_ids == CLASSES.index("car")]
+        return np.median(cars[:, 2] - cars[:, 0])
+
+    assert width_of_cars(30) == pytest.approx(2 * width_of_cars(60), rel=0.35)
+
+    def moved(speed_mps):
+        plan = FlightPlan(scene="car-park", altitude_m=50, speed_mps=speed_mps)
+        a, b = itertools.islice(fly(plan), 2)
+        _, i, j = np.intersect1d(a.ids, b.ids, return_indices=True)
+        return np.median((b.xyxy[j] - a.xyxy[i])[:, 3])
+
+    hovering, slow, fast = map(moved, (0.0, 10.0, 20.0))
+    assert abs(hovering) < 10  # the camera nods
+    assert fast - hovering == pytest.approx(2 * (slow - hovering), rel=0.2) and fast > 30
+
+
+def test_haze_and_motion_blur_take_contrast_away():
+    clear, hazy, blurred = (
+        next(fly(FlightPlan(scene="crossing", **flaws))).image.std()
+        for flaws in ({"haze": 0.0, "motion_px": 0.0}, {"haze": 0.7}, {"motion_px": 40.0})
+    )
+    assert hazy < 0.6 * clear and blurred < 0.9 * clear
+
+
+def test_a_rolling_shutter_moves_the_lower_rows_and_their_boxes():
+    view = next(fly(FlightPlan(scene="car-park")))
+    rolled = roll(View(view.image, view.xyxy, view.class_ids, view.ids), np.array([36.0, 0.0]))
+    np.testing.assert_array_equal(rolled.image[0], view.image[0])
+    # The row in the middle has moved by half.
+    np.testing.assert_allclose(
+        rolled.image[360, 40:].astype(int), view.image[360, 22:-18].astype(int), atol=3
+    )
+    _, i, j = np.intersect1d(view.ids, rolled.ids, return_indices=True)
+    uncut = view.xyxy[i, 2] < 1200
+    middle = view.xyxy[i][:, [1, 3]].mean(1)
+    shift = (rolled.xyxy[j] - view.xyxy[i])[:, [0, 2]].mean(1)
+    np.testing.assert_allclose(shift[uncut], 36 * middle[uncut] / 720, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"scene": "moon"}, "scene: expected one of highway, .*, got 'moon'"),
+        ({"altitude_m": 2.0}, "altitude_m: expected 15 to 150, got 2.0"),
+        ({"haze": float("nan")}, "haze: expected 0 to 0.95, got nan"),
+    ],
+)
+def test_plans_out_of_range_are_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        FlightPlan(**value)

@@ -8,13 +8,8 @@ pycocotools'.
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 
-import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import nn
 from tqdm import tqdm
 
@@ -22,17 +17,20 @@ from drone_kd.backends import open_backend
 from drone_kd.config import parameter_defaults
 from drone_kd.core.spec import ModelError
 from drone_kd.detector import Detector
+from drone_kd.score.precision import (
+    MAX_DETECTIONS,
+    SIZES,
+    annotation,
+    mean_precision,
+    precision,
+)
 from training.backend import TorchBackend
 from training.data import DataError, image_paths, load_data, read_sample
 from training.models import UnusableModelError, load_model
 
 # Evaluation keeps boxes down to almost nothing, so that the curve of precision over recall is
-# complete; the IoU threshold and the number of boxes are those of Ultralytics' validator, the
-# field's yardstick for these models.
-CONFIDENCE, IOU, MAX_DETECTIONS = 0.001, 0.7, 300
-# Areas in pixels of the original picture: COCO's ranges, and "tiny" (under 16 px), which aerial
-# frames are full of.
-SIZES = {"tiny": (0, 16**2), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+# complete; the IoU threshold is that of Ultralytics' validator, the field's yardstick.
+CONFIDENCE, IOU = 0.001, 0.7
 
 
 def evaluate(
@@ -90,26 +88,26 @@ def evaluate(
             continue
         images.append({"id": image_id})
         for box, class_id in zip(sample.xyxy, sample.class_ids, strict=True):
-            truth.append(_annotation(len(truth) + 1, image_id, box, class_id))
+            truth.append(annotation(len(truth) + 1, image_id, box, class_id))
         detections = detector(sample.image)
         for box, score, class_id in zip(
             detections.xyxy, detections.scores, detections.class_ids, strict=True
         ):
             if to_data[class_id] is not None:
                 found.append(
-                    {**_annotation(0, image_id, box, to_data[class_id]), "score": float(score)}
+                    {**annotation(0, image_id, box, to_data[class_id]), "score": float(score)}
                 )
     if not images:
         raise DataError(f"no usable picture in {folder}")
-    scores = _coco(images, truth, found, known)
+    scores = precision(images, truth, found, known)
     return {
-        "map50_95": _mean(scores["all"]),
-        "map50": _mean(scores["all"][:1]),
-        **{f"ap_{size}": _mean(scores[size]) for size in SIZES},
+        "map50_95": mean_precision(scores["all"]),
+        "map50": mean_precision(scores["all"][:1]),
+        **{f"ap_{size}": mean_precision(scores[size]) for size in SIZES},
         "per_class": {
             dataset.names[i]: {
-                "ap50_95": _mean(scores["all"][..., k]),
-                "ap50": _mean(scores["all"][:1, ..., k]),
+                "ap50_95": mean_precision(scores["all"][..., k]),
+                "ap50": mean_precision(scores["all"][:1, ..., k]),
             }
             for k, i in enumerate(known)
         },
@@ -131,50 +129,3 @@ def _open(model, imgsz: int | None):
     if suffix == ".pt":
         return TorchBackend(load_model(str(model))[0], imgsz)
     raise ModelError(f"{model}: expected a .pt or a .onnx file")
-
-
-def _annotation(id_: int, image_id: int, xyxy: np.ndarray, class_id: int) -> dict:
-    x1, y1, x2, y2 = map(float, xyxy)
-    box = [x1, y1, x2 - x1, y2 - y1]
-    return {
-        "id": id_,
-        "image_id": image_id,
-        "category_id": int(class_id),
-        "bbox": box,
-        "area": box[2] * box[3],
-        "iscrowd": 0,
-    }
-
-
-def _coco(images: list, truth: list, found: list, classes: list[int]) -> dict[str, np.ndarray]:
-    """Precision arrays by area: (IoU thresholds 0.5..0.95, recall steps, classes); -1 where
-    undefined.
-    """
-    coco = COCO()
-    coco.dataset = {
-        "images": images,
-        "annotations": truth,
-        "categories": [{"id": i} for i in classes],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own progress
-        coco.createIndex()
-        detections = COCO()
-        detections.dataset = {
-            **coco.dataset,
-            "annotations": [{**d, "id": i} for i, d in enumerate(found, start=1)],
-        }
-        detections.createIndex()
-        evaluation = COCOeval(coco, detections, "bbox")
-        evaluation.params.catIds = classes
-        evaluation.params.maxDets = [MAX_DETECTIONS]
-        evaluation.params.areaRng = [(0, 1e10), *SIZES.values()]
-        evaluation.params.areaRngLbl = ["all", *SIZES]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"]  # (IoU, recall, class, area, max detections)
-    return {label: precision[..., k, 0] for k, label in enumerate(evaluation.params.areaRngLbl)}
-
-
-def _mean(precision: np.ndarray) -> float | None:
-    valid = precision[precision > -1]
-    return round(float(valid.mean()), 5) if valid.size else None

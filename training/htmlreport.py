@@ -16,9 +16,10 @@ from drone_kd.core.boxes import iou
 from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector
 from drone_kd.draw import draw_detections
+from drone_kd.score.precision import MAX_DETECTIONS
 from training.backend import TorchBackend
 from training.data import Sample, image_paths, load_data, read_sample, write_text
-from training.evaluate import IOU, MAX_DETECTIONS
+from training.evaluate import IOU
 from training.models import load_model
 from training.report import format_score
 

@@ -17,9 +17,10 @@ from torchvision.ops import box_convert
 from tqdm import tqdm
 
 from drone_kd.detector import Detector
+from drone_kd.score.precision import MAX_DETECTIONS
 from training.backend import TorchBackend
 from training.data import DataError, image_paths, load_data, read_sample
-from training.evaluate import IOU, MAX_DETECTIONS
+from training.evaluate import IOU
 from training.models import load_model
 from training.teachers import CLASSES_FILE, LOWEST_SCORE
 

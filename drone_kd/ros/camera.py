@@ -1,6 +1,9 @@
-"""A camera without hardware: pictures, a video or a generated flight on the topic `image`.
+"""A camera without hardware: pictures, a video, a bag or a generated flight on `image`.
 
-ros2 run drone_kd camera --ros-args -p source:=flight.mp4 -p rate:=30.0
+    ros2 run drone_kd camera --ros-args -p source:=flight.mp4 -p rate:=30.0
+
+With every image goes its `camera_info`. Where the boxes are known, `~/ground_truth` has them for
+every frame that was due, with the same stamp: also for those that got lost.
 """
 
 from __future__ import annotations
@@ -8,6 +11,8 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,85 +20,148 @@ from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import Image
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock as ClockMessage
+from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
+from vision_msgs.msg import Detection2DArray
 
+from drone_kd.footage import Shot, read_labels, recorded
+from drone_kd.ros.bags import is_bag, read_bag
 from drone_kd.ros.messages import bgr_to_image
 from drone_kd.ros.params import declare_camera_parameters
 from drone_kd.ros.run import run_node
-from drone_kd.sources import SourceError, read_frames
+from drone_kd.ros.truth import to_camera_info, truth_to_message
+from drone_kd.score.flight import Truth
+from drone_kd.sources import SourceError
 
 # Reliable, so that every subscriber matches; depth 1, so that nobody gets an old frame.
 IMAGE_QOS = QoSProfile(depth=1)
+# Deep enough for a listener that is busy for a while: these messages are small.
+SMALL_QOS = QoSProfile(depth=100)
 
 _FRAMES_AHEAD = 4
 _STOP_SECONDS = 1.0
 _END = None
+# A detector that has found the camera may still change its quality of service.
+_SETTLE_S = 1.0
+_CLOCK_S = 0.01
+_DELAY_S = 0.002
+# On a busy machine DDS may take seconds to repeat what got lost.
+_REPAIR_S = 5
 
 
 class CameraNode(Node):
     """Publishes the frames of a source at a steady rate.
 
     Args:
-        finished: set once a source that does not loop has ended.
+        finished: set once a source that does not loop, or the flight, has ended.
 
     Raises:
         ParameterException: a parameter given at the start cannot be used.
-        SourceError: the source has no frame that can be read.
+        SourceError: the source has no frame that can be read, or a parameter makes no sense.
     """
 
     def __init__(self, finished: threading.Event) -> None:
         super().__init__("camera")
         declare_camera_parameters(self)
         self._finished = finished
-        self._frame_id = self.get_parameter("frame_id").value
+        self._frame_id = self._value("frame_id")
+        self._outage, self._jump = self._pair("outage"), self._pair("clock_jump")
+        self._focal_px = None
         frames = self._read()
         first = next(frames, _END)
         if first is _END:
-            raise SourceError(f"{self.get_parameter('source').value}: no picture can be read")
-        self._ahead: queue.Queue[np.ndarray | Exception | None] = queue.Queue(_FRAMES_AHEAD)
+            raise SourceError(f"{self._value('source')}: no picture can be read")
+        self._ahead: queue.Queue[Shot | Exception | None] = queue.Queue(_FRAMES_AHEAD)
         self._ahead.put(first)
-        self._publisher = self.create_publisher(Image, "image", IMAGE_QOS)
+        self._images = self.create_publisher(Image, "image", IMAGE_QOS)
+        self._infos = self.create_publisher(CameraInfo, "camera_info", SMALL_QOS)
+        self._truths = None
+        if first.truth is not None:
+            self._truths = self.create_publisher(Detection2DArray, "~/ground_truth", SMALL_QOS)
+        self._lottery = np.random.default_rng(self._value("seed"))
+        self._delayed: deque[tuple[float, np.ndarray, Header]] = deque()
+        self._began: float | None = None  # on the steady clock
+        self._settled: float | None = None
+        self.published = self.lost = self.late = 0
         self._stopping = threading.Event()
         self._reader = threading.Thread(target=self._fill, args=(frames,), daemon=True)
         self._reader.start()
         # On the machine's own clock: a camera also runs where simulated time stands still.
-        self.create_timer(
-            1 / self.get_parameter("rate").value,
-            self._publish_next,
-            clock=Clock(clock_type=ClockType.STEADY_TIME),
-        )
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(1 / self._value("rate"), self._tick, clock=steady)
+        if self._value("delay_ms"):
+            self.create_timer(_DELAY_S, self._publish_delayed, clock=steady)
+        self._time_topic = None
+        if self._value("sim_time"):
+            self._time_topic = self.create_publisher(ClockMessage, "/clock", 10)
+            self._time_zero = time.monotonic()
+            self.create_timer(_CLOCK_S, self._publish_clock, clock=steady)
 
     def stop(self) -> bool:
-        """End the reader and wait for it; False if it hangs."""
+        """End the reader and wait for it, False if it hangs; says what became of the frames."""
         self._stopping.set()
         self._reader.join(_STOP_SECONDS)
+        self.get_logger().info(
+            f"{self.published} frames published, {self.lost} lost on purpose, {self.late} late"
+        )
         return not self._reader.is_alive()
 
-    def _read(self) -> Iterator[np.ndarray]:
-        """Yield uint8 (h, w, 3) BGR frames until the source ends, or for ever."""
-        source = self.get_parameter("source").value
-        if not source:
-            from drone_kd.scene import fly  # deferred: a replay does without the generator
+    def _value(self, name: str):
+        return self.get_parameter(name).value
 
-            flight = fly(
-                seed=self.get_parameter("seed").value,
-                width=self.get_parameter("width").value,
-                height=self.get_parameter("height").value,
-                fps=self.get_parameter("rate").value,
-            )
-            yield from (frame.image for frame in flight)
+    def _pair(self, name: str) -> tuple[float, float]:
+        pair = tuple(self._value(name))
+        if len(pair) != 2 or pair[0] < 0:
+            raise SourceError(f"{name}: expected two numbers of seconds, got {list(pair)}")
+        return pair
+
+    def _read(self) -> Iterator[Shot]:
+        """Yield shots until the source ends, or for ever."""
+        source = self._value("source")
+        if not source:
+            yield from self._generate()
             return
+        labels = self._value("labels")
+        labels = read_labels(labels) if labels else None
         while True:
             empty = True
-            for _, image in read_frames(source, self._report):
+            if is_bag(source):
+                shots = read_bag(source, self._report)
+            else:
+                shots = recorded(source, labels, self._report)
+            for shot in shots:
                 empty = False
-                yield image
+                yield shot
             # A source that gives nothing would be read for ever without a pause.
-            if empty or not self.get_parameter("loop").value:
+            if empty or not self._value("loop"):
                 return
 
-    def _fill(self, frames: Iterator[np.ndarray]) -> None:
+    def _generate(self) -> Iterator[Shot]:
+        from drone_kd.scene import CLASSES, FlightPlan, fly  # a replay does without the generator
+
+        try:
+            plan = FlightPlan(
+                scene=self._value("scene"),
+                seed=self._value("seed"),
+                width=self._value("width"),
+                height=self._value("height"),
+                fps=self._value("rate"),
+                speed_mps=self._value("speed"),
+                altitude_m=self._value("altitude") or None,
+                motion_px=None if self._value("blur") < 0 else self._value("blur"),
+                haze=None if self._value("haze") < 0 else self._value("haze"),
+                rolling_ms=self._value("rolling_ms"),
+            )
+        except ValueError as error:
+            raise SourceError(str(error)) from None
+        self._focal_px = plan.focal_px
+        for frame in fly(plan):
+            names = tuple(CLASSES[i] for i in frame.class_ids)
+            yield Shot(frame.image, Truth(frame.xyxy, names, tuple(map(str, frame.ids))))
+
+    def _fill(self, frames: Iterator[Shot]) -> None:
         """Decode or render ahead, so that one slow frame does not break the rate."""
         try:
             for frame in frames:
@@ -104,17 +172,25 @@ class CameraNode(Node):
         except Exception as error:  # handed to the main thread, which ends the node with it
             self._put(error)
 
-    def _put(self, item: np.ndarray | Exception | None) -> None:
+    def _put(self, item: Shot | Exception | None) -> None:
         while not self._stopping.is_set():
             try:
                 return self._ahead.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
-    def _publish_next(self) -> None:
+    def _tick(self) -> None:
+        if self._began is None and not self._ready():
+            return
+        flown_s = time.monotonic() - self._began
+        seconds = self._value("seconds")
+        if seconds and flown_s >= seconds:
+            self._end()
+            return
         try:
             item = self._ahead.get_nowait()
         except queue.Empty:
+            self.late += 1
             self.get_logger().warning(
                 "the source is slower than the rate: frames come late", throttle_duration_sec=5.0
             )
@@ -122,12 +198,60 @@ class CameraNode(Node):
         if isinstance(item, Exception):
             raise item
         if item is _END:
-            # The last frame must not die with the process.
-            self._publisher.wait_for_all_acked(Duration(seconds=1))
-            self._finished.set()
+            self._end()
             return
-        header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._frame_id)
-        self._publisher.publish(bgr_to_image(item, header))
+        header = Header(stamp=self._now(flown_s).to_msg(), frame_id=self._frame_id)
+        if self._truths is not None:
+            self._truths.publish(truth_to_message(item.truth, header))
+        begins, lasts = self._outage
+        if self._lottery.random() < self._value("drop") or 0 <= flown_s - begins < lasts:
+            self.lost += 1
+        elif delay_ms := self._value("delay_ms"):
+            self._delayed.append((time.monotonic() + delay_ms / 1000, item.image, header))
+        else:
+            self._publish(item.image, header)
+
+    def _ready(self) -> bool:
+        """Whether the flight may begin: who shall listen does so."""
+        if self._images.get_subscription_count() < self._value("listeners"):
+            self._settled = None
+            return False
+        if self._settled is None:
+            self._settled = time.monotonic() + (_SETTLE_S if self._value("listeners") else 0)
+        if time.monotonic() < self._settled:
+            return False
+        self._began = time.monotonic()
+        return True
+
+    def _now(self, flown_s: float) -> Time:
+        """The camera's clock, which may have jumped."""
+        if self._time_topic is None:
+            now = self.get_clock().now()
+        else:
+            now = Time(nanoseconds=int((time.monotonic() - self._time_zero) * 1e9))
+        at, by = self._jump
+        return now + Duration(seconds=by) if by and flown_s >= at else now
+
+    def _publish(self, image: np.ndarray, header: Header) -> None:
+        self._infos.publish(to_camera_info(image.shape, self._focal_px, header))
+        self._images.publish(bgr_to_image(image, header))
+        self.published += 1
+
+    def _publish_delayed(self) -> None:
+        while self._delayed and self._delayed[0][0] <= time.monotonic():
+            _, image, header = self._delayed.popleft()
+            self._publish(image, header)
+
+    def _publish_clock(self) -> None:
+        flown_s = 0.0 if self._began is None else time.monotonic() - self._began
+        self._time_topic.publish(ClockMessage(clock=self._now(flown_s).to_msg()))
+
+    def _end(self) -> None:
+        # What is under way must not die with the process.
+        self._images.wait_for_all_acked(Duration(seconds=1))
+        for publisher in filter(None, (self._infos, self._truths)):
+            publisher.wait_for_all_acked(Duration(seconds=_REPAIR_S))
+        self._finished.set()
 
     def _report(self, error: SourceError) -> None:
         self.get_logger().warning(f"left out: {error}", throttle_duration_sec=5.0)

@@ -198,22 +198,71 @@ def declare_camera_parameters(node: Node) -> None:
         rclpy.exceptions.ParameterException: a value given at the start has the wrong type or is
             out of its range.
     """
+    pair = "two numbers, in seconds"
     descriptors = {
         "source": ParameterDescriptor(
             description="A folder of pictures, a picture or a video; empty: a generated flight."
         ),
-        "rate": _number("Frames per second.", 0.1, 240.0),
+        "labels": ParameterDescriptor(
+            description="Boxes of the source as JSON lines, published as ground truth."
+        ),
         "loop": ParameterDescriptor(
             description="Start again at the end of the source; false: exit there."
         ),
+        "rate": _number("Frames per second.", 0.1, 240.0),
+        "seconds": _number("Exit after so long; 0: never.", 0.0, 86400.0),
         "frame_id": ParameterDescriptor(description="Frame of the images' headers."),
-        "width": _integer("Width of the generated flight in pixels.", 16, 8192),
-        "height": _integer("Height of the generated flight in pixels.", 16, 8192),
+        "scene": ParameterDescriptor(description="Place of the generated flight; empty: any."),
         "seed": _integer("Seed of the generated flight.", 0, 2**31 - 1),
+        "width": _integer("Width of the generated flight in pixels.", 64, 8192),
+        "height": _integer("Height of the generated flight in pixels.", 64, 8192),
+        "altitude": _number("Metres above the ground; 0: wanders.", 0.0, 150.0),
+        "speed": _number("Metres per second over the ground.", 0.0, 100.0),
+        "blur": _number("Motion blur in pixels; -1: the seed's weather.", -1.0, 64.0),
+        "haze": _number("Share of the light; -1: the seed's weather.", -1.0, 0.95),
+        "rolling_ms": _number("From the first row's exposure to the last's.", 0.0, 100.0),
+        "drop": _number("Share of frames that never leave the camera.", 0.0, 1.0),
+        "delay_ms": _number("From the exposure to the frame on its topic.", 0.0, 10000.0),
+        "outage": ParameterDescriptor(description=f"Camera's silence: from, length; {pair}."),
+        "clock_jump": ParameterDescriptor(description=f"Jump of the clock: at, by; {pair}."),
+        "sim_time": ParameterDescriptor(description="Stamps from 0 on, published on /clock."),
+        "listeners": _integer("Hold the first frame until so many subscribe.", 0, 100),
     }
     for descriptor in descriptors.values():
         descriptor.read_only = True
     _declare(node, "camera.yaml", descriptors)
+
+
+def declare_scorer_parameters(node: Node) -> None:
+    """Declare the scorer's parameters, which are fixed once it runs.
+
+    Raises:
+        rclpy.exceptions.ParameterException: a value given at the start has the wrong type or is
+            out of its range.
+    """
+    descriptors = {
+        "output": ParameterDescriptor(description="Folder for the record and the pictures."),
+        "confidence": _number("From which score on a detection counts.", 0.0, 1.0),
+        "pictures": _integer("Frames of the worst misses to keep; 0: none.", 0, 100),
+    }
+    for descriptor in descriptors.values():
+        descriptor.read_only = True
+    _declare(node, "scorer.yaml", descriptors)
+
+
+def declare_gazebo_truth_parameters(node: Node) -> None:
+    """Declare the parameters of gazebo_truth, which are fixed once it runs.
+
+    Raises:
+        rclpy.exceptions.ParameterException: a value given at the start has the wrong type.
+    """
+    descriptors = {
+        "shapes": ParameterDescriptor(description="File with the shapes of the world."),
+        "camera": ParameterDescriptor(description="Which of its cameras: front or down."),
+    }
+    for descriptor in descriptors.values():
+        descriptor.read_only = True
+    _declare(node, "gazebo_truth.yaml", descriptors)
 
 
 def _declare(node: Node, file: str, descriptors: dict[str, ParameterDescriptor]) -> None:

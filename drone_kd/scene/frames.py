@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
-from drone_kd.scene.render import Camera, View, render
-from drone_kd.scene.sensor import develop, sample_look
+from drone_kd.scene.layouts import SCENES, build_scene
+from drone_kd.scene.render import Camera, View, render, roll
+from drone_kd.scene.sensor import Look, develop, sample_look
 from drone_kd.scene.world import TILE_M, World, build_world
 
 CLASSES = ("person", "car", "truck", "bus")
@@ -29,7 +30,7 @@ class Frame:
         xyxy: float32 (N, 4): left, top, right, bottom in pixels, from 0 to the image's width and
             height, around what is visible of each object without its shadow.
         class_ids: int64 (N,), index into CLASSES.
-        ids: int64 (N,), an object's number, which it keeps during a flight.
+        ids: int64 (N,), an object's number, which it keeps during a plan.
         t_s: seconds since the flight began; 0 for a single frame.
     """
 
@@ -63,59 +64,131 @@ def draw_frame(seed: int, imgsz: int = 640) -> Frame:
     return _frame(view, develop(view.image, sample_look(rng), rng), 0.0)
 
 
-def fly(seed: int, width: int, height: int, fps: float, speed_mps: float = 9.0) -> Iterator[Frame]:
-    """Fly over the world of one seed without end; frame n is of n / fps seconds.
+@dataclass(frozen=True)
+class FlightPlan:
+    """How to fly over a place.
 
-    The camera wanders smoothly between nadir and oblique views. The same arguments give the same
-    flight.
-
-    Args:
-        seed: 0 or more.
+    Attributes:
+        seed: 0 or more; of the place, the traffic and the weather.
         width, height: of the frames in pixels, at least 64 each.
-        fps: frames per second of flight.
+        fps: frames per second of plan.
+        scene: one of SCENES, along its main road; empty: anywhere over any place.
         speed_mps: of the drone over the ground.
+        altitude_m: height above the ground; None: it wanders from 44 to 72 m.
+        motion_px: length of the motion blur; None: as the weather of the seed has it.
+        haze: share of the light that haze adds, 0 to 0.95; None: as the weather of the seed
+            has it.
+        rolling_ms: from the exposure of the first row of a frame to that of the last.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: a value is out of its range.
     """
-    if seed < 0:
-        raise ValueError(f"seed: expected 0 or more, got {seed}")
-    if min(width, height) < 64:
-        raise ValueError(f"size: expected at least 64 x 64 px, got {width} x {height}")
-    if not fps > 0:
-        raise ValueError(f"fps: expected more than 0, got {fps}")
-    return _flight(seed, width, height, fps, speed_mps)
+
+    seed: int = 0
+    width: int = 1280
+    height: int = 720
+    fps: float = 10.0
+    scene: str = ""
+    speed_mps: float = 9.0
+    altitude_m: float | None = None
+    motion_px: float | None = None
+    haze: float | None = None
+    rolling_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+        if min(self.width, self.height) < 64:
+            raise ValueError(
+                f"size: expected at least 64 x 64 px, got {self.width} x {self.height}"
+            )
+        if not self.fps > 0:
+            raise ValueError(f"fps: expected more than 0, got {self.fps}")
+        if self.scene and self.scene not in SCENES:
+            raise ValueError(f"scene: expected one of {', '.join(SCENES)}, got {self.scene!r}")
+        for name, low, high in (
+            ("speed_mps", 0.0, 100.0),
+            ("altitude_m", 15.0, 150.0),
+            ("motion_px", 0.0, 64.0),
+            ("haze", 0.0, 0.95),
+            ("rolling_ms", 0.0, 100.0),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name}: expected {low:g} to {high:g}, got {value}")
+
+    @property
+    def focal_px(self) -> float:
+        """Focal length in pixels; the principal point is the middle of the frame."""
+        return float(max(self.width, self.height))
 
 
-def _flight(seed: int, width: int, height: int, fps: float, speed_mps: float) -> Iterator[Frame]:
-    world = build_world(seed)
-    rng = np.random.default_rng((2, seed))
-    look = sample_look(rng)
+def fly(plan: FlightPlan) -> Iterator[Frame]:
+    """Fly without end; frame n is of n / fps seconds.
+
+    The camera wanders smoothly between nadir and oblique views. The same flight gives the same
+    frames.
+    """
+    world = build_scene(plan.scene, plan.seed) if plan.scene else build_world(plan.seed)
+    rng = np.random.default_rng((2, plan.seed))
+    look = _look(plan, rng)
     x_m, y_m = rng.uniform(0, TILE_M, 2)
     course = rng.uniform(0, 2 * np.pi)
     phases = rng.uniform(0, 2 * np.pi, 4)
+    # Amplitudes of heading and pitch: a camera that looks around, or one on a drone on its way.
+    turn, nod = 0.9, 22.0
+    if plan.scene:
+        x_m, y_m = world.roads[0].points(y_m, 0.0)
+        course, turn, nod = np.pi * (course > np.pi), 0.25, 12.0
+    before = None
     n = 0
     while True:
-        t_s = n / fps
+        t_s = n / plan.fps
         # Incommensurable periods, so that no view ever comes back.
         sway = np.sin(2 * np.pi * t_s / np.array((43.0, 31.0, 57.0, 11.0)) + phases)
-        heading = course + 0.9 * sway[0]
+        heading = course + turn * sway[0]
+        altitude_m = plan.altitude_m
         camera = Camera(
             x_m=x_m,
             y_m=y_m,
-            height_m=58 + 14 * sway[2],
+            height_m=58 + 14 * sway[2] if altitude_m is None else altitude_m,
             yaw=heading,
-            pitch=np.radians(66 + 22 * sway[1]),
+            pitch=np.radians(66 + nod * sway[1]),
             roll=0.02 * sway[3],
-            focal_px=float(max(width, height)),
-            width=width,
-            height=height,
+            focal_px=plan.focal_px,
+            width=plan.width,
+            height=plan.height,
         )
         view = render(world, camera, t_s)
+        if plan.rolling_ms and before is not None:
+            view = roll(view, _flow(before, camera) * plan.fps * plan.rolling_ms / 1000)
         yield _frame(view, develop(view.image, look, rng), t_s)
-        x_m += np.sin(heading) * speed_mps / fps
-        y_m -= np.cos(heading) * speed_mps / fps
+        before = camera
+        # Along a road a drone keeps to its course where the camera looks to the side.
+        ahead = course if plan.scene else heading
+        x_m += np.sin(ahead) * plan.speed_mps / plan.fps
+        y_m -= np.cos(ahead) * plan.speed_mps / plan.fps
         n += 1
+
+
+def _look(plan: FlightPlan, rng: np.random.Generator) -> Look:
+    look = sample_look(rng)
+    if plan.scene == "night":  # a thermal camera's: soft, some grain, no colour, no daylight
+        look = replace(
+            look, gain=(1.0, 1.0, 1.0), gamma=1.0, haze=0.0, haze_bgr=(60.0, 60.0, 60.0)
+        )
+    if plan.motion_px is not None:
+        look = replace(look, motion_px=plan.motion_px)
+    if plan.haze is not None:
+        look = replace(look, haze=plan.haze)
+    return look
+
+
+def _flow(before: Camera, after: Camera) -> np.ndarray:
+    """How far the ground in the middle of the image moves from one view to the next: px (2,)."""
+    middle = np.array([before.width / 2, before.height / 2])
+    x, y, w = before.to_ground @ [*middle, 1]
+    return after.project(np.array([x / w, y / w, 0.0]))[0] - middle
 
 
 @lru_cache(maxsize=2)

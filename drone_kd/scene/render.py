@@ -12,6 +12,16 @@ from functools import cached_property
 import cv2
 import numpy as np
 
+from drone_kd.core.projection import (
+    MIN_SIDE_PX,
+    MIN_VISIBLE,
+    SHIFT,
+    fixed,
+    flat,
+    project,
+    projection_matrix,
+    visible_box,
+)
 from drone_kd.scene import meshes
 from drone_kd.scene.meshes import FACES, NO_CLASS, PERSON
 from drone_kd.scene.world import (
@@ -28,9 +38,6 @@ from drone_kd.scene.world import (
     wrapped,
 )
 
-MIN_SIDE_PX = 4.0
-MIN_VISIBLE = 0.4
-
 # Square pixels below which a side of an object makes no difference to the picture.
 _MIN_FACE_PX = 1.0
 # Sides of houses smaller than this are of one colour.
@@ -38,8 +45,6 @@ _PLAIN_PX = 8
 # How far OpenCV's antialiased fill reaches beyond each edge: as much is taken off before, or small
 # objects would come out a third too large.
 _BLEED_PX = 0.65
-# OpenCV's fixed point: sixteenths of a pixel.
-_SHIFT, _UNIT = 4, 16
 
 
 @dataclass(frozen=True)
@@ -84,16 +89,13 @@ class Camera:
 
     @cached_property
     def projection(self) -> np.ndarray:
-        """float64 (3, 3): right-multiply rows of a point less the position by it for
-        (x px, y px, 1) times its depth in metres."""
-        return self.axes.T @ np.array(
-            [[self.focal_px, 0, 0], [0, self.focal_px, 0], [self.width / 2, self.height / 2, 1]]
-        )
+        """float64 (3, 3); see `drone_kd.core.projection.projection_matrix`."""
+        f, cx, cy = self.focal_px, self.width / 2, self.height / 2
+        return projection_matrix(self.axes, np.array([[f, 0, cx], [0, f, cy], [0, 0, 1]]))
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """World points (..., 3) to image points (..., 2) and their depth (...,) in metres."""
-        rays = (points - self.position) @ self.projection
-        return _flat(rays), rays[..., 2]
+        return project(points, self.position, self.projection)
 
     @cached_property
     def to_ground(self) -> np.ndarray:
@@ -115,11 +117,6 @@ class Camera:
             )
         xy = corners[:, :2] / corners[:, 2:]
         return np.stack([xy.min(0), xy.max(0)])
-
-
-def _flat(rays: np.ndarray) -> np.ndarray:
-    """Image points (..., 2) times their depth, with the depth, (..., 3): to image points."""
-    return rays[..., :2] / np.maximum(rays[..., 2:], 0.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +152,26 @@ def render(world: World, camera: Camera, t_s: float, present: np.ndarray | None 
     xyxy, class_ids, ids = _draw_objects(image, world, camera, bounds, t_s, present, hidden)
     cv2.copyTo(tall, cover, image)
     return View(image, xyxy, class_ids, ids)
+
+
+def roll(view: View, shift_px: np.ndarray) -> View:
+    """The view as a rolling shutter takes it, row after row, from top to bottom.
+
+    Args:
+        shift_px: float64 (2,), x and y by which the scene moves while the frame is read.
+    """
+    height, width = view.image.shape[:2]
+    # Row y shows the scene moved by shift * y / height.
+    stretch = 1 / (1 - np.clip(shift_px[1] / height, -0.5, 0.5))
+    matrix = np.array([[1, stretch * shift_px[0] / height, 0], [0, stretch, 0]])
+    image = cv2.warpAffine(view.image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    x0, y0, x1, y1 = view.xyxy.T.astype(np.float64)
+    corners = np.stack([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]).transpose(2, 0, 1)
+    moved = corners @ matrix[:, :2].T
+    size = width, height
+    xyxy = np.hstack([moved.min(1).clip(0, size), moved.max(1).clip(0, size)]).astype(np.float32)
+    kept = (xyxy[:, 2:] - xyxy[:, :2] >= MIN_SIDE_PX).all(1)
+    return View(image, xyxy[kept], view.class_ids[kept], view.ids[kept])
 
 
 def _ground(world: World, camera: Camera, bounds: np.ndarray) -> np.ndarray:
@@ -250,9 +267,9 @@ def _draw_objects(
     fall = np.eye(3)
     fall[2] = -world.sun / world.sun[2]
     fall[2, 2] = 0
-    project = turn @ np.concatenate([projection, fall @ projection], 1)
-    rays = shapes.corners[part] @ project[owner] - np.tile(eye @ projection, 2)[owner, None]
-    px = _flat(rays[..., :3])
+    onto = turn @ np.concatenate([projection, fall @ projection], 1)
+    rays = shapes.corners[part] @ onto[owner] - np.tile(eye @ projection, 2)[owner, None]
+    px = flat(rays[..., :3])
     low = np.minimum.reduceat(px.reshape(-1, 2), 8 * starts)
     high = np.maximum.reduceat(px.reshape(-1, 2), 8 * starts)
     inside = np.minimum(high, [camera.width, camera.height]) - np.maximum(low, 0)
@@ -272,8 +289,9 @@ def _draw_objects(
     lit = world.shade[raster[:, 1], raster[:, 0]] == 0
     # The camera and the sun from where each object is.
     towards = turn[keep] @ np.stack([eye[keep], np.broadcast_to(world.sun, eye[keep].shape)], -1)
-    polygons, colours, ends = _faces(px, part, owner, towards, lit)
-    fallen_px = _fixed(_flat(rays[..., 3:]))
+    paint = shapes.colours if world.colours is None else world.colours
+    polygons, colours, ends = _faces(px, part, owner, towards, lit, paint)
+    fallen_px = fixed(flat(rays[..., 3:]))
 
     # Only who reaches into somebody farther away has to be kept in mind.
     overlap = (low[:, None, 0] < high[:, 0]) & (low[:, None, 1] < high[:, 1])
@@ -284,19 +302,19 @@ def _draw_objects(
     drawn, boxes = [], []
     for k in range(len(index)):
         outline = polygons[ends[k] : ends[k + 1]]
-        box = _visible_box(extents[k], outline, hidden, own, hides[k])
+        box = visible_box(extents[k], outline, hidden, own, hides[k])
         if box is None:
             continue
         drawn.append(k)
         boxes.append(box)
         if lit[k]:
             hull = cv2.convexHull(fallen_px[starts[k] : starts[k] + counts[k]].reshape(-1, 2))
-            cv2.fillConvexPoly(shadows, hull, 255, cv2.LINE_8, _SHIFT)
+            cv2.fillConvexPoly(shadows, hull, 255, cv2.LINE_8, SHIFT)
 
     cv2.copyTo(cv2.convertScaleAbs(image, alpha=world.shade_gain), shadows, image)
     for k in reversed(drawn):
         for i in range(ends[k], ends[k + 1]):
-            cv2.fillConvexPoly(image, polygons[i], colours[i], cv2.LINE_AA, _SHIFT)
+            cv2.fillConvexPoly(image, polygons[i], colours[i], cv2.LINE_AA, SHIFT)
 
     drawn = np.array(drawn, dtype=np.int64)
     drawn_tiles = tiles[drawn] & 0x3FFF
@@ -308,7 +326,12 @@ def _draw_objects(
 
 
 def _faces(
-    px: np.ndarray, part: np.ndarray, owner: np.ndarray, towards: np.ndarray, lit: np.ndarray
+    px: np.ndarray,
+    part: np.ndarray,
+    owner: np.ndarray,
+    towards: np.ndarray,
+    lit: np.ndarray,
+    paint: np.ndarray,
 ) -> tuple[list[np.ndarray], list[list[float]], list[int]]:
     """The faces that are turned to the camera, object by object, far ones and low ones first.
 
@@ -317,6 +340,7 @@ def _faces(
         part, owner: int64 (P,), their numbers in the library and those of their objects.
         towards: float64 (N, 3, 2), from each object to the camera and to the sun.
         lit: bool (N,), whether the sun shines on it.
+        paint: float64 (P, 5, 3) RGB of the library's parts.
 
     Returns fixed-point polygons int32 (4, 2), a BGR colour each, and where the faces of each
     object begin (one more entry than objects).
@@ -333,65 +357,8 @@ def _faces(
     row, face = row[order], face[order]
     ends = np.searchsorted(owner[row], np.arange(len(lit) + 1)).tolist()
     light = AMBIENT + DIRECT * lit[owner[row]] * np.clip(facing[row, face, 1], 0, None)
-    shaded = np.clip(shapes.colours[part[row], face] * light[:, None], 0, 255)[:, ::-1]
-    return list(_fixed(px[row[:, None], FACES[face]])), shaded.tolist(), ends
-
-
-def _visible_box(
-    extent: list[float],
-    outline: list[np.ndarray],
-    hidden: np.ndarray,
-    own: np.ndarray,
-    hides: bool,
-) -> tuple[float, ...] | None:
-    """Bounds of what is visible of one object, or None where that is too little.
-
-    Args:
-        extent: x0, y0, x1, y1 without anything in front.
-        outline: fixed-point polygons (4, 2).
-        hidden: uint8 (h, w), not 0 where something stands in front; where the object `hides`
-            others, it is added.
-        own: uint8 (h, w), a blank sheet before and after.
-    """
-    height, width = hidden.shape
-    x0, y0 = max(extent[0], 0.0), max(extent[1], 0.0)
-    x1, y1 = min(extent[2], float(width)), min(extent[3], float(height))
-    cut = [x0, y0, x1, y1] != extent
-    left, top = int(x0), int(y0)
-    area = slice(top, math.ceil(y1)), slice(left, math.ceil(x1))
-    front = hidden[area]
-    # Where the frame cuts an object, its outermost corner may be outside.
-    if not cut and not cv2.countNonZero(front):
-        if hides:
-            _fill(hidden, outline)
-        return x0, y0, x1, y1
-    _fill(own, outline)
-    shape = own[area]
-    drawn = cv2.countNonZero(shape)
-    seen = cv2.subtract(shape, front)
-    shape[:] = 0
-    visible = (x1 - x0) * (y1 - y0) / ((extent[2] - extent[0]) * (extent[3] - extent[1]))
-    if visible * cv2.countNonZero(seen) < MIN_VISIBLE * max(drawn, 1):
-        return None
-    x, y, w, h = cv2.boundingRect(seen)
-    # A side that nothing covers keeps its fraction of a pixel.
-    x0, y0 = max(x0, left + x), max(y0, top + y)
-    x1, y1 = min(x1, left + x + w), min(y1, top + y + h)
-    if x1 - x0 < MIN_SIDE_PX or y1 - y0 < MIN_SIDE_PX:
-        return None
-    if hides:
-        cv2.add(front, seen, dst=front)
-    return x0, y0, x1, y1
-
-
-def _fill(mask: np.ndarray, polygons: list[np.ndarray]) -> None:
-    for polygon in polygons:
-        cv2.fillConvexPoly(mask, polygon, 255, cv2.LINE_8, _SHIFT)
-
-
-def _fixed(px: np.ndarray) -> np.ndarray:
-    """Image points to OpenCV's fixed point, whose whole numbers are pixel centres: int32."""
-    return np.round((px - 0.5) * _UNIT).astype(np.int32, order="C")
+    shaded = np.clip(paint[part[row], face] * light[:, None], 0, 255)[:, ::-1]
+    return list(fixed(px[row[:, None], FACES[face]])), shaded.tolist(), ends
 
 
 def _tall_layer(world: World, camera: Camera, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -414,7 +381,7 @@ def _tall_layer(world: World, camera: Camera, bounds: np.ndarray) -> tuple[np.nd
     points = world.houses[houses]
     points[..., :2] += (house_xy - world.house_places[houses])[:, None]
     quads = camera.project(points)[0][:, HOUSE_SIDES]
-    polygons = _fixed(quads)
+    polygons = fixed(quads)
     low, high = quads.min(2), quads.max(2)
     sizes = (high - low).max(-1).tolist()
     house_areas, seen = _areas(camera, low, high)
@@ -478,8 +445,8 @@ def _draw_house(
     for side in np.flatnonzero(seen).tolist():
         pyramid = world.roofs[roof] if side >= 6 else world.facades[facade]
         plain = [min(level * light[side], 255) for level in pyramid[-1][0, 0].tolist()]
-        cv2.fillConvexPoly(layer, polygons[side], plain, cv2.LINE_8, _SHIFT)
-        cv2.fillConvexPoly(cover, polygons[side], 255, cv2.LINE_8, _SHIFT)
+        cv2.fillConvexPoly(layer, polygons[side], plain, cv2.LINE_8, SHIFT)
+        cv2.fillConvexPoly(cover, polygons[side], 255, cv2.LINE_8, SHIFT)
         if side not in GABLES and sizes[side] > _PLAIN_PX:
             picture = next((p for p in pyramid[::-1] if max(p.shape) >= sizes[side]), pyramid[0])
             picture = cv2.convertScaleAbs(picture, alpha=light[side])

@@ -140,6 +140,7 @@ class World:
         trees: float64 (M, 5): x, y, crown radius, height, number of its picture.
         tree_pictures: uint8 (h, w, 4) BGRA, in pyramids.
         roofs, facades: uint8 (h, w, 3) BGR, in pyramids down to one pixel or two.
+        colours: float64 (P, 5, 3) RGB of the library's parts; None: the library's own.
     """
 
     ground: tuple[np.ndarray, ...]
@@ -163,6 +164,7 @@ class World:
     tree_pictures: tuple[tuple[np.ndarray, ...], ...]
     roofs: tuple[tuple[np.ndarray, ...], ...]
     facades: tuple[tuple[np.ndarray, ...], ...]
+    colours: np.ndarray | None = None
 
     def poses(self, t_s: float) -> np.ndarray:
         """Where every object is at time `t_s`: float64 (N, 3), x, y, heading; not wrapped."""
@@ -176,17 +178,36 @@ class World:
         return poses
 
 
-def build_world(seed: int) -> World:
-    """Lay out and draw the world of one seed; the same seed gives the same world."""
+@dataclass(frozen=True)
+class Layout:
+    """What to build, where chance alone shall not decide.
+
+    Attributes:
+        theme: town, suburb, industrial or rural: mix of the traffic, what stands at the kerbs.
+        kinds: what stands on the blocks between the roads, and how likely each kind is.
+        roads: the roads; empty: drawn as the theme has them.
+        speed_mps: slowest and fastest lane of the roads north-south.
+    """
+
+    theme: str
+    kinds: dict[str, int]
+    roads: tuple[Road, ...] = ()
+    speed_mps: tuple[float, float] = (6.0, 15.0)
+
+
+def build_world(seed: int, layout: Layout | None = None) -> World:
+    """Lay out and draw the world of one seed; the same arguments give the same world."""
     rng = np.random.default_rng(seed)
-    theme = list(_THEMES)[rng.choice(len(_THEMES), p=_THEME_SHARES)]
+    if layout is None:
+        theme = list(_THEMES)[rng.choice(len(_THEMES), p=_THEME_SHARES)]
+        layout = Layout(theme, _THEMES[theme])
+    theme = layout.theme
     plan = _Plan(rng)
     plan.fill(_rect(0, 0, TILE_M, TILE_M), "meadow" if theme == "rural" else "grass")
-    roads = _roads(rng, theme)
+    roads = list(layout.roads) or _roads(rng, theme)
+    weights = np.array(list(layout.kinds.values()), dtype=float)
     for block in _blocks(roads, rng):
-        kinds = _THEMES[theme]
-        weights = np.array(list(kinds.values()), dtype=float)
-        kind = list(kinds)[rng.choice(len(kinds), p=weights / weights.sum())]
+        kind = list(layout.kinds)[rng.choice(len(weights), p=weights / weights.sum())]
         _BLOCKS[kind](plan, block)
     for i, road in enumerate(roads):
         _draw_road(plan, road)
@@ -194,7 +215,7 @@ def build_world(seed: int) -> World:
     for road in roads:
         _mark_road(plan, road, [r for r in roads if r.vertical != road.vertical])
     for i, road in enumerate(roads):
-        _traffic(plan, i, road, [r for r in roads if r.vertical != road.vertical], theme)
+        _traffic(plan, i, road, [r for r in roads if r.vertical != road.vertical], layout)
     return plan.finish(roads)
 
 
@@ -396,6 +417,8 @@ def _blocks(roads: list[Road], rng: np.random.Generator) -> list[tuple[float, ..
     """Rectangles (x0, y0, x1, y1) between the roads, the long ones cut into pieces."""
 
     def gaps(lines: list[Road]) -> list[tuple[float, float]]:
+        if not lines:
+            return [(0.0, TILE_M)]
         lines = sorted(lines, key=lambda r: r.offset_m)
         edges = []
         for a, b in zip(lines, lines[1:] + lines[:1], strict=True):
@@ -532,17 +555,17 @@ def _verges(plan: _Plan, road_id: int, road: Road, crossing: list[Road], theme: 
             plan.drive(plan.pick("person"), road_id, rng.uniform(0, TILE_M), lateral, speed)
 
 
-def _traffic(plan: _Plan, road_id: int, road: Road, crossing: list[Road], theme: str) -> None:
+def _traffic(plan: _Plan, road_id: int, road: Road, crossing: list[Road], layout: Layout) -> None:
     """Roads north-south have green and move; east-west ones queue at their stop lines."""
     rng = plan.rng
-    heavy = {"industrial": 0.34, "rural": 0.16, "town": 0.1, "suburb": 0.06}[theme]
-    coaches = {"town": 0.16, "suburb": 0.08, "industrial": 0.05, "rural": 0.05}[theme]
+    heavy = {"industrial": 0.34, "rural": 0.16, "town": 0.1, "suburb": 0.06}[layout.theme]
+    coaches = {"town": 0.16, "suburb": 0.08, "industrial": 0.05, "rural": 0.05}[layout.theme]
     density = rng.uniform(0.3, 1.0)
     stops = _stops(road, crossing)
     for direction in (1, -1):
         for lane in range(road.lanes):
             lateral = direction * (lane + 0.5) * road.lane_m
-            speed = direction * rng.uniform(6, 15)
+            speed = direction * rng.uniform(*layout.speed_mps)
             if road.vertical:
                 s = rng.uniform(0, 20)
                 while s < TILE_M - 16:

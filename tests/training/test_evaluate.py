@@ -7,7 +7,7 @@ from tiny_model import write_bright_cell_model
 from tiny_training import draw_set, save_checkpoint
 
 from training.data import DataError
-from training.evaluate import _annotation, _coco, _mean, evaluate
+from training.evaluate import evaluate
 from training.export import export
 from training.models import UnusableModelError
 
@@ -21,24 +21,6 @@ def test_torch_and_onnx_give_the_same_figures(tiny_data, tiny_teacher, tmp_path)
     for key in ("map50_95", "map50", "ap_tiny", "ap_small"):
         assert second[key] == pytest.approx(first[key], abs=2e-3)
     assert set(first["per_class"]) == {"car", "person"}
-
-
-def test_perfect_boxes_score_one_by_size_and_a_miss_costs():
-    boxes = np.array([[0, 0, 10, 10], [50, 50, 80, 80], [100, 100, 200, 200]], dtype=np.float32)
-    truth = [_annotation(i + 1, 0, box, 0) for i, box in enumerate(boxes)]
-    found = [{**a, "score": 0.9} for a in truth]
-    scores = _coco([{"id": 0}], truth, found, [0])
-    assert [_mean(scores[k]) for k in ("all", "tiny", "small", "medium", "large")] == [
-        1,
-        1,
-        1,
-        None,
-        1,
-    ]
-    missed = _coco([{"id": 0}], truth, found[1:], [0])
-    assert (
-        _mean(missed["tiny"]) == 0 and _mean(missed["large"]) == 1 and _mean(missed["all"]) < 0.7
-    )
 
 
 @pytest.mark.parametrize("names", [("car", "person"), ("person", "car")])

@@ -1,0 +1,116 @@
+"""What a pilot has of a model: python -m benchmarks.simulation [--seconds 20]
+
+Flights of the default model over the crossing at several speeds over ground and frame rates, each
+scored offline and streaming; the newest frame only against a queue of ten; and what the simulator
+itself costs on one core. Prints Markdown tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from std_msgs.msg import Header
+
+from drone_kd.rehearse import detector_command, rehearse
+from drone_kd.ros.messages import bgr_to_image
+from drone_kd.ros.truth import truth_to_message
+from drone_kd.scene import CLASSES, SCENES, FlightPlan, fly
+from drone_kd.score.flight import Truth
+from drone_kd.simulate import large_images, ros_arguments, stay_on_this_machine
+
+SEED = 2
+SPEEDS_MPS, RATES_HZ = (5.0, 10.0, 20.0), (5.0, 10.0, 20.0)
+# Low, so that average precision sees the whole curve.
+CONFIDENCE = 0.05
+HEAD = (
+    "| {} | mAP50 offline | streaming | mAP50-95 offline | streaming | recall offline | streaming "
+    "| age p50, p95 (ms) | frames due (Hz), answered |"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a flight (%(default)s)")
+    parser.add_argument("--only", choices=("speed", "queue", "cost"), help="one of the tables")
+    arguments = parser.parse_args()
+    stay_on_this_machine()
+    large_images()
+    if arguments.only in (None, "speed"):
+        print_head("m/s over ground, frames/s asked")
+        for speed, rate in itertools.product(SPEEDS_MPS, RATES_HZ):
+            detector = detector_command("", CONFIDENCE)
+            _fly(f"{speed:g}, {rate:g}", detector, speed, rate, arguments.seconds)
+    if arguments.only in (None, "queue"):
+        print_head("10 m/s, frames/s asked")
+        for rate, depth in itertools.product((10.0, 20.0), (1, 10)):
+            detector = detector_command("", CONFIDENCE)
+            if depth > 1:
+                detector = [sys.executable, "-m", "benchmarks.queued_detector"]
+                detector += ros_arguments({"depth": depth, "confidence": CONFIDENCE})
+            name = f"{rate:g}, " + ("newest frame only" if depth == 1 else f"queue of {depth}")
+            _fly(name, detector, 10.0, rate, arguments.seconds)
+    if arguments.only in (None, "cost"):
+        _cost()
+
+
+def print_head(what: str) -> None:
+    """Begin a table of flights."""
+    print("\n" + HEAD.format(what))
+    print("|" + "---|" * (HEAD.count("|") - 1), flush=True)
+
+
+def _fly(name: str, detector: list[str], speed: float, rate: float, seconds: float) -> None:
+    os.environ["ROS_DOMAIN_ID"] = str(random.randint(215, 231))
+    camera = {"scene": "crossing", "seed": SEED, "speed": speed, "rate": rate, "seconds": seconds}
+    with tempfile.TemporaryDirectory() as folder:
+        score = rehearse(ros_arguments(camera), Path(folder), detector, seconds, pictures=0)
+    print_row(name, score)
+
+
+def print_row(name: str, score: dict) -> None:
+    """A row below `print_head`."""
+    both = score["offline"], score["streaming"]
+    cells = [name]
+    for key in ("map50", "map50_95", "recall"):
+        cells += [f"{100 * (way[key] or 0):.1f}" for way in both]
+    cells.append("{p50:.0f}, {p95:.0f}".format(**score["age_ms"]))
+    frames = score["frames"]
+    cells.append(f"{frames['due']} ({frames['rate_hz']}), {frames['answered']}")
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _cost() -> None:
+    """Frames a second of one core that draws, and makes messages of, a flight."""
+    cv2.setNumThreads(1)
+    print("\n| scene | frames/s of one core at 1280x720, median of 5 x 40 frames (min, max) |")
+    print("|---|---|")
+    for scene in SCENES:
+        flight = fly(FlightPlan(scene=scene, seed=SEED))
+        _publishable(next(flight))
+        rates = []
+        for _ in range(5):
+            started = time.process_time()
+            for frame in itertools.islice(flight, 40):
+                _publishable(frame)
+            rates.append(40 / (time.process_time() - started))
+        print(f"| {scene} | {np.median(rates):.1f} ({min(rates):.1f}, {max(rates):.1f}) |")
+
+
+def _publishable(frame) -> None:
+    header = Header()
+    bgr_to_image(frame.image, header)
+    names = tuple(CLASSES[i] for i in frame.class_ids)
+    truth_to_message(Truth(frame.xyxy, names, tuple(map(str, frame.ids))), header)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What a camera without hardware shows, with the ground truth where it is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from drone_kd.score.flight import Truth, columns
+from drone_kd.sources import SourceError, read_frames
+
+
+class Shot(NamedTuple):
+    """One frame: uint8 (h, w, 3) BGR, and what is on it; None where nobody knows."""
+
+    image: np.ndarray
+    truth: Truth | None
+
+
+def recorded(
+    source: str | Path,
+    labels: dict[int, Truth] | None,
+    on_error: Callable[[SourceError], None],
+) -> Iterator[Shot]:
+    """Yield the frames of a folder of pictures, a picture or a video once.
+
+    Args:
+        labels: by number of the frame, from 0; see `read_labels`. A frame that is not in it shows
+            nothing.
+        on_error: told of a picture that cannot be read; its number is the next one's then.
+
+    Raises:
+        SourceError: there is no such source, or nothing of it can ever be read.
+    """
+    nothing = Truth(np.zeros((0, 4), np.float32), (), ())
+    for number, (_, image) in enumerate(read_frames(source, on_error)):
+        yield Shot(image, None if labels is None else labels.get(number, nothing))
+
+
+def read_labels(path: str | Path) -> dict[int, Truth]:
+    """Read the boxes of recorded footage: JSON lines, one per frame.
+
+        {"frame": 0, "boxes": [["car", x1, y1, x2, y2], ["car", x1, y1, x2, y2, "track"], ...]}
+
+    Raises:
+        SourceError: the file is not there or is something else; names the line.
+    """
+    labels = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            boxes = [[box[0], box[5] if len(box) > 5 else "", *box[1:5]] for box in row["boxes"]]
+            names, ids, xyxy = columns(boxes)
+            labels[int(row["frame"])] = Truth(xyxy, names, tuple(map(str, ids)))
+        except (KeyError, TypeError, ValueError, IndexError):
+            raise SourceError(
+                f"{path}, line {number}: expected "
+                '{"frame": 0, "boxes": [["car", x1, y1, x2, y2], ...]}'
+            ) from None
+    if not labels:
+        raise SourceError(f"{path}: no labels in it")
+    return labels

@@ -1,0 +1,188 @@
+"""drone-kd rehearse: fly a model on this machine, and score what a pilot would have had.
+
+Camera, detector and scorer are processes of their own that talk over real DDS, in a domain of
+their own that no other machine hears.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from drone_kd.score.command import RECORD, write_score
+from drone_kd.score.text import summary
+from drone_kd.simulate import (
+    add_flight_options,
+    large_images,
+    need_ros,
+    node_arguments,
+    ros_arguments,
+    stay_on_this_machine,
+)
+from drone_kd.sources import SourceError
+
+_POLL_S = 0.1
+_LAST_ANSWERS_S = 1.0
+_STOP_S = 10
+_START_S = 60
+# Above Linux's ephemeral ports, where few look for a free domain.
+_DOMAINS = (215, 231)
+
+
+def add_rehearse(subparsers) -> argparse.ArgumentParser:
+    """Add the command to drone-kd's parser."""
+    parser = subparsers.add_parser(
+        "rehearse", help="fly a model in simulation on this machine, and score it"
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default="",
+        metavar="MODEL",
+        help="a model file (default: the one that comes with the package)",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="for record, score and report"
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.25,
+        metavar="C",
+        help="from which score on the detector reports (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=6, metavar="N", help="of the worst misses to keep"
+    )
+    add_flight_options(parser)
+    parser.set_defaults(run=_rehearse, seconds=60.0, rate=10.0)
+    return parser
+
+
+def rehearse(
+    camera: list[str],
+    output: Path,
+    detector: list[str],
+    seconds: float,
+    pictures: int = 6,
+    confidence: float = 0.25,
+) -> dict:
+    """Fly, and score the flight.
+
+    Args:
+        camera: ROS arguments of the node `camera`; see `node_arguments`.
+        output: folder for flight.jsonl, misses/, score.json and report.html.
+        detector: command of the detector, which is to listen to `image` and to answer on
+            `detector/detections`.
+        seconds: how long the camera is going to fly.
+        pictures: of the worst misses to keep.
+        confidence: from which score on a detection counts for recall.
+
+    Returns:
+        The score; see `drone_kd.score.summary.score`.
+
+    Raises:
+        SourceError: a process could not do its work.
+        FlightError: the flight cannot be scored.
+    """
+    (output / RECORD).unlink(missing_ok=True)
+    node = [sys.executable, "-m"]
+    scorer = ros_arguments({"output": str(output), "pictures": pictures})
+    for ours, theirs in (
+        ("detections", "detector/detections"),
+        ("label_info", "detector/label_info"),
+        ("ground_truth", "camera/ground_truth"),
+    ):
+        scorer += ["-r", f"{ours}:={theirs}"]
+    listeners = 2 if pictures else 1
+    with (
+        _process([*node, "drone_kd.ros.scorer", *scorer]) as recorder,
+        _process(detector) as flyer,
+    ):
+        command = [*node, "drone_kd.ros.camera", *camera, "-p", f"listeners:={listeners}"]
+        with _process(command) as flown:
+            others = {"the detector": flyer, "the scorer": recorder}
+            _wait(flown, others, output / RECORD, seconds)
+    return write_score(output, confidence, output.resolve().name)
+
+
+def _wait(
+    flown: subprocess.Popen, others: dict[str, subprocess.Popen], record: Path, seconds: float
+) -> None:
+    """Wait until the camera has flown. Who dies on the way is named, and the flight goes on."""
+    deadline = time.monotonic() + seconds + _START_S
+    while flown.poll() is None:
+        for name in [name for name, process in others.items() if process.poll() is not None]:
+            line = f"{name} ended with exit code {others.pop(name).returncode}"
+            if not _has_begun(record):
+                raise SourceError(f"{line} before the flight began")
+            print(f"drone-kd: {line}", file=sys.stderr)
+        if time.monotonic() > deadline:
+            raise SourceError(
+                f"the flight of {seconds:g} s was not over after {seconds + _START_S:g} s: does "
+                "the detector listen to `image`?"
+            )
+        time.sleep(_POLL_S)
+    if flown.returncode:
+        raise SourceError(f"the camera ended with exit code {flown.returncode}")
+    time.sleep(_LAST_ANSWERS_S)
+
+
+def _has_begun(record: Path) -> bool:
+    return record.is_file() and '{"truth"' in record.read_text(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _process(command: list[str]) -> Iterator[subprocess.Popen]:
+    # Of its own group: Ctrl-C is for us, who end the processes in their order.
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def detector_command(model: str, confidence: float) -> list[str]:
+    """The detector node as `rehearse` starts it."""
+    values = {"autostart": True, "model": str(Path(model).resolve()) if model else ""}
+    values["confidence"] = confidence
+    return [sys.executable, "-m", "drone_kd.ros.node", *ros_arguments(values)]
+
+
+def _rehearse(arguments: argparse.Namespace) -> int:
+    camera = node_arguments(arguments)
+    if not arguments.seconds:
+        raise SourceError("--seconds: expected more than 0: a rehearsal ends, and is scored then")
+    if arguments.model and not Path(arguments.model).exists():
+        raise SourceError(f"{arguments.model}: no such model")
+    need_ros("rehearse")
+    # So that a kill, too, ends what was started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stay_on_this_machine()
+    large_images()
+    os.environ["ROS_DOMAIN_ID"] = str(random.randint(*_DOMAINS))
+    scored = rehearse(
+        camera,
+        arguments.output,
+        detector_command(arguments.model, arguments.confidence),
+        arguments.seconds,
+        arguments.pictures,
+        arguments.confidence,
+    )
+    print(summary(scored))
+    print(f"report: {arguments.output / 'report.html'}")
+    return 0

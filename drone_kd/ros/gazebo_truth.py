@@ -1,0 +1,134 @@
+"""Ground truth of a Gazebo world: shapes that are known, poses and camera_info from the bridge.
+
+    ros2 run drone_kd gazebo_truth --ros-args -p camera:=front \\
+        -r camera_info:=/drone/front/camera_info -r poses:=/poses
+
+`~/ground_truth` has what the camera sees, with the stamp of each camera_info.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict, deque
+
+import numpy as np
+from geometry_msgs.msg import TransformStamped
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo
+from vision_msgs.msg import Detection2DArray
+
+from drone_kd.config import config_path
+from drone_kd.ros.params import declare_gazebo_truth_parameters
+from drone_kd.ros.run import run_node
+from drone_kd.ros.truth import stamp_ns, truth_to_message
+from drone_kd.scenery import read_scenery, visible_truth
+from drone_kd.sources import SourceError
+
+_QOS = QoSProfile(depth=100)
+_POSES_QOS = QoSProfile(depth=1000)
+# Poses of this long are kept: pictures come later than the poses of their moment.
+_KEPT_NS = 2 * 10**9
+_THROTTLE_S = 5.0
+
+
+class GazeboTruthNode(Node):
+    """Publishes ground truth; see the module's docstring.
+
+    Raises:
+        SourceError: the shapes cannot be read, or there is no such camera.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("gazebo_truth")
+        declare_gazebo_truth_parameters(self)
+        path = self.get_parameter("shapes").value or config_path("aerial_traffic.yaml")
+        self._scenery = read_scenery(path)
+        self._camera = self.get_parameter("camera").value
+        if self._camera not in self._scenery.cameras:
+            known = " or ".join(self._scenery.cameras)
+            raise SourceError(f"camera: expected {known}, got {self._camera!r}")
+        self._poses: dict[str, deque[tuple[int, np.ndarray]]] = defaultdict(deque)
+        self._waiting: deque[CameraInfo] = deque(maxlen=100)
+        self._publisher = self.create_publisher(Detection2DArray, "~/ground_truth", _QOS)
+        self.create_subscription(TransformStamped, "poses", self._on_pose, _POSES_QOS)
+        self.create_subscription(CameraInfo, "camera_info", self._on_info, _QOS)
+
+    def stop(self) -> bool:
+        """Nothing runs beside the executor."""
+        return True
+
+    def _on_pose(self, message: TransformStamped) -> None:
+        # Some bridges write "drone", some its scope, too, in Gazebo's way or in ROS's.
+        name = message.child_frame_id.replace("::", "/").rpartition("/")[2]
+        at, place = message.transform.translation, message.transform.rotation
+        pose = np.array([at.x, at.y, at.z, place.x, place.y, place.z, place.w])
+        stamp, kept = stamp_ns(message.header), self._poses[name]
+        if kept and stamp < kept[-1][0]:  # the simulation began anew
+            self._poses.clear()
+            self._waiting.clear()
+            kept = self._poses[name]
+        kept.append((stamp, pose))
+        while stamp - kept[0][0] > _KEPT_NS:
+            kept.popleft()
+        # The others' poses of one moment come with the carrier's: wait for its next.
+        if name == self._scenery.carrier and len(kept) > 1:
+            while self._waiting and stamp_ns(self._waiting[0].header) <= kept[-2][0]:
+                self._publish(self._waiting.popleft())
+
+    def _on_info(self, message: CameraInfo) -> None:
+        if not (message.k[0] > 0 and message.k[4] > 0):
+            self.get_logger().error(
+                "camera_info has no focal length (k is "
+                f"{[float(v) for v in message.k[:5]]}...): no ground truth without it",
+                throttle_duration_sec=_THROTTLE_S,
+            )
+            return
+        if self._scenery.carrier not in self._poses:
+            self.get_logger().warning(
+                f"no pose of {self._scenery.carrier} yet: is `poses` bridged?",
+                throttle_duration_sec=_THROTTLE_S,
+            )
+        self._waiting.append(message)
+
+    def _publish(self, info: CameraInfo) -> None:
+        at = stamp_ns(info.header)
+        poses = {name: _pose_at(kept, at) for name, kept in self._poses.items()}
+        truth = visible_truth(
+            self._scenery,
+            self._camera,
+            poses,
+            np.array(info.k).reshape(3, 3),
+            info.width,
+            info.height,
+        )
+        self._publisher.publish(truth_to_message(truth, info.header))
+
+
+def _pose_at(kept: deque[tuple[int, np.ndarray]], at: int) -> np.ndarray:
+    """The pose at a time: between its neighbours, or the nearest that is known."""
+    before, after = kept[0], kept[-1]
+    for entry in kept:
+        if entry[0] <= at:
+            before = entry
+        else:
+            after = entry
+            break
+    if after[0] <= before[0] or not before[0] <= at <= after[0]:
+        return min(before, after, key=lambda entry: abs(entry[0] - at))[1]
+    share = (at - before[0]) / (after[0] - before[0])
+    first, last = before[1], after[1].copy()
+    if first[3:] @ last[3:] < 0:  # the same turn, with the other sign
+        last[3:] *= -1
+    pose = first + share * (last - first)
+    pose[3:] /= np.linalg.norm(pose[3:])
+    return pose
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; see `run_node`."""
+    return run_node("gazebo_truth", lambda finished: GazeboTruthNode(), args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

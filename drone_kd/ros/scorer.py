@@ -1,0 +1,195 @@
+"""Records what a detector says and what was true, and scores it.
+
+    ros2 run drone_kd scorer --ros-args -p output:=runs/flight \\
+        -r detections:=/detector/detections -r ground_truth:=/camera/ground_truth
+
+While flying, `~/score` has the figures of the last seconds as JSON. In the end, `output` holds
+flight.jsonl, the record, and the frames of the worst misses; `drone-kd score` makes the score of
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import String
+from vision_msgs.msg import Detection2DArray, LabelInfo
+
+from drone_kd.ros.images import ImageError, image_to_bgr
+from drone_kd.ros.params import declare_scorer_parameters
+from drone_kd.ros.run import run_node
+from drone_kd.ros.truth import boxes_of, stamp_ns
+from drone_kd.score.flight import Answer, FlightWriter, Truth, columns
+from drone_kd.score.matching import match
+from drone_kd.score.report import PICTURES_FOLDER
+from drone_kd.sources import SourceError
+
+_RELIABLE = QoSProfile(depth=100)
+_ONE_IMAGE = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+# Pictures of misses lie at least so far apart.
+_APART_NS = 2 * 10**9
+# So many images wait for their ground truth.
+_IMAGES = 8
+_WINDOW = 50
+# Humble's rclpy does not say when a message came.
+_TELLS_ARRIVAL = hasattr(Subscription, "CallbackType")
+
+
+class ScorerNode(Node):
+    """Writes down a flight; see the module's docstring."""
+
+    def __init__(self) -> None:
+        super().__init__("scorer")
+        declare_scorer_parameters(self)
+        output = self.get_parameter("output").value
+        if not output:
+            raise SourceError("output: expected a folder for the record of the flight")
+        self._folder = Path(output)
+        self._pictures = self.get_parameter("pictures").value
+        self._confidence = self.get_parameter("confidence").value
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._record = FlightWriter(self._folder / "flight.jsonl")
+        except OSError as error:
+            raise SourceError(f"output {output}: {error.strerror}") from None
+        self._held: Answer | None = None
+        self._truths: OrderedDict[int, Truth] = OrderedDict()
+        self._waiting: OrderedDict[int, Image] = OrderedDict()
+        self._worst: dict[int, tuple[int, Image]] = {}  # by stamp: missed objects, frame
+        self._recent: dict[str, list[float]] = {"latency_ms": [], "offline": [], "streaming": []}
+        self._count = {"truth": 0, "frame": 0, "answer": 0}
+        self._listen(Detection2DArray, "ground_truth", self._on_truth)
+        self._listen(Detection2DArray, "detections", self._on_answer)
+        self._listen(CameraInfo, "camera_info", self._on_frame)
+        self.create_subscription(LabelInfo, "label_info", self._on_labels, _LATCHED)
+        if self._pictures:
+            self.create_subscription(Image, "image", self._on_image, _ONE_IMAGE)
+        self._score = self.create_publisher(String, "~/score", 1)
+        self.create_timer(1.0, self._publish_score)
+
+    def stop(self) -> bool:
+        """End the record and write the pictures."""
+        self._record.close()
+        folder = self._folder / PICTURES_FOLDER
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("*.jpg"):  # of an earlier flight
+            old.unlink()
+        for stamp, (_, message) in self._worst.items():
+            try:
+                cv2.imwrite(str(folder / f"{stamp}.jpg"), image_to_bgr(message))
+            except ImageError as error:
+                self.get_logger().warning(f"no picture of a miss: {error}")
+        counts = ", ".join(f"{n} of {what}" for what, n in self._count.items())
+        self.get_logger().info(f"recorded {counts} in {self._folder / 'flight.jsonl'}")
+        return True
+
+    def _listen(self, kind: type, topic: str, callback: Callable[..., None]) -> None:
+        """Subscribe with a callback that is also told when a message came, in nanoseconds.
+
+        The middleware's own time: a busy recorder must not make answers older than they are. It is
+        of the system's clock, and so of no use where time is simulated.
+        """
+        if _TELLS_ARRIVAL and not self.get_parameter("use_sim_time").value:
+            self.create_subscription(
+                kind, topic, lambda m, info: callback(m, info["received_timestamp"]), _RELIABLE
+            )
+        else:
+            self.create_subscription(
+                kind, topic, lambda m: callback(m, self.get_clock().now().nanoseconds), _RELIABLE
+            )
+
+    def _event(self, kind: str, message, at: int, **more) -> int:
+        stamp = stamp_ns(message.header)
+        self._record.write({kind: stamp, "at": at, **more})
+        self._count[kind] += 1
+        return stamp
+
+    def _on_truth(self, message: Detection2DArray, at: int) -> None:
+        boxes = boxes_of(message, "id")
+        stamp = self._event("truth", message, at, boxes=boxes)
+        names, ids, xyxy = columns(boxes)
+        self._truths[stamp] = Truth(xyxy, names, ids)
+        while len(self._truths) > _WINDOW:
+            self._truths.popitem(last=False)
+        if self._held is not None:
+            self._remember("streaming", self._truths[stamp], self._held)
+        self._judge_images()
+
+    def _on_frame(self, message: CameraInfo, at: int) -> None:
+        self._event("frame", message, at)
+
+    def _on_labels(self, message: LabelInfo) -> None:
+        self._record.write({"classes": [entry.class_name for entry in message.class_map]})
+
+    def _on_answer(self, message: Detection2DArray, at: int) -> None:
+        boxes = boxes_of(message, "score")
+        stamp = self._event("answer", message, at, boxes=boxes)
+        names, scores, xyxy = columns(boxes)
+        self._held = Answer(stamp, at, xyxy, np.array(scores, np.float32), names)
+        self._keep("latency_ms", (at - stamp) / 1e6)
+        if stamp in self._truths:
+            self._remember("offline", self._truths[stamp], self._held)
+
+    def _remember(self, way: str, truth: Truth, answer: Answer) -> None:
+        found, _ = match(truth, answer, self._confidence)
+        self._recent[way] = [*self._recent[way], *found.tolist()][-20 * _WINDOW :]
+
+    def _keep(self, what: str, value: float) -> None:
+        self._recent[what] = [*self._recent[what], value][-_WINDOW:]
+
+    def _on_image(self, message: Image) -> None:
+        self._waiting[stamp_ns(message.header)] = message
+        while len(self._waiting) > _IMAGES:
+            self._waiting.popitem(last=False)
+        self._judge_images()
+
+    def _judge_images(self) -> None:
+        """Keep the frames on which the answer that was out by then missed most."""
+        for stamp in [s for s in self._waiting if s in self._truths]:
+            message = self._waiting.pop(stamp)
+            if self._held is None:
+                continue
+            found, _ = match(self._truths[stamp], self._held, self._confidence)
+            missed = int((~found).sum())
+            near = [s for s in self._worst if abs(s - stamp) < _APART_NS]
+            if not missed or any(self._worst[s][0] >= missed for s in near):
+                continue
+            for s in near:
+                del self._worst[s]
+            self._worst[stamp] = missed, message
+            if len(self._worst) > self._pictures:
+                del self._worst[min(self._worst, key=lambda s: self._worst[s][0])]
+
+    def _publish_score(self) -> None:
+        latest = self._recent["latency_ms"]
+        score = {
+            **{f"{k}s": n for k, n in self._count.items()},
+            "latency_p50_ms": round(float(np.median(latest)), 1) if latest else None,
+            **{
+                f"recall_{way}": round(float(np.mean(self._recent[way])), 3)
+                if self._recent[way]
+                else None
+                for way in ("offline", "streaming")
+            },
+        }
+        self._score.publish(String(data=json.dumps(score)))
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; see `run_node`."""
+    return run_node("scorer", lambda finished: ScorerNode(), args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Ground truth and the camera's model as messages, and back."""
+
+from __future__ import annotations
+
+import numpy as np
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
+from vision_msgs.msg import (
+    BoundingBox2D,
+    Detection2D,
+    Detection2DArray,
+    ObjectHypothesis,
+    ObjectHypothesisWithPose,
+    Point2D,
+    Pose2D,
+)
+
+from drone_kd.score.flight import Truth
+
+
+def truth_to_message(truth: Truth, header: Header) -> Detection2DArray:
+    """Ground truth as detections that are certain; an object's track id is the detection's id."""
+    xyxy = truth.xyxy.astype(np.float64)
+    centres = ((xyxy[:, :2] + xyxy[:, 2:]) / 2).tolist()
+    sizes = (xyxy[:, 2:] - xyxy[:, :2]).tolist()
+    message = Detection2DArray(header=header)
+    message.detections = [
+        Detection2D(
+            header=header,
+            id=track,
+            bbox=BoundingBox2D(
+                center=Pose2D(position=Point2D(x=x, y=y)), size_x=width, size_y=height
+            ),
+            results=[
+                ObjectHypothesisWithPose(hypothesis=ObjectHypothesis(class_id=name, score=1.0))
+            ],
+        )
+        for (x, y), (width, height), name, track in zip(
+            centres, sizes, truth.names, truth.ids, strict=True
+        )
+    ]
+    return message
+
+
+def boxes_of(message: Detection2DArray, number: str) -> list[list]:
+    """Rows of class name, `number`, x1, y1, x2, y2, as a flight's record has them.
+
+    Args:
+        number: "id" for a detection's track id, "score" for its score.
+    """
+    rows = []
+    for detection in message.detections:
+        if not detection.results:
+            continue
+        hypothesis = max((r.hypothesis for r in detection.results), key=lambda h: h.score)
+        centre, box = detection.bbox.center.position, detection.bbox
+        left, top = centre.x - box.size_x / 2, centre.y - box.size_y / 2
+        rows.append(
+            [
+                hypothesis.class_id,
+                detection.id if number == "id" else round(hypothesis.score, 4),
+                round(left, 2),
+                round(top, 2),
+                round(left + box.size_x, 2),
+                round(top + box.size_y, 2),
+            ]
+        )
+    return rows
+
+
+def stamp_ns(header: Header) -> int:
+    """A header's stamp in nanoseconds."""
+    return header.stamp.sec * 10**9 + header.stamp.nanosec
+
+
+def to_camera_info(shape: tuple[int, ...], focal_px: float | None, header: Header) -> CameraInfo:
+    """The model of an ideal camera.
+
+    Args:
+        shape: height, width and more of its images.
+        focal_px: focal length in pixels; None: unknown, which camera_info says by zeros.
+    """
+    height, width = shape[:2]
+    info = CameraInfo(header=header, height=height, width=width)
+    if focal_px is not None:
+        f, cx, cy = focal_px, width / 2, height / 2
+        info.distortion_model = "plumb_bob"
+        info.d = [0.0] * 5
+        info.k = [f, 0.0, cx, 0.0, f, cy, 0.0, 0.0, 1.0]
+        info.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+        info.p = [f, 0.0, cx, 0.0, 0.0, f, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+    return info

@@ -1,0 +1,128 @@
+"""Ground truth of a simulated world: known shapes and poses, seen through a camera's model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from drone_kd.core.projection import projection_matrix, solid_boxes
+from drone_kd.score.flight import Truth
+from drone_kd.sources import SourceError
+
+
+@dataclass(frozen=True, eq=False)
+class Scenery:
+    """What stands and moves in a world, in its axes: x east, y north, z up, metres.
+
+    Attributes:
+        carrier: name of the model that carries the cameras.
+        cameras: by name, from the carrier to the camera: float64 (7,), x, y, z and quaternion
+            x, y, z, w. A camera looks along its x axis; y is to its left, z up.
+        standing: float64 (N, P, 3), hulls of what stands.
+        standing_names: class names, N; "" for what only stands in front.
+        moving: by model: hull in its own axes, float64 (P, 3).
+        moving_names: by model: class name.
+    """
+
+    carrier: str
+    cameras: dict[str, np.ndarray]
+    standing: np.ndarray
+    standing_names: tuple[str, ...]
+    moving: dict[str, np.ndarray]
+    moving_names: dict[str, str]
+
+
+def read_scenery(path: str | Path) -> Scenery:
+    """Read a file like config/aerial_traffic.yaml.
+
+    Raises:
+        SourceError: it is not there, or is something else.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        standing, names = [], []
+        for y in content["tiles_y"]:
+            for entry in content["standing"]:
+                standing.append(_points(entry["points"]) + (0, y, 0))
+                names.append(entry["class"])
+        moving = content["moving"]
+        return Scenery(
+            carrier=content["carrier"],
+            cameras={name: np.array(p, dtype=float) for name, p in content["cameras"].items()},
+            standing=_stack(standing),
+            standing_names=tuple(names),
+            moving={name: _points(entry["points"]) for name, entry in moving.items()},
+            moving_names={name: entry["class"] for name, entry in moving.items()},
+        )
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise SourceError(f"{path}: not the shapes of a world: {line}") from None
+
+
+def visible_truth(
+    scenery: Scenery,
+    camera: str,
+    poses: Mapping[str, np.ndarray],
+    intrinsics: np.ndarray,
+    width: int,
+    height: int,
+) -> Truth:
+    """What a camera of the carrier sees.
+
+    Args:
+        camera: one of scenery.cameras.
+        poses: of the carrier and of what moves: float64 (7,), x, y, z and quaternion x, y, z, w. A
+            model without a pose is not there.
+        intrinsics: float64 (3, 3), K of camera_info.
+        width, height: of the picture in pixels.
+
+    Raises:
+        KeyError: the carrier has no pose.
+    """
+    carrier, mount = poses[scenery.carrier], scenery.cameras[camera]
+    turn = rotation(carrier[3:])
+    position = carrier[:3] + turn @ mount[:3]
+    ahead, left, up = (turn @ rotation(mount[3:])).T
+    matrix = projection_matrix(np.stack([-left, -up, ahead]), intrinsics)
+    present = [name for name in scenery.moving if name in poses]
+    moved = [
+        scenery.moving[name] @ rotation(poses[name][3:]).T + poses[name][:3] for name in present
+    ]
+    solids = _stack([*scenery.standing, *moved])
+    names = (*scenery.standing_names, *(scenery.moving_names[name] for name in present))
+    ids = (*(f"standing_{k}" for k in range(len(scenery.standing))), *present)
+    labelled = np.array([bool(name) for name in names])
+    xyxy, index = solid_boxes(solids, labelled, position, matrix, width, height)
+    return Truth(xyxy, tuple(names[i] for i in index), tuple(ids[i] for i in index))
+
+
+def rotation(quaternion: np.ndarray) -> np.ndarray:
+    """A unit quaternion x, y, z, w as a matrix (3, 3) that turns columns."""
+    x, y, z, w = quaternion
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def _points(numbers: list[float]) -> np.ndarray:
+    return np.array(numbers, dtype=float).reshape(-1, 3)
+
+
+def _stack(hulls: list[np.ndarray]) -> np.ndarray:
+    """Hulls of different sizes as one array (N, P, 3): the last point of each fills it up."""
+    most = max((len(points) for points in hulls), default=1)
+    out = np.empty((len(hulls), most, 3))
+    for row, points in zip(out, hulls, strict=True):
+        row[: len(points)] = points
+        row[len(points) :] = points[-1]
+    return out

@@ -1,0 +1,60 @@
+"""drone-kd score: the score of a recorded flight."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from drone_kd.files import write_whole
+from drone_kd.score.flight import FlightError, read_flight
+from drone_kd.score.report import PICTURES_FOLDER, render_report
+from drone_kd.score.summary import score
+from drone_kd.score.text import summary
+
+RECORD = "flight.jsonl"
+
+
+def add_score(subparsers) -> argparse.ArgumentParser:
+    """Add the command to drone-kd's parser."""
+    parser = subparsers.add_parser(
+        "score", help="score a recorded flight: offline, and as the pilot had it"
+    )
+    parser.add_argument(
+        "flight", type=Path, metavar="FLIGHT", help=f"folder of the scorer, or its {RECORD}"
+    )
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=0.25,
+        metavar="C",
+        help="from which score on a detection counts for recall (default: %(default)s)",
+    )
+    parser.set_defaults(run=_score)
+    return parser
+
+
+def write_score(folder: Path, confidence: float = 0.25, title: str = "Flight") -> dict:
+    """Score a folder's flight.jsonl; writes score.json and report.html there.
+
+    Returns:
+        What `score` does.
+
+    Raises:
+        FlightError: it cannot be scored, with the reason.
+    """
+    flight = read_flight(folder / RECORD)
+    scored = score(flight, confidence)
+    write_whole(folder / "score.json", (json.dumps(scored, indent=1) + "\n").encode())
+    page = render_report(scored, flight, folder / PICTURES_FOLDER, title)
+    write_whole(folder / "report.html", page.encode())
+    return scored
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    if not arguments.flight.exists():
+        raise FlightError(f"{arguments.flight}: no such flight")
+    folder = arguments.flight if arguments.flight.is_dir() else arguments.flight.parent
+    print(summary(write_score(folder, arguments.confidence, folder.resolve().name)))
+    print(f"report: {folder / 'report.html'}")
+    return 0

@@ -1,0 +1,306 @@
+"""The score of a flight, in two ways side by side.
+
+offline    every frame that was answered, against its own truth: what published figures say
+streaming  every moment, against the newest answer that was out by then: what a pilot had
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from drone_kd.score.flight import Answer, Flight, FlightError, Leg, Truth
+from drone_kd.score.matching import Moment, clock_offset_ns, match, moments
+from drone_kd.score.precision import SIZES, annotation, mean_precision, precision
+
+# A silence of this length is worth a note.
+_SILENCE_S = 1.0
+
+
+def score(flight: Flight, confidence: float = 0.25) -> dict:
+    """Score a flight.
+
+    Args:
+        confidence: from which score on a detection counts for recall, false alarms and the time to
+            the first detection. Average precision takes all that was published.
+
+    Returns:
+        {"confidence", "seconds", "moments", "objects", "classes", "classes_not_in_detector",
+        "offline", "streaming", "latency_ms", "age_ms", "frames", "notes", "timeline"}. "offline"
+        and "streaming" hold "map50_95", "map50", "ap50", "recall", "recall_SIZE" (0 to 1, None
+        where undefined), "false_alarms_per_minute" and "first_detection_s".
+
+    Raises:
+        FlightError: there is nothing to score, with the reason.
+    """
+    legs = [leg for leg in flight.legs if leg.truths]
+    if not legs:
+        raise FlightError("the flight is empty: no ground truth was recorded")
+    known, unknown = _classes(flight, legs)
+    notes = [*flight.notes, *_notes(legs)]
+    if unknown:
+        notes.append(f"the detector does not know {', '.join(unknown)}: left out")
+    timed = [list(moments(_of_classes(leg, known))) for leg in legs]
+    everything = [moment for leg in timed for moment in leg]
+    answered = [moment for moment in everything if moment.own is not None]
+    if not answered and any(leg.answers for leg in legs):
+        notes.append(_nothing_in_common(legs))
+    seconds = sum((leg[-1].stamp_ns - leg[0].stamp_ns) / 1e9 for leg in timed)
+    truths = [moment.truth for moment in everything]
+    return {
+        "confidence": confidence,
+        "seconds": round(seconds, 3),
+        "moments": len(everything),
+        "objects": sum(len(truth.names) for truth in truths),
+        "tracks": len({i for truth in truths for i in truth.ids if i}),
+        "classes": known,
+        "classes_not_in_detector": unknown,
+        "offline": {
+            **_precision([(m.truth, m.own) for m in answered], known),
+            **_found(timed, lambda m: m.own, lambda m: m.own is not None, confidence, seconds),
+        },
+        "streaming": {
+            **_precision([(m.truth, m.held) for m in everything], known),
+            **_found(timed, lambda m: m.held, lambda m: m.fresh, confidence, seconds, True),
+        },
+        "latency_ms": _percentiles(
+            (answer.at_ns - clock_offset_ns(leg) - answer.stamp_ns) / 1e6
+            for leg in legs
+            for answer in leg.answers
+        ),
+        "age_ms": _percentiles(
+            (m.stamp_ns - m.held.stamp_ns) / 1e6 for m in everything if m.held is not None
+        ),
+        "frames": _frames(legs, len(answered), seconds),
+        "notes": notes,
+        "timeline": _timeline(timed, confidence),
+    }
+
+
+def _classes(flight: Flight, legs: list[Leg]) -> tuple[list[str], list[str]]:
+    """Classes of the truth that the detector knows, and those that it does not."""
+    present = sorted({_key(n) for leg in legs for t in leg.truths.values() for n in t.names})
+    said = {_key(n) for leg in legs for answer in leg.answers for n in answer.names}
+    able = {_key(name) for name in flight.classes} | said
+    if not able:  # it never spoke: everything there is was missed
+        return present, []
+    known = [name for name in present if name in able]
+    if present and not known:
+        raise FlightError(
+            f"no class in common: the ground truth has {', '.join(present)}; the detector knows "
+            f"{', '.join(sorted(able))}"
+        )
+    return known, [name for name in present if name not in able]
+
+
+def _key(name: str) -> str:
+    return name.strip().lower()
+
+
+def _of_classes(leg: Leg, known: list[str]) -> Leg:
+    """The leg with names as they are compared, and without objects that nobody can name."""
+
+    def truth(t: Truth) -> Truth:
+        names = [_key(name) for name in t.names]
+        keep = [i for i, name in enumerate(names) if name in known]
+        return Truth(t.xyxy[keep], tuple(names[i] for i in keep), tuple(t.ids[i] for i in keep))
+
+    def answer(a: Answer) -> Answer:
+        return Answer(a.stamp_ns, a.at_ns, a.xyxy, a.scores, tuple(map(_key, a.names)))
+
+    return Leg(
+        {stamp: truth(t) for stamp, t in leg.truths.items()},
+        leg.truths_at,
+        leg.frames,
+        [answer(a) for a in leg.answers],
+    )
+
+
+def _precision(pairs: list[tuple[Truth, Answer | None]], known: list[str]) -> dict:
+    """Average precision over pairs of truth and answer; an answer of None found nothing."""
+    number = {name: i for i, name in enumerate(known)}
+    images, objects, found = [], [], []
+    for image_id, (truth, answer) in enumerate(pairs):
+        images.append({"id": image_id})
+        for box, name in zip(truth.xyxy, truth.names, strict=True):
+            objects.append(annotation(len(objects) + 1, image_id, box, number[name]))
+        if answer is None:
+            continue
+        for box, value, name in zip(answer.xyxy, answer.scores, answer.names, strict=True):
+            if name in number:
+                found.append({**annotation(0, image_id, box, number[name]), "score": float(value)})
+    if not objects:
+        return {"map50_95": None, "map50": None, "ap50": {}}
+    try:
+        values = precision(images, objects, found, list(number.values()))
+    except ImportError:
+        raise FlightError(
+            "average precision needs pycocotools: pip install 'drone_kd[simulation]'"
+        ) from None
+    return {
+        "map50_95": mean_precision(values["all"]),
+        "map50": mean_precision(values["all"][:1]),
+        "ap50": {name: mean_precision(values["all"][:1, ..., i]) for name, i in number.items()},
+    }
+
+
+def _found(
+    timed: list[list[Moment]],
+    answer_of: Callable[[Moment], Answer | None],
+    counts: Callable[[Moment], bool],
+    confidence: float,
+    seconds: float,
+    blind_counts: bool = False,
+) -> dict:
+    """Recall, false alarms and time to the first detection.
+
+    Args:
+        answer_of: a moment's answer.
+        counts: whether an answer's false alarms count here: once for every answer.
+        blind_counts: what had no answer was missed; else it is left out.
+    """
+    areas, hits, alarms = [], [], 0
+    first_seen: dict[tuple[int, str], int] = {}
+    first_found: dict[tuple[int, str], int] = {}
+    for number, leg in enumerate(timed):
+        for moment in leg:
+            answer, truth = answer_of(moment), moment.truth
+            for track in filter(None, truth.ids):
+                first_seen.setdefault((number, track), moment.stamp_ns)
+            found = np.zeros(len(truth.names), bool)
+            if answer is not None:
+                found, false_alarm = match(truth, answer, confidence)
+                alarms += int(false_alarm.sum()) if counts(moment) else 0
+                for i in np.flatnonzero(found):
+                    if truth.ids[i]:
+                        first_found.setdefault((number, truth.ids[i]), moment.stamp_ns)
+            elif not blind_counts:
+                continue
+            hits.append(found)
+            areas.append((truth.xyxy[:, 2:] - truth.xyxy[:, :2]).prod(1))
+    hit = np.concatenate([*hits, np.zeros(0, bool)])
+    area = np.concatenate([*areas, np.zeros(0)])
+    waits = [(at - first_seen[track]) / 1e9 for track, at in first_found.items()]
+    return {
+        "recall": _share(hit),
+        **{
+            f"recall_{size}": _share(hit[(area >= low) & (area < high)])
+            for size, (low, high) in SIZES.items()
+        },
+        "false_alarms_per_minute": round(60 * alarms / seconds, 2) if seconds else None,
+        "first_detection_s": {
+            **_percentiles(waits, digits=3),
+            "tracks": len(first_seen),
+            "never": len(first_seen) - len(first_found),
+        },
+    }
+
+
+def _share(hit: np.ndarray) -> float | None:
+    return round(float(hit.mean()), 5) if len(hit) else None
+
+
+def _percentiles(values: Iterable[float], digits: int = 1) -> dict:
+    values = list(values)
+    if not values:
+        return {"p50": None, "p95": None, "p99": None}
+    found = np.percentile(values, (50, 95, 99)).round(digits).tolist()
+    return dict(zip(("p50", "p95", "p99"), found, strict=True))
+
+
+def _frames(legs: list[Leg], answered: int, seconds: float) -> dict:
+    """What became of the frames: due, delivered by the camera, answered by the detector.
+
+    What the camera delivered is None where it sent no camera_info.
+    """
+    due = sum(len(leg.truths) for leg in legs)
+    told = any(leg.frames for leg in legs)  # by camera_info
+    delivered = sum(len(leg.frames & leg.truths.keys()) for leg in legs)
+    return {
+        "due": due,
+        "rate_hz": round((due - len(legs)) / seconds, 1) if seconds else None,
+        "not_delivered": due - delivered if told else None,
+        "delivered": delivered if told else None,
+        "answered": answered,
+        "unanswered": max((delivered if told else due) - answered, 0),
+        "answers_without_truth": sum(
+            answer.stamp_ns not in leg.truths for leg in legs for answer in leg.answers
+        ),
+    }
+
+
+def _notes(legs: list[Leg]) -> list[str]:
+    """What went wrong, one line each; times are seconds since the flight began."""
+    notes = []
+    if not any(leg.answers for leg in legs):
+        notes.append("the detector never answered")
+    if not any(leg.frames for leg in legs):
+        notes.append("no camera_info was recorded: what the camera delivered is not known")
+    passed_s = 0.0
+    for leg in legs:
+        stamps = np.array(sorted(leg.truths))
+        start, length_s = stamps[0], (stamps[-1] - stamps[0]) / 1e9
+        if offset := clock_offset_ns(leg):
+            notes.append(
+                f"stamps are of another clock, {offset / 1e9:.1f} s behind: latency is counted "
+                "from the ground truth that arrived fastest"
+            )
+        delivered = np.array(sorted(leg.frames & leg.truths.keys()))
+        for frm, length in _silences(delivered, start, stamps[-1]):
+            notes.append(
+                f"the camera delivered nothing for {length:.1f} s, from {passed_s + frm:.1f} s on"
+            )
+        if leg is legs[-1] and len(delivered) and any(leg.answers for leg in legs):
+            last = max((answer.stamp_ns for answer in leg.answers), default=start)
+            silent_s = (delivered[-1] - last) / 1e9
+            if silent_s > _SILENCE_S:
+                notes.append(
+                    f"the detector fell silent {passed_s + (last - start) / 1e9:.1f} s after the "
+                    f"start, {silent_s:.1f} s before the camera's last frame: did it die?"
+                )
+        passed_s += length_s
+    return notes
+
+
+def _silences(stamps: np.ndarray, start: int, end: int) -> list[tuple[float, float]]:
+    """(seconds since `start`, seconds) of gaps longer than _SILENCE_S."""
+    if not len(stamps):
+        return []
+    edges = np.concatenate([[start], stamps, [end]])
+    gaps = np.diff(edges) / 1e9
+    return [
+        ((edges[i] - start) / 1e9, gaps[i]) for i in np.flatnonzero(gaps > _SILENCE_S).tolist()
+    ]
+
+
+def _nothing_in_common(legs: list[Leg]) -> str:
+    truth = [stamp for leg in legs for stamp in leg.truths]
+    said = [answer.stamp_ns for leg in legs for answer in leg.answers]
+    spans = (f"{min(stamps) / 1e9:.3f} to {max(stamps) / 1e9:.3f} s" for stamps in (truth, said))
+    return (
+        "no detection has a stamp of the ground truth, so there is no offline score: truth {}, "
+        "detections {}: are both of one camera?"
+    ).format(*spans)
+
+
+def _timeline(timed: list[list[Moment]], confidence: float) -> list[dict]:
+    """Second by second: objects, how many of them were found in either way, age of the answers."""
+    seconds: dict[int, dict] = {}
+    passed_s = 0.0
+    for leg in timed:
+        for moment in leg:
+            at = int(passed_s + (moment.stamp_ns - leg[0].stamp_ns) / 1e9)
+            row = seconds.setdefault(
+                at, {"t_s": at, "objects": 0, "answered": 0, "offline": 0, "streaming": 0}
+            )
+            row["objects"] += len(moment.truth.names)
+            if moment.own is not None:
+                row["answered"] += len(moment.truth.names)
+                row["offline"] += int(match(moment.truth, moment.own, confidence)[0].sum())
+            if moment.held is not None:
+                row["streaming"] += int(match(moment.truth, moment.held, confidence)[0].sum())
+                age = (moment.stamp_ns - moment.held.stamp_ns) / 1e6
+                row["age_ms"] = round(max(row.get("age_ms", 0.0), age), 1)
+        passed_s += (leg[-1].stamp_ns - leg[0].stamp_ns) / 1e9
+    return [seconds[at] for at in sorted(seconds)]

@@ -1,0 +1,140 @@
+"""The detector in a Gazebo world, with ground truth beside it and a record to score.
+
+ros2 launch drone_kd sim.launch.py headless:=true camera:=down output:=runs/sim
+drone-kd score runs/sim
+
+Gazebo Fortress with Humble, Harmonic with Jazzy and Kilted.
+"""
+
+import os
+import shlex
+from pathlib import Path
+
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+SHARE = Path(get_package_share_directory("drone_kd"))
+FLY = SHARE / "launch" / "fly.launch.py"
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Declare what users change, and start what they have installed."""
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument(
+                "world",
+                default_value=str(SHARE / "worlds" / "aerial_traffic.sdf"),
+                description="SDF file. One of your own needs its own shapes and bridge, too.",
+            ),
+            DeclareLaunchArgument(
+                "headless", default_value="false", description="Without a window or a display."
+            ),
+            DeclareLaunchArgument(
+                "camera",
+                default_value="front",
+                choices=["front", "down"],
+                description="Which camera of the drone the detector sees.",
+            ),
+            DeclareLaunchArgument(
+                "output", default_value="sim-flight", description="Folder for the record."
+            ),
+            DeclareLaunchArgument(
+                "shapes",
+                default_value=str(SHARE / "config" / "aerial_traffic.yaml"),
+                description="Shapes and classes of what is in the world, for ground truth.",
+            ),
+            DeclareLaunchArgument(
+                "bridge",
+                default_value=str(SHARE / "config" / "bridge.yaml"),
+                description="Topics that ros_gz_bridge carries.",
+            ),
+            OpaqueFunction(function=_simulation),
+        ]
+    )
+
+
+def _simulation(context: LaunchContext) -> list:
+    gazebo = _share("ros_gz_sim") / "launch" / "gz_sim.launch.py"
+    _share("ros_gz_bridge")
+    for name in ("world", "shapes", "bridge"):
+        path = LaunchConfiguration(name).perform(context)
+        if not Path(path).is_file():
+            raise RuntimeError(f"{name}: expected a file, found none at {path}")
+    world = LaunchConfiguration("world").perform(context)
+    headless = LaunchConfiguration("headless").perform(context).lower() == "true"
+    camera = LaunchConfiguration("camera").perform(context)
+    topic = f"/drone/{camera}"
+    simulated = {"use_sim_time": True}
+    namespace = LaunchConfiguration("namespace", default="")
+    return [
+        IncludeLaunchDescription(
+            PythonLaunchDescriptionSource(str(gazebo)),
+            launch_arguments={
+                "gz_args": ("-r -s --headless-rendering " if headless else "-r ")
+                + shlex.quote(world),
+                # Without its world the rest would wait for ever.
+                "on_exit_shutdown": "true",
+            }.items(),
+        ),
+        Node(
+            package="ros_gz_bridge",
+            executable="parameter_bridge",
+            name="bridge",
+            parameters=[{"config_file": LaunchConfiguration("bridge"), **simulated}],
+            output="screen",
+        ),
+        IncludeLaunchDescription(
+            PythonLaunchDescriptionSource(str(FLY)),
+            launch_arguments={"image": f"{topic}/image", "use_sim_time": "true"}.items(),
+        ),
+        Node(
+            package="drone_kd",
+            executable="gazebo_truth",
+            name="gazebo_truth",
+            namespace=namespace,
+            parameters=[
+                {
+                    "shapes": ParameterValue(LaunchConfiguration("shapes"), value_type=str),
+                    "camera": camera,
+                    **simulated,
+                }
+            ],
+            remappings=[("camera_info", f"{topic}/camera_info"), ("poses", "/poses")],
+            output="screen",
+        ),
+        Node(
+            package="drone_kd",
+            executable="scorer",
+            name="scorer",
+            namespace=namespace,
+            parameters=[
+                {
+                    "output": ParameterValue(LaunchConfiguration("output"), value_type=str),
+                    **simulated,
+                }
+            ],
+            remappings=[
+                ("detections", "detector/detections"),
+                ("label_info", "detector/label_info"),
+                ("ground_truth", "gazebo_truth/ground_truth"),
+                ("camera_info", f"{topic}/camera_info"),
+                ("image", f"{topic}/image"),
+            ],
+            output="screen",
+        ),
+    ]
+
+
+def _share(package: str) -> Path:
+    try:
+        return Path(get_package_share_directory(package))
+    except PackageNotFoundError:
+        distro = os.environ.get("ROS_DISTRO", "DISTRO")
+        raise RuntimeError(
+            f"expected the package {package}, found none: apt install ros-{distro}-ros-gz"
+        ) from None

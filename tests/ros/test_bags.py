@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not here")
+pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
+pytest.importorskip("rosbags", reason="rosbags is not here: pip install drone_kd[simulation]")
+
+from rclpy.serialization import serialize_message
+from rosbags import rosbag2
+from std_msgs.msg import Header
+
+from drone_kd.ros.bags import is_bag, read_bag
+from drone_kd.ros.messages import bgr_to_image
+from drone_kd.ros.truth import truth_to_message
+from drone_kd.score.flight import Truth
+from drone_kd.sources import SourceError
+
+FRAMES = 40
+
+
+@pytest.fixture(params=["MCAP", "SQLITE3"])
+def bag(request, tmp_path):
+    """Pictures that count up, every second of them with a box."""
+    path = tmp_path / "bag"
+    storage = getattr(rosbag2.StoragePlugin, request.param)
+    with rosbag2.Writer(path, version=9, storage_plugin=storage) as writer:
+        image, truth = (
+            writer.add_connection(topic, kind, msgdef="unknown", rihs01="RIHS01_unknown")
+            for topic, kind in (
+                ("/front/image", "sensor_msgs/msg/Image"),
+                ("/truth", "vision_msgs/msg/Detection2DArray"),
+            )
+        )
+        for k in range(FRAMES):
+            header = Header()
+            header.stamp.sec = k
+            picture = np.full((60, 80, 3), k, np.uint8)
+            writer.write(image, k * 10**9, serialize_message(bgr_to_image(picture, header)))
+            if k % 2 == 0:
+                box = Truth(np.array([[1, 2, 3, 4 + k]], np.float32), ("car",), ("7",))
+                message = truth_to_message(box, header)
+                writer.write(truth, k * 10**9, serialize_message(message))
+    return path
+
+
+def refuse(error):
+    raise AssertionError(error)
+
+
+def test_frames_come_with_the_truth_of_their_stamp(bag):
+    assert is_bag(bag)
+    shots = list(read_bag(bag, refuse))
+    assert [shot.image[0, 0, 0] for shot in shots] == list(range(FRAMES))
+    assert all(shot.truth.names == ("car",) for shot in shots[::2])
+    assert all(shot.truth.names == () for shot in shots[1::2])
+    np.testing.assert_array_equal(shots[4].truth.xyxy, [[1, 2, 3, 8]])
+
+
+def test_a_bag_that_breaks_off_is_played_as_far_as_it_goes_or_named(bag):
+    (data,) = [path for path in bag.iterdir() if path.name != "metadata.yaml"]
+    content = data.read_bytes()
+    data.write_bytes(content[: len(content) // 2])
+    said = []
+    try:
+        shots = list(read_bag(bag, said.append))
+    except SourceError as error:
+        assert "not a bag that can be read" in str(error) and "reindex" in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert 0 < len(shots) < FRAMES and "breaks off" in str(said[0])
+
+
+def test_without_its_metadata_it_is_no_bag(bag):
+    (bag / "metadata.yaml").unlink()
+    assert not is_bag(bag)
+    with pytest.raises(SourceError, match="reindex"):
+        list(read_bag(bag, refuse))

@@ -1,0 +1,136 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not here")
+pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
+
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header, String
+from vision_msgs.msg import Detection2DArray
+
+from drone_kd.core.detections import Detections
+from drone_kd.ros.messages import bgr_to_image, to_detection_array
+from drone_kd.ros.truth import to_camera_info, truth_to_message
+from drone_kd.score.flight import Truth, read_flight
+
+BOX = np.array([[10.5, 20, 50, 60.25]], np.float32)
+
+
+@pytest.fixture
+def scorer(ground, tmp_path):
+    """A scorer process, and somebody who publishes what it listens to."""
+    site = ground()
+    topics = {
+        name: site.node.create_publisher(kind, name, QoSProfile(depth=10))
+        for name, kind in (
+            ("ground_truth", Detection2DArray),
+            ("detections", Detection2DArray),
+            ("camera_info", CameraInfo),
+        )
+    }
+    topics["image"] = site.images
+    process = subprocess.Popen(
+        [sys.executable, "-m", "drone_kd.ros.scorer", "--ros-args", "-p", f"output:={tmp_path}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(os.environ),
+    )
+    site.wait_until(
+        lambda: all(topic.get_subscription_count() for topic in topics.values()), "it listens"
+    )
+    yield site, topics, process
+    process.kill()
+    process.wait()
+
+
+def scores(site):
+    received = []
+    site.node.create_subscription(String, "scorer/score", lambda m: received.append(m.data), 1)
+    return received
+
+
+def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
+    site, topics, process = scorer
+    live = scores(site)
+    picture = np.full((90, 160, 3), 200, np.uint8)
+    for second in (1, 2, 3):
+        header = Header(frame_id="camera")
+        header.stamp.sec = second
+        topics["ground_truth"].publish(truth_to_message(Truth(BOX, ("car",), ("7",)), header))
+        topics["camera_info"].publish(to_camera_info(picture.shape, 160.0, header))
+        # Beside the car.
+        found = Detections(BOX + 100, np.array([0.5], np.float32), np.array([0]))
+        topics["detections"].publish(to_detection_array(found, ["car"], header))
+    site.wait_until(
+        lambda: any(s["answers"] == s["truths"] == 3 for s in map(json.loads, live)), "all came"
+    )
+    assert json.loads(live[-1])["recall_offline"] == 0
+    # Best-effort, so more than once.
+    for _ in range(3):
+        topics["image"].publish(bgr_to_image(picture, header))
+        heard = len(live)
+        site.wait_until(lambda heard=heard: len(live) > heard, "a second has passed")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=10)
+    assert process.returncode == 0, output
+    assert "recorded 3 of truth, 3 of frame, 3 of answer" in output
+
+    (leg,) = read_flight(tmp_path / "flight.jsonl").legs
+    assert sorted(leg.truths) == sorted(leg.frames) == [10**9, 2 * 10**9, 3 * 10**9]
+    assert leg.truths[10**9].ids == ("7",) and leg.truths[10**9].names == ("car",)
+    np.testing.assert_allclose(leg.truths[10**9].xyxy, BOX)
+    np.testing.assert_allclose(leg.answers[0].xyxy, BOX + 100)
+    assert [path.name for path in (tmp_path / "misses").iterdir()] == ["3000000000.jpg"]
+
+
+def test_a_kill_leaves_what_was(scorer, tmp_path):
+    site, topics, process = scorer
+    live = scores(site)
+    topics["ground_truth"].publish(truth_to_message(Truth(BOX, ("car",), ("",)), Header()))
+    site.wait_until(lambda: any(json.loads(s)["truths"] == 1 for s in live), "it is counted")
+    process.kill()
+    process.wait()
+    assert len(read_flight(tmp_path / "flight.jsonl").legs[0].truths) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "output: expected a folder"),
+        (["-p", "output:=/proc/none/x"], "output /proc/none/x: "),
+        (["-p", "output:=x", "-p", "pictures:=-1"], "pictures out of range"),
+    ],
+)
+def test_a_bad_parameter_is_one_line_and_2(ros_domain_id, tmp_path, args, says):
+    done = subprocess.run(
+        [sys.executable, "-m", "drone_kd.ros.scorer", "--ros-args", *args],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("scorer: error: ") and done.stderr.count("\n") == 1
+    assert says in done.stderr, done.stderr
+
+
+def test_the_topic_image_is_left_alone_without_pictures(ground, tmp_path):
+    site = ground()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "drone_kd.ros.scorer", "--ros-args"]
+        + ["-p", f"output:={tmp_path}", "-p", "pictures:=0"]
+    )
+    try:
+        site.wait_until(lambda: site.node.count_subscribers("/detections") == 1, "it listens")
+        assert site.node.count_subscribers("/image") == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,70 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from drone_kd import cli
+from drone_kd.score.flight import FlightWriter
+
+pytest.importorskip(
+    "pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]"
+)
+pytest.importorskip("jinja2", reason="jinja2 is not here: pip install drone_kd[simulation]")
+
+MS = 10**6
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The record of a car that is found late, with a picture of one moment."""
+    writer = FlightWriter(tmp_path / "flight.jsonl")
+    for k in range(20):
+        t, x = 100 * k, 15 * k
+        writer.write({"truth": t * MS, "at": t * MS, "boxes": [["car", "1", x, 50, x + 30, 80]]})
+        writer.write({"frame": t * MS, "at": t * MS})
+        row = ["car", 0.9, x, 50, x + 30, 80]
+        writer.write({"answer": t * MS, "at": (t + 40) * MS, "boxes": [row]})
+    writer.close()
+    (tmp_path / "misses").mkdir()
+    cv2.imwrite(str(tmp_path / "misses" / f"{700 * MS}.jpg"), np.zeros((120, 300, 3), np.uint8))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["", "flight.jsonl"])
+def test_score_prints_and_writes_both_ways(folder, name, capfd):
+    assert cli.main(["score", str(folder / name)]) == 0
+    out = capfd.readouterr().out
+    assert out.split("\n")[2].split() == ["mAP50", "(%)", "100.0", "0.0"]
+    assert str(folder / "report.html") in out
+    scored = json.loads((folder / "score.json").read_text())
+    assert scored["offline"]["map50_95"] == 1 and scored["streaming"]["map50_95"] < 0.5
+    page = (folder / "report.html").read_text()
+    for part in ("mAP50-95", "<polyline", "<rect", "0.7 s: 1 missed", "data:image/jpeg;base64,"):
+        assert part in page
+    assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file"),
+        ('{"flight":1}\n', "the flight is empty: no ground truth was recorded"),
+        (
+            '{"flight":1}\n{"classes":["dog"]}\n{"truth":1,"at":1,"boxes":[["car","",0,0,9,9]]}\n',
+            "no class in common: the ground truth has car; the detector knows dog",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_is_one_line_and_2(tmp_path, content, says, capfd):
+    if content is not None:
+        (tmp_path / "flight.jsonl").write_text(content)
+    assert cli.main(["score", str(tmp_path)]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("drone-kd: error: ") and error.count("\n") == 1 and says in error
+    assert not (tmp_path / "score.json").exists()
+
+
+def test_a_flight_that_is_not_there(tmp_path, capfd):
+    assert cli.main(["score", str(tmp_path / "none")]) == 2
+    assert capfd.readouterr().err == f"drone-kd: error: {tmp_path / 'none'}: no such flight\n"

@@ -1,0 +1,185 @@
+import numpy as np
+import pytest
+
+from drone_kd.score.flight import Flight, FlightError
+from drone_kd.score.summary import score
+from drone_kd.score.text import summary
+
+pytest.importorskip(
+    "pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]"
+)
+
+MS = 10**6
+STEP_MS = 100
+
+
+def car(t_ms, speed_px_s=200.0, name="car"):
+    """A box of 40 px that drives to the right."""
+    x = 100 + speed_px_s * t_ms / 1000
+    return [name, 0, x, 200.0, x + 40, 240.0]
+
+
+def fly(latency_ms, steps=20, seen=car, delivered=lambda k: True, start_ms=0):
+    """Events of a flight over one car whose detector says exactly what there is."""
+    events = []
+    for k in range(steps):
+        t = start_ms + k * STEP_MS
+        box = car(t)
+        box[1] = "7"
+        events.append((t, {"truth": t * MS, "at": t * MS, "boxes": [box]}))
+        if delivered(k):
+            events.append((t, {"frame": t * MS, "at": t * MS}))
+            row = seen(t)
+            row[1] = 0.9
+            out = t + latency_ms
+            events.append((out, {"answer": t * MS, "at": out * MS, "boxes": [row]}))
+    return [event for _, event in sorted(events, key=lambda e: e[0])]
+
+
+def flight(events):
+    made = Flight()
+    for event in events:
+        made.add(event)
+    return made
+
+
+def test_without_latency_both_ways_agree():
+    found = score(flight(fly(0)))
+    assert found["offline"] == found["streaming"]
+    assert found["offline"]["map50_95"] == found["offline"]["recall"] == 1
+    assert found["latency_ms"]["p99"] == found["age_ms"]["p99"] == 0
+    assert found["notes"] == []
+
+
+def test_late_boxes_stand_beside_their_object():
+    # 90 ms late, so held for the next moment: 100 ms at 200 px/s are 20 of 40 px, IoU a third.
+    found = score(flight(fly(90)))
+    assert found["offline"]["map50"] == 1 and found["offline"]["recall"] == 1
+    assert found["streaming"]["map50"] == 0 and found["streaming"]["recall"] == 0
+    assert found["streaming"]["first_detection_s"]["never"] == 1
+    assert found["latency_ms"]["p50"] == 90 and found["age_ms"]["p50"] == 100
+    # Twice as slow a car: IoU 0.6.
+    slow = [dict(e) for e in fly(90, seen=lambda t: car(t, 100))]
+    for event in slow:
+        if "truth" in event:
+            event["boxes"] = [["car", "7", *car(event["truth"] / MS, 100)[2:]]]
+    streaming = score(flight(slow))["streaming"]
+    # The first moment has no answer yet.
+    assert streaming["recall"] == 0.95
+    assert streaming["first_detection_s"]["p50"] == 0.1
+    assert 0.5 < streaming["map50"] < 1 and streaming["map50_95"] < 0.4
+
+
+def test_false_alarms_are_counted_per_answer():
+    found = score(flight(fly(0, steps=31, seen=lambda t: car(t + 10_000))))
+    assert found["seconds"] == 3.0
+    for way in ("offline", "streaming"):
+        assert found[way]["recall"] == 0
+        assert found[way]["false_alarms_per_minute"] == 31 * 20
+
+
+def test_recall_by_size():
+    found = score(flight(fly(0)))["offline"]
+    assert found["recall_medium"] == 1
+    assert found["recall_tiny"] is found["recall_small"] is found["recall_large"] is None
+
+
+def test_a_camera_that_stops_is_named():
+    found = score(flight(fly(10, steps=60, delivered=lambda k: not 20 <= k < 50)))
+    assert any("delivered nothing for 3.1 s, from 1.9 s on" in note for note in found["notes"])
+    assert found["frames"] == {
+        "due": 60,
+        "rate_hz": 10.0,
+        "not_delivered": 30,
+        "delivered": 30,
+        "answered": 30,
+        "unanswered": 0,
+        "answers_without_truth": 0,
+    }
+    # What was held through it was of no use.
+    assert found["offline"]["recall"] == 1 and found["streaming"]["recall"] < 0.6
+
+
+def test_a_clock_that_jumps_back_starts_a_new_leg():
+    found = score(flight(fly(0, steps=40) + fly(0, steps=20, start_ms=500)))
+    assert any("clock went back by 3.4 s, 3.9 s after the start" in n for n in found["notes"])
+    assert found["moments"] == 60 and found["offline"]["map50_95"] == 1
+    assert found["seconds"] == pytest.approx(3.9 + 1.9)
+
+
+def test_stamps_of_another_clock_are_shifted():
+    events = fly(40)
+    for event in events:
+        event["at"] += 10**18
+    found = score(flight(events))
+    assert any("another clock" in note for note in found["notes"])
+    assert found["latency_ms"]["p50"] == 40
+
+
+def test_a_detector_that_dies_is_scored_as_far_as_it_came():
+    events = [e for e in fly(0, steps=60) if e.get("answer", 0) < 3000 * MS]
+    found = score(flight(events))
+    assert any("fell silent 2.9 s after the start, 3.0 s before" in n for n in found["notes"])
+    assert found["offline"]["recall"] == 1 and found["frames"]["unanswered"] == 30
+
+
+def test_a_detector_that_never_spoke():
+    found = score(flight([e for e in fly(0) if "answer" not in e]))
+    assert "the detector never answered" in found["notes"]
+    assert found["streaming"]["recall"] == found["streaming"]["map50"] == 0
+    assert found["offline"]["recall"] is None and found["latency_ms"]["p50"] is None
+
+
+def test_without_camera_info_nobody_blames_the_camera():
+    found = score(flight([e for e in fly(0) if "frame" not in e]))
+    assert found["notes"] == [
+        "no camera_info was recorded: what the camera delivered is not known"
+    ]
+    assert found["frames"]["not_delivered"] is None and found["frames"]["unanswered"] == 0
+    assert "- not delivered by the camera" in summary(found)
+
+
+def test_no_stamp_in_common_is_said():
+    events = fly(0)
+    for event in events:
+        if "answer" in event:
+            event["answer"] += 3 * MS
+    found = score(flight(events))
+    assert any("no detection has a stamp of the ground truth" in n for n in found["notes"])
+    assert found["offline"]["map50"] is None and found["streaming"]["recall"] > 0.9
+
+
+def test_classes_are_compared_by_name():
+    found = score(flight(fly(0, seen=lambda t: car(t, name=" Car"))))
+    assert found["offline"]["map50_95"] == 1
+    with pytest.raises(FlightError, match="no class in common: .* has car; .* knows vehicle"):
+        score(flight(fly(0, seen=lambda t: car(t, name="vehicle"))))
+    events = fly(0)
+    for event in events:
+        if "truth" in event:
+            event["boxes"].append(["boat", "8", 0, 0, 50, 50])
+    found = score(flight(events))
+    assert found["classes_not_in_detector"] == ["boat"] and found["offline"]["recall"] == 1
+    made = flight(events)
+    made.add({"classes": ["car", "boat"]})
+    assert score(made)["offline"]["recall"] == 0.5
+
+
+def test_an_empty_flight_is_refused_and_empty_sky_is_not():
+    with pytest.raises(FlightError, match="the flight is empty"):
+        score(Flight())
+    found = score(flight([{"truth": k * STEP_MS * MS, "at": 0, "boxes": []} for k in range(9)]))
+    assert found["offline"]["map50_95"] is found["streaming"]["recall"] is None
+    assert "never answered" in summary(found)
+
+
+def test_a_label_only_confidence_decides_on_recall_but_not_on_precision():
+    found = score(flight(fly(0)), confidence=0.95)["offline"]
+    assert found["recall"] == 0 and found["map50"] == 1 and found["false_alarms_per_minute"] == 0
+
+
+def test_the_text_shows_both_ways_side_by_side():
+    lines = summary(score(flight(fly(90)))).splitlines()
+    assert lines[0].split() == ["offline", "streaming"]
+    assert lines[2].split() == ["mAP50", "(%)", "100.0", "0.0"]
+    assert np.any([line.startswith("latency p50, p95, p99: 90.0") for line in lines])

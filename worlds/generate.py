@@ -1,0 +1,586 @@
+"""Draw the Gazebo world anew: python worlds/generate.py
+
+It makes aerial_traffic.sdf, the meshes and textures in aerial_traffic/, the shapes of all objects
+for ground truth in config/aerial_traffic.yaml, and the bridge's topics in config/bridge.yaml. They
+are the crossing of `drone-kd simulate`, three tiles long from south to north, in Gazebo's axes:
+x east, y north, z up. Nothing is downloaded, and nothing is anybody else's.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import yaml
+from scipy.spatial import ConvexHull
+
+from drone_kd.scene import CLASSES, meshes
+from drone_kd.scene.layouts import build_scene
+from drone_kd.scene.meshes import FACES, NO_CLASS
+from drone_kd.scene.world import GABLES, HOUSE_SIDES, TILE_M, World
+
+HERE = Path(__file__).resolve().parent
+CONFIG = HERE.parent / "config"
+NAME = "aerial_traffic"
+SEED = 2
+# South, middle and north tile: where their middles are.
+TILES_Y = (-TILE_M, 0.0, TILE_M)
+DRIVING, WALKING = 24, 12
+POSE_HZ = 50
+# The carrier flies north along the road, well east of it, as its cameras see both ways.
+DRONE_START = (8.0, -220.0, 50.0)
+DRONE_MPS = 8.0
+CAMERA_HZ, WIDTH, HEIGHT, FOCAL_PX = 10, 1280, 720, 1280.0
+OBLIQUE_DEG = 40.0
+# Colours of all paint, one cell each.
+PALETTE_SIDE, CELL_PX = 16, 16
+
+
+class Obj:
+    """A Wavefront mesh being made: polygons by material."""
+
+    def __init__(self) -> None:
+        self._points: list[str] = []
+        self._places: dict[str, int] = {}
+        self._faces: dict[str, list[str]] = {}
+
+    def add(self, material: str, corners: np.ndarray, uv: np.ndarray) -> None:
+        """Add a polygon, counter-clockwise as seen from outside."""
+        ends = []
+        for point, place in zip(corners, uv, strict=True):
+            self._points.append("v {:.2f} {:.2f} {:.2f}".format(*point))
+            line = "vt {:.4f} {:.4f}".format(*place)
+            number = self._places.setdefault(line, len(self._places) + 1)
+            ends.append(f"{len(self._points)}/{number}")
+        ends = " ".join(ends)
+        self._faces.setdefault(material, []).append(f"f {ends}")
+
+    def write(self, folder: Path, name: str) -> None:
+        lines = [f"mtllib {NAME}.mtl", *self._points, *self._places]
+        for material, faces in self._faces.items():
+            lines += [f"usemtl {material}", *faces]
+        (folder / f"{name}.obj").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Write everything."""
+    world = build_scene("crossing", SEED)
+    folder = HERE / NAME
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    palette = _palette(folder, world)
+    _textures(folder, world)
+    _ground().write(folder, "ground")
+    _houses(world).write(folder, "houses")
+    _trees(world).write(folder, "trees")
+    moving, standing = _choose(world)
+    furniture = Obj()
+    for number in standing:
+        _add_mesh(furniture, world, number, palette, place=True)
+    furniture.write(folder, "standing")
+    movers = []
+    for k, number in enumerate(moving):
+        obj = Obj()
+        _add_mesh(obj, world, number, palette, place=False)
+        kind = CLASSES[world.class_ids[number]]
+        name = f"{kind}_{k:02d}"
+        obj.write(folder, name)
+        movers.append((name, number, TILES_Y[k % len(TILES_Y)]))
+    (HERE / f"{NAME}.sdf").write_text(_sdf(world, movers))
+    _write_yaml(CONFIG / f"{NAME}.yaml", _SHAPES_HEAD, _shapes(world, standing, movers))
+    _write_yaml(CONFIG / "bridge.yaml", _BRIDGE_HEAD, _bridge(movers))
+
+
+def _gazebo(xy: np.ndarray) -> np.ndarray:
+    """Points (..., 2) of the tile, x east and y south, in Gazebo's axes around its middle."""
+    return (xy - TILE_M / 2) * (1, -1)
+
+
+# --- pictures ---
+
+
+def _textures(folder: Path, world: World) -> None:
+    # Gazebo makes its own shadows: take the drawn ones away.
+    lit = world.ground[0].astype(np.float32)
+    lit[world.shade > 0] /= world.shade_gain
+    _picture(folder, "ground", lit.clip(0, 255).astype(np.uint8), 72)
+    for k, roof in enumerate(world.roofs):
+        _picture(folder, f"roof{k}", roof[0], 80)
+    for k, facade in enumerate(world.facades):
+        _picture(folder, f"facade{k}", facade[0], 80)
+    for k, tree in enumerate(world.tree_pictures):
+        picture, alpha = tree[0][..., :3], tree[0][..., 3]
+        # What lies outside the crown takes the crown's mean colour.
+        mean = picture[alpha > 128].mean(0)
+        _picture(folder, f"tree{k}", np.where(alpha[..., None] > 128, picture, mean), 80)
+    names = ["ground", "paint"]
+    for kind, count in (
+        ("roof", len(world.roofs)),
+        ("facade", len(world.facades)),
+        ("tree", len(world.tree_pictures)),
+    ):
+        names += [f"{kind}{k}" for k in range(count)]
+    suffix = {"paint": "png"}
+    lines = []
+    for name in names:
+        lines += [f"newmtl {name}", "Ka 1 1 1", "Kd 1 1 1", "Ks 0.05 0.05 0.05"]
+        lines += [f"map_Kd {name}.{suffix.get(name, 'jpg')}", ""]
+    (folder / f"{NAME}.mtl").write_text("\n".join(lines))
+
+
+def _picture(folder: Path, name: str, picture: np.ndarray, quality: int) -> None:
+    options = (cv2.IMWRITE_JPEG_QUALITY, quality)
+    cv2.imwrite(str(folder / f"{name}.jpg"), picture.astype(np.uint8), options)
+
+
+def _palette(folder: Path, world: World) -> np.ndarray:
+    """Write paint.png; returns its colours, float32 (K, 3) RGB, row by row."""
+    shapes = meshes.library()
+    colours = [
+        shapes.colours[shapes.first[m] : shapes.first[m] + shapes.count[m]].reshape(-1, 3)
+        for m in np.unique(world.mesh_ids)
+    ]
+    colours = np.concatenate(colours)
+    colours = colours[~np.isnan(colours[:, 0])].astype(np.float32)
+    cv2.setRNGSeed(0)
+    count = PALETTE_SIDE**2
+    stop = (cv2.TERM_CRITERIA_MAX_ITER | cv2.TERM_CRITERIA_EPS, 20, 0.5)
+    _, _, palette = cv2.kmeans(colours, count, None, stop, 1, cv2.KMEANS_PP_CENTERS)
+    cells = palette.reshape(PALETTE_SIDE, PALETTE_SIDE, 3)[..., ::-1].clip(0, 255)
+    sheet = np.kron(cells, np.ones((CELL_PX, CELL_PX, 1))).round().astype(np.uint8)
+    cv2.imwrite(str(folder / "paint.png"), sheet)
+    return palette
+
+
+# --- meshes ---
+
+
+def _ground() -> Obj:
+    obj, half = Obj(), TILE_M / 2
+    corners = np.array([[-half, -half, 0], [half, -half, 0], [half, half, 0], [-half, half, 0]])
+    obj.add("ground", corners, np.array([[0, 0], [1, 0], [1, 1], [0, 1]]))
+    return obj
+
+
+def _houses(world: World) -> Obj:
+    obj = Obj()
+    for k, house in enumerate(world.houses):
+        roof, facade = world.house_pictures[k]
+        points = np.column_stack([_gazebo(house[:, :2]), house[:, 2]])
+        middle = points[:8].mean(0)
+        for side, ends in enumerate(HOUSE_SIDES):
+            if not np.any(world.house_normals[k, side]):
+                continue
+            quad = points[ends]
+            uv = np.array([[0, 1], [1, 1], [1, 0], [0, 0]], dtype=float)
+            if side in GABLES:  # two of its corners are one
+                quad, uv = quad[:3], uv[:3]
+            material = f"roof{roof}" if side >= 6 else f"facade{facade}"
+            _add_outwards(obj, material, quad, uv, middle)
+    return obj
+
+
+def _trees(world: World) -> Obj:
+    """Crowns of three rings, with the picture from above on them, and stems."""
+    obj = Obj()
+    turn = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+    circle = np.stack([np.cos(turn), np.sin(turn)], -1)
+    for x, y, radius, height, number in world.trees:
+        middle = np.array([*_gazebo(np.array([x, y])), 0.0])
+        rings = [(0.55, 0.28), (1.0, 0.55), (0.7, 0.86)]
+        points, uvs = [], []
+        for share, level in rings:
+            points.append(np.column_stack([share * radius * circle, np.full(8, level * height)]))
+            uvs.append(0.5 + 0.46 * share * circle)
+        material = f"tree{int(number)}"
+        for low in range(2):
+            for i in range(8):
+                j = (i + 1) % 8
+                ring = points[low], points[low + 1]
+                quad = np.stack([ring[0][i], ring[0][j], ring[1][j], ring[1][i]]) + middle
+                uv = np.stack([uvs[low][i], uvs[low][j], uvs[low + 1][j], uvs[low + 1][i]])
+                obj.add(material, quad, uv)
+        obj.add(material, points[2] + middle, uvs[2])
+    return obj
+
+
+def _add_mesh(obj: Obj, world: World, number: int, palette: np.ndarray, place: bool) -> None:
+    """Add an object's faces, on its place of the tile or at the origin with x forward."""
+    shapes = meshes.library()
+    mesh = world.mesh_ids[number]
+    for part in range(shapes.first[mesh], shapes.first[mesh] + shapes.count[mesh]):
+        corners = _own_axes(shapes.corners[part])
+        if place:
+            corners = _placed(corners, *_pose(world, number))
+        middle = corners.mean(0)
+        for face, ends in enumerate(FACES):
+            colour = shapes.colours[part, face]
+            if np.isnan(colour[0]):
+                continue
+            cell = int(np.linalg.norm(palette - colour, axis=1).argmin())
+            row, column = divmod(cell, PALETTE_SIDE)
+            spot = np.array([(column + 0.5) / PALETTE_SIDE, 1 - (row + 0.5) / PALETTE_SIDE])
+            _add_outwards(obj, "paint", corners[ends], np.tile(spot, (4, 1)), middle)
+
+
+def _add_outwards(
+    obj: Obj, material: str, corners: np.ndarray, uv: np.ndarray, middle: np.ndarray
+) -> None:
+    """Add a polygon so that it is seen from outside of what has this middle."""
+    normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
+    if normal @ (corners.mean(0) - middle) < 0:
+        corners, uv = corners[::-1], uv[::-1]
+    obj.add(material, corners, uv)
+
+
+def _own_axes(corners: np.ndarray) -> np.ndarray:
+    """Points of a mesh: y to its right becomes y to its left."""
+    return corners * (1, -1, 1)
+
+
+def _pose(world: World, number: int) -> tuple[float, float, float]:
+    """x, y, yaw in Gazebo's axes."""
+    x, y, heading = world.poses(0.0)[number]
+    east, north = _gazebo(np.array([x % TILE_M, y % TILE_M]))
+    return float(east), float(north), float(-heading)
+
+
+def _placed(points: np.ndarray, x: float, y: float, yaw: float) -> np.ndarray:
+    sin, cos = math.sin(yaw), math.cos(yaw)
+    return points @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + (x, y, 0)
+
+
+# --- who moves ---
+
+
+def _choose(world: World) -> tuple[list[int], list[int]]:
+    """Numbers of the objects that move along the road north-south, and of those that stand."""
+    on_main = (world.road_ids == 0) & (world.speed != 0)
+    people = world.class_ids == meshes.PERSON
+    rng = np.random.default_rng(SEED)
+
+    def some(which: np.ndarray, count: int) -> list[int]:
+        numbers = np.flatnonzero(which)
+        return sorted(rng.permutation(numbers)[:count].tolist())
+
+    moving = some(on_main & ~people, DRIVING) + some(on_main & people, WALKING)
+    standing = np.flatnonzero((world.speed == 0) | ((world.road_ids > 0) & people))
+    return moving, standing.tolist()
+
+
+def _points_of(world: World, number: int) -> np.ndarray:
+    """Corners of the hull of an object: (P, 3), metres, at the origin with x forward."""
+    shapes = meshes.library()
+    mesh = world.mesh_ids[number]
+    points = shapes.corners[shapes.first[mesh] : shapes.first[mesh] + shapes.count[mesh]]
+    return _hull(_own_axes(points.reshape(-1, 3)))
+
+
+def _hull(points: np.ndarray) -> np.ndarray:
+    return points[ConvexHull(points).vertices]
+
+
+def _shapes(world: World, standing: list[int], movers: list) -> dict:
+    """What ground truth needs to know of the world; see drone_kd.scenery."""
+    half = math.radians(OBLIQUE_DEG) / 2
+    shapes = {
+        "classes": list(CLASSES),
+        "cameras": {
+            # From the carrier to the camera: x, y, z, and the quaternion x, y, z, w.
+            "down": [0, 0, -0.1, 0, round(math.sqrt(0.5), 6), 0, round(math.sqrt(0.5), 6)],
+            "front": [0.2, 0, 0, 0, round(math.sin(half), 6), 0, round(math.cos(half), 6)],
+        },
+        "carrier": "drone",
+        "moving": {},
+        "standing": [],
+        # Of the tile's middle, where what stands is there once more.
+        "tiles_y": [round(y, 2) for y in TILES_Y],
+    }
+    for name, number, _ in movers:
+        kind = CLASSES[world.class_ids[number]]
+        shapes["moving"][name] = {"class": kind, "points": _rounded(_points_of(world, number))}
+    for number in standing:
+        kind = world.class_ids[number]
+        points = _placed(_points_of(world, number), *_pose(world, number))
+        entry = {"class": "" if kind == NO_CLASS else CLASSES[kind], "points": _rounded(points)}
+        shapes["standing"].append(entry)
+    for house in world.houses:
+        points = np.column_stack([_gazebo(house[:, :2]), house[:, 2]])
+        shapes["standing"].append({"class": "", "points": _rounded(_hull(points))})
+    turn = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+    circle = np.stack([np.cos(turn), np.sin(turn)], -1)
+    for x, y, radius, height, _ in world.trees:
+        middle = _gazebo(np.array([x, y]))
+        points = [
+            np.column_stack([middle + share * radius * circle, np.full(8, level * height)])
+            for share, level in ((0.55, 0.28), (1.0, 0.55), (0.7, 0.86))
+        ]
+        shapes["standing"].append({"class": "", "points": _rounded(np.concatenate(points))})
+    return shapes
+
+
+def _rounded(points: np.ndarray) -> list[float]:
+    """All coordinates in one list: x, y, z, x, y, z, ..."""
+    return [round(float(v), 2) for v in points.ravel()]
+
+
+def _bridge(movers: list) -> list[dict]:
+    def entry(ros: str, gazebo: str, kind: str, gz_kind: str) -> dict:
+        return {
+            "ros_topic_name": ros,
+            "gz_topic_name": gazebo,
+            "ros_type_name": kind,
+            "gz_type_name": gz_kind,
+            "direction": "GZ_TO_ROS",
+        }
+
+    topics = [entry("/clock", "/clock", "rosgraph_msgs/msg/Clock", "gz.msgs.Clock")]
+    for camera in ("down", "front"):
+        base = f"/drone/{camera}"
+        topics.append(
+            entry(f"{base}/image", f"{base}/image", "sensor_msgs/msg/Image", "gz.msgs.Image")
+        )
+        topics.append(
+            entry(
+                f"{base}/camera_info",
+                f"{base}/camera_info",
+                "sensor_msgs/msg/CameraInfo",
+                "gz.msgs.CameraInfo",
+            )
+        )
+    for name in ["drone", *(name for name, *_ in movers)]:
+        topics.append(
+            entry(
+                "/poses",
+                f"/model/{name}/pose",
+                "geometry_msgs/msg/TransformStamped",
+                "gz.msgs.Pose",
+            )
+        )
+    return topics
+
+
+# --- SDF ---
+
+_SHAPES_HEAD = """\
+# Shapes and places of all that worlds/aerial_traffic.sdf shows, for ground truth. Written by
+# worlds/generate.py. Points are x, y, z, x, y, z, ... in metres, of the hull of each object:
+# in the world for what stands, and in its model for what moves.
+"""
+_BRIDGE_HEAD = """\
+# What ros_gz_bridge carries from Gazebo to ROS for worlds/aerial_traffic.sdf. Written by
+# worlds/generate.py. Poses come one model at a time, because only these carry their names.
+"""
+
+
+class _Flow(yaml.SafeDumper):
+    """Lists of numbers in one line."""
+
+
+def _list(dumper: yaml.SafeDumper, data: list):
+    numbers = all(isinstance(v, (int, float)) for v in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=numbers)
+
+
+_Flow.add_representer(list, _list)
+
+
+def _write_yaml(path: Path, head: str, content) -> None:
+    text = yaml.dump(content, Dumper=_Flow, sort_keys=False, width=10**6)
+    path.write_text(head + text)
+
+
+def _sdf(world: World, movers: list) -> str:
+    sun = world.sun * (1, -1, 1)
+    statics = "".join(
+        _STATIC.format(name=f"{part}_{k}", mesh=part, y=y, cast=int(part != "ground"))
+        for part in ("ground", "houses", "trees", "standing")
+        for k, y in enumerate(TILES_Y)
+    )
+    moving = ""
+    for name, number, tile_y in movers:
+        x, y, yaw = _pose(world, number)
+        moving += _MOVER.format(
+            name=name,
+            x=x,
+            y=y + tile_y,
+            yaw=yaw,
+            speed=abs(world.speed[number]),
+            pose_hz=POSE_HZ,
+        )
+    x, y, z = DRONE_START
+    drone = _DRONE.format(
+        x=x,
+        y=y,
+        z=z,
+        yaw=math.pi / 2,
+        speed=DRONE_MPS,
+        pose_hz=POSE_HZ,
+        cameras=_camera("down", (0, 0, -0.1), math.pi / 2)
+        + _camera("front", (0.2, 0, 0), math.radians(OBLIQUE_DEG)),
+    )
+    return _WORLD.format(
+        sun=" ".join(f"{-v:.3f}" for v in sun), statics=statics, moving=moving, drone=drone
+    )
+
+
+def _camera(name: str, place: tuple, pitch: float) -> str:
+    return _CAMERA.format(
+        name=name,
+        pose=f"{place[0]} {place[1]} {place[2]} 0 {pitch:.6f} 0",
+        fov=2 * math.atan(WIDTH / 2 / FOCAL_PX),
+        width=WIDTH,
+        height=HEIGHT,
+        hz=CAMERA_HZ,
+    )
+
+
+_WORLD = """\
+<?xml version="1.0"?>
+<!-- A crossing with traffic, seen by a carrier with two cameras. Written by worlds/generate.py.
+     The names of the plugins are those of Fortress; Harmonic and Ionic take them, too. -->
+<sdf version="1.9">
+  <world name="aerial_traffic">
+    <physics name="steps" type="ignored">
+      <max_step_size>0.01</max_step_size>
+      <real_time_factor>1.0</real_time_factor>
+    </physics>
+    <!-- Nothing falls: what moves has its speed and keeps it. -->
+    <gravity>0 0 0</gravity>
+    <plugin filename="ignition-gazebo-physics-system"
+      name="ignition::gazebo::systems::Physics"/>
+    <plugin filename="ignition-gazebo-user-commands-system"
+      name="ignition::gazebo::systems::UserCommands"/>
+    <plugin filename="ignition-gazebo-scene-broadcaster-system"
+      name="ignition::gazebo::systems::SceneBroadcaster"/>
+    <plugin filename="ignition-gazebo-sensors-system"
+      name="ignition::gazebo::systems::Sensors">
+      <render_engine>ogre2</render_engine>
+    </plugin>
+    <scene>
+      <ambient>0.55 0.55 0.58 1</ambient>
+      <background>0.62 0.71 0.82 1</background>
+      <shadows>true</shadows>
+    </scene>
+    <light type="directional" name="sun">
+      <cast_shadows>true</cast_shadows>
+      <pose>0 0 100 0 0 0</pose>
+      <diffuse>0.9 0.88 0.82 1</diffuse>
+      <specular>0.1 0.1 0.1 1</specular>
+      <direction>{sun}</direction>
+    </light>
+    <model name="meadow">
+      <static>true</static>
+      <link name="link">
+        <visual name="visual">
+          <cast_shadows>false</cast_shadows>
+          <pose>0 0 -0.2 0 0 0</pose>
+          <geometry><plane><normal>0 0 1</normal><size>3000 3000</size></plane></geometry>
+          <material>
+            <ambient>0.33 0.38 0.22 1</ambient>
+            <diffuse>0.33 0.38 0.22 1</diffuse>
+          </material>
+        </visual>
+      </link>
+    </model>
+{statics}{moving}{drone}  </world>
+</sdf>
+"""
+
+_STATIC = """\
+    <model name="{name}">
+      <static>true</static>
+      <pose>0 {y:.2f} 0 0 0 0</pose>
+      <link name="link">
+        <visual name="visual">
+          <cast_shadows>{cast}</cast_shadows>
+          <geometry><mesh><uri>aerial_traffic/{mesh}.obj</uri></mesh></geometry>
+        </visual>
+      </link>
+    </model>
+"""
+
+_POSES = """\
+      <plugin filename="ignition-gazebo-velocity-control-system"
+        name="ignition::gazebo::systems::VelocityControl">
+        <initial_linear>{speed:.2f} 0 0</initial_linear>
+      </plugin>
+      <plugin filename="ignition-gazebo-pose-publisher-system"
+        name="ignition::gazebo::systems::PosePublisher">
+        <publish_model_pose>true</publish_model_pose>
+        <publish_link_pose>false</publish_link_pose>
+        <publish_visual_pose>false</publish_visual_pose>
+        <publish_collision_pose>false</publish_collision_pose>
+        <publish_sensor_pose>false</publish_sensor_pose>
+        <publish_nested_model_pose>false</publish_nested_model_pose>
+        <use_pose_vector_msg>false</use_pose_vector_msg>
+        <update_frequency>{pose_hz}</update_frequency>
+      </plugin>
+"""
+
+_MOVER = (
+    """\
+    <model name="{name}">
+      <pose>{x:.2f} {y:.2f} 0 0 0 {yaw:.4f}</pose>
+      <link name="link">
+        <inertial><mass>100</mass></inertial>
+        <visual name="visual">
+          <geometry><mesh><uri>aerial_traffic/{name}.obj</uri></mesh></geometry>
+        </visual>
+      </link>
+"""
+    + _POSES
+    + """\
+    </model>
+"""
+)
+
+_DRONE = (
+    """\
+    <model name="drone">
+      <pose>{x} {y} {z} 0 0 {yaw:.6f}</pose>
+      <link name="link">
+        <inertial><mass>2</mass></inertial>
+        <visual name="body">
+          <geometry><box><size>0.4 0.4 0.1</size></box></geometry>
+          <material><diffuse>0.1 0.1 0.1 1</diffuse></material>
+        </visual>
+{cameras}      </link>
+"""
+    + _POSES
+    + """\
+    </model>
+"""
+)
+
+_CAMERA = """\
+        <sensor name="{name}" type="camera">
+          <pose>{pose}</pose>
+          <topic>drone/{name}/image</topic>
+          <update_rate>{hz}</update_rate>
+          <always_on>true</always_on>
+          <camera>
+            <horizontal_fov>{fov:.6f}</horizontal_fov>
+            <image>
+              <width>{width}</width>
+              <height>{height}</height>
+              <format>R8G8B8</format>
+            </image>
+            <clip>
+              <near>0.5</near>
+              <far>1000</far>
+            </clip>
+            <noise>
+              <type>gaussian</type>
+              <mean>0</mean>
+              <stddev>0.01</stddev>
+            </noise>
+          </camera>
+        </sensor>
+"""
+
+if __name__ == "__main__":
+    main()
