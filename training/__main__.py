@@ -141,6 +141,7 @@ def _export(a: argparse.Namespace) -> None:
         batch=a.batch,
         input_=a.input,
         force=a.force,
+        before=a.from_,
         licence=a.licence,
         attribution=a.attribution,
     )
@@ -267,6 +268,13 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         help="calibrate on this data set's training frames, compare and measure on its validation "
         "frames (default: compare on noise)",
+    )
+    sub.add_argument(
+        "--from",
+        dest="from_",
+        type=Path,
+        metavar="float.pt",
+        help="of a checkpoint trained for INT8: the one it was trained from, to compare with",
     )
     sub.add_argument(
         "--force",

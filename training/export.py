@@ -95,7 +95,7 @@ def export(
         input_: a name of `drone_kd.core.spec.INPUTS`.
         force: write a file that fails under another name.
         before: the checkpoint from which a quantization-aware one was trained: what its mAP is
-            compared with; default: ``checkpoint``.
+            compared with. Such a checkpoint needs it; every other is compared with itself.
         licence, attribution: of the weights and of what they were trained on, for the metadata.
 
     Returns:
@@ -123,6 +123,8 @@ def export(
     aware = is_qat(model)
     if aware and precision != "int8":
         raise ValueError(f"{checkpoint} was trained for INT8: export it with --precision int8")
+    if aware and before is None:
+        raise ValueError(f"{checkpoint} was trained for INT8: name the float one with --from")
     frames = image_paths(dataset.train) if precision == "int8" else []
     if not aware:
         frames = spread(frames)

@@ -71,6 +71,11 @@ def test_the_file_computes_what_was_trained(run, tiny_data):
 def test_it_is_exported_as_int8_alone(run, tiny_data, tmp_path):
     with pytest.raises(ValueError, match="was trained for INT8: export it with --precision int8"):
         export(run[0] / "best.pt", tmp_path / "model.onnx", "fp16", str(tiny_data))
+    with pytest.raises(ValueError, match="name the float one with --from"):
+        export(run[0] / "best.pt", tmp_path / "model.onnx", "int8", str(tiny_data))
+    command = ["export", str(run[0] / "best.pt"), "--precision", "int8", "--from", str(run[1])]
+    command += ["--data", str(tiny_data), "--output", str(tmp_path / "model.onnx")]
+    assert main(command) == 0
 
 
 @pytest.mark.parametrize(
