@@ -63,7 +63,7 @@ default-model: setup  ## train drone_kd/models/default.onnx anew (about an hour 
 test: lint $(DONE)/rtx  ## lint, then run the tests
 	$(PY) -m pytest --timeout=120 --durations=10
 
-# YOLO_ROS: a checkout of github.com/mgonzs13/yolo_ros to compare with. SOAK_MINUTES: default 5.
+# YOLO_ROS: a checkout of yolo_ros (mgonzs13) to compare with. SOAK_MINUTES: default 5.
 bench-node: setup  ## measure what the node costs: benchmarks/node.md (about 40 minutes)
 	$(PY) -m benchmarks.node $(if $(YOLO_ROS),--yolo-ros "$(YOLO_ROS)") \
 	  $(if $(SOAK_MINUTES),--soak-minutes $(SOAK_MINUTES))

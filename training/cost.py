@@ -37,7 +37,8 @@ class Cost:
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - self._started
         if self.times == 0 and self._before is not None:
-            self.peak_mb = round(self._memory_mb() - self._before, 1)
+            # The kernel's count of resident pages is a few pages late.
+            self.peak_mb = max(0.0, round(self._memory_mb() - self._before, 1))
         self.times += 1
 
     def _memory_mb(self, reset: bool = False) -> float | None:
