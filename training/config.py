@@ -86,8 +86,8 @@ class Config:
             raise ValueError(f"quantize needs a trained checkpoint (.pt), got {self.student}")
         if self.quantize and not self.distils:
             raise ValueError("quantize needs a teacher: the student's own, or the student itself")
-        if self.quantize and (self.unlabelled or "assign" in self.terms):
-            raise ValueError("quantize goes neither with unlabelled frames nor with assign")
+        if self.quantize and self.unlabelled:
+            raise ValueError("quantize does not go with unlabelled frames")
         if self.teacher_scale > 1 and self.overrides.get("multi_scale"):
             raise ValueError("teacher_scale needs a fixed input: leave multi_scale out")
 

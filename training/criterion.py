@@ -253,6 +253,12 @@ class DistillationLoss:
     def __deepcopy__(self, memo: dict):
         return deepcopy(self.detection, memo)
 
+    @property
+    def innermost(self):
+        """Ultralytics' own criterion, also where another teacher's lies between."""
+        inner = self.detection
+        return inner.innermost if isinstance(inner, DistillationLoss) else inner
+
     def update(self) -> None:
         """End of an epoch: YOLO26's criterion moves its own schedule."""
         if hasattr(self.detection, "update"):
@@ -441,10 +447,10 @@ class DistillationLoss:
                 centres = _centres(student["feats"], self.student_head.stride)
                 size = _side(student, self.student_head)
                 kept = negatives_kept(batch, found, centres / size)
-                changed.enter_context(masked_negatives(self.detection, kept))
+                changed.enter_context(masked_negatives(self.innermost, kept))
             if "assign" in self.chosen and self.levels.pairs and scale > 0:
                 others = self._alignment(student, answer)
-                changed.enter_context(assigned_by(self.detection, *others))
+                changed.enter_context(assigned_by(self.innermost, *others))
             loss, items = self.detection(preds, batch)
         if scale == 0:
             self.hidden.clear()

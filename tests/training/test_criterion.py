@@ -1,4 +1,4 @@
-from copy import deepcopy
+from copy import copy, deepcopy
 
 import pytest
 import torch
@@ -50,6 +50,14 @@ def student_and_loss(
         1.0,
         Balance(0.2),
     )
+
+
+def wrapped(inner: DistillationLoss, terms) -> DistillationLoss:
+    """The same teacher once more, round ``inner``."""
+    outer = copy(inner)
+    outer.detection, outer.chosen, outer.prefix = inner, terms, "kd_outer"
+    outer.balance = Balance(0.2)
+    return outer
 
 
 def loss_on_one_batch(student_yaml: str, teacher_yaml: str, terms=("class", "box")) -> dict:
@@ -252,6 +260,24 @@ def test_schedule_ramps_decays_and_closes():
     assert values[10:100] == sorted(values[10:100], reverse=True)
     assert values[99] == pytest.approx(0.1, abs=0.01) and values[100:] == [0.0] * 20
     assert schedule(110, 10, 100, False) == pytest.approx(0.1)
+
+
+def test_labels_are_given_inside_of_a_further_teachers_criterion(tiny_teacher):
+    """As quantization-aware training nests them."""
+    teacher, _ = load_model(str(tiny_teacher))
+    student, inner = student_and_loss("aerial-student.yaml", teacher)
+    outer = wrapped(inner, ("class", "assign"))
+    batch, seen = one_batch(), []
+    own = inner.detection.assigner
+
+    def remember(scores, *rest):
+        seen.append(scores.clone())
+        return own(scores, *rest)
+
+    inner.detection.assigner = remember
+    outer(student(batch["img"]), batch)
+    answer = outer.teacher(batch["img"], batch)
+    assert torch.allclose(seen[0], answer["scores"].sigmoid().transpose(1, 2))
 
 
 def test_labels_go_to_the_anchors_that_the_teacher_answers_best(tiny_teacher, monkeypatch):

@@ -95,7 +95,7 @@ def test_bad_input(options, says, tiny_data, tmp_path, capsys):
 
 
 def test_what_quantize_does_not_go_with(tmp_path):
-    with pytest.raises(ValueError, match="neither with unlabelled frames nor with assign"):
+    with pytest.raises(ValueError, match="does not go with unlabelled frames"):
         Config("d", "t.pt", "s.pt", quantize="int8", unlabelled="frames")
 
 
