@@ -324,9 +324,9 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--terms",
         type=lambda text: tuple(text.split(",")),
-        default=("class", "box"),
+        default=("class", "box", "assign"),
         help="what is compared with the teacher, joined by commas: class, softmax (Hinton's form "
-        "of class), box, cross, feature (class,box)",
+        "of class), box, cross, feature, assign (class,box,assign)",
     )
     sub.add_argument(
         "--temperature",
@@ -349,7 +349,7 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--balance",
         type=float,
-        default=0.2,
+        default=1.0,
         help="gradient of each distillation term as a share of the detection loss's (%(default)s)",
     )
     sub.add_argument(

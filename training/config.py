@@ -38,9 +38,9 @@ class Config:
     batch: int = 16
     device: str = ""
     seed: int = 0
-    terms: tuple[str, ...] = ("class", "box")
+    terms: tuple[str, ...] = ("class", "box", "assign")
     temperature: float = 1.0
-    balance: float = 0.2
+    balance: float = 1.0
     teacher_scale: float = 1
     teacher_tiles: bool = False
     unlabelled: str = ""

@@ -398,7 +398,9 @@ class DistillationLoss:
 
     def _alignment(self, student: dict, teacher: dict) -> tuple[Tensor, Tensor]:
         """Probabilities (B, N, C) and boxes (B, N, 4) in pixels that decide which anchor learns
-        which label: the teacher's where there are some, the student's elsewhere.
+        which label: at each anchor those of the one that is surer of an object.
+
+        So a teacher that knows nothing of a class, or of the kind of picture, changes nothing.
         """
         own, theirs = (list(x) for x in zip(*self.levels.pairs, strict=True))
         levels = list(range(len(student["feats"])))
@@ -412,16 +414,18 @@ class DistillationLoss:
             if level in own:
                 anchors = slice(first, first + count)
                 other = [theirs[own.index(level)]]
-                logits = take_levels(teacher, "scores", other)
-                scores[:, anchors, self.student_classes] = logits[
-                    ..., self.teacher_classes
-                ].sigmoid()
-                xyxy[:, anchors] = decode_boxes(
+                logits = take_levels(teacher, "scores", other)[..., self.teacher_classes]
+                answer = scores[:, anchors].clone()
+                answer[..., self.student_classes] = logits.sigmoid()
+                boxes = decode_boxes(
                     take_levels(teacher, "boxes", other),
                     self.teacher_head.reg_max,
                     [grid],
                     strides[level : level + 1],
                 )
+                surer = logits.sigmoid().amax(-1) >= scores[:, anchors].amax(-1)
+                scores[:, anchors][surer] = answer[surer]
+                xyxy[:, anchors][surer] = boxes[surer]
             first += count
         return scores, xyxy
 

@@ -300,3 +300,18 @@ def test_labels_go_to_the_anchors_that_the_teacher_answers_best(tiny_teacher, mo
     assert torch.allclose(given["teacher"][0], answer["scores"].sigmoid().transpose(1, 2))
     assert (given["teacher"][1] - given["student"][1]).abs().max() > 1
     assert not torch.allclose(given["teacher"][0], given["student"][0], atol=1e-3)
+
+
+def test_a_teacher_that_sees_nothing_leaves_the_labels_where_they_were(tiny_teacher):
+    teacher, _ = load_model(str(tiny_teacher))
+    with torch.no_grad():
+        for branch in teacher.model[-1].cv3:
+            branch[-1].bias.fill_(-15.0)
+    student, criterion = student_and_loss("aerial-student.yaml", teacher, ("class", "assign"))
+    batch = one_batch()
+    predictions = student(batch["img"])
+    with_teacher = criterion(predictions, batch)[1]
+    criterion.chosen = ("class",)
+    alone = criterion(predictions, batch)[1]
+    for name in ("box_loss", "cls_loss", "dfl_loss"):
+        assert with_teacher[name].item() == pytest.approx(alone[name].item())
