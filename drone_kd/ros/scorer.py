@@ -65,6 +65,8 @@ class ScorerNode(Node):
             raise SourceError(f"output {output}: {error.strerror}") from None
         self._held: Answer | None = None
         self._truths: OrderedDict[int, Truth] = OrderedDict()
+        # Topics have no order among each other: answers that came before their truth.
+        self._early: OrderedDict[int, Answer] = OrderedDict()
         self._waiting: OrderedDict[int, Image] = OrderedDict()
         self._worst: dict[int, tuple[int, Image]] = {}  # by stamp: missed objects, frame
         self._recent: dict[str, list[float]] = {"latency_ms": [], "offline": [], "streaming": []}
@@ -122,6 +124,8 @@ class ScorerNode(Node):
         self._truths[stamp] = Truth(xyxy, names, ids)
         while len(self._truths) > _WINDOW:
             self._truths.popitem(last=False)
+        if stamp in self._early:
+            self._remember("offline", self._truths[stamp], self._early.pop(stamp))
         if self._held is not None:
             self._remember("streaming", self._truths[stamp], self._held)
         self._judge_images()
@@ -140,6 +144,10 @@ class ScorerNode(Node):
         self._keep("latency_ms", (at - stamp) / 1e6)
         if stamp in self._truths:
             self._remember("offline", self._truths[stamp], self._held)
+        else:
+            self._early[stamp] = self._held
+            while len(self._early) > _WINDOW:
+                self._early.popitem(last=False)
 
     def _remember(self, way: str, truth: Truth, answer: Answer) -> None:
         found, _ = match(truth, answer, self._confidence)
