@@ -44,6 +44,7 @@ def end(process):
     return output
 
 
+@pytest.mark.timeout(420)
 @pytest.mark.parametrize("setting", ["auto", "reliable", "best_effort"])
 def test_frames_arrive(ground, tmp_path, setting):
     site = ground()
