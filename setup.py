@@ -23,7 +23,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{name}"]),
         (f"share/{name}", ["package.xml"]),
         (f"share/{name}/launch", glob("launch/*.launch.py")),
-        (f"share/{name}/config", glob("config/*.yaml")),
+        (f"share/{name}/config", glob("config/*.yaml") + glob("config/*.xml")),
         (f"share/{name}/worlds", glob("worlds/*.sdf")),
         (f"share/{name}/worlds/aerial_traffic", glob("worlds/aerial_traffic/*")),
     ],

@@ -10,40 +10,30 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from drone_kd.processes import running
+from drone_kd.transport import carry_large_images, stay_on_this_machine
 
 FRAMES = 8
 
 
 def isolate() -> None:
     """Give this process and its children a DDS domain of their own, on this machine."""
+    stay_on_this_machine()
+    carry_large_images()
     os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ["FASTDDS_BUILTIN_TRANSPORTS"] = "LARGE_DATA"
-    if os.environ.get("ROS_DISTRO") == "humble":  # which knows only the older name
-        os.environ["ROS_LOCALHOST_ONLY"] = "1"
 
 
-@contextlib.contextmanager
-def process(*command: object, **options: object) -> Iterator[subprocess.Popen]:
-    """Run a Python process, and end it with SIGINT."""
-    running = subprocess.Popen([sys.executable, *map(str, command)], text=True, **options)
-    try:
-        yield running
-    finally:
-        running.send_signal(signal.SIGINT)
-        try:
-            running.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
+def process(*command: object, **options: object):
+    """Run a Python process, and end it with SIGINT; see `running`."""
+    return running([sys.executable, *command], text=True, **options)
 
 
 def camera(width: int, height: int, rate_hz: float, *topics: str):

@@ -25,7 +25,8 @@ from drone_kd.ros.messages import bgr_to_image
 from drone_kd.ros.truth import truth_to_message
 from drone_kd.scene import CLASSES, SCENES, FlightPlan, fly
 from drone_kd.score.flight import Truth
-from drone_kd.simulate import large_images, ros_arguments, stay_on_this_machine
+from drone_kd.simulate import ros_arguments
+from drone_kd.transport import carry_large_images, stay_on_this_machine
 
 SEED = 2
 SPEEDS_MPS, RATES_HZ = (5.0, 10.0, 20.0), (5.0, 10.0, 20.0)
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("speed", "queue", "cost"), help="one of the tables")
     arguments = parser.parse_args()
     stay_on_this_machine()
-    large_images()
+    carry_large_images()
     if arguments.only in (None, "speed"):
         print_head("m/s over ground, frames/s asked")
         for speed, rate in itertools.product(SPEEDS_MPS, RATES_HZ):

@@ -7,31 +7,28 @@ their own that no other machine hears.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
+from drone_kd.processes import running
 from drone_kd.score.command import RECORD, write_score
 from drone_kd.score.text import summary
 from drone_kd.simulate import (
     add_flight_options,
-    large_images,
     need_ros,
     node_arguments,
     ros_arguments,
-    stay_on_this_machine,
 )
 from drone_kd.sources import SourceError
+from drone_kd.transport import carry_large_images, stay_on_this_machine
 
 _POLL_S = 0.1
 _LAST_ANSWERS_S = 1.0
-_STOP_S = 10
 _START_S = 60
 # Above Linux's ephemeral ports, where few look for a free domain.
 _DOMAINS = (215, 231)
@@ -104,11 +101,11 @@ def rehearse(
         scorer += ["-r", f"{ours}:={theirs}"]
     listeners = 2 if pictures else 1
     with (
-        _process([*node, "drone_kd.ros.scorer", *scorer]) as recorder,
-        _process(detector) as flyer,
+        running([*node, "drone_kd.ros.scorer", *scorer]) as recorder,
+        running(detector) as flyer,
     ):
         command = [*node, "drone_kd.ros.camera", *camera, "-p", f"listeners:={listeners}"]
-        with _process(command) as flown:
+        with running(command) as flown:
             others = {"the detector": flyer, "the scorer": recorder}
             _wait(flown, others, output / RECORD, seconds)
     return write_score(output, confidence, output.resolve().name)
@@ -140,22 +137,6 @@ def _has_begun(record: Path) -> bool:
     return record.is_file() and '{"truth"' in record.read_text(encoding="utf-8")
 
 
-@contextlib.contextmanager
-def _process(command: list[str]) -> Iterator[subprocess.Popen]:
-    # Of its own group: Ctrl-C is for us, who end the processes in their order.
-    process = subprocess.Popen(command, start_new_session=True)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
 def detector_command(model: str, confidence: float) -> list[str]:
     """The detector node as `rehearse` starts it."""
     values = {"autostart": True, "model": str(Path(model).resolve()) if model else ""}
@@ -173,7 +154,7 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     # So that a kill, too, ends what was started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stay_on_this_machine()
-    large_images()
+    carry_large_images()
     os.environ["ROS_DOMAIN_ID"] = str(random.randint(*_DOMAINS))
     scored = rehearse(
         camera,

@@ -6,11 +6,11 @@ The command is the node `camera` with its parameters as options, kept on this ma
 from __future__ import annotations
 
 import argparse
-import os
 
 from drone_kd.config import parameter_defaults
 from drone_kd.scene import SCENES
 from drone_kd.sources import SourceError
+from drone_kd.transport import carry_large_images, stay_on_this_machine
 
 # Option, parameter of the node, what it stands for, help.
 _NUMBERS = (
@@ -110,24 +110,6 @@ def ros_arguments(values: dict) -> list[str]:
     return command
 
 
-def stay_on_this_machine() -> None:
-    """Let the nodes that this process starts meet nobody beyond this machine.
-
-    Call it before rclpy is imported.
-    """
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    if os.environ.get("ROS_DISTRO") == "humble":  # which knows only the older name
-        os.environ["ROS_LOCALHOST_ONLY"] = "1"
-    # Both would lead elsewhere all the same.
-    os.environ.pop("ROS_STATIC_PEERS", None)
-    os.environ.pop("ROS_DISCOVERY_SERVER", None)
-
-
-def large_images() -> None:
-    """Let large images arrive over Fast DDS, whose default shared memory loses them."""
-    os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "LARGE_DATA")
-
-
 def need_ros(command: str) -> None:
     """Make sure that there is a ROS 2.
 
@@ -149,7 +131,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     command += ["-p", f"sim_time:={str(arguments.sim_time).lower()}"]
     if not arguments.network:
         stay_on_this_machine()
-    large_images()
+    carry_large_images()
     need_ros("simulate")
     from drone_kd.ros.camera import main
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+
+from drone_kd.transport import large_image_settings
 
 DEFAULTS = Path(get_package_share_directory("drone_kd")) / "config" / "detector.yaml"
 
@@ -38,10 +40,7 @@ def generate_launch_description() -> LaunchDescription:
                 "use_sim_time", default_value="false", description="Time comes from /clock."
             ),
             # Large best-effort images do not arrive over Fast DDS's default shared memory.
-            SetEnvironmentVariable(
-                "FASTDDS_BUILTIN_TRANSPORTS",
-                EnvironmentVariable("FASTDDS_BUILTIN_TRANSPORTS", default_value="LARGE_DATA"),
-            ),
+            *(SetEnvironmentVariable(*item) for item in large_image_settings().items()),
             OpaqueFunction(function=_detector),
         ]
     )

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drone_kd.transport import carry_large_images
+
 if TYPE_CHECKING:
     from simulated_tensorrt import SimulatedTensorrt
 
@@ -21,7 +23,8 @@ if os.environ.get("ROS_DISTRO") == "humble":
     # Humble knows only this older name, which newer distributions warn about.
     os.environ["ROS_LOCALHOST_ONLY"] = "1"
 # Fast DDS loses large best-effort images over its default shared memory.
-os.environ["FASTDDS_BUILTIN_TRANSPORTS"] = "LARGE_DATA"
+os.environ.pop("FASTDDS_BUILTIN_TRANSPORTS", None)
+carry_large_images()
 os.environ["YOLO_OFFLINE"] = "1"
 os.environ["YOLO_AUTOINSTALL"] = "False"
 
@@ -36,6 +39,14 @@ def ros_domain_id(monkeypatch: pytest.MonkeyPatch) -> int:
     domain_id = next(_domain_ids) % 100 + 1
     monkeypatch.setenv("ROS_DOMAIN_ID", str(domain_id))
     return domain_id
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model that finds a car where a cell of 8 x 8 px is bright."""
+    from tiny_model import write_bright_cell_model
+
+    return write_bright_cell_model(tmp_path / "model.onnx")
 
 
 @pytest.fixture

@@ -22,11 +22,6 @@ every_version = pytest.mark.parametrize("simulated_tensorrt", VERSIONS, indirect
 
 
 @pytest.fixture
-def model(tmp_path):
-    return write_bright_cell_model(tmp_path / "model.onnx")
-
-
-@pytest.fixture
 def engines(tmp_path):
     return tmp_path / "cache" / "drone_kd" / "engines"
 

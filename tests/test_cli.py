@@ -6,14 +6,9 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from tiny_model import write_bright_cell_model, write_fixed_model
+from tiny_model import write_fixed_model
 
 from drone_kd import cli, detector
-
-
-@pytest.fixture
-def model(tmp_path):
-    return write_bright_cell_model(tmp_path / "model.onnx")
 
 
 @pytest.fixture

@@ -5,15 +5,9 @@ import json
 import cv2
 import numpy as np
 import pytest
-from tiny_model import write_bright_cell_model
 
 from drone_kd import cli, selftest
 from drone_kd.core.detections import Detections
-
-
-@pytest.fixture
-def model(tmp_path):
-    return write_bright_cell_model(tmp_path / "model.onnx")
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +22,8 @@ import numpy as np
 
 from drone_kd.core.detections import Detections
 from drone_kd.draw import contact_sheet, draw_detections
+from drone_kd.processes import running
+from drone_kd.transport import carry_large_images, stay_on_this_machine
 
 START_TIMEOUT_S = 60.0
 PICTURES = 12
@@ -45,21 +46,15 @@ def fly(model: Path, source: str, output: Path, seconds: float, rate_hz: float =
     """
     import rclpy  # not needed by anything else offline, and absent where ROS 2 is
 
-    environment = {
-        "ROS_DOMAIN_ID": str(random.randint(1, 100)),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        # Frames of megabytes do not fit the default shared memory.
-        "FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA",
-    }
-    if os.environ.get("ROS_DISTRO") == "humble":  # which knows only the older name
-        environment["ROS_LOCALHOST_ONLY"] = "1"
-    os.environ.update(environment)
+    stay_on_this_machine()
+    carry_large_images()
+    os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))
     node = [sys.executable, "-m", "drone_kd.ros.node", "--ros-args", "-p", "autostart:=true"]
     node += ["-p", f"model:={model.resolve()}"]
     camera = [sys.executable, "-m", "drone_kd.ros.camera", "--ros-args", "-p", f"rate:={rate_hz}"]
     camera += ["-p", f"source:={source}"] if source else []
     with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(_process(command)) for command in (node, camera)]
+        processes = [stack.enter_context(running(command)) for command in (node, camera)]
         rclpy.init()
         stack.callback(rclpy.try_shutdown)
         listener = _Listener()
@@ -162,20 +157,6 @@ def _from_message(message) -> tuple[Detections, list[str]]:
     return Detections(
         xyxy, np.array(scores, dtype=np.float32), np.array(ids, dtype=np.int64)
     ), names
-
-
-@contextlib.contextmanager
-def _process(command: list[str]):
-    process = subprocess.Popen(command)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _spin(listener: _Listener, processes: list[subprocess.Popen], seconds: float, until) -> None:

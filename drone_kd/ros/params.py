@@ -228,9 +228,7 @@ def declare_camera_parameters(node: Node) -> None:
         "sim_time": ParameterDescriptor(description="Stamps from 0 on, published on /clock."),
         "listeners": _integer("Hold the first frame until so many subscribe.", 0, 100),
     }
-    for descriptor in descriptors.values():
-        descriptor.read_only = True
-    _declare(node, "camera.yaml", descriptors)
+    _declare_fixed(node, "camera.yaml", descriptors)
 
 
 def declare_scorer_parameters(node: Node) -> None:
@@ -245,9 +243,7 @@ def declare_scorer_parameters(node: Node) -> None:
         "confidence": _number("From which score on a detection counts.", 0.0, 1.0),
         "pictures": _integer("Frames of the worst misses to keep; 0: none.", 0, 100),
     }
-    for descriptor in descriptors.values():
-        descriptor.read_only = True
-    _declare(node, "scorer.yaml", descriptors)
+    _declare_fixed(node, "scorer.yaml", descriptors)
 
 
 def declare_gazebo_truth_parameters(node: Node) -> None:
@@ -260,9 +256,13 @@ def declare_gazebo_truth_parameters(node: Node) -> None:
         "shapes": ParameterDescriptor(description="File with the shapes of the world."),
         "camera": ParameterDescriptor(description="Which of its cameras: front or down."),
     }
+    _declare_fixed(node, "gazebo_truth.yaml", descriptors)
+
+
+def _declare_fixed(node: Node, file: str, descriptors: dict[str, ParameterDescriptor]) -> None:
     for descriptor in descriptors.values():
         descriptor.read_only = True
-    _declare(node, "gazebo_truth.yaml", descriptors)
+    _declare(node, file, descriptors)
 
 
 def _declare(node: Node, file: str, descriptors: dict[str, ParameterDescriptor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from rclpy.lifecycle import LifecycleNode
@@ -15,6 +14,8 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
+from drone_kd.transport import large_images_are_lost, remedy
+
 DETECTIONS_QOS = QoSProfile(depth=1)
 LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 REPORT_QOS = QoSProfile(depth=1)
@@ -23,8 +24,6 @@ _FIXED = {
     "reliable": ReliabilityPolicy.RELIABLE,
     "best_effort": ReliabilityPolicy.BEST_EFFORT,
 }
-# Transports of Fast DDS under which images of megabytes arrive.
-_LARGE_DATA = ("LARGE_DATA", "UDPv4", "UDPv6")
 
 
 class ImageSubscription:
@@ -84,16 +83,15 @@ class ImageSubscription:
             return f"its publisher sends {' and '.join(sorted(types))}, expected {wanted}"
         if self._is_incompatible(offered):
             return "its publisher offers best-effort only: set the parameter reliability to auto"
-        transport = os.environ.get("FASTDDS_BUILTIN_TRANSPORTS", "DEFAULT").partition("?")[0]
-        if "fastrtps" in get_rmw_implementation_identifier() and transport not in _LARGE_DATA:
+        setting = "=".join(remedy())
+        if "fastrtps" in get_rmw_implementation_identifier() and large_images_are_lost():
             return (
                 "there is a publisher; unless it is idle, its images are too large for Fast DDS's "
-                "default shared memory: set FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA for both "
-                "processes"
+                f"default shared memory: set {setting} for both processes"
             )
         return (
             "there is a publisher, but it is idle, or its images are lost on the way (with Fast "
-            "DDS both processes need FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA)"
+            f"DDS its process, too, needs {setting})"
         )
 
     def destroy(self) -> None:
@@ -107,8 +105,7 @@ class ImageSubscription:
     def _wanted(self) -> ReliabilityPolicy:
         """Reliable if every publisher offers that, else best-effort, which hears all.
 
-        On a busy computer an image of some megabytes rarely gets through without repair: of 1080p
-        images 10 % arrived best-effort, and 60 to 75 % reliably.
+        An image of some megabytes is many packets, and without repair one lost packet loses it.
         """
         if self._offered() == {ReliabilityPolicy.RELIABLE}:
             return ReliabilityPolicy.RELIABLE

@@ -6,6 +6,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,14 +93,13 @@ class Ground:
     def exchange(self, image: np.ndarray, seconds: int = 1) -> Detection2DArray:
         """Send a picture to another process until detections come back.
 
-        One end of a connection may be up before the other, and best-effort does not repeat: over
-        LARGE_DATA a first large frame was seen to need more than 15 s.
+        One end of a connection may be up before the other, and best-effort does not repeat.
         """
-        for _ in range(int(4 * WAIT_SECONDS / 0.2)):
+        for _ in range(int(WAIT_SECONDS / 0.2)):
             self.send(image, seconds)
             with contextlib.suppress(queue.Empty):
                 return self.detections.get(timeout=0.2)
-        pytest.fail(f"no detections within {4 * WAIT_SECONDS:g} s")
+        pytest.fail(f"no detections within {WAIT_SECONDS:g} s")
 
     def receive(self) -> Detection2DArray:
         """Wait for the next detections."""
@@ -163,3 +163,12 @@ def ground(
     if made:
         made[0].close()
     rclpy.try_shutdown()
+
+
+@pytest.fixture
+def flying(ground: Callable[..., Ground], model: Path) -> Ground:
+    """An active detector in this process."""
+    site = ground(model=model, confidence=0.9, autostart=True)
+    site.add_detector()
+    site.wait_for_detector()
+    return site

@@ -25,18 +25,9 @@ ONE = np.zeros((64, 64, 3), np.uint8)
 ONE[8:16, 8:16] = 255
 
 
-@pytest.fixture
-def model(tmp_path):
-    return write_bright_cell_model(tmp_path / "model.onnx")
-
-
-@pytest.fixture
-def flying(ground, model, monkeypatch):
+@pytest.fixture(autouse=True)
+def frequent_reports(monkeypatch):
     monkeypatch.setattr(node_module, "REPORT_SECONDS", 0.1)
-    site = ground(model=model, confidence=0.9, autostart=True)
-    site.add_detector()
-    site.wait_for_detector()
-    return site
 
 
 def set_parameter(site, name, value):

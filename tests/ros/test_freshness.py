@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from tiny_model import write_bright_cell_model, write_slow_model
+from tiny_model import write_slow_model
 
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
 pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
@@ -24,19 +24,6 @@ from drone_kd.ros.stats import OLD, SUPERSEDED
 ONE = np.zeros((64, 64, 3), np.uint8)
 ONE[8:16, 8:16] = 255
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-
-
-@pytest.fixture
-def model(tmp_path):
-    return write_bright_cell_model(tmp_path / "model.onnx")
-
-
-@pytest.fixture
-def flying(ground, model):
-    site = ground(model=model, confidence=0.9, autostart=True)
-    site.add_detector()
-    site.wait_for_detector()
-    return site
 
 
 def stamps(site, count):

@@ -8,7 +8,7 @@ import time
 import cv2
 import numpy as np
 import pytest
-from tiny_model import write_bright_cell_model, write_fixed_model
+from tiny_model import write_fixed_model
 
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
 pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
@@ -31,20 +31,6 @@ ONE = EMPTY.copy()
 ONE[32:64, 96:128] = 255
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-
-
-@pytest.fixture
-def model(tmp_path):
-    return write_bright_cell_model(tmp_path / "model.onnx")
-
-
-@pytest.fixture
-def flying(ground, model):
-    """An active detector in this process."""
-    site = ground(model=model, confidence=0.9, autostart=True)
-    site.add_detector()
-    site.wait_for_detector()
-    return site
 
 
 def outcome(node, name, camera=""):

@@ -15,11 +15,6 @@ from drone_kd.ros import node as node_module
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
-@pytest.fixture
-def model(tmp_path):
-    return write_bright_cell_model(tmp_path / "model.onnx")
-
-
 def test_a_missing_engine_is_built_while_configuring(simulated_tensorrt, ground, model):
     site = ground(model=model)
     assert site.add_detector().trigger_configure() == SUCCESS
