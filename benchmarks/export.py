@@ -20,6 +20,7 @@ from drone_kd.backends import open_backend
 from drone_kd.core.decode import decode
 from drone_kd.core.preprocess import letterbox, network_input
 from drone_kd.detector import load_detector
+from drone_kd.scene import FlightPlan
 from drone_kd.scene import fly as fly_scene
 from training.backend import TorchBackend
 from training.data import image_paths, load_data, read_sample
@@ -113,7 +114,7 @@ def host_time(a: argparse.Namespace, folder: Path) -> None:
     for name in names:
         file, _ = export(a.checkpoint, folder / f"{name}.onnx", imgsz=a.imgsz, input_=name)
         detectors[name] = load_detector(file)
-    image = next(fly_scene(0, 1280, 720, fps=10.0)).image
+    image = next(fly_scene(FlightPlan(width=1280, height=720))).image
     times = {name: [] for name in names}
     rows, counts = {}, {}
     for name, detector in detectors.items():
