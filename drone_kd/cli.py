@@ -1,4 +1,4 @@
-"""The command line: drone-kd detect, build, bench, selftest, simulate, rehearse, score."""
+"""The command line: drone-kd detect, bench and so on; `_parsers` lists the commands."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from drone_kd.core.detections import Detections
 from drone_kd.core.spec import ModelError
 from drone_kd.detector import load_detector
 from drone_kd.draw import draw_detections
+from drone_kd.family import family_tree
 from drone_kd.files import write_whole
 from drone_kd.machine import machine_name
 from drone_kd.measure import stage_percentiles
@@ -122,11 +123,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         help="write the report to this file (default: selftest.json)",
     )
     selftest.set_defaults(run=_selftest)
+
+    lineage = subparsers.add_parser(
+        "lineage", help="print a model's family tree: what it was trained from, when, on what"
+    )
+    _add_model(lineage)
+    lineage.set_defaults(run=_lineage)
     return parser, {
         "detect": detect,
         "build": build,
         "bench": bench,
         "selftest": selftest,
+        "lineage": lineage,
         "simulate": add_simulate(subparsers),
         "rehearse": add_rehearse(subparsers),
         "score": add_score(subparsers),
@@ -292,6 +300,11 @@ def _selftest(arguments: argparse.Namespace) -> int:
     print(summary(report))
     print(f"report       {arguments.output}")
     return 1 if report["verdict"] == "fail" else 0
+
+
+def _lineage(arguments: argparse.Namespace) -> int:
+    print(family_tree(Path(arguments.model or default_model_path())))
+    return 0
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def test_a_failed_inference_is_not_an_empty_result(pictures, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "expected a command: detect or build or bench or selftest or simulate"),
+        ([], "expected a command: detect or build or bench or selftest or lineage"),
         (["fly"], "fly"),
         (["detect"], "SOURCE"),
         (["detect", "{model}"], "is a model: name a picture"),

@@ -26,6 +26,7 @@ from ultralytics import __version__ as ultralytics_version
 from ultralytics.utils.torch_utils import is_qat
 
 from drone_kd.backends import open_backend
+from drone_kd.core.lineage import Lineage
 from drone_kd.core.preprocess import letterbox
 from drone_kd.core.spec import INPUTS, PRECISIONS, ModelSpec
 from training import graphlint
@@ -80,6 +81,7 @@ def export(
     before: Path | None = None,
     licence: str = LICENCE,
     attribution: str = "",
+    lineage: Lineage | None = None,
 ) -> tuple[Path, ModelSpec]:
     """Export ``checkpoint``, check the file, and keep it only if every gate holds.
 
@@ -97,6 +99,7 @@ def export(
         before: the checkpoint from which a quantization-aware one was trained: what its mAP is
             compared with. Such a checkpoint needs it; every other is compared with itself.
         licence, attribution: of the weights and of what they were trained on, for the metadata.
+        lineage: what the weights come from, for the metadata; `drone_kd.family.descend` makes it.
 
     Returns:
         The file that was written (not ``output`` if it was forced), and what it says of itself.
@@ -162,7 +165,7 @@ def export(
     try:
         write(model, spec, frames, temporary)
         reference = load_model(str(before))[0] if before else model
-        spec = _measure(model, reference, spec, dataset, temporary)
+        spec = _measure(model, reference, spec, dataset, temporary, lineage)
         failed = [name for name, gate in spec.gates.items() if gate["measured"] > gate["limit"]]
         if failed and not force:
             raise ExportError(f"not written: {'; '.join(_failures(spec, failed, temporary))}")
@@ -203,16 +206,24 @@ def _trace(graph: FlightGraph, spec: ModelSpec, path: Path) -> None:
         )
 
 
-def _save(proto: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
-    onnx.helper.set_model_props(proto, spec.to_metadata())
+def _save(
+    proto: onnx.ModelProto, spec: ModelSpec, path: Path, lineage: Lineage | None = None
+) -> None:
+    origin = {} if lineage is None else lineage.to_metadata()
+    onnx.helper.set_model_props(proto, spec.to_metadata() | origin)
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
 
 
 def _measure(
-    model: nn.Module, before: nn.Module, spec: ModelSpec, dataset: DataSet | None, path: Path
+    model: nn.Module,
+    before: nn.Module,
+    spec: ModelSpec,
+    dataset: DataSet | None,
+    path: Path,
+    lineage: Lineage | None,
 ) -> ModelSpec:
-    """Run every gate, and write what it measured into the file."""
+    """Run every gate, and write what it measured into the file, with the lineage."""
     tolerance = TOLERANCES["int8 aware" if is_qat(model) else spec.precision]
     backend = TorchBackend(model, spec.input_width, spec.batch)
     parity = compare(
@@ -235,7 +246,7 @@ def _measure(
             gates["mAP50-95 lost, points"] = (loss, tolerance.points)
     named = {name: {"measured": m, "limit": limit} for name, (m, limit) in gates.items()}
     spec = replace(spec, gates=named, metrics=metrics)
-    _save(onnx.load(path), spec, path)
+    _save(onnx.load(path), spec, path, lineage)
     return spec
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +65,22 @@ def read_spec(path: Path) -> ModelSpec:
     Raises:
         ModelError: see `OrtBackend`.
     """
+    return _open_to_read(path)[1]
+
+
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """Return a model file's whole metadata map, after the same checks as `read_spec`.
+
+    Raises:
+        ModelError: see `OrtBackend`.
+    """
+    return _open_to_read(path)[0].get_modelmeta().custom_metadata_map
+
+
+def _open_to_read(path: Path) -> tuple[ort.InferenceSession, ModelSpec]:
     options = _quiet_options(threads=1)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _open(path, options, [_CPU])[1]
+    return _open(path, options, [_CPU])
 
 
 def _quiet_options(threads: int) -> ort.SessionOptions:

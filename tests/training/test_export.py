@@ -10,6 +10,7 @@ from tiny_training import NAMES, SIZE, save_checkpoint
 from ultralytics.nn.tasks import ClassificationModel
 
 from drone_kd.backends import open_backend
+from drone_kd.family import descend, generations
 from training.backend import TorchBackend
 from training.data import DataError
 from training.evaluate import evaluate
@@ -132,6 +133,16 @@ def test_a_graph_that_differs_is_not_written(tiny_teacher, tmp_path, monkeypatch
     written, spec = export(tiny_teacher, output, force=True)
     assert written.name == "model.failed.onnx" and list(tmp_path.iterdir()) == [written]
     assert "FAILS" in gate_table(spec)
+
+
+def test_a_file_says_what_it_comes_from(tiny_teacher, tmp_path):
+    parent, _ = export(tiny_teacher, tmp_path / "parent.onnx")
+    lineage = descend(parent, "python -m training retrain", {"night": "e" * 64})
+    child, spec = export(tiny_teacher, tmp_path / "child.onnx", lineage=lineage)
+    itself, ancestor = generations(child)
+    assert open_backend(child).spec == spec
+    assert itself.command == "python -m training retrain" and itself.data == {"night": "e" * 64}
+    assert ancestor.sha256 == hashlib.sha256(parent.read_bytes()).hexdigest()
 
 
 def test_output_must_be_onnx(tiny_teacher, tmp_path):
