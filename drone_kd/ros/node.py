@@ -22,7 +22,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
-from std_srvs.srv import SetBool
+from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
 from drone_kd.machine import temperatures_c
@@ -67,6 +67,8 @@ class DetectorNode(LifecycleNode):
         self._settings = Settings.from_parameters(self._values())
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._model: Model | None = None
+        # Flew before, and is kept loaded: a roll-back must not depend on a file.
+        self._model_before: Model | None = None
         self._problem = ""
         self._setting_back = False
         self._loader = Loader(
@@ -75,6 +77,7 @@ class DetectorNode(LifecycleNode):
         )
         self._enabled = True
         self.create_service(SetBool, "~/enable", self._on_enable)
+        self.create_service(Trigger, "~/rollback", self._on_rollback)
 
         self._worker: Worker | None = None
         self._hanging: Worker | None = None
@@ -175,7 +178,7 @@ class DetectorNode(LifecycleNode):
             self.destroy_lifecycle_publisher(publisher)
         for debug in self._debug.values():
             debug.destroy()
-        self._model = None
+        self._model = self._model_before = None
         return result
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -251,7 +254,7 @@ class DetectorNode(LifecycleNode):
             settings = Settings.from_parameters(self._values() | changed)
             if self._model is not None:
                 settings.detector(self._model.backend)
-            if model and not Path(model).is_file():
+            if model and not self._setting_back and not Path(model).is_file():
                 raise ValueError(f"model: {model}: expected a model file, but there is none")
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
@@ -280,16 +283,44 @@ class DetectorNode(LifecycleNode):
         except Exception as error:  # a runtime's own exceptions have no common base class
             self._problem = f"cannot load {parameter}: {error}; {self._model.path.name} flies on"
             self.get_logger().error(self._problem)
-            self._setting_back = True
-            self.set_parameters([Parameter("model", value=self._model.parameter)])
-            self._setting_back = False
+            self._set_model_parameter()
             return
-        self._model = model
+        self._swap(model)
+        self.get_logger().info(f"swapped, model {model}")
+
+    def _swap(self, model: Model) -> None:
+        """Fly another model from the next frame on."""
+        self._model_before, self._model = self._model, model
         self._note_fallback()
         if self._worker is not None:
             self._announce_labels()
             self._worker.model = model
-        self.get_logger().info(f"swapped, model {model}")
+
+    def _set_model_parameter(self) -> None:
+        """Let the parameter name the model that flies."""
+        self._setting_back = True
+        self.set_parameters([Parameter("model", value=self._model.parameter)])
+        self._setting_back = False
+
+    def _on_rollback(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        """Fly the model that flew before; once more, and the other one is back."""
+        before = self._model_before
+        try:
+            if before is None:
+                raise ValueError("no other model has flown since the node was configured")
+            self._settings.detector(before.backend)  # they may have changed since
+        except ValueError as error:
+            response.success, response.message = False, f"cannot roll back: {error}"
+            self.get_logger().error(response.message)
+            return response
+        self._loader.forget()
+        self._swap(before)
+        self._set_model_parameter()
+        response.success, response.message = True, f"rolled back, model {before}"
+        self.get_logger().info(response.message)
+        return response
 
     def _note_fallback(self) -> None:
         """Say it, loudly, if this is not the runtime that was asked for."""

@@ -197,7 +197,7 @@ class Worker:
         call_ms = total_ms / -(-windows // backend.spec.batch)
         if self._measured is not backend:
             is_swap = self._measured is not None
-            # This was the last reference to the model before.
+            # Since the swap nothing refers to the model before the one before.
             self._measured, self._call_ms = backend, call_ms
             if is_swap:
                 return_memory()

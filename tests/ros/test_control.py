@@ -13,7 +13,7 @@ pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
-from std_srvs.srv import SetBool
+from std_srvs.srv import SetBool, Trigger
 
 from drone_kd.ros import debug, models
 from drone_kd.ros import node as node_module
@@ -180,6 +180,69 @@ def test_of_several_models_the_last_one_flies(flying, model, tmp_path):
     flying.wait_for_log("swapped, model 3.onnx")
     flying.send(ONE)
     assert flying.receive().detections[0].results[0].hypothesis.class_id == "class3"
+
+
+def roll_back(site):
+    client = site.node.create_client(Trigger, "/detector/rollback")
+    assert client.wait_for_service(10)
+    future = client.call_async(Trigger.Request())
+    site.wait_until(future.done, "the service answers")
+    return future.result()
+
+
+def name_of_one(site):
+    site.send(ONE)
+    return site.receive().detections[0].results[0].hypothesis.class_id
+
+
+def test_roll_back_is_one_command_and_needs_no_file(flying, model, tmp_path):
+    labels = flying.labels()
+    assert labels.get(timeout=10).class_map[0].class_name == "car"
+    other = write_bright_cell_model(tmp_path / "other.onnx", tiny_spec(classes=("bus", "dog")))
+    assert set_parameter(flying, "model", str(other)).successful
+    flying.wait_for_log("swapped, model other.onnx")
+    assert name_of_one(flying) == "bus"
+    model.write_text("no longer a model")
+    answer = roll_back(flying)
+    assert answer.success and "rolled back, model model.onnx" in answer.message
+    assert name_of_one(flying) == "car"
+    assert flying.detector.get_parameter("model").value == str(model)
+    assert [labels.get(timeout=10).class_map[0].class_name for _ in range(2)] == ["bus", "car"]
+    assert roll_back(flying).success and name_of_one(flying) == "bus"
+
+
+def test_a_roll_back_that_cannot_be_says_why(flying, tmp_path):
+    answer = roll_back(flying)
+    assert not answer.success and "no other model has flown" in answer.message
+    other = write_bright_cell_model(tmp_path / "other.onnx", tiny_spec(classes=("bus", "dog")))
+    assert set_parameter(flying, "model", str(other)).successful
+    flying.wait_for_log("swapped, model other.onnx")
+    assert set_parameter(flying, "classes", ["bus"]).successful
+    answer = roll_back(flying)
+    assert not answer.success and "knows no class 'bus'" in answer.message
+    assert name_of_one(flying) == "bus"
+
+
+def test_a_roll_back_ends_a_load_under_way(flying, model, tmp_path, monkeypatch):
+    names = ("other", "third")
+    other, third = (write_bright_cell_model(tmp_path / f"{name}.onnx") for name in names)
+    assert set_parameter(flying, "model", str(other)).successful
+    flying.wait_for_log("swapped, model other.onnx")
+    loading, gate, works = threading.Event(), threading.Event(), models.load_model
+
+    def slow(*arguments, **options):
+        loading.set()
+        gate.wait(10)
+        return works(*arguments, **options)
+
+    monkeypatch.setattr(models, "load_model", slow)
+    assert set_parameter(flying, "model", str(third)).successful
+    assert loading.wait(10)
+    assert roll_back(flying).success
+    gate.set()
+    flying.wait_until(lambda: flying.detector._loader.stop(), "the load has ended")
+    assert flying.detector.get_parameter("model").value == str(model)
+    assert "swapped, model third.onnx" not in flying.log()
 
 
 def test_enable(flying):
