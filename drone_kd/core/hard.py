@@ -101,7 +101,7 @@ def movement(before: Sight, after: Sight, width: int, height: int) -> np.ndarray
     By phase correlation (Kuglin and Hines 1975).
     """
     shift, response = cv2.phaseCorrelate(before.grey, after.grey, _WINDOW)
-    if response < _LEAST_RESPONSE:
+    if not response >= _LEAST_RESPONSE:  # of a black picture it may be NaN
         return np.zeros(2, np.float32)
     return np.array(shift, np.float32) * (width, height) / _SIDE
 

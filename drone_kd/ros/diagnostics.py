@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from drone_kd.ros.models import Model
 from drone_kd.ros.params import Settings
+from drone_kd.ros.recorder import RecordReport, reason_names
 from drone_kd.ros.stats import FAILED, OLD, PROCESSED, UNDECODABLE, CameraReport
 
 OK, WARN, ERROR, STALE = (
@@ -130,6 +132,21 @@ def camera_status(
     for stage, times in report.stages.items():
         for percentile, time_ms in zip((50, 95, 99), times, strict=True):
             values[f"{stage} p{percentile} (ms)"] = f"{time_ms:.2f}"
+    return _status(name, verdict, values)
+
+
+def record_status(name: str, folder: Path, report: RecordReport) -> DiagnosticStatus:
+    """Return the recorder's status as a message."""
+    verdict = (WARN, report.problem) if report.problem else (OK, f"recording {report.state}")
+    values = {
+        "state": report.state,
+        "folder": str(folder),
+        "frames looked at": str(report.seen),
+        "frames dropped": str(report.dropped),
+        "frames kept": str(report.kept),
+        **{f"kept for {name}": str(report.reasons.get(name, 0)) for name in reason_names()},
+        "written (MB)": f"{report.written_bytes / 1e6:.1f}",
+    }
     return _status(name, verdict, values)
 
 

@@ -33,12 +33,14 @@ from drone_kd.ros.diagnostics import (
     judge_node,
     node_status,
     processor_temperatures,
+    record_status,
 )
 from drone_kd.ros.inbox import Frame, Inbox
 from drone_kd.ros.messages import to_detection_array, to_label_info
 from drone_kd.ros.models import Loader, Model, load_model
-from drone_kd.ros.params import Settings, declare_detector_parameters
+from drone_kd.ros.params import Settings, SettingsError, declare_detector_parameters
 from drone_kd.ros.qos import DETECTIONS_QOS, LATCHED_QOS, REPORT_QOS, ImageSubscription
+from drone_kd.ros.recorder import Recorder
 from drone_kd.ros.run import run_node
 from drone_kd.ros.stats import DISABLED, SUPERSEDED, CameraReport, CameraStats
 from drone_kd.ros.worker import Result, Worker
@@ -49,6 +51,8 @@ REPORT_SECONDS = 1.0
 _REMIND_SECONDS = 10.0
 # An inference may take as long as it likes, but nobody waits longer for it to end.
 _STOP_SECONDS = 1.0
+# The recorder has a minute of pictures to bring to a slow disk.
+_STOP_RECORDER_SECONDS = 10.0
 
 
 class DetectorNode(LifecycleNode):
@@ -78,11 +82,14 @@ class DetectorNode(LifecycleNode):
         self._enabled = True
         self.create_service(SetBool, "~/enable", self._on_enable)
         self.create_service(Trigger, "~/rollback", self._on_rollback)
+        self._recorder: Recorder | None = None
+        self.create_service(SetBool, "~/record", self._on_record)
 
         self._worker: Worker | None = None
         self._hanging: Worker | None = None
         self._inbox: Inbox | None = None
         self._subscriptions_by_camera: dict[str, ImageSubscription] = {}
+        self._image_topics: dict[str, str] = {}
         self._stats = {camera: CameraStats() for camera in self._settings.cameras}
         self._reminders: dict[str, tuple[str, float]] = {}
 
@@ -150,7 +157,7 @@ class DetectorNode(LifecycleNode):
             self._model,
             self._settings,
             publish=self._publish,
-            show=lambda result: self._debug[result.frame.camera].publish(result),
+            show=self._show,
             wants_full_size=lambda camera: self._debug[camera].wanted(),
             logger=self.get_logger(),
         )
@@ -162,6 +169,7 @@ class DetectorNode(LifecycleNode):
                 self._settings.reliability,
                 partial(self._on_image, camera),
             )
+            self._image_topics[camera] = self._subscriptions_by_camera[camera].topic
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -198,9 +206,13 @@ class DetectorNode(LifecycleNode):
             return response
 
     def stop(self) -> bool:
-        """End the threads; False if an inference hangs or a model is still being loaded."""
+        """End the threads; False if one of them hangs, or a model is still being loaded."""
         self._stop_worker()
-        return self._loader.stop() and self._hanging is None
+        recorded = True
+        if self._recorder is not None:
+            self._recorder.close()
+            recorded = self._recorder.join(_STOP_RECORDER_SECONDS)
+        return self._loader.stop() and self._hanging is None and recorded
 
     def _stop_worker(self) -> None:
         if self._worker is None:
@@ -235,6 +247,13 @@ class DetectorNode(LifecycleNode):
         self._detections[result.frame.camera].publish(
             to_detection_array(result.detections, result.classes, result.frame.message.header)
         )
+
+    def _show(self, result: Result) -> None:
+        """Hand a published result to those who can wait; called by the worker."""
+        camera, recorder = result.frame.camera, self._recorder
+        if recorder is not None:
+            recorder.offer(result, self._image_topics[camera])
+        self._debug[camera].publish(result)
 
     def _announce_labels(self) -> None:
         """Publish the class list and the threshold in use."""
@@ -339,6 +358,29 @@ class DetectorNode(LifecycleNode):
         self.get_logger().info(f"{response.message} by ~/enable")
         return response
 
+    def _on_record(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        response.success = True
+        if request.data:
+            response.success, response.message = self._start_recorder()
+        else:
+            if self._recorder is not None:
+                self._recorder.close()
+            response.message = "recording off"
+        log = self.get_logger()
+        (log.info if response.success else log.error)(f"{response.message} (~/record)")
+        return response
+
+    def _start_recorder(self) -> tuple[bool, str]:
+        """Start to record, unless that goes on; returns whether it is on, and a line."""
+        if self._recorder is None or self._recorder.join(0):
+            try:
+                self._recorder = Recorder(self, self._settings)
+            except SettingsError as error:
+                return False, f"cannot record: {error}"
+        elif self._recorder.report().state != "on":
+            return False, "cannot record yet: the last bag is still being finished"
+        return True, f"recording to {self._recorder.folder}"
+
     # Reports
 
     def reports(self) -> dict[str, CameraReport]:
@@ -365,6 +407,9 @@ class DetectorNode(LifecycleNode):
             status.append(
                 camera_status(f"{name}: {camera or 'image'}", verdict, subscription.topic, report)
             )
+        if self._recorder is not None:
+            recorded = self._recorder.report()
+            status.append(record_status(f"{name}: record", self._recorder.folder, recorded))
         message = DiagnosticArray(status=status)
         message.header.stamp = self.get_clock().now().to_msg()
         for publisher in self._report_publishers:

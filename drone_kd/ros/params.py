@@ -15,6 +15,7 @@ from drone_kd.core.tiling import OFF, parse_tiling
 from drone_kd.detector import Detector
 
 TRANSPORTS = ("raw", "compressed")
+RECORD_FORMATS = ("jpeg", "raw")
 RELIABILITIES = ("auto", "reliable", "best_effort")
 
 
@@ -45,6 +46,11 @@ class Settings:
     reliability: str
     max_age: float
     max_rate: float
+    record_directory: str
+    record_budget_mb: float
+    record_per_minute: float
+    record_random: float
+    record_format: str
     silence_s: float
     rate_warn_hz: float
     latency_warn_ms: float
@@ -75,6 +81,7 @@ class Settings:
             ("runtime", RUNTIMES),
             ("image_transport", TRANSPORTS),
             ("reliability", RELIABILITIES),
+            ("record_format", RECORD_FORMATS),
         ):
             if getattr(self, name) not in known:
                 raise SettingsError(
@@ -174,6 +181,20 @@ def declare_detector_parameters(node: Node) -> None:
                 "Seconds; an older frame is dropped before inference; 0: no limit.", 0.0, 60.0
             ),
             "max_rate": _number("Frames per second and camera at most; 0: no limit.", 0.0, 1000.0),
+            "record_directory": _text("Folder of the bags; with the next ~/record."),
+            "record_budget_mb": _number(
+                "Megabytes for all bags of this node, the oldest are deleted; with the next "
+                "~/record.",
+                10.0,
+                1e6,
+            ),
+            "record_per_minute": _number(
+                "Frames per minute and camera at most; with the next ~/record.", 0.1, 600.0
+            ),
+            "record_random": _number(
+                "Share of chance, hard or not; with the next ~/record.", 0.0, 1.0
+            ),
+            "record_format": _text("jpeg or raw; with the next ~/record."),
             "silence_s": _number("No frame for so many seconds is reported.", 0.1, 60.0),
             "rate_warn_hz": _number("Fewer detections per second: WARN; 0: never.", 0.0, 1000.0),
             "latency_warn_ms": _number("A greater p95 latency: WARN; 0: never.", 0.0, 60000.0),

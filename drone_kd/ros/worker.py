@@ -59,7 +59,7 @@ class Worker:
         stats: per camera.
         model, settings: to begin with.
         publish: takes a result.
-        show: takes it afterwards, for people, who can wait.
+        show: takes it afterwards, for those who can wait.
         wants_full_size: whether somebody wants the camera's pictures in full.
         logger: for what goes wrong.
     """

@@ -1,0 +1,278 @@
+"""Hard frames of the flight, in bags on the disk, for the next training."""
+
+from __future__ import annotations
+
+import importlib.util
+import queue
+import threading
+from array import array
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, perf_counter, time_ns
+
+import cv2
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import CompressedImage, Image
+from vision_msgs.msg import Detection2DArray
+
+from drone_kd.core.hard import RANDOM, THRESHOLDS, Choice, Selector
+from drone_kd.ros.definitions import message_type
+from drone_kd.ros.images import is_8_bit
+from drone_kd.ros.messages import to_detection_array
+from drone_kd.ros.params import Settings, SettingsError
+from drone_kd.ros.ring import BagRing, Message
+from drone_kd.ros.worker import Result
+
+# Frames that wait; each may be a picture of several megabytes.
+_QUEUE = 4
+# Small objects do not survive more loss.
+_JPEG_QUALITY = 95
+_IDLE_SECONDS = 0.5
+# Too slow: more than half of the frames of so many seconds could not be looked at.
+_WINDOW_SECONDS = 10.0
+_THROTTLE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class RecordReport:
+    """What the recorder did until now.
+
+    Attributes:
+        state: "on", "finishing" (switched off, but not done), "off", or "stopped" by a problem.
+        problem: why it stopped, or cannot keep up; empty: nothing is wrong.
+        seen: frames that were looked at.
+        dropped: frames that could not be, because the disk or the processor is too slow.
+        kept: frames written, and for which reasons; a frame may have several.
+        written_bytes: in all.
+    """
+
+    state: str
+    problem: str
+    seen: int
+    dropped: int
+    kept: int
+    reasons: Mapping[str, int]
+    written_bytes: int
+
+
+class Recorder:
+    """Looks at frames in a thread of its own and writes the hard ones; never makes one wait.
+
+    Args:
+        node: whose topics it records.
+        settings: say where, how much and how.
+
+    Raises:
+        SettingsError: it cannot record there, or rosbags is missing; the message is one line.
+    """
+
+    def __init__(self, node: Node, settings: Settings) -> None:
+        if importlib.util.find_spec("rosbags") is None:
+            raise SettingsError(
+                "recording needs rosbags: pip install -r requirements/record.txt (or "
+                "'drone_kd[record]')"
+            )
+        self.folder = Path(settings.record_directory).expanduser()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".{id(self)}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise SettingsError(
+                f"record_directory: expected a folder that can be written, got {self.folder} "
+                f"({error.strerror})"
+            ) from None
+        self._settings = settings
+        self._prefix = node.get_fully_qualified_name().strip("/").replace("/", "_")
+        self._topics = {
+            camera: tuple(
+                node.resolve_topic_name(f"~/{camera}/{name}" if camera else f"~/{name}")
+                for name in ("detections", "record/reasons")
+            )
+            for camera in settings.cameras
+        }
+        self._logger = node.get_logger()
+        self._queue: queue.Queue[tuple[Result, str]] = queue.Queue(_QUEUE)
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._outcomes: deque[tuple[float, bool]] = deque()
+        self._problem = ""
+        self._seen = self._dropped = self._kept = self._written = 0
+        self._reasons: Counter[str] = Counter()
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._thread.start()
+
+    def offer(self, result: Result, image_topic: str) -> None:
+        """Let it look at a frame, unless it is busy; returns at once."""
+        if self._closing.is_set():
+            return
+        try:
+            self._queue.put_nowait((result, image_topic))
+            dropped = False
+        except queue.Full:
+            dropped = True
+        now = monotonic()
+        with self._lock:
+            self._dropped += dropped
+            self._outcomes.append((now, dropped))
+            while self._outcomes[0][0] < now - _WINDOW_SECONDS:
+                self._outcomes.popleft()
+        if dropped and (slow := self._slow()):
+            self._logger.warning(slow, throttle_duration_sec=_THROTTLE_SECONDS)
+
+    def close(self) -> None:
+        """Switch it off: it writes what it has chosen, finishes the bag and ends."""
+        self._problem = ""
+        self._closing.set()
+
+    def join(self, timeout: float) -> bool:
+        """Wait until it has ended; False if that takes longer (seconds)."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def report(self) -> RecordReport:
+        """Return what it did until now."""
+        busy, closing = self._thread.is_alive(), self._closing.is_set()
+        state = ("finishing" if closing else "on") if busy else "off"
+        if self._problem:
+            state = "stopped"
+        problem = self._problem or (self._slow() if state == "on" else "")
+        with self._lock:
+            reasons = dict(self._reasons)
+        return RecordReport(
+            state, problem, self._seen, self._dropped, self._kept, reasons, self._written
+        )
+
+    def _slow(self) -> str:
+        """Say that it cannot keep up; empty: it can."""
+        with self._lock:
+            dropped, all_ = sum(drop for _, drop in self._outcomes), len(self._outcomes)
+        if 2 * dropped <= all_:
+            return ""
+        return (
+            f"recording cannot keep up: {dropped} of the last {all_} frames were not looked at "
+            "(is the disk too slow?)"
+        )
+
+    def _run(self) -> None:
+        ring = None
+        try:
+            ring = BagRing(
+                self.folder, self._prefix, int(self._settings.record_budget_mb * 1_000_000)
+            )
+            self._work(ring)
+            ring.finish()
+        except Exception as error:  # whatever it was, detecting goes on
+            line = " ".join(str(error).split()) or type(error).__name__
+            self._problem = f"recording stopped: {line}"
+            self._logger.warning(f"{self._problem}; detecting goes on")
+            self._closing.set()
+            self._rescue(ring)
+        finally:
+            while not self._queue.empty():  # pictures are large
+                self._queue.get_nowait()
+
+    def _rescue(self, ring: BagRing | None) -> None:
+        """After a problem: finish what was written before, if that can be."""
+        try:
+            if ring is not None:
+                ring.finish()
+        except Exception as error:
+            line = " ".join(str(error).split())
+            self._logger.warning(f"the newest bag could not be finished: {line}")
+
+    def _work(self, ring: BagRing) -> None:
+        types = {
+            kind: message_type(kind)
+            for kind in (Image, CompressedImage, Detection2DArray, DiagnosticArray)
+        }
+        settings = self._settings
+        selectors = {
+            camera: Selector(settings.record_per_minute, settings.record_random, seed)
+            for seed, camera in enumerate(settings.cameras)
+        }
+        while True:
+            try:
+                result, topic = self._queue.get(timeout=_IDLE_SECONDS)
+            except queue.Empty:
+                ended = float("inf") if self._closing.is_set() else perf_counter()
+                for selector in selectors.values():
+                    self._keep(ring, selector.take(ended), types)
+                if self._closing.is_set():
+                    return
+            else:
+                selector, picture = selectors[result.frame.camera], result.picture
+                received = result.frame.received
+                self._keep(ring, selector.take(received), types)
+                selector.see(
+                    received,
+                    (result, topic),
+                    picture.image,
+                    result.detections,
+                    picture.width,
+                    picture.height,
+                )
+                self._seen += 1
+            ring.finish_old()
+
+    def _keep(self, ring: BagRing, choice: Choice | None, types: Mapping) -> None:
+        """Write a chosen frame with its detections and the reasons."""
+        if choice is None:
+            return
+        result, image_topic = choice.frame
+        header = result.frame.message.header
+        detections_topic, reasons_topic = self._topics[result.frame.camera]
+        messages = [
+            _image(result, image_topic, self._settings.record_format),
+            (
+                detections_topic,
+                to_detection_array(result.detections, result.classes, header),
+            ),
+            (reasons_topic, _reasons(choice, header)),
+        ]
+        # As the image has it; a camera without a clock gives none.
+        stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
+        self._written += ring.write(
+            stamp_ns if stamp_ns > 0 else time_ns(),
+            [Message(topic, types[type(m)], serialize_message(m)) for topic, m in messages],
+        )
+        self._kept += 1
+        with self._lock:
+            self._reasons.update(choice.reasons)
+
+
+def reason_names() -> tuple[str, ...]:
+    """Return all reasons for which a frame may be kept."""
+    return (*THRESHOLDS, RANDOM)
+
+
+def _image(result: Result, topic: str, format_: str) -> tuple[str, Image | CompressedImage]:
+    """Return the topic and the message to write: as it came, or as JPEG if it has 8 bits."""
+    message = result.frame.message
+    if format_ == "raw" or isinstance(message, CompressedImage) or not is_8_bit(message):
+        return topic, message
+    _, jpeg = cv2.imencode(".jpg", result.picture.image, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
+    data = array("B")
+    data.frombytes(jpeg.tobytes())
+    # As image_transport names it.
+    return f"{topic}/compressed", CompressedImage(
+        header=message.header, format="bgr8; jpeg compressed bgr8", data=data
+    )
+
+
+def _reasons(choice: Choice, header) -> DiagnosticArray:
+    """Why a frame was kept, with the frame's own header and all that was measured."""
+    values = [KeyValue(key=name, value=f"{value:.3f}") for name, value in choice.measures.items()]
+    status = DiagnosticStatus(
+        level=DiagnosticStatus.OK,
+        name=choice.frame[0].frame.camera or "image",
+        message=", ".join(choice.reasons),
+        hardware_id="drone_kd",
+        values=values,
+    )
+    return DiagnosticArray(header=header, status=[status])
