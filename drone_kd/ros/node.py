@@ -359,15 +359,16 @@ class DetectorNode(LifecycleNode):
         return response
 
     def _on_record(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        response.success = True
         if request.data:
             response.success, response.message = self._start_recorder()
         else:
             if self._recorder is not None:
                 self._recorder.close()
-            response.message = "recording off"
-        log = self.get_logger()
-        (log.info if response.success else log.error)(f"{response.message} (~/record)")
+            response.success, response.message = True, "recording off"
+        if response.success:
+            self.get_logger().info(f"{response.message} by ~/record")
+        else:
+            self.get_logger().error(response.message)
         return response
 
     def _start_recorder(self) -> tuple[bool, str]:

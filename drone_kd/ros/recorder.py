@@ -137,10 +137,10 @@ class Recorder:
 
     def report(self) -> RecordReport:
         """Return what it did until now."""
-        busy, closing = self._thread.is_alive(), self._closing.is_set()
-        state = ("finishing" if closing else "on") if busy else "off"
-        if self._problem:
-            state = "stopped"
+        if self._thread.is_alive():
+            state = "finishing" if self._closing.is_set() else "on"
+        else:
+            state = "stopped" if self._problem else "off"
         problem = self._problem or (self._slow() if state == "on" else "")
         with self._lock:
             reasons = dict(self._reasons)

@@ -313,6 +313,8 @@ def test_disk_full_stops_recording_and_nothing_else(recording, tmp_path, monkeyp
     for seconds in (3, 4):
         site.send(SURE, seconds)
         assert site.receive().header.stamp.sec == seconds
+    report = site.detector._recorder.report
+    site.wait_until(lambda: report().state == "stopped", "the bag is finished")
     # What was written before is whole, and recording can be switched on again.
     assert list(read(tmp_path / "bags")["/image/compressed"]) == [10**9]
     assert record(site, True).success
