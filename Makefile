@@ -89,7 +89,7 @@ $(DONE)/ros: requirements/onboard.txt requirements/ros.txt requirements/dev.txt 
 	$(PIP) -r requirements/onboard.txt -r requirements/dev.txt $(ROS_PACKAGES)
 	@touch $@
 
-$(DONE)/training: requirements/training.txt requirements/simulation.txt \
+$(DONE)/training: requirements/training.txt requirements/simulation.txt requirements/record.txt \
   requirements/ultralytics.txt $(DONE)/ros
 	@echo "[3/4] installing torch and Ultralytics (about 3 GB to download, some minutes)"
 	$(PIP) -r requirements/training.txt -r requirements/simulation.txt -r requirements/onboard.txt

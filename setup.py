@@ -10,6 +10,18 @@ folder = Path(__file__).parent
 manifest = ElementTree.parse(folder / "package.xml")
 name = "drone_kd"
 
+
+def requirements(file: str) -> list[str]:
+    """Return what a file of requirements/ names, with the files that it includes."""
+    names = []
+    for line in (folder / "requirements" / file).read_text().splitlines():
+        if line.startswith("-r "):
+            names += requirements(line[3:])
+        elif line and not line.startswith("#"):
+            names.append(line)
+    return names
+
+
 setup(
     name=name,
     version=manifest.findtext("version"),
@@ -30,11 +42,8 @@ setup(
     extras_require={
         # colcon runs pytest for a package whose `test` extra names it.
         "test": ["pytest"],
-        "simulation": [
-            line
-            for line in (folder / "requirements" / "simulation.txt").read_text().splitlines()
-            if line and not line.startswith("#")
-        ],
+        "record": requirements("record.txt"),
+        "simulation": requirements("simulation.txt"),
     },
     zip_safe=True,
     entry_points={

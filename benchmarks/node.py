@@ -274,6 +274,59 @@ def measure_start(bench: Bench) -> Iterator[str]:
     yield f"| {spread(seconds, 2)} | {spread(memory)} |"
 
 
+def measure_record(bench: Bench) -> Iterator[str]:
+    yield "## Recording hard frames (~/record), at 80 % load"
+    yield ""
+    yield (
+        "Switched on and off in one running node, in turn. As many frames as it may are written: "
+        "all slots are random ones. Latencies p50 in ms."
+    )
+    yield ""
+    yield (
+        "| | frames kept per minute | rate (Hz) | off | on | on / off (goal ≤ 1.05) | "
+        "p99 on / off | kept | not looked at | written (MB) |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for name, format_, per_minute in (
+        ("720p", "jpeg", 30.0),
+        ("1080p", "jpeg", 30.0),
+        ("1080p", "raw", 120.0),
+    ):
+        rate_hz = LOAD * bench.capacity(name)
+        p50, p99 = {False: [], True: []}, {False: [], True: []}
+        kept = missed = written = 0
+        with tempfile.TemporaryDirectory() as folder:
+            settings = {
+                "record_directory": folder,
+                "record_format": format_,
+                "record_per_minute": per_minute,
+                "record_random": 1.0,
+                "record_budget_mb": 500.0,
+            }
+            with camera(*SIZES[name], rate_hz), bench.flight(**settings):
+                bench.hear(5)
+                for number in range(bench.rounds):
+                    # Which one is first alternates: a machine that slows down favours neither.
+                    for on in (number % 2 == 0, number % 2 == 1):
+                        bench.listener.record(on)
+                        bench.hear(2)
+                        latencies = bench.hear(bench.seconds)
+                        p50[on].append(np.median(latencies))
+                        p99[on].append(np.percentile(latencies, 99))
+                        if on:
+                            stats = bench.listener.stats["/detector: record"]
+                            kept += int(stats["frames kept"])
+                            missed += int(stats["frames dropped"])
+                            written += float(stats["written (MB)"])
+                            bench.listener.record(False)
+                            bench.hear(2)
+        ratios = (spread(np.divide(p[True], p[False]), 2) for p in (p50, p99))
+        yield (
+            f"| {name} {format_} | {per_minute:g} | {rate_hz:.1f} | {spread(p50[False])} | "
+            f"{spread(p50[True])} | {' | '.join(ratios)} | {kept} | {missed} | {written:.0f} |"
+        )
+
+
 def measure_yolo_ros(bench: Bench) -> Iterator[str]:
     yield "## Against yolo_ros 4.6.1 (Python, torch on the CPU)"
     yield ""
@@ -328,6 +381,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[str]]] = {
     "steps": measure_steps,
     "start": measure_start,
     "soak": measure_soak,
+    "record": measure_record,
     "yolo_ros": measure_yolo_ros,
 }
 

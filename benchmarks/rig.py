@@ -142,6 +142,22 @@ class Listener:
         if not answer.done() or not answer.result().results[0].successful:
             raise RuntimeError(f"{name} could not be set to {value}")
 
+    def record(self, on: bool) -> None:
+        """Switch the detector's recording on or off.
+
+        Raises:
+            RuntimeError: it did not do it.
+        """
+        from std_srvs.srv import SetBool
+
+        client = self.node.create_client(SetBool, "/detector/record")
+        client.wait_for_service(10)
+        answer = client.call_async(SetBool.Request(data=on))
+        self.listen(10, until=answer.done)
+        self.node.destroy_client(client)
+        if not answer.done() or not answer.result().success:
+            raise RuntimeError(f"record {on}: {answer.result()}")
+
     def close(self) -> None:
         """Leave ROS."""
         import rclpy

@@ -41,7 +41,7 @@ def read_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> Itera
         from rosbags.rosbag2 import Reader
     except ImportError as error:
         raise SourceError(
-            f"{path}: playing a bag needs rosbags ({error}): pip install 'drone_kd[simulation]'"
+            f"{path}: playing a bag needs rosbags ({error}): pip install 'drone_kd[record]'"
         ) from None
     try:
         with Reader(path) as reader:

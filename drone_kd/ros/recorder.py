@@ -73,8 +73,7 @@ class Recorder:
     def __init__(self, node: Node, settings: Settings) -> None:
         if importlib.util.find_spec("rosbags") is None:
             raise SettingsError(
-                "recording needs rosbags: pip install -r requirements/record.txt (or "
-                "'drone_kd[record]')"
+                "recording needs rosbags, which is not installed: pip install 'drone_kd[record]'"
             )
         self.folder = Path(settings.record_directory).expanduser()
         try:

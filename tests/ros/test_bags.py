@@ -3,7 +3,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
 pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
-pytest.importorskip("rosbags", reason="rosbags is not here: pip install drone_kd[simulation]")
+pytest.importorskip("rosbags", reason="rosbags is not here: pip install 'drone_kd[record]'")
 
 from rclpy.serialization import serialize_message
 from rosbags import rosbag2

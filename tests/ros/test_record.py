@@ -362,7 +362,10 @@ def test_where_it_cannot_record_it_says_why(recording, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:  # rosbags is here; this is what its absence looks like
         patch.setattr(importlib.util, "find_spec", lambda name, *_: None)
         answer = record(site, True)
-    assert not answer.success and "recording needs rosbags: pip install" in answer.message
+    assert (
+        not answer.success
+        and "recording needs rosbags, which is not installed: pip" in answer.message
+    )
     assert "\n" not in answer.message
     assert record(site, False).success
 
