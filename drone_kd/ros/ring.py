@@ -126,7 +126,8 @@ class BagRing:
             sizes.pop(0)
         now = datetime.now(timezone.utc)
         path = self._folder / f"{self._prefix}-{number:06d}-{now:%Y%m%dT%H%M%SZ}"
-        writer = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
+        # Humble cannot read the metadata of version 9; all since can read 8.
+        writer = Writer(path, version=8, storage_plugin=StoragePlugin.MCAP)
         writer.open()
         self._writer, self._connections = writer, {}
         self._size, self._began = _BAG_BYTES, monotonic()
