@@ -1,4 +1,5 @@
 import errno
+import resource
 import shutil
 from collections import namedtuple
 
@@ -137,6 +138,27 @@ def test_it_leaves_room_on_the_disk(tmp_path, kind, monkeypatch):
     assert error.value.errno == errno.ENOSPC
     ring.finish()
     assert stamps(tmp_path) == [1]
+
+
+def test_a_write_that_the_system_refuses(tmp_path, kind):
+    """A limit of the size of files is a real failure of a real write."""
+    ring = BagRing(tmp_path, "node", 100 * MB)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * MB, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            for stamp in range(1, 100):
+                ring.write(stamp, messages(kind))
+        with pytest.raises(OSError, match="File too large"):
+            ring.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (broken,) = bags(tmp_path)
+    assert not (broken / "metadata.yaml").exists()
+    ring.write(100, messages(kind))
+    ring.finish()
+    with Reader(bags(tmp_path)[1]) as reader:
+        assert [stamp for _, stamp, _ in reader.messages()] == [100]
 
 
 def test_messages_come_back(tmp_path, kind):
