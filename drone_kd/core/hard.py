@@ -144,6 +144,7 @@ class Selector:
         self._before: tuple[float, Sight, Detections, tuple[int, int]] | None = None
         self._turns = deque(THRESHOLDS)
         self._ends = float("-inf")
+        self._is_random = False
         self._best: tuple[tuple[bool, float], Choice, Sight] | None = None
         self._seen = 0
 
