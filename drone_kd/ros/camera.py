@@ -26,8 +26,9 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
+from drone_kd.bags import is_bag
 from drone_kd.footage import Shot, read_labels, recorded
-from drone_kd.ros.bags import is_bag, read_bag
+from drone_kd.ros.bags import read_bag
 from drone_kd.ros.messages import bgr_to_image
 from drone_kd.ros.params import declare_camera_parameters
 from drone_kd.ros.run import run_node

@@ -9,7 +9,8 @@ from rclpy.serialization import serialize_message
 from rosbags import rosbag2
 from std_msgs.msg import Header
 
-from drone_kd.ros.bags import is_bag, read_bag
+from drone_kd.bags import is_bag
+from drone_kd.ros.bags import read_bag
 from drone_kd.ros.messages import bgr_to_image
 from drone_kd.ros.truth import truth_to_message
 from drone_kd.score.flight import Truth
@@ -56,22 +57,21 @@ def test_frames_come_with_the_truth_of_their_stamp(bag):
     np.testing.assert_array_equal(shots[4].truth.xyxy, [[1, 2, 3, 8]])
 
 
-def test_a_bag_that_breaks_off_is_played_as_far_as_it_goes_or_named(bag):
+def test_a_bag_that_breaks_off_is_played_as_far_as_it_goes(bag):
     (data,) = [path for path in bag.iterdir() if path.name != "metadata.yaml"]
     content = data.read_bytes()
     data.write_bytes(content[: len(content) // 2])
     said = []
-    try:
-        shots = list(read_bag(bag, said.append))
-    except SourceError as error:
-        assert "not a bag that can be read" in str(error) and "reindex" in str(error)
-        assert "\n" not in str(error)
-    else:
-        assert 0 < len(shots) < FRAMES and "breaks off" in str(said[0])
+    if data.suffix == ".mcap":  # one chunk, of which half is there
+        with pytest.raises(SourceError, match="not a whole bag .*reindex"):
+            list(read_bag(bag, said.append))
+        return
+    shots = list(read_bag(bag, said.append))
+    assert 0 < len(shots) < FRAMES and any("breaks off" in str(line) for line in said)
 
 
-def test_without_its_metadata_it_is_no_bag(bag):
+def test_without_its_metadata_it_is_played_and_that_is_said(bag):
     (bag / "metadata.yaml").unlink()
-    assert not is_bag(bag)
-    with pytest.raises(SourceError, match="reindex"):
-        list(read_bag(bag, refuse))
+    said = []
+    assert is_bag(bag) and len(list(read_bag(bag, said.append))) == FRAMES
+    assert "no metadata.yaml" in str(said[0])
