@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""python -m training generate | distill | compare | evaluate | predict | export: every offline
-step as one command.
+"""python -m training generate | distill | compare | evaluate | predict | mine | export: every
+offline step as one command.
 
 Exit codes: 0 done; 1 the work failed; 2 the input cannot work (one line says why); 130
 interrupted.
@@ -129,6 +129,17 @@ def _predict(a: argparse.Namespace) -> None:
     print(f"{frames} frames: {a.output}")
 
 
+def _mine(a: argparse.Namespace) -> None:
+    from training.mine.run import Settings, mine
+
+    settings = Settings(a.teacher, a.student, a.frames, a.per_scene)
+    done = mine(a.flights, a.output, settings, tuple(a.topic), a.cluster)
+    print(
+        f"{done['frames']} frames looked at, {done['train']} to learn from, {done['val']} held "
+        f"out: {a.output}"
+    )
+
+
 def _export(a: argparse.Namespace) -> None:
     from training.export import export, gate_table
 
@@ -253,6 +264,33 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", type=Path, required=True, help="folder to make, for --teacher")
     sub.add_argument("--split", default="train", help="train, val or test (%(default)s)")
     sub.add_argument("--imgsz", type=int, help="square input in pixels (default: as trained)")
+
+    sub = command(
+        "mine",
+        _mine,
+        "Choose a flight's frames that are worth learning from, and let a teacher label them.",
+        "what is done is kept: the same command goes on from there",
+    )
+    sub.add_argument(
+        "flights",
+        nargs="+",
+        metavar="FLIGHT",
+        help="bag (MCAP, sqlite3), video or folder of pictures; a path or a URL that fsspec reads",
+    )
+    sub.add_argument("--teacher", required=True, help=".pt (YOLO or RT-DETR) or .onnx")
+    sub.add_argument("--student", help=".onnx or .pt that flies (default: the package's model)")
+    sub.add_argument("--output", type=Path, required=True, help="data set to make")
+    sub.add_argument("--frames", type=int, required=True, help="how many to learn from, at most")
+    sub.add_argument(
+        "--per-scene", type=int, default=5, help="frames of one scene, at most (%(default)s)"
+    )
+    sub.add_argument(
+        "--topic",
+        action="append",
+        default=[],
+        help="of the bags' cameras; repeatable (default: all that hold images)",
+    )
+    sub.add_argument("--cluster", metavar="HOST:PORT", help="of a Ray cluster that does the work")
 
     sub = command("export", _export, "Write a checkpoint as a self-describing ONNX file.")
     sub.add_argument("checkpoint", metavar="best.pt")

@@ -10,6 +10,7 @@ from copy import deepcopy
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 from ultralytics.utils.torch_utils import is_qat, strip_qat
 
 from drone_kd.core.spec import ModelSpec
@@ -98,12 +99,19 @@ class TorchBackend:
     name = "torch"
     fallback = ""
 
-    def __init__(self, model: nn.Module, imgsz: int | None = None, batch: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        imgsz: int | None = None,
+        batch: int = 1,
+        device: str = "cpu",
+    ) -> None:
         """``imgsz``: side of the square input in pixels; default: the one that the model was
-        trained at. ``batch``: frames per inference.
+        trained at. ``batch``: frames per inference. ``device``: as torch names it.
         """
         self.imgsz = imgsz or trained_imgsz(model)
-        self.graph = FlightGraph(model)
+        self.device = device
+        self.graph = FlightGraph(model).to(device)
         # No file stands behind this graph yet, so there is nothing to hash or to license.
         self.spec = describe(
             model,
@@ -118,7 +126,40 @@ class TorchBackend:
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Run uint8 (B, H, W, 3) frames; returns what the exported graph returns."""
         with torch.inference_mode():
-            return self.graph(torch.tensor(batch)).numpy()
+            return self.graph(torch.tensor(batch, device=self.device)).cpu().numpy()
+
+
+class BoxBackend:
+    """Runs RT-DETR behind the same interface: its queries are the rows."""
+
+    name = "torch"
+    fallback = ""
+
+    def __init__(self, model: nn.Module, device: str = "cpu") -> None:
+        self.device = device
+        self.model = model.to(device).eval()
+        self.spec = ModelSpec(
+            classes=class_names(model),
+            input_width=trained_imgsz(model),
+            input_height=trained_imgsz(model),
+            head="end2end",
+            source_sha256="0" * 64,
+            tools={},
+            metrics={},
+            licence="",
+        )
+
+    def infer(self, batch: np.ndarray) -> np.ndarray:
+        """Run uint8 (B, H, W, 3) BGR frames; returns float32 (B, queries, 6), best first."""
+        with torch.inference_mode():
+            frames = torch.tensor(batch, device=self.device).permute(0, 3, 1, 2).flip(1) / 255
+            boxes, logits = self.model(frames)[1][:2]  # of every layer; the last counts
+            scores, class_ids = logits[-1].sigmoid().max(dim=-1)
+            size = torch.tensor([*batch.shape[2:0:-1]] * 2, device=self.device)
+            xyxy = box_convert(boxes[-1], "cxcywh", "xyxy").clamp(0, 1) * size
+            rows = torch.cat([xyxy, scores[..., None], class_ids[..., None]], dim=-1)
+            order = scores.argsort(dim=-1, descending=True, stable=True)
+            return rows.gather(1, order[..., None].expand_as(rows)).cpu().numpy()
 
 
 def trained_imgsz(model: nn.Module) -> int:

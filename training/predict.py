@@ -16,6 +16,7 @@ import torch
 from torchvision.ops import box_convert
 from tqdm import tqdm
 
+from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector
 from drone_kd.score.precision import MAX_DETECTIONS
 from training.backend import TorchBackend
@@ -23,6 +24,18 @@ from training.data import DataError, image_paths, load_data, read_sample
 from training.evaluate import IOU
 from training.models import load_model
 from training.teachers import CLASSES_FILE, LOWEST_SCORE
+
+
+def answer_lines(found: Detections, width: int, height: int) -> str:
+    """Answers of a picture of this size in pixels as lines 'class cx cy w h confidence'."""
+    xyxy = torch.from_numpy(found.xyxy / np.array([width, height] * 2, np.float32))
+    boxes = box_convert(xyxy, "xyxy", "cxcywh").tolist()
+    return "".join(
+        " ".join([str(i), *(f"{v:.6f}" for v in box), f"{score:.4f}"]) + "\n"
+        for i, box, score in zip(
+            found.class_ids.tolist(), boxes, found.scores.tolist(), strict=True
+        )
+    )
 
 
 def predict(
@@ -64,18 +77,10 @@ def predict(
             sample = read_sample(path, len(dataset.names))
             if sample is None:
                 continue
-            found = detector(sample.image)
             height, width = sample.image.shape[:2]
-            xyxy = torch.from_numpy(found.xyxy / np.array([width, height] * 2, np.float32))
-            boxes = box_convert(xyxy, "xyxy", "cxcywh").tolist()
-            lines = [
-                " ".join([str(i), *(f"{v:.6f}" for v in box), f"{score:.4f}"])
-                for i, box, score in zip(
-                    found.class_ids.tolist(), boxes, found.scores.tolist(), strict=True
-                )
-            ]
+            lines = answer_lines(detector(sample.image), width, height)
             target = temporary / f"{path.stem}.txt"
-            target.write_text("\n".join(lines) + "\n" if lines else "", encoding="utf-8")
+            target.write_text(lines, encoding="utf-8")
             frames += 1
         os.replace(temporary, output)
     finally:
