@@ -17,7 +17,7 @@ from training.mine.flights import Frame
 THUMBNAIL = 64
 # Two frames are nearly the same if fewer cells of their thumbnails than this share differ by more
 # than these grey levels: a cell is a few pixels, so that one small car that moved counts.
-_SAME_SHARE, _SAME_LEVELS = 0.002, 8
+_SAME_SHARE, _SAME_LEVELS = 0.001, 8
 _GRID = 4
 
 

@@ -82,17 +82,23 @@ def mine(
         workers = Cluster(cluster, settings.teacher, settings.student)
         score, label = workers.score, workers.label
 
-    done = _score(work, segments, settings, score)
-    _report(done, warn)
-    chosen = _choose(segments, done, settings, warn)
-    _label(work, chosen, label, models.names)
-    rows = [row for _, rows in chosen for row in rows]
-    if not dataset.finish(work, rows, models.names):
-        warn(
-            "WARNING the teacher is sure of nothing in any chosen frame: as they are, they teach "
-            "that there is nothing; correct their labels, or use another teacher"
-        )
-    _publish(work, output)
+    try:
+        done = _score(work, segments, settings, score)
+        _report(done, warn)
+        chosen = _choose(segments, done, settings, warn)
+        _label(work, chosen, label, models.names)
+        rows = [row for _, rows in chosen for row in rows]
+        if not dataset.finish(work, rows, models.names):
+            warn(
+                "WARNING the teacher is sure of nothing in any chosen frame: as they are, they "
+                "teach that there is nothing; correct their labels, or use another teacher"
+            )
+        _publish(work, output)
+    except OSError as error:
+        raise OSError(
+            f"{error.filename or work}: {error.strerror or error}; what is done is kept: the same "
+            "command goes on from there"
+        ) from error
     splits = Counter(row["split"] for row in rows)
     return {
         "frames": sum(part["frames"] for part in done.values()),

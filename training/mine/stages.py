@@ -30,7 +30,7 @@ from training.mine.score import disagreement, flicker
 # Frames that are in memory at a time, per reader and per pair of models.
 BATCH = 8
 # A scene ends where a frame is this far from the scene's first one; see `look.embed`.
-SCENE_DISTANCE = 0.08
+SCENE_DISTANCE = 0.06
 REASONS = ("disagreement", "uncertainty", "random")
 _JPEG_QUALITY = 95
 

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+from collections import Counter
+
+import numpy as np
+
+from training.mine.pick import add_scenes, held_out, pick
+
+
+def candidates(count, scenes, seed=0):
+    rng = np.random.default_rng(seed)
+    places = rng.random((scenes, 8))
+    made = [
+        {
+            "name": f"{i:04d}",
+            "block": i * 20 // count,
+            "embedding": places[i * scenes // count].tolist(),
+            "disagreement": float(rng.random()),
+            "uncertainty": float(rng.random()),
+            "random": float(rng.random()),
+        }
+        for i in range(count)
+    ]
+    first = {}
+    add_scenes(made, [first.setdefault(i * scenes // count, i) for i in range(count)])
+    return made
+
+
+def test_reasons_have_their_shares_and_held_out_blocks_are_drawn():
+    rows = pick(candidates(400, 100), 40, 3)
+    reasons = Counter((row["split"], row["reason"]) for row in rows)
+    assert reasons == {
+        ("train", "disagreement"): 20,
+        ("train", "uncertainty"): 8,
+        ("train", "novelty"): 8,
+        ("train", "random"): 4,
+        ("val", "random"): 10,
+    }
+    assert all(held_out(row["block"]) == (row["split"] == "val") for row in rows)
+    assert len({row["name"] for row in rows}) == len(rows)
+    hard = [row["disagreement"] for row in rows if row["reason"] == "disagreement"]
+    assert min(hard) > 0.7
+
+
+def test_no_more_than_k_of_a_scene_also_when_it_comes_back():
+    made = candidates(200, 10)
+    again = [{**c, "name": "b" + c["name"]} for c in made]
+    leaders = [i // 20 * 20 for i in range(400)]
+    both = made + again
+    add_scenes(both, leaders)
+    assert len({c["scene"] for c in both}) == 10
+    rows = pick(both, 100, 3)
+    counts = Counter((row["split"], row["scene"]) for row in rows)
+    assert max(counts.values()) == 3 and len(rows) < 100
+
+
+def test_a_frame_of_a_rare_place_is_novel():
+    made = candidates(50, 1)
+    odd = {**made[0], "name": "odd", "embedding": (np.array(made[0]["embedding"]) + 1).tolist()}
+    near = {**made[0], "name": "near"}
+    near["embedding"] = (np.array(made[0]["embedding"]) + 0.05).tolist()
+    near2 = {**near, "name": "near2", "embedding": [v - 0.1 for v in near["embedding"]]}
+    rows = [*made, near, near2, odd]
+    add_scenes(rows, [*[0] * 50, 50, 51, 52])
+    assert max(rows, key=lambda c: c["novelty"])["name"] == "odd"
