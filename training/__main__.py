@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""python -m training generate | distill | compare | evaluate | predict | mine | export: every
-offline step as one command.
+"""python -m training generate | distill | compare | evaluate | predict | mine | labels | export:
+every offline step as one command.
 
 Exit codes: 0 done; 1 the work failed; 2 the input cannot work (one line says why); 130
 interrupted.
@@ -138,6 +138,19 @@ def _mine(a: argparse.Namespace) -> None:
         f"{done['frames']} frames looked at, {done['train']} to learn from, {done['val']} held "
         f"out: {a.output}"
     )
+
+
+def _labels(a: argparse.Namespace) -> None:
+    from training.corrections import FORMATS, export_labels, import_labels
+
+    format_, path = a.to or a.from_
+    if format_ not in FORMATS:
+        raise ValueError(f"expected one of {', '.join(FORMATS)}, got {format_!r}")
+    if a.to:
+        print(f"{export_labels(a.mined, format_, Path(path))} frames: {path}")
+        return
+    frames, corrected = import_labels(a.mined, format_, Path(path), a.checked)
+    print(f"{corrected} of {frames} frames have a person's labels now: {a.mined}")
 
 
 def _export(a: argparse.Namespace) -> None:
@@ -291,6 +304,21 @@ def _parser() -> argparse.ArgumentParser:
         help="of the bags' cameras; repeatable (default: all that hold images)",
     )
     sub.add_argument("--cluster", metavar="HOST:PORT", help="of a Ray cluster that does the work")
+
+    sub = command("labels", _labels, "Take mined frames' labels to an annotation tool, and back.")
+    sub.add_argument("mined", type=Path, metavar="MINED", help="what the mine command made")
+    way = sub.add_mutually_exclusive_group(required=True)
+    formats = ("coco|cvat|labelme", "PATH")
+    way.add_argument("--to", nargs=2, metavar=formats, help="write the labels there")
+    way.add_argument(
+        "--from", dest="from_", nargs=2, metavar=formats, help="take corrected labels over"
+    )
+    sub.add_argument(
+        "--checked",
+        action="store_true",
+        help="with --from: a person has looked at every frame in it (default: at those that have "
+        "changed)",
+    )
 
     sub = command("export", _export, "Write a checkpoint as a self-describing ONNX file.")
     sub.add_argument("checkpoint", metavar="best.pt")
