@@ -44,6 +44,7 @@ setup(
         "test": ["pytest"],
         "record": requirements("record.txt"),
         "simulation": requirements("simulation.txt"),
+        "cluster": requirements("cluster.txt"),
     },
     zip_safe=True,
     entry_points={

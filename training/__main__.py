@@ -98,7 +98,8 @@ def _compare(a: argparse.Namespace) -> None:
     from training.compare import compare, default_arms
 
     config = _config(a, a.seeds[0])
-    compare(config, a.output, tuple(a.seeds), a.arms or default_arms(config), a.select)
+    arms = a.arms or default_arms(config)
+    compare(config, a.output, tuple(a.seeds), arms, a.select, a.cluster)
     print((a.output / "compare.md").read_text(encoding="utf-8"))
 
 
@@ -257,6 +258,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="measure on this share of the training frames, kept apart in stretches, instead of "
         "the validation split: for choosing settings",
+    )
+    sub.add_argument(
+        "--cluster",
+        metavar="HOST:PORT",
+        help="of a Ray cluster that sees all these paths: a task per run",
     )
 
     sub = command("evaluate", _evaluate, "Measure a .pt or .onnx model on a split.")

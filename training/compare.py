@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
+from training.cluster import each
 from training.config import NO_TEACHER, Config, read_config
 from training.data import image_paths, load_data, write_text
 from training.distill import distill
@@ -94,7 +95,12 @@ def arm_config(arm: str, config: Config) -> Config:
 
 
 def compare(
-    config: Config, output: Path, seeds: tuple[int, ...], arms: list[str], select: float = 0.0
+    config: Config,
+    output: Path,
+    seeds: tuple[int, ...],
+    arms: list[str],
+    select: float = 0.0,
+    cluster: str | None = None,
 ) -> tuple[dict, list[Summary]]:
     """Run what is not done yet; write compare.csv, compare.md, metrics.json, report.html.
 
@@ -105,6 +111,8 @@ def compare(
         arms: see `arm_config`.
         select: measure on this share of the training frames (not trained on, see `hold_out`)
             instead of the validation split: for choosing settings.
+        cluster: "host:port" of a Ray cluster, whose nodes all see `output`, the data and the
+            models under these paths: a task per run (default: one after the other, here).
 
     Returns:
         The teacher's figures, and a summary per arm.
@@ -122,26 +130,36 @@ def compare(
         teacher = evaluate(load_model(config.teacher)[0], data, imgsz=size)
         write_text(teacher_file, json.dumps(teacher, indent=1))
     teacher = json.loads(teacher_file.read_text(encoding="utf-8"))
-    rows: list[dict] = []
+    names, runs = [], []
     for seed in seeds:
         for arm in arms:
-            folder = _run_folder(output, arm, seed)
+            # Absolute: a task runs elsewhere.
+            folder = _run_folder(output, arm, seed).resolve()
             run = replace(configs[arm], data=str(data.resolve()), seed=seed)
             started = (folder / "config.yaml").is_file()
             if started and read_config(folder) != run:
                 raise ValueError(
                     f"{folder} is of a run with other settings: choose another --output"
                 )
-            print(f"[{len(rows) + 1}/{len(seeds) * len(arms)}] {arm}, seed {seed}", flush=True)
-            metrics = distill(run, folder, resume=started, measure_teacher=False)
-            figures = {score: metrics["student"][score] for score in SCORES}
-            rows.append({"arm": arm, "seed": seed, **figures, "seconds": metrics["seconds"]})
-            write_text(output / "compare.csv", as_csv(rows))
-            summaries = summarise(rows, teacher["map50_95"] or 0.0)
-            write_text(output / "compare.md", as_markdown(teacher, summaries, rows))
-            write_text(output / "metrics.json", as_json(teacher, summaries, rows))
+            names.append((arm, seed))
+            runs.append((run, folder, started))
+    results = each(cluster, _train, runs) if cluster else (_train(*run) for run in runs)
+    rows: list[dict] = []
+    for number, (arm, seed) in enumerate(names, start=1):
+        print(f"[{number}/{len(names)}] {arm}, seed {seed}", flush=True)
+        metrics = next(results)
+        figures = {score: metrics["student"][score] for score in SCORES}
+        rows.append({"arm": arm, "seed": seed, **figures, "seconds": metrics["seconds"]})
+        write_text(output / "compare.csv", as_csv(rows))
+        summaries = summarise(rows, teacher["map50_95"] or 0.0)
+        write_text(output / "compare.md", as_markdown(teacher, summaries, rows))
+        write_text(output / "metrics.json", as_json(teacher, summaries, rows))
     _write_report(output, data, config, teacher, arms, seeds[0])
     return teacher, summaries
+
+
+def _train(run: Config, folder: Path, started: bool) -> dict:
+    return distill(run, folder, resume=started, measure_teacher=False)
 
 
 def _write_report(
