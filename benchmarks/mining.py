@@ -1,0 +1,123 @@
+"""What mining costs.
+
+python -m benchmarks.mining speed FLIGHT --teacher T [--frames N]
+python -m benchmarks.mining memory MINUTES...
+
+`speed` times the stages on one core, frame by frame in turn, in processor time. `memory` mines
+synthetic bags of some lengths, two frames a second, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from time import process_time
+
+import cv2
+import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from recorded import jpeg, scene, write_bag  # noqa: E402
+from tiny_model import tiny_spec, write_bright_cell_model  # noqa: E402
+
+HALF_SECOND_NS = 500_000_000
+
+
+def speed(flight: str, teacher: str, frames: int) -> None:
+    """Print the median processor time of each stage per frame."""
+    # Here, so that `memory` measures no more than mining imports.
+    from training.mine import stages
+    from training.mine.flights import plan, read
+    from training.mine.look import Glance, thin
+    from training.mine.models import open_models
+
+    cv2.setNumThreads(1)
+    models = open_models(teacher, None)
+    said: Counter = Counter()
+    every = (
+        f for s in plan([flight], [], print) for f in read(s, lambda e: said.update([str(e)]))
+    )
+    times: dict[str, list[float]] = {}
+
+    def timed(name, call, *arguments):
+        start = process_time()
+        result = call(*arguments)
+        times.setdefault(name, []).append(process_time() - start)
+        return result
+
+    while len(times.get("label", ())) < frames:
+        frame = timed("read", lambda: next(every, None))
+        if frame is None:
+            break
+        (glance,) = timed("thin", lambda: list(thin(iter([frame]))))  # noqa: B023
+        timed("look (student and teacher)", stages.look, [Glance(*glance)], models)
+        timed("teacher alone", models.glance, frame.image)
+        timed("label", stages.label, [frame], models)
+    print("| stage | ms a frame, median |\n|---|---|")
+    for name, own in times.items():
+        print(f"| {name} | {1e3 * np.median(own[2:]):.1f} |")
+    parts = ("read", "thin", "look (student and teacher)")
+    mining = sum(np.median(times[name][2:]) for name in parts)
+    alone = np.median(times["teacher alone"][2:])
+    print(
+        f"\n{1 / mining:.2f} frames/s a core where no frame is left out, the teacher alone "
+        f"{1 / alone:.2f}: {alone / mining:.0%}; {len(times['label'])} frames"
+    )
+
+
+def memory(minutes: list[int]) -> None:
+    """Print the peak memory of mining bags of these lengths."""
+    print("| minutes | frames | peak memory, MB | processor time, s |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = write_bright_cell_model(folder / "model.onnx", tiny_spec(classes=("car", "tree")))
+        for length in minutes:
+            count = 120 * length
+            bag = write_bag(folder / f"{length}", islice(_frames(), count))
+            command = [sys.executable, "-c", _CHILD, "mine", str(bag), "--frames", "100"]
+            command += ["--teacher", str(model), "--student", str(model)]
+            command += ["--output", str(folder / f"mined{length}")]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            peak, seconds = done.stdout.split()[-2:]
+            print(f"| {length} | {count} | {int(peak) / 1024:.0f} | {float(seconds):.0f} |")
+
+
+_CHILD = """
+import resource, sys
+from training.__main__ import main
+assert main(sys.argv[1:]) == 0
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_maxrss, used.ru_utime + used.ru_stime)
+"""
+
+
+def _frames():
+    k = 0
+    while True:
+        picture = cv2.resize(scene(k // 40, k), (320, 240), interpolation=cv2.INTER_NEAREST)
+        yield "/camera/compressed", k * HALF_SECOND_NS, jpeg(picture, k * HALF_SECOND_NS)
+        k += 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    sub = commands.add_parser("speed")
+    sub.add_argument("flight")
+    sub.add_argument("--teacher", required=True)
+    sub.add_argument("--frames", type=int, default=30)
+    sub.set_defaults(run=lambda a: speed(a.flight, a.teacher, a.frames))
+    sub = commands.add_parser("memory")
+    sub.add_argument("minutes", type=int, nargs="+")
+    sub.set_defaults(run=lambda a: memory(a.minutes))
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
