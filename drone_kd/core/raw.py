@@ -107,6 +107,11 @@ _ENCODINGS = {
 }
 
 
+def is_8_bit(message: RawImage) -> bool:
+    """Tell whether the pixels of a message that can be read have 8 bits per channel."""
+    return _ENCODINGS[message.encoding].bytes_per_channel == 1
+
+
 def raw_to_bgr(message: RawImage) -> np.ndarray:
     """Return an image's pixels as uint8 (height, width, 3) BGR.
 

@@ -37,11 +37,6 @@ def to_picture(message: Image | CompressedImage, width: int, height: int) -> Pic
     return Picture(image, full_width, full_height, reduction)
 
 
-def is_8_bit(message: Image) -> bool:
-    """Tell whether the pixels of a message that can be read have 8 bits per channel."""
-    return _ENCODINGS[message.encoding].bytes_per_channel == 1
-
-
 def image_to_bgr(message: Image) -> np.ndarray:
     """Return an image message's pixels as uint8 (height, width, 3) BGR; see `raw_to_bgr`.
 

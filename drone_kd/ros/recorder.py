@@ -20,8 +20,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from vision_msgs.msg import Detection2DArray
 
 from drone_kd.core.hard import RANDOM, THRESHOLDS, Choice, Selector
+from drone_kd.core.raw import is_8_bit
 from drone_kd.ros.definitions import message_type
-from drone_kd.ros.images import is_8_bit
 from drone_kd.ros.messages import to_detection_array
 from drone_kd.ros.params import Settings, SettingsError
 from drone_kd.ros.ring import BagRing, Message
