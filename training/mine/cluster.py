@@ -19,8 +19,6 @@ import numpy as np
 from training.cluster import ClusterError, connect, failure
 from training.mine import stages
 from training.mine.flights import Segment
-from training.mine.models import open_models
-from training.models import resolve_model
 
 
 class Cluster:
@@ -132,6 +130,9 @@ class _Looker:
     """An actor with both models, which looks at the batches that pass."""
 
     def __init__(self, look: Callable, teacher: tuple, student: tuple | None) -> None:
+        # Here, and not in every reader's process: it imports torch.
+        from training.mine.models import open_models
+
         self.look = look
         with tempfile.TemporaryDirectory() as folder:
             paths = [model and _store(model, Path(folder)) for model in (teacher, student)]
@@ -148,6 +149,8 @@ class _Looker:
 
 def _load(model: str) -> tuple[str, bytes]:
     """A model's file name and content: it goes to the nodes, which need no copy of their own."""
+    from training.models import resolve_model
+
     path = Path(model if model.endswith(".onnx") else resolve_model(model))
     return path.name, path.read_bytes()
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,8 +24,10 @@ import numpy as np
 from drone_kd.core.detections import Detections
 from training.mine.flights import Frame, Segment, read
 from training.mine.look import Glance, thin
-from training.mine.models import Models
 from training.mine.score import disagreement, flicker
+
+if TYPE_CHECKING:  # readers on a cluster need no torch
+    from training.mine.models import Models
 
 # Frames that are in memory at a time, per reader and per pair of models.
 BATCH = 8
