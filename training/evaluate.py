@@ -8,13 +8,16 @@ pycocotools'.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 from tqdm import tqdm
 
 from drone_kd.backends import open_backend
 from drone_kd.config import parameter_defaults
+from drone_kd.core.boxes import nms
 from drone_kd.core.spec import ModelError
 from drone_kd.detector import Detector
 from drone_kd.score.precision import (
@@ -34,7 +37,13 @@ CONFIDENCE, IOU = 0.001, 0.7
 
 
 def evaluate(
-    model, data: str | Path, split: str = "val", imgsz: int | None = None, tiling: str = "off"
+    model,
+    data: str | Path,
+    split: str = "val",
+    imgsz: int | None = None,
+    tiling: str = "off",
+    only: tuple[str, ...] = (),
+    classes: Mapping[str, str] | None = None,
 ) -> dict:
     """Evaluate a model on one split of a data set.
 
@@ -44,6 +53,9 @@ def evaluate(
         split: train, val or test.
         imgsz: square input of a .pt (default: the one it was trained at); a .onnx has its own.
         tiling: see `drone_kd.detector.Detector`.
+        only: the classes of the data to measure (default: all), where not all are labelled.
+        classes: the model's name -> the data's, where they differ; of two boxes that become one
+            class the better one counts.
 
     Returns:
         {"map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large", "per_class": {name:
@@ -69,7 +81,10 @@ def evaluate(
         tile_overlap=parameter_defaults("detector.yaml")["tile_overlap"],
     )
     index = {name.strip().lower(): i for i, name in enumerate(dataset.names)}
-    to_data = [index.get(name.strip().lower()) for name in backend.spec.classes]
+    renamed = classes or {}
+    to_data = [index.get(renamed.get(name, name).strip().lower()) for name in backend.spec.classes]
+    if only:
+        to_data = [i if i is not None and dataset.names[i] in only else None for i in to_data]
     known = sorted(i for i in to_data if i is not None)
     if not known:
         raise UnusableModelError(
@@ -90,13 +105,15 @@ def evaluate(
         for box, class_id in zip(sample.xyxy, sample.class_ids, strict=True):
             truth.append(annotation(len(truth) + 1, image_id, box, class_id))
         detections = detector(sample.image)
+        ids = np.array([-1 if i is None else i for i in to_data])[detections.class_ids]
+        kept = np.arange(len(ids))
+        if classes:
+            kept = nms(detections.xyxy, detections.scores, ids, IOU, MAX_DETECTIONS)
         for box, score, class_id in zip(
-            detections.xyxy, detections.scores, detections.class_ids, strict=True
+            detections.xyxy[kept], detections.scores[kept], ids[kept], strict=True
         ):
-            if to_data[class_id] is not None:
-                found.append(
-                    {**annotation(0, image_id, box, to_data[class_id]), "score": float(score)}
-                )
+            if class_id >= 0:
+                found.append({**annotation(0, image_id, box, class_id), "score": float(score)})
     if not images:
         raise DataError(f"no usable picture in {folder}")
     scores = precision(images, truth, found, known)
@@ -111,7 +128,11 @@ def evaluate(
             }
             for k, i in enumerate(known)
         },
-        "classes_not_in_model": [name for i, name in enumerate(dataset.names) if i not in known],
+        "classes_not_in_model": [
+            name
+            for i, name in enumerate(dataset.names)
+            if i not in known and (not only or name in only)
+        ],
         "images": len(images),
         "images_ignored": ignored,
         "boxes": len(truth),
