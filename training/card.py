@@ -268,10 +268,10 @@ Pictures: MaptimeBogota and angoca, public domain.
 ```
 
 A frame is taught by its labels and by the teachers of its source; what neither covers is masked.
-Where two teachers answer, their boxes are fused. `training/default_model.yaml` has every mapping and
-threshold. The student began as COCO's YOLOv8n, saw windows of {recipe.imgsz} px at several scales,
-{recipe.epochs} epochs in {minutes:.0f} minutes, seed {recipe.seed}. Anew: `make default-model
-SHARED=...`.
+Where two teachers answer, their boxes are fused. `training/default_model.yaml` has every mapping
+and threshold. The student began as COCO's YOLOv8n, saw windows of {recipe.imgsz} px at several
+scales, {recipe.epochs} epochs in {minutes:.0f} minutes, seed {recipe.seed}. Anew:
+`make default-model SHARED=...`.
 
 ## What it must not be used for
 
@@ -286,7 +286,7 @@ nor buses were taught. From straight above people are a few pixels, and mostly m
 {attribution}.
 
 The weights are {licence}, as they were trained with Ultralytics from one of its checkpoints; the
-teachers' weights, too. `hit-uav` is CC BY 4.0, `aerial-cars` CC BY-SA and CC BY 3.0, `rgb-unlabelled`
-public domain, CC0, CC BY 3.0 and CC BY 4.0. All allow commercial use with attribution;
-`unicamp-people` (CC BY-NC 4.0) was measured on alone.
+teachers' weights, too. `hit-uav` is CC BY 4.0, `aerial-cars` CC BY-SA and CC BY 3.0,
+`rgb-unlabelled` public domain, CC0, CC BY 3.0 and CC BY 4.0. All allow commercial use, with
+attribution; `unicamp-people` (CC BY-NC 4.0) was measured on alone.
 """

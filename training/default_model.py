@@ -89,8 +89,8 @@ class Recipe:
     procedural: int = 250
     thermal_epochs: int = 8
     thermal_imgsz: int = 320
-    epochs: int = 4
-    imgsz: int = 416
+    epochs: int = 6
+    imgsz: int = 320
     batch: int = 8
     seed: int = 0
     balance: float = 0.5

@@ -36,6 +36,7 @@ import torch
 import yaml
 from ultralytics import __version__ as ultralytics_version
 from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.torch_utils import strip_optimizer
 
 from training.config import Config, read_config
 from training.criterion import BOX_TERMS, match_levels
@@ -54,7 +55,7 @@ from training.report import format_score
 from training.softlabels import Coverage
 from training.sources import read_plan
 from training.teachers import open_teacher
-from training.trainer import COST, FRAMES, DistillTrainer
+from training.trainer import COST, FRAMES, STATE, DistillTrainer
 
 # A trained student gets used to INT8, and is not to learn anew.
 QUANTIZED = {
@@ -147,10 +148,16 @@ def distill(
         write_regions(output / FRAMES / REGIONS, kinds, kind_of)
     resolved = data.write_resolved(output / "data.yaml")
     started = time.time()
-    trainer = DistillTrainer(overrides=_overrides(config, student_source, resolved, output))
+    state = output / "weights" / STATE
     try:
-        with _interrupt_between_batches(trainer):
-            trainer.train()
+        if _is_trained(state, config.epochs):
+            LOGGER.info("all epochs are done: what is left are the figures")
+            strip_optimizer(output / "weights" / "best.pt")
+        else:
+            overrides = _overrides(config, student_source, resolved, output)
+            trainer = DistillTrainer(overrides=overrides)
+            with _interrupt_between_batches(trainer):
+                trainer.train()
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
             raise RuntimeError(
@@ -194,11 +201,16 @@ def distill(
     temporary = output / ".best.pt.tmp"
     shutil.copyfile(output / "weights" / "best.pt", temporary)
     os.replace(temporary, output / "best.pt")
-    trainer.state_file.unlink(missing_ok=True)
+    state.unlink(missing_ok=True)
     write_text(
         done, json.dumps(metrics, indent=1)
     )  # last: its presence means that the run is complete
     return metrics
+
+
+def _is_trained(state: Path, epochs: int) -> bool:
+    """Whether a run ended with its last epoch; ``state``: `DistillTrainer.state_file`."""
+    return state.is_file() and torch.load(state, map_location="cpu")["epoch"] == epochs - 1
 
 
 def _write_config(config: Config, output: Path) -> None:

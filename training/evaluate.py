@@ -85,7 +85,7 @@ def evaluate(
     to_data = [index.get(renamed.get(name, name).strip().lower()) for name in backend.spec.classes]
     if only:
         to_data = [i if i is not None and dataset.names[i] in only else None for i in to_data]
-    known = sorted(i for i in to_data if i is not None)
+    known = sorted({i for i in to_data if i is not None})
     if not known:
         raise UnusableModelError(
             f"the model knows {list(backend.spec.classes)[:12]}, the data has "

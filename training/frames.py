@@ -36,6 +36,8 @@ REGIONS = "regions.json"
 INSIDE = 0.3
 # A precision is measured on so many labelled pictures of a source.
 MEASURED_PICTURES = 100
+# Of fewer labels of a class nothing follows.
+MEASURED_LABELS = 20
 JPEG_QUALITY = 92
 
 
@@ -140,7 +142,7 @@ def measure_weights(plan: Plan, answers: dict[str, Answers]) -> dict[str, np.nda
                 if sum(name in t.answers_for for t in plan.teachers_of(s)) > 1
                 and teacher in plan.teachers_of(s)
             ]
-            right = total = 0
+            right = total = labels = 0
             for source in shared:
                 if name not in source.labelled:
                     continue
@@ -150,16 +152,16 @@ def measure_weights(plan: Plan, answers: dict[str, Answers]) -> dict[str, np.nda
                     if sample is None:
                         continue
                     table = answers[teacher.name].of(path, sample.image.shape[:2])
-                    counts = count_right(
-                        translate(table, teacher, source.name, plan.names),
-                        _truth(plan, source, sample),
-                        class_id,
-                    )
+                    truth = _truth(plan, source, sample)
+                    labels += (truth[:, 4] == class_id).sum()
+                    table = translate(table, teacher, source.name, plan.names)
+                    counts = count_right(table, truth, class_id)
                     right, total = right + counts[0], total + counts[1]
+            measured = labels >= MEASURED_LABELS and total > 0
             # With one right and one wrong answer more: of two answers little follows.
-            weights[class_id] = (right + 1) / (total + 2) if total else teacher.weight[name]
+            weights[class_id] = (right + 1) / (total + 2) if measured else teacher.weight[name]
             if shared:
-                how = f"{right} of {total} right" if total else "given"
+                how = f"{right} of {total} right" if measured else "given"
                 told.append(f"{name} {weights[class_id]:.2f} ({how})")
         if told:
             LOGGER.info(f"weight of {teacher.name}: {', '.join(told)}")

@@ -170,12 +170,15 @@ def add_sure_answers(batch: dict, answers: Boxes) -> dict:
     """
     sure = (answers.scores > IGNORE_BAND[1]) & _open(answers, batch["areas"])
     index, class_id = sure.nonzero(as_tuple=True)
-    return {
-        **batch,
-        "cls": torch.cat([batch["cls"], class_id[:, None].to(batch["cls"])]),
-        "bboxes": torch.cat([batch["bboxes"], answers.cxcywh[index].to(batch["bboxes"])]),
-        "batch_idx": torch.cat([batch["batch_idx"], answers.frame[index].to(batch["batch_idx"])]),
+    rows = {
+        "cls": class_id[:, None],
+        "bboxes": answers.cxcywh[index],
+        "batch_idx": answers.frame[index],
     }
+    rows = {key: torch.cat([batch[key], value.to(batch[key])]) for key, value in rows.items()}
+    # Ultralytics' criterion takes them for granted picture by picture.
+    order = rows["batch_idx"].argsort(stable=True)
+    return {**batch, **{key: value[order] for key, value in rows.items()}}
 
 
 def negatives_kept(batch: dict, answers: Boxes, centres: Tensor) -> Tensor:

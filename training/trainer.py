@@ -37,6 +37,7 @@ from training.teachers import Predictions, open_teacher
 # Below a run's folder: frames with `training.frames.REGIONS`, where not every class is labelled.
 FRAMES = "frames"
 COST = "teacher_cost.json"
+STATE = "resume.pt"
 
 
 class DistillTrainer(DetectionTrainer):
@@ -226,7 +227,7 @@ class DistillTrainer(DetectionTrainer):
     @property
     def state_file(self) -> Path:
         """What a resumed run needs beside Ultralytics' checkpoint."""
-        return self.save_dir / "weights" / "resume.pt"
+        return self.save_dir / "weights" / STATE
 
     def _save_state(self) -> None:
         """Keep beside each checkpoint what it lacks (Ultralytics callback).
