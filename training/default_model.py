@@ -32,6 +32,7 @@ import drone_kd
 from drone_kd.backends import open_backend
 from drone_kd.config import parameter_defaults
 from drone_kd.detector import Detector
+from training.answers import file_hash
 from training.backend import TorchBackend
 from training.card import write_card
 from training.config import NO_TEACHER, Config
@@ -167,19 +168,21 @@ def build(
         licence=LICENCE,
         attribution=ATTRIBUTION,
     )
-    candidates: dict[str, tuple[Path, dict]] = {"default.onnx": (model, {})}
+    candidates = {"default.onnx": model}
     if before is not None:
-        candidates["the one before"] = (before, {})
-    candidates |= {t.name: (t.weights, {}) for t in plan.teachers}
-    candidates["COCO nano"] = (shared / "weights/yolov8n-coco.pt", {})
+        candidates["the one before"] = before
+    candidates |= {t.name: t.weights for t in plan.teachers}
+    candidates["COCO nano"] = shared / "weights/yolov8n-coco.pt"
+    kept = output / "figures"
     figures = {
-        name: compare_on(path, grounds, output / "figures" / f"{name.replace(' ', '-')}.json")
-        for name, (path, _) in tqdm(candidates.items(), desc="measuring", unit="model")
+        name: {
+            ground: measure(path, data, kept, classes=KINDS) for ground, data in grounds.items()
+        }
+        for name, path in tqdm(candidates.items(), desc="measuring", unit="model")
     }
     by_source = {
-        s.name: evaluate(model, val / s.name / "data.yaml", only=s.labelled)
-        for s in plan.sources
-        if s.val
+        s.name: measure(model, val / s.name / "data.yaml", kept, only=s.labelled)
+        for s in tqdm([s for s in plan.sources if s.val], desc="by class", unit="source")
     }
     alarms = count_alarms(model, shared, parameter_defaults("detector.yaml")["confidence"])
     write_card(
@@ -354,16 +357,21 @@ def write_ground(shared: Path, name: str, folder: Path) -> Path:
     return folder / "data.yaml"
 
 
-def compare_on(model: Path, grounds: dict[str, Path], output: Path) -> dict[str, dict]:
-    """What `evaluate` says of a model at 640 px on each ground; kept in a file, but for .onnx."""
-    if model.suffix == ".pt" and output.is_file():
-        return json.loads(output.read_text(encoding="utf-8"))
-    figures = {}
-    for name, data in grounds.items():
+def measure(
+    model: Path,
+    data: Path,
+    folder: Path,
+    only: tuple[str, ...] = (),
+    classes: dict[str, str] | None = None,
+) -> dict:
+    """What `evaluate` says of a model at 640 px; kept in ``folder``, by the model's content."""
+    key = f"{file_hash(model)[:12]}-{data.parent.name}{'-kinds' if classes else ''}"
+    kept = folder / f"{key}.json"
+    if not kept.is_file():
         size = None if model.suffix == ".onnx" else INPUT_PX
-        figures[name] = evaluate(model, data, imgsz=size, classes=KINDS)
-    write_text(output, json.dumps(figures, indent=1))
-    return figures
+        found = evaluate(model, data, imgsz=size, only=only, classes=classes)
+        write_text(kept, json.dumps(found, indent=1))
+    return json.loads(kept.read_text(encoding="utf-8"))
 
 
 def count_alarms(model: Path, shared: Path, confidence: float) -> dict[str, tuple[int, int]]:

@@ -112,6 +112,8 @@ def distill(
         LOGGER.info(plan.table())
         resolve_model(config.student)
         _write_config(config, output)
+        while RANK > 0 and not (output / FRAMES / REGIONS).is_file():
+            time.sleep(1)  # one of torchrun's: the first process writes them
         frames = write_frames(plan, output / FRAMES)
         config = replace(config, data=str(frames.data), teacher=str(frames.answers))
     data = load_data(config.data)
