@@ -67,7 +67,7 @@ def test_labels_answers_and_who_speaks_for_what(tmp_path):
     frames = write_frames(plan, tmp_path / "frames")
     data = load_data(frames.data)
     assert data.names == ("person", "car")
-    listed = image_paths(data.train)
+    listed = [Path(line) for line in data.train.read_text().splitlines()]
     kinds, kind_of = read_regions(tmp_path / "frames" / "regions.json")
     assert kinds == [Coverage((False, True), (False, False)), Coverage((False,) * 2, (True,) * 2)]
     assert [kind_of[str(p)] for p in listed] == [0] * 12 + [1] * 4

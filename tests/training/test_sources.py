@@ -43,7 +43,7 @@ def content() -> dict:
 
 def write(folder: Path, values: dict) -> Path:
     path = folder / "teachers.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
 
 
