@@ -59,9 +59,13 @@ demo-teacher: setup  ## train training/models/demo-teacher.pt anew (about 35 min
 	  --set mosaic=0 --set close_mosaic=0 --set nbs=2 --set warmup_epochs=0.25
 	cp runs/demo-teacher/run/best.pt training/models/demo-teacher.pt
 
-# SHARED: a folder with data/ and weights/ as training/default_model.py describes.
-default-model: setup  ## train drone_kd/models/default.onnx anew (about an hour on 2 cores)
-	$(PY) -m training.default_model --shared "$(SHARED)"
+# SHARED: a folder with data/, weights/ and replay/ as training/default_model.py describes.
+# THERMAL: a teacher of thermal frames, if there is one. Interrupted, the same command goes on.
+# On a machine that others use, too, threads that wait for each other actively take four times as
+# long.
+default-model: setup  ## train drone_kd/models/default.onnx anew (about two hours on 2 cores)
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m training.default_model --shared "$(SHARED)" \
+	  $(if $(THERMAL),--thermal-teacher "$(THERMAL)")
 
 test: lint $(DONE)/rtx  ## lint, then run the tests
 	$(PY) -m pytest --timeout=120 --durations=10
@@ -93,10 +97,10 @@ $(DONE)/ros: requirements/onboard.txt requirements/ros.txt requirements/dev.txt 
 	@touch $@
 
 $(DONE)/training: requirements/training.txt requirements/simulation.txt requirements/record.txt \
-  requirements/ultralytics.txt $(DONE)/ros
+  requirements/ultralytics.txt requirements/fusion.txt $(DONE)/ros
 	@echo "[3/4] installing torch and Ultralytics (about 3 GB to download, some minutes)"
 	$(PIP) -r requirements/training.txt -r requirements/simulation.txt -r requirements/onboard.txt
-	$(PIP) --no-deps -r requirements/ultralytics.txt
+	$(PIP) --no-deps -r requirements/ultralytics.txt -r requirements/fusion.txt
 	@touch $@
 
 # A tool of the tests alone, which do without where its wheels cannot be had.

@@ -58,6 +58,7 @@ def _config(a: argparse.Namespace, seed: int):
     return Config(
         data=a.data,
         teacher=a.teacher,
+        teachers=a.teachers,
         student=a.student or a.from_,
         epochs=a.epochs,
         imgsz=a.imgsz,
@@ -72,7 +73,7 @@ def _config(a: argparse.Namespace, seed: int):
         unlabelled=a.unlabelled,
         quantize=a.quantize,
         fraction=a.fraction,
-        val=a.val,
+        val=a.val and not a.teachers,  # each source is measured by itself, at the end
         overrides=dict(a.set),
     )
 
@@ -80,6 +81,8 @@ def _config(a: argparse.Namespace, seed: int):
 def _distill(a: argparse.Namespace) -> None:
     from training.distill import distill
 
+    if bool(a.teachers) == bool(a.data) or bool(a.teachers) == bool(a.teacher):
+        raise ValueError("distill needs --data and --teacher, or --teachers instead of both")
     if bool(a.quantize) != bool(a.from_):
         raise ValueError("--quantize int8 goes with --from best.pt, the student it starts from")
     config = _config(a, a.seed)
@@ -243,7 +246,14 @@ def _parser() -> argparse.ArgumentParser:
         "Train a student with its teacher.",
         "the last finished epoch is kept: the same command with --resume goes on from there",
     )
-    _add_run_options(sub)
+    _add_run_options(sub, needed=False)
+    sub.add_argument(
+        "--teachers",
+        default="",
+        metavar="FILE.yaml",
+        help="several sources of frames and several teachers, each for its own of them, in the "
+        "place of --data and --teacher; training/sources.py has the form",
+    )
     sub.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     student = sub.add_mutually_exclusive_group(required=True)
     student.add_argument("--student", help="checkpoint or model yaml")
@@ -269,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_options(sub)
     sub.add_argument("--student", required=True, help="checkpoint or model yaml")
-    sub.set_defaults(quantize="")
+    sub.set_defaults(quantize="", teachers="")
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     sub.add_argument(
         "--arms",
@@ -436,12 +446,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run_options(sub: argparse.ArgumentParser) -> None:
-    """What a training run is made of, but for its seed."""
-    sub.add_argument("--data", required=True, help="data.yaml in Ultralytics' format")
+def _add_run_options(sub: argparse.ArgumentParser, needed: bool = True) -> None:
+    """What a training run is made of, but for its seed; ``needed``: data and teacher are."""
+    sub.add_argument(
+        "--data", required=needed, default="", help="data.yaml in Ultralytics' format"
+    )
     sub.add_argument(
         "--teacher",
-        required=True,
+        required=needed,
+        default="",
         help="checkpoint (YOLO or RT-DETR), or predictions: a folder of YOLO .txt with "
         "confidences, or a COCO results .json; 'none' trains the student alone",
     )

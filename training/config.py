@@ -20,19 +20,21 @@ class Config:
     """What a run is made of; written to ``config.yaml`` in its output folder, and read back by
     --resume.
 
-    ``terms`` are names of `training.criterion.TERMS`. ``balance`` is the share that the gradient
-    of each term has of the detection loss's gradient on the same features, at lambda = 1.
-    ``teacher_scale``: the teacher sees the augmented picture this many times as large, in both
-    directions, as the student does; with ``teacher_tiles`` it looks at it piece by piece, which
-    takes less memory. ``unlabelled`` is a folder of further training frames, which the teacher
-    labels. ``quantize`` is "int8" to make the checkpoint ``student`` fit for INT8, with itself as
-    it was as a further teacher. A ``batch`` of -1 is fitted to the GPU's memory. ``overrides`` are
-    Ultralytics' own training settings (lr0, mosaic, ...).
+    ``teachers`` is a file of sources and teachers (`training.sources`), from which ``data`` and
+    ``teacher`` then follow. ``terms`` are names of `training.criterion.TERMS`. ``balance`` is the
+    share that the gradient of each term has of the detection loss's gradient on the same
+    features, at lambda = 1. ``teacher_scale``: the teacher sees the augmented picture this many
+    times as large, in both directions, as the student does; with ``teacher_tiles`` it looks at it
+    piece by piece, which takes less memory. ``unlabelled`` is a folder of further training frames,
+    which the teacher labels. ``quantize`` is "int8" to make the checkpoint ``student`` fit for
+    INT8, with itself as it was as a further teacher. A ``batch`` of -1 is fitted to the GPU's
+    memory. ``overrides`` are Ultralytics' own training settings (lr0, mosaic, ...).
     """
 
     data: str
     teacher: str
     student: str
+    teachers: str = ""
     epochs: int = 100
     imgsz: int = 640
     batch: int = 16
@@ -79,6 +81,11 @@ class Config:
         if own:
             raise ValueError(
                 f"{', '.join(sorted(own))} has an option of its own: use --{sorted(own)[0]}"
+            )
+        if self.teachers and (self.unlabelled or self.quantize or self.fraction < 1 or self.val):
+            raise ValueError(
+                "a file of teachers goes without unlabelled, quantize and fraction, which it has "
+                "its own words for, and with --no-val: its sources are measured at the end"
             )
         if self.unlabelled and not self.distils:
             raise ValueError("unlabelled frames need a teacher")

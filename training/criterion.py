@@ -27,6 +27,7 @@ from training.models import ClassMatch, UnusableModelError
 from training.softlabels import (
     Boxes,
     add_sure_answers,
+    answers_count,
     assign,
     assigned_by,
     masked_negatives,
@@ -264,16 +265,17 @@ class DistillationLoss:
         if hasattr(self.detection, "update"):
             self.detection.update()
 
-    def terms(self, student: dict, answer: dict | Boxes) -> dict[str, Tensor]:
+    def terms(self, student: dict, answer: dict | Boxes, batch: dict) -> dict[str, Tensor]:
         """Name -> scalar loss, of one batch of the student's raw predictions and the teacher's
         answer.
         """
         if self.levels.pairs:
             return self._terms_of_anchors(student, answer)
         size = _side(student, self.student_head)
-        return self._terms_of_boxes(student, self._boxes(answer, size * self.levels.scale))
+        answer = self._boxes(answer, size * self.levels.scale)
+        return self._terms_of_boxes(student, answer, batch)
 
-    def _terms_of_boxes(self, student: dict, answer: Boxes) -> dict[str, Tensor]:
+    def _terms_of_boxes(self, student: dict, answer: Boxes, batch: dict) -> dict[str, Tensor]:
         levels = list(range(len(student["feats"])))
         logits = take_levels(student, "scores", levels)[..., self.student_classes]
         grids, strides = student["feats"], self.student_head.stride
@@ -291,8 +293,14 @@ class DistillationLoss:
         )
         found = {}
         if "class" in self.chosen:
+            counts = None
+            if "areas" in batch:
+                full = wanted.new_zeros(*wanted.shape[:2], self.student_head.nc)
+                full[..., self.student_classes] = wanted
+                counts = answers_count(batch, full, _centres(grids, strides) / size)
+                counts = counts[..., self.student_classes]
             found["kd_cls_loss"] = losses.class_response_sigmoid(
-                logits, torch.logit(wanted, eps=1e-4), self.temperature
+                logits, torch.logit(wanted, eps=1e-4), self.temperature, counts
             )
         if "box" in self.chosen:
             found["kd_box_loss"] = losses.decoded_box(xyxy, wanted_xyxy, wanted.amax(-1), size)
@@ -434,9 +442,9 @@ class DistillationLoss:
         scale = schedule(step, *rest)
         self.steps = (step + 1, *rest)
         student = raw_predictions(preds)
-        unlabelled = "regions" in batch and len(batch["regions"].frame) > 0
+        partial = "areas" in batch and batch["areas"].partial
         answer = None
-        if scale > 0 or unlabelled:  # else the teacher has nothing to say, and is not run either
+        if scale > 0 or partial:  # else the teacher has nothing to say, and is not run either
             picture = batch["teacher_img" if self.levels.scale > 1 else "img"]
             with (
                 self.cost,
@@ -445,7 +453,7 @@ class DistillationLoss:
             ):
                 answer = self.teacher(picture.float(), batch)
         with ExitStack() as changed:
-            if unlabelled:
+            if partial:
                 found = self._answers(answer, picture.shape[-1])
                 batch = add_sure_answers(batch, found)
                 centres = _centres(student["feats"], self.student_head.stride)
@@ -467,7 +475,7 @@ class DistillationLoss:
             }
         terms = {
             name.replace("kd", self.prefix, 1): term
-            for name, term in self.terms(student, answer).items()
+            for name, term in self.terms(student, answer, batch).items()
         }
         # Ultralytics sums over frames: so do we, or the balance would move with the batch.
         size = len(batch["img"])

@@ -2,64 +2,50 @@
 """Train the model that the package carries, and write it with its card.
 
     make default-model SHARED=path/to/shared        # python -m training.default_model --shared
-    ... --output ...
+    ... --thermal-teacher best.pt    # instead of training one on HIT-UAV
 
-``shared`` holds data/aerial-cars, data/hit-uav and data/rgb-unlabelled (the frames that the card
-names) and weights/ with a COCO YOLOv8n to start from and a teacher for the unlabelled frames.
-Labels of all sources are brought to one class list; a run that was interrupted goes on where it
-was.
+``shared`` holds data/ (aerial-cars, hit-uav, rgb-unlabelled, and for measuring alone
+unicamp-people), weights/ (COCO's YOLOv8n and s, a YOLOv5su of VisDrone) and replay/. Which frames
+and which teachers teach what is in default_model.yaml. Each step leaves its result in --output and
+is not done again; a run that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import os
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 
 import cv2
 import numpy as np
+import torch
 import yaml
 from tqdm import tqdm
 
 import drone_kd
+from drone_kd.backends import open_backend
+from drone_kd.config import parameter_defaults
 from drone_kd.detector import Detector
+from training.answers import file_hash
 from training.backend import TorchBackend
+from training.card import write_card
 from training.config import NO_TEACHER, Config
-from training.data import Sample, image_paths, load_data, read_sample, write_text
+from training.data import image_paths, load_data, read_sample, write_text
 from training.distill import distill
-from training.evaluate import evaluate
+from training.evaluate import IOU, evaluate
 from training.export import export
+from training.fusion import count_right
 from training.generate import generate
 from training.models import PACKAGED_MODELS, load_model
-from training.report import format_score
+from training.sources import Plan, read_plan
 
-CLASSES = ("person", "car", "truck", "bus", "bicycle")
-# Every name that a source or the teacher uses -> ours. What is not named here is left out with
-# its boxes.
-SAME = {
-    "person": "person",
-    "pedestrian": "person",
-    "people": "person",
-    "car": "car",
-    "van": "car",
-    "truck": "truck",
-    "other_vehicle": "truck",
-    "bus": "bus",
-    "minibus": "bus",
-    "bicycle": "bicycle",
-    "cyclist": "bicycle",
-    "tricycle": "bicycle",
-    "motor": "bicycle",
-}
-PSEUDO_CONFIDENCE = {
-    "person": 0.55
-}  # the teacher calls lamps and planters people: a higher bar than for the rest
-PSEUDO_DEFAULT = 0.4
-# Larger frames are reduced: more detail than the input of the network would only cost loading.
-LONGEST_PX = 1280
+PLAN = Path(__file__).with_name("default_model.yaml")
 ATTRIBUTION = (
     "aerial-cars-dataset: Yauhen Kharuzhy and the Minsk OpenStreetMap community (CC BY-SA), "
     "KIT AIS data set (CC BY 3.0); HIT-UAV: Suo et al., Scientific Data 10, 227, 2023 "
@@ -67,239 +53,379 @@ ATTRIBUTION = (
     "Andrew Zaborowski, OpenStreetMap-PL (CC BY 3.0), DroneTM, spwoodcock (CC BY 4.0)"
 )
 LICENCE = "AGPL-3.0"
+INPUT_PX = 640
+# Pictures of rgb-unlabelled by the beginning of their names. One of caliterra shows a car, and
+# stays out; lewis stays out altogether: no alarm in it can have been trained away.
+RGB_SOURCES = {
+    "bogota-niza": ("bogota-niza",),
+    "chia-aqua": ("chia-aqua",),
+    "caliterra": ("caliterra",),
+    "elsewhere": ("boruszyn", "freetown", "agung"),
+}
+NOT_EMPTY = ("caliterra_9412",)
+EMPTY = {
+    "lewis (not trained on)": ("lewis_4196", "lewis_4260", "lewis_4344", "lewis_4348"),
+    "caliterra (trained on)": ("caliterra_9354", "caliterra_9401", "caliterra_9407",
+                               "caliterra_9430"),
+}  # fmt: skip
+HOVER = "minsk_DJI_0005_seq.mp4"
+# The grounds on which models are compared: a set, and what its names are taken together to.
+VEHICLES = dict.fromkeys(("car", "van", "truck", "bus", "minibus", "other_vehicle"), "vehicle")
+KINDS = {
+    **VEHICLES,
+    **dict.fromkeys(("person", "pedestrian", "people"), "person"),
+    **dict.fromkeys(("two-wheeler", "bicycle", "motorcycle", "motor", "tricycle", "cyclist"),
+                    "two-wheeler"),
+}  # fmt: skip
+GROUNDS = ("hit-uav", "aerial-cars", "unicamp-people")
+# Frames on which the threshold is chosen: of HIT-UAV's training flights those between the ones
+# trained on, of aerial-cars' the ones trained on (there are no others).
+THRESHOLD_FRAMES = 150
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How many frames of each source an epoch holds, and how long it trains."""
+    """How long which part trains; ``overrides`` as `Config` has them, of the student."""
 
     procedural: int = 250
-    hit_uav_step: int = 7
-    aerial_cars_repeat: int = 1
-    epochs: int = 3
-    imgsz: int = 640
+    thermal_epochs: int = 8
+    thermal_imgsz: int = 320
+    epochs: int = 6
+    imgsz: int = 320
+    batch: int = 8
     seed: int = 0
-
-
-def build_data(shared: Path, output: Path, recipe: Recipe) -> dict[str, Path]:
-    """Write all sources with one class list; returns {"train": yaml, "<source>": yaml of its
-    validation split}.
-    """
-    done = output / "sets.yaml"
-    if done.is_file():
-        return {
-            name: Path(path)
-            for name, path in yaml.safe_load(done.read_text(encoding="utf-8")).items()
+    balance: float = 0.5
+    overrides: dict = field(
+        default_factory=lambda: {
+            "optimizer": "AdamW",
+            "lr0": 0.001,
+            "lrf": 0.05,
+            "cos_lr": True,
+            "warmup_epochs": 0.2,
+            "nbs": 8,
+            "mosaic": 0.7,
+            "close_mosaic": 0,
+            "flipud": 0.3,
         }
-    shutil.rmtree(output, ignore_errors=True)
-    lists: list[Path] = []
-    sets: dict[str, Path] = {}
-    procedural = generate(
-        output / "drawn", train=recipe.procedural, val=100, imgsz=recipe.imgsz, seed=recipe.seed
     )
-    sources = (
-        ("procedural", procedural, 1, 1, False),
-        ("aerial-cars", shared / "data/aerial-cars/data.yaml", 1, recipe.aerial_cars_repeat, True),
-        ("hit-uav", shared / "data/hit-uav/data.yaml", recipe.hit_uav_step, 1, False),
+
+
+def build(
+    shared: Path,
+    output: Path,
+    models: Path,
+    docs: Path,
+    recipe: Recipe,
+    thermal: Path | None = None,
+    before: Path | None = None,
+    plan_template: Path = PLAN,
+) -> Path:
+    """Train, choose the threshold, export, measure, write the card; returns the model.
+
+    Args:
+        shared: see the module.
+        output: folder of the work.
+        models, docs: where model and card go.
+        recipe: how long.
+        thermal: a teacher of thermal frames; None: one is trained.
+        before: another model.onnx that is measured with the others.
+        plan_template: the sources and teachers.
+    """
+    shared, output = shared.resolve(), output.resolve()
+    thermal = thermal.resolve() if thermal else train_thermal(shared, output / "thermal", recipe)
+    prepare(shared, output / "work", recipe)
+    text = Template(plan_template.read_text(encoding="utf-8")).substitute(
+        shared=shared, work=output / "work", thermal=thermal
     )
-    for name, path, step, repeat, tiles in sources:
-        dataset = load_data(path)
-        for split in ("train", "val"):
-            every = step if split == "train" else 1
-            samples = _labelled(image_paths(getattr(dataset, split))[::every], dataset.names)
-            folder = output / name / "images" / split
-            written = _write(
-                samples, folder, tiles=tiles and split == "train", title=f"{name} {split}"
-            )
-            if split == "train":
-                lists += written * repeat
-        sets[name] = _yaml(output / name / "data.yaml", "images/train", "images/val")
-    teacher = TorchBackend(
-        load_model(str(shared / "weights/yolov5su-visdrone10.pt"))[0], imgsz=1280
+    write_text(output / "teachers.yaml", text)
+    student = start(shared / "weights/yolov8n-coco.pt", output / "start.pt")
+    run = output / "train"
+    config = Config(
+        data="",
+        teacher="",
+        teachers=str(output / "teachers.yaml"),
+        student=str(student),
+        epochs=recipe.epochs,
+        imgsz=recipe.imgsz,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        balance=recipe.balance,
+        val=False,
+        overrides=recipe.overrides,
     )
-    unlabelled = image_paths(shared / "data/rgb-unlabelled/images")
-    pseudo = _pseudo_labelled(unlabelled, Detector(teacher, PSEUDO_DEFAULT, 0.7, 300))
-    lists += _write(
-        pseudo, output / "rgb" / "images" / "train", tiles=False, title="unlabelled frames"
+    distill(config, run, resume=(run / "config.yaml").is_file())
+    plan = read_plan(output / "teachers.yaml")
+    best, chosen = calibrate(run / "best.pt", plan, output)
+    model = models / "default.onnx"
+    val = run / "frames" / "val"
+    grounds = {name: write_ground(shared, name, output / "grounds" / name) for name in GROUNDS}
+    export(
+        best,
+        model,
+        precision="fp16",
+        imgsz=INPUT_PX,
+        data=str(val / "aerial-cars" / "data.yaml"),
+        licence=LICENCE,
+        attribution=ATTRIBUTION,
     )
-    write_text(output / "train.txt", "\n".join(str(p.resolve()) for p in lists) + "\n")
-    sets = {"train": _yaml(output / "data.yaml", "train.txt", "aerial-cars/images/val"), **sets}
-    write_text(
-        done, yaml.safe_dump({name: str(path) for name, path in sets.items()}, sort_keys=False)
-    )
-    return sets
-
-
-def _labelled(paths: list[Path], names: tuple[str, ...]):
-    to_ours = [CLASSES.index(SAME[name]) if name in SAME else -1 for name in names]
-    for path in paths:
-        sample = read_sample(path, len(names))
-        if sample is not None:
-            ids = np.array([to_ours[i] for i in sample.class_ids], dtype=np.int64)
-            yield Sample(path, sample.image, sample.xyxy[ids >= 0], ids[ids >= 0])
-
-
-def _pseudo_labelled(paths: list[Path], teacher: Detector):
-    names = [SAME.get(name) for name in teacher.backend.spec.classes]
-    for path in paths:
-        image = cv2.imread(str(path))
-        found = teacher(image)
-        ours = [names[i] for i in found.class_ids]
-        keep = [
-            name is not None and score >= PSEUDO_CONFIDENCE.get(name, PSEUDO_DEFAULT)
-            for name, score in zip(ours, found.scores, strict=True)
-        ]
-        ids = [CLASSES.index(name) for name, kept in zip(ours, keep, strict=True) if kept]
-        yield Sample(path, image, found.xyxy[keep], np.array(ids, dtype=np.int64))
-
-
-def _write(samples, folder: Path, tiles: bool, title: str) -> list[Path]:
-    """Write pictures and labels; with ``tiles`` the four quarters of large pictures, too."""
-    folder.mkdir(parents=True, exist_ok=True)
-    labels = Path(str(folder).replace("images", "labels"))
-    labels.mkdir(parents=True, exist_ok=True)
-    written = []
-    for sample in tqdm(samples, desc=title, unit="frame", leave=False):
-        height, width = sample.image.shape[:2]
-        windows = [(0, 0, width, height)]
-        if tiles and max(width, height) > 1000:
-            w, h = width // 2, height // 2
-            windows += [(x, y, x + w, y + h) for x in (0, w) for y in (0, h)]
-        for number, (x1, y1, x2, y2) in enumerate(windows):
-            path = folder / f"{sample.path.stem}_{number}.jpg"
-            boxes, kept = _crop(sample.xyxy, x1, y1, x2, y2)
-            scale = min(1.0, LONGEST_PX / max(x2 - x1, y2 - y1))
-            picture = cv2.resize(
-                sample.image[y1:y2, x1:x2], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA
-            )
-            cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, 92])
-            boxes = boxes / np.array([x2 - x1, y2 - y1] * 2)
-            rows = np.concatenate(
-                [(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1
-            )
-            text = (
-                f"{class_id} " + " ".join(f"{v:.6f}" for v in row)
-                for class_id, row in zip(sample.class_ids[kept], rows, strict=True)
-            )
-            write_text(labels / f"{path.stem}.txt", "\n".join(text) + "\n")
-            written.append(path)
-    return written
-
-
-def _crop(xyxy: np.ndarray, x1: int, y1: int, x2: int, y2: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes clipped to a window, relative to it, and which keep at least half of their area."""
-    clipped = np.clip(xyxy, [x1, y1, x1, y1], [x2, y2, x2, y2])
-    area, inside = (np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (xyxy, clipped))
-    kept = inside > 0.5 * area
-    return clipped[kept] - np.array([x1, y1, x1, y1]), kept
-
-
-def _yaml(path: Path, train: str, val: str) -> Path:
-    content = {"path": ".", "train": train, "val": val, "names": dict(enumerate(CLASSES))}
-    write_text(path, yaml.safe_dump(content, sort_keys=False))
-    return path
-
-
-def card(sets: dict[str, dict], recipe: Recipe, cost: dict) -> str:
-    """The model's card, as Markdown; ``sets``: name -> what `evaluate` says of its val split."""
-    rows = []
-    for name, m in sets.items():
-        classes = m["per_class"].items()
-        by_class = [f"{c} {format_score(s['ap50'])}" for c, s in classes if s["ap50"] is not None]
-        scores = [format_score(m[key]) for key in ("map50_95", "map50", "ap_tiny")]
-        cells = [f"{name}, {m['images']} frames", *scores, ", ".join(by_class)]
-        rows.append("| " + " | ".join(cells))
-    return CARD.format(
-        classes=", ".join(CLASSES),
-        parameters=f"{cost['parameters']:,}",
-        gflops=cost["gflops"],
-        rows=" |\n".join(rows) + " |",
+    candidates = {"default.onnx": model}
+    if before is not None:
+        candidates["the one before"] = before
+    candidates |= {t.name: t.weights for t in plan.teachers}
+    candidates["COCO nano"] = shared / "weights/yolov8n-coco.pt"
+    kept = output / "figures"
+    figures = {
+        name: {
+            ground: measure(path, data, kept, classes=KINDS) for ground, data in grounds.items()
+        }
+        for name, path in tqdm(candidates.items(), desc="measuring", unit="model")
+    }
+    by_source = {
+        s.name: measure(model, val / s.name / "data.yaml", kept, only=s.labelled)
+        for s in tqdm([s for s in plan.sources if s.val], desc="by class", unit="source")
+    }
+    alarms = count_alarms(model, shared, parameter_defaults("detector.yaml")["confidence"])
+    write_card(
+        docs,
+        models,
+        plan=plan,
+        recipe=recipe,
+        metrics=json.loads((run / "metrics.json").read_text(encoding="utf-8")),
+        figures=figures,
+        by_source=by_source,
+        alarms=alarms,
+        threshold=chosen,
+        model=model,
+        pictures=shared / "data/rgb-unlabelled/images",
         attribution=ATTRIBUTION,
         licence=LICENCE,
-        **asdict(recipe),
     )
+    shutil.copyfile(best, PACKAGED_MODELS / "default.pt")  # where the demo starts
+    return model
 
 
-CARD = """# The default model
+def train_thermal(shared: Path, output: Path, recipe: Recipe) -> Path:
+    """A YOLOv8s that knows HIT-UAV, from COCO's; about 40 minutes on two cores."""
+    config = Config(
+        data=str(shared / "data/hit-uav/data.yaml"),
+        teacher=NO_TEACHER,
+        student=str(shared / "weights/yolov8s-coco.pt"),
+        epochs=recipe.thermal_epochs,
+        imgsz=recipe.thermal_imgsz,
+        batch=8,
+        seed=recipe.seed,
+        fraction=0.5,
+        val=False,
+        overrides={"optimizer": "AdamW", "lr0": 0.001, "warmup_epochs": 0.5, "nbs": 8,
+                   "mosaic": 0, "close_mosaic": 0},
+    )  # fmt: skip
+    distill(config, output, resume=(output / "config.yaml").is_file())
+    return output / "best.pt"
 
-Written by `python -m training.default_model`; do not edit by hand.
 
-`default.onnx`: YOLOv8n's backbone up to stride 16 with a head of two levels
-(`training/models/aerial-nano.yaml`), {parameters} parameters, {gflops} GFLOPs at {imgsz}×{imgsz}.
-Classes: {classes} (bicycle: any vehicle of two or three wheels; bus: minibuses, too).
+def prepare(shared: Path, work: Path, recipe: Recipe) -> None:
+    """What default_model.yaml names below $work: lists, frames of a video, drawn frames."""
+    generate(work / "procedural", train=recipe.procedural, val=60, imgsz=640, seed=recipe.seed)
+    pictures = image_paths(shared / "data/rgb-unlabelled/images")
+    for name, beginnings in RGB_SOURCES.items():
+        own = [p for p in pictures if p.name.startswith(beginnings) and p.stem not in NOT_EMPTY]
+        write_text(work / f"{name}.txt", "".join(f"{path}\n" for path in own))
+    folder = work / "replay"
+    if not folder.is_dir():
+        temporary = folder.with_name(".replay.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        video = cv2.VideoCapture(str(shared / "replay" / HOVER))
+        number = 0
+        while True:
+            known, frame = video.read()
+            if not known:
+                break
+            cv2.imwrite(str(temporary / f"{number:04d}.png"), frame)
+            number += 1
+        os.replace(temporary, folder)
 
-| validation split | mAP50-95 | mAP50 | AP tiny (< 16 px) | AP50 by class |
-|---|---|---|---|---|
-{rows}
 
-The figures are of `default.onnx` as it flies (`drone_kd.detector`), in percent; no flight is in
-both the training and the validation split of a set.
+def start(coco: Path, output: Path) -> Path:
+    """COCO's checkpoint with one class called as ours: a class of the same name is kept by
+    Ultralytics when the list of classes changes, and all others start anew.
+    """
+    if not output.is_file():
+        model, _ = load_model(str(coco))
+        names = {"motorcycle": "two-wheeler"}
+        model.names = {i: names.get(name, name) for i, name in model.names.items()}
+        temporary = output.with_name(".start.tmp")
+        torch.save({"model": model, "train_args": {}}, temporary)
+        os.replace(temporary, output)
+    return output
 
-Trained {epochs} epochs (seed {seed}) from a COCO checkpoint of YOLOv8n, on {procedural} procedural
-frames; one in {hit_uav_step} of the training frames of HIT-UAV (thermal); the training frames of
-aerial-cars and their quarters, {aerial_cars_repeat} × an epoch; and 98 drone pictures without
-labels, labelled by a YOLOv5s that was trained on VisDrone.
 
-Limits: a small and modest model, trained briefly on little. Not validated for any flight: measure
-it on your own frames before anything depends on it. Thermal: the camera of HIT-UAV only, whose
-"other_vehicle" was taken as truck. Objects of a few pixels are mostly missed. Some labels of the
-unlabelled pictures are wrong, since a model made them.
+def calibrate(checkpoint: Path, plan: Plan, output: Path) -> tuple[Path, dict]:
+    """Move the scores so that the best threshold is the package's default.
 
-Attribution: {attribution}.
+    Best: the mean over sources and classes of F1. What is added to all logits changes neither
+    their order nor any AP.
 
-Licence of the weights: {licence}, as they were trained with Ultralytics from one of its
-checkpoints.
-"""
+    Returns:
+        The checkpoint, and what was found: "threshold", "f1", "f1_by_class".
+    """
+    target = parameter_defaults("detector.yaml")["confidence"]
+    saved, found_file = output / "calibrated.pt", output / "threshold.json"
+    if not found_file.is_file():
+        model, _ = load_model(str(checkpoint))
+        found = choose_threshold(TorchBackend(model, INPUT_PX), plan)
+        model, _ = load_model(str(checkpoint))
+        threshold = found["threshold"]
+        shift = np.log(target / (1 - target)) - np.log(threshold / (1 - threshold))
+        for branch in model.model[-1].cv3:
+            branch[-1].bias.data += float(shift)
+        model.args = {"imgsz": INPUT_PX}
+        temporary = output / ".calibrated.tmp"
+        torch.save({"model": model, "train_args": {"imgsz": INPUT_PX}}, temporary)
+        os.replace(temporary, saved)
+        write_text(found_file, json.dumps(found, indent=1))
+    return saved, json.loads(found_file.read_text(encoding="utf-8"))
+
+
+def choose_threshold(backend, plan: Plan) -> dict:
+    """See `calibrate`."""
+    grid = np.arange(0.05, 0.8, 0.025)
+    detector = Detector(backend, float(grid[0]), IOU, 300)
+    curves: dict[str, np.ndarray] = {}
+    for name in ("hit-uav", "aerial-cars"):
+        source = next(s for s in plan.sources if s.name == name)
+        folder = source.train[0].parent
+        between = sorted(set(image_paths(folder)) - set(source.train)) or list(source.train)
+        step = max(1, len(between) // THRESHOLD_FRAMES)
+        ours = np.array(
+            [
+                plan.names.index(source.classes[n]) if n in source.classes else -1
+                for n in source.names
+            ]
+        )
+        counts = np.zeros((len(plan.names), len(grid), 3))  # right, found, there
+        for path in tqdm(between[::step], desc=f"threshold on {name}", leave=False):
+            sample = read_sample(path, len(source.names))
+            if sample is None:
+                continue
+            found = detector(sample.image)
+            ids = ours[sample.class_ids]
+            truth = np.concatenate([sample.xyxy, ids[:, None]], axis=1)[ids >= 0]
+            table = np.concatenate(
+                [found.xyxy, found.scores[:, None], found.class_ids[:, None]], axis=1
+            )
+            for label in source.labelled:
+                c = plan.names.index(label)
+                for k, threshold in enumerate(grid):
+                    right, total = count_right(table, truth, c, threshold)
+                    counts[c, k] += right, total, (truth[:, 4] == c).sum()
+        for c, label in enumerate(plan.names):
+            if counts[c, 0, 2] >= 20:
+                curves[f"{name} {label}"] = 2 * counts[c, :, 0] / counts[c, :, 1:].sum(-1)
+    mean = np.mean(list(curves.values()), axis=0)
+    best = int(mean.argmax())
+    return {
+        "threshold": round(float(grid[best]), 3),
+        "f1": round(float(mean[best]), 4),
+        "f1_by_class": {name: round(float(curve[best]), 4) for name, curve in curves.items()},
+    }
+
+
+def write_ground(shared: Path, name: str, folder: Path) -> Path:
+    """A validation split with its classes taken together: person, two-wheeler, vehicle."""
+    data = load_data(shared / "data" / name / "data.yaml")
+    kinds = tuple(dict.fromkeys(KINDS[n] for n in data.names))
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for path in image_paths(data.val):
+        (folder / "images" / path.name).symlink_to(path)
+        sample = read_sample(path, len(data.names))
+        height, width = sample.image.shape[:2]
+        size = np.array([width, height])
+        lines = (
+            " ".join(
+                [str(kinds.index(KINDS[data.names[i]]))]
+                + [f"{v:.6f}" for v in (*((b[:2] + b[2:]) / 2 / size), *((b[2:] - b[:2]) / size))]
+            )
+            + "\n"
+            for b, i in zip(sample.xyxy, sample.class_ids, strict=True)
+        )
+        write_text(folder / "labels" / f"{path.stem}.txt", "".join(lines))
+    content = {"train": "images", "val": "images", "names": dict(enumerate(kinds))}
+    write_text(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False))
+    return folder / "data.yaml"
+
+
+def measure(
+    model: Path,
+    data: Path,
+    folder: Path,
+    only: tuple[str, ...] = (),
+    classes: dict[str, str] | None = None,
+) -> dict:
+    """What `evaluate` says of a model at 640 px; kept in ``folder``, by the model's content."""
+    key = f"{file_hash(model)[:12]}-{data.parent.name}{'-kinds' if classes else ''}"
+    kept = folder / f"{key}.json"
+    if not kept.is_file():
+        size = None if model.suffix == ".onnx" else INPUT_PX
+        found = evaluate(model, data, imgsz=size, only=only, classes=classes)
+        write_text(kept, json.dumps(found, indent=1))
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def count_alarms(model: Path, shared: Path, confidence: float) -> dict[str, tuple[int, int]]:
+    """False alarms on pictures without objects: {which: (pictures, alarms)}."""
+    defaults = parameter_defaults("detector.yaml")
+    detector = Detector(
+        open_backend(model, runtime="onnxruntime"), confidence, defaults["iou"], 300
+    )
+    folder = shared / "data/rgb-unlabelled/images"
+    return {
+        which: (
+            len(stems),
+            sum(len(detector(cv2.imread(str(folder / f"{stem}.jpg")))) for stem in stems),
+        )
+        for which, stems in EMPTY.items()
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build the data, train, measure, export, write the card. Returns the exit code."""
+    """Read the arguments and build. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--shared", type=Path, required=True, help="folder with data/ and weights/"
+        "--shared", type=Path, required=True, help="folder with data/, weights/ and replay/"
     )
     parser.add_argument("--output", type=Path, default=Path("runs/default"), help="(%(default)s)")
     parser.add_argument(
+        "--thermal-teacher",
+        type=Path,
+        metavar="best.pt",
+        help="a detector of HIT-UAV's classes (default: one is trained, 40 minutes)",
+    )
+    parser.add_argument(
+        "--before", type=Path, metavar="MODEL.onnx", help="a model to measure with the others"
+    )
+    package = Path(drone_kd.__file__).parent
+    parser.add_argument(
         "--models",
         type=Path,
-        default=Path(drone_kd.__file__).parent / "models",
+        default=package / "models",
         help="where the model goes (%(default)s)",
     )
-    arguments = parser.parse_args(argv)
+    parser.add_argument(
+        "--docs", type=Path, default=package.parent / "docs", help="for the card (%(default)s)"
+    )
+    a = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    recipe = Recipe()
-    sets = build_data(arguments.shared, arguments.output / "data", recipe)
-    run = arguments.output / "train"
-    config = Config(
-        data=str(sets["train"]),
-        teacher=NO_TEACHER,
-        student="aerial-nano.yaml",
-        epochs=recipe.epochs,
-        imgsz=recipe.imgsz,
-        seed=recipe.seed,
-        val=False,
-        overrides={
-            "pretrained": str(arguments.shared / "weights/yolov8n-coco.pt"),
-            "optimizer": "AdamW",
-            "lr0": 0.002,
-            "warmup_epochs": 0.5,
-            "close_mosaic": 1,
-            "nbs": 16,
-        },
-    )
-    metrics = distill(config, run, resume=(run / "config.yaml").is_file())
-    model = arguments.models / "default.onnx"
-    export(
-        run / "best.pt",
-        model,
-        data=str(sets["aerial-cars"]),
-        licence=LICENCE,
-        attribution=ATTRIBUTION,
-    )
-    measured = {name: evaluate(model, path) for name, path in sets.items() if name != "train"}
-    shutil.copyfile(run / "best.pt", PACKAGED_MODELS / "default.pt")  # where the demo starts
-    write_text(arguments.models / "README.md", card(measured, recipe, metrics["student"]))
-    print(model)
+    try:
+        print(build(a.shared, a.output, a.models, a.docs, Recipe(), a.thermal_teacher, a.before))
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from there", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

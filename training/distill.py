@@ -4,6 +4,7 @@
     --teacher teacher.pt --student yolo11n.yaml --data data.yaml --output runs/car
     ... --output runs/car --resume     # after an interruption
     --teacher none ...                 # the student alone (or a teacher to be)
+    --teachers teachers.yaml ...       # several, each on its own sources: training/sources.py
     ... --device 0,1                   # on two GPUs of this machine
 
 On several machines with two GPUs each, sharing a file system:
@@ -35,11 +36,13 @@ import torch
 import yaml
 from ultralytics import __version__ as ultralytics_version
 from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.torch_utils import strip_optimizer
 
 from training.config import Config, read_config
 from training.criterion import BOX_TERMS, match_levels
 from training.data import image_paths, load_data, write_text
 from training.evaluate import evaluate
+from training.frames import REGIONS, write_frames, write_regions
 from training.htmlreport import write_report
 from training.models import (
     UnusableModelError,
@@ -49,8 +52,10 @@ from training.models import (
     resolve_model,
 )
 from training.report import format_score
+from training.softlabels import Coverage
+from training.sources import read_plan
 from training.teachers import open_teacher
-from training.trainer import COST, UNLABELLED, DistillTrainer
+from training.trainer import COST, FRAMES, STATE, DistillTrainer
 
 # A trained student gets used to INT8, and is not to learn anew.
 QUANTIZED = {
@@ -101,6 +106,16 @@ def distill(
         )
 
     # What cannot work is refused here, before anything is written.
+    frames = None
+    if config.teachers:
+        plan = read_plan(config.teachers)
+        LOGGER.info(plan.table())
+        resolve_model(config.student)
+        _write_config(config, output)
+        while RANK > 0 and not (output / FRAMES / REGIONS).is_file():
+            time.sleep(1)  # one of torchrun's: the first process writes them
+        frames = write_frames(plan, output / FRAMES)
+        config = replace(config, data=str(frames.data), teacher=str(frames.answers))
     data = load_data(config.data)
     student_source = resolve_model(config.student)
     untrained, _ = load_model(student_source)
@@ -120,22 +135,31 @@ def distill(
 
     unlabelled = image_paths(Path(config.unlabelled).resolve()) if config.unlabelled else []
 
-    output.mkdir(parents=True, exist_ok=True)
-    content = {**asdict(config), "terms": list(config.terms)}
-    write_text(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+    _write_config(config, output)
     if config.fraction < 1:
         data = replace(data, train=_thin(data.train, config.fraction, output / "train.txt"))
     if unlabelled:
-        lists = {"train.txt": image_paths(data.train) + unlabelled, UNLABELLED: unlabelled}
-        for name, paths in lists.items():
-            write_text(output / name, "\n".join(map(str, paths)) + "\n")
+        listed = image_paths(data.train) + unlabelled
+        write_text(output / "train.txt", "\n".join(map(str, listed)) + "\n")
         data = replace(data, train=output / "train.txt")
+        known = {i for i, _ in match_classes(data.names, teacher.names).pairs}
+        answered = tuple(i in known for i in range(len(data.names)))
+        kinds = [Coverage((every,) * len(data.names), answered) for every in (True, False)]
+        bare = set(unlabelled)
+        kind_of = {str(path): int(path in bare) for path in listed}
+        write_regions(output / FRAMES / REGIONS, kinds, kind_of)
     resolved = data.write_resolved(output / "data.yaml")
     started = time.time()
-    trainer = DistillTrainer(overrides=_overrides(config, student_source, resolved, output))
+    state = output / "weights" / STATE
     try:
-        with _interrupt_between_batches(trainer):
-            trainer.train()
+        if _is_trained(state, config.epochs):
+            LOGGER.info("all epochs are done: what is left are the figures")
+            strip_optimizer(output / "weights" / "best.pt")
+        else:
+            overrides = _overrides(config, student_source, resolved, output)
+            trainer = DistillTrainer(overrides=overrides)
+            with _interrupt_between_batches(trainer):
+                trainer.train()
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
             raise RuntimeError(
@@ -148,15 +172,23 @@ def distill(
     train_seconds = round(time.time() - started, 1)
 
     student, _ = load_model(str(output / "weights" / "best.pt"))
+    sources = {}
+    if frames is not None:
+        sources = {
+            name: evaluate(student, path, imgsz=config.imgsz, only=classes)
+            for name, (path, classes) in frames.val.items()
+        }
+    measured = mean_of_sources(sources) if sources else None
     metrics = {
         "student": {
-            **evaluate(student, resolved, imgsz=config.imgsz),
+            **(measured or evaluate(student, resolved, imgsz=config.imgsz)),
             **cost(student, config.imgsz),
         },
         "teacher": _teacher_figures(resolved, config)
         if teacher is not None and teacher.head is not None and measure_teacher
         else None,
         "teacher_cost": _read_cost(output),
+        **({"sources": sources} if sources else {}),
         "epochs": config.epochs,
         "imgsz": config.imgsz,
         "seed": config.seed,
@@ -171,11 +203,43 @@ def distill(
     temporary = output / ".best.pt.tmp"
     shutil.copyfile(output / "weights" / "best.pt", temporary)
     os.replace(temporary, output / "best.pt")
-    trainer.state_file.unlink(missing_ok=True)
+    state.unlink(missing_ok=True)
     write_text(
         done, json.dumps(metrics, indent=1)
     )  # last: its presence means that the run is complete
     return metrics
+
+
+def _is_trained(state: Path, epochs: int) -> bool:
+    """Whether a run ended with its last epoch; ``state``: `DistillTrainer.state_file`."""
+    return state.is_file() and torch.load(state, map_location="cpu")["epoch"] == epochs - 1
+
+
+def _write_config(config: Config, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    content = {**asdict(config), "terms": list(config.terms)}
+    write_text(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+
+
+def mean_of_sources(sources: dict[str, dict]) -> dict:
+    """What `evaluate` says of several sources as one: means over sources, sums of counts."""
+    found: dict = {}
+    for key, value in next(iter(sources.values())).items():
+        values = [figures[key] for figures in sources.values()]
+        if key in ("images", "images_ignored", "boxes"):
+            found[key] = sum(values)
+        elif key == "per_class":
+            found[key] = {
+                f"{name} {label}": scores
+                for name, figures in sources.items()
+                for label, scores in figures[key].items()
+            }
+        elif isinstance(value, list):
+            found[key] = []
+        else:
+            known = [v for v in values if v is not None]
+            found[key] = round(sum(known) / len(known), 5) if known else None
+    return found
 
 
 @contextlib.contextmanager

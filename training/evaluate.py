@@ -8,14 +8,17 @@ pycocotools'.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 from tqdm import tqdm
 
 from drone_kd.backends import open_backend
 from drone_kd.config import parameter_defaults
+from drone_kd.core.boxes import nms
 from drone_kd.core.spec import ModelError
 from drone_kd.detector import Detector
 from drone_kd.score.precision import (
@@ -51,7 +54,13 @@ class Answers:
 
 
 def evaluate(
-    model, data: str | Path, split: str = "val", imgsz: int | None = None, tiling: str = "off"
+    model,
+    data: str | Path,
+    split: str = "val",
+    imgsz: int | None = None,
+    tiling: str = "off",
+    only: tuple[str, ...] = (),
+    classes: Mapping[str, str] | None = None,
 ) -> dict:
     """Evaluate a model on one split of a data set.
 
@@ -61,6 +70,9 @@ def evaluate(
         split: train, val or test.
         imgsz: square input of a .pt (default: the one it was trained at); a .onnx has its own.
         tiling: see `drone_kd.detector.Detector`.
+        only: the classes of the data to measure (default: all), where not all are labelled.
+        classes: the model's name -> the data's, where they differ; of two boxes that become one
+            class the better one counts.
 
     Returns:
         {"map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large", "per_class": {name:
@@ -70,7 +82,7 @@ def evaluate(
     Raises:
         DataError, ModelError, UnusableModelError: input that cannot be measured, with what to do.
     """
-    a = answer(model, data, split, imgsz, tiling)
+    a = answer(model, data, split, imgsz, tiling, only, classes)
     scores = precision(a.images, a.truth, a.found, a.known)
     return {
         "map50_95": mean_precision(scores["all"]),
@@ -83,7 +95,11 @@ def evaluate(
             }
             for k, i in enumerate(a.known)
         },
-        "classes_not_in_model": [name for i, name in enumerate(a.names) if i not in a.known],
+        "classes_not_in_model": [
+            name
+            for i, name in enumerate(a.names)
+            if i not in a.known and (not only or name in only)
+        ],
         "images": len(a.images),
         "images_ignored": a.ignored,
         "boxes": len(a.truth),
@@ -91,7 +107,13 @@ def evaluate(
 
 
 def answer(
-    model, data: str | Path, split: str = "val", imgsz: int | None = None, tiling: str = "off"
+    model,
+    data: str | Path,
+    split: str = "val",
+    imgsz: int | None = None,
+    tiling: str = "off",
+    only: tuple[str, ...] = (),
+    classes: Mapping[str, str] | None = None,
 ) -> Answers:
     """Run a model over one split of a data set; arguments and errors are those of `evaluate`."""
     dataset = load_data(data)
@@ -110,8 +132,11 @@ def answer(
         tile_overlap=parameter_defaults("detector.yaml")["tile_overlap"],
     )
     index = {name.strip().lower(): i for i, name in enumerate(dataset.names)}
-    to_data = [index.get(name.strip().lower()) for name in backend.spec.classes]
-    known = sorted(i for i in to_data if i is not None)
+    renamed = classes or {}
+    to_data = [index.get(renamed.get(name, name).strip().lower()) for name in backend.spec.classes]
+    if only:
+        to_data = [i if i is not None and dataset.names[i] in only else None for i in to_data]
+    known = sorted({i for i in to_data if i is not None})
     if not known:
         raise UnusableModelError(
             f"the model knows {list(backend.spec.classes)[:12]}, the data has "
@@ -132,13 +157,15 @@ def answer(
         for box, class_id in zip(sample.xyxy, sample.class_ids, strict=True):
             truth.append(annotation(len(truth) + 1, image_id, box, class_id))
         detections = detector(sample.image)
+        ids = np.array([-1 if i is None else i for i in to_data])[detections.class_ids]
+        kept = np.arange(len(ids))
+        if classes:
+            kept = nms(detections.xyxy, detections.scores, ids, IOU, MAX_DETECTIONS)
         for box, score, class_id in zip(
-            detections.xyxy, detections.scores, detections.class_ids, strict=True
+            detections.xyxy[kept], detections.scores[kept], ids[kept], strict=True
         ):
-            if to_data[class_id] is not None:
-                found.append(
-                    {**annotation(0, image_id, box, to_data[class_id]), "score": float(score)}
-                )
+            if class_id >= 0:
+                found.append({**annotation(0, image_id, box, class_id), "score": float(score)})
     if not images:
         raise DataError(f"no usable picture in {folder}")
     return Answers(dataset.names, known, paths, images, truth, found, ignored)

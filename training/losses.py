@@ -28,20 +28,25 @@ def teacher_confidence(teacher_logits: Tensor) -> Tensor:
 
 
 def class_response_sigmoid(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 1.0,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Per-class binary distillation of class logits, both (B, N, C).
 
     The divergence of Bernoulli(sigmoid(z_s / T)) from Bernoulli(sigmoid(z_t / T)), times T^2
     (Hinton et al. 2015, arXiv:1503.02531, so that the gradient does not shrink with T), weighted
     by |p_t - p_s| (BCKD, Yang et al. ICCV 2023, arXiv:2308.14286, after the quality focal loss),
-    and divided by the teacher's summed confidence.
+    and divided by the teacher's summed confidence. ``counts`` (B, N, C) of 1 and 0: where it is
+    taken (default: everywhere).
     """
     target = (teacher_logits / temperature).sigmoid()
     logits = student_logits / temperature
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     entropy = -(torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target))
     weight = (target - logits.detach().sigmoid()).abs()
+    weight = weight if counts is None else weight * counts
     confidence = teacher_confidence(teacher_logits).sum().clamp(min=1.0)
     return ((cross_entropy - entropy) * weight).sum() * temperature**2 / confidence
 

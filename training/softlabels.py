@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Soft labels: boxes with class probabilities, and frames without labels.
+"""Soft labels: boxes with class probabilities, and frames in which not every class is labelled.
 
 Both travel through Ultralytics' augmentation as rows of the label table, so that whatever moves a
 label moves them: a row's class number is then no class but says which answer it is, or that its
-box is a frame nobody labelled.
+box is a whole frame, and of which kind (`Coverage`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert
 from ultralytics.utils.tal import TaskAlignedAssigner
 
-# In a frame without labels an answer of the teacher above the band is a label, one below it is
-# background, and what lies between teaches neither (else the teacher's misses become negatives).
+# Of a class that nobody labelled an answer of the teacher above the band is a label, one below it
+# is background, and what lies between teaches neither (else the teacher's misses become
+# negatives).
 IGNORE_BAND = (0.1, 0.6)
 NMS_IOU = 0.6
 
@@ -47,39 +48,94 @@ class Boxes:
         return self[kept[batched_nms(xyxy.float(), best[kept].float(), group, NMS_IOU)]]
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """Who speaks for which classes in one kind of frame: ``labelled``, ``answered`` (C,) bool.
+
+    A class that labels cover is learnt from them. One that a teacher alone answers for is learnt
+    from what it is sure of. One that neither covers teaches nothing: its objects are no
+    background.
+    """
+
+    labelled: tuple[bool, ...]
+    answered: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Areas:
+    """Frames within the pictures of a batch: ``frame`` (n,) index of the picture, ``cxcywh``
+    (n, 4) in [0, 1] of the input, ``labelled`` and ``answered`` (n, C) bool.
+    """
+
+    frame: Tensor
+    cxcywh: Tensor
+    labelled: Tensor
+    answered: Tensor
+
+    @property
+    def open(self) -> Tensor:
+        """(n, C) bool: the classes that are learnt from a teacher's sure answers."""
+        return self.answered & ~self.labelled
+
+    @property
+    def partial(self) -> bool:
+        """Whether there is a class that is not labelled somewhere."""
+        return not bool(self.labelled.all())
+
+    def over(self, values: Tensor, points: Tensor, pictures: int) -> Tensor:
+        """(B, N, C): ``values`` (n, C) at the points (N, 2) of each picture; 0 outside of every
+        frame.
+        """
+        found = points.new_zeros(pictures, len(points), values.shape[-1])
+        for frame, box, value in zip(self.frame.tolist(), self.cxcywh, values, strict=True):
+            found[frame][_within(points, box)] = value.to(found)
+        return found
+
+
 def extend_labels(
-    labels: list[dict], classes: int, unlabelled: set[str], predictions=None
+    labels: list[dict],
+    classes: int,
+    kinds: list[Coverage] | None,
+    kind_of: dict[str, int],
+    predictions=None,
 ) -> tuple[Tensor, int]:
     """Append rows to Ultralytics' label dictionaries, in place.
 
     Args:
         labels: of a YOLODataset.
         classes: number of classes of the data.
-        unlabelled: im_file of the frames that nobody labelled; what labels they have are dropped.
+        kinds: the kinds of frames, or None where every class is labelled in every frame.
+        kind_of: im_file -> index into ``kinds``; labels of a class that is not labelled are
+            dropped.
         predictions: a `training.teachers.Predictions`, or None.
 
     Returns:
         The scores (n, C) of all rows that are answers, and the number of frames that have some.
     """
     scores: list[np.ndarray] = []
+    first = classes + len(kinds or [])
     count = frames = 0
     for label in labels:
-        rows = [] if label["im_file"] in unlabelled else [(label["cls"], label["bboxes"])]
-        if label["im_file"] in unlabelled:
-            rows.append((np.array([[classes]]), np.array([[0.5, 0.5, 1.0, 1.0]])))
+        own = np.ones(len(label["cls"]), bool)
+        rows = []
+        if kinds is not None:
+            kind = kind_of[label["im_file"]]
+            own = np.array(kinds[kind].labelled)[label["cls"].astype(int).flatten()]
+            rows.append((np.array([[classes + kind]]), np.array([[0.5, 0.5, 1.0, 1.0]])))
+        rows.insert(0, (label["cls"][own], label["bboxes"][own]))
         stem = Path(label["im_file"]).stem
         answer = None
         if predictions is not None:
             # Tools that write COCO results turn "000123" into 123.
             answer = predictions.found.get(stem) or predictions.found.get(stem.lstrip("0"))
         if answer is not None:
-            boxes, own = answer
+            boxes, own_scores = answer
             height, width = label["shape"]
             size = np.array([width, height, width, height]) if predictions.pixels else 1.0
-            ids = classes + 1 + count + np.arange(len(own))
+            ids = first + count + np.arange(len(own_scores))
             rows.append((ids[:, None], boxes / size))
-            scores.append(own)
-            count += len(own)
+            scores.append(own_scores)
+            count += len(own_scores)
             frames += 1
         label["cls"] = np.concatenate([r[0] for r in rows]).astype(np.float32).reshape(-1, 1)
         label["bboxes"] = np.concatenate([r[1] for r in rows]).astype(np.float32).reshape(-1, 4)
@@ -87,61 +143,87 @@ def extend_labels(
     return torch.from_numpy(table), frames
 
 
-def split_batch(batch: dict, classes: int, scores: Tensor) -> dict:
+def split_batch(batch: dict, classes: int, kinds: list[Coverage] | None, scores: Tensor) -> dict:
     """Take the rows that `extend_labels` appended out of a batch again.
 
-    Adds ``answers`` (`Boxes`) and ``regions`` (`Boxes` without scores: where a frame without
-    labels lies in each augmented picture).
+    Adds ``answers`` (`Boxes`) and, where there are kinds, ``areas`` (`Areas`).
     """
     row = batch["cls"].flatten().long()
-    answer, region = row > classes, row == classes
+    first = classes + len(kinds or [])
+    answer, area = row >= first, (row >= classes) & (row < first)
     frame, boxes = batch["batch_idx"].long(), batch["bboxes"]
-    found = Boxes(frame[answer], boxes[answer], scores.to(boxes)[row[answer] - classes - 1])
-    regions = Boxes(frame[region], boxes[region], boxes.new_zeros(int(region.sum()), 0))
+    found = {"answers": Boxes(frame[answer], boxes[answer], scores.to(boxes)[row[answer] - first])}
+    if kinds is not None:
+        kind = row[area] - classes
+        table = torch.tensor([[k.labelled, k.answered] for k in kinds], device=boxes.device)[kind]
+        found["areas"] = Areas(frame[area], boxes[area], table[:, 0], table[:, 1])
     true = row < classes
     labels = {key: batch[key][true] for key in ("cls", "bboxes", "batch_idx")}
-    return {**batch, **labels, "answers": found, "regions": regions}
+    return {**batch, **labels, **found}
 
 
 def add_sure_answers(batch: dict, answers: Boxes) -> dict:
-    """Labels for what the teacher is sure of in the regions without labels: a batch with them.
+    """Labels for what the teacher is sure of, of the classes that are open where it lies: a batch
+    with them.
 
     ``answers``: without duplicates, scores in the student's classes.
     """
-    best, class_id = answers.scores.max(dim=-1)
-    sure = (best > IGNORE_BAND[1]) & _in_regions(answers.frame, answers.cxcywh[:, :2], batch)
-    frame = torch.cat([batch["batch_idx"], answers.frame[sure].to(batch["batch_idx"])])
-    order = frame.argsort(stable=True)  # Ultralytics' losses take a frame's labels as a stretch
-    boxes = torch.cat([batch["bboxes"], answers.cxcywh[sure].to(batch["bboxes"])])
-    classes = torch.cat([batch["cls"], class_id[sure, None].to(batch["cls"])])
-    return {
-        **batch,
-        "cls": classes[order],
-        "bboxes": boxes[order],
-        "batch_idx": frame[order],
+    sure = (answers.scores > IGNORE_BAND[1]) & _open(answers, batch["areas"])
+    index, class_id = sure.nonzero(as_tuple=True)
+    rows = {
+        "cls": class_id[:, None],
+        "bboxes": answers.cxcywh[index],
+        "batch_idx": answers.frame[index],
     }
+    rows = {key: torch.cat([batch[key], value.to(batch[key])]) for key, value in rows.items()}
+    # Ultralytics' criterion takes them for granted picture by picture.
+    order = rows["batch_idx"].argsort(stable=True)
+    return {**batch, **{key: value[order] for key, value in rows.items()}}
 
 
 def negatives_kept(batch: dict, answers: Boxes, centres: Tensor) -> Tensor:
-    """Which anchors may be told that there is nothing: (B, N) of 1 and 0.
+    """Which anchors may be told that there is no object of a class: (B, N, C) of 1 and 0.
 
-    ``centres``: (N, 2) of the anchors, in [0, 1] of the input. An anchor inside an answer of the
-    ignore band, in a region without labels, is left alone.
+    Where a class is labelled or a teacher answers for it, but for the anchors inside an answer of
+    the ignore band, if it is not labelled. (Of a frame of which next to nothing is left,
+    augmentation drops the row: there, and in the padding, nothing is told.)
+
+    ``centres``: (N, 2) of the anchors, in [0, 1] of the input.
     """
-    best = answers.scores.amax(dim=-1)
-    band = answers[(best >= IGNORE_BAND[0]) & (best <= IGNORE_BAND[1])]
-    band = band[_in_regions(band.frame, band.cxcywh[:, :2], batch)]
-    kept = centres.new_ones(len(batch["img"]), len(centres))
-    for frame, box in zip(band.frame.tolist(), band.cxcywh, strict=True):
-        kept[frame][((centres - box[:2]).abs() <= box[2:] / 2).all(dim=-1)] = 0.0
+    areas: Areas = batch["areas"]
+    kept = areas.over(areas.labelled | areas.answered, centres, len(batch["img"]))
+    low, high = IGNORE_BAND
+    band = (answers.scores >= low) & (answers.scores <= high) & _open(answers, areas)
+    for index in band.any(dim=-1).nonzero().flatten().tolist():
+        inside = _within(centres, answers.cxcywh[index])
+        kept[answers.frame[index]][inside[:, None] & band[index]] = 0.0
     return kept
 
 
-def _in_regions(frame: Tensor, points: Tensor, batch: dict) -> Tensor:
-    regions = batch["regions"]
-    same = frame[:, None] == regions.frame[None]
-    distance = (points[:, None] - regions.cxcywh[None, :, :2]).abs()
-    return (same & (distance <= regions.cxcywh[None, :, 2:] / 2).all(dim=-1)).any(dim=-1)
+def answers_count(batch: dict, wanted: Tensor, centres: Tensor) -> Tensor:
+    """Where the distance from the answers ``wanted`` (B, N, C) counts: (B, N, C) of 1 and 0.
+
+    Where a teacher answers for the class; and if labels cover it, too, only where it sees an
+    object: what it misses, the labels know better.
+    """
+    areas: Areas = batch["areas"]
+    pictures = len(batch["img"])
+    alone = areas.over(areas.open, centres, pictures)
+    both = areas.over(areas.answered & areas.labelled, centres, pictures)
+    return torch.maximum(alone, both * (wanted > 0))
+
+
+def _within(points: Tensor, box: Tensor) -> Tensor:
+    """(N,) bool: which points (N, 2) lie in a box (centre and size)."""
+    return ((points - box[:2]).abs() <= box[2:] / 2).all(dim=-1)
+
+
+def _open(answers: Boxes, areas: Areas) -> Tensor:
+    """(n, C) bool: the classes that are open where the centre of each answer lies."""
+    same = answers.frame[:, None] == areas.frame[None]
+    distance = (answers.cxcywh[:, None, :2] - areas.cxcywh[None, :, :2]).abs()
+    inside = same & (distance <= areas.cxcywh[None, :, 2:] / 2).all(dim=-1)
+    return (inside[..., None] & areas.open[None]).any(dim=1)
 
 
 def assign(
@@ -201,7 +283,10 @@ def assigned_by(detection, scores: Tensor, xyxy: Tensor) -> Iterator[None]:
 
 
 class MaskedBCE(nn.Module):
-    """BCEWithLogitsLoss(reduction="none") of (B, N, C) logits, times ``kept`` (B, N)."""
+    """BCEWithLogitsLoss(reduction="none") of (B, N, C) logits, times ``kept`` (B, N, C).
+
+    At an anchor that holds an object every class counts: what is a car is no person.
+    """
 
     def __init__(self, kept: Tensor) -> None:
         super().__init__()
@@ -209,7 +294,7 @@ class MaskedBCE(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         loss = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        return loss * self.kept[..., None]
+        return loss * self.kept.maximum((target.amax(dim=-1, keepdim=True) > 0).to(loss))
 
 
 @contextmanager

@@ -29,12 +29,15 @@ from training.criterion import (
     match_levels,
 )
 from training.data import write_text
+from training.frames import REGIONS, read_regions
 from training.models import UnusableModelError, class_names, match_classes
 from training.softlabels import extend_labels, split_batch
 from training.teachers import Predictions, open_teacher
 
-UNLABELLED = "unlabelled.txt"
+# Below a run's folder: frames with `training.frames.REGIONS`, where not every class is labelled.
+FRAMES = "frames"
 COST = "teacher_cost.json"
+STATE = "resume.pt"
 
 
 class DistillTrainer(DetectionTrainer):
@@ -110,19 +113,23 @@ class DistillTrainer(DetectionTrainer):
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
         dataset = build_yolo_dataset(args, img_path, batch, self.data, mode=mode, stride=stride)
         predictions = self.teacher if isinstance(self.teacher, Predictions) else None
-        self.soft_scores = None
-        if predictions or self.config.unlabelled:
-            listed = self.save_dir / UNLABELLED
-            unlabelled = set(listed.read_text().splitlines()) if listed.is_file() else set()
+        self.soft_scores = self.kinds = None
+        regions = self.save_dir / FRAMES / REGIONS
+        if predictions or regions.is_file():
+            kind_of: dict[str, int] = {}
+            if regions.is_file():
+                self.kinds, kind_of = read_regions(regions)
             self.soft_scores, frames = extend_labels(
-                dataset.labels, self.data["nc"], unlabelled, predictions
+                dataset.labels, self.data["nc"], self.kinds, kind_of, predictions
             )
             if predictions and not frames:
                 raise UnusableModelError(
                     f"{self.config.teacher}: no prediction is named like a training frame"
                 )
+            bare = [i for i, kind in enumerate(self.kinds or []) if not any(kind.labelled)]
+            count = sum(kind_of.get(label["im_file"]) in bare for label in dataset.labels)
             LOGGER.info(
-                f"{len(dataset.labels)} training frames, {len(unlabelled)} of them without labels"
+                f"{len(dataset.labels)} training frames, {count} of them without labels"
                 + (f", {frames} with predictions of the teacher" if predictions else "")
             )
         return dataset
@@ -134,7 +141,7 @@ class DistillTrainer(DetectionTrainer):
             batch["teacher_img"] = batch["img"]
             batch["img"] = downsample(batch["img"], self.config.imgsz)
         if self.config.distils and self.soft_scores is not None:
-            batch = split_batch(batch, self.data["nc"], self.soft_scores)
+            batch = split_batch(batch, self.data["nc"], self.kinds, self.soft_scores)
         return batch
 
     def build_optimizer(self, model, *args, **kwargs):
@@ -220,7 +227,7 @@ class DistillTrainer(DetectionTrainer):
     @property
     def state_file(self) -> Path:
         """What a resumed run needs beside Ultralytics' checkpoint."""
-        return self.save_dir / "weights" / "resume.pt"
+        return self.save_dir / "weights" / STATE
 
     def _save_state(self) -> None:
         """Keep beside each checkpoint what it lacks (Ultralytics callback).

@@ -16,6 +16,7 @@ from ultralytics.nn.tasks import DetectionModel
 from training.config import NO_TEACHER, Config, read_config
 from training.data import load_data
 from training.distill import _thin, _warn_if_weaker, distill
+from training.frames import read_regions
 from training.models import UnusableModelError, resolve_model
 from training.trainer import DistillTrainer
 
@@ -251,7 +252,8 @@ def test_frames_without_labels_are_trained_on(tiny_data, tiny_teacher, tmp_path)
     distill(run, tmp_path / "out")
     listed = (tmp_path / "out" / "train.txt").read_text().splitlines()
     assert len(listed) == 18 and len(set(listed)) == 18
-    assert len((tmp_path / "out" / "unlabelled.txt").read_text().splitlines()) == 6
+    kinds, kind_of = read_regions(tmp_path / "out" / "frames" / "regions.json")
+    assert sum(not any(kinds[kind].labelled) for kind in kind_of.values()) == 6
     assert polars.read_csv(tmp_path / "out" / "results.csv")["train/kd_cls_loss"][1] > 0
     with pytest.raises(ValueError, match="unlabelled frames need a teacher"):
         config(tiny_data, NO_TEACHER, unlabelled=str(unlabelled))

@@ -6,9 +6,12 @@ import torch
 from torchvision.ops import box_convert
 
 from training.softlabels import (
+    Areas,
     Boxes,
+    Coverage,
     MaskedBCE,
     add_sure_answers,
+    answers_count,
     assign,
     extend_labels,
     masked_negatives,
@@ -35,10 +38,17 @@ def as_batch(labels: list[dict]) -> dict:
     }
 
 
-def test_answers_and_regions_travel_as_rows_of_the_labels():
+BOTH, NOBODY, TEACHER = (
+    Coverage((True, True), (True, True)),
+    Coverage((True, False), (False, False)),
+    Coverage((False, False), (True, True)),
+)
+
+
+def test_answers_and_frames_travel_as_rows_of_the_labels():
     labels = [
         label("a", (1, 0.5, 0.5, 0.1, 0.1)),
-        label("b", (0, 0.2, 0.2, 0.1, 0.1)),  # listed as without labels: this one is dropped
+        label("b", (0, 0.2, 0.2, 0.1, 0.1)),  # of a class that is not labelled there: dropped
         label("000123"),
     ]
     found = {
@@ -46,36 +56,64 @@ def test_answers_and_regions_travel_as_rows_of_the_labels():
         "123": (np.array([[10.0, 10, 10, 5]] * 2), np.array([[0.4, 0.0], [0.9, 0.0]], np.float32)),
     }
     predictions = Predictions(("car", "person"), found, pixels=True)
-    scores, frames = extend_labels(labels, 2, {"/d/b.png"}, predictions)
+    kinds = [BOTH, TEACHER]
+    kind_of = {"/d/a.png": 0, "/d/b.png": 1, "/d/000123.png": 0}
+    scores, frames = extend_labels(labels, 2, kinds, kind_of, predictions)
     assert frames == 2 and scores.shape == (3, 2)
-    batch = split_batch(as_batch(labels), 2, scores)
+    batch = split_batch(as_batch(labels), 2, kinds, scores)
     assert batch["cls"].tolist() == [[1.0]] and batch["batch_idx"].tolist() == [0]
     answers = batch["answers"]
     assert answers.frame.tolist() == [0, 2, 2]
     assert answers.cxcywh[0].tolist() == pytest.approx([0.5, 0.5, 0.1, 0.1])
     assert answers.scores[:, 0].tolist() == pytest.approx([0.2, 0.4, 0.9])
-    assert batch["regions"].frame.tolist() == [1]
-    assert batch["regions"].cxcywh.tolist() == [[0.5, 0.5, 1.0, 1.0]]
+    areas = batch["areas"]
+    assert areas.frame.tolist() == [0, 1, 2]
+    assert areas.cxcywh.tolist() == [[0.5, 0.5, 1.0, 1.0]] * 3
+    assert areas.labelled.tolist() == [[True, True], [False, False], [True, True]]
+    assert areas.open.tolist() == [[False, False], [True, True], [False, False]]
+    assert areas.partial
 
 
-def test_between_sure_and_background_nothing_is_taught_where_nobody_labelled():
-    batch = as_batch([label("a", (0, 0.5, 0.5, 0.1, 0.1)), label("b")])
-    batch["regions"] = Boxes(
-        torch.tensor([1]), torch.tensor([[0.25, 0.5, 0.5, 1.0]]), torch.zeros(1, 0)
-    )
-    boxes = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.2, 0.8, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2]])
-    answers = Boxes(
-        torch.tensor([1, 1, 1, 0]),
-        torch.cat([boxes, boxes[:1]]),
-        torch.tensor([[0.9, 0.0], [0.0, 0.3], [0.9, 0.0], [0.3, 0.0]]),
-    )
-    labelled = add_sure_answers(batch, answers)  # the third lies outside of the region
-    assert labelled["cls"].tolist() == [[0.0], [0.0]]
-    assert labelled["batch_idx"].tolist() == [0, 1]
-    assert labelled["bboxes"][1].tolist() == boxes[0].tolist()
-    centres = torch.tensor([[0.2, 0.2], [0.2, 0.8], [0.25, 0.75], [0.8, 0.8], [0.5, 0.5]])
-    kept = negatives_kept(batch, answers, centres)
-    assert kept.tolist() == [[1, 1, 1, 1, 1], [1, 0, 0, 1, 1]]
+def test_without_kinds_every_class_is_labelled():
+    labels = [label("a", (1, 0.5, 0.5, 0.1, 0.1))]
+    scores, _ = extend_labels(labels, 2, None, {})
+    assert "areas" not in split_batch(as_batch(labels), 2, None, scores)
+
+
+def mosaic(*kinds: Coverage) -> dict:
+    """A batch of one picture that shows frames of these kinds side by side."""
+    batch = as_batch([label("a")])
+    n = len(kinds)
+    boxes = torch.tensor([[(i + 0.5) / n, 0.5, 1 / n, 1.0] for i in range(n)])
+    table = torch.tensor([[k.labelled, k.answered] for k in kinds])
+    batch["areas"] = Areas(torch.zeros(n, dtype=torch.long), boxes, table[:, 0], table[:, 1])
+    return batch
+
+
+def test_each_class_is_taught_by_who_covers_it():
+    batch = mosaic(BOTH, NOBODY, TEACHER, Coverage((True, False), (True, True)))
+    centres = torch.tensor([[0.1, 0.3], [0.3, 0.3], [0.6, 0.3], [0.9, 0.3], [0.9, 0.8]])
+    box = torch.tensor([[0.1, 0.3, 0.1, 0.1]]).repeat(4, 1)
+    box[:, 0] = torch.tensor([0.1, 0.3, 0.6, 0.9])  # one in each frame
+    none = torch.zeros(4, dtype=torch.long)
+    unsure = Boxes(none, box, torch.tensor([[0.3, 0.3]]).repeat(4, 1))
+    kept = negatives_kept(batch, unsure, centres)[0].tolist()
+    assert kept == [[1, 1], [1, 0], [0, 0], [1, 0], [1, 1]]
+    sure = add_sure_answers(batch, Boxes(none, box, torch.tensor([[0.0, 0.9]]).repeat(4, 1)))
+    assert sure["cls"].tolist() == [[1.0], [1.0]]
+    assert sure["bboxes"][:, 0].tolist() == pytest.approx([0.6, 0.9])
+    unlikely = Boxes(none, box, torch.full((4, 2), 0.05))
+    assert negatives_kept(batch, unlikely, centres)[0].tolist() == [
+        [1, 1], [1, 0], [1, 1], [1, 1], [1, 1]]  # fmt: skip
+
+
+def test_what_a_teacher_misses_is_no_background_where_labels_know_better():
+    batch = mosaic(BOTH, NOBODY, TEACHER, TEACHER)
+    centres = torch.tensor([[0.1, 0.5], [0.2, 0.5], [0.3, 0.5], [0.6, 0.5], [1.5, 0.5]])
+    wanted = torch.zeros(1, 5, 2)
+    wanted[0, 1, 0] = 0.5
+    counts = answers_count(batch, wanted, centres)[0].tolist()
+    assert counts == [[0, 0], [1, 0], [0, 0], [1, 1], [0, 0]]
 
 
 def test_sure_answers_lie_among_the_labels_of_their_frame():
@@ -92,18 +130,22 @@ def test_sure_answers_lie_among_the_labels_of_their_frame():
 
 
 def test_masked_bce_is_pytorch_s_but_for_what_is_masked():
-    logits, target = torch.randn(2, 3, 4), torch.rand(2, 3, 4)
+    logits, target = torch.randn(2, 3, 4), torch.zeros(2, 3, 4)
+    target[0, 2, 1] = 0.5
     expected = torch.nn.BCEWithLogitsLoss(reduction="none")(logits, target)
-    assert torch.equal(MaskedBCE(torch.ones(2, 3))(logits, target), expected)
-    masked = MaskedBCE(torch.tensor([[1.0, 0, 1], [1, 1, 1]]))(logits, target)
-    assert masked[0, 1].abs().sum() == 0
+    assert torch.equal(MaskedBCE(torch.ones(2, 3, 4))(logits, target), expected)
+    kept = torch.ones(2, 3, 4)
+    kept[0, 1:, 2:] = 0
+    masked = MaskedBCE(kept)(logits, target)
+    assert masked[0, 1, 2:].abs().sum() == 0 and torch.equal(masked[0, 1, :2], expected[0, 1, :2])
+    assert torch.equal(masked[0, 2], expected[0, 2])  # an object of one class is none of another
     assert torch.equal(masked[1], expected[1])
 
 
 def test_both_criteria_of_yolo26_are_masked_for_one_call_only():
     plain = torch.nn.BCEWithLogitsLoss(reduction="none")
     pair = SimpleNamespace(one2many=SimpleNamespace(bce=plain), one2one=SimpleNamespace(bce=plain))
-    with pytest.raises(ZeroDivisionError), masked_negatives(pair, torch.ones(1, 1)):
+    with pytest.raises(ZeroDivisionError), masked_negatives(pair, torch.ones(1, 1, 1)):
         assert isinstance(pair.one2many.bce, MaskedBCE)
         assert isinstance(pair.one2one.bce, MaskedBCE)
         raise ZeroDivisionError

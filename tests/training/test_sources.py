@@ -1,0 +1,155 @@
+"""The file of sources and teachers: what it says, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_training import draw_set, save_checkpoint
+
+from training.__main__ import main
+from training.sources import read_plan
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A labelled set (car, person), pictures without labels, a teacher that says auto, human."""
+    root = tmp_path_factory.mktemp("sources")
+    draw_set(root / "streets")
+    draw_set(root / "more", train=3, seed=7)
+    (root / "nothing").mkdir()
+    save_checkpoint(root / "teacher.pt", names=("auto", "human"))
+    return root
+
+
+def content() -> dict:
+    return {
+        "names": ["person", "car", "bus"],
+        "sources": {
+            "streets": {"data": "streets/data.yaml", "labelled": ["car"], "repeat": 2},
+            "fields": {"images": "more/images/train"},
+        },
+        "teachers": {
+            "big": {
+                "weights": "teacher.pt",
+                "imgsz": 64,
+                "sources": ["fields", "streets"],
+                "classes": {"auto": "car", "human": "person"},
+                "sure": {"person": 0.8},
+                "sure_on": {"streets": {"person": 0.9}},
+            }
+        },
+    }
+
+
+def write(folder: Path, values: dict) -> Path:
+    path = folder / "teachers.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def test_what_the_file_says(folder):
+    plan = read_plan(write(folder, content()))
+    streets, fields = plan.sources
+    assert plan.names == ("person", "car", "bus") and streets.labelled == ("car",)
+    assert streets.classes == {"car": "car", "person": "person"}  # by the same name
+    assert len(streets.train) == 12 and len(streets.val) == 6 and len(fields.train) == 3
+    (big,) = plan.teachers
+    assert big.answers_for == ("car", "person") and plan.answered(fields) == ("person", "car")
+    assert big.threshold("streets", "person") == 0.9 and big.threshold("fields", "person") == 0.8
+    assert big.threshold("streets", "car") == 0.6  # where nothing is said: the ignore band's edge
+    rows = [line.split() for line in plan.table().splitlines()]
+    assert rows[1:] == [
+        ["streets", "12", "x", "2", "labels", "car"],
+        ["big", "car,", "person"],
+        ["nobody:", "masked", "bus"],
+        ["fields", "3", "big", "car,", "person"],
+        ["nobody:", "masked", "bus"],
+    ]
+
+
+def test_pictures_that_somebody_found_empty_are_labelled(folder):
+    values = content()
+    values["sources"]["fields"]["empty"] = True
+    values["teachers"]["big"]["sources"] = ["streets"]
+    assert read_plan(write(folder, values)).sources[1].labelled == ("person", "car", "bus")
+
+
+def changed(*path: str, value) -> dict:
+    values = content()
+    entry = values
+    for key in path[:-1]:
+        entry = entry[key]
+    if value is None:
+        del entry[path[-1]]
+    else:
+        entry[path[-1]] = value
+    return values
+
+
+BIG = ("teachers", "big")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (changed(*BIG, "classes", value={}), "none of its classes is one of the student's"),
+        (changed(*BIG, "classes", value={"autos": "car"}), "'autos', which is none of its"),
+        (changed(*BIG, "classes", value={"auto": "tram"}), "to 'tram', which is none of"),
+        (changed(*BIG, "sources", value=["streets"]), "source fields teaches nothing"),
+        (changed(*BIG, "sources", value=["sky"]), "names no source of this file: sky"),
+        (changed(*BIG, "sure", value=7), "sure must be a number above 0 and at most 1"),
+        (changed(*BIG, "sure_on", value={"sky": {"car": 0.5}}), "which it does not teach"),
+        (changed(*BIG, "weigth", value=1), "unknown weigth; known: classes"),
+        (changed(*BIG, "weights", value="gone.pt"), "no checkpoint at"),
+        (changed("sources", "fields", "images", value="nothing"), "no picture in"),
+        (changed("sources", "fields", "images", value="gone"), "gone does not exist"),
+        (changed("sources", "fields", "labelled", value=["car"]), "labelled needs labels"),
+        (changed("sources", "fields", "crops", value={"size": 8}), "expected size from 32 on"),
+        (changed("sources", "streets", "labelled", value=["bus"]), "to which no label maps"),
+        (changed("sources", "streets", "data", value="gone.yaml"), "no data.yaml at"),
+        (changed("sources", "streets", value=None), "nothing can be measured"),
+        (changed("names", value=None), "lacks names"),
+        (changed("names", value=["car", "car"]), "each once"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(folder, values, expected, capsys):
+    if "streets" not in values["sources"]:
+        values["teachers"]["big"]["sources"] = ["fields"]
+    path = write(folder, values)
+    output = folder / "out"
+    command = ["distill", "--teachers", str(path), "--student", "aerial-student.yaml"]
+    assert main([*command, "--output", str(output)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1 and expected in error, error
+    assert not output.exists()
+
+
+def test_mappings_of_one_class_that_disagree_are_refused(folder):
+    """Within one mapping (where yaml itself would take the last), and between two."""
+    path = write(folder, content())
+    twice = path.read_text().replace("human: person", "human: person\\n      human: car")
+    path.write_text(twice.replace("\\n", "\n"))
+    with pytest.raises(ValueError, match="'human' is given twice: as 'person' and as 'car'"):
+        read_plan(path)
+    values = content()
+    save_checkpoint(folder / "other.pt", names=("car", "man"))
+    values["teachers"]["other"] = {
+        "weights": "other.pt", "sources": ["fields"], "classes": {"car": "bus", "man": "person"},
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="maps 'car' to 'bus', but .*source streets to 'car'"):
+        read_plan(write(folder, values))
+
+
+def test_one_picture_in_train_and_val_is_refused(folder):
+    data = yaml.safe_load((folder / "streets" / "data.yaml").read_text())
+    (folder / "streets" / "same.yaml").write_text(yaml.safe_dump({**data, "val": "images/train"}))
+    values = content()
+    values["sources"]["streets"]["data"] = "streets/same.yaml"
+    with pytest.raises(ValueError, match="000.png is in both train and val"):
+        read_plan(write(folder, values))
+
+
+def test_one_teacher_and_several_do_not_go_together(folder, capsys):
+    command = ["distill", "--teachers", "t.yaml", "--teacher", "t.pt", "--student", "s.yaml"]
+    assert main([*command, "--output", str(folder / "out")]) == 2
+    assert "or --teachers instead of both" in capsys.readouterr().err

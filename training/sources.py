@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Several sources of frames, several teachers: what `distill --teachers FILE` reads.
+
+    names: [person, two-wheeler, car, truck, bus]     # the student's classes
+    sources:
+      thermal:
+        data: hit-uav/data.yaml        # labelled, with a validation split
+        labelled: [person, two-wheeler, car]   # default: every class that its names map to
+        classes: {bicycle: two-wheeler, other_vehicle: null}   # others: by the same name
+        every: 2                       # every second frame
+      streets:
+        images: pictures               # a folder or a list: nobody labelled them
+        crops: {size: 416, scales: [1, 0.5]}   # the student sees windows of them
+      fields:
+        images: fields
+        empty: true                    # somebody looked: no object of any class is in them
+    teachers:
+      visdrone:
+        weights: visdrone.pt           # or a folder of predictions, or a COCO results .json
+        imgsz: 640                     # default: as trained
+        tiles: auto                    # see `drone_kd.detector.Detector`; default: off
+        sources: [streets]
+        classes: {pedestrian: person, van: car}
+        sure: 0.5                      # or {person: 0.7, car: 0.4}: from this score on it is right
+        sure_on: {streets: {person: 0.8}}
+        weight: {person: 0.5}          # where its precision cannot be measured
+    answers: answers                   # folder where answers are kept; default: this one
+
+Relative paths are taken from the file's own folder. A frame is taught by the teachers of its
+source; a class that neither its labels nor a teacher cover teaches nothing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
+
+from training.data import DataError, image_paths, load_data
+from training.models import UnusableModelError, class_names, load_model
+from training.softlabels import IGNORE_BAND
+from training.teachers import open_teacher
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Windows of ``size`` px that the student sees of each picture reduced to each of ``scales``:
+    every ``every``-th, and of those without an object every ``empty_every``-th.
+    """
+
+    size: int
+    scales: tuple[float, ...] = (1.0,)
+    every: int = 1
+    empty_every: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))
+        if self.size < 32 or min(self.every, self.empty_every) < 1 or not self.scales:
+            raise ValueError("expected size from 32 on, scales, every and empty_every from 1 on")
+        if not all(0 < scale <= 1 for scale in self.scales):
+            raise ValueError(f"expected scales above 0 and at most 1, got {list(self.scales)}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Frames of one kind. ``names``: of its own labels, () where nobody labelled it; ``classes``:
+    own name -> the student's; ``labelled``: which of the student's its labels cover.
+    """
+
+    name: str
+    train: tuple[Path, ...]
+    val: tuple[Path, ...] = ()
+    names: tuple[str, ...] = ()
+    classes: Mapping[str, str] = field(default_factory=dict)
+    labelled: tuple[str, ...] = ()
+    repeat: int = 1
+    crops: Crops | None = None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Who answers for which sources. ``names``: its own classes; ``classes``: own name -> the
+    student's; ``sure`` and ``weight``: by the student's class.
+    """
+
+    name: str
+    weights: Path
+    names: tuple[str, ...]
+    sources: tuple[str, ...]
+    classes: Mapping[str, str]
+    imgsz: int | None = None
+    tiles: str = "off"
+    sure: Mapping[str, float] = field(default_factory=dict)
+    sure_on: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    weight: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def answers_for(self) -> tuple[str, ...]:
+        """The student's classes that it knows."""
+        return tuple(dict.fromkeys(self.classes.values()))
+
+    def threshold(self, source: str, class_name: str) -> float:
+        """The score from which on its answer is right on this source."""
+        return self.sure_on.get(source, {}).get(class_name, self.sure[class_name])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the file says, checked; ``names``: the student's classes."""
+
+    names: tuple[str, ...]
+    sources: tuple[Source, ...]
+    teachers: tuple[Teacher, ...]
+    answers: Path
+
+    def teachers_of(self, source: Source) -> list[Teacher]:
+        """Who teaches a source."""
+        return [t for t in self.teachers if source.name in t.sources]
+
+    def answered(self, source: Source) -> tuple[str, ...]:
+        """The student's classes for which some teacher answers on a source."""
+        known = {name for t in self.teachers_of(source) for name in t.answers_for}
+        return tuple(name for name in self.names if name in known)
+
+    def table(self) -> str:
+        """Source x teacher x classes x frames, as text."""
+        lines = [f"{'source':<18}{'frames':>7}  {'from':<18} classes"]
+        for source in self.sources:
+            rows = [("labels", source.labelled)] if source.labelled else []
+            rows += [(t.name, t.answers_for) for t in self.teachers_of(source)]
+            covered = {name for _, names in rows for name in names}
+            masked = [name for name in self.names if name not in covered]
+            rows += [("nobody: masked", masked)] if masked else []
+            for number, (who, names) in enumerate(rows):
+                repeat = f" x {source.repeat}" if source.repeat > 1 else ""
+                first = f"{source.name:<18}{str(len(source.train)) + repeat:>7}"
+                lines.append(f"{first if number == 0 else '':<25}  {who:<18} {', '.join(names)}")
+        return "\n".join(lines)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys without a word."""
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
+    pairs = [
+        (loader.construct_object(k, deep=True), loader.construct_object(v, deep=True))
+        for k, v in node.value
+    ]
+    found: dict = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise DataError(f"{key!r} is given twice: as {found[key]!r} and as {value!r}")
+        found[key] = value
+    return found
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read and check the file of sources and teachers.
+
+    Raises:
+        DataError, UnusableModelError: what cannot work, in one line.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"no file of sources and teachers at {file}")
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is not readable as yaml: {str(error).splitlines()[0]}") from error
+    _check_keys(file, content, {"names", "sources"}, {"teachers", "answers"})
+    names = content["names"]
+    if not isinstance(names, list) or not names or len(set(names)) != len(names):
+        raise DataError(f"{file}: names must be a list of the student's classes, each once")
+    names = tuple(map(str, names))
+    root = file.resolve().parent
+    agreed: dict[str, tuple[str, str]] = {}
+    sources = []
+    for name, entry in _entries(file, content, "sources"):
+        sources.append(_source(f"{file}: source {name}", name, entry, root, names, agreed))
+    teachers = []
+    for name, entry in _entries(file, content, "teachers"):
+        teachers.append(
+            _teacher(f"{file}: teacher {name}", name, entry, root, names, sources, agreed)
+        )
+    plan = Plan(names, tuple(sources), tuple(teachers), root / content.get("answers", "answers"))
+    for source in sources:
+        if not source.labelled and not plan.answered(source):
+            raise DataError(
+                f"{file}: source {source.name} teaches nothing: nobody labelled it and no teacher "
+                "names it among its sources"
+            )
+    if not any(s.labelled and s.val for s in sources):
+        raise DataError(f"{file}: no source has labels and a val split: nothing can be measured")
+    return plan
+
+
+def _entries(file: Path, content: dict, key: str) -> list[tuple[str, dict]]:
+    entries = content.get(key) or {}
+    if not isinstance(entries, dict) or not (entries or key == "teachers"):
+        raise DataError(f"{file}: {key} must map names to settings")
+    return [(str(name), entry) for name, entry in entries.items()]
+
+
+def _check_keys(where: object, entry: object, needed: set[str], further: set[str]) -> None:
+    if not isinstance(entry, dict):
+        raise DataError(f"{where}: expected settings (key: value), found {type(entry).__name__}")
+    if missing := needed - set(entry):
+        raise DataError(f"{where} lacks {', '.join(sorted(missing))}")
+    if unknown := set(entry) - needed - further:
+        raise DataError(
+            f"{where}: unknown {', '.join(map(str, sorted(unknown)))}; known: "
+            f"{', '.join(sorted(needed | further))}"
+        )
+
+
+def _source(where: str, name: str, entry: dict, root: Path, names: tuple, agreed: dict) -> Source:
+    further = {"data", "images", "empty", "classes", "labelled", "every", "repeat", "crops"}
+    _check_keys(where, entry, set(), further)
+    if ("data" in entry) == ("images" in entry):
+        raise DataError(
+            f"{where}: expected either data (a data.yaml) or images (a folder, a list)"
+        )
+    every, repeat = (entry.get(key, 1) for key in ("every", "repeat"))
+    if not all(isinstance(n, int) and n >= 1 for n in (every, repeat)):
+        raise DataError(f"{where}: every and repeat must be whole numbers from 1 on")
+    own: tuple[str, ...] = ()
+    classes: dict[str, str] = {}
+    labelled: tuple[str, ...] = ()
+    val: list[Path] = []
+    if "data" in entry:
+        if "empty" in entry:
+            raise DataError(f"{where}: empty goes with images: data has labels")
+        data = load_data(root / entry["data"])
+        own, folder = data.names, data.train
+        classes = _classes(where, entry, own, names, agreed)
+        labelled = tuple(entry.get("labelled", dict.fromkeys(classes.values())))
+        if unknown := set(labelled) - set(classes.values()):
+            raise DataError(f"{where}: labelled names {sorted(unknown)}, to which no label maps")
+        val = image_paths(data.val)
+    else:
+        labelled = names if entry.get("empty") else ()
+        if given := {"classes", "labelled"} & set(entry):
+            raise DataError(f"{where}: {', '.join(sorted(given))} needs labels (data)")
+        folder = root / entry["images"]
+        if not folder.exists():
+            raise DataError(f"{where}: {folder} does not exist")
+    try:
+        crops = Crops(**entry["crops"]) if "crops" in entry else None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: crops: {error}") from None
+    train = image_paths(folder)[::every]
+    if both := set(train) & set(val):
+        raise DataError(f"{where}: {min(both).name} is in both train and val")
+    return Source(name, tuple(train), tuple(val), own, classes, labelled, repeat, crops)
+
+
+def _teacher(
+    where: str, name: str, entry: dict, root: Path, names: tuple, sources: list, agreed: dict
+) -> Teacher:
+    own = {f.name for f in fields(Teacher)} - {"name", "names", "weights", "sources"}
+    _check_keys(where, entry, {"weights", "sources"}, own)
+    weights = root / entry["weights"]
+    if unknown := set(entry["sources"]) - {s.name for s in sources}:
+        raise DataError(f"{where} names no source of this file: {', '.join(sorted(unknown))}")
+    if predicted(weights):
+        known = open_teacher(str(weights), names).names
+    else:
+        model, _ = load_model(str(weights))
+        known = class_names(model)
+    classes = _classes(where, entry, known, names, agreed)
+    sure = _per_class(where, "sure", entry.get("sure", IGNORE_BAND[1]), names, IGNORE_BAND[1])
+    sure_on = {
+        source: _per_class(where, "sure_on", values, names)
+        for source, values in (entry.get("sure_on") or {}).items()
+    }
+    if unknown := set(sure_on) - set(entry["sources"]):
+        raise DataError(f"{where}: sure_on names {sorted(unknown)}, which it does not teach")
+    return Teacher(
+        name,
+        weights,
+        known,
+        tuple(entry["sources"]),
+        classes,
+        entry.get("imgsz"),
+        str(entry.get("tiles", "off")),
+        sure,
+        sure_on,
+        _per_class(where, "weight", entry.get("weight", 1.0), names, 1.0),
+    )
+
+
+def predicted(weights: Path) -> bool:
+    """Whether a teacher is no checkpoint, but what one said."""
+    return weights.is_dir() or weights.suffix == ".json"
+
+
+def _classes(
+    where: str, entry: dict, own: tuple[str, ...], names: tuple[str, ...], agreed: dict
+) -> dict[str, str]:
+    """Own name -> the student's name: as given, else by the same name."""
+    given = entry.get("classes") or {}
+    same = {name.strip().lower(): name for name in names}
+    known = {name.strip().lower() for name in own}
+    found: dict[str, str] = {}
+    for key, value in given.items():
+        if str(key).strip().lower() not in known:
+            raise DataError(
+                f"{where} maps {key!r}, which is none of its classes: {list(own)[:12]}"
+            )
+        if value is not None and value not in names:
+            raise DataError(f"{where} maps {key!r} to {value!r}, which is none of {list(names)}")
+    lower = {str(key).strip().lower(): value for key, value in given.items()}
+    for name in own:
+        key = name.strip().lower()
+        target = lower[key] if key in lower else same.get(key)
+        if target is None:
+            continue
+        found[name] = target
+        other, place = agreed.setdefault(key, (target, where))
+        if other != target:
+            raise DataError(f"{where} maps {name!r} to {target!r}, but {place} to {other!r}")
+    if not found:
+        raise UnusableModelError(
+            f"{where}: none of its classes is one of the student's: it has {list(own)[:12]}, the "
+            f"student {list(names)}; map them with classes: {{theirs: ours}}"
+        )
+    return found
+
+
+def _per_class(
+    where: str, key: str, given: object, names: tuple[str, ...], default: float | None = None
+) -> dict[str, float]:
+    """{class: number in (0, 1]} of one number for all, or of some classes' own."""
+    values = given if isinstance(given, dict) else dict.fromkeys(names, given)
+    for name, value in values.items():
+        if name not in names or not isinstance(value, (int, float)) or not 0 < value <= 1:
+            raise DataError(
+                f"{where}: {key} must be a number above 0 and at most 1, or one for each of some "
+                f"of {list(names)}; got {name}: {value!r}"
+            )
+    rest = {} if default is None else dict.fromkeys(names, default)
+    return {**rest, **{name: float(value) for name, value in values.items()}}
