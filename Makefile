@@ -97,10 +97,10 @@ $(DONE)/ros: requirements/onboard.txt requirements/ros.txt requirements/dev.txt 
 	@touch $@
 
 $(DONE)/training: requirements/training.txt requirements/simulation.txt requirements/record.txt \
-  requirements/ultralytics.txt requirements/fusion.txt $(DONE)/ros
+  requirements/ultralytics.txt $(DONE)/ros
 	@echo "[3/4] installing torch and Ultralytics (about 3 GB to download, some minutes)"
 	$(PIP) -r requirements/training.txt -r requirements/simulation.txt -r requirements/onboard.txt
-	$(PIP) --no-deps -r requirements/ultralytics.txt -r requirements/fusion.txt
+	$(PIP) --no-deps -r requirements/ultralytics.txt
 	@touch $@
 
 # A tool of the tests alone, which do without where its wheels cannot be had.
