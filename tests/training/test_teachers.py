@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_training import NAMES, SIZE, save_checkpoint
+from torchvision.ops import box_convert
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
-from training.models import UnusableModelError
-from training.teachers import BoxTeacher, DetectTeacher, _in_tiles, open_teacher
+from training.backend import BoxBackend
+from training.models import UnusableModelError, load_model
+from training.teachers import BOX_HEADS, BoxTeacher, DetectTeacher, _in_tiles, open_teacher
 
 
 def test_a_detector_answers_per_anchor(tmp_path):
@@ -49,6 +51,27 @@ def test_rt_detr_answers_with_boxes(tmp_path):
     first = answer.frame == 0
     assert torch.allclose(answer.scores[first].amax(-1).sort()[0], plain[0, :, 4].sort()[0],
                           atol=1e-5) or plain.shape[-1] != 6  # fmt: skip
+
+
+def test_rt_detr_behind_the_detectors_interface_gives_the_same_boxes(tmp_path):
+    torch.manual_seed(0)
+    model = RTDETRDetectionModel("rtdetr-l.yaml", nc=2, verbose=False)
+    model.names = dict(enumerate(NAMES))
+    torch.save({"model": model, "train_args": {"imgsz": 128}}, tmp_path / "rtdetr.pt")
+    teacher = open_teacher(str(tmp_path / "rtdetr.pt"), NAMES)
+    backend = BoxBackend(load_model(str(tmp_path / "rtdetr.pt"), also=BOX_HEADS)[0])
+    assert backend.spec.classes == NAMES and backend.spec.input_width == 128
+    frames = torch.randint(0, 255, (1, 128, 128, 3), dtype=torch.uint8)
+    (rows,) = backend.infer(frames.numpy())
+    with torch.no_grad():
+        answer = teacher(frames.permute(0, 3, 1, 2).flip(1) / 255, {})
+    xyxy = box_convert(answer.cxcywh, "cxcywh", "xyxy").clamp(0, 1) * 128
+    scores, class_ids = answer.scores.max(dim=1)
+    expected = torch.cat([xyxy, scores[:, None], class_ids[:, None]], dim=1)
+    found = torch.from_numpy(rows)
+    assert (found[1:, 4] <= found[:-1, 4]).all()  # best first
+    distance = (expected[:, None] - found[None]).abs().amax(dim=-1)
+    assert distance.amin(dim=1).max() < 0.01
 
 
 def test_predictions_are_read_from_yolo_files_and_from_coco(tmp_path):

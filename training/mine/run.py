@@ -245,5 +245,4 @@ def _digest(model: str) -> str:
 
 def _publish(work: Path, output: Path) -> None:
     shutil.rmtree(work / "shards")
-    (work / "settings.json").unlink()
     os.replace(work, output)
