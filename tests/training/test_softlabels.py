@@ -119,8 +119,9 @@ def test_what_a_teacher_misses_is_no_background_where_labels_know_better():
 def test_sure_answers_lie_among_the_labels_of_their_frame():
     """Ultralytics' losses take a frame's labels as one stretch, frame after frame."""
     batch = as_batch([label("a"), label("b", (0, 0.5, 0.5, 0.1, 0.1)), label("c")])
-    whole = torch.tensor([[0.5, 0.5, 1.0, 1.0]])
-    batch["regions"] = Boxes(torch.tensor([0, 2]), whole.repeat(2, 1), torch.zeros(2, 0))
+    whole = torch.tensor([[0.5, 0.5, 1.0, 1.0]]).repeat(2, 1)
+    nobody, both = torch.zeros(2, 2, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool)
+    batch["areas"] = Areas(torch.tensor([0, 2]), whole, nobody, both)
     boxes = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2]])
     answers = Boxes(torch.tensor([2, 0]), boxes, torch.tensor([[0.9, 0.0], [0.0, 0.9]]))
     labelled = add_sure_answers(batch, answers)
