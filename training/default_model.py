@@ -81,6 +81,8 @@ GROUNDS = ("hit-uav", "aerial-cars", "unicamp-people")
 # Frames on which the threshold is chosen: of HIT-UAV's training flights those between the ones
 # trained on, of aerial-cars' the ones trained on (there are no others).
 THRESHOLD_FRAMES = 150
+# A class with fewer labels there has no say.
+LABELS_NEEDED = 20
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,8 @@ def calibrate(checkpoint: Path, plan: Plan, output: Path) -> tuple[Path, dict]:
             branch[-1].bias.data += float(shift)
         model.args = {"imgsz": INPUT_PX}
         temporary = output / ".calibrated.tmp"
-        torch.save({"model": model, "train_args": {"imgsz": INPUT_PX}}, temporary)
+        # Half precision, as Ultralytics keeps its checkpoints.
+        torch.save({"model": model.half(), "train_args": {"imgsz": INPUT_PX}}, temporary)
         os.replace(temporary, saved)
         write_text(found_file, json.dumps(found, indent=1))
     return saved, json.loads(found_file.read_text(encoding="utf-8"))
@@ -320,7 +323,7 @@ def choose_threshold(backend, plan: Plan) -> dict:
                     right, total = count_right(table, truth, c, threshold)
                     counts[c, k] += right, total, (truth[:, 4] == c).sum()
         for c, label in enumerate(plan.names):
-            if counts[c, 0, 2] >= 20:
+            if counts[c, 0, 2] >= LABELS_NEEDED:
                 curves[f"{name} {label}"] = 2 * counts[c, :, 0] / counts[c, :, 1:].sum(-1)
     mean = np.mean(list(curves.values()), axis=0)
     best = int(mean.argmax())
