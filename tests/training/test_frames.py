@@ -1,6 +1,8 @@
 """From sources and teachers to a run: real answers, real short trainings."""
 
+import io
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from tiny_training import SIZE, draw_set, save_checkpoint
+from ultralytics.utils import LOGGER
 
 import training.answers
 import training.distill
@@ -122,15 +125,20 @@ def test_windows_hold_what_lies_in_them():
     assert len(_inside(cut, (0.35, 0.0, 1.0, 1.0))) == 1  # an eighth of the first is too little
 
 
-def test_the_command_says_who_teaches_what_and_measures_each_source(tmp_path, capfd):
+def test_the_command_says_who_teaches_what_and_measures_each_source(tmp_path):
     plan = write_plan(tmp_path)
     command = ["distill", "--teachers", str(plan), "--student", "aerial-student.yaml"]
     command += ["--output", str(tmp_path / "out"), "--epochs", "1", "--imgsz", str(SIZE)]
     command += ["--batch", "6", *(f"--set={k}={v}" for k, v in SHORT.items())]
-    assert main(command) == 0
-    out, err = capfd.readouterr()
-    said = out + err
-    assert said.index("nobody: masked") < said.index("Starting training")
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    LOGGER.addHandler(handler)
+    try:
+        assert main(command) == 0
+    finally:
+        LOGGER.removeHandler(handler)
+    text = said.getvalue()
+    assert text.index("nobody: masked") < text.index("Starting training")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert set(metrics["sources"]) == {"streets"}
     assert set(metrics["sources"]["streets"]["per_class"]) == {"car"}
