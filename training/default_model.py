@@ -58,7 +58,8 @@ INPUT_PX = 640
 # stays out; lewis stays out altogether: no alarm in it can have been trained away.
 RGB_SOURCES = {
     "bogota-niza": ("bogota-niza",),
-    "chia-aqua": ("chia-aqua",),
+    "chia-slanted": ("chia-aqua_0294", "chia-aqua_03"),
+    "chia-aqua": ("chia-aqua_00", "chia-aqua_01", "chia-aqua_0211"),
     "caliterra": ("caliterra",),
     "elsewhere": ("boruszyn", "freetown", "agung"),
 }
@@ -81,6 +82,8 @@ GROUNDS = ("hit-uav", "aerial-cars", "unicamp-people")
 # Frames on which the threshold is chosen: of HIT-UAV's training flights those between the ones
 # trained on, of aerial-cars' the ones trained on (there are no others).
 THRESHOLD_FRAMES = 150
+# A class with fewer labels there has no say.
+LABELS_NEEDED = 20
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Recipe:
     overrides: dict = field(
         default_factory=lambda: {
             "optimizer": "AdamW",
-            "lr0": 0.001,
+            "lr0": 0.0003,
             "lrf": 0.05,
             "cos_lr": True,
             "warmup_epochs": 0.2,
@@ -281,7 +284,8 @@ def calibrate(checkpoint: Path, plan: Plan, output: Path) -> tuple[Path, dict]:
             branch[-1].bias.data += float(shift)
         model.args = {"imgsz": INPUT_PX}
         temporary = output / ".calibrated.tmp"
-        torch.save({"model": model, "train_args": {"imgsz": INPUT_PX}}, temporary)
+        # Half precision, as Ultralytics keeps its checkpoints.
+        torch.save({"model": model.half(), "train_args": {"imgsz": INPUT_PX}}, temporary)
         os.replace(temporary, saved)
         write_text(found_file, json.dumps(found, indent=1))
     return saved, json.loads(found_file.read_text(encoding="utf-8"))
@@ -320,7 +324,7 @@ def choose_threshold(backend, plan: Plan) -> dict:
                     right, total = count_right(table, truth, c, threshold)
                     counts[c, k] += right, total, (truth[:, 4] == c).sum()
         for c, label in enumerate(plan.names):
-            if counts[c, 0, 2] >= 20:
+            if counts[c, 0, 2] >= LABELS_NEEDED:
                 curves[f"{name} {label}"] = 2 * counts[c, :, 0] / counts[c, :, 1:].sum(-1)
     mean = np.mean(list(curves.values()), axis=0)
     best = int(mean.argmax())

@@ -1,68 +1,131 @@
-import shutil
+import json
+from pathlib import Path
+from string import Template
 
+import cv2
 import numpy as np
+import pytest
+import yaml
+from tiny_training import save_checkpoint
 
 import training.default_model as module
 from drone_kd.backends import open_backend
+from training.backend import TorchBackend
+from training.card import grounds_table
 from training.data import load_data, read_sample
-from training.default_model import CLASSES, SAME, Recipe, _crop, _labelled, _write, _yaml, card
+from training.default_model import KINDS, PLAN, calibrate, choose_threshold, start, write_ground
+from training.models import load_model
+from training.sources import Plan, Source
 
 
-def test_every_source_name_maps_to_a_class():
-    assert set(SAME.values()) == set(CLASSES)
+@pytest.fixture(scope="module")
+def committed() -> dict:
+    text = PLAN.read_text(encoding="utf-8")
+    return yaml.safe_load(Template(text).substitute(shared="S", work="W", thermal="T.pt"))
 
 
-def test_crop_keeps_what_is_mostly_inside():
-    boxes = np.array([[10, 10, 30, 30], [90, 10, 120, 30], [95, 10, 105, 20], [96, 10, 106, 20]])
-    clipped, kept = _crop(boxes.astype(float), 0, 0, 100, 100)
-    assert kept.tolist() == [True, False, False, False]
-    assert clipped.tolist() == [[10, 10, 30, 30]]
-    shifted, kept = _crop(boxes.astype(float), 5, 5, 100, 100)
-    assert shifted[0].tolist() == [5, 5, 25, 25]
+def test_the_committed_plan_teaches_every_class_and_measures_on_nothing_it_trains_on(committed):
+    assert committed["names"] == ["person", "two-wheeler", "car", "truck", "bus"]
+    assert "unicamp" not in PLAN.read_text(encoding="utf-8")
+    assert "lewis" not in str(committed["sources"])
+    taught = {s for t in committed["teachers"].values() for s in t["sources"]}
+    labelled = {s for s, v in committed["sources"].items() if "data" in v or v.get("empty")}
+    assert taught | labelled == set(committed["sources"])
+    mapped = [v.get("classes", {}) for part in ("sources", "teachers")
+              for v in committed[part].values()]  # fmt: skip
+    assert {c for m in mapped for c in m.values() if c} <= set(committed["names"])
 
 
-def test_sources_are_written_with_one_class_list(tiny_data, tmp_path):
+def test_kinds_of_every_name():
+    assert set(KINDS.values()) == {"person", "two-wheeler", "vehicle"}
+
+
+def test_the_student_starts_with_coco_s_classes_under_our_names(tmp_path):
+    coco = save_checkpoint(tmp_path / "coco.pt", names=("person", "motorcycle", "car"))
+    model, _ = load_model(str(start(coco, tmp_path / "start.pt")))
+    assert list(model.names.values()) == ["person", "two-wheeler", "car"]
+
+
+def test_a_ground_takes_classes_of_one_kind_together(tmp_path):
+    folder = tmp_path / "data" / "set"
+    for part in ("images/val", "labels/val"):
+        (folder / part).mkdir(parents=True)
+    cv2.imwrite(str(folder / "images/val/a.png"), np.zeros((50, 100, 3), np.uint8))
+    (folder / "labels/val/a.txt").write_text("0 0.5 0.5 0.2 0.2\n2 0.2 0.2 0.1 0.1\n")
+    names = {0: "van", 1: "person", 2: "bus"}
+    content = {"train": "images/val", "val": "images/val", "names": names}
+    (folder / "data.yaml").write_text(yaml.safe_dump(content))
+    data = load_data(write_ground(tmp_path, "set", tmp_path / "ground"))
+    assert data.names == ("vehicle", "person")
+    sample = read_sample(next(data.val.iterdir()), 2)
+    assert sample.class_ids.tolist() == [0, 0]
+    np.testing.assert_allclose(sample.xyxy[0], [40, 20, 60, 30], atol=0.01)
+
+
+def test_the_best_threshold_becomes_the_default_one(tiny_data, tmp_path, monkeypatch):
+    """What is added to the logits moves each score that was at the threshold to 0.25."""
     data = load_data(tiny_data)
-    paths = sorted(data.train.iterdir())[:3]
-    folder = tmp_path / "images" / "train"
-    written = _write(_labelled(paths, data.names), folder, tiles=False, title="")
-    (tmp_path / "images" / "val").mkdir()
-    again = load_data(_yaml(tmp_path / "data.yaml", "images/train", "images/val"))
-    assert again.names == CLASSES and len(written) == 3
-    before, after = read_sample(paths[0], 2), read_sample(written[0], len(CLASSES))
-    assert [CLASSES[i] for i in after.class_ids] == [data.names[i] for i in before.class_ids]
-    np.testing.assert_allclose(after.xyxy, before.xyxy, atol=0.01)
+    pictures = tuple(sorted(data.train.iterdir()))
+    plan = Plan(
+        ("car", "person"),
+        tuple(
+            Source(name, pictures, (), data.names, {n: n for n in data.names}, ("car", "person"))
+            for name in ("hit-uav", "aerial-cars")
+        ),
+        (),
+        tmp_path,
+    )
+    checkpoint = save_checkpoint(tmp_path / "best.pt")
+    found = {"threshold": 0.4, "f1": 0.5, "f1_by_class": {}}
+    monkeypatch.setattr(module, "choose_threshold", lambda *_: found)
+    moved, chosen = calibrate(checkpoint, plan, tmp_path)
+    assert chosen == found and json.loads((tmp_path / "threshold.json").read_text()) == found
+    before, after = (load_model(str(p))[0].model[-1].cv3[0][-1].bias for p in (checkpoint, moved))
+    sigmoid = 1 / (1 + np.exp(-(np.log(0.4 / 0.6) + float((after - before)[0]))))
+    assert sigmoid == pytest.approx(0.25, abs=1e-3)
 
 
-def test_the_command_leaves_model_card_and_checkpoint(
-    tiny_data, tiny_teacher, tmp_path, monkeypatch
-):
-    """All but the hour of training, which is an untrained checkpoint here."""
-    run = tmp_path / "run" / "train"
+def test_the_threshold_is_the_one_of_the_best_f1(tiny_data, tmp_path, monkeypatch):
+    class Perfect:
+        """Finds every car at 0.6, every person at 0.45, and a car of nothing at 0.3."""
 
-    def train(config, output, resume):
-        assert output == run and config.overrides["pretrained"].endswith("yolov8n-coco.pt")
-        run.mkdir(parents=True)
-        shutil.copy(tiny_teacher, run / "best.pt")
-        return {"student": {"parameters": 1000, "gflops": 1.0}}
+        name, fallback = "perfect", ""
 
-    sets = {"train": tiny_data, "aerial-cars": tiny_data, "hit-uav": tiny_data}
-    monkeypatch.setattr(module, "build_data", lambda *_: sets)
-    monkeypatch.setattr(module, "distill", train)
-    monkeypatch.setattr(module, "PACKAGED_MODELS", tmp_path / "checkpoints")
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "models").mkdir()
-    arguments = ["--shared", str(tmp_path), "--output", str(tmp_path / "run")]
-    assert module.main([*arguments, "--models", str(tmp_path / "models")]) == 0
-    assert open_backend(tmp_path / "models" / "default.onnx").spec.licence == "AGPL-3.0"
-    assert "| hit-uav, 6 frames |" in (tmp_path / "models" / "README.md").read_text()
-    kept = (tmp_path / "checkpoints" / "default.pt").read_bytes()
-    assert kept == tiny_teacher.read_bytes()
+        def __init__(self, spec, samples):
+            self.spec, self.samples, self.turn = spec, samples, 0
+
+        def infer(self, batch):
+            sample = self.samples[self.turn % len(self.samples)]
+            self.turn += 1
+            rows = [[*b, 0.6 if c == 0 else 0.45, c]
+                    for b, c in zip(sample.xyxy, sample.class_ids, strict=True)]  # fmt: skip
+            rows.append([0, 0, 4, 4, 0.3, 0])
+            return np.array([rows], np.float32)
+
+    data = load_data(tiny_data)
+    samples = [read_sample(p, 2) for p in sorted(data.train.iterdir())] * 2
+    model = TorchBackend(load_model(str(save_checkpoint(tmp_path / "m.pt")))[0], 64)
+    pictures = tuple(s.path for s in samples[:12])
+    sources = tuple(
+        Source(n, pictures, (), data.names, {c: c for c in data.names}, ("car", "person"))
+        for n in ("hit-uav", "aerial-cars")
+    )
+    plan = Plan(("car", "person"), sources, (), tmp_path)
+    monkeypatch.setattr(module, "LABELS_NEEDED", 5)
+    found = choose_threshold(Perfect(model.spec, samples), plan)
+    assert 0.3 < found["threshold"] <= 0.45 and found["f1"] == 1.0
 
 
-def test_card_names_what_the_licences_ask_for():
-    scores = {"map50_95": 0.2, "map50": 0.4, "ap_tiny": None, "images": 3, "per_class": {}}
-    text = card({"hit-uav": scores}, Recipe(), {"parameters": 1000, "gflops": 1.0})
-    assert "| hit-uav, 3 frames | 20.0 | 40.0 | - |" in text
+def test_the_table_says_the_mean_over_grounds():
+    figures = {"m": {"a": {"map50": 0.2, "map50_95": 0.1}, "b": {"map50": 0.6, "map50_95": 0.3}}}
+    assert "| m | 3.1 M | 20.0 (10.0) | 60.0 (30.0) | 40.0 (20.0) |" in grounds_table(
+        figures, {"m": 3_100_000}
+    )
+
+
+def test_the_package_s_own_model_is_credited():
+    card = Path(module.__file__).parent.parent / "drone_kd" / "models" / "README.md"
+    text = card.read_text(encoding="utf-8")
     for name in ("Kharuzhy", "HIT-UAV", "Zaborowski", "CC BY-SA", "DroneTM"):
-        assert name in text
+        assert name in text and name in module.ATTRIBUTION
+    assert open_backend(card.with_name("default.onnx")).spec.licence == module.LICENCE

@@ -114,7 +114,7 @@ BIG = ("teachers", "big")
 )
 def test_what_cannot_work_is_refused_in_one_line(folder, values, expected, capsys):
     if "streets" not in values["sources"]:
-        values["teachers"]["big"]["sources"] = ["fields"]
+        values["teachers"]["big"] |= {"sources": ["fields"], "sure_on": {}}
     path = write(folder, values)
     output = folder / "out"
     command = ["distill", "--teachers", str(path), "--student", "aerial-student.yaml"]
