@@ -23,7 +23,7 @@ from training.softlabels import IGNORE_BAND
 from training.sources import Plan
 
 # Only these may be shown in the repository: public domain and CC0.
-SHOWN = ("bogota-niza", "chia-aqua", "chia-slanted")
+SHOWN = ("bogota-niza", "chia-aqua")
 WINDOW_PX, SHEET_COLUMNS, SHEET_JPEG = 400, 3, 80
 PICTURES = 6
 

@@ -41,7 +41,7 @@ class Plan:
     data: str | None = None
     teacher: str = str(PACKAGED_MODELS / "demo-teacher.pt")
     # The default model's checkpoint: in minutes on two cores nothing is learnt from scratch.
-    student: str = str(PACKAGED_MODELS / "default.pt")
+    student: str = str(PACKAGED_MODELS / "demo-student.pt")
     epochs: int = 2
     teacher_epochs: int = 0
     imgsz: int = 640

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """`make demo-loop`: a flight today, a better model tomorrow; what is finished is not done again.
 
-The default model flies at night, over procedural places that a thermal camera sees: a scene that
+The student that `make demo` starts from flies at night, over procedural places that a thermal camera sees: a scene that
 it never learnt. The node records its hard frames over real DDS; they are mined, the model is
 retrained, judged and exported, and goes into the node, which flew on all the while. Both models
 are scored over the same flight, of a place that nothing was recorded of.
@@ -30,7 +30,6 @@ from pathlib import Path
 import cv2
 import yaml
 
-from drone_kd.config import default_model_path
 from drone_kd.detector import load_detector
 from drone_kd.draw import contact_sheet, draw_detections
 from drone_kd.processes import running
@@ -44,6 +43,7 @@ from training.config import NO_TEACHER, Config, read_config
 from training.data import image_paths, load_data, write_text
 from training.demo import SHORT_RUN
 from training.distill import distill
+from training.export import export
 from training.generate import generate
 from training.mine.run import Settings, mine
 from training.models import PACKAGED_MODELS, class_names, load_model
@@ -66,7 +66,7 @@ class Plan:
 
     output: Path = Path("runs/demo-loop")
     teacher: str = str(PACKAGED_MODELS / "demo-teacher.pt")
-    model: str = str(PACKAGED_MODELS / "default.pt")
+    model: str = str(PACKAGED_MODELS / "demo-student.pt")
     imgsz: int = 640
     teacher_places: int = 10
     teacher_frames: int = 8  # of each place
@@ -90,13 +90,16 @@ def run(plan: Plan) -> dict:
     print("[1/6] a teacher that knows the night, and the base", flush=True)
     base = _base(plan)
     teacher = _teacher(plan, base)
-    with _node(plan, out / "bags") as node:
-        print("[2/6] the default model flies, and records", flush=True)
+    flying = out / "flying.onnx"
+    if not flying.is_file():
+        export(Path(plan.model), flying)
+    with _node(plan, flying, out / "bags") as node:
+        print("[2/6] the student of make demo flies, and records", flush=True)
         before = _scored(plan, node, out / "before")
         if not (out / "mined").is_dir():
             bags = _record(plan, node, out / "bags")
             print("[3/6] mine", flush=True)
-            settings = Settings(str(teacher), str(default_model_path()), plan.mined, 5)
+            settings = Settings(str(teacher), str(flying), plan.mined, 5)
             mine([str(bag) for bag in bags], out / "mined", settings)
         print("[4/6] retrain and judge", flush=True)
         retraining = Retraining(
@@ -107,7 +110,7 @@ def run(plan: Plan) -> dict:
             epochs=plan.epochs,
             batch=plan.batch,
             imgsz=plan.imgsz,
-            parent=str(default_model_path()),
+            parent=str(flying),
         )
         found = retrain(retraining, out / "retrained", COMMAND)
         print(found["table"], flush=True)
@@ -117,7 +120,7 @@ def run(plan: Plan) -> dict:
         node.swap(Path(found["model"]))
         after = _scored(plan, node, out / "after")
     print("[6/6] before and after", flush=True)
-    picture = _picture(plan, Path(found["model"]))
+    picture = _picture(plan, flying, Path(found["model"]))
     table = as_table(before, after)
     summary = {"before": before, "after": after, "guard": found, "picture": str(picture)}
     write_text(out / "summary.json", json.dumps(summary, indent=1))
@@ -226,12 +229,12 @@ def _camera(plan: Plan, seed: int, seconds: float) -> list[str]:
     return ros_arguments(values)
 
 
-def _picture(plan: Plan, model: Path) -> Path:
+def _picture(plan: Plan, before: Path, after: Path) -> Path:
     """The same frame with the boxes of both models, before on the left."""
     flight = scenery(FlightPlan(seed=SCORED_SEED, scene=SCENE, fps=0.2))
     frame = next(islice(flight, 2, None)).image
     sides = []
-    for path in (default_model_path(), model):
+    for path in (before, after):
         detector = load_detector(path)
         sides.append(draw_detections(frame, detector(frame), detector.backend.spec.classes))
     picture = plan.output / "before-after.jpg"
@@ -240,8 +243,8 @@ def _picture(plan: Plan, model: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _node(plan: Plan, bags: Path) -> Iterator[_Node]:
-    """The detector with the default model as a process of its own, until all is done."""
+def _node(plan: Plan, model: Path, bags: Path) -> Iterator[_Node]:
+    """The detector as a process of its own, until all is done."""
     import rclpy  # not needed by anything else offline, and absent where ROS 2 is
 
     stay_on_this_machine()
@@ -251,7 +254,7 @@ def _node(plan: Plan, bags: Path) -> Iterator[_Node]:
     extra = ros_arguments(values)[1:]
     with contextlib.ExitStack() as stack:
         log = stack.enter_context((plan.output / "node.log").open("w", encoding="utf-8"))
-        command = [*detector_command("", CONFIDENCE), *extra]
+        command = [*detector_command(str(model), CONFIDENCE), *extra]
         process = stack.enter_context(running(command, stdout=log, stderr=log))
         rclpy.init()
         stack.callback(rclpy.try_shutdown)
