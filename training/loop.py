@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """`make demo-loop`: a flight today, a better model tomorrow; what is finished is not done again.
 
-The student that `make demo` starts from flies at night, over procedural places that a thermal camera sees: a scene that
-it never learnt. The node records its hard frames over real DDS; they are mined, the model is
-retrained, judged and exported, and goes into the node, which flew on all the while. Both models
-are scored over the same flight, of a place that nothing was recorded of.
+The student that `make demo` starts from flies at night, over procedural places that a thermal
+camera sees: a scene that it never learnt. The node records its hard frames over real DDS; they
+are mined, the model is retrained, judged and exported, and goes into the node, which flew on all
+the while. Both models are scored over the same flight, of a place that nothing was recorded of.
 
 No model of this repository has learnt the night, and the demo's teacher finds little of it: so
 the demo first trains that teacher on procedural frames of other places at night, and on the
