@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""python -m training generate | distill | compare | evaluate | predict | mine | labels | export:
-every offline step as one command.
+"""python -m training generate | distill | compare | evaluate | predict | mine | labels | retrain |
+export: every offline step as one command.
 
-Exit codes: 0 done; 1 the work failed; 2 the input cannot work (one line says why); 130
-interrupted.
+Exit codes: 0 done; 1 the work failed; 2 the input cannot work (one line says why); 3 the retrained
+model was refused; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from training.report import format_score, format_table
 def main(argv: list[str] | None = None) -> int:
     """Run one command; ``argv`` without the program's name. Returns the exit code."""
     arguments = _parser().parse_args(argv)
+    arguments.typed = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         print(f"\ninterrupted; {arguments.interrupted}", file=sys.stderr)
         return 130
@@ -34,7 +36,6 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, 2)
     except (RuntimeError, OSError) as error:
         return _fail(error, 1)
-    return 0
 
 
 def _fail(error: BaseException, code: int) -> int:
@@ -152,6 +153,33 @@ def _labels(a: argparse.Namespace) -> None:
         return
     frames, corrected = import_labels(a.mined, format_, Path(path), a.checked)
     print(f"{corrected} of {frames} frames have a person's labels now: {a.mined}")
+
+
+def _retrain(a: argparse.Namespace) -> int:
+    from training.retrain import Plan, retrain
+
+    plan = Plan(
+        model=a.model,
+        mined=a.mined,
+        data=a.data,
+        teacher=a.teacher,
+        replay=a.replay,
+        epochs=a.epochs,
+        batch=a.batch,
+        imgsz=a.imgsz,
+        device=a.device,
+        seed=a.seed,
+        precision=a.precision,
+        parent=a.parent,
+        overrides=dict(a.set),
+    )
+    found = retrain(plan, a.output, shlex.join(["python", "-m", "training", *a.typed]))
+    print(found["table"])
+    if not found["accepted"]:
+        print(f"refused: {a.output / 'refused.json'}; keep flying the model that flies")
+        return 3
+    print(f"accepted: {found['model']}")
+    return 0
 
 
 def _export(a: argparse.Namespace) -> None:
@@ -326,6 +354,42 @@ def _parser() -> argparse.ArgumentParser:
         "changed)",
     )
 
+    sub = command(
+        "retrain",
+        _retrain,
+        "Train the flying model on with mined frames; export it only if it is shown to be better.",
+        "the same command goes on where it was",
+    )
+    sub.add_argument("model", metavar="MODEL.pt", help="checkpoint of the model that flies")
+    sub.add_argument("--mined", required=True, metavar="DIR", help="folder of `training mine`")
+    sub.add_argument("--data", required=True, help="data.yaml of what it learnt from so far")
+    sub.add_argument(
+        "--teacher",
+        required=True,
+        help="the one that labelled the mined frames: a checkpoint, or a folder of its answers "
+        "to the base's training frames",
+    )
+    sub.add_argument("--output", type=Path, required=True, help="folder of the run")
+    sub.add_argument(
+        "--replay",
+        type=float,
+        default=0.75,
+        metavar="SHARE",
+        help="of base frames among those of an epoch, against forgetting (%(default)s)",
+    )
+    sub.add_argument(
+        "--parent", default="", metavar="ONNX", help="the file that flies, for the lineage"
+    )
+    sub.add_argument("--epochs", type=int, default=10, help="(%(default)s)")
+    sub.add_argument("--batch", type=int, default=8, help="frames per step (%(default)s)")
+    sub.add_argument("--imgsz", type=int, help="square input in pixels (default: as trained)")
+    sub.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    _add_device_option(sub)
+    _add_set_option(sub)
+    sub.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="of the file (%(default)s)"
+    )
+
     sub = command("export", _export, "Write a checkpoint as a self-describing ONNX file.")
     sub.add_argument("checkpoint", metavar="best.pt")
     sub.add_argument("--output", type=Path, required=True, help="the .onnx to write")
@@ -390,9 +454,7 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
         default=16,
         help="frames per step; -1: what fits into the GPU beside the teacher (%(default)s)",
     )
-    sub.add_argument(
-        "--device", default="", help="cpu, 0, or 0,1 (default: the GPU if there is one)"
-    )
+    _add_device_option(sub)
     sub.add_argument(
         "--terms",
         type=lambda text: tuple(text.split(",")),
@@ -443,6 +505,16 @@ def _add_run_options(sub: argparse.ArgumentParser) -> None:
         default=True,
         help="validate every epoch and keep the best, or only once at the end",
     )
+    _add_set_option(sub)
+
+
+def _add_device_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--device", default="", help="cpu, 0, or 0,1 (default: the GPU if there is one)"
+    )
+
+
+def _add_set_option(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--set",
         type=_setting,

@@ -8,6 +8,7 @@ pycocotools'.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -33,6 +34,22 @@ from training.models import UnusableModelError, load_model
 CONFIDENCE, IOU = 0.001, 0.7
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a model found in the frames of a split, as `drone_kd.score.precision` takes it.
+
+    ``known``: the classes that the model has; ``paths`` of the frames, whose ids are their index.
+    """
+
+    names: tuple[str, ...]
+    known: list[int]
+    paths: list[Path]
+    images: list[dict]
+    truth: list[dict]
+    found: list[dict]
+    ignored: int
+
+
 def evaluate(
     model, data: str | Path, split: str = "val", imgsz: int | None = None, tiling: str = "off"
 ) -> dict:
@@ -53,6 +70,30 @@ def evaluate(
     Raises:
         DataError, ModelError, UnusableModelError: input that cannot be measured, with what to do.
     """
+    a = answer(model, data, split, imgsz, tiling)
+    scores = precision(a.images, a.truth, a.found, a.known)
+    return {
+        "map50_95": mean_precision(scores["all"]),
+        "map50": mean_precision(scores["all"][:1]),
+        **{f"ap_{size}": mean_precision(scores[size]) for size in SIZES},
+        "per_class": {
+            a.names[i]: {
+                "ap50_95": mean_precision(scores["all"][..., k]),
+                "ap50": mean_precision(scores["all"][:1, ..., k]),
+            }
+            for k, i in enumerate(a.known)
+        },
+        "classes_not_in_model": [name for i, name in enumerate(a.names) if i not in a.known],
+        "images": len(a.images),
+        "images_ignored": a.ignored,
+        "boxes": len(a.truth),
+    }
+
+
+def answer(
+    model, data: str | Path, split: str = "val", imgsz: int | None = None, tiling: str = "off"
+) -> Answers:
+    """Run a model over one split of a data set; arguments and errors are those of `evaluate`."""
     dataset = load_data(data)
     folder = getattr(dataset, split, None) if split in ("train", "val", "test") else None
     if folder is None:
@@ -86,7 +127,8 @@ def evaluate(
         if sample is None:
             ignored += 1
             continue
-        images.append({"id": image_id})
+        height, width = sample.image.shape[:2]
+        images.append({"id": image_id, "width": width, "height": height})
         for box, class_id in zip(sample.xyxy, sample.class_ids, strict=True):
             truth.append(annotation(len(truth) + 1, image_id, box, class_id))
         detections = detector(sample.image)
@@ -99,23 +141,7 @@ def evaluate(
                 )
     if not images:
         raise DataError(f"no usable picture in {folder}")
-    scores = precision(images, truth, found, known)
-    return {
-        "map50_95": mean_precision(scores["all"]),
-        "map50": mean_precision(scores["all"][:1]),
-        **{f"ap_{size}": mean_precision(scores[size]) for size in SIZES},
-        "per_class": {
-            dataset.names[i]: {
-                "ap50_95": mean_precision(scores["all"][..., k]),
-                "ap50": mean_precision(scores["all"][:1, ..., k]),
-            }
-            for k, i in enumerate(known)
-        },
-        "classes_not_in_model": [name for i, name in enumerate(dataset.names) if i not in known],
-        "images": len(images),
-        "images_ignored": ignored,
-        "boxes": len(truth),
-    }
+    return Answers(dataset.names, known, paths, images, truth, found, ignored)
 
 
 def _open(model, imgsz: int | None):

@@ -45,6 +45,17 @@ def precision(
     Raises:
         ImportError: pycocotools is not installed.
     """
+    evaluation = match_frames(images, truth, found, classes)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+    values = evaluation.eval["precision"]  # (IoU, recall, class, area, max detections)
+    return {label: values[..., k, 0] for k, label in enumerate(evaluation.params.areaRngLbl)}
+
+
+def match_frames(images: list[dict], truth: list[dict], found: list[dict], classes: list[int]):
+    """Match what was found with what there is, frame by frame: pycocotools' COCOeval, evaluated
+    but not yet accumulated over the frames. Arguments and errors are those of `precision`.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -68,9 +79,7 @@ def precision(
         evaluation.params.areaRng = [(0, 1e10), *SIZES.values()]
         evaluation.params.areaRngLbl = ["all", *SIZES]
         evaluation.evaluate()
-        evaluation.accumulate()
-    values = evaluation.eval["precision"]  # (IoU, recall, class, area, max detections)
-    return {label: values[..., k, 0] for k, label in enumerate(evaluation.params.areaRngLbl)}
+    return evaluation
 
 
 def mean_precision(values: np.ndarray) -> float | None:

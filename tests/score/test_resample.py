@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from drone_kd.score.precision import annotation, mean_precision, precision
+from drone_kd.score.resample import AREAS, Matches, draw_frames
+
+pytest.importorskip(
+    "pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]"
+)
+
+
+def random_answers(seed: int, frames: int = 12) -> tuple[list, list, list]:
+    """Objects of two classes and several sizes, and answers that are about some of them."""
+    rng = np.random.default_rng(seed)
+    images, truth, found = [{"id": i} for i in range(frames)], [], []
+    for frame in range(1, frames):  # the first one is empty
+        for _ in range(rng.integers(1, 9)):
+            x, y = rng.uniform(0, 400, 2)
+            w, h = rng.choice([8.0, 20.0, 60.0, 120.0], 2)
+            box, class_id = np.array([x, y, x + w, y + h]), int(rng.integers(2))
+            truth.append(annotation(len(truth) + 1, frame, box, class_id))
+            for _ in range(rng.integers(3)):
+                moved = box + rng.normal(0, 0.08, 4) * [w, h, w, h]
+                guess = class_id if rng.random() < 0.8 else 1 - class_id
+                found.append(
+                    {**annotation(0, frame, moved, guess), "score": float(rng.random())}
+                )
+    return images, truth, found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_frame_once_is_pycocotools_own_figure(seed):
+    data = (*random_answers(seed), [0, 1])
+    expected, matches = precision(*data), Matches(*data)
+    once = np.ones((1, 12), np.int64)
+    for area in AREAS:
+        for k, found in enumerate(matches.precision(area, once)[:, 0]):
+            wanted = mean_precision(expected[area][..., k])
+            assert (wanted is None and np.isnan(found)) or found == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_frame_drawn_twice_counts_as_two_frames():
+    images, truth, found = random_answers(3)
+    counts = draw_frames(12, 1, seed=5)[0]
+    assert counts.sum() == 12 and counts.max() > 1
+    drawn = [frame for frame, n in enumerate(counts) for _ in range(n)]
+    copies = [
+        [{**box, "image_id": new} for new, frame in enumerate(drawn) for box in boxes
+         if box["image_id"] == frame]
+        for boxes in (truth, found)
+    ]  # fmt: skip
+    numbered = [{**box, "id": i} for i, box in enumerate(copies[0], start=1)]
+    expected = precision([{"id": i} for i in range(12)], numbered, copies[1], [0, 1])
+    weighed = Matches(images, truth, found, [0, 1]).precision("all", counts[None])[:, 0]
+    for k in (0, 1):
+        # Equal scores of copies: pycocotools sees them one by one, here they are seen together.
+        assert weighed[k] == pytest.approx(mean_precision(expected["all"][..., k]), abs=0.01)
+
+
+def test_objects_are_counted_by_class_and_size():
+    images, truth, found = random_answers(4)
+    matches = Matches(images, truth, found, [0, 1])
+    assert matches.objects("all").sum() == len(truth)
+    tiny = [box for box in truth if box["area"] <= 16**2]
+    assert matches.objects("tiny").sum() == len(tiny)
+
+
+def test_where_nothing_of_a_kind_was_drawn_there_is_no_figure():
+    images, truth, found = random_answers(5)
+    nothing = np.zeros((1, 12), np.int64)
+    nothing[0, 0] = 12  # twelve times the empty frame
+    assert np.isnan(Matches(images, truth, found, [0, 1]).precision("all", nothing)).all()
