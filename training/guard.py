@@ -27,7 +27,8 @@ CONFIDENCE = 0.95
 # whole, of the base as a whole, and of every class and size of either (fewer objects, so that
 # less can be shown of them).
 GAIN, MARGIN, PART_MARGIN = 0.0, -0.01, -0.03
-# A class or size of fewer objects is shown, but not judged.
+# A class of fewer objects (of a size, where it is about a size) does not count: it is shown, but
+# neither judged nor in a mean.
 FEWEST_OBJECTS = 50
 # From this overlap on an answer is about a box, as in mAP50.
 ABOUT_IOU = 0.5
@@ -124,34 +125,38 @@ def _compare(domain: str, before: Answers, after: Answers) -> list[Row]:
     for area in AREAS:
         values = [model.precision(area, draws) for model in models]
         objects = models[0].objects(area)
+        counts = objects >= FEWEST_OBJECTS
+        classes = counts if counts.any() else objects > 0
+        means = [_mean(v[classes]) for v in values]
         whole = area == "all"
         least = (GAIN if domain == "new" else MARGIN) if whole else PART_MARGIN
-        rows.append(_row(domain, area, int(objects.sum()), [_mean(v) for v in values], least))
+        rows.append(_row(domain, area, objects[classes].sum(), means, least, counts.any()))
         if whole:
             rows += [
-                _row(domain, before.names[i], int(objects[k]), [v[k] for v in values], PART_MARGIN)
-                for k, i in enumerate(before.known)
+                _row(domain, name, objects[k], [v[k] for v in values], PART_MARGIN, counts[k])
+                for k, name in enumerate(before.names[i] for i in before.known)
             ]
     return rows
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any object is NaN
+        warnings.simplefilter("ignore", RuntimeWarning)  # of nothing, the mean is NaN
         return np.nanmean(values, axis=0)
 
 
-def _row(domain: str, part: str, objects: int, values: list[np.ndarray], least: float) -> Row:
+def _row(
+    domain: str, part: str, objects: int, values: list[np.ndarray], least: float, counts: bool
+) -> Row:
     gains = values[1] - values[0]
     tail = (1 - CONFIDENCE) / 2
-    # A whole split is judged however few its objects are: the interval is then wide.
-    if objects < FEWEST_OBJECTS and (part != "all" or not objects):
-        verdict, low, high = FEW, float("nan"), float("nan")
-    else:
+    low = high = float("nan")
+    verdict = FEW
+    if counts:
         low, high = (float(x) for x in np.nanquantile(gains[1:], (tail, 1 - tail)))
         verdict = HOLDS if low > least else WORSE if high <= least else UNSHOWN
     before, after = (float(v[0]) for v in values)
-    return Row(domain, part, objects, before, after, low, high, least, verdict)
+    return Row(domain, part, int(objects), before, after, low, high, least, verdict)
 
 
 def as_table(rows: list[Row]) -> str:

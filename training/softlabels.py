@@ -110,11 +110,15 @@ def add_sure_answers(batch: dict, answers: Boxes) -> dict:
     """
     best, class_id = answers.scores.max(dim=-1)
     sure = (best > IGNORE_BAND[1]) & _in_regions(answers.frame, answers.cxcywh[:, :2], batch)
+    frame = torch.cat([batch["batch_idx"], answers.frame[sure].to(batch["batch_idx"])])
+    order = frame.argsort(stable=True)  # Ultralytics' losses take a frame's labels as a stretch
+    boxes = torch.cat([batch["bboxes"], answers.cxcywh[sure].to(batch["bboxes"])])
+    classes = torch.cat([batch["cls"], class_id[sure, None].to(batch["cls"])])
     return {
         **batch,
-        "cls": torch.cat([batch["cls"], class_id[sure, None].to(batch["cls"])]),
-        "bboxes": torch.cat([batch["bboxes"], answers.cxcywh[sure].to(batch["bboxes"])]),
-        "batch_idx": torch.cat([batch["batch_idx"], answers.frame[sure].to(batch["batch_idx"])]),
+        "cls": classes[order],
+        "bboxes": boxes[order],
+        "batch_idx": frame[order],
     }
 
 

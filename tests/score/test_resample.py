@@ -22,9 +22,7 @@ def random_answers(seed: int, frames: int = 12) -> tuple[list, list, list]:
             for _ in range(rng.integers(3)):
                 moved = box + rng.normal(0, 0.08, 4) * [w, h, w, h]
                 guess = class_id if rng.random() < 0.8 else 1 - class_id
-                found.append(
-                    {**annotation(0, frame, moved, guess), "score": float(rng.random())}
-                )
+                found.append({**annotation(0, frame, moved, guess), "score": float(rng.random())})
     return images, truth, found
 
 
