@@ -7,6 +7,7 @@ their own that no other machine hears.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -67,7 +68,7 @@ def add_rehearse(subparsers) -> argparse.ArgumentParser:
 def rehearse(
     camera: list[str],
     output: Path,
-    detector: list[str],
+    detector: list[str] | None,
     seconds: float,
     pictures: int = 6,
     confidence: float = 0.25,
@@ -78,7 +79,7 @@ def rehearse(
         camera: ROS arguments of the node `camera`; see `node_arguments`.
         output: folder for flight.jsonl, misses/, score.json and report.html.
         detector: command of the detector, which is to listen to `image` and to answer on
-            `detector/detections`.
+            `detector/detections`; None: it is flying already.
         seconds: how long the camera is going to fly.
         pictures: of the worst misses to keep.
         confidence: from which score on a detection counts for recall.
@@ -102,11 +103,13 @@ def rehearse(
     listeners = 2 if pictures else 1
     with (
         running([*node, "drone_kd.ros.scorer", *scorer]) as recorder,
-        running(detector) as flyer,
+        running(detector) if detector else contextlib.nullcontext() as flyer,
     ):
         command = [*node, "drone_kd.ros.camera", *camera, "-p", f"listeners:={listeners}"]
         with running(command) as flown:
-            others = {"the detector": flyer, "the scorer": recorder}
+            others = {"the scorer": recorder}
+            if flyer is not None:
+                others["the detector"] = flyer
             _wait(flown, others, output / RECORD, seconds)
     return write_score(output, confidence, output.resolve().name)
 

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`make demo-loop`: a flight today, a better model tomorrow; what is finished is not done again.
+
+The default model flies at night, over procedural places that a thermal camera sees: a scene that
+it never learnt. The node records its hard frames over real DDS; they are mined, the model is
+retrained, judged and exported, and goes into the node, which flew on all the while. Both models
+are scored over the same flight, of a place that nothing was recorded of.
+
+No model of this repository has learnt the night, and the demo's teacher finds little of it: so
+the demo first trains that teacher on procedural frames of other places at night, whose boxes are
+known. This is the part that a user has from elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import yaml
+
+from drone_kd.config import default_model_path
+from drone_kd.detector import load_detector
+from drone_kd.draw import contact_sheet, draw_detections
+from drone_kd.processes import running
+from drone_kd.rehearse import detector_command, rehearse
+from drone_kd.scene import CLASSES, FlightPlan
+from drone_kd.scene import fly as scenery
+from drone_kd.score.text import rows
+from drone_kd.simulate import ros_arguments
+from drone_kd.transport import carry_large_images, stay_on_this_machine
+from training.config import NO_TEACHER, Config, read_config
+from training.data import load_data, write_text
+from training.demo import SHORT_RUN
+from training.distill import distill
+from training.generate import generate
+from training.mine.run import Settings, mine
+from training.models import PACKAGED_MODELS, class_names, load_model
+from training.retrain import Plan as Retraining
+from training.retrain import retrain
+
+SCENE = "night"
+COMMAND = "make demo-loop"
+# The detector publishes weak boxes, too, so that the whole curve is scored.
+CONFIDENCE = 0.05
+WAIT_S = 60.0
+# Of the flight that is scored; others are recorded, and others again teach the teacher.
+SCORED_SEED, RECORDED_SEED, TEACHER_SEED = 900, 500, 100
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One demonstration; the values here are those of `make demo-loop`."""
+
+    output: Path = Path("runs/demo-loop")
+    teacher: str = str(PACKAGED_MODELS / "demo-teacher.pt")
+    model: str = str(PACKAGED_MODELS / "default.pt")
+    imgsz: int = 640
+    teacher_places: int = 10
+    teacher_frames: int = 8  # of each place
+    teacher_epochs: int = 3
+    base_train: int = 150
+    base_val: int = 60
+    places: int = 4
+    seconds: float = 25.0  # over each place that is recorded
+    scored_seconds: float = 30.0
+    rate_hz: float = 5.0
+    mined: int = 50
+    epochs: int = 4
+    batch: int = 4
+
+
+def run(plan: Plan) -> dict:
+    """Run what is not done yet; returns the summary that is also in ``summary.json``."""
+    started = time.time()
+    out = plan.output
+    out.mkdir(parents=True, exist_ok=True)
+    print("[1/6] a teacher that knows the night, and the base", flush=True)
+    teacher = _teacher(plan)
+    base = _base(plan)
+    with _node(plan, out / "bags") as node:
+        print("[2/6] the default model flies, and records", flush=True)
+        before = _scored(plan, node, out / "before")
+        if not (out / "mined").is_dir():
+            _record(plan, node)
+            print("[3/6] mine", flush=True)
+            settings = Settings(str(teacher), str(default_model_path()), plan.mined, 5)
+            mine([str(out / "bags")], out / "mined", settings)
+        print("[4/6] retrain and judge", flush=True)
+        retraining = Retraining(
+            model=plan.model,
+            mined=str(out / "mined"),
+            data=str(base),
+            teacher=str(teacher),
+            epochs=plan.epochs,
+            batch=plan.batch,
+            imgsz=plan.imgsz,
+            parent=str(default_model_path()),
+        )
+        found = retrain(retraining, out / "retrained", COMMAND)
+        print(found["table"], flush=True)
+        if not found["accepted"]:
+            raise RuntimeError(f"the candidate was refused: {out / 'retrained' / 'refused.json'}")
+        print(f"[5/6] into the flying node: {found['model']}", flush=True)
+        node.swap(Path(found["model"]))
+        after = _scored(plan, node, out / "after")
+    print("[6/6] before and after", flush=True)
+    picture = _picture(plan, Path(found["model"]))
+    table = as_table(before, after)
+    summary = {"before": before, "after": after, "guard": found, "picture": str(picture)}
+    write_text(out / "summary.json", json.dumps(summary, indent=1))
+    print(f"\n{table}\n\npicture pair: {picture}; family tree: drone-kd lineage {found['model']}")
+    print(f"all: {out} ({time.time() - started:.0f} s; delete the folder to start anew)")
+    return summary
+
+
+def as_table(before: dict, after: dict) -> str:
+    """Both scores of the same flight side by side, offline and streaming."""
+    lines = [f"{'':<26}{'offline':>22}{'streaming':>22}"]
+    lines.append(f"{'a flight at ' + SCENE:<26}" + f"{'before':>12}{'after':>10}" * 2)
+    for (name, *first), (_, *second) in zip(rows(before), rows(after), strict=True):
+        cells = (f"{a:>12}{b:>10}" for a, b in zip(first, second, strict=True))
+        lines.append(f"{name:<26}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _teacher(plan: Plan) -> Path:
+    data = plan.output / "night" / "data.yaml"
+    if not data.is_file():
+        _draw_night(plan, data.parent)
+    config = Config(
+        data=str(data.resolve()),
+        teacher=NO_TEACHER,
+        student=plan.teacher,
+        epochs=plan.teacher_epochs,
+        imgsz=plan.imgsz,
+        batch=2,
+        val=False,
+        overrides={**SHORT_RUN, "nbs": 2},
+    )
+    folder = plan.output / "teacher"
+    started = (folder / "config.yaml").is_file()
+    if started and read_config(folder) != config:
+        raise ValueError(f"{folder} is of a run with other settings: delete {plan.output}")
+    distill(config, folder, resume=started)
+    return folder / "best.pt"
+
+
+def _draw_night(plan: Plan, folder: Path) -> None:
+    """Labelled frames of places at night; the last place is for validation."""
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+    for place in range(plan.teacher_places):
+        split = "val" if place == plan.teacher_places - 1 else "train"
+        seed = TEACHER_SEED + place
+        # A frame every three seconds: what is in one has left the next.
+        flight = scenery(FlightPlan(seed=seed, scene=SCENE, fps=1 / 3))
+        for number, frame in enumerate(islice(flight, plan.teacher_frames)):
+            name = f"night-{seed}-{number:03d}"
+            cv2.imwrite(str(folder / "images" / split / f"{name}.jpg"), frame.image)
+            height, width = frame.image.shape[:2]
+            x0, y0, x1, y1 = (frame.xyxy / [width, height, width, height]).T
+            boxes = zip(frame.class_ids, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0,
+                        strict=True)  # fmt: skip
+            lines = [f"{c} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for c, x, y, w, h in boxes]
+            write_text(folder / "labels" / split / f"{name}.txt", "".join(lines))
+    content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(CLASSES))}
+    write_text(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False))
+
+
+def _base(plan: Plan) -> Path:
+    """What the model knows by day, in its own list of classes, which begins with the scene's."""
+    drawn = generate(plan.output / "base", plan.base_train, plan.base_val, imgsz=plan.imgsz)
+    names = class_names(load_model(plan.model)[0])
+    if names[: len(CLASSES)] != CLASSES:
+        raise ValueError(f"the model's classes {names} do not begin with the scene's {CLASSES}")
+    return replace(load_data(drawn), names=names).write_resolved(plan.output / "base.yaml")
+
+
+def _record(plan: Plan, node: _Node) -> None:
+    node.record(True)
+    for place in range(plan.places):
+        camera = _camera(plan, RECORDED_SEED + place, plan.seconds)
+        command = [sys.executable, "-m", "drone_kd.ros.camera", *camera, "-p", "listeners:=1"]
+        with running(command) as flown:
+            if flown.wait(plan.seconds + WAIT_S):
+                raise RuntimeError(f"the camera ended with exit code {flown.returncode}")
+    node.record(False)
+
+
+def _scored(plan: Plan, node: _Node, output: Path) -> dict:
+    """The score of a flight that nobody recorded, with whatever model the node flies."""
+    node.check()
+    output.mkdir(parents=True, exist_ok=True)
+    camera = _camera(plan, SCORED_SEED, plan.scored_seconds)
+    return rehearse(camera, output, None, plan.scored_seconds)
+
+
+def _camera(plan: Plan, seed: int, seconds: float) -> list[str]:
+    values = {"scene": SCENE, "seed": seed, "seconds": seconds, "rate": plan.rate_hz}
+    return ros_arguments(values)
+
+
+def _picture(plan: Plan, model: Path) -> Path:
+    """The same frame with the boxes of both models, before on the left."""
+    flight = scenery(FlightPlan(seed=SCORED_SEED, scene=SCENE, fps=0.2))
+    frame = next(islice(flight, 2, None)).image
+    sides = []
+    for path in (default_model_path(), model):
+        detector = load_detector(path)
+        sides.append(draw_detections(frame, detector(frame), detector.backend.spec.classes))
+    picture = plan.output / "before-after.jpg"
+    cv2.imwrite(str(picture), contact_sheet(sides, columns=2, width=2560))
+    return picture
+
+
+@contextlib.contextmanager
+def _node(plan: Plan, bags: Path) -> Iterator[_Node]:
+    """The detector with the default model as a process of its own, until all is done."""
+    import rclpy  # not needed by anything else offline, and absent where ROS 2 is
+
+    stay_on_this_machine()
+    carry_large_images()
+    os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))
+    values = {"record_directory": str(bags.resolve()), "record_per_minute": 240.0}
+    extra = ros_arguments(values)[1:]
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(running([*detector_command("", CONFIDENCE), *extra]))
+        rclpy.init()
+        stack.callback(rclpy.try_shutdown)
+        yield _Node(process)
+
+
+class _Node:
+    """What is asked of the flying detector."""
+
+    def __init__(self, process) -> None:
+        import rclpy
+        from diagnostic_msgs.msg import DiagnosticArray
+
+        self.process = process
+        self.ros = rclpy.create_node("demo_loop")
+        self.flies = ""  # the hash of the model
+        self.ros.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self._wait(lambda: self.flies, "diagnostics of the detector")
+
+    def _on_diagnostics(self, message) -> None:
+        for status in message.status:
+            for value in status.values:
+                if value.key == "model sha256":
+                    self.flies = value.value
+
+    def record(self, on: bool) -> None:
+        """Switch recording on or off."""
+        from std_srvs.srv import SetBool
+
+        answer = self._call(SetBool, "detector/record", SetBool.Request(data=on))
+        if not answer.success:
+            raise RuntimeError(answer.message)
+
+    def swap(self, model: Path) -> None:
+        """Let it fly another model, and wait until it does."""
+        from rcl_interfaces.srv import SetParameters
+        from rclpy.parameter import Parameter
+
+        flew = self.flies
+        parameter = Parameter("model", value=str(model.resolve())).to_parameter_msg()
+        request = SetParameters.Request(parameters=[parameter])
+        for result in self._call(SetParameters, "detector/set_parameters", request).results:
+            if not result.successful:
+                raise RuntimeError(result.reason)
+        self._wait(lambda: self.flies != flew, f"{model.name} to fly")
+
+    def check(self) -> None:
+        """Make sure that it still flies.
+
+        Raises:
+            RuntimeError: it ended.
+        """
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the detector ended with exit code {self.process.returncode}")
+
+    def _call(self, kind, name: str, request):
+        client = self.ros.create_client(kind, name)
+        self._wait(client.service_is_ready, name)
+        future = client.call_async(request)
+        self._wait(future.done, f"an answer of {name}")
+        self.ros.destroy_client(client)
+        return future.result()
+
+    def _wait(self, until, what: str) -> None:
+        import rclpy
+
+        deadline = time.monotonic() + WAIT_S
+        while not until():
+            self.check()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"waited {WAIT_S:.0f} s for {what}")
+            rclpy.spin_once(self.ros, timeout_sec=0.1)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse what `make demo-loop` passes on. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Plan.output)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    os.environ.setdefault("YOLO_OFFLINE", "1")
+    try:
+        run(Plan(output=arguments.output))
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("DRONE_KD_TRACEBACK"):
+            raise
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
