@@ -21,7 +21,7 @@ endif
 # ROS traffic stays on this machine unless the caller says otherwise.
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 
-.PHONY: help setup demo demo-sim demo-teacher default-model test bench-node lint clean check
+.PHONY: help setup demo demo-sim demo-loop demo-teacher default-model test bench-node lint clean check
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -45,6 +45,9 @@ option-OUTPUT := --output
 
 demo-sim: setup  ## fly the default model for 60 s in simulation, and score what a pilot had
 	$(PY) -m drone_kd.cli rehearse --scene crossing --seed 2 --seconds 60 --output runs/demo-sim
+
+demo-loop: setup  ## a flight at night: record, mine, retrain, judge, swap, score again
+	$(PY) -m training.loop $(if $(OUTPUT),--output "$(OUTPUT)")
 
 # The teacher that the demo starts from: other places (--seed) than those the demo draws.
 # SHARED: see default-model; here only weights/yolov8s-coco.pt is read.

@@ -30,6 +30,11 @@ GAIN, MARGIN, PART_MARGIN = 0.0, -0.01, -0.03
 # A class of fewer objects (of a size, where it is about a size) does not count: it is shown, but
 # neither judged nor in a mean.
 FEWEST_OBJECTS = 50
+# The teacher's labels can be wrong in the frames to judge by as in those to learn from, and then no
+# gain on them says so. What the flying model is sure of is to be labelled so at least this many
+# times as often as it is in the base.
+AGREEMENT = 0.5
+LABELS = "labels"
 # From this overlap on an answer is about a box, as in mAP50.
 ABOUT_IOU = 0.5
 
@@ -40,6 +45,9 @@ HOLDS, WORSE, UNSHOWN, FEW = "holds", "worse", "not shown", "too few objects"
 class Row:
     """One comparison: ``domain`` "new" or "base", ``part`` "all", a class or a size; mAP50-95 in
     [0, 1], the interval of the gain, and what its lower end must be above.
+
+    Of the part "labels": ``objects`` that the flying model is sure of, the shares of them that are
+    labelled so in the base (``before``) and on the new flight (``after``, ``low``, ``high``).
     """
 
     domain: str
@@ -67,13 +75,13 @@ def compare_models(
     Raises:
         DataError, UnusableModelError: see `training.evaluate.evaluate`.
     """
-    rows = []
-    for domain, data in (("new", mined), ("base", base)):
-        both = [answer(model, data) for model in (before, after)]
-        if domain == "new":
-            both = [leave_out_unsure(found, answers, corrected) for found in both]
-        rows += _compare(domain, *both)
-    return rows
+    found = {
+        domain: [answer(model, data) for model in (before, after)]
+        for domain, data in (("new", mined), ("base", base))
+    }
+    found["new"] = [leave_out_unsure(a, answers, corrected) for a in found["new"]]
+    rows = [row for domain, both in found.items() for row in _compare(domain, *both)]
+    return [*rows, _agreement(found["new"][0], found["base"][0], corrected)]
 
 
 def accepted(rows: list[Row]) -> bool:
@@ -81,6 +89,41 @@ def accepted(rows: list[Row]) -> bool:
     judged = [row for row in rows if row.verdict != FEW]
     whole = {row.domain for row in judged if row.part == "all"}
     return whole == {"new", "base"} and all(row.verdict == HOLDS for row in judged)
+
+
+def _agreement(new: Answers, base: Answers, corrected: set[str]) -> Row:
+    """Do the teacher's labels say what the flying model is sure of?"""
+    sure, labelled = _sure_and_labelled(new, corrected)
+    share, usual = (
+        float(n.sum() / max(1, of.sum()))
+        for of, n in ((sure, labelled), _sure_and_labelled(base, set()))
+    )
+    least, low, high, verdict = AGREEMENT * usual, float("nan"), float("nan"), FEW
+    if sure.sum() >= FEWEST_OBJECTS:
+        draws = draw_frames(len(sure), DRAWS)
+        with np.errstate(invalid="ignore"):
+            low, high = _interval((draws @ labelled) / (draws @ sure))
+        verdict = WORSE if high <= least else HOLDS
+    return Row("new", LABELS, int(sure.sum()), usual, share, low, high, least, verdict)
+
+
+def _sure_and_labelled(found: Answers, corrected: set[str]) -> tuple[np.ndarray, np.ndarray]:
+    """How many answers are sure in each frame that no person labelled, and how many of them are
+    about a label of their class: int64 (F,).
+    """
+    numbers = {image["id"]: k for k, image in enumerate(found.images)}
+    counts = np.zeros((2, len(numbers)), np.int64)
+    truth: dict[int, list[dict]] = {}
+    for box in found.truth:
+        truth.setdefault(box["image_id"], []).append(box)
+    for box in found.found:
+        frame = box["image_id"]
+        if box["score"] <= IGNORE_BAND[1] or found.paths[frame].stem in corrected:
+            continue
+        same = [t for t in truth.get(frame, []) if t["category_id"] == box["category_id"]]
+        about = iou(_xyxy([box]), _xyxy(same)).max(initial=0.0) >= ABOUT_IOU
+        counts[:, numbers[frame]] += (1, about)
+    return counts[0], counts[1]
 
 
 def leave_out_unsure(found: Answers, answers: Predictions, corrected: set[str]) -> Answers:
@@ -149,14 +192,19 @@ def _row(
     domain: str, part: str, objects: int, values: list[np.ndarray], least: float, counts: bool
 ) -> Row:
     gains = values[1] - values[0]
-    tail = (1 - CONFIDENCE) / 2
     low = high = float("nan")
     verdict = FEW
     if counts:
-        low, high = (float(x) for x in np.nanquantile(gains[1:], (tail, 1 - tail)))
+        low, high = _interval(gains[1:])
         verdict = HOLDS if low > least else WORSE if high <= least else UNSHOWN
     before, after = (float(v[0]) for v in values)
     return Row(domain, part, int(objects), before, after, low, high, least, verdict)
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(values, (tail, 1 - tail))
+    return float(low), float(high)
 
 
 def as_table(rows: list[Row]) -> str:
@@ -166,6 +214,13 @@ def as_table(rows: list[Row]) -> str:
         f"{'95 %':>16}{'must be':>12}"
     ]
     for row in rows:
+        if row.part == LABELS:
+            lines.append(
+                f"of {row.objects} boxes that the flying model is sure of in new frames "
+                f"{100 * row.after:.0f} % are labelled so (base: {100 * row.before:.0f} %; at "
+                f"least {100 * row.least:.0f} %)  {row.verdict}"
+            )
+            continue
         figures = [None if np.isnan(x) else x for x in (row.before, row.after)]
         line = f"{row.domain + ' ' + row.part:<22}{row.objects:>8}"
         line += "".join(f"{format_score(x):>8}" for x in figures)

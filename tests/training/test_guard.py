@@ -12,6 +12,11 @@ from training.teachers import Predictions
 NAMES = ("car", "person")
 
 
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr(guard, "DRAWS", 200)
+
+
 def answers(frames: int, found_share: float, shift_px: float = 0.0, swap: bool = False, seed=0):
     """Two cars and a person in each frame; of them a share is found, moved or called wrongly."""
     rng, chance = np.random.default_rng(0), np.random.default_rng(seed)
@@ -97,3 +102,16 @@ def test_the_table_says_what_was_compared():
     table = as_table(rows)
     assert "base all" in table and "> -1.0" in table and WORSE in table and FEW in table
     assert as_dicts(rows)[-1]["low"] is None  # JSON has no NaN
+
+
+@pytest.mark.parametrize("fault", [{"shift_px": 20.0}, {"swap": True}])
+def test_labels_that_contradict_what_the_flying_model_is_sure_of_are_noticed(fault):
+    """Wrong in the frames to judge by, too: there the candidate that learnt them shines."""
+    right, wrong = answers(60, 0.8), answers(60, 0.8, **fault)
+    row = guard._agreement(wrong, right, corrected=set())
+    assert row.verdict == WORSE and not accepted([row])
+    assert guard._agreement(right, right, corrected=set()).verdict == HOLDS
+    # A person's labels need not be what the model believes.
+    everywhere = {path.stem for path in wrong.paths}
+    assert guard._agreement(wrong, right, everywhere).verdict == FEW
+    assert "% are labelled so" in as_table([row])
