@@ -30,9 +30,9 @@ GAIN, MARGIN, PART_MARGIN = 0.0, -0.01, -0.03
 # A class of fewer objects (of a size, where it is about a size) does not count: it is shown, but
 # neither judged nor in a mean.
 FEWEST_OBJECTS = 50
-# The teacher's labels can be wrong in the frames to judge by as in those to learn from, and then no
-# gain on them says so. What the flying model is sure of is to be labelled so at least this many
-# times as often as it is in the base.
+# The teacher's labels can be wrong in the frames to judge by as in those to learn from: no gain on
+# them says so. What the flying model is sure of is to be labelled so at least this many times as
+# often as it is in the base.
 AGREEMENT = 0.5
 LABELS = "labels"
 # From this overlap on an answer is about a box, as in mAP50.
