@@ -127,9 +127,6 @@ def retrain(plan: Plan, output: Path, command: str) -> dict:
     for name, paths in lists.items():
         write_text(output / name, "".join(f"{path}\n" for path in paths))
     answers = output / "answers"
-    if not answers.is_dir():
-        to_base = _answers_to_base(plan.teacher, base, output)
-        _merge_answers(to_base, frames, mined, answers)
     split = replace(base, train=(output / "labelled.txt").resolve(), test=None)
     config = Config(
         data=str(split.write_resolved(output / "data.yaml").resolve()),
@@ -145,6 +142,9 @@ def retrain(plan: Plan, output: Path, command: str) -> dict:
         val=False,
         overrides={**GENTLE, "nbs": plan.batch, **plan.overrides},
     )
+    if not answers.is_dir():
+        to_base = _answers_to_base(plan.teacher, base, output)
+        _merge_answers(to_base, frames, mined, answers)
     run = output / "run"
     distill(config, run, resume=(run / "config.yaml").is_file())
     return _judge(plan, output, base, mined, lineage)
@@ -216,7 +216,7 @@ def read_mined(folder: Path) -> Mined:
     else:
         raise DataError(f"{data.val} holds no labelled object: nothing to judge a candidate by")
     listed = folder / "corrected.txt"
-    corrected = set(listed.read_text(encoding="utf-8").split()) if listed.is_file() else set()
+    corrected = set(listed.read_text(encoding="utf-8").splitlines()) if listed.is_file() else set()
     return Mined(
         data,
         [path for path in train if path.stem in corrected],
