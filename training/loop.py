@@ -236,7 +236,9 @@ def _node(plan: Plan, bags: Path) -> Iterator[_Node]:
     values = {"record_directory": str(bags.resolve()), "record_per_minute": 240.0}
     extra = ros_arguments(values)[1:]
     with contextlib.ExitStack() as stack:
-        process = stack.enter_context(running([*detector_command("", CONFIDENCE), *extra]))
+        log = stack.enter_context((plan.output / "node.log").open("w", encoding="utf-8"))
+        command = [*detector_command("", CONFIDENCE), *extra]
+        process = stack.enter_context(running(command, stdout=log, stderr=log))
         rclpy.init()
         stack.callback(rclpy.try_shutdown)
         yield _Node(process)
@@ -289,7 +291,9 @@ class _Node:
             RuntimeError: it ended.
         """
         if self.process.poll() is not None:
-            raise RuntimeError(f"the detector ended with exit code {self.process.returncode}")
+            raise RuntimeError(
+                f"the detector ended with exit code {self.process.returncode}: see node.log"
+            )
 
     def _call(self, kind, name: str, request):
         client = self.ros.create_client(kind, name)
