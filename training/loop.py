@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -92,10 +93,10 @@ def run(plan: Plan) -> dict:
         print("[2/6] the default model flies, and records", flush=True)
         before = _scored(plan, node, out / "before")
         if not (out / "mined").is_dir():
-            _record(plan, node)
+            bags = _record(plan, node, out / "bags")
             print("[3/6] mine", flush=True)
             settings = Settings(str(teacher), str(default_model_path()), plan.mined, 5)
-            mine([str(out / "bags")], out / "mined", settings)
+            mine([str(bag) for bag in bags], out / "mined", settings)
         print("[4/6] retrain and judge", flush=True)
         retraining = Retraining(
             model=plan.model,
@@ -188,7 +189,9 @@ def _base(plan: Plan) -> Path:
     return replace(load_data(drawn), names=names).write_resolved(plan.output / "base.yaml")
 
 
-def _record(plan: Plan, node: _Node) -> None:
+def _record(plan: Plan, node: _Node, folder: Path) -> list[Path]:
+    """Fly over places with the recorder on; returns the bags."""
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     node.record(True)
     for place in range(plan.places):
         camera = _camera(plan, RECORDED_SEED + place, plan.seconds)
@@ -197,6 +200,9 @@ def _record(plan: Plan, node: _Node) -> None:
             if flown.wait(plan.seconds + WAIT_S):
                 raise RuntimeError(f"the camera ended with exit code {flown.returncode}")
     node.record(False)
+    bags = sorted(folder.iterdir())
+    node.wait(lambda: all((bag / "metadata.yaml").is_file() for bag in bags), "the last bag")
+    return bags
 
 
 def _scored(plan: Plan, node: _Node, output: Path) -> dict:
@@ -255,7 +261,7 @@ class _Node:
         self.ros = rclpy.create_node("demo_loop")
         self.flies = ""  # the hash of the model
         self.ros.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
-        self._wait(lambda: self.flies, "diagnostics of the detector")
+        self.wait(lambda: self.flies, "diagnostics of the detector")
 
     def _on_diagnostics(self, message) -> None:
         for status in message.status:
@@ -282,7 +288,7 @@ class _Node:
         for result in self._call(SetParameters, "detector/set_parameters", request).results:
             if not result.successful:
                 raise RuntimeError(result.reason)
-        self._wait(lambda: self.flies != flew, f"{model.name} to fly")
+        self.wait(lambda: self.flies != flew, f"{model.name} to fly")
 
     def check(self) -> None:
         """Make sure that it still flies.
@@ -297,13 +303,14 @@ class _Node:
 
     def _call(self, kind, name: str, request):
         client = self.ros.create_client(kind, name)
-        self._wait(client.service_is_ready, name)
+        self.wait(client.service_is_ready, name)
         future = client.call_async(request)
-        self._wait(future.done, f"an answer of {name}")
+        self.wait(future.done, f"an answer of {name}")
         self.ros.destroy_client(client)
         return future.result()
 
-    def _wait(self, until, what: str) -> None:
+    def wait(self, until, what: str) -> None:
+        """Wait until something is so, and listen to the node meanwhile."""
         import rclpy
 
         deadline = time.monotonic() + WAIT_S
