@@ -333,18 +333,19 @@ def _merge_answers(to_base: Predictions, frames: list[Path], mined: Mined, outpu
     known = [
         dict(match_classes(names, answers.names).pairs) for answers in (to_base, mined.answers)
     ]
-    if set(known[0]) != set(known[1]):
-        lists = [[names[i] for i in sorted(pairs)] for pairs in known]
+    # The mined answers' list names the model's classes, whatever their teacher knows.
+    own = {names[i] for i, k in known[1].items() if k in _classes_found(mined.answers)}
+    if other := own - {names[i] for i in known[0]}:
         raise UnusableModelError(
-            f"of the model's classes, the teacher knows {lists[0]}, but the one that labelled the "
-            f"mined frames {lists[1]}: give the teacher that they were mined with"
+            f"the mined frames have answers of {sorted(other)}, of which --teacher knows nothing "
+            f"(it knows {list(to_base.names)}): give the teacher that they were mined with"
         )
     if missing := [path for path in frames if path.stem not in to_base.found]:
         raise DataError(
             f"{len(missing)} of {len(frames)} base frames have no answers, such as "
             f"{missing[0].name}: `training predict` writes them"
         )
-    order = sorted(known[0])
+    order = sorted(set(known[0]) & set(known[1]))
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
@@ -380,6 +381,10 @@ def _merge_answers(to_base: Predictions, frames: list[Path], mined: Mined, outpu
         os.replace(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _classes_found(answers: Predictions) -> set[int]:
+    return {int(c) for _, scores in answers.found.values() for c in scores.argmax(axis=1)}
 
 
 def _lines(rows: list[tuple]) -> str:

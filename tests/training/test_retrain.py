@@ -181,7 +181,7 @@ def test_other_input_that_cannot_work(mined, tiny_data, tiny_teacher, tmp_path, 
     other = save_checkpoint(tmp_path / "cars.pt", names=("car", "ship"))
     arguments = command(tiny_teacher, mined, tiny_data, out, "--teacher", str(other))
     assert main(arguments) == 2
-    assert "the teacher that they were mined with" in capsys.readouterr().err
+    assert "['person'], of which --teacher knows nothing" in capsys.readouterr().err
     assert not (out / "answers").exists()
 
 
