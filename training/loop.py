@@ -7,8 +7,8 @@ retrained, judged and exported, and goes into the node, which flew on all the wh
 are scored over the same flight, of a place that nothing was recorded of.
 
 No model of this repository has learnt the night, and the demo's teacher finds little of it: so
-the demo first trains that teacher on procedural frames of other places at night, whose boxes are
-known. This is the part that a user has from elsewhere.
+the demo first trains that teacher on procedural frames of other places at night, and on the
+base, whose boxes are known. This is the part that a user has from elsewhere.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ from drone_kd.score.text import rows
 from drone_kd.simulate import ros_arguments
 from drone_kd.transport import carry_large_images, stay_on_this_machine
 from training.config import NO_TEACHER, Config, read_config
-from training.data import load_data, write_text
+from training.data import image_paths, load_data, write_text
 from training.demo import SHORT_RUN
 from training.distill import distill
 from training.generate import generate
 from training.mine.run import Settings, mine
 from training.models import PACKAGED_MODELS, class_names, load_model
+from training.quantize import spread
 from training.retrain import Plan as Retraining
 from training.retrain import retrain
 
@@ -71,7 +72,7 @@ class Plan:
     teacher_frames: int = 8  # of each place
     teacher_epochs: int = 3
     base_train: int = 150
-    base_val: int = 60
+    base_val: int = 120
     places: int = 4
     seconds: float = 25.0  # over each place that is recorded
     scored_seconds: float = 30.0
@@ -87,8 +88,8 @@ def run(plan: Plan) -> dict:
     out = plan.output
     out.mkdir(parents=True, exist_ok=True)
     print("[1/6] a teacher that knows the night, and the base", flush=True)
-    teacher = _teacher(plan)
     base = _base(plan)
+    teacher = _teacher(plan, base)
     with _node(plan, out / "bags") as node:
         print("[2/6] the default model flies, and records", flush=True)
         before = _scored(plan, node, out / "before")
@@ -135,10 +136,17 @@ def as_table(before: dict, after: dict) -> str:
     return "\n".join(lines)
 
 
-def _teacher(plan: Plan) -> Path:
-    data = plan.output / "night" / "data.yaml"
-    if not data.is_file():
-        _draw_night(plan, data.parent)
+def _teacher(plan: Plan, base: Path) -> Path:
+    """Trained on night and day: of the base, too, it must not forget what it knew."""
+    night = plan.output / "night" / "data.yaml"
+    if not night.is_file():
+        _draw_night(plan, night.parent)
+    data = load_data(night)
+    frames = image_paths(data.train)
+    frames += spread(image_paths(load_data(base).train), len(frames))
+    listed = (plan.output / "teacher.txt").resolve()
+    write_text(listed, "".join(f"{path}\n" for path in frames))
+    data = replace(data, train=listed).write_resolved(plan.output / "teacher.yaml")
     config = Config(
         data=str(data.resolve()),
         teacher=NO_TEACHER,
