@@ -56,7 +56,7 @@ class Arm:
 
 
 POISONED = [Arm(f"poisoned: {fault}", 100, fault=fault) for fault in ("shifted", "swapped")]
-NOTHING_NEW = Arm("nothing new", 20, domain="day", epochs=1)
+NOTHING_NEW = Arm("nothing new", 20, domain="day")
 GAINS = [
     arm
     for n in (100, 300)

@@ -42,7 +42,7 @@ TERMS = ("class", "box")
 # Short and gentle: the model knows its trade already. A step a batch: few frames are few steps.
 GENTLE = {
     "optimizer": "AdamW",
-    "lr0": 0.0005,
+    "lr0": 0.0001,
     "warmup_epochs": 1.0,
     "mosaic": 0.0,
     "close_mosaic": 0,
