@@ -14,6 +14,7 @@ from training.loop import Plan, main, run
 pytest.importorskip("rclpy", reason="the flight needs ROS 2")
 
 
+@pytest.mark.timeout(300)  # flights in real time, and trainings
 def test_a_flight_at_night_ends_with_another_model_in_the_same_node(
     tmp_path, monkeypatch, capsys, ros_domain_id
 ):
