@@ -277,9 +277,10 @@ scales, {recipe.epochs} epochs in {minutes:.0f} minutes, seed {recipe.seed}. Ane
 
 It is a small model, trained briefly on little, and validated for no flight: measure it on your own
 frames before anything depends on it. Not for finding people in distress, not for keeping away from
-people (how few of them it finds by day: `unicamp-people` above), not for identifying anybody. Thermal: the camera of HIT-UAV alone, in which neither trucks
-nor buses were taught. From straight above people are a few pixels, and mostly missed at 640: use
-`tiling: auto`. Some of what it learnt is wrong, since models said it.
+people (how few of them it finds by day: `unicamp-people` above), not for identifying anybody.
+Thermal: the camera of HIT-UAV alone, in which neither trucks nor buses were taught. From straight
+above people are a few pixels, and mostly missed at 640: use `tiling: auto`. Some of what it learnt
+is wrong, since models said it.
 
 ## Attribution and licences
 

@@ -130,19 +130,6 @@ def test_sure_answers_lie_among_the_labels_of_their_frame():
     assert labelled["bboxes"][[0, 2]].tolist() == boxes.flip(0).tolist()
 
 
-def test_sure_answers_lie_among_the_labels_of_their_frame():
-    """Ultralytics' losses take a frame's labels as one stretch, frame after frame."""
-    batch = as_batch([label("a"), label("b", (0, 0.5, 0.5, 0.1, 0.1)), label("c")])
-    whole = torch.tensor([[0.5, 0.5, 1.0, 1.0]])
-    batch["regions"] = Boxes(torch.tensor([0, 2]), whole.repeat(2, 1), torch.zeros(2, 0))
-    boxes = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2]])
-    answers = Boxes(torch.tensor([2, 0]), boxes, torch.tensor([[0.9, 0.0], [0.0, 0.9]]))
-    labelled = add_sure_answers(batch, answers)
-    assert labelled["batch_idx"].tolist() == [0, 1, 2]
-    assert labelled["cls"].flatten().tolist() == [1, 0, 0]
-    assert labelled["bboxes"][[0, 2]].tolist() == boxes.flip(0).tolist()
-
-
 def test_masked_bce_is_pytorch_s_but_for_what_is_masked():
     logits, target = torch.randn(2, 3, 4), torch.zeros(2, 3, 4)
     target[0, 2, 1] = 0.5
