@@ -24,7 +24,7 @@ from training.sources import Plan
 
 # Only these may be shown in the repository: public domain and CC0.
 SHOWN = ("bogota-niza", "chia-aqua")
-WINDOW_PX, SHEET_COLUMNS, SHEET_JPEG = 400, 3, 80
+WINDOW_PX, SHOWN_PX, SHEET_COLUMNS, SHEET_JPEG = 640, 400, 3, 80
 PICTURES = 6
 
 
@@ -178,7 +178,14 @@ def show(docs: Path, model: Path, plan: Plan, pictures: Path) -> None:
     rated.sort(key=lambda row: row[:2], reverse=True)
     sheets = {"good": rated[:PICTURES], "bad": rated[-PICTURES:]}
     for name, chosen in sheets.items():
-        tiles = [draw_detections(window, found, plan.names) for _, _, window, found in chosen]
+        tiles = [
+            cv2.resize(
+                draw_detections(window, found, plan.names),
+                (SHOWN_PX, SHOWN_PX),
+                interpolation=cv2.INTER_AREA,
+            )
+            for _, _, window, found in chosen
+        ]
         rows = [np.hstack(tiles[i : i + SHEET_COLUMNS]) for i in range(0, PICTURES, SHEET_COLUMNS)]
         _write_picture(docs / f"default-model-{name}.jpg", np.vstack(rows), SHEET_JPEG)
 

@@ -17,7 +17,7 @@ from training.criterion import (
     schedule,
 )
 from training.models import load_model, match_classes, resolve_model
-from training.softlabels import Boxes
+from training.softlabels import Areas, Boxes
 from training.teachers import DetectTeacher
 
 
@@ -122,8 +122,11 @@ def test_a_frame_without_labels_is_taught_by_what_the_teacher_is_sure_of(monkeyp
     batch = one_batch()
     true = batch["batch_idx"] == 0  # the labels of frame 1 are not known
     batch |= {key: batch[key][true] for key in ("cls", "bboxes", "batch_idx")}
-    batch["regions"] = Boxes(
-        torch.tensor([1]), torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.zeros(1, 0)
+    batch["areas"] = Areas(
+        torch.tensor([0, 1]),
+        torch.tensor([[0.5, 0.5, 1.0, 1.0]] * 2),
+        torch.tensor([[True, True], [False, False]]),
+        torch.tensor([[True, True]] * 2),
     )
     seen = {}
     detection, plain = criterion.detection, criterion.detection.bce
@@ -139,7 +142,8 @@ def test_a_frame_without_labels_is_taught_by_what_the_teacher_is_sure_of(monkeyp
     assert seen["bboxes"][1].tolist() == pytest.approx([0.25, 0.25, 0.2, 0.2])
     kept = seen["kept"]
     # 64 + 16 anchors; the second box, of 26 px, covers 3 x 3 of stride 8 and 1 or more of 16.
-    assert kept[0].min() == 1 and 9 <= int((kept[1] == 0).sum()) <= 16
+    assert kept[0].min() == 1 and kept[1, :, 1].min() == 1
+    assert 9 <= int((kept[1, :, 0] == 0).sum()) <= 16
     assert detection.bce is plain  # what is copied into a checkpoint
 
 
