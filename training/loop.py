@@ -92,7 +92,7 @@ def run(plan: Plan) -> dict:
     teacher = _teacher(plan, base)
     flying = out / "flying.onnx"
     if not flying.is_file():
-        export(Path(plan.model), flying)
+        export(Path(plan.model), flying, data=str(base))
     with _node(plan, flying, out / "bags") as node:
         print("[2/6] the student of make demo flies, and records", flush=True)
         before = _scored(plan, node, out / "before")
