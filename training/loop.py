@@ -72,13 +72,13 @@ class Plan:
     teacher_frames: int = 8  # of each place
     teacher_epochs: int = 3
     base_train: int = 150
-    base_val: int = 120
+    base_val: int = 240
     places: int = 4
     seconds: float = 25.0  # over each place that is recorded
     scored_seconds: float = 30.0
     rate_hz: float = 5.0
     mined: int = 50
-    epochs: int = 4
+    epochs: int = 2
     batch: int = 4
 
 
