@@ -78,7 +78,7 @@ class Plan:
     scored_seconds: float = 30.0
     rate_hz: float = 5.0
     mined: int = 50
-    epochs: int = 2
+    epochs: int = 4
     batch: int = 4
 
 
