@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from hashlib import sha256
 from pathlib import Path
 
 from drone_kd.core.lineage import Ancestor, Lineage
 from drone_kd.core.spec import ModelSpec
+from drone_kd.files import file_sha256
 
 # Digits of a hash that people are shown.
 _SHOWN = 12
@@ -24,7 +24,7 @@ def generations(model: Path) -> tuple[Ancestor, ...]:
 
     metadata = read_metadata(model)
     lineage = Lineage.from_metadata(metadata)
-    digest = sha256(model.read_bytes()).hexdigest()
+    digest = file_sha256(model)
     metrics = ModelSpec.from_metadata(metadata).metrics
     if lineage is None:
         return (Ancestor(sha256=digest, metrics=metrics),)

@@ -6,7 +6,6 @@ measures both. What cannot be done here is said, and the rest is done.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -24,6 +23,7 @@ from drone_kd.core.detections import Detections
 from drone_kd.core.preprocess import letterbox
 from drone_kd.core.spec import ModelError
 from drone_kd.detector import Detector, load_detector
+from drone_kd.files import file_sha256
 from drone_kd.measure import stage_percentiles
 
 SCHEMA = 1
@@ -115,7 +115,7 @@ def run_selftest(
         },
         "model": {
             "file": str(model),
-            "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+            "sha256": file_sha256(model),
             "precision": spec.precision,
             "input_shape": list(spec.input_shape),
             "classes": list(spec.classes),

@@ -2,6 +2,9 @@
 seconds.
 """
 
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import cv2
@@ -14,6 +17,27 @@ from training.models import resolve_model
 
 NAMES = ("car", "person")
 SIZE = 64
+
+
+def interrupt_when_written(
+    command: list[str], file: Path, seconds: float, env: dict[str, str] | None = None
+) -> str:
+    """Start a command and stop it as Ctrl-C does once it has written a file; returns its errors.
+
+    It has to end with exit code 130 and without a traceback.
+    """
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env
+    )
+    deadline = time.monotonic() + seconds
+    while not file.is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)  # a file written by another process: there is nothing to wait on
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    return errors
 
 
 def draw_set(root: Path, train: int = 12, val: int = 6, seed: int = 0) -> Path:

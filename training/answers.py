@@ -22,6 +22,7 @@ from ultralytics.utils import LOGGER
 
 from drone_kd.config import parameter_defaults
 from drone_kd.detector import Detector
+from drone_kd.files import file_sha256
 from drone_kd.score.precision import MAX_DETECTIONS
 from training.backend import TorchBackend
 from training.data import DataError, write_text
@@ -119,7 +120,5 @@ class Answers:
         return self._detector(image)
 
 
-@cache
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+# Every picture is asked for more than once.
+file_hash = cache(file_sha256)

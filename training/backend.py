@@ -93,6 +93,10 @@ class _ToFloat(nn.Module):
         return features.float()
 
 
+# No file stands behind a graph yet, so there is nothing to hash or to license.
+_NO_FILE = {"source_sha256": "0" * 64, "tools": {}, "metrics": {}, "licence": ""}
+
+
 class TorchBackend:
     """Runs an Ultralytics detector behind the interface of `drone_kd.backends.Backend`."""
 
@@ -112,15 +116,11 @@ class TorchBackend:
         self.imgsz = imgsz or trained_imgsz(model)
         self.device = device
         self.graph = FlightGraph(model).to(device)
-        # No file stands behind this graph yet, so there is nothing to hash or to license.
         self.spec = describe(
             model,
             self.imgsz,
             batch=batch,
-            source_sha256="0" * 64,
-            tools={},
-            metrics={},
-            licence="",
+            **_NO_FILE,
         )
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
@@ -143,10 +143,7 @@ class BoxBackend:
             input_width=trained_imgsz(model),
             input_height=trained_imgsz(model),
             head="end2end",
-            source_sha256="0" * 64,
-            tools={},
-            metrics={},
-            licence="",
+            **_NO_FILE,
         )
 
     def infer(self, batch: np.ndarray) -> np.ndarray:

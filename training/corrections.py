@@ -22,7 +22,7 @@ import yaml
 
 from drone_kd.files import write_whole
 from drone_kd.score.precision import annotation
-from training.data import DataError, image_paths, label_path
+from training.data import DataError, centre_and_size, image_paths, label_lines, label_path
 
 CORRECTED_FILE = "corrected.txt"
 # Tools round what they write; a box that moved by less, in pixels, is as it was.
@@ -133,12 +133,8 @@ def read_mined(mined: Path) -> tuple[dict[str, MinedFrame], tuple[str, ...]]:
 
 def _lines(labels: Labels, frame: MinedFrame, classes: tuple[str, ...]) -> bytes:
     """A label file: lines 'class cx cy w h'."""
-    low, high = labels.xyxy[:, :2], labels.xyxy[:, 2:]
-    rows = np.hstack([(low + high) / 2, high - low]) / ([frame.width, frame.height] * 2)
-    return "".join(
-        " ".join([str(classes.index(name)), *(f"{v:.6f}" for v in row)]) + "\n"
-        for name, row in zip(labels.names, rows, strict=True)
-    ).encode()
+    boxes = centre_and_size(labels.xyxy) / ([frame.width, frame.height] * 2)
+    return label_lines(map(classes.index, labels.names), boxes).encode()
 
 
 def _inside(labels: Labels, frame: MinedFrame) -> Labels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,6 +180,27 @@ def read_sample(image: Path, classes: int) -> Sample | None:
     xyxy = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
     xyxy *= np.array([width, height, width, height])
     return Sample(image, pixels, xyxy.astype(np.float32), ids)
+
+
+def label_lines(
+    class_ids: Iterable[int], boxes: np.ndarray, scores: Iterable[float] | None = None
+) -> str:
+    """Lines 'class cx cy w h', with ``scores`` 'class cx cy w h confidence'.
+
+    ``boxes``: (N, 4) centre and size in [0, 1] of the picture.
+    """
+    table = np.asarray(boxes)
+    if scores is not None:
+        table = np.column_stack([table, np.asarray(scores)])
+    return "".join(
+        f"{int(class_id)} {' '.join(f'{value:.6f}' for value in row)}\n"
+        for class_id, row in zip(class_ids, table.tolist(), strict=True)
+    )
+
+
+def centre_and_size(xyxy: np.ndarray) -> np.ndarray:
+    """Corners (N, 4) as centre and size (N, 4)."""
+    return np.hstack([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]])
 
 
 def write_text(path: Path, text: str) -> None:

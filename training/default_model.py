@@ -36,7 +36,14 @@ from training.answers import file_hash
 from training.backend import TorchBackend
 from training.card import write_card
 from training.config import NO_TEACHER, Config
-from training.data import image_paths, load_data, read_sample, write_text
+from training.data import (
+    centre_and_size,
+    image_paths,
+    label_lines,
+    load_data,
+    read_sample,
+    write_text,
+)
 from training.distill import distill
 from training.evaluate import IOU, evaluate
 from training.export import export
@@ -344,16 +351,9 @@ def write_ground(shared: Path, name: str, folder: Path) -> Path:
         (folder / "images" / path.name).symlink_to(path)
         sample = read_sample(path, len(data.names))
         height, width = sample.image.shape[:2]
-        size = np.array([width, height])
-        lines = (
-            " ".join(
-                [str(kinds.index(KINDS[data.names[i]]))]
-                + [f"{v:.6f}" for v in (*((b[:2] + b[2:]) / 2 / size), *((b[2:] - b[:2]) / size))]
-            )
-            + "\n"
-            for b, i in zip(sample.xyxy, sample.class_ids, strict=True)
-        )
-        write_text(folder / "labels" / f"{path.stem}.txt", "".join(lines))
+        ids = (kinds.index(KINDS[data.names[i]]) for i in sample.class_ids)
+        lines = label_lines(ids, centre_and_size(sample.xyxy) / ([width, height] * 2))
+        write_text(folder / "labels" / f"{path.stem}.txt", lines)
     content = {"train": "images", "val": "images", "names": dict(enumerate(kinds))}
     write_text(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False))
     return folder / "data.yaml"

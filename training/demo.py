@@ -17,6 +17,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,13 +182,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fraction", type=float)
     parser.add_argument("--output", type=Path)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    if "data" in given:
+        name = Path(given["data"]).resolve().parent.name
+        given = {"output": Path(f"runs/demo-{name}"), **OWN_DATA, **given}
+    return show(lambda: run(Plan(**given)))
+
+
+def show(demo: Callable[[], object]) -> int:
+    """Run a demo, with one line on what stops it. Returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     os.environ.setdefault("YOLO_OFFLINE", "1")
     try:
-        if "data" in given:
-            name = Path(given["data"]).resolve().parent.name
-            given = {"output": Path(f"runs/demo-{name}"), **OWN_DATA, **given}
-        run(Plan(**given))
+        demo()
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
         return 130

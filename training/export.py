@@ -9,7 +9,6 @@ network computes there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from drone_kd.backends import open_backend
 from drone_kd.core.lineage import Lineage
 from drone_kd.core.preprocess import letterbox
 from drone_kd.core.spec import INPUTS, PRECISIONS, ModelSpec
+from drone_kd.files import file_sha256
 from training import graphlint
 from training.backend import FlightGraph, TorchBackend, describe, trained_imgsz
 from training.data import DataError, DataSet, image_paths, load_data, read_sample
@@ -144,7 +144,7 @@ def export(
         }
         if frames
         else {},
-        source_sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        source_sha256=file_sha256(checkpoint),
         tools={
             "ultralytics": ultralytics_version,
             "trained_with_ultralytics": str(saved.get("version", "")),

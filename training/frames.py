@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ultralytics.utils import LOGGER
 
 from training.answers import Answers
-from training.data import DataError, Sample, read_sample, write_text
+from training.data import DataError, Sample, centre_and_size, label_lines, read_sample, write_text
 from training.fusion import count_right, fuse, translate
 from training.softlabels import Coverage
 from training.sources import Crops, Plan, Source
@@ -283,15 +283,9 @@ def _write_rows(
     path: Path, xyxy: np.ndarray, class_ids: np.ndarray, scores: np.ndarray | None = None
 ) -> None:
     """YOLO's lines: class, centre, size, and where there are some, scores."""
-    rows = np.concatenate([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], axis=1)
-    rows = rows.clip(0, 1)
-    if scores is not None:
-        rows = np.concatenate([rows, scores[:, None].clip(0, 1)], axis=1)
-    lines = (
-        f"{int(c)} " + " ".join(f"{v:.6f}" for v in row) + "\n"
-        for c, row in zip(class_ids, rows, strict=True)
-    )
-    path.write_text("".join(lines), encoding="utf-8")
+    boxes = centre_and_size(xyxy).clip(0, 1)
+    sure = None if scores is None else scores.clip(0, 1)
+    path.write_text(label_lines(class_ids, boxes, sure), encoding="utf-8")
 
 
 def _write_val(plan: Plan, source: Source, folder: Path) -> None:

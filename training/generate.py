@@ -22,6 +22,7 @@ import yaml
 from tqdm import tqdm
 
 from drone_kd.scene import CLASSES, FRAMES_PER_WORLD, draw_frame
+from training.data import centre_and_size, label_lines
 
 JPEG_QUALITY = 92
 WORKERS = 2
@@ -128,8 +129,6 @@ def _draw_world(folder: Path, imgsz: int, job: tuple[str, int, range]) -> int:
         image = folder / "images" / split / f"{i:06d}.jpg"
         if not cv2.imwrite(str(image), frame.image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)):
             raise OSError(f"{image} could not be written")
-        x0, y0, x1, y1 = (frame.xyxy / imgsz).T
-        rows = zip(frame.class_ids, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0, strict=True)
-        lines = [f"{c} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for c, x, y, w, h in rows]
-        (folder / "labels" / split / f"{i:06d}.txt").write_text("".join(lines), encoding="utf-8")
+        lines = label_lines(frame.class_ids, centre_and_size(frame.xyxy / imgsz))
+        (folder / "labels" / split / f"{i:06d}.txt").write_text(lines, encoding="utf-8")
     return len(frames)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import logging
 import os
 import random
 import shutil
@@ -40,8 +39,8 @@ from drone_kd.score.text import rows
 from drone_kd.simulate import ros_arguments
 from drone_kd.transport import carry_large_images, stay_on_this_machine
 from training.config import NO_TEACHER, Config, read_config
-from training.data import image_paths, load_data, write_text
-from training.demo import SHORT_RUN
+from training.data import centre_and_size, image_paths, label_lines, load_data, write_text
+from training.demo import SHORT_RUN, show
 from training.distill import distill
 from training.export import export
 from training.generate import generate
@@ -182,11 +181,9 @@ def _draw_night(plan: Plan, folder: Path) -> None:
             name = f"night-{seed}-{number:03d}"
             cv2.imwrite(str(folder / "images" / split / f"{name}.jpg"), frame.image)
             height, width = frame.image.shape[:2]
-            x0, y0, x1, y1 = (frame.xyxy / [width, height, width, height]).T
-            boxes = zip(frame.class_ids, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0,
-                        strict=True)  # fmt: skip
-            lines = [f"{c} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for c, x, y, w, h in boxes]
-            write_text(folder / "labels" / split / f"{name}.txt", "".join(lines))
+            boxes = centre_and_size(frame.xyxy / [width, height, width, height])
+            lines = label_lines(frame.class_ids, boxes)
+            write_text(folder / "labels" / split / f"{name}.txt", lines)
     content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(CLASSES))}
     write_text(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False))
 
@@ -337,19 +334,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Plan.output)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    os.environ.setdefault("YOLO_OFFLINE", "1")
-    try:
-        run(Plan(output=arguments.output))
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("DRONE_KD_TRACEBACK"):
-            raise
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
-    return 0
+    return show(lambda: run(Plan(output=arguments.output)))
 
 
 if __name__ == "__main__":

@@ -11,16 +11,20 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
-import torch
-from torchvision.ops import box_convert
 from tqdm import tqdm
 
 from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector
 from drone_kd.score.precision import MAX_DETECTIONS
 from training.backend import TorchBackend
-from training.data import DataError, image_paths, load_data, read_sample
+from training.data import (
+    DataError,
+    centre_and_size,
+    image_paths,
+    label_lines,
+    load_data,
+    read_sample,
+)
 from training.evaluate import IOU
 from training.models import load_model
 from training.teachers import CLASSES_FILE, LOWEST_SCORE
@@ -28,14 +32,8 @@ from training.teachers import CLASSES_FILE, LOWEST_SCORE
 
 def answer_lines(found: Detections, width: int, height: int) -> str:
     """Answers of a picture of this size in pixels as lines 'class cx cy w h confidence'."""
-    xyxy = torch.from_numpy(found.xyxy / np.array([width, height] * 2, np.float32))
-    boxes = box_convert(xyxy, "xyxy", "cxcywh").tolist()
-    return "".join(
-        " ".join([str(i), *(f"{v:.6f}" for v in box), f"{score:.4f}"]) + "\n"
-        for i, box, score in zip(
-            found.class_ids.tolist(), boxes, found.scores.tolist(), strict=True
-        )
-    )
+    boxes = centre_and_size(found.xyxy) / ([width, height] * 2)
+    return label_lines(found.class_ids, boxes, found.scores)
 
 
 def predict(

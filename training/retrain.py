@@ -25,9 +25,18 @@ from ultralytics.utils.torch_utils import is_qat
 from drone_kd.backends.ort import read_spec
 from drone_kd.core.lineage import Ancestor, Lineage
 from drone_kd.family import descend
+from drone_kd.files import file_sha256
 from training.backend import trained_imgsz
 from training.config import Config
-from training.data import DataError, DataSet, image_paths, label_path, load_data, write_text
+from training.data import (
+    DataError,
+    DataSet,
+    image_paths,
+    label_lines,
+    label_path,
+    load_data,
+    write_text,
+)
 from training.distill import distill
 from training.export import export
 from training.guard import CONFIDENCE, DRAWS, accepted, as_dicts, as_table, compare_models
@@ -166,7 +175,7 @@ def _judge(plan: Plan, output: Path, base: DataSet, mined: Mined, lineage: Linea
         "table": as_table(rows),
         "interval": f"{100 * CONFIDENCE:g} % over {DRAWS} draws of the frames",
         "candidate": str(candidate),
-        "candidate_sha256": _sha256(candidate),
+        "candidate_sha256": file_sha256(candidate),
         "data_sha256": dict(lineage.data),
         "command": lineage.command,
     }
@@ -189,7 +198,7 @@ def _export(plan: Plan, candidate: Path, output: Path, base: DataSet, lineage: L
         imgsz=plan.imgsz,
         lineage=lineage,
     )
-    named = output / f"model-{_sha256(temporary)[:12]}.onnx"
+    named = output / f"model-{file_sha256(temporary)[:12]}.onnx"
     os.replace(temporary, named)
     return named
 
@@ -254,7 +263,7 @@ def _lineage(plan: Plan, command: str, frames: list[Path], mined: Mined) -> Line
         "base": _content_sha256(frames),
         "mined": _content_sha256(mined.labelled + mined.unlabelled),
     }
-    own = _sha256(Path(plan.model))
+    own = file_sha256(Path(plan.model))
     if not plan.parent:
         # The checkpoint itself, where nobody says which file flies.
         now = datetime.now(timezone.utc)
@@ -278,13 +287,9 @@ def _content_sha256(frames: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(frames):
         labels = label_path(path)
-        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-        digest.update(hashlib.sha256(labels.read_bytes()).digest() if labels.is_file() else b"-")
+        said = file_sha256(labels) if labels.is_file() else "-"
+        digest.update(f"{path.name}\0{file_sha256(path)}{said}".encode())
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _keep_settings(plan: Plan, output: Path, lineage: Lineage) -> None:
@@ -292,7 +297,7 @@ def _keep_settings(plan: Plan, output: Path, lineage: Lineage) -> None:
     settings = {
         **asdict(plan),
         "data_sha256": dict(lineage.data),
-        "model_sha256": _sha256(Path(plan.model)),
+        "model_sha256": file_sha256(Path(plan.model)),
     }
     file = output / "retrain.json"
     if file.is_file():
@@ -357,27 +362,20 @@ def _merge_answers(to_base: Predictions, frames: list[Path], mined: Mined, outpu
             position = {pairs[i]: k for k, i in enumerate(order)}  # by the teacher's number
             for path in paths:
                 boxes, scores = answers.found.get(path.stem, (np.zeros((0, 4)), np.zeros((0, 1))))
-                rows = [
-                    (position[c], *box, score)
-                    for c, box, score in zip(
-                        scores.argmax(axis=1).tolist(), boxes, scores.max(axis=1), strict=True
-                    )
-                    if c in position
-                ]
-                write_text(temporary / f"{path.stem}.txt", _lines(rows))
+                class_ids = scores.argmax(axis=1)
+                kept = np.isin(class_ids, list(position))
+                ids = [position[c] for c in class_ids[kept].tolist()]
+                lines = label_lines(ids, boxes[kept], scores[kept].max(axis=1))
+                write_text(temporary / f"{path.stem}.txt", lines)
         for path in mined.labelled:
             labels = label_path(path)
-            table = (
-                [line.split() for line in labels.read_text(encoding="utf-8").splitlines() if line]
-                if labels.is_file()
-                else []
-            )
-            rows = [
-                (order.index(int(c)), *map(float, box), 1.0)
-                for c, *box in table
-                if int(c) in order
-            ]
-            write_text(temporary / f"{path.stem}.txt", _lines(rows))
+            text = labels.read_text(encoding="utf-8") if labels.is_file() else ""
+            table = np.array([line.split() for line in text.splitlines() if line], np.float64)
+            table = table.reshape(-1, 5)
+            table = table[np.isin(table[:, 0], order)]
+            ids = [order.index(c) for c in table[:, 0].tolist()]
+            lines = label_lines(ids, table[:, 1:], np.ones(len(ids)))
+            write_text(temporary / f"{path.stem}.txt", lines)
         os.replace(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -385,8 +383,3 @@ def _merge_answers(to_base: Predictions, frames: list[Path], mined: Mined, outpu
 
 def _classes_found(answers: Predictions) -> set[int]:
     return {int(c) for _, scores in answers.found.values() for c in scores.argmax(axis=1)}
-
-
-def _lines(rows: list[tuple]) -> str:
-    """Rows as `training.teachers` reads them: class, centre and size in [0, 1], confidence."""
-    return "".join(f"{row[0]} {' '.join(f'{value:.6f}' for value in row[1:])}\n" for row in rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ import numpy as np
 
 from drone_kd.backends import Backend, open_backend
 from drone_kd.config import default_model_path
+from drone_kd.files import file_sha256
 from drone_kd.ros.params import Settings
-
-_HASH_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -65,11 +63,7 @@ def load_model(
     )
     spec = backend.spec
     settings.detector(backend)(np.zeros((spec.input_height, spec.input_width, 3), np.uint8))
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return Model(parameter, path, digest.hexdigest(), backend)
+    return Model(parameter, path, file_sha256(path), backend)
 
 
 def return_memory() -> None:

@@ -1,15 +1,13 @@
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import polars
 import pytest
 import torch
 import yaml
-from tiny_training import NAMES, SIZE, draw_set, save_checkpoint
+from tiny_training import NAMES, SIZE, draw_set, interrupt_when_written, save_checkpoint
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
@@ -121,17 +119,7 @@ def test_interrupt_then_resume_finishes_the_run(tiny_data, tiny_teacher, tmp_pat
         ),
     ]
     state = output / "weights" / "resume.pt"
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not state.is_file():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)  # a file written by another process: there is nothing to wait on
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert "Traceback" not in errors and "--resume" in errors
+    assert "--resume" in interrupt_when_written(command, state, 120)
     assert not (output / "metrics.json").exists()
     before = torch.load(state, weights_only=True)["balance"]["batches"]
 

@@ -3,15 +3,13 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from tiny_training import NAMES, draw_set, save_checkpoint
+from tiny_training import NAMES, draw_set, interrupt_when_written, save_checkpoint
 
 import training.guard
 from drone_kd.family import generations
@@ -190,17 +188,7 @@ def test_interrupted_and_resumed(mined, tiny_data, tiny_teacher, tmp_path):
     typed = [sys.executable, "-m", "training", *arguments]
     state = tmp_path / "out" / "run" / "weights" / "resume.pt"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        typed, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
-    )
-    deadline = time.monotonic() + 100
-    while not state.is_file():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)  # a file written by another process: there is nothing to wait on
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert "Traceback" not in errors and "goes on where it was" in errors
+    assert "goes on where it was" in interrupt_when_written(typed, state, 100, environment)
     written = (tmp_path / "out" / "answers").stat().st_mtime_ns
     again = subprocess.run(typed, capture_output=True, text=True, timeout=110, env=environment)
     assert again.returncode == 3, again.stderr[-2000:]

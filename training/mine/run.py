@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from drone_kd.config import default_model_path
-from drone_kd.files import write_whole
+from drone_kd.files import file_sha256, write_whole
 from drone_kd.sources import SourceError
 from training.data import DataError
 from training.mine import dataset, stages
@@ -240,7 +240,7 @@ def _work_folder(output: Path, settings: Settings, segments: list[Segment]) -> P
 
 def _digest(model: str) -> str:
     path = Path(model if model.endswith(".onnx") else resolve_model(model))
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else model
+    return file_sha256(path) if path.is_file() else model
 
 
 def _publish(work: Path, output: Path) -> None:
