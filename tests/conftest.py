@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ if os.environ.get("ROS_DISTRO") == "humble":
 # Fast DDS loses large best-effort images over its default shared memory.
 os.environ.pop("FASTDDS_BUILTIN_TRANSPORTS", None)
 carry_large_images()
+# A shell lets what it runs in the background ignore Ctrl-C, and so would what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["YOLO_OFFLINE"] = "1"
 os.environ["YOLO_AUTOINSTALL"] = "False"
 
