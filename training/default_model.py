@@ -65,7 +65,8 @@ INPUT_PX = 640
 # stays out; lewis stays out altogether: no alarm in it can have been trained away.
 RGB_SOURCES = {
     "bogota-niza": ("bogota-niza",),
-    "chia-aqua": ("chia-aqua",),
+    "chia-slanted": ("chia-aqua_0294", "chia-aqua_03"),
+    "chia-aqua": ("chia-aqua_00", "chia-aqua_01", "chia-aqua_0211"),
     "caliterra": ("caliterra",),
     "elsewhere": ("boruszyn", "freetown", "agung"),
 }
@@ -107,7 +108,7 @@ class Recipe:
     overrides: dict = field(
         default_factory=lambda: {
             "optimizer": "AdamW",
-            "lr0": 0.001,
+            "lr0": 0.0003,
             "lrf": 0.05,
             "cos_lr": True,
             "warmup_epochs": 0.2,

@@ -252,14 +252,15 @@ def _views(image: np.ndarray, crops: Crops | None):
         yield "", None, (0.0, 0.0, 1.0, 1.0)
         return
     for scale in crops.scales:
-        small = image
-        if scale < 1:
-            small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        height, width = small.shape[:2]
+        scaled = image
+        if scale != 1:
+            how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+            scaled = cv2.resize(image, None, fx=scale, fy=scale, interpolation=how)
+        height, width = scaled.shape[:2]
         for y1, y2 in _spans(height, crops.size):
             for x1, x2 in _spans(width, crops.size):
                 window = (x1 / width, y1 / height, x2 / width, y2 / height)
-                yield f"-{scale:.2f}-{x1}-{y1}.jpg", small[y1:y2, x1:x2], window
+                yield f"-{scale:.2f}-{x1}-{y1}.jpg", scaled[y1:y2, x1:x2], window
 
 
 def _spans(length: int, size: int) -> list[tuple[int, int]]:

@@ -46,8 +46,9 @@ from training.teachers import open_teacher
 
 @dataclass(frozen=True)
 class Crops:
-    """Windows of ``size`` px that the student sees of each picture reduced to each of ``scales``:
-    every ``every``-th, and of those without an object every ``empty_every``-th.
+    """Windows of ``size`` px that the student sees of each picture reduced or enlarged to each of
+    ``scales`` (at most twice its size): every ``every``-th, and of those without an object every
+    ``empty_every``-th.
     """
 
     size: int
@@ -59,8 +60,8 @@ class Crops:
         object.__setattr__(self, "scales", tuple(self.scales))
         if self.size < 32 or min(self.every, self.empty_every) < 1 or not self.scales:
             raise ValueError("expected size from 32 on, scales, every and empty_every from 1 on")
-        if not all(0 < scale <= 1 for scale in self.scales):
-            raise ValueError(f"expected scales above 0 and at most 1, got {list(self.scales)}")
+        if not all(0 < scale <= 2 for scale in self.scales):
+            raise ValueError(f"expected scales above 0 and at most 2, got {list(self.scales)}")
 
 
 @dataclass(frozen=True)
