@@ -196,11 +196,9 @@ class Worker:
     def _measure(self, backend: Backend, windows: int, total_ms: float) -> None:
         call_ms = total_ms / -(-windows // backend.spec.batch)
         if self._measured is not backend:
-            is_swap = self._measured is not None
-            # Since the swap nothing refers to the model before the one before.
+            # Since a swap nothing refers to the model before the one before.
             self._measured, self._call_ms = backend, call_ms
-            if is_swap:
-                return_memory()
+            return_memory()
         self._call_ms += _COST_SHARE * (call_ms - self._call_ms)
 
     def _fail(self, frame: Frame, error: Exception) -> None:
