@@ -16,8 +16,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import yaml
-
 from drone_kd.core.spec import INPUTS, PRECISIONS
 from training.report import format_score, format_table
 
@@ -210,10 +208,12 @@ def _export(a: argparse.Namespace) -> None:
 
 
 def _setting(text: str) -> tuple[str, object]:
+    from training.config import read_value
+
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
-    return key, yaml.safe_load(value)
+    return key, read_value(value)
 
 
 def _parser() -> argparse.ArgumentParser:

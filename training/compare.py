@@ -16,11 +16,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 from scipy import stats
 
 from training.cluster import each
-from training.config import NO_TEACHER, Config, read_config
+from training.config import NO_TEACHER, Config, read_config, read_value
 from training.data import image_paths, load_data, write_text
 from training.distill import distill
 from training.evaluate import evaluate
@@ -88,7 +87,7 @@ def arm_config(arm: str, config: Config) -> Config:
             f"arm {arm!r}: {', '.join(sorted(unknown))} is neither {PLAIN}, {DISTILLED}, "
             f"{BUILTIN}:WEIGHT nor a setting (key=value)"
         )
-    values = {k: yaml.safe_load(v) for k, v in changes.items()}
+    values = {k: read_value(v) for k, v in changes.items()}
     if "terms" in values:
         values["terms"] = tuple(str(values["terms"]).split("+"))
     return replace(config, **values)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -112,3 +113,12 @@ class Config:
 def read_config(output: Path) -> Config:
     """Read the ``config.yaml`` of a run's folder."""
     return Config(**yaml.safe_load((Path(output) / "config.yaml").read_text(encoding="utf-8")))
+
+
+def read_value(text: str) -> object:
+    """Read a setting as YAML does, and 1e-3, which YAML takes for text, as a number."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value

@@ -90,7 +90,7 @@ def test_nothing_learnt_is_refused_with_exit_code_3(
     mined, tiny_data, tiny_teacher, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(training.guard, "DRAWS", 20)
-    arguments = command(tiny_teacher, mined, tiny_data, tmp_path, "--set", "lr0=0.000000001")
+    arguments = command(tiny_teacher, mined, tiny_data, tmp_path, "--set", "lr0=1e-9")
     assert main(arguments) == 3
     assert "refused" in capsys.readouterr().out
     found = json.loads((tmp_path / "refused.json").read_text())
