@@ -165,6 +165,7 @@ def _retrain(a: argparse.Namespace) -> int:
         data=a.data,
         teacher=a.teacher,
         replay=a.replay,
+        keep=a.keep,
         epochs=a.epochs,
         batch=a.batch,
         imgsz=a.imgsz,
@@ -386,6 +387,13 @@ def _parser() -> argparse.ArgumentParser:
         default=0.75,
         metavar="SHARE",
         help="of base frames among those of an epoch, against forgetting (%(default)s)",
+    )
+    sub.add_argument(
+        "--keep",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="of the flying model in the candidate's weights, against forgetting (%(default)s)",
     )
     sub.add_argument(
         "--parent", default="", metavar="ONNX", help="the file that flies, for the lineage"

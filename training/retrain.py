@@ -27,6 +27,7 @@ from drone_kd.core.lineage import Ancestor, Lineage
 from drone_kd.family import descend
 from drone_kd.files import file_sha256
 from training.backend import trained_imgsz
+from training.blend import blend
 from training.config import Config
 from training.data import (
     DataError,
@@ -45,7 +46,7 @@ from training.predict import predict
 from training.quantize import spread
 from training.teachers import CLASSES_FILE, Predictions, open_teacher
 
-ACCEPTED, REFUSED = "accepted.json", "refused.json"
+ACCEPTED, REFUSED, CANDIDATE = "accepted.json", "refused.json", "candidate.pt"
 # A teacher that is a folder of answers teaches with its boxes.
 TERMS = ("class", "box")
 # Short and gentle: the model knows its trade already. A step a batch: few frames are few steps.
@@ -63,8 +64,10 @@ class Plan:
     """A retraining; `retrain` writes it into its folder.
 
     ``replay``: share of base frames among the frames of an epoch, in [0, 1), as far as the base
-    has so many; spread over the base. ``imgsz`` None: as the model was trained. ``parent``: the
-    .onnx that flies, for the lineage.
+    has so many; spread over the base. ``keep``: share of the flying model in the candidate's
+    weights, in [0, 1); a half is what Wortsman et al. 2022 (arXiv:2109.01903) advise where nothing
+    was tuned. ``imgsz`` None: as the model was trained. ``parent``: the .onnx that flies, for the
+    lineage.
     """
 
     model: str
@@ -72,6 +75,7 @@ class Plan:
     data: str
     teacher: str
     replay: float = 0.75
+    keep: float = 0.5
     epochs: int = 10
     batch: int = 8
     imgsz: int | None = None
@@ -99,7 +103,7 @@ def retrain(plan: Plan, output: Path, command: str) -> dict:
     Args:
         plan: the same as before, where the folder holds a run.
         output: folder for ``accepted.json`` or ``refused.json``; with the former
-            ``model-HASH.onnx``. The candidate is ``run/best.pt`` in either case.
+            ``model-HASH.onnx``. The candidate is ``candidate.pt`` in either case.
         command: the command line, for the lineage.
 
     Returns:
@@ -110,8 +114,9 @@ def retrain(plan: Plan, output: Path, command: str) -> dict:
             before any training.
         ExportError: the candidate was accepted, but does not pass the gates of the export.
     """
-    if not 0 <= plan.replay < 1:
-        raise ValueError(f"--replay must be from 0 to below 1, got {plan.replay}")
+    for name, share in (("--replay", plan.replay), ("--keep", plan.keep)):
+        if not 0 <= share < 1:
+            raise ValueError(f"{name} must be from 0 to below 1, got {share}")
     if Path(plan.model).suffix != ".pt":
         raise UnusableModelError(
             f"MODEL must be the checkpoint (.pt) that the flying model was exported from, got "
@@ -156,11 +161,12 @@ def retrain(plan: Plan, output: Path, command: str) -> dict:
         _merge_answers(to_base, frames, mined, answers)
     run = output / "run"
     distill(config, run, resume=(run / "config.yaml").is_file())
+    blend(run / "best.pt", plan.model, plan.keep, output / CANDIDATE)
     return _judge(plan, output, base, mined, lineage)
 
 
 def _judge(plan: Plan, output: Path, base: DataSet, mined: Mined, lineage: Lineage) -> dict:
-    candidate = output / "run" / "best.pt"
+    candidate = output / CANDIDATE
     rows = compare_models(
         plan.model,
         str(candidate),

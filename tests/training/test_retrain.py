@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tiny_training import NAMES, draw_set, interrupt_when_written, save_checkpoint
 
@@ -15,6 +16,7 @@ import training.guard
 from drone_kd.family import generations
 from training.__main__ import main
 from training.data import image_paths
+from training.models import load_model
 from training.retrain import Plan, read_mined, retrain
 
 SHORT = {"mosaic": 0.0, "close_mosaic": 0}
@@ -78,6 +80,14 @@ def test_an_accepted_candidate_is_exported_under_its_hash_with_its_lineage(
     assert len((output / "unlabelled.txt").read_text().splitlines()) == 6
     assert len((output / "labelled.txt").read_text().splitlines()) == 6
     assert len(list((output / "answers").glob("*.txt"))) == 12 + 1
+
+    # Half of the flying model stays.
+    weights = [
+        load_model(str(path))[0].state_dict()["model.0.conv.weight"]
+        for path in (tiny_teacher, output / "run" / "best.pt", output / "candidate.pt")
+    ]
+    assert (weights[0] != weights[1]).any()
+    assert torch.allclose(weights[2], (weights[0] + weights[1]) / 2, atol=1e-6)
 
     before = model.stat().st_mtime_ns
     assert main(arguments) == 0  # again: nothing is left to do
@@ -171,6 +181,7 @@ def test_other_input_that_cannot_work(mined, tiny_data, tiny_teacher, tmp_path, 
         (command(tiny_teacher.with_suffix(".onnx"), mined, tiny_data, out), "checkpoint (.pt)"),
         (command(tiny_teacher, same, tiny_data, out), "same name, such as 000"),
         (command(tiny_teacher, mined, tiny_data, out, "--replay", "1"), "below 1"),
+        (command(tiny_teacher, mined, tiny_data, out, "--keep", "1"), "--keep must be"),
     )
     for arguments, said in cases:
         assert main(arguments) == 2

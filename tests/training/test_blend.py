@@ -1,0 +1,26 @@
+import numpy as np
+import torch
+from tiny_training import save_checkpoint
+
+from training.blend import blend
+from training.models import class_names, load_model
+
+
+def test_weights_and_statistics_are_means_and_classes_are_matched_by_name(tmp_path):
+    start = save_checkpoint(tmp_path / "start.pt", names=("person", "dog", "car"))
+    trained = save_checkpoint(tmp_path / "trained.pt", names=("car", "person"))
+    checkpoint = torch.load(trained, weights_only=False)
+    with torch.no_grad():
+        for value in checkpoint["model"].state_dict().values():
+            if value.is_floating_point():
+                value.add_(torch.rand_like(value))
+    torch.save(checkpoint, trained)
+    mixed = tmp_path / "new" / "mixed.pt"
+    blend(trained, start, 0.3, mixed)
+    assert class_names(load_model(str(mixed))[0]) == ("car", "person")
+    old, new, found = (load_model(str(p))[0].state_dict() for p in (start, trained, mixed))
+    for name, value in found.items():
+        before = old[name] if old[name].shape == value.shape else old[name][[2, 0]]
+        if value.is_floating_point():
+            wanted = 0.7 * new[name] + 0.3 * before
+            np.testing.assert_allclose(value, wanted, atol=1e-5, err_msg=name)
