@@ -38,6 +38,9 @@ def write_card(
     figures: dict[str, dict],
     by_source: dict[str, dict],
     alarms: dict[str, tuple[int, int]],
+    times: dict[str, float],
+    shares: dict[str, dict],
+    share: float,
     threshold: dict,
     model: Path,
     pictures: Path,
@@ -46,14 +49,16 @@ def write_card(
 ) -> None:
     """Write both cards and the pictures; what is in them is `training.default_model.build`'s.
 
-    ``figures``: model -> ground -> `evaluate`; ``by_source``: of the model itself, by class.
+    ``figures``: model -> ground -> `evaluate`; ``by_source``: of the model itself, by class;
+    ``times``: teacher -> its time for a frame, in the model's; ``shares``: share of the start ->
+    ground of training frames -> `evaluate`.
     """
     show(docs, model, plan, pictures)
     parameters = {name: None for name in figures}
     for teacher in plan.teachers:
         parameters[teacher.name] = cost(load_model(str(teacher.weights))[0], 640)["parameters"]
     own = metrics["student"]["parameters"]
-    parameters["default.onnx"] = own
+    parameters["default.onnx"] = parameters["default.onnx, tiling auto"] = own
     text = CARD.format(
         size_mb=model.stat().st_size / 1e6,
         parameters=own,
@@ -65,6 +70,9 @@ def write_card(
         alarms="\n".join(
             f"- {which}: {count} in {number} pictures" for which, (number, count) in alarms.items()
         ),
+        times=", ".join(f"{name} {ratio:.1f}" for name, ratio in times.items()),
+        shares=grounds_table(shares, {}),
+        share=share,
         threshold=threshold["threshold"],
         f1="; ".join(f"{k} {v:.2f}" for k, v in threshold["f1_by_class"].items()),
         minutes=metrics["seconds"] / 60,
@@ -239,6 +247,8 @@ trained on or labelled with. No flight is in both training and validation.
 
 {grounds}
 
+Time for one frame in PyTorch on two cores of a CPU, in that of this model: {times}.
+
 By class and size (of the original picture: tiny under 16 px, small under 32, medium under 96):
 
 {sizes}
@@ -279,6 +289,12 @@ Where two teachers answer, their boxes are fused. `training/default_model.yaml` 
 and threshold. The student began as COCO's YOLOv8n, saw windows of {recipe.imgsz} px at several
 scales, {recipe.epochs} epochs in {minutes:.0f} minutes, seed {recipe.seed}. Anew:
 `make default-model SHARED=...`.
+
+What is hardly taught, people by day, would be forgotten. So the weights are a mean of those after
+training and of those at the start (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903). The share of
+the start is {share}, the one with the best mean on frames of the training splits:
+
+{shares}
 
 ## What it must not be used for
 

@@ -18,6 +18,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -34,6 +35,7 @@ from drone_kd.config import parameter_defaults
 from drone_kd.detector import Detector
 from training.answers import file_hash
 from training.backend import TorchBackend
+from training.blend import blend
 from training.card import write_card
 from training.config import NO_TEACHER, Config
 from training.data import (
@@ -86,9 +88,12 @@ KINDS = {
                     "two-wheeler"),
 }  # fmt: skip
 GROUNDS = ("hit-uav", "aerial-cars", "unicamp-people")
-# Frames on which the threshold is chosen: of HIT-UAV's training flights those between the ones
-# trained on, of aerial-cars' the ones trained on (there are no others).
-THRESHOLD_FRAMES = 150
+# How much of the start the model may keep.
+SHARES = (0.0, 0.15, 0.3, 0.45, 0.6)
+# Frames on which the share and the threshold are chosen: of HIT-UAV's training flights those
+# between the ones trained on, of aerial-cars' the ones trained on (there are no others), of
+# unicamp-people the training flight, which nothing was trained on.
+CHOOSING_FRAMES = 150
 # A class with fewer labels there has no say.
 LABELS_NEEDED = 20
 
@@ -165,7 +170,12 @@ def build(
     )
     distill(config, run, resume=(run / "config.yaml").is_file())
     plan = read_plan(output / "teachers.yaml")
-    best, chosen = calibrate(run / "best.pt", plan, output)
+    seen = {path for source in plan.sources for path in source.train}
+    choosing = {
+        name: write_ground(shared, name, output / "choosing" / name, seen) for name in GROUNDS
+    }
+    share, blended, shares = choose_share(run / "best.pt", student, choosing, output)
+    best, chosen = calibrate(blended, plan, output)
     model = models / "default.onnx"
     val = run / "frames" / "val"
     grounds = {name: write_ground(shared, name, output / "grounds" / name) for name in GROUNDS}
@@ -183,12 +193,17 @@ def build(
         candidates["the one before"] = before
     candidates |= {t.name: t.weights for t in plan.teachers}
     candidates["COCO nano"] = shared / "weights/yolov8n-coco.pt"
+    times = relative_times(best, {t.name: t.weights for t in plan.teachers})
     kept = output / "figures"
     figures = {
         name: {
             ground: measure(path, data, kept, classes=KINDS) for ground, data in grounds.items()
         }
         for name, path in tqdm(candidates.items(), desc="measuring", unit="model")
+    }
+    figures["default.onnx, tiling auto"] = {
+        ground: measure(model, data, kept, classes=KINDS, tiling="auto")
+        for ground, data in tqdm(grounds.items(), desc="with tiles", unit="ground")
     }
     by_source = {
         s.name: measure(model, val / s.name / "data.yaml", kept, only=s.labelled)
@@ -204,6 +219,9 @@ def build(
         figures=figures,
         by_source=by_source,
         alarms=alarms,
+        times=times,
+        shares=shares,
+        share=share,
         threshold=chosen,
         model=model,
         pictures=shared / "data/rgb-unlabelled/images",
@@ -269,6 +287,35 @@ def start(coco: Path, output: Path) -> Path:
     return output
 
 
+def choose_share(
+    checkpoint: Path, start: Path, grounds: dict[str, Path], output: Path
+) -> tuple[float, Path, dict[str, dict[str, dict]]]:
+    """How much of the start the weights keep (see `blend`): of `SHARES` the one with the best mean
+    AP50 over ``grounds``, so that what is hardly taught is not forgotten.
+
+    Returns:
+        The share, its checkpoint, and what `evaluate` says by share and ground.
+    """
+    files, found = {}, {}
+    for share in tqdm(SHARES, desc="blending with the start", unit="share"):
+        files[share] = output / "blends" / f"{share}.pt"
+        if not files[share].is_file():
+            blend(checkpoint, start, share, files[share])
+        found[str(share)] = {
+            name: measure(files[share], data, output / "figures", classes=KINDS)
+            for name, data in grounds.items()
+        }
+    best = max(SHARES, key=lambda s: np.mean([f["map50"] for f in found[str(s)].values()]))
+    return best, files[best], found
+
+
+def choosing_frames(folder: Path, seen: set[Path]) -> list[Path]:
+    """Of training frames those on which something is chosen: see `CHOOSING_FRAMES`."""
+    frames = image_paths(folder)
+    between = [path for path in frames if path not in seen] or frames
+    return between[:: max(1, len(between) // CHOOSING_FRAMES)]
+
+
 def calibrate(checkpoint: Path, plan: Plan, output: Path) -> tuple[Path, dict]:
     """Move the scores so that the best threshold is the package's default.
 
@@ -304,9 +351,6 @@ def choose_threshold(backend, plan: Plan) -> dict:
     curves: dict[str, np.ndarray] = {}
     for name in ("hit-uav", "aerial-cars"):
         source = next(s for s in plan.sources if s.name == name)
-        folder = source.train[0].parent
-        between = sorted(set(image_paths(folder)) - set(source.train)) or list(source.train)
-        step = max(1, len(between) // THRESHOLD_FRAMES)
         ours = np.array(
             [
                 plan.names.index(source.classes[n]) if n in source.classes else -1
@@ -314,7 +358,8 @@ def choose_threshold(backend, plan: Plan) -> dict:
             ]
         )
         counts = np.zeros((len(plan.names), len(grid), 3))  # right, found, there
-        for path in tqdm(between[::step], desc=f"threshold on {name}", leave=False):
+        frames = choosing_frames(source.train[0].parent, set(source.train))
+        for path in tqdm(frames, desc=f"threshold on {name}", leave=False):
             sample = read_sample(path, len(source.names))
             if sample is None:
                 continue
@@ -341,14 +386,19 @@ def choose_threshold(backend, plan: Plan) -> dict:
     }
 
 
-def write_ground(shared: Path, name: str, folder: Path) -> Path:
-    """A validation split with its classes taken together: person, two-wheeler, vehicle."""
+def write_ground(shared: Path, name: str, folder: Path, seen: set[Path] | None = None) -> Path:
+    """A validation split with its classes taken together: person, two-wheeler, vehicle.
+
+    ``seen``: what was trained on; given, frames of the training split on which something is chosen
+    are taken instead.
+    """
     data = load_data(shared / "data" / name / "data.yaml")
     kinds = tuple(dict.fromkeys(KINDS[n] for n in data.names))
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
-    for path in image_paths(data.val):
+    frames = image_paths(data.val) if seen is None else choosing_frames(data.train, seen)
+    for path in frames:
         (folder / "images" / path.name).symlink_to(path)
         sample = read_sample(path, len(data.names))
         height, width = sample.image.shape[:2]
@@ -366,15 +416,35 @@ def measure(
     folder: Path,
     only: tuple[str, ...] = (),
     classes: dict[str, str] | None = None,
+    tiling: str = "off",
 ) -> dict:
     """What `evaluate` says of a model at 640 px; kept in ``folder``, by the model's content."""
-    key = f"{file_hash(model)[:12]}-{data.parent.name}{'-kinds' if classes else ''}"
+    key = f"{file_hash(model)[:12]}-{data.parent.parent.name}-{data.parent.name}"
+    key += f"{'-kinds' if classes else ''}{'-tiles' if tiling != 'off' else ''}"
     kept = folder / f"{key}.json"
     if not kept.is_file():
         size = None if model.suffix == ".onnx" else INPUT_PX
-        found = evaluate(model, data, imgsz=size, only=only, classes=classes)
+        found = evaluate(model, data, imgsz=size, tiling=tiling, only=only, classes=classes)
         write_text(kept, json.dumps(found, indent=1))
     return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def relative_times(student: Path, teachers: dict[str, Path], rounds: int = 15) -> dict[str, float]:
+    """How many times as long as the student each teacher takes for a frame of 640 px: medians of
+    interleaved runs in PyTorch on this machine.
+    """
+    backends = {
+        name: TorchBackend(load_model(str(path))[0], INPUT_PX)
+        for name, path in {"": student, **teachers}.items()
+    }
+    frame = np.zeros((1, INPUT_PX, INPUT_PX, 3), np.uint8)
+    seconds: dict[str, list[float]] = {name: [] for name in backends}
+    for _ in range(rounds):
+        for name, backend in backends.items():
+            started = time.perf_counter()
+            backend.infer(frame)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: float(np.median(seconds[name]) / np.median(seconds[""])) for name in teachers}
 
 
 def count_alarms(model: Path, shared: Path, confidence: float) -> dict[str, tuple[int, int]]:

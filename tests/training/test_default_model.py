@@ -13,7 +13,15 @@ from drone_kd.backends import open_backend
 from training.backend import TorchBackend
 from training.card import grounds_table
 from training.data import load_data, read_sample
-from training.default_model import KINDS, PLAN, calibrate, choose_threshold, start, write_ground
+from training.default_model import (
+    KINDS,
+    PLAN,
+    calibrate,
+    choose_share,
+    choose_threshold,
+    start,
+    write_ground,
+)
 from training.models import load_model
 from training.sources import Plan, Source
 
@@ -129,3 +137,18 @@ def test_the_package_s_own_model_is_credited():
     for name in ("Kharuzhy", "HIT-UAV", "Zaborowski", "CC BY-SA", "DroneTM"):
         assert name in text and name in module.ATTRIBUTION
     assert open_backend(card.with_name("default.onnx")).spec.licence == module.LICENCE
+
+
+def test_of_the_blends_with_the_start_the_best_is_taken(tmp_path, monkeypatch):
+    best = {"a": 0.3, "b": 0.15}  # a's counts for more
+
+    def measure(path, data, folder, classes):
+        assert path.is_file()
+        distance = abs(float(path.stem) - best[data.name])
+        return {"map50": 1 - distance * (2 if data.name == "a" else 1), "map50_95": 0.0}
+
+    monkeypatch.setattr(module, "measure", measure)
+    start_file, trained = (save_checkpoint(tmp_path / f"{n}.pt") for n in ("start", "trained"))
+    grounds = {"a": Path("a"), "b": Path("b")}
+    share, path, found = choose_share(trained, start_file, grounds, tmp_path)
+    assert share == 0.3 and path.stem == "0.3" and set(found) == {str(s) for s in module.SHARES}
