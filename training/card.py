@@ -71,7 +71,7 @@ def write_card(
             f"- {which}: {count} in {number} pictures" for which, (number, count) in alarms.items()
         ),
         times=", ".join(f"{name} {ratio:.1f}" for name, ratio in times.items()),
-        shares=grounds_table(shares, {}),
+        shares=grounds_table(shares, {}).replace("| model |", "| share of the start |", 1),
         share=share,
         threshold=threshold["threshold"],
         f1="; ".join(f"{k} {v:.2f}" for k, v in threshold["f1_by_class"].items()),
