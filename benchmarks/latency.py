@@ -31,15 +31,17 @@ class Seen(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--service-ms", type=float, default=60.0, help="per frame (%(default)s)")
+    parser.add_argument("--service-ms", type=float, default=60.0, help="per look (%(default)s)")
+    parser.add_argument("--tiling", default="off", help="as the node's; each tile is a look more")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a flight (%(default)s)")
     parser.add_argument(
         "--speeds", type=float, nargs="+", default=SPEEDS_MPS, metavar="M/S", help="over ground"
     )
     arguments = parser.parse_args()
-    detector = load_detector(confidence=CONFIDENCE)
-    service = int(arguments.service_ms * 1e6)
-    print_head(f"m/s over ground, frames/s, waiting ({arguments.service_ms:g} ms a frame)")
+    detector = load_detector(confidence=CONFIDENCE, tiling=arguments.tiling)
+    looks = len(detector.windows(FlightPlan.width, FlightPlan.height))
+    service = int(looks * arguments.service_ms * 1e6)
+    print_head(f"m/s over ground, frames/s, waiting ({service / 1e6:g} ms a frame)")
     fastest = max(RATES_HZ)
     for speed in arguments.speeds:
         seen = _look(detector, speed, fastest, int(arguments.seconds * fastest))

@@ -1,8 +1,8 @@
 """What a pilot has of a model: python -m benchmarks.simulation [--seconds 20]
 
 Flights of the default model over the crossing at several speeds over ground and frame rates, each
-scored offline and streaming; the newest frame only against a queue of ten; and what the simulator
-itself costs on one core. Prints Markdown tables.
+scored offline and streaming; the newest frame only against a queue of ten; without tiles and with;
+and what the simulator itself costs on one core. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ HEAD = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20.0, help="of a flight (%(default)s)")
-    parser.add_argument("--only", choices=("speed", "queue", "cost"), help="one of the tables")
+    parser.add_argument(
+        "--only", choices=("speed", "queue", "tiling", "cost"), help="one of the tables"
+    )
     arguments = parser.parse_args()
     stay_on_this_machine()
     carry_large_images()
@@ -59,6 +61,11 @@ def main() -> None:
                 detector += ros_arguments({"depth": depth, "confidence": CONFIDENCE})
             name = f"{rate:g}, " + ("newest frame only" if depth == 1 else f"queue of {depth}")
             _fly(name, detector, 10.0, rate, arguments.seconds)
+    if arguments.only in (None, "tiling"):
+        print_head("10 m/s, frames/s asked, tiling")
+        for rate, tiling in itertools.product((5.0, 10.0), ("off", "auto")):
+            detector = [*detector_command("", CONFIDENCE), "-p", f'tiling:="{tiling}"']
+            _fly(f"{rate:g}, {tiling}", detector, 10.0, rate, arguments.seconds)
     if arguments.only in (None, "cost"):
         _cost()
 
