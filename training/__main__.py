@@ -217,6 +217,16 @@ def _setting(text: str) -> tuple[str, object]:
     return key, read_value(value)
 
 
+def _image_size(text: str) -> int | tuple[int, int]:
+    try:
+        sides = tuple(int(side) for side in text.split("x"))
+    except ValueError:
+        sides = ()
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"expected pixels, or HEIGHTxWIDTH, got {text!r}")
+    return sides if len(sides) == 2 else sides[0]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training", description=__doc__.splitlines()[0]
@@ -411,7 +421,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("export", _export, "Write a checkpoint as a self-describing ONNX file.")
     sub.add_argument("checkpoint", metavar="best.pt")
     sub.add_argument("--output", type=Path, required=True, help="the .onnx to write")
-    sub.add_argument("--imgsz", type=int, help="square input in pixels (default: as trained)")
+    sub.add_argument(
+        "--imgsz",
+        type=_image_size,
+        metavar="PX|HEIGHTxWIDTH",
+        help="input, such as 384x640 for frames of 16:9 (default: the square as trained)",
+    )
     sub.add_argument(
         "--precision",
         choices=PRECISIONS,

@@ -16,6 +16,8 @@ from ultralytics.utils.torch_utils import is_qat, strip_qat
 from drone_kd.core.spec import ModelSpec
 from training.models import class_names
 
+# Side of a square in pixels, or height and width, as Ultralytics has it.
+ImageSize = int | tuple[int, int]
 # Rows that a dense head gives. Measured on three data sets (benchmarks/export.md).
 CANDIDATES = 1000
 
@@ -106,22 +108,16 @@ class TorchBackend:
     def __init__(
         self,
         model: nn.Module,
-        imgsz: int | None = None,
+        imgsz: ImageSize | None = None,
         batch: int = 1,
         device: str = "cpu",
     ) -> None:
-        """``imgsz``: side of the square input in pixels; default: the one that the model was
-        trained at. ``batch``: frames per inference. ``device``: as torch names it.
+        """``imgsz``: of the input; default: the square that the model was trained at. ``batch``:
+        frames per inference. ``device``: as torch names it.
         """
-        self.imgsz = imgsz or trained_imgsz(model)
         self.device = device
         self.graph = FlightGraph(model).to(device)
-        self.spec = describe(
-            model,
-            self.imgsz,
-            batch=batch,
-            **_NO_FILE,
-        )
+        self.spec = describe(model, imgsz or trained_imgsz(model), batch=batch, **_NO_FILE)
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Run uint8 (B, H, W, 3) frames; returns what the exported graph returns."""
@@ -169,12 +165,13 @@ def trained_imgsz(model: nn.Module) -> int:
     return int(size or 640)
 
 
-def describe(model: nn.Module, imgsz: int, **extra) -> ModelSpec:
+def describe(model: nn.Module, imgsz: ImageSize, **extra) -> ModelSpec:
     """What the exported file says of itself; ``extra``: further fields of `ModelSpec`."""
+    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     return ModelSpec(
         classes=class_names(model),
-        input_width=imgsz,
-        input_height=imgsz,
+        input_width=width,
+        input_height=height,
         head="end2end" if model.model[-1].end2end else "dense",
         **extra,
     )

@@ -28,7 +28,7 @@ from drone_kd.score.precision import (
     mean_precision,
     precision,
 )
-from training.backend import TorchBackend
+from training.backend import ImageSize, TorchBackend
 from training.data import DataError, image_paths, load_data, read_sample
 from training.models import UnusableModelError, load_model
 
@@ -57,7 +57,7 @@ def evaluate(
     model,
     data: str | Path,
     split: str = "val",
-    imgsz: int | None = None,
+    imgsz: ImageSize | None = None,
     tiling: str = "off",
     only: tuple[str, ...] = (),
     classes: Mapping[str, str] | None = None,
@@ -68,7 +68,8 @@ def evaluate(
         model: path of a .pt or .onnx file, a loaded Ultralytics detector, or a backend.
         data: data.yaml in Ultralytics' format; classes are matched to the model's by name.
         split: train, val or test.
-        imgsz: square input of a .pt (default: the one it was trained at); a .onnx has its own.
+        imgsz: input of a .pt: side of a square, or height and width (default: the square it was
+            trained at); a .onnx has its own.
         tiling: see `drone_kd.detector.Detector`.
         only: the classes of the data to measure (default: all), where not all are labelled.
         classes: the model's name -> the data's, where they differ; of two boxes that become one
@@ -110,7 +111,7 @@ def answer(
     model,
     data: str | Path,
     split: str = "val",
-    imgsz: int | None = None,
+    imgsz: ImageSize | None = None,
     tiling: str = "off",
     only: tuple[str, ...] = (),
     classes: Mapping[str, str] | None = None,
@@ -171,7 +172,7 @@ def answer(
     return Answers(dataset.names, known, paths, images, truth, found, ignored)
 
 
-def _open(model, imgsz: int | None):
+def _open(model, imgsz: ImageSize | None):
     if isinstance(model, nn.Module):
         return TorchBackend(model, imgsz)
     if not isinstance(model, (str, Path)):

@@ -30,7 +30,7 @@ from drone_kd.core.preprocess import letterbox
 from drone_kd.core.spec import INPUTS, PRECISIONS, ModelSpec
 from drone_kd.files import file_sha256
 from training import graphlint
-from training.backend import FlightGraph, TorchBackend, describe, trained_imgsz
+from training.backend import FlightGraph, ImageSize, TorchBackend, describe, trained_imgsz
 from training.data import DataError, DataSet, image_paths, load_data, read_sample
 from training.evaluate import evaluate
 from training.models import load_model
@@ -74,7 +74,7 @@ def export(
     output: Path,
     precision: str = "fp32",
     data: str | None = None,
-    imgsz: int | None = None,
+    imgsz: ImageSize | None = None,
     batch: int = 1,
     input_: str = "uint8-nhwc",
     force: bool = False,
@@ -92,7 +92,8 @@ def export(
         precision: fp32, fp16 or int8.
         data: a data.yaml: its training split calibrates INT8, its validation split is what files
             and checkpoint are compared on. Without: noise, and no mAP.
-        imgsz: side of the square input in pixels; default: the one it was trained at.
+        imgsz: of the input: side of a square in pixels, or height and width, such as (384, 640)
+            for frames of 16:9; default: the square it was trained at.
         batch: frames per inference.
         input_: a name of `drone_kd.core.spec.INPUTS`.
         force: write a file that fails under another name.
@@ -119,10 +120,9 @@ def export(
     dataset = None if data is None else load_data(data)
     model, saved = load_model(str(checkpoint))
     imgsz = imgsz or trained_imgsz(model)
-    if imgsz % int(max(model.stride)):
-        raise ValueError(
-            f"imgsz must be a multiple of the stride {int(max(model.stride))}, got {imgsz}"
-        )
+    stride = int(max(model.stride))
+    if (np.atleast_1d(imgsz) % stride).any():
+        raise ValueError(f"imgsz must be a multiple of the stride {stride}, got {imgsz}")
     aware = is_qat(model)
     if aware and precision != "int8":
         raise ValueError(f"{checkpoint} was trained for INT8: export it with --precision int8")
@@ -225,10 +225,9 @@ def _measure(
 ) -> ModelSpec:
     """Run every gate, and write what it measured into the file, with the lineage."""
     tolerance = TOLERANCES["int8 aware" if is_qat(model) else spec.precision]
-    backend = TorchBackend(model, spec.input_width, spec.batch)
-    parity = compare(
-        backend, open_backend(path, runtime="onnxruntime"), _frames(dataset, spec.input_width)
-    )
+    imgsz = spec.input_height, spec.input_width
+    backend = TorchBackend(model, imgsz, spec.batch)
+    parity = compare(backend, open_backend(path, runtime="onnxruntime"), _frames(dataset, *imgsz))
     share = f"{100 * tolerance.share:g} % of rows"
     gates = {
         "graph problems": (len(graphlint.problems(onnx.load(path), spec.precision)), 0),
@@ -240,7 +239,7 @@ def _measure(
         figures = evaluate(path, dataset.yaml_path)
         metrics = {key: figures[key] or 0.0 for key in ("map50_95", "map50")}
         if spec.precision != "fp32":
-            whole = evaluate(before, dataset.yaml_path, imgsz=spec.input_width)["map50_95"] or 0.0
+            whole = evaluate(before, dataset.yaml_path, imgsz=imgsz)["map50_95"] or 0.0
             metrics["map50_95_fp32"] = whole
             loss = round(100 * (whole - metrics["map50_95"]), 3)
             gates["mAP50-95 lost, points"] = (loss, tolerance.points)
@@ -272,14 +271,14 @@ def gate_table(spec: ModelSpec) -> str:
     return "\n".join(lines)
 
 
-def _frames(dataset: DataSet | None, imgsz: int) -> list[np.ndarray]:
+def _frames(dataset: DataSet | None, height: int, width: int) -> list[np.ndarray]:
     if dataset is None:
         rng = np.random.default_rng(0)
-        shape = (PARITY_FRAMES, imgsz, imgsz, 3)
+        shape = (PARITY_FRAMES, height, width, 3)
         return list(rng.integers(0, 256, shape, dtype=np.uint8))
     paths = spread(image_paths(dataset.val), PARITY_FRAMES)
     samples = (read_sample(path, len(dataset.names)) for path in paths)
-    frames = [letterbox(s.image, imgsz, imgsz)[0] for s in samples if s is not None]
+    frames = [letterbox(s.image, width, height)[0] for s in samples if s is not None]
     if not frames:
         raise DataError(f"no usable picture in {dataset.val}")
     return frames

@@ -11,6 +11,7 @@ from ultralytics.nn.tasks import ClassificationModel
 
 from drone_kd.backends import open_backend
 from drone_kd.family import descend, generations
+from training.__main__ import main
 from training.backend import TorchBackend
 from training.data import DataError
 from training.evaluate import evaluate
@@ -66,6 +67,30 @@ def test_lower_precisions(architecture, precision, tiny_data, tmp_path):
     if precision == "int8":
         assert spec.calibration["frames"] == 12 and len(spec.calibration["names_sha256"]) == 64
         assert "map50_95_fp32" in spec.metrics
+
+
+def test_a_wide_input(tiny_data, tiny_teacher, tmp_path):
+    """For wide frames: what Ultralytics' own forward pass says of the same pixels."""
+    output = tmp_path / "wide.onnx"
+    command = ["export", str(tiny_teacher), "--data", str(tiny_data), "--output", str(output)]
+    assert main([*command, "--imgsz", f"{SIZE}x{2 * SIZE}"]) == 0
+    backend = open_backend(output)
+    assert backend.spec.input_shape == (1, SIZE, 2 * SIZE, 3)
+    frames = np.random.default_rng(0).integers(0, 256, backend.spec.input_shape, dtype=np.uint8)
+    rows = backend.infer(frames)[0]
+    model, _ = load_model(str(tiny_teacher))
+    with torch.inference_mode():
+        pictures = torch.tensor(frames[..., ::-1].copy()).permute(0, 3, 1, 2) / 255
+        answer = model(pictures)[0][0]  # (x, y, w, h and the classes' scores, anchors)
+    scores, order = answer[4:].max(dim=0).values.sort(descending=True)
+    x, y, w, h = answer[:4, order]
+    wanted = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2, scores], dim=1)
+    np.testing.assert_allclose(rows[:10, 4], wanted[:10, 4], atol=1e-4)
+    np.testing.assert_allclose(rows[0, :4], wanted[0, :4], atol=0.05)
+    assert rows[:, 2].max() > SIZE
+    with pytest.raises(SystemExit):
+        main([*command, "--imgsz", "64x"])
+    assert main([*command, "--imgsz", "64x100"]) == 2
 
 
 def test_int8_needs_frames(tiny_data, tiny_teacher, tmp_path):
