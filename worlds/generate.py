@@ -434,6 +434,9 @@ def _camera(name: str, place: tuple, pitch: float) -> str:
         fov=2 * math.atan(WIDTH / 2 / FOCAL_PX),
         width=WIDTH,
         height=HEIGHT,
+        focal=FOCAL_PX,
+        cx=WIDTH / 2,
+        cy=HEIGHT / 2,
         hz=CAMERA_HZ,
     )
 
@@ -503,6 +506,7 @@ _STATIC = """\
     </model>
 """
 
+# Fortress publishes a model's own pose only where those of nested models are asked for, too.
 _POSES = """\
       <plugin filename="ignition-gazebo-velocity-control-system"
         name="ignition::gazebo::systems::VelocityControl">
@@ -515,7 +519,7 @@ _POSES = """\
         <publish_visual_pose>false</publish_visual_pose>
         <publish_collision_pose>false</publish_collision_pose>
         <publish_sensor_pose>false</publish_sensor_pose>
-        <publish_nested_model_pose>false</publish_nested_model_pose>
+        <publish_nested_model_pose>true</publish_nested_model_pose>
         <use_pose_vector_msg>false</use_pose_vector_msg>
         <update_frequency>{pose_hz}</update_frequency>
       </plugin>
@@ -556,6 +560,7 @@ _DRONE = (
 """
 )
 
+# Before 6.8, Fortress's sensors fill camera_info from the lens, not from the field of view.
 _CAMERA = """\
         <sensor name="{name}" type="camera">
           <pose>{pose}</pose>
@@ -573,6 +578,15 @@ _CAMERA = """\
               <near>0.5</near>
               <far>1000</far>
             </clip>
+            <lens>
+              <intrinsics>
+                <fx>{focal}</fx>
+                <fy>{focal}</fy>
+                <cx>{cx}</cx>
+                <cy>{cy}</cy>
+                <s>0</s>
+              </intrinsics>
+            </lens>
             <noise>
               <type>gaussian</type>
               <mean>0</mean>
