@@ -45,21 +45,26 @@ class Obj:
     def __init__(self) -> None:
         self._points: list[str] = []
         self._places: dict[str, int] = {}
+        self._normals: dict[str, int] = {}
         self._faces: dict[str, list[str]] = {}
 
     def add(self, material: str, corners: np.ndarray, uv: np.ndarray) -> None:
         """Add a polygon, counter-clockwise as seen from outside."""
+        # Gazebo's renderer shows nothing of a mesh without normals.
+        normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
+        line = "vn {:.3f} {:.3f} {:.3f}".format(*normal / np.linalg.norm(normal))
+        side = self._normals.setdefault(line, len(self._normals) + 1)
         ends = []
         for point, place in zip(corners, uv, strict=True):
             self._points.append("v {:.2f} {:.2f} {:.2f}".format(*point))
             line = "vt {:.4f} {:.4f}".format(*place)
             number = self._places.setdefault(line, len(self._places) + 1)
-            ends.append(f"{len(self._points)}/{number}")
+            ends.append(f"{len(self._points)}/{number}/{side}")
         ends = " ".join(ends)
         self._faces.setdefault(material, []).append(f"f {ends}")
 
     def write(self, folder: Path, name: str) -> None:
-        lines = [f"mtllib {NAME}.mtl", *self._points, *self._places]
+        lines = [f"mtllib {NAME}.mtl", *self._points, *self._places, *self._normals]
         for material, faces in self._faces.items():
             lines += [f"usemtl {material}", *faces]
         (folder / f"{name}.obj").write_text("\n".join(lines) + "\n")
