@@ -116,6 +116,9 @@ def test_the_world_brings_all_it_shows(world_file, scenery):
         lines = mesh.read_text().splitlines()
         used = {line.split()[1] for line in lines if line.startswith("usemtl")}
         (library,) = [line.split()[1] for line in lines if line.startswith("mtllib")]
+        # Gazebo's renderer (ogre 2) shows nothing of a mesh without normals.
+        faces = [line.split()[1:] for line in lines if line.startswith("f ")]
+        assert faces and all(re.fullmatch(r"\d+/\d+/\d+", end) for face in faces for end in face)
         materials = (folder / library).read_text()
         assert used <= set(re.findall(r"newmtl (\S+)", materials))
         for texture in re.findall(r"map_Kd (\S+)", materials):
