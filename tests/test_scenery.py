@@ -116,6 +116,9 @@ def test_the_world_brings_all_it_shows(world_file, scenery):
         lines = mesh.read_text().splitlines()
         used = {line.split()[1] for line in lines if line.startswith("usemtl")}
         (library,) = [line.split()[1] for line in lines if line.startswith("mtllib")]
+        # Gazebo's renderer (ogre 2) shows nothing of a mesh without normals.
+        faces = [line.split()[1:] for line in lines if line.startswith("f ")]
+        assert faces and all(re.fullmatch(r"\d+/\d+/\d+", end) for face in faces for end in face)
         materials = (folder / library).read_text()
         assert used <= set(re.findall(r"newmtl (\S+)", materials))
         for texture in re.findall(r"map_Kd (\S+)", materials):
@@ -125,6 +128,15 @@ def test_the_world_brings_all_it_shows(world_file, scenery):
     assert set(scenery.moving) < names and "drone" in names
 
 
+def test_all_that_moves_tells_its_pose(world_file, scenery):
+    for name in ("drone", *scenery.moving):
+        (model,) = world_file.findall(f"model[@name='{name}']")
+        (poses,) = (p for p in model.iter("plugin") if p.get("name").endswith("PosePublisher"))
+        # Fortress publishes nothing at all where the second is false.
+        assert poses.findtext("publish_model_pose") == "true"
+        assert poses.findtext("publish_nested_model_pose") == "true"
+
+
 def test_cameras_are_as_wide_as_ground_truth_expects(world_file, scenery):
     sensors = list(world_file.iter("sensor"))
     assert {sensor.get("name") for sensor in sensors} == set(scenery.cameras) == {"down", "front"}
@@ -132,6 +144,9 @@ def test_cameras_are_as_wide_as_ground_truth_expects(world_file, scenery):
         assert sensor.findtext("camera/image/width") == "1280"
         fov = float(sensor.findtext("camera/horizontal_fov"))
         assert 640 / math.tan(fov / 2) == pytest.approx(1280, rel=1e-4)
+        # Where camera_info comes from: without it, some releases of Fortress write 277.
+        lens = {e.tag: float(e.text) for e in sensor.find("camera/lens/intrinsics")}
+        assert lens == {"fx": 1280, "fy": 1280, "cx": 640, "cy": 360, "s": 0}
         x, y, z, _, pitch, _ = map(float, sensor.findtext("pose").split())
         mount = scenery.cameras[sensor.get("name")]
         assert mount[:3] == pytest.approx([x, y, z])

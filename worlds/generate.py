@@ -45,21 +45,26 @@ class Obj:
     def __init__(self) -> None:
         self._points: list[str] = []
         self._places: dict[str, int] = {}
+        self._normals: dict[str, int] = {}
         self._faces: dict[str, list[str]] = {}
 
     def add(self, material: str, corners: np.ndarray, uv: np.ndarray) -> None:
         """Add a polygon, counter-clockwise as seen from outside."""
+        # Gazebo's renderer shows nothing of a mesh without normals.
+        normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
+        line = "vn {:.3f} {:.3f} {:.3f}".format(*normal / np.linalg.norm(normal))
+        side = self._normals.setdefault(line, len(self._normals) + 1)
         ends = []
         for point, place in zip(corners, uv, strict=True):
             self._points.append("v {:.2f} {:.2f} {:.2f}".format(*point))
             line = "vt {:.4f} {:.4f}".format(*place)
             number = self._places.setdefault(line, len(self._places) + 1)
-            ends.append(f"{len(self._points)}/{number}")
+            ends.append(f"{len(self._points)}/{number}/{side}")
         ends = " ".join(ends)
         self._faces.setdefault(material, []).append(f"f {ends}")
 
     def write(self, folder: Path, name: str) -> None:
-        lines = [f"mtllib {NAME}.mtl", *self._points, *self._places]
+        lines = [f"mtllib {NAME}.mtl", *self._points, *self._places, *self._normals]
         for material, faces in self._faces.items():
             lines += [f"usemtl {material}", *faces]
         (folder / f"{name}.obj").write_text("\n".join(lines) + "\n")
@@ -434,6 +439,9 @@ def _camera(name: str, place: tuple, pitch: float) -> str:
         fov=2 * math.atan(WIDTH / 2 / FOCAL_PX),
         width=WIDTH,
         height=HEIGHT,
+        focal=FOCAL_PX,
+        cx=WIDTH / 2,
+        cy=HEIGHT / 2,
         hz=CAMERA_HZ,
     )
 
@@ -503,6 +511,7 @@ _STATIC = """\
     </model>
 """
 
+# Fortress publishes a model's own pose only where those of nested models are asked for, too.
 _POSES = """\
       <plugin filename="ignition-gazebo-velocity-control-system"
         name="ignition::gazebo::systems::VelocityControl">
@@ -515,7 +524,7 @@ _POSES = """\
         <publish_visual_pose>false</publish_visual_pose>
         <publish_collision_pose>false</publish_collision_pose>
         <publish_sensor_pose>false</publish_sensor_pose>
-        <publish_nested_model_pose>false</publish_nested_model_pose>
+        <publish_nested_model_pose>true</publish_nested_model_pose>
         <use_pose_vector_msg>false</use_pose_vector_msg>
         <update_frequency>{pose_hz}</update_frequency>
       </plugin>
@@ -556,6 +565,7 @@ _DRONE = (
 """
 )
 
+# Before 6.8, Fortress's sensors fill camera_info from the lens, not from the field of view.
 _CAMERA = """\
         <sensor name="{name}" type="camera">
           <pose>{pose}</pose>
@@ -573,6 +583,15 @@ _CAMERA = """\
               <near>0.5</near>
               <far>1000</far>
             </clip>
+            <lens>
+              <intrinsics>
+                <fx>{focal}</fx>
+                <fy>{focal}</fy>
+                <cx>{cx}</cx>
+                <cy>{cy}</cy>
+                <s>0</s>
+              </intrinsics>
+            </lens>
             <noise>
               <type>gaussian</type>
               <mean>0</mean>
