@@ -53,6 +53,17 @@ def generate_launch_description() -> LaunchDescription:
                 default_value=str(SHARE / "config" / "bridge.yaml"),
                 description="Topics that ros_gz_bridge carries.",
             ),
+            DeclareLaunchArgument(
+                "boxes",
+                default_value="",
+                description="Topic of a bounding-box camera's boxes, through the bridge: "
+                "truth in the place of projected shapes.",
+            ),
+            DeclareLaunchArgument(
+                "label_names",
+                default_value="['']",
+                description="Names of that camera's labels from 0 on, such as ['', car, person].",
+            ),
             OpaqueFunction(function=_simulation),
         ]
     )
@@ -71,6 +82,22 @@ def _simulation(context: LaunchContext) -> list:
     topic = f"/drone/{camera}"
     simulated = {"use_sim_time": True}
     namespace = LaunchConfiguration("namespace", default="")
+    boxes = LaunchConfiguration("boxes").perform(context)
+    projected = Node(
+        package="drone_kd",
+        executable="gazebo_truth",
+        name="gazebo_truth",
+        namespace=namespace,
+        parameters=[
+            {
+                "shapes": ParameterValue(LaunchConfiguration("shapes"), value_type=str),
+                "camera": camera,
+                **simulated,
+            }
+        ],
+        remappings=[("camera_info", f"{topic}/camera_info"), ("poses", "/poses")],
+        output="screen",
+    )
     return [
         IncludeLaunchDescription(
             PythonLaunchDescriptionSource(str(gazebo)),
@@ -92,21 +119,7 @@ def _simulation(context: LaunchContext) -> list:
             PythonLaunchDescriptionSource(str(FLY)),
             launch_arguments={"image": f"{topic}/image", "use_sim_time": "true"}.items(),
         ),
-        Node(
-            package="drone_kd",
-            executable="gazebo_truth",
-            name="gazebo_truth",
-            namespace=namespace,
-            parameters=[
-                {
-                    "shapes": ParameterValue(LaunchConfiguration("shapes"), value_type=str),
-                    "camera": camera,
-                    **simulated,
-                }
-            ],
-            remappings=[("camera_info", f"{topic}/camera_info"), ("poses", "/poses")],
-            output="screen",
-        ),
+        *([] if boxes else [projected]),
         Node(
             package="drone_kd",
             executable="scorer",
@@ -115,13 +128,16 @@ def _simulation(context: LaunchContext) -> list:
             parameters=[
                 {
                     "output": ParameterValue(LaunchConfiguration("output"), value_type=str),
+                    "label_names": ParameterValue(
+                        LaunchConfiguration("label_names"), value_type=list[str]
+                    ),
                     **simulated,
                 }
             ],
             remappings=[
                 ("detections", "detector/detections"),
                 ("label_info", "detector/label_info"),
-                ("ground_truth", "gazebo_truth/ground_truth"),
+                ("ground_truth", boxes or "gazebo_truth/ground_truth"),
                 ("camera_info", f"{topic}/camera_info"),
                 ("image", f"{topic}/image"),
             ],

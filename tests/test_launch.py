@@ -51,7 +51,9 @@ def test_arguments():
         *("model", "image", "namespace", "params_file", "use_sim_time")
     }
     assert {"source", "rate"} <= names["replay.launch.py"]
-    assert names["sim.launch.py"] == {"world", "headless", "camera", "output", "shapes", "bridge"}
+    assert names["sim.launch.py"] == {
+        *("world", "headless", "camera", "output", "shapes", "bridge", "boxes", "label_names")
+    }
 
 
 def run_launch(file, *arguments):

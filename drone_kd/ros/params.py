@@ -263,6 +263,9 @@ def declare_scorer_parameters(node: Node) -> None:
         "output": ParameterDescriptor(description="Folder for the record and the pictures."),
         "confidence": _number("From which score on a detection counts.", 0.0, 1.0),
         "pictures": _integer("Frames of the worst misses to keep; 0: none.", 0, 100),
+        "label_names": ParameterDescriptor(
+            description="Names of the labels 0, 1, ... of a bounding-box camera."
+        ),
     }
     _declare_fixed(node, "scorer.yaml", descriptors)
 

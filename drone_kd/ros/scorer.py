@@ -58,6 +58,7 @@ class ScorerNode(Node):
         self._folder = Path(output)
         self._pictures = self.get_parameter("pictures").value
         self._confidence = self.get_parameter("confidence").value
+        self._label_names = self.get_parameter("label_names").value
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._record = FlightWriter(self._folder / "flight.jsonl")
@@ -118,7 +119,7 @@ class ScorerNode(Node):
         return stamp
 
     def _on_truth(self, message: Detection2DArray, at: int) -> None:
-        boxes = boxes_of(message, "id")
+        boxes = [[self._named(name), *rest] for name, *rest in boxes_of(message, "id")]
         stamp = self._event("truth", message, at, boxes=boxes)
         names, ids, xyxy = columns(boxes)
         self._truths[stamp] = Truth(xyxy, names, ids)
@@ -129,6 +130,11 @@ class ScorerNode(Node):
         if self._held is not None:
             self._remember("streaming", self._truths[stamp], self._held)
         self._judge_images()
+
+    def _named(self, class_id: str) -> str:
+        """A bounding-box camera of Gazebo knows classes by the number of their label."""
+        number = int(class_id) if class_id.isdigit() else len(self._label_names)
+        return self._label_names[number] if number < len(self._label_names) else class_id
 
     def _on_frame(self, message: CameraInfo, at: int) -> None:
         self._event("frame", message, at)

@@ -96,6 +96,29 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
     assert [path.name for path in (tmp_path / "misses").iterdir()] == ["3000000000.jpg"]
 
 
+def test_labels_of_a_bounding_box_camera_have_names(ground, tmp_path):
+    site = ground()
+    truths = site.node.create_publisher(Detection2DArray, "ground_truth", QoSProfile(depth=10))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "drone_kd.ros.scorer", "--ros-args", "-p", f"output:={tmp_path}",
+         "-p", "label_names:=['', car]"],
+        env=dict(os.environ),
+    )  # fmt: skip
+    try:
+        site.wait_until(truths.get_subscription_count, "it listens")
+        live = scores(site)
+        boxes, names = BOX.repeat(4, axis=0), ("1", "0", "9", "bus")
+        truths.publish(truth_to_message(Truth(boxes, names, ("",) * 4), Header(frame_id="camera")))
+        site.wait_until(lambda: any(json.loads(s)["truths"] == 1 for s in live), "it came")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+    events = map(json.loads, (tmp_path / "flight.jsonl").read_text().splitlines())
+    (truth,) = (event for event in events if "truth" in event)
+    assert [row[0] for row in truth["boxes"]] == ["car", "", "9", "bus"]
+
+
 def test_a_kill_leaves_what_was(scorer, tmp_path):
     site, topics, process = scorer
     live = scores(site)
