@@ -15,9 +15,6 @@ from drone_kd.config import default_model_path
 from drone_kd.files import file_sha256
 from drone_kd.ros.params import Settings
 
-_M_MMAP_THRESHOLD = -3  # malloc.h
-_LARGE_BLOCK = 1 << 20
-
 
 @dataclass(frozen=True)
 class Model:
@@ -67,17 +64,6 @@ def load_model(
     spec = backend.spec
     settings.detector(backend)(np.zeros((spec.input_height, spec.input_width, 3), np.uint8))
     return Model(parameter, path, file_sha256(path), backend)
-
-
-def map_large_blocks() -> None:
-    """Let weights and frames be blocks of their own, which go back to the system when freed.
-
-    glibc does so at first, but every such block that is freed raises its limit, up to 32 MB; from
-    then on they lie between others and leave holes: 50 MB after some swaps (mallopt(3)).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # another C library
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def return_memory() -> None:

@@ -37,7 +37,7 @@ from drone_kd.ros.diagnostics import (
 )
 from drone_kd.ros.inbox import Frame, Inbox
 from drone_kd.ros.messages import to_detection_array, to_label_info
-from drone_kd.ros.models import Loader, Model, load_model, map_large_blocks
+from drone_kd.ros.models import Loader, Model, load_model
 from drone_kd.ros.params import Settings, SettingsError, declare_detector_parameters
 from drone_kd.ros.qos import DETECTIONS_QOS, LATCHED_QOS, REPORT_QOS, ImageSubscription
 from drone_kd.ros.recorder import Recorder
@@ -431,7 +431,6 @@ class DetectorNode(LifecycleNode):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; see `run_node`."""
-    map_large_blocks()
     return run_node("detector", lambda finished: DetectorNode(), args)
 
 
