@@ -89,7 +89,7 @@ def _quiet_options(threads: int) -> ort.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # A plan of the memory lies beside what the first run, without one, took: 25 MB for a nano
-    # model, which is no faster with it.
+    # model. Without, it is no slower.
     options.enable_mem_pattern = False
     # Spinning threads would burn a flight computer's cores between two frames.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
