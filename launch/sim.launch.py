@@ -20,6 +20,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 SHARE = Path(get_package_share_directory("drone_kd"))
 FLY = SHARE / "launch" / "fly.launch.py"
+SIMULATED = {"use_sim_time": True}
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -80,23 +81,30 @@ def _simulation(context: LaunchContext) -> list:
     headless = LaunchConfiguration("headless").perform(context).lower() == "true"
     camera = LaunchConfiguration("camera").perform(context)
     topic = f"/drone/{camera}"
-    simulated = {"use_sim_time": True}
-    namespace = LaunchConfiguration("namespace", default="")
     boxes = LaunchConfiguration("boxes").perform(context)
-    projected = Node(
-        package="drone_kd",
-        executable="gazebo_truth",
-        name="gazebo_truth",
-        namespace=namespace,
-        parameters=[
-            {
-                "shapes": ParameterValue(LaunchConfiguration("shapes"), value_type=str),
-                "camera": camera,
-                **simulated,
-            }
+    truth = _own_node(
+        "gazebo_truth",
+        {
+            "shapes": ParameterValue(LaunchConfiguration("shapes"), value_type=str),
+            "camera": camera,
+        },
+        [("camera_info", f"{topic}/camera_info"), ("poses", "/poses")],
+    )
+    scorer = _own_node(
+        "scorer",
+        {
+            "output": ParameterValue(LaunchConfiguration("output"), value_type=str),
+            "label_names": ParameterValue(
+                LaunchConfiguration("label_names"), value_type=list[str]
+            ),
+        },
+        [
+            ("detections", "detector/detections"),
+            ("label_info", "detector/label_info"),
+            ("ground_truth", boxes or "gazebo_truth/ground_truth"),
+            ("camera_info", f"{topic}/camera_info"),
+            ("image", f"{topic}/image"),
         ],
-        remappings=[("camera_info", f"{topic}/camera_info"), ("poses", "/poses")],
-        output="screen",
     )
     return [
         IncludeLaunchDescription(
@@ -112,38 +120,28 @@ def _simulation(context: LaunchContext) -> list:
             package="ros_gz_bridge",
             executable="parameter_bridge",
             name="bridge",
-            parameters=[{"config_file": LaunchConfiguration("bridge"), **simulated}],
+            parameters=[{"config_file": LaunchConfiguration("bridge"), **SIMULATED}],
             output="screen",
         ),
         IncludeLaunchDescription(
             PythonLaunchDescriptionSource(str(FLY)),
             launch_arguments={"image": f"{topic}/image", "use_sim_time": "true"}.items(),
         ),
-        *([] if boxes else [projected]),
-        Node(
-            package="drone_kd",
-            executable="scorer",
-            name="scorer",
-            namespace=namespace,
-            parameters=[
-                {
-                    "output": ParameterValue(LaunchConfiguration("output"), value_type=str),
-                    "label_names": ParameterValue(
-                        LaunchConfiguration("label_names"), value_type=list[str]
-                    ),
-                    **simulated,
-                }
-            ],
-            remappings=[
-                ("detections", "detector/detections"),
-                ("label_info", "detector/label_info"),
-                ("ground_truth", boxes or "gazebo_truth/ground_truth"),
-                ("camera_info", f"{topic}/camera_info"),
-                ("image", f"{topic}/image"),
-            ],
-            output="screen",
-        ),
+        *([] if boxes else [truth]),
+        scorer,
     ]
+
+
+def _own_node(executable: str, parameters: dict, remappings: list[tuple[str, str]]) -> Node:
+    return Node(
+        package="drone_kd",
+        executable=executable,
+        name=executable,
+        namespace=LaunchConfiguration("namespace", default=""),
+        parameters=[{**parameters, **SIMULATED}],
+        remappings=remappings,
+        output="screen",
+    )
 
 
 def _share(package: str) -> Path:

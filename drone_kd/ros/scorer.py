@@ -58,7 +58,8 @@ class ScorerNode(Node):
         self._folder = Path(output)
         self._pictures = self.get_parameter("pictures").value
         self._confidence = self.get_parameter("confidence").value
-        self._label_names = self.get_parameter("label_names").value
+        names = self.get_parameter("label_names").value
+        self._label_names = names if any(names) else []
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._record = FlightWriter(self._folder / "flight.jsonl")
@@ -133,7 +134,7 @@ class ScorerNode(Node):
 
     def _named(self, class_id: str) -> str:
         """A bounding-box camera of Gazebo knows classes by the number of their label."""
-        number = int(class_id) if class_id.isdigit() else len(self._label_names)
+        number = int(class_id) if class_id.isdecimal() else len(self._label_names)
         return self._label_names[number] if number < len(self._label_names) else class_id
 
     def _on_frame(self, message: CameraInfo, at: int) -> None:

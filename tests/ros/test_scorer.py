@@ -96,12 +96,16 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
     assert [path.name for path in (tmp_path / "misses").iterdir()] == ["3000000000.jpg"]
 
 
-def test_labels_of_a_bounding_box_camera_have_names(ground, tmp_path):
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [(["-p", "label_names:=['', car]"], ["car", "", "9", "bus"]), ([], ["1", "0", "9", "bus"])],
+)
+def test_labels_of_a_bounding_box_camera_have_names(ground, tmp_path, more, wanted):
     site = ground()
     truths = site.node.create_publisher(Detection2DArray, "ground_truth", QoSProfile(depth=10))
     process = subprocess.Popen(
         [sys.executable, "-m", "drone_kd.ros.scorer", "--ros-args", "-p", f"output:={tmp_path}",
-         "-p", "label_names:=['', car]"],
+         *more],
         env=dict(os.environ),
     )  # fmt: skip
     try:
@@ -116,7 +120,7 @@ def test_labels_of_a_bounding_box_camera_have_names(ground, tmp_path):
         process.kill()
     events = map(json.loads, (tmp_path / "flight.jsonl").read_text().splitlines())
     (truth,) = (event for event in events if "truth" in event)
-    assert [row[0] for row in truth["boxes"]] == ["car", "", "9", "bus"]
+    assert [row[0] for row in truth["boxes"]] == wanted
 
 
 def test_a_kill_leaves_what_was(scorer, tmp_path):

@@ -114,11 +114,12 @@ def test_windows_hold_what_lies_in_them():
     image[40:60, 200:220] = 255
     truth = np.array([[200 / 250, 0.4, 220 / 250, 0.6, 1.0]])
     seen = []
-    for _, pixels, window in _views(image, Crops(size=100, scales=(1.0, 0.5, 2.0))):
+    for suffix, pixels, window in _views(image, Crops(size=100, scales=(1.0, 0.5, 2.0))):
         boxes = _inside(truth, window)[:, :4] * ([pixels.shape[1], pixels.shape[0]] * 2)
         for x1, y1, x2, y2 in boxes.round().astype(int):
             # The white square, wherever it went; enlarged, its edges are soft.
-            assert pixels[y1:y2, x1:x2].min() > 127
+            least = 127 if suffix.startswith("-2.00") else 200
+            assert pixels[y1:y2, x1:x2].min() > least
             seen.append(pixels.shape[:2])
     # Whole, whole and half as large, and twice as large in two halves.
     assert seen == [(100, 100), (50, 100), (100, 100), (100, 100)]
