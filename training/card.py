@@ -247,7 +247,7 @@ trained on or labelled with. No flight is in both training and validation.
 
 {grounds}
 
-Time for one frame in PyTorch on two cores of a CPU, in that of this model: {times}.
+Time for one frame in PyTorch on a CPU, in that of this model: {times}.
 
 By class and size (of the original picture: tiny under 16 px, small under 32, medium under 96):
 
