@@ -213,7 +213,7 @@ def _write_source(
             views += 1
             if source.crops and views % source.crops.every:
                 continue
-            labels, seen = _inside(truth, window), _inside(fused, window)
+            labels, seen = boxes_inside(truth, window), boxes_inside(fused, window)
             if source.crops and not len(labels) and not (seen[:, 4] >= 0.3).any():
                 empty += 1
                 if empty % source.crops.empty_every:
@@ -257,20 +257,20 @@ def _views(image: np.ndarray, crops: Crops | None):
             how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
             scaled = cv2.resize(image, None, fx=scale, fy=scale, interpolation=how)
         height, width = scaled.shape[:2]
-        for y1, y2 in _spans(height, crops.size):
-            for x1, x2 in _spans(width, crops.size):
+        for y1, y2 in spans(height, crops.size):
+            for x1, x2 in spans(width, crops.size):
                 window = (x1 / width, y1 / height, x2 / width, y2 / height)
                 yield f"-{scale:.2f}-{x1}-{y1}.jpg", scaled[y1:y2, x1:x2], window
 
 
-def _spans(length: int, size: int) -> list[tuple[int, int]]:
+def spans(length: int, size: int) -> list[tuple[int, int]]:
     """Windows of ``size`` that cover ``length``, as few as it takes, evenly spread."""
     size = min(size, length)
     starts = np.linspace(0, length - size, math.ceil(length / size)).round().astype(int)
     return [(int(start), int(start) + size) for start in starts]
 
 
-def _inside(table: np.ndarray, window: tuple[float, float, float, float]) -> np.ndarray:
+def boxes_inside(table: np.ndarray, window: tuple[float, float, float, float]) -> np.ndarray:
     """The boxes (first four columns) that lie in a window, clipped to and relative to it."""
     x1, y1, x2, y2 = window
     clipped = np.clip(table[:, :4], [x1, y1, x1, y1], [x2, y2, x2, y2])

@@ -1,0 +1,45 @@
+"""What a node does about the memory that models leave."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("rclpy", reason="ROS 2 is not here")
+
+# Counts glibc's heaps after many threads took memory from them.
+COUNT_HEAPS = """
+import ctypes, importlib, sys, threading
+
+importlib.import_module(sys.argv[1])
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+meet = threading.Barrier(6)
+
+def take():
+    meet.wait()
+    for _ in range(1000):
+        libc.malloc(ctypes.c_size_t(2000))
+    meet.wait()
+
+threads = [threading.Thread(target=take) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.fopen.restype = ctypes.c_void_p
+out = libc.fopen(b"/dev/stdout", b"w")
+libc.malloc_info(0, ctypes.c_void_p(out))
+libc.fclose(ctypes.c_void_p(out))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc_info is glibc's")
+def test_threads_share_one_heap():
+    def heaps(module: str) -> int:
+        command = [sys.executable, "-c", COUNT_HEAPS, module]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        return found.stdout.count("<heap nr=")
+
+    assert heaps("rclpy") > 1
+    assert heaps("drone_kd.ros.node") == 1
