@@ -4,10 +4,12 @@
     python -m benchmarks.retraining --data HIT-UAV/data.yaml --weights WEIGHTS --output OUT
 
 Base: daytime flights; new: night flights (the data's file names say which). The model that flies
-is YOLOv8n, trained on the base alone. Frames to learn from are of night flights of the training
-split, those to judge by of the validation split, whose flights are others. Every finished row is
-in rows.csv in the output folder: the same command goes on where it was, and --rows N stops after
-N further rows.
+is YOLOv8n, the teacher YOLOv8s, both trained on the base alone. Frames to learn from are of night
+flights of the training split, in the order in which they were flown: mined by `training mine`, or
+drawn from those that it may choose from. Frames to judge by are of the validation split, whose
+flights are others. Every finished row is in the output folder: the same command goes on where it
+was, --rows N stops after N further ones, and --rows 0 only prints the tables of those that are
+there.
 """
 
 from __future__ import annotations
@@ -15,65 +17,99 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import random
 import shutil
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import yaml
 
+from drone_kd.sources import read_picture
 from training.compare import as_csv
 from training.config import Config
 from training.data import DataSet, image_paths, label_path, load_data, write_text
 from training.distill import distill
 from training.evaluate import evaluate
-from training.predict import predict
-from training.retrain import GENTLE, Plan, retrain
+from training.mine.flights import plan as plan_flights
+from training.mine.models import open_models
+from training.mine.pick import held_out
+from training.mine.run import Settings, mine
+from training.predict import answer_lines, predict
+from training.report import format_score
+from training.retrain import CANDIDATE, GENTLE, Plan, retrain
 from training.softlabels import IGNORE_BAND
 
 IMGSZ, BATCH, EPOCHS = 320, 16, 2
+BASE_EPOCHS = 6
 SHIFT_PX = 20
 SEEDS = (0, 1, 2)
+PER_SCENE = 5  # as `training mine` has it
+DOMAINS = ("new", "base")
+GUARD_BASE = ("guard_base_before", "guard_base_after")
+COMMAND = "python -m benchmarks.retraining"
 
 
 @dataclass(frozen=True)
 class Arm:
     """One way to retrain.
 
-    ``frames``: how many new ones; ``labels``: "true", or "self", those of the flying model at
-    twice its input; ``fault``: "", "shifted" or "swapped", in the frames to learn from and in
-    those to judge by; ``replay``: see `training.retrain.Plan`; ``domain``: "night", or "day":
-    nothing new.
+    ``frames``: how many new ones; ``picked``: "random" or "mined"; ``labels``: "true",
+    "teacher's", or "adapted teacher's"; ``fault``: "", "shifted" or "swapped", in the frames to
+    learn from and in those to judge by; ``replay``: see `training.retrain.Plan`; ``domain``:
+    "night", or "day": nothing new.
     """
 
     name: str
     frames: int
+    picked: str = "random"
     labels: str = "true"
     fault: str = ""
-    replay: float = 0.75
+    replay: float = Plan.replay
     domain: str = "night"
-    epochs: int = EPOCHS
 
 
-POISONED = [Arm(f"poisoned: {fault}", 100, fault=fault) for fault in ("shifted", "swapped")]
-NOTHING_NEW = Arm("nothing new", 20, domain="day")
-GAINS = [
-    arm
-    for n in (100, 300)
-    for arm in (
-        Arm(f"random {n}, true labels", n),
-        Arm(f"random {n}, self-labelled", n, labels="self"),
-        Arm(f"random {n}, true labels, no replay", n, replay=0.0),
-    )
+@dataclass(frozen=True)
+class Shared:
+    """What all rows are made from: a data.yaml for "base" and for "new", and two checkpoints."""
+
+    sets: dict[str, Path]
+    flying: Path
+    teacher: Path
+    output: Path
+
+
+def gain(picked: str, frames: int, labels: str) -> Arm:
+    """An arm whose gain is one of the figures."""
+    return Arm(f"{picked} {frames}, {labels} labels", frames, picked, labels)
+
+
+NO_REPLAY = Arm("random 100, true labels, no replay", 100, replay=0.0)
+NOTHING_NEW = Arm("nothing new: 20 day frames", 20, domain="day")
+ARMS = [  # the first ones have an answer to every question
+    gain("random", 100, "true"),
+    gain("mined", 100, "true"),
+    gain("random", 100, "teacher's"),
+    NO_REPLAY,
+    *(Arm(f"poisoned 100: {fault}", 100, fault=fault) for fault in ("swapped", "shifted")),
+    NOTHING_NEW,
+    gain("mined", 100, "teacher's"),
+    gain("random", 100, "adapted teacher's"),
+    gain("random", 300, "true"),
+    gain("mined", 300, "true"),
+    gain("random", 300, "teacher's"),
+    gain("mined", 300, "teacher's"),
 ]
 
 
 def plan_of_rows() -> list[tuple[Arm, int]]:
     """Arm and seed of every row, in the order in which they are run."""
-    first = [(arm, 0) for arm in (POISONED[0], NOTHING_NEW, POISONED[1], GAINS[0], GAINS[2])]
-    rest = [(NOTHING_NEW, seed) for seed in range(10)]
-    rest += [(arm, seed) for seed in SEEDS for arm in (*GAINS, *POISONED)]
-    return list(dict.fromkeys(first + rest))
+    return [
+        *((arm, seed) for seed in SEEDS for arm in ARMS),
+        *((NOTHING_NEW, seed) for seed in range(10) if seed not in SEEDS),
+    ]
 
 
 def is_night(path: Path) -> bool:
@@ -94,14 +130,13 @@ def split_by_time(data: DataSet, output: Path) -> dict[str, Path]:
     return found
 
 
-def fly_model(weights: Path, base: Path, output: Path) -> Path:
-    """The model that flies, trained on the base."""
-    run = output / "flying"
+def train_on_base(start: Path, base: Path, run: Path) -> Path:
+    """The model that flies, or the teacher: neither has seen a night."""
     config = Config(
         data=str(base.resolve()),
         teacher="none",
-        student=str((weights / "yolov8n-coco.pt").resolve()),
-        epochs=3,
+        student=str(start.resolve()),
+        epochs=BASE_EPOCHS,
         imgsz=IMGSZ,
         batch=BATCH,
         val=False,
@@ -111,26 +146,110 @@ def fly_model(weights: Path, base: Path, output: Path) -> Path:
     return run / "best.pt"
 
 
-def build_mined(arm: Arm, seed: int, sets: dict[str, Path], answers: Path, folder: Path) -> Path:
-    """A folder as `training mine` writes it, of frames picked at random."""
+def fly_nights(shared: Shared) -> tuple[list[Path], Path]:
+    """The night frames to learn from in the order in which they were flown, and a folder of them
+    for `training mine`.
+    """
+    frames = image_paths(load_data(shared.sets["new"]).train)
+    frames.sort(key=lambda path: path.stem.split("_")[-1])
+    flight = shared.output / "night"
+    if not flight.is_dir():
+        flight.mkdir()
+        for path in frames:
+            (flight / path.name.split("_")[-1]).symlink_to(path)
+    return frames, flight
+
+
+def mined_frames(count: int, shared: Shared) -> list[Path]:
+    """What `training mine` chooses to learn from, with the flying model as the student."""
+    frames, flight = fly_nights(shared)
+    output = shared.output / f"mined-{count}"
+    if not output.is_dir():
+        settings = Settings(str(shared.teacher), str(shared.flying), count, PER_SCENE)
+        mine([str(flight)], output, settings)
+    with (output / "mined.csv").open(encoding="utf-8") as table:
+        rows = [row for row in csv.DictReader(table) if row["split"] == "train"]
+    return [frames[int(float(row["stamp_s"]))] for row in rows]  # the stamp of a picture counts
+
+
+def random_frames(count: int, seed: int, shared: Shared) -> list[Path]:
+    """Drawn from the frames that mining may choose from: from no held-out block."""
+    frames, flight = fly_nights(shared)
+    pool = [
+        frames[i]
+        for segment in plan_flights([str(flight)], [], print)
+        if not held_out(segment.start // segment.block)
+        for i in range(segment.start, segment.stop)
+    ]
+    return sorted(random.Random(seed).sample(pool, count))
+
+
+def adapted_teacher(shared: Shared) -> Path:
+    """The teacher after a round of the package's own retraining on its own labels of 300 mined
+    frames, whatever the guard says.
+    """
+    mined_frames(300, shared)
+    plan = Plan(
+        model=str(shared.teacher),
+        mined=str(shared.output / "mined-300"),
+        data=str(shared.sets["base"]),
+        teacher=str(answers_of("teacher's", [], shared)),
+        epochs=EPOCHS,
+        batch=BATCH,
+        imgsz=IMGSZ,
+    )
+    retrain(plan, shared.output / "adapted-teacher", COMMAND)
+    return shared.output / "adapted-teacher" / CANDIDATE
+
+
+def answers_of(labels: str, frames: list[Path], shared: Shared) -> Path:
+    """A folder with a teacher's answers to the base, as `training retrain` has them, and to
+    these frames, as `training mine` has them.
+    """
+    teacher = adapted_teacher(shared) if labels.startswith("adapted") else shared.teacher
+    folder = shared.output / f"answers-{teacher.parent.name}"
+    if not folder.is_dir():
+        for model, domain in product((teacher, shared.flying), DOMAINS):
+            score(model, domain, shared)
+        predict(str(teacher), shared.sets["base"], folder)
+    missing = [path for path in frames if not (folder / f"{path.stem}.txt").is_file()]
+    models = open_models(str(teacher), str(shared.flying)) if missing else None
+    for path in missing:
+        image = read_picture(path)
+        lines = answer_lines(models.label(image), image.shape[1], image.shape[0])
+        write_text(folder / f"{path.stem}.txt", lines)
+    return folder
+
+
+def build_mined(arm: Arm, seed: int, shared: Shared, folder: Path) -> Path:
+    """Write a folder as `training mine` does, of the arm's frames; returns the folder of the
+    teacher's answers.
+    """
     shutil.rmtree(folder, ignore_errors=True)
-    data = load_data(sets["new" if arm.domain == "night" else "base"])
-    train, val = image_paths(data.train), image_paths(data.val)
-    rng = random.Random(seed)
+    data = load_data(shared.sets["new" if arm.domain == "night" else "base"])
+    picked = {"val": image_paths(data.val)}
     if arm.domain == "day":  # judged by every other stretch of the base's own validation frames
-        val = [path for i, path in enumerate(val) if i // 20 % 2]
-    picked = {"train": sorted(rng.sample(train, arm.frames)), "val": val}
+        picked["val"] = [path for i, path in enumerate(picked["val"]) if i // 20 % 2]
+        picked["train"] = sorted(random.Random(seed).sample(image_paths(data.train), arm.frames))
+    elif arm.picked == "mined":
+        picked["train"] = mined_frames(arm.frames, shared)
+    else:
+        picked["train"] = random_frames(arm.frames, seed, shared)
+    asked = [*picked["train"], *picked["val"]] if arm.labels != "true" else []
+    answers = answers_of(arm.labels, asked, shared)
     for split, paths in picked.items():
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True)
         for path in paths:
             name = f"new-{path.stem}"
             (folder / "images" / split / f"{name}{path.suffix}").symlink_to(path)
-            rows, found = _labels(arm, path, answers)
-            rows = [_spoil(arm, row, len(data.names)) for row in rows]
-            write_text(folder / "labels" / split / f"{name}.txt", _lines(rows))
             if arm.labels == "true":
+                rows = [_spoil(arm, row) for row in _rows(label_path(path))]
                 found = [[*row, 0.95] for row in rows]
+            else:
+                found = _rows(answers / f"{path.stem}.txt")
+                rows = [row[:5] for row in found if row[5] > IGNORE_BAND[1]]
+            write_text(folder / "labels" / split / f"{name}.txt", _lines(rows))
             write_text(folder / "answers" / f"{name}.txt", _lines(found))
     write_text(folder / "answers" / "classes.txt", "".join(f"{n}\n" for n in data.names))
     content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(data.names))}
@@ -138,15 +257,7 @@ def build_mined(arm: Arm, seed: int, sets: dict[str, Path], answers: Path, folde
     if arm.labels == "true" and not arm.fault:
         names = [f"new-{path.stem}\n" for paths in picked.values() for path in paths]
         write_text(folder / "corrected.txt", "".join(names))
-    return folder
-
-
-def _labels(arm: Arm, path: Path, answers: Path) -> tuple[list, list]:
-    """Labels, and the teacher's answers: rows of numbers."""
-    if arm.labels == "true":
-        return _rows(label_path(path)), []
-    found = _rows(answers / f"{path.stem}.txt")
-    return [row[:5] for row in found if row[5] > IGNORE_BAND[1]], found
+    return answers
 
 
 def _rows(path: Path) -> list[list[float]]:
@@ -155,7 +266,7 @@ def _rows(path: Path) -> list[list[float]]:
     return [[float(x) for x in line.split()] for line in path.read_text().splitlines()]
 
 
-def _spoil(arm: Arm, row: list[float], classes: int) -> list[float]:
+def _spoil(arm: Arm, row: list[float]) -> list[float]:
     """A label with the arm's fault; HIT-UAV's frames are 640 x 512 px."""
     class_id, x, y, w, h = row
     if arm.fault == "shifted":
@@ -170,28 +281,33 @@ def _lines(rows: list[list[float]]) -> str:
     return "".join(f"{int(row[0])} {' '.join(f'{v:.6f}' for v in row[1:])}\n" for row in rows)
 
 
-def run_row(
-    arm: Arm, seed: int, sets: dict[str, Path], flying: Path, answers: Path, output: Path
-) -> dict:
-    """Retrain once, and measure with true labels, which nothing else has seen."""
+def row_folder(arm: Arm, seed: int, output: Path) -> Path:
+    """Where a row is computed; row.json says that it is finished."""
     name = "".join(c if c.isalnum() else "-" for c in arm.name)
-    folder = output / "rows" / f"{name}-seed{seed}"
-    mined = build_mined(arm, seed, sets, answers, folder / "mined")
+    return output / "rows" / f"{name}-seed{seed}"
+
+
+def run_row(arm: Arm, seed: int, shared: Shared) -> dict:
+    """Retrain once, and measure with true labels, which nothing else has seen."""
+    folder = row_folder(arm, seed, shared.output)
+    answers = build_mined(arm, seed, shared, folder / "mined")
     plan = Plan(
-        model=str(flying),
-        mined=str(mined),
-        data=str(sets["base"]),
-        teacher=str(answers if arm.labels == "self" else flying),
+        model=str(shared.flying),
+        mined=str(folder / "mined"),
+        data=str(shared.sets["base"]),
+        teacher=str(answers),
         replay=arm.replay,
-        epochs=arm.epochs,
+        epochs=EPOCHS,
         batch=BATCH,
         imgsz=IMGSZ,
         seed=seed,
     )
-    found = retrain(plan, folder / "run", "python -m benchmarks.retraining")
-    row = {"arm": arm.name, "seed": seed, "replay": arm.replay, "accepted": found["accepted"]}
+    before = sum(os.times()[:4])
+    found = retrain(plan, folder / "run", COMMAND)
+    labels = sum(len(_rows(path)) for path in (folder / "mined" / "labels" / "train").iterdir())
+    row = {"arm": arm.name, "seed": seed, "labels": labels, "accepted": found["accepted"]}
     parts = {(r["domain"], r["part"]): r for r in found["rows"]}
-    for domain in ("new", "base"):
+    for domain in DOMAINS:
         whole = parts[domain, "all"]
         row |= {f"guard_{domain}_{k}": whole[k] for k in ("before", "after", "low", "high")}
     row["reasons"] = "; ".join(
@@ -199,50 +315,127 @@ def run_row(
         for r in found["rows"]
         if r["verdict"] in ("worse", "not shown")
     )
-    night = arm.domain == "night"
-    row["true_new_before"] = _before(flying, sets, output) if night else ""
-    row["true_new_after"] = evaluate(found["candidate"], sets["new"])["map50_95"] if night else ""
+    row["new_before"] = score(shared.flying, "new", shared)
+    row["new_after"] = score(folder / "run" / CANDIDATE, "new", shared)
+    row["cpu_seconds"] = round(sum(os.times()[:4]) - before)
+    write_text(folder / "row.json", json.dumps(row))
     return row
 
 
-def _before(flying: Path, sets: dict[str, Path], output: Path) -> float:
-    file = output / "flying.json"
+def score_file(model: Path, domain: str) -> Path:
+    """Where `score` keeps what it found."""
+    return model.with_name(f"{model.stem}-{domain}.json")
+
+
+def score(model: Path, domain: str, shared: Shared) -> float:
+    """mAP50-95 on the frames to judge by, with true labels; taken once per model."""
+    file = score_file(model, domain)
     if not file.is_file():
-        write_text(file, json.dumps(evaluate(str(flying), sets["new"])))
+        write_text(file, json.dumps(evaluate(str(model), shared.sets[domain])))
     return json.loads(file.read_text(encoding="utf-8"))["map50_95"]
 
 
+def finished(output: Path) -> list[dict]:
+    """The rows that are there, in the order of the plan."""
+    files = [row_folder(arm, seed, output) / "row.json" for arm, seed in plan_of_rows()]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+
+
+def models_table(output: Path) -> str:
+    """What the models know that the rows start from, as Markdown; scores in points."""
+    lines = ["| model | new | base (all classes) |", "|---|---|---|"]
+    for name in ("flying/best", "teacher/best", f"adapted-teacher/{Path(CANDIDATE).stem}"):
+        files = [score_file(output / name, domain) for domain in DOMAINS]
+        if all(file.is_file() for file in files):
+            found = [json.loads(file.read_text(encoding="utf-8"))["map50_95"] for file in files]
+            lines.append(f"| {name.split('/')[0]} | {' | '.join(map(format_score, found))} |")
+    return "\n".join(lines)
+
+
+def arms_table(rows: list[dict]) -> str:
+    """Means over the seeds, as Markdown; scores in points."""
+    lines = [
+        "| arm | seeds | labels | accepted | new before → after | gain [per seed] | base before → "
+        "after | gain [per seed] |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == arm]
+        cells = [arm, str(len(own)), f"{np.mean([row['labels'] for row in own]):.0f}"]
+        cells.append(f"{sum(row['accepted'] for row in own)} of {len(own)}")
+        for before, after in (("new_before", "new_after"), GUARD_BASE):
+            means = [format_score(np.mean([row[key] for row in own])) for key in (before, after)]
+            gains = [100 * (row[after] - row[before]) for row in own]
+            each = ", ".join(f"{x:+.1f}" for x in gains)
+            cells += [" → ".join(means), f"{np.mean(gains):+.1f} [{each}]"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def figures_table(rows: list[dict]) -> str:
+    """The questions and their answers so far, as Markdown."""
+    lines = ["| figure | seeds | value |", "|---|---|---|"]
+    for labels in ("true", "teacher's"):
+        for n in (100, 300):
+            name = f"gain, mined ÷ random {n}, {labels} labels"
+            lines.append(_ratio(rows, name, *(gain(p, n, labels) for p in ("mined", "random"))))
+    for picked, n, labels in (
+        *((p, n, "teacher's") for p in ("random", "mined") for n in (100, 300)),
+        ("random", 100, "adapted teacher's"),
+    ):
+        name = f"gain, {labels} ÷ true labels, {picked} {n}"
+        lines.append(_ratio(rows, name, gain(picked, n, labels), gain(picked, n, "true")))
+    with_replay = {arm.name for arm in ARMS if not arm.fault and arm.replay} - {NOTHING_NEW.name}
+    for name, arms in (("with", with_replay), ("without", {NO_REPLAY.name})):
+        losses = [100 * (r[GUARD_BASE[1]] - r[GUARD_BASE[0]]) for r in rows if r["arm"] in arms]
+        if losses:
+            value = f"{np.mean(losses):+.1f} points, at worst {min(losses):+.1f}"
+            lines.append(f"| base, {name} replay | {len(losses)} rows | {value} |")
+    return "\n".join(lines)
+
+
+def _ratio(rows: list[dict], name: str, above: Arm, below: Arm) -> str:
+    """Of the mean gains over the seeds that both arms have."""
+    gains = [
+        {r["seed"]: 100 * (r["new_after"] - r["new_before"]) for r in rows if r["arm"] == arm.name}
+        for arm in (above, below)
+    ]
+    seeds = sorted(gains[0].keys() & gains[1].keys())
+    means = [np.mean([own[seed] for seed in seeds]) if seeds else 0.0 for own in gains]
+    value = "-"
+    if seeds and means[1] > 0:
+        value = f"{means[0]:+.1f} ÷ {means[1]:+.1f} = {means[0] / means[1]:.2f}"
+    return f"| {name} | {len(seeds)} | {value} |"
+
+
 def main() -> None:
-    """Run the rows that are missing."""
+    """Run the rows that are missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="HIT-UAV's data.yaml")
-    parser.add_argument("--weights", type=Path, required=True, help="has yolov8n-coco.pt")
+    parser.add_argument(
+        "--weights", type=Path, required=True, help="has yolov8n-coco.pt and yolov8s-coco.pt"
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
         "--rows", type=int, default=10**6, help="stop after so many (default: all)"
     )
     a = parser.parse_args()
-    a.output.mkdir(parents=True, exist_ok=True)
-    sets = split_by_time(load_data(a.data), a.output)
-    flying = fly_model(a.weights, sets["base"], a.output)
-    table = a.output / "rows.csv"
-    rows = list(csv.DictReader(table.open())) if table.is_file() else []
-    done = {(row["arm"], int(row["seed"])) for row in rows}
-    todo = [(arm, seed) for arm, seed in plan_of_rows() if (arm.name, seed) not in done]
-    answers = a.output / "self-answers"
-    for number, (arm, seed) in enumerate(todo[: a.rows], start=1):
-        print(f"[{number}/{min(len(todo), a.rows)}] {arm.name}, seed {seed}", flush=True)
-        if arm.labels == "self" and not answers.is_dir():
-            both = replace(load_data(sets["new"]), test=None)
-            paths = [*image_paths(both.train), *image_paths(both.val)]
-            paths += image_paths(load_data(sets["base"]).train)
-            write_text(a.output / "all.txt", "".join(f"{p}\n" for p in paths))
-            listed = replace(both, train=(a.output / "all.txt").resolve())
-            whole = listed.write_resolved(a.output / "all.yaml")
-            predict(str(flying), whole, answers, imgsz=2 * IMGSZ)
-        rows.append(run_row(arm, seed, sets, flying, answers, a.output))
-        write_text(table, as_csv(rows))
-        print(rows[-1], flush=True)
+    output = a.output.resolve()
+    done = {(row["arm"], row["seed"]) for row in finished(output)}
+    todo = [(arm, seed) for arm, seed in plan_of_rows() if (arm.name, seed) not in done][: a.rows]
+    if todo:
+        sets = split_by_time(load_data(a.data), output)
+        models = [
+            train_on_base(a.weights / start, sets["base"], output / name)
+            for name, start in (("flying", "yolov8n-coco.pt"), ("teacher", "yolov8s-coco.pt"))
+        ]
+        shared = Shared(sets, *models, output)
+    for number, (arm, seed) in enumerate(todo, start=1):
+        print(f"[{number}/{len(todo)}] {arm.name}, seed {seed}", flush=True)
+        print(run_row(arm, seed, shared), flush=True)
+        write_text(output / "rows.csv", as_csv(finished(output)))
+    rows = finished(output)
+    print("", models_table(output), arms_table(rows), figures_table(rows), sep="\n\n")
 
 
 if __name__ == "__main__":
