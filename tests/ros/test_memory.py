@@ -1,4 +1,4 @@
-"""What a node does about the memory that models leave."""
+"""How the threads of a node take memory: see drone_kd/ros/__init__.py."""
 
 import subprocess
 import sys
