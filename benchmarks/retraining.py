@@ -153,10 +153,11 @@ def fly_nights(shared: Shared) -> tuple[list[Path], Path]:
     frames = image_paths(load_data(shared.sets["new"]).train)
     frames.sort(key=lambda path: path.stem.split("_")[-1])
     flight = shared.output / "night"
-    if not flight.is_dir():
-        flight.mkdir()
-        for path in frames:
-            (flight / path.name.split("_")[-1]).symlink_to(path)
+    flight.mkdir(exist_ok=True)
+    for path in frames:
+        link = flight / path.name.split("_")[-1]
+        if not link.exists():
+            link.symlink_to(path)
     return frames, flight
 
 
