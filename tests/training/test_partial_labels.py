@@ -92,7 +92,7 @@ def person_score(student: DetectionModel, samples: list) -> float:
 
 @pytest.fixture(scope="module")
 def student(pictures) -> DetectionModel:
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # from 0 it hardly learns people, and then little tells them from noise
     model = DetectionModel(resolve_model("aerial-student.yaml"), nc=2, verbose=False)
     model.args = DEFAULT_CFG
     return train(model, as_batch(pictures, EVERYTHING), steps=120, rate=0.01)
@@ -105,6 +105,6 @@ def test_a_person_in_a_cars_only_set_is_not_unlearned(student, pictures, monkeyp
     after = person_score(train(deepcopy(student), batch, 15, 0.001), pictures)
     monkeypatch.setattr("training.criterion.masked_negatives", lambda *_: nullcontext())
     unmasked = person_score(train(deepcopy(student), batch, 15, 0.001), pictures)
-    assert before > 0.1, before
+    assert before > 0.5, before
     assert after > 0.7 * before, (before, after, unmasked)
     assert unmasked < 0.5 * before, (before, after, unmasked)
