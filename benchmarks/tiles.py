@@ -12,6 +12,7 @@ From pictures without labels come as many tiles as there are training tiles, spr
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import cv2
@@ -26,15 +27,18 @@ from training.data import (
     read_sample,
     write_text,
 )
-from training.frames import boxes_inside, spans
+from training.frames import boxes_inside, views
+from training.sources import Crops
 
 EMPTY_EVERY = 4
 
 
-def windows(height: int, width: int, size: int) -> list[tuple[int, int, int, int]]:
-    """x1, y1, x2, y2 in pixels of the tiles of a picture."""
-    rows, columns = spans(height, size), spans(width, size)
-    return [(x1, y1, x2, y2) for y1, y2 in rows for x1, x2 in columns]
+def tiles(path: Path, image: np.ndarray, size: int):
+    """Name, pixels, and window (x1, y1, x2, y2) in [0, 1] of the picture, of each of its tiles."""
+    height, width = image.shape[:2]
+    for _, pixels, window in views(image, Crops(size)):
+        x1, y1 = round(window[0] * width), round(window[1] * height)
+        yield f"{path.stem}-{y1:04d}-{x1:04d}", pixels, window
 
 
 def main() -> None:
@@ -59,16 +63,13 @@ def main() -> None:
             boxes = sample.xyxy / np.array([width, height] * 2)
             table = np.concatenate([boxes, sample.class_ids[:, None]], axis=1)
             table = table[np.isin(sample.class_ids, kept)]
-            for x1, y1, x2, y2 in windows(height, width, a.size):
-                relative = (x1 / width, y1 / height, x2 / width, y2 / height)
-                found = boxes_inside(table, relative)
+            for stem, pixels, window in tiles(path, sample.image, a.size):
+                found = boxes_inside(table, window)
                 if not len(found):
                     empty += 1
                     if split == "train" and empty % EMPTY_EVERY:
                         continue
-                stem = f"{path.stem}-{y1:04d}-{x1:04d}"
-                picture = a.output / "images" / split / f"{stem}.png"
-                cv2.imwrite(str(picture), sample.image[y1:y2, x1:x2])
+                cv2.imwrite(str(a.output / "images" / split / f"{stem}.png"), pixels)
                 ids = [kept.index(i) for i in found[:, 4]]
                 lines = label_lines(ids, centre_and_size(found[:, :4]).clip(0, 1))
                 write_text(a.output / "labels" / split / f"{stem}.txt", lines)
@@ -76,14 +77,16 @@ def main() -> None:
         print(f"{split}: {written[split]} tiles")
     if a.unlabelled:
         (a.output / "unlabelled").mkdir()
-        sizes = [(p, cv2.imread(str(p)).shape[:2]) for p in image_paths(a.unlabelled)]
-        every = [(path, window) for path, shape in sizes for window in windows(*shape, a.size)]
-        count = min(len(every), written["train"])
-        for number in range(count):
-            path, (x1, y1, x2, y2) = every[number * len(every) // count]
-            picture = a.output / "unlabelled" / f"{path.stem}-{y1:04d}-{x1:04d}.png"
-            cv2.imwrite(str(picture), cv2.imread(str(path))[y1:y2, x1:x2])
-        print(f"unlabelled: {count} of {len(every)} tiles")
+        paths = image_paths(a.unlabelled)
+        counts = [sum(1 for _ in tiles(p, cv2.imread(str(p)), a.size)) for p in paths]
+        count = min(sum(counts), written["train"])
+        chosen = {number * sum(counts) // count for number in range(count)}
+        numbers = itertools.count()
+        for path in paths:
+            for stem, pixels, _ in tiles(path, cv2.imread(str(path)), a.size):
+                if next(numbers) in chosen:
+                    cv2.imwrite(str(a.output / "unlabelled" / f"{stem}.png"), pixels)
+        print(f"unlabelled: {count} of {sum(counts)} tiles")
     content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(a.classes))}
     write_text(a.output / "data.yaml", yaml.safe_dump(content, sort_keys=False))
 

@@ -194,7 +194,7 @@ def _write_source(
     """Frames, labels and answers of one source; returns the frames."""
     written: list[Path] = []
     teachers = plan.teachers_of(source)
-    views = empty = 0
+    seen_views = empty = 0
     for number, path in enumerate(
         tqdm(source.train, desc=f"frames of {source.name}", leave=False)
     ):
@@ -209,9 +209,9 @@ def _write_source(
         fused = fuse(tables, [weights[t.name] for t in teachers])
         truth = _truth(plan, source, sample)
         stem = f"{source.name}-{number:05d}"
-        for suffix, image, window in _views(sample.image, source.crops):
-            views += 1
-            if source.crops and views % source.crops.every:
+        for suffix, image, window in views(sample.image, source.crops):
+            seen_views += 1
+            if source.crops and seen_views % source.crops.every:
                 continue
             labels, seen = boxes_inside(truth, window), boxes_inside(fused, window)
             if source.crops and not len(labels) and not (seen[:, 4] >= 0.3).any():
@@ -244,7 +244,7 @@ def _unlabelled(path: Path) -> Sample | None:
     return Sample(path, image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
 
 
-def _views(image: np.ndarray, crops: Crops | None):
+def views(image: np.ndarray, crops: Crops | None):
     """What the student sees of a picture: suffix of the name, pixels (None: the picture itself),
     and the window (x1, y1, x2, y2) in [0, 1] of the picture.
     """
@@ -257,13 +257,13 @@ def _views(image: np.ndarray, crops: Crops | None):
             how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
             scaled = cv2.resize(image, None, fx=scale, fy=scale, interpolation=how)
         height, width = scaled.shape[:2]
-        for y1, y2 in spans(height, crops.size):
-            for x1, x2 in spans(width, crops.size):
+        for y1, y2 in _spans(height, crops.size):
+            for x1, x2 in _spans(width, crops.size):
                 window = (x1 / width, y1 / height, x2 / width, y2 / height)
                 yield f"-{scale:.2f}-{x1}-{y1}.jpg", scaled[y1:y2, x1:x2], window
 
 
-def spans(length: int, size: int) -> list[tuple[int, int]]:
+def _spans(length: int, size: int) -> list[tuple[int, int]]:
     """Windows of ``size`` that cover ``length``, as few as it takes, evenly spread."""
     size = min(size, length)
     starts = np.linspace(0, length - size, math.ceil(length / size)).round().astype(int)

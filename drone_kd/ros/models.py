@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,16 +63,6 @@ def load_model(
     spec = backend.spec
     settings.detector(backend)(np.zeros((spec.input_height, spec.input_width, 3), np.uint8))
     return Model(parameter, path, file_sha256(path), backend)
-
-
-def return_memory() -> None:
-    """Give the pieces that loading a model and a freed model leave back to the system.
-
-    glibc would keep them: loading took 16 MB, and four swaps made a node grow from 210 to 283 MB.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # another C library
-        trim(0)
 
 
 class Loader:

@@ -17,7 +17,8 @@ from drone_kd.core.tiling import OFF, fit_budget
 from drone_kd.detector import Detector, Picture
 from drone_kd.ros.images import ImageError, to_picture
 from drone_kd.ros.inbox import Frame, Inbox
-from drone_kd.ros.models import Model, return_memory
+from drone_kd.ros.memory import return_memory
+from drone_kd.ros.models import Model
 from drone_kd.ros.params import Settings
 from drone_kd.ros.stats import FAILED, OLD, UNDECODABLE, CameraStats
 

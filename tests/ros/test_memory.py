@@ -1,4 +1,4 @@
-"""How the threads of a node take memory: see drone_kd/ros/__init__.py."""
+"""How the threads of a node take memory: see drone_kd/ros/memory.py."""
 
 import subprocess
 import sys

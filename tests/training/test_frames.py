@@ -19,7 +19,7 @@ from training.__main__ import main
 from training.config import Config
 from training.data import image_paths, load_data, read_sample
 from training.distill import distill
-from training.frames import _views, boxes_inside, read_regions, spans, write_frames
+from training.frames import _spans, boxes_inside, read_regions, views, write_frames
 from training.softlabels import Coverage
 from training.sources import Crops, read_plan
 
@@ -114,7 +114,7 @@ def test_windows_hold_what_lies_in_them():
     image[40:60, 200:220] = 255
     truth = np.array([[200 / 250, 0.4, 220 / 250, 0.6, 1.0]])
     seen = []
-    for suffix, pixels, window in _views(image, Crops(size=100, scales=(1.0, 0.5, 2.0))):
+    for suffix, pixels, window in views(image, Crops(size=100, scales=(1.0, 0.5, 2.0))):
         boxes = boxes_inside(truth, window)[:, :4] * ([pixels.shape[1], pixels.shape[0]] * 2)
         for x1, y1, x2, y2 in boxes.round().astype(int):
             # The white square, wherever it went; enlarged, its edges are soft.
@@ -123,11 +123,10 @@ def test_windows_hold_what_lies_in_them():
             seen.append(pixels.shape[:2])
     # Whole, whole and half as large, and twice as large in two halves.
     assert seen == [(100, 100), (50, 100), (100, 100), (100, 100)]
-    assert spans(250, 100) == [(0, 100), (75, 175), (150, 250)] and spans(50, 100) == [(0, 50)]
+    assert _spans(250, 100) == [(0, 100), (75, 175), (150, 250)] and _spans(50, 100) == [(0, 50)]
     cut = np.array([[0.0, 0.0, 0.4, 1.0, 0], [0.0, 0.0, 1.0, 1.0, 0]])
-    assert (
-        len(boxes_inside(cut, (0.35, 0.0, 1.0, 1.0))) == 1
-    )  # an eighth of the first is too little
+    kept = boxes_inside(cut, (0.35, 0.0, 1.0, 1.0))
+    assert len(kept) == 1  # an eighth of the first is too little
 
 
 def test_the_command_says_who_teaches_what_and_measures_each_source(tmp_path):
