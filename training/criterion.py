@@ -198,7 +198,30 @@ def _input_width(branch: nn.Sequential) -> int:
     return next(m for m in branch.modules() if isinstance(m, nn.Conv2d)).in_channels
 
 
-class DistillationLoss:
+class InFloat32:
+    """A detection criterion for a network that computes in half precision, called like it."""
+
+    def __init__(self, detection) -> None:
+        self.detection = detection
+
+    def __deepcopy__(self, memo: dict):
+        return deepcopy(self.detection, memo)
+
+    def update(self) -> None:
+        """End of an epoch: YOLO26's criterion moves its own schedule."""
+        if hasattr(self.detection, "update"):
+            self.detection.update()
+
+    def __call__(self, preds, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(batch["img"].device.type, enabled=False):
+            return self.loss(in_float32(preds), batch)
+
+    def loss(self, preds, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of predictions whose boxes and scores are float32, with autocast off."""
+        return self.detection(preds, batch)
+
+
+class DistillationLoss(InFloat32):
     """Ultralytics' detection criterion plus the distillation terms, called like the former.
 
     Not an nn.Module on purpose: as an attribute of the student it must add neither the teacher's
@@ -220,7 +243,7 @@ class DistillationLoss:
         prefix: str = "kd",
     ) -> None:
         device = next(student.parameters()).device
-        self.detection = detection
+        super().__init__(detection)
         self.teacher = teacher
         if teacher.module is not None:
             teacher.module.to(device)
@@ -235,7 +258,10 @@ class DistillationLoss:
         self.balance = balance
         self.prefix = prefix  # of the names of the terms, where two teachers teach
         self.cost = Cost(device)
-        self.steps = (0, 1, 1, False)  # step, warm-up, total, closes: set by the trainer
+        # Set by the trainer: step, warm-up, total, closes; whether the teacher, too, computes in
+        # bfloat16.
+        self.steps = (0, 1, 1, False)
+        self.mixed = False
         self.hidden: dict[tuple[str, int], Tensor] = {}
         if "cross" in terms:
             for name in ("cv2", "cv3"):
@@ -251,19 +277,11 @@ class DistillationLoss:
 
         return hook
 
-    def __deepcopy__(self, memo: dict):
-        return deepcopy(self.detection, memo)
-
     @property
     def innermost(self):
         """Ultralytics' own criterion, also where another teacher's lies between."""
         inner = self.detection
         return inner.innermost if isinstance(inner, DistillationLoss) else inner
-
-    def update(self) -> None:
-        """End of an epoch: YOLO26's criterion moves its own schedule."""
-        if hasattr(self.detection, "update"):
-            self.detection.update()
 
     def terms(self, student: dict, answer: dict | Boxes, batch: dict) -> dict[str, Tensor]:
         """Name -> scalar loss, of one batch of the student's raw predictions and the teacher's
@@ -348,7 +366,7 @@ class DistillationLoss:
         pairs = zip(self.adapters["feature"], self.levels.pairs, weights, grids, strict=True)
         terms = [
             losses.feature_correlation(
-                adapt(student["feats"][i]), teacher["feats"][j], weight.unflatten(-1, grid)
+                adapt(student["feats"][i].float()), teacher["feats"][j], weight.unflatten(-1, grid)
             )
             for adapt, (i, j), weight, grid in pairs
         ]
@@ -381,7 +399,7 @@ class DistillationLoss:
         outputs = []
         for adapt, (i, j) in zip(self.adapters[name], self.levels.pairs, strict=True):
             rest = getattr(self.teacher_head, name)[j][1:]
-            outputs.append(rest(adapt(self.hidden.pop((name, i)))).flatten(2))
+            outputs.append(rest(adapt(self.hidden.pop((name, i)).float())).flatten(2))
         return torch.cat(outputs, dim=-1).transpose(1, 2)
 
     def _boxes(self, answer: dict | Boxes, size: float) -> Boxes:
@@ -437,7 +455,8 @@ class DistillationLoss:
             first += count
         return scores, xyxy
 
-    def __call__(self, preds, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, preds, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """The detection loss and the terms, each times its weight."""
         step, *rest = self.steps
         scale = schedule(step, *rest)
         self.steps = (step + 1, *rest)
@@ -446,12 +465,11 @@ class DistillationLoss:
         answer = None
         if scale > 0 or partial:  # else the teacher has nothing to say, and is not run either
             picture = batch["teacher_img" if self.levels.scale > 1 else "img"]
-            with (
-                self.cost,
-                torch.no_grad(),
-                torch.autocast(picture.device.type, enabled=False),
-            ):
+            half = torch.autocast("cpu", torch.bfloat16, enabled=self.mixed)
+            with self.cost, torch.no_grad(), half:
                 answer = self.teacher(picture.float(), batch)
+            if not isinstance(answer, Boxes):
+                answer = in_float32(answer)
         with ExitStack() as changed:
             if partial:
                 found = self._answers(answer, picture.shape[-1])
@@ -524,6 +542,15 @@ def raw_predictions(preds) -> dict[str, Tensor]:
     """
     preds = preds[1] if isinstance(preds, tuple) else preds
     return preds.get("one2many", preds)
+
+
+def in_float32(preds):
+    """A head's output with raw boxes and scores in float32; features stay as they are."""
+    if isinstance(preds, tuple):
+        return preds[0], in_float32(preds[1])
+    if "feats" not in preds:  # the two branches of YOLO26
+        return {name: in_float32(branch) for name, branch in preds.items()}
+    return {**preds, **{key: preds[key].float() for key in ("boxes", "scores")}}
 
 
 def take_levels(raw: dict, key: str, levels: list[int]) -> Tensor:

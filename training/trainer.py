@@ -23,6 +23,7 @@ from training.config import read_config
 from training.criterion import (
     Balance,
     DistillationLoss,
+    InFloat32,
     average_over_processes,
     downsample,
     make_adapters,
@@ -60,12 +61,29 @@ class DistillTrainer(DetectionTrainer):
             # process: on a small machine that costs almost half of the speed.
             self.args.workers = min(2, _cores())
             self.add_callback("on_train_start", lambda _: torch.set_num_threads(_cores()))
+            self.add_callback("on_train_start", type(self)._mix_precision)
         self.add_callback("on_train_epoch_start", type(self)._seed_epoch)
         if self.config.distils:
             self.add_callback("on_pretrain_routine_end", type(self)._attach)
         self.add_callback("on_pretrain_routine_end", type(self)._load_state)
         self.add_callback("on_model_save", type(self)._save_state)
         self.add_callback("on_train_end", type(self)._report_cost)
+
+    def _mix_precision(self) -> None:
+        """Compute in bfloat16 where the CPU has instructions for it, losses aside (Ultralytics
+        callback).
+
+        Ultralytics mixes precision on GPUs alone; ``amp=False`` turns it off here as there.
+        """
+        can = torch.cpu.get_capabilities()
+        able = any(map(can.get, ("avx512_bf16", "amx_bf16", "bf16")))
+        self.amp = bool(self.args.amp) and able and not self.config.quantize
+        student = unwrap_model(self.model)
+        if self.amp and self.config.distils:
+            student.criterion.mixed = self.teacher.head is not None
+        elif self.amp:
+            criterion = getattr(student, "criterion", None) or student.init_criterion()
+            student.criterion = InFloat32(criterion)
 
     def _seed_epoch(self) -> None:
         """Make the frames of an epoch depend on seed and epoch alone (Ultralytics callback).

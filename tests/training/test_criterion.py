@@ -60,14 +60,21 @@ def wrapped(inner: DistillationLoss, terms) -> DistillationLoss:
     return outer
 
 
-def loss_on_one_batch(student_yaml: str, teacher_yaml: str, terms=("class", "box")) -> dict:
+def loss_on_one_batch(
+    student_yaml: str, teacher_yaml: str, terms=("class", "box"), half: bool = False
+) -> dict:
     teacher = DetectionModel(resolve_model(teacher_yaml), nc=2, verbose=False)
     with torch.no_grad():  # an untrained head says "nothing" everywhere: let it say something
         for branch in teacher.model[-1].cv3:
             branch[-1].bias.fill_(-1.0)
     student, criterion = student_and_loss(student_yaml, teacher, terms)
     batch = one_batch()
-    loss, items = criterion(student(batch["img"]), batch)
+    criterion.mixed = half
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        predictions = student(batch["img"])
+        loss, items = criterion(predictions, batch)
+    assert {x.dtype for x in (loss, *items.values())} == {torch.float32}
+    assert {x.dtype for x in predictions["feats"]} == {torch.bfloat16 if half else torch.float32}
     loss.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
     assert all(p.grad is not None for p in criterion.adapters.parameters())
@@ -158,8 +165,9 @@ COLUMNS = {
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_each_term_can_be_switched_on_alone(term):
-    items = loss_on_one_batch("aerial-nano.yaml", "yolo11n.yaml", (term,))
+@pytest.mark.parametrize("half", [False, True])
+def test_each_term_can_be_switched_on_alone(term, half):
+    items = loss_on_one_batch("aerial-nano.yaml", "yolo11n.yaml", (term,), half)
     assert {k for k in items if k.startswith("kd_") and k.endswith("_loss")} == COLUMNS[term]
     for name in COLUMNS[term]:
         assert items[name] > 0 and items[name.replace("_loss", "_scale")] > 0, name

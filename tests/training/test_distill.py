@@ -10,6 +10,7 @@ import yaml
 from tiny_training import NAMES, SIZE, draw_set, interrupt_when_written, save_checkpoint
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.torch_utils import unwrap_model
 
 from training.config import NO_TEACHER, Config, read_config
 from training.data import load_data
@@ -167,6 +168,42 @@ def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(
     assert len(whole) == len(halves) == 4
     for a, b in zip(whole, halves, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "overrides", "expected"),
+    [
+        ("tiny", {}, torch.bfloat16),
+        (NO_TEACHER, {}, torch.bfloat16),
+        (NO_TEACHER, {"distill_model": "tiny"}, torch.bfloat16),
+        (NO_TEACHER, {"amp": False}, torch.float32),
+    ],
+)
+def test_a_cpu_that_can_computes_in_bfloat16(
+    teacher, overrides, expected, tiny_data, tiny_teacher, tmp_path, monkeypatch
+):
+    seen = set()
+
+    class Watched(DistillTrainer):
+        def _load_state(self) -> None:
+            super()._load_state()
+            body = unwrap_model(self.model)
+            body = getattr(body, "student_model", body).model
+            body[0].register_forward_hook(lambda *call: seen.add(call[2].dtype))
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr("training.distill.DistillTrainer", Watched)
+    names = {"tiny": str(tiny_teacher)}
+    overrides = {key: names.get(value, value) for key, value in overrides.items()}
+    run = config(
+        tiny_data, names.get(teacher, teacher), epochs=1, overrides={**SHORT, **overrides}
+    )
+    found = distill(run, tmp_path / "out")
+    assert seen == {expected}
+    assert found["student"]["map50_95"] is not None
+    table = polars.read_csv(tmp_path / "out" / "results.csv")
+    for name in (c for c in table.columns if c.startswith("train/")):
+        assert 0 < table[name][0] < float("inf"), name
 
 
 def test_the_teacher_may_see_the_frame_at_twice_the_size(tiny_data, tiny_teacher, tmp_path):
