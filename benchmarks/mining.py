@@ -2,21 +2,26 @@
 
 python -m benchmarks.mining speed FLIGHT --teacher T [--frames N]
 python -m benchmarks.mining memory MINUTES...
+python -m benchmarks.mining cluster FLIGHT --teacher T [--frames N]
 
 `speed` times the stages on one core, frame by frame in turn, in processor time. `memory` mines
-synthetic bags of some lengths, two frames a second, each in a process of its own.
+synthetic bags of some lengths, two frames a second, each in a process of its own. `cluster` mines
+one flight in a process on one core, and on one and two Ray nodes of a core each, by the clock: on
+an idle machine with two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import filecmp
+import os
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from time import process_time
+from time import monotonic, process_time
 
 import cv2
 import numpy as np
@@ -96,6 +101,46 @@ print(used.ru_maxrss, used.ru_utime + used.ru_stime)
 """
 
 
+def cluster(flight: str, teacher: str, frames: int) -> None:
+    """Print the seconds that mining a flight takes in one process and on Ray nodes."""
+    from ray_nodes import ray_nodes
+
+    with tempfile.TemporaryDirectory() as name:
+        command = [sys.executable, "-m", "training", "mine", flight, "--teacher", teacher]
+        command += ["--frames", str(frames), "--output"]
+
+        def seconds(output: str, *options: str, cores: set[int]) -> float:
+            start = monotonic()
+            subprocess.run(
+                [*command, f"{name}/{output}", *options],
+                check=True,
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            )
+            return monotonic() - start
+
+        cores = os.sched_getaffinity(0)
+        print("| | s | times one process | data set |\n|---|---|---|---|")
+        alone = seconds("one", cores={min(cores)})
+        print(f"| one process | {alone:.0f} | 1.00 | |", flush=True)
+        for count in (1, 2):
+            with ray_nodes(count) as address:
+                taken = seconds(f"{count}", "--cluster", address, cores=cores)
+            same = _same(filecmp.dircmp(f"{name}/one", f"{name}/{count}"))
+            print(
+                f"| Ray nodes: {count} | {taken:.0f} | {alone / taken:.2f} | "
+                f"{'the same' if same else 'another'} |",
+                flush=True,
+            )
+
+
+def _same(compared: filecmp.dircmp) -> bool:
+    """Whether two folders hold the same files with the same bytes."""
+    names = compared.common_files
+    _, *others = filecmp.cmpfiles(compared.left, compared.right, names, shallow=False)
+    alone = compared.left_only + compared.right_only + compared.common_funny
+    return not any((*others, alone)) and all(map(_same, compared.subdirs.values()))
+
+
 def _frames():
     k = 0
     while True:
@@ -115,6 +160,11 @@ def main() -> None:
     sub = commands.add_parser("memory")
     sub.add_argument("minutes", type=int, nargs="+")
     sub.set_defaults(run=lambda a: memory(a.minutes))
+    sub = commands.add_parser("cluster")
+    sub.add_argument("flight")
+    sub.add_argument("--teacher", required=True)
+    sub.add_argument("--frames", type=int, default=30)
+    sub.set_defaults(run=lambda a: cluster(a.flight, a.teacher, a.frames))
     arguments = parser.parse_args()
     arguments.run(arguments)
 

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Two nodes of a real Ray cluster on this machine, and addresses that are none."""
 
-import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,12 +10,12 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not here: pip install 'drone_kd[cluster]'")
 pytest.importorskip("rosbags", reason="rosbags is not here: pip install drone_kd[simulation]")
 
+from ray_nodes import HEAD, WORKER, ray_nodes, raylets
 from recorded import image, scene, write_bag
 from tiny_model import tiny_spec, write_bright_cell_model
 
@@ -25,60 +23,13 @@ from training.cluster import ClusterError, Room, connect
 from training.mine import cluster as mining
 
 SECOND = 10**9
-HEAD, WORKER = "127.0.0.2", "127.0.0.3"
 ROOT = Path(__file__).parents[2]
 
 
-def start(*arguments: str) -> None:
-    environment = {
-        **os.environ,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": str(ROOT),
-        # A dead node is noticed after seconds instead of a minute.
-        "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_timeout_ms": "5000",
-        "RAY_health_check_failure_threshold": "2",
-    }
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats"]
-    options = ["--num-cpus=1", "--object-store-memory=1000000000"]
-    subprocess.run(
-        [*command, *options, *arguments], check=True, capture_output=True, env=environment
-    )
-
-
-def members(ip: str) -> list[psutil.Process]:
-    """The raylet of a node."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if "raylet/raylet " in line and f"--node_ip_address={ip}" in line:
-            found.append(process)
-    return found
-
-
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with socket.create_server((HEAD, 0)) as free:
-        port = free.getsockname()[1]
-    address = f"{HEAD}:{port}"
-    temporary = Path("/tmp") / f"drone_kd-ray-{os.getpid()}"  # sockets want short paths
-    start(
-        "--head", f"--node-ip-address={HEAD}", f"--port={port}", "--include-dashboard=false",
-        f"--temp-dir={temporary}",
-    )  # fmt: skip
-    start(f"--address={address}", f"--node-ip-address={WORKER}")
-    yield address
-    ours = [
-        p for p in psutil.process_iter(["cmdline"])
-        if str(temporary) in " ".join(p.info["cmdline"] or ())
-    ]  # fmt: skip
-    ours += [child for p in ours for child in p.children(recursive=True)]
-    for process in ours:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(ours, timeout=10)
-    shutil.rmtree(temporary, ignore_errors=True)
+def cluster():
+    with ray_nodes(2) as address:
+        yield address
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -100,7 +51,7 @@ def test_two_nodes_of_which_one_is_killed_give_what_one_process_gives(cluster, t
         shards = tmp_path / ".two.mining" / "shards"
         while not (shards.is_dir() and any(shards.iterdir())) and not stop.wait(0.1):
             pass
-        for process in members(WORKER):
+        for process in raylets(WORKER):
             process.send_signal(signal.SIGKILL)
 
     stop = threading.Event()
@@ -114,7 +65,7 @@ def test_two_nodes_of_which_one_is_killed_give_what_one_process_gives(cluster, t
     killer.join()
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert content(tmp_path / "two") == content(tmp_path / "one")
-    assert not members(WORKER)
+    assert not raylets(WORKER)
 
 
 def test_an_address_where_nothing_answers_is_one_line():
