@@ -6,15 +6,14 @@ python -m benchmarks.mining cluster FLIGHT --teacher T [--frames N]
 
 `speed` times the stages on one core, frame by frame in turn, in processor time. `memory` mines
 synthetic bags of some lengths, two frames a second, each in a process of its own. `cluster` mines
-one flight in a process on one core, and on one and two Ray nodes of a core each, by the clock: on
-an idle machine with two cores.
+one flight in one process, which uses one core, and on one and two Ray nodes of a core each, by
+the clock: for an idle machine with two cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import filecmp
-import os
 import subprocess
 import sys
 import tempfile
@@ -109,22 +108,17 @@ def cluster(flight: str, teacher: str, frames: int) -> None:
         command = [sys.executable, "-m", "training", "mine", flight, "--teacher", teacher]
         command += ["--frames", str(frames), "--output"]
 
-        def seconds(output: str, *options: str, cores: set[int]) -> float:
+        def seconds(output: str, *options: str) -> float:
             start = monotonic()
-            subprocess.run(
-                [*command, f"{name}/{output}", *options],
-                check=True,
-                preexec_fn=lambda: os.sched_setaffinity(0, cores),
-            )
+            subprocess.run([*command, f"{name}/{output}", *options], check=True)
             return monotonic() - start
 
-        cores = os.sched_getaffinity(0)
         print("| | s | times one process | data set |\n|---|---|---|---|")
-        alone = seconds("one", cores={min(cores)})
+        alone = seconds("one")
         print(f"| one process | {alone:.0f} | 1.00 | |", flush=True)
         for count in (1, 2):
             with ray_nodes(count) as address:
-                taken = seconds(f"{count}", "--cluster", address, cores=cores)
+                taken = seconds(f"{count}", "--cluster", address)
             same = _same(filecmp.dircmp(f"{name}/one", f"{name}/{count}"))
             print(
                 f"| Ray nodes: {count} | {taken:.0f} | {alone / taken:.2f} | "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-HEAD, WORKER = ADDRESSES = ("127.0.0.2", "127.0.0.3")
+HEAD, WORKER = "127.0.0.2", "127.0.0.3"
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,18 +24,18 @@ def ray_nodes(count: int) -> Iterator[str]:
     address = f"{HEAD}:{port}"
     temporary = Path("/tmp") / f"drone_kd-ray-{os.getpid()}"  # sockets want short paths
     try:
-        for number, ip in enumerate(ADDRESSES[:count]):
-            where = [f"--address={address}"]
-            if not number:
-                where = ["--head", f"--port={port}", "--include-dashboard=false"]
-                where.append(f"--temp-dir={temporary}")
-            _start(number, f"--node-ip-address={ip}", *where)
+        _start(
+            "--head", f"--node-ip-address={HEAD}", f"--port={port}", "--include-dashboard=false",
+            f"--temp-dir={temporary}",
+        )  # fmt: skip
+        if count == 2:
+            _start(f"--address={address}", f"--node-ip-address={WORKER}")
         yield address
     finally:
         _kill(temporary)
 
 
-def _start(core: int, *arguments: str) -> None:
+def _start(*arguments: str) -> None:
     environment = {
         **os.environ,
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -48,13 +48,8 @@ def _start(core: int, *arguments: str) -> None:
     }
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats"]
     options = ["--num-cpus=1", "--object-store-memory=1000000000"]
-    cores = sorted(os.sched_getaffinity(0))
     subprocess.run(
-        [*command, *options, *arguments],
-        check=True,
-        capture_output=True,
-        env=environment,
-        preexec_fn=lambda: os.sched_setaffinity(0, {cores[core % len(cores)]}),
+        [*command, *options, *arguments], check=True, capture_output=True, env=environment
     )
 
 

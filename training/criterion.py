@@ -212,13 +212,19 @@ class InFloat32:
         if hasattr(self.detection, "update"):
             self.detection.update()
 
+    @property
+    def innermost(self):
+        """Ultralytics' own criterion, also where another teacher's lies between."""
+        inner = self.detection
+        return inner.innermost if isinstance(inner, InFloat32) else inner
+
     def __call__(self, preds, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(batch["img"].device.type, enabled=False):
-            return self.loss(in_float32(preds), batch)
+            return self.loss(preds, batch)
 
     def loss(self, preds, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of predictions whose boxes and scores are float32, with autocast off."""
-        return self.detection(preds, batch)
+        """With autocast off."""
+        return self.detection(in_float32(preds), batch)
 
 
 class DistillationLoss(InFloat32):
@@ -243,7 +249,7 @@ class DistillationLoss(InFloat32):
         prefix: str = "kd",
     ) -> None:
         device = next(student.parameters()).device
-        super().__init__(detection)
+        super().__init__(detection if isinstance(detection, InFloat32) else InFloat32(detection))
         self.teacher = teacher
         if teacher.module is not None:
             teacher.module.to(device)
@@ -276,12 +282,6 @@ class DistillationLoss(InFloat32):
                 self.hidden[name, level] = output
 
         return hook
-
-    @property
-    def innermost(self):
-        """Ultralytics' own criterion, also where another teacher's lies between."""
-        inner = self.detection
-        return inner.innermost if isinstance(inner, DistillationLoss) else inner
 
     def terms(self, student: dict, answer: dict | Boxes, batch: dict) -> dict[str, Tensor]:
         """Name -> scalar loss, of one batch of the student's raw predictions and the teacher's
@@ -366,7 +366,7 @@ class DistillationLoss(InFloat32):
         pairs = zip(self.adapters["feature"], self.levels.pairs, weights, grids, strict=True)
         terms = [
             losses.feature_correlation(
-                adapt(student["feats"][i].float()), teacher["feats"][j], weight.unflatten(-1, grid)
+                adapt(student["feats"][i]), teacher["feats"][j], weight.unflatten(-1, grid)
             )
             for adapt, (i, j), weight, grid in pairs
         ]
@@ -460,7 +460,7 @@ class DistillationLoss(InFloat32):
         step, *rest = self.steps
         scale = schedule(step, *rest)
         self.steps = (step + 1, *rest)
-        student = raw_predictions(preds)
+        student = raw_predictions(in_float32(preds))
         partial = "areas" in batch and batch["areas"].partial
         answer = None
         if scale > 0 or partial:  # else the teacher has nothing to say, and is not run either
@@ -499,7 +499,9 @@ class DistillationLoss(InFloat32):
         size = len(batch["img"])
         if self.balance.due:
             self.balance.measure(
-                loss.sum(), {k: term * size for k, term in terms.items()}, student["feats"]
+                loss.sum(),
+                {k: term * size for k, term in terms.items()},
+                raw_predictions(preds)["feats"],  # the ones that the head has seen
             )
         self.balance.batches += 1
         added = loss.new_zeros(())
@@ -545,12 +547,16 @@ def raw_predictions(preds) -> dict[str, Tensor]:
 
 
 def in_float32(preds):
-    """A head's output with raw boxes and scores in float32; features stay as they are."""
-    if isinstance(preds, tuple):
-        return preds[0], in_float32(preds[1])
-    if "feats" not in preds:  # the two branches of YOLO26
-        return {name: in_float32(branch) for name, branch in preds.items()}
-    return {**preds, **{key: preds[key].float() for key in ("boxes", "scores")}}
+    """A head's output with everything in float32.
+
+    Features, too: Ultralytics gives the anchors their type, and bfloat16 rounds those beyond the
+    128th cell.
+    """
+    if isinstance(preds, dict):
+        return {name: in_float32(value) for name, value in preds.items()}
+    if isinstance(preds, (list, tuple)):
+        return type(preds)(map(in_float32, preds))
+    return preds.float()
 
 
 def take_levels(raw: dict, key: str, levels: list[int]) -> Tensor:

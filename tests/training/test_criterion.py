@@ -10,6 +10,7 @@ from training.criterion import (
     TERMS,
     Balance,
     DistillationLoss,
+    InFloat32,
     average_over_processes,
     make_adapters,
     match_levels,
@@ -74,12 +75,13 @@ def loss_on_one_batch(
         predictions = student(batch["img"])
         loss, items = criterion(predictions, batch)
     assert {x.dtype for x in (loss, *items.values())} == {torch.float32}
-    assert {x.dtype for x in predictions["feats"]} == {torch.bfloat16 if half else torch.float32}
+    features = raw_predictions(predictions)["feats"]
+    assert {x.dtype for x in features} == {torch.bfloat16 if half else torch.float32}
     loss.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
     assert all(p.grad is not None for p in criterion.adapters.parameters())
     assert all(p.grad is None for p in teacher.parameters())
-    assert isinstance(deepcopy(criterion), type(criterion.detection))
+    assert type(deepcopy(criterion)) is type(criterion.innermost)
     return items
 
 
@@ -136,7 +138,7 @@ def test_a_frame_without_labels_is_taught_by_what_the_teacher_is_sure_of(monkeyp
         torch.tensor([[True, True]] * 2),
     )
     seen = {}
-    detection, plain = criterion.detection, criterion.detection.bce
+    detection, plain = criterion.innermost, criterion.innermost.bce
 
     class Seen(type(detection)):
         def __call__(self, preds, given):
@@ -171,6 +173,19 @@ def test_each_term_can_be_switched_on_alone(term, half):
     assert {k for k in items if k.startswith("kd_") and k.endswith("_loss")} == COLUMNS[term]
     for name in COLUMNS[term]:
         assert items[name] > 0 and items[name.replace("_loss", "_scale")] > 0, name
+
+
+def test_anchors_beyond_the_128th_cell_are_where_they_are_in_half_precision():
+    student = DetectionModel(resolve_model("aerial-nano.yaml"), nc=2, verbose=False)
+    student.args = DEFAULT_CFG
+    detection = student.train().init_criterion()
+    far = torch.tensor([[0.97, 0.97, 0.04, 0.04], [0.98, 0.5, 0.03, 0.03]])
+    batch = {**one_batch(), "img": torch.rand(2, 3, 1088, 1088), "bboxes": far}
+    with torch.no_grad():
+        predictions = student(batch["img"])
+        expected = detection(predictions, batch)[0]
+        half = {**predictions, "feats": [x.bfloat16() for x in predictions["feats"]]}
+        assert torch.equal(InFloat32(detection)(half, batch)[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -280,13 +295,13 @@ def test_labels_are_given_inside_of_a_further_teachers_criterion(tiny_teacher):
     student, inner = student_and_loss("aerial-student.yaml", teacher)
     outer = wrapped(inner, ("class", "assign"))
     batch, seen = one_batch(), []
-    own = inner.detection.assigner
+    own = inner.innermost.assigner
 
     def remember(scores, *rest):
         seen.append(scores.clone())
         return own(scores, *rest)
 
-    inner.detection.assigner = remember
+    inner.innermost.assigner = remember
     outer(student(batch["img"]), batch)
     answer = outer.teacher(batch["img"], batch)
     assert torch.allclose(seen[0], answer["scores"].sigmoid().transpose(1, 2))
@@ -297,7 +312,7 @@ def test_labels_go_to_the_anchors_that_the_teacher_answers_best(tiny_teacher, mo
     student, criterion = student_and_loss("aerial-student.yaml", teacher, ("class", "assign"))
     batch = one_batch()
     given = {}
-    own = criterion.detection.assigner
+    own = criterion.innermost.assigner
     for name in ("teacher", "student"):
         criterion.chosen = ("class", "assign") if name == "teacher" else ("class",)
 
@@ -305,9 +320,9 @@ def test_labels_go_to_the_anchors_that_the_teacher_answers_best(tiny_teacher, mo
             given[to] = scores.clone(), xyxy.clone()
             return own(scores, xyxy, *rest)
 
-        criterion.detection.assigner = remember
+        criterion.innermost.assigner = remember
         criterion(student(batch["img"]), batch)
-        assert criterion.detection.assigner is remember  # for one call only
+        assert criterion.innermost.assigner is remember  # for one call only
     answer = criterion.teacher(batch["img"], batch)
     assert torch.allclose(given["teacher"][0], answer["scores"].sigmoid().transpose(1, 2))
     assert (given["teacher"][1] - given["student"][1]).abs().max() > 1
