@@ -70,18 +70,16 @@ class DistillTrainer(DetectionTrainer):
         self.add_callback("on_train_end", type(self)._report_cost)
 
     def _mix_precision(self) -> None:
-        """Compute in bfloat16 where the CPU has instructions for it, losses aside (Ultralytics
-        callback).
-
-        Ultralytics mixes precision on GPUs alone; ``amp=False`` turns it off here as there.
+        """Compute in bfloat16 on a CPU, losses aside, where ``amp=bf16`` asks for it: Ultralytics
+        itself does so on GPUs alone (Ultralytics callback).
         """
-        can = torch.cpu.get_capabilities()
-        able = any(map(can.get, ("avx512_bf16", "amx_bf16", "bf16")))
-        self.amp = bool(self.args.amp) and able and not self.config.quantize
+        if self.args.amp != "bf16":
+            return
+        self.args.amp = True  # what it calls bf16 it refuses; torch's own choice for a CPU is that
         student = unwrap_model(self.model)
-        if self.amp and self.config.distils:
+        if self.config.distils:
             student.criterion.mixed = self.teacher.head is not None
-        elif self.amp:
+        else:
             criterion = getattr(student, "criterion", None) or student.init_criterion()
             student.criterion = InFloat32(criterion)
 

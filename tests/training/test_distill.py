@@ -173,13 +173,13 @@ def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(
 @pytest.mark.parametrize(
     ("teacher", "overrides", "expected"),
     [
-        ("tiny", {}, torch.bfloat16),
-        (NO_TEACHER, {}, torch.bfloat16),
-        (NO_TEACHER, {"distill_model": "tiny"}, torch.bfloat16),
-        (NO_TEACHER, {"amp": False}, torch.float32),
+        ("tiny", {"amp": "bf16"}, torch.bfloat16),
+        (NO_TEACHER, {"amp": "bf16"}, torch.bfloat16),
+        (NO_TEACHER, {"amp": "bf16", "distill_model": "tiny"}, torch.bfloat16),
+        (NO_TEACHER, {}, torch.float32),
     ],
 )
-def test_a_cpu_that_can_computes_in_bfloat16(
+def test_a_cpu_computes_in_bfloat16_where_that_is_asked_for(
     teacher, overrides, expected, tiny_data, tiny_teacher, tmp_path, monkeypatch
 ):
     seen = set()
@@ -191,7 +191,6 @@ def test_a_cpu_that_can_computes_in_bfloat16(
             body = getattr(body, "student_model", body).model
             body[0].register_forward_hook(lambda *call: seen.add(call[2].dtype))
 
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     monkeypatch.setattr("training.distill.DistillTrainer", Watched)
     names = {"tiny": str(tiny_teacher)}
     overrides = {key: names.get(value, value) for key, value in overrides.items()}
