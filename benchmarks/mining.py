@@ -13,7 +13,6 @@ the clock: for an idle machine with two cores.
 from __future__ import annotations
 
 import argparse
-import filecmp
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import cv2
 import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from recorded import jpeg, scene, write_bag  # noqa: E402
+from recorded import content, jpeg, scene, write_bag  # noqa: E402
 from tiny_model import tiny_spec, write_bright_cell_model  # noqa: E402
 
 HALF_SECOND_NS = 500_000_000
@@ -119,20 +118,12 @@ def cluster(flight: str, teacher: str, frames: int) -> None:
         for count in (1, 2):
             with ray_nodes(count) as address:
                 taken = seconds(f"{count}", "--cluster", address)
-            same = _same(filecmp.dircmp(f"{name}/one", f"{name}/{count}"))
+            same = content(Path(name, "one")) == content(Path(name, str(count)))
             print(
                 f"| Ray nodes: {count} | {taken:.0f} | {alone / taken:.2f} | "
                 f"{'the same' if same else 'another'} |",
                 flush=True,
             )
-
-
-def _same(compared: filecmp.dircmp) -> bool:
-    """Whether two folders hold the same files with the same bytes."""
-    names = compared.common_files
-    _, *others = filecmp.cmpfiles(compared.left, compared.right, names, shallow=False)
-    alone = compared.left_only + compared.right_only + compared.common_funny
-    return not any((*others, alone)) and all(map(_same, compared.subdirs.values()))
 
 
 def _frames():

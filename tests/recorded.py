@@ -52,6 +52,11 @@ def storage_file(bag: Path) -> Path:
     return file
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def cut(path: Path, share: float) -> None:
     """Leave only the first part of a file."""
     content = path.read_bytes()

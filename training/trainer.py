@@ -73,9 +73,11 @@ class DistillTrainer(DetectionTrainer):
         """Compute in bfloat16 on a CPU, losses aside, where ``amp=bf16`` asks for it: Ultralytics
         itself does so on GPUs alone (Ultralytics callback).
         """
-        if self.args.amp != "bf16":
+        # From the run's own file: a resumed run has Ultralytics' settings from the checkpoint.
+        if self.config.overrides.get("amp") != "bf16":
             return
-        self.args.amp = True  # what it calls bf16 it refuses; torch's own choice for a CPU is that
+        # What Ultralytics calls bf16 it refuses on a CPU; torch's own choice there is the same.
+        self.args.amp = self.amp = True
         student = unwrap_model(self.model)
         if self.config.distils:
             student.criterion.mixed = self.teacher.head is not None

@@ -16,7 +16,7 @@ pytest.importorskip("ray", reason="Ray is not here: pip install 'drone_kd[cluste
 pytest.importorskip("rosbags", reason="rosbags is not here: pip install drone_kd[simulation]")
 
 from ray_nodes import HEAD, WORKER, ray_nodes, raylets
-from recorded import image, scene, write_bag
+from recorded import content, image, scene, write_bag
 from tiny_model import tiny_spec, write_bright_cell_model
 
 from training.cluster import ClusterError, Room, connect
@@ -30,10 +30,6 @@ ROOT = Path(__file__).parents[2]
 def cluster():
     with ray_nodes(2) as address:
         yield address
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.mark.timeout(900)  # every actor imports torch: minutes on a busy machine

@@ -139,9 +139,11 @@ class Stop(Exception):
     """An interruption at a known place."""
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+@pytest.mark.parametrize(
+    "changes", [{"optimizer": "AdamW"}, {"optimizer": "SGD"}, {"amp": "bf16"}]
+)
 def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(
-    optimizer, tiny_data, tiny_teacher, tmp_path, monkeypatch
+    changes, tiny_data, tiny_teacher, tmp_path, monkeypatch
 ):
     """Balance, schedule, adapters and momentum go on where they were."""
     run = config(
@@ -149,7 +151,7 @@ def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(
         tiny_teacher,
         epochs=4,
         terms=("class", "box", "cross", "feature"),
-        overrides={**SHORT, "optimizer": optimizer},
+        overrides={**SHORT, **changes},
     )
     distill(run, tmp_path / "whole")
 

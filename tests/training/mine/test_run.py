@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import NAMES, SECOND, flight
-from recorded import cut, image, jpeg, scene, storage_file, write_bag
+from recorded import content, cut, image, jpeg, scene, storage_file, write_bag
 from tiny_model import tiny_spec, write_fixed_model
 
 from training.__main__ import main
@@ -27,10 +27,6 @@ def mine(output, *flights, teacher, student, frames=12, extra=()):
 def table(folder: Path) -> list[dict[str, str]]:
     with open(folder / "mined.csv", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_flight_becomes_a_data_set(bag, teacher, student, tmp_path, capsys):
