@@ -9,7 +9,8 @@ flights of the training split, in the order in which they were flown: mined by `
 drawn from those that it may choose from. Frames to judge by are of the validation split, whose
 flights are others. Every finished row is in the output folder: the same command goes on where it
 was, --rows N stops after N further ones, and --rows 0 only prints the tables of those that are
-there.
+there. Once the models are trained and a first row of each kind is done, processes with --seeds of
+their own may run beside each other.
 """
 
 from __future__ import annotations
@@ -420,10 +421,15 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=int, default=10**6, help="stop after so many (default: all)"
     )
+    parser.add_argument("--seeds", nargs="+", type=int, help="rows of these alone (default: all)")
     a = parser.parse_args()
     output = a.output.resolve()
     done = {(row["arm"], row["seed"]) for row in finished(output)}
-    todo = [(arm, seed) for arm, seed in plan_of_rows() if (arm.name, seed) not in done][: a.rows]
+    todo = [
+        (arm, seed)
+        for arm, seed in plan_of_rows()
+        if (arm.name, seed) not in done and (a.seeds is None or seed in a.seeds)
+    ][: a.rows]
     if todo:
         sets = split_by_time(load_data(a.data), output)
         models = [

@@ -155,19 +155,7 @@ def build(
     write_text(output / "teachers.yaml", text)
     student = start(shared / "weights/yolov8n-coco.pt", output / "start.pt")
     run = output / "train"
-    config = Config(
-        data="",
-        teacher="",
-        teachers=str(output / "teachers.yaml"),
-        student=str(student),
-        epochs=recipe.epochs,
-        imgsz=recipe.imgsz,
-        batch=recipe.batch,
-        seed=recipe.seed,
-        balance=recipe.balance,
-        val=False,
-        overrides=recipe.overrides,
-    )
+    config = student_config(output / "teachers.yaml", student, recipe)
     distill(config, run, resume=(run / "config.yaml").is_file())
     plan = read_plan(output / "teachers.yaml")
     seen = {path for source in plan.sources for path in source.train}
@@ -229,6 +217,23 @@ def build(
         licence=LICENCE,
     )
     return model
+
+
+def student_config(plan: Path, student: Path, recipe: Recipe) -> Config:
+    """The run that distils ``student`` from the sources and teachers of ``plan``."""
+    return Config(
+        data="",
+        teacher="",
+        teachers=str(plan),
+        student=str(student),
+        epochs=recipe.epochs,
+        imgsz=recipe.imgsz,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        balance=recipe.balance,
+        val=False,
+        overrides=recipe.overrides,
+    )
 
 
 def train_thermal(shared: Path, output: Path, recipe: Recipe) -> Path:

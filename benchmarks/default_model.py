@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What the default model owes to its labels, its teachers and its masks: recipe against parts.
+
+    python -m benchmarks.default_model --shared SHARED --thermal THERMAL.pt --output OUT
+      [--arms recipe labels visdrone unmasked] [--seeds 0 1] [--epochs 2]
+
+recipe: training/default_model.yaml as it is. labels: no teacher, and so no frame that nobody
+labelled. visdrone: that teacher's answers alone; only the drawn frames keep their labels.
+unmasked: what a set does not label is background there. Each is measured as trained, and with as
+much of the start as the default model keeps. A finished run is kept: the same command goes on
+where it was, and prints the table of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from dataclasses import replace
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import yaml
+
+from training.blend import blend
+from training.compare import as_csv
+from training.data import load_data, write_text
+from training.default_model import (
+    GROUNDS,
+    KINDS,
+    PLAN,
+    Recipe,
+    measure,
+    prepare,
+    start,
+    student_config,
+    write_ground,
+)
+from training.distill import distill
+from training.report import format_score
+
+ARMS = ("recipe", "labels", "visdrone", "unmasked")
+DRAWN = "procedural"
+KEPT = (0.0, 0.3)  # of the start: nothing, and what the default model keeps
+
+
+def plan_of(arm: str, content: dict, folder: Path) -> dict:
+    """The recipe's sources and teachers as an arm wants them; ``folder``: for a data.yaml."""
+    sources, teachers = content["sources"], content["teachers"]
+    if arm == "labels":
+        known = {name: s for name, s in sources.items() if "data" in s or s.get("empty")}
+        return content | {"sources": known, "teachers": {}}
+    if arm == "visdrone":
+        answered = {name: s if name == DRAWN else without_labels(s) for name, s in sources.items()}
+        everywhere = sorted(answered.keys() - {DRAWN})
+        return content | {
+            "sources": answered,
+            "teachers": {arm: teachers[arm] | {"sources": everywhere}},
+        }
+    if arm == "unmasked":
+        claimed = {
+            name: s | {"data": claim_all(s, content["names"], folder / f"{name}.yaml")}
+            for name, s in sources.items()
+            if "data" in s
+        }
+        return content | {"sources": sources | claimed}
+    return content
+
+
+def without_labels(source: dict) -> dict:
+    """A source of the recipe as pictures that nobody has looked at."""
+    images = source["images"] if "images" in source else str(load_data(source["data"]).train)
+    return {"images": images} | {k: source[k] for k in ("every", "crops") if k in source}
+
+
+def claim_all(source: dict, names: list[str], path: Path) -> str:
+    """Write a source's data.yaml with the student's classes that it lacks among its names: so it
+    says that there are none in its pictures.
+    """
+    data = load_data(source["data"])
+    mapped = {(source.get("classes") or {}).get(name, name) for name in data.names}
+    missing = tuple(name for name in names if name not in mapped)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return str(replace(data, names=data.names + missing).write_resolved(path))
+
+
+def run(arm: str, seed: int, a: argparse.Namespace) -> list[dict]:
+    """Train an arm and measure it; returns a row for each share of the start."""
+    folder = a.output / "runs" / f"{arm}-seed{seed}"
+    recipe = Recipe(epochs=a.epochs, seed=seed)
+    text = Template(PLAN.read_text(encoding="utf-8")).substitute(
+        shared=a.shared, work=a.output / "work", thermal=a.thermal
+    )
+    plans = a.output / "plans"
+    content = plan_of(arm, yaml.safe_load(text), plans / arm)
+    content["answers"] = str(a.output / "answers")
+    plan = plans / f"{arm}.yaml"
+    write_text(plan, yaml.safe_dump(content, sort_keys=False))
+    student = start(a.shared / "weights/yolov8n-coco.pt", a.output / "start.pt")
+    config = student_config(plan, student, recipe)
+    seconds = distill(config, folder, resume=(folder / "config.yaml").is_file())["seconds"]
+    frames = len((folder / "frames/train.txt").read_text(encoding="utf-8").splitlines())
+    rows = []
+    for kept in KEPT:
+        model = folder / f"kept-{kept:g}.pt"
+        if not model.is_file():
+            blend(folder / "best.pt", student, kept, model)
+        row = {"arm": arm, "seed": seed, "kept": kept, "frames": frames, "seconds": seconds}
+        for ground in GROUNDS:
+            data = a.output / "grounds" / ground / "data.yaml"
+            found = measure(model, data, a.output / "figures", classes=KINDS)
+            row |= {f"{ground} {key}": found[key] for key in ("map50", "map50_95")}
+        rows.append(row)
+    write_text(folder / "rows.csv", as_csv(rows))
+    return rows
+
+
+def finished(output: Path) -> list[dict]:
+    """The rows that are there."""
+    rows = []
+    for file in sorted((output / "runs").glob("*/rows.csv")):
+        rows += csv.DictReader(file.open(encoding="utf-8"))
+    return sorted(rows, key=lambda row: (row["kept"], ARMS.index(row["arm"]), row["seed"]))
+
+
+def table(rows: list[dict]) -> str:
+    """AP50 in percent, mean over the seeds [each], as Markdown."""
+    lines = [
+        f"| arm | start kept | frames | {' | '.join(GROUNDS)} | mean |",
+        f"|---|---|---|{'---|' * len(GROUNDS)}---|",
+    ]
+    for arm, kept in dict.fromkeys((row["arm"], row["kept"]) for row in rows):
+        own = [row for row in rows if (row["arm"], row["kept"]) == (arm, kept)]
+        scores = np.array([[float(row[f"{g} map50"]) for g in GROUNDS] for row in own])
+        columns = [*scores.T, scores.mean(1)]
+        cells = [
+            f"{format_score(column.mean())} [{', '.join(map(format_score, column))}]"
+            for column in columns
+        ]
+        lines.append(f"| {arm} | {float(kept):g} | {own[0]['frames']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shared", type=Path, required=True, help="as for make default-model")
+    parser.add_argument("--thermal", type=Path, required=True, help="teacher of thermal frames")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=ARMS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--epochs", type=int, default=2)
+    a = parser.parse_args()
+    for name in ("shared", "thermal", "output"):
+        setattr(a, name, getattr(a, name).resolve())
+    prepare(a.shared, a.output / "work", Recipe())
+    for ground in GROUNDS:
+        if not (a.output / "grounds" / ground / "data.yaml").is_file():
+            write_ground(a.shared, ground, a.output / "grounds" / ground)
+    runs = [(arm, seed) for seed in a.seeds for arm in a.arms]
+    for number, (arm, seed) in enumerate(runs, start=1):
+        print(f"[{number}/{len(runs)}] {arm}, seed {seed}", flush=True)
+        run(arm, seed, a)
+    print(table(finished(a.output)))
+
+
+if __name__ == "__main__":
+    main()
