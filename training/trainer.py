@@ -79,9 +79,7 @@ class DistillTrainer(DetectionTrainer):
         # What Ultralytics calls bf16 it refuses on a CPU; torch's own choice there is the same.
         self.args.amp = self.amp = True
         student = unwrap_model(self.model)
-        if self.config.distils:
-            student.criterion.mixed = self.teacher.head is not None
-        else:
+        if not self.config.distils:
             criterion = getattr(student, "criterion", None) or student.init_criterion()
             student.criterion = InFloat32(criterion)
 
@@ -211,6 +209,7 @@ class DistillTrainer(DetectionTrainer):
             config.terms,
             config.temperature,
             Balance(config.balance),
+            amp=bool(self.amp),
         )
         student.criterion.steps = steps
 
@@ -230,6 +229,7 @@ class DistillTrainer(DetectionTrainer):
             self.config.temperature,
             Balance(self.config.balance),
             prefix="kd_float",
+            amp=bool(self.amp),
         )
         criterion.steps = steps
         return criterion

@@ -32,7 +32,11 @@ def one_batch() -> dict:
 
 
 def student_and_loss(
-    student_yaml: str, teacher: DetectionModel, terms=("class", "box"), scale: int = 1
+    student_yaml: str,
+    teacher: DetectionModel,
+    terms=("class", "box"),
+    scale: int = 1,
+    amp: bool = False,
 ):
     torch.manual_seed(0)
     student = DetectionModel(resolve_model(student_yaml), nc=2, verbose=False)
@@ -50,6 +54,7 @@ def student_and_loss(
         terms,
         1.0,
         Balance(0.2),
+        amp=amp,
     )
 
 
@@ -70,7 +75,7 @@ def loss_on_one_batch(
             branch[-1].bias.fill_(-1.0)
     student, criterion = student_and_loss(student_yaml, teacher, terms)
     batch = one_batch()
-    criterion.mixed = half
+    criterion.half = half
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         predictions = student(batch["img"])
         loss, items = criterion(predictions, batch)
@@ -173,6 +178,38 @@ def test_each_term_can_be_switched_on_alone(term, half):
     assert {k for k in items if k.startswith("kd_") and k.endswith("_loss")} == COLUMNS[term]
     for name in COLUMNS[term]:
         assert items[name] > 0 and items[name.replace("_loss", "_scale")] > 0, name
+
+
+@pytest.mark.parametrize(
+    ("instructions", "amp", "half"),
+    [
+        ({}, False, False),
+        ({"avx512_bf16": True}, False, True),
+        ({"avx512_bf16": False}, True, True),
+    ],
+)
+def test_the_teacher_computes_in_half_precision_where_that_is_quick(
+    instructions, amp, half, tiny_teacher, monkeypatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    teacher, _ = load_model(str(tiny_teacher))
+    criterion = student_and_loss("aerial-student.yaml", teacher, amp=amp)[1]
+    seen = set()
+    criterion.teacher.module.model[0].register_forward_hook(lambda *call: seen.add(call[2].dtype))
+    student, _ = load_model(str(tiny_teacher))
+    criterion(student.train()(one_batch()["img"]), one_batch())
+    assert seen == {torch.bfloat16 if half else torch.float32}
+
+
+def test_half_precision_hardly_moves_what_the_teacher_says(tiny_teacher):
+    found = {}
+    for half in (False, True):
+        teacher, _ = load_model(str(tiny_teacher))
+        student, criterion = student_and_loss("aerial-student.yaml", teacher, ("class", "box"))
+        criterion.half = half
+        found[half] = criterion(student(one_batch()["img"]), one_batch())[1]
+    for name in ("kd_cls_loss", "kd_dfl_loss"):
+        assert float(found[True][name]) == pytest.approx(float(found[False][name]), rel=0.02)
 
 
 def test_anchors_beyond_the_128th_cell_are_where_they_are_in_half_precision():
@@ -293,6 +330,7 @@ def test_labels_are_given_inside_of_a_further_teachers_criterion(tiny_teacher):
     """As quantization-aware training nests them."""
     teacher, _ = load_model(str(tiny_teacher))
     student, inner = student_and_loss("aerial-student.yaml", teacher)
+    inner.half = False  # for equal digits on every processor
     outer = wrapped(inner, ("class", "assign"))
     batch, seen = one_batch(), []
     own = inner.innermost.assigner
@@ -310,6 +348,7 @@ def test_labels_are_given_inside_of_a_further_teachers_criterion(tiny_teacher):
 def test_labels_go_to_the_anchors_that_the_teacher_answers_best(tiny_teacher, monkeypatch):
     teacher, _ = load_model(str(tiny_teacher))
     student, criterion = student_and_loss("aerial-student.yaml", teacher, ("class", "assign"))
+    criterion.half = False  # for equal digits on every processor
     batch = one_batch()
     given = {}
     own = criterion.innermost.assigner
