@@ -494,9 +494,9 @@ def _add_run_options(sub: argparse.ArgumentParser, needed: bool = True) -> None:
     sub.add_argument(
         "--terms",
         type=lambda text: tuple(text.split(",")),
-        default=("class", "box", "assign"),
+        default=("class", "assign"),
         help="what is compared with the teacher, joined by commas: class, softmax (Hinton's form "
-        "of class), box, cross, feature, assign (class,box,assign)",
+        "of class), box, cross, feature, assign (class,assign)",
     )
     sub.add_argument(
         "--temperature",

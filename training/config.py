@@ -41,7 +41,7 @@ class Config:
     batch: int = 16
     device: str = ""
     seed: int = 0
-    terms: tuple[str, ...] = ("class", "box", "assign")
+    terms: tuple[str, ...] = ("class", "assign")
     temperature: float = 1.0
     balance: float = 1.0
     teacher_scale: float = 1

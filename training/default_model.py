@@ -230,6 +230,7 @@ def student_config(plan: Path, student: Path, recipe: Recipe) -> Config:
         imgsz=recipe.imgsz,
         batch=recipe.batch,
         seed=recipe.seed,
+        terms=("class", "box"),
         balance=recipe.balance,
         val=False,
         overrides=recipe.overrides,

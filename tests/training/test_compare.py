@@ -31,7 +31,7 @@ def test_arms_are_changes_of_one_run():
     base = config()
     assert default_arms(base) == [
         *("plain", "builtin:0.5", "builtin:1", "builtin:2", "builtin:6"),
-        *("distilled", "terms=box+assign", "terms=class+assign", "terms=class+box"),
+        *("distilled", "terms=assign", "terms=class"),
     ]
     assert arm_config("distilled", base) == base
     assert arm_config("plain", base).teacher == NO_TEACHER

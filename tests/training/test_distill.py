@@ -35,6 +35,7 @@ def config(data: Path, teacher, **changes) -> Config:
         "epochs": 2,
         "imgsz": SIZE,
         "batch": 6,
+        "terms": ("class", "box", "assign"),
         "val": False,
         "overrides": SHORT,
     }
