@@ -540,7 +540,7 @@ def _scale_name(name: str) -> str:
 
 
 def computes_in_bfloat16() -> bool:
-    """Whether this processor has instructions for it: without them it is slower than float32."""
+    """Whether this processor has instructions for it."""
     known = torch.cpu.get_capabilities()
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
