@@ -256,9 +256,9 @@ def best_builtin(summaries: list[Summary]) -> Summary | None:
     return max(own, key=lambda s: s.mean, default=None)
 
 
-def against_builtin(rows: list[dict], builtin: str) -> list[float]:
-    """mAP50-95 of ours minus that of an arm of the built-in, seed by seed."""
-    other = {r["seed"]: r["map50_95"] or 0.0 for r in rows if r["arm"] == builtin}
+def against(rows: list[dict], arm: str) -> list[float]:
+    """mAP50-95 of ours minus that of another arm, seed by seed."""
+    other = {r["seed"]: r["map50_95"] or 0.0 for r in rows if r["arm"] == arm}
     own = {r["seed"]: r["map50_95"] or 0.0 for r in rows if r["arm"] == DISTILLED}
     return [own[seed] - other[seed] for seed in own if seed in other]
 
@@ -266,7 +266,7 @@ def against_builtin(rows: list[dict], builtin: str) -> list[float]:
 def as_json(teacher: dict, summaries: list[Summary], rows: list[dict]) -> str:
     """The experiment's figures, scores in [0, 1]."""
     best = best_builtin(summaries)
-    differences = [] if best is None else against_builtin(rows, best.arm)
+    differences = [] if best is None else against(rows, best.arm)
     return json.dumps(
         {
             "teacher": teacher,
@@ -290,7 +290,7 @@ def as_csv(rows: list[dict]) -> str:
 
 
 def as_markdown(teacher: dict, summaries: list[Summary], rows: list[dict]) -> str:
-    """The table of an experiment, with the comparison against the best built-in."""
+    """The table of an experiment, with ours against the best built-in and against other terms."""
     lines = [
         "| arm | seeds | mAP50-95 | against the student alone [95 %] | gap share | time |",
         "|---|---|---|---|---|---|",
@@ -306,12 +306,13 @@ def as_markdown(teacher: dict, summaries: list[Summary], rows: list[dict]) -> st
         mean = f"{format_score(s.mean)}{spread}"
         lines.append(f"| {s.arm} | {s.seeds} | {mean} | {gain} | {share} | {time} |")
     best = best_builtin(summaries)
-    if best is not None:
-        differences = against_builtin(rows, best.arm)
+    others = [s.arm for s in summaries if s is best or s.arm.startswith("terms=")]
+    for arm in others:
+        differences = against(rows, arm)
         if limits := interval(differences):
             lines += [
                 "",
-                f"{DISTILLED} - {best.arm}: {100 * np.mean(differences):+.1f} "
+                f"{DISTILLED} - {arm}: {100 * np.mean(differences):+.1f} "
                 "[{:+.1f}, {:+.1f}]".format(*(100 * x for x in limits)),
             ]
     return "\n".join(lines) + "\n"

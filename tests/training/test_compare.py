@@ -7,6 +7,7 @@ from tiny_training import SIZE, draw_set
 
 from training.compare import (
     arm_config,
+    as_markdown,
     best_builtin,
     compare,
     default_arms,
@@ -68,6 +69,10 @@ def test_summary_is_of_differences_within_a_seed():
     assert own.gain_interval == pytest.approx((0.05 - 0.02484, 0.05 + 0.02484), abs=1e-4)
     assert best_builtin(found) == builtin
     assert summarise(rows, teacher=0.32)[-1].gap_share is None  # a gap of 2 points
+    rows += [row("terms=class", seed, score) for seed, score in enumerate((0.24, 0.33, 0.45))]
+    printed = as_markdown({"map50_95": 0.5}, summarise(rows, teacher=0.50), rows)
+    assert "distilled - builtin:1: +4.3 [" in printed and "builtin:6: " not in printed
+    assert "distilled - terms=class: +1.0 [+1.0, +1.0]" in printed
     assert interval([0.1]) is None
 
 
