@@ -17,7 +17,6 @@ import argparse
 import csv
 from dataclasses import replace
 from pathlib import Path
-from string import Template
 
 import numpy as np
 import yaml
@@ -30,6 +29,7 @@ from training.default_model import (
     KINDS,
     PLAN,
     Recipe,
+    fill_in,
     measure,
     prepare,
     start,
@@ -88,9 +88,7 @@ def run(arm: str, seed: int, a: argparse.Namespace) -> list[dict]:
     """Train an arm and measure it; returns a row for each share of the start."""
     folder = a.output / "runs" / f"{arm}-seed{seed}"
     recipe = Recipe(epochs=a.epochs, seed=seed)
-    text = Template(PLAN.read_text(encoding="utf-8")).substitute(
-        shared=a.shared, work=a.output / "work", thermal=a.thermal
-    )
+    text = fill_in(PLAN, a.shared, a.output / "work", a.thermal)
     plans = a.output / "plans"
     content = plan_of(arm, yaml.safe_load(text), plans / arm)
     content["answers"] = str(a.output / "answers")

@@ -149,9 +149,7 @@ def build(
     shared, output = shared.resolve(), output.resolve()
     thermal = thermal.resolve() if thermal else train_thermal(shared, output / "thermal", recipe)
     prepare(shared, output / "work", recipe)
-    text = Template(plan_template.read_text(encoding="utf-8")).substitute(
-        shared=shared, work=output / "work", thermal=thermal
-    )
+    text = fill_in(plan_template, shared, output / "work", thermal)
     write_text(output / "teachers.yaml", text)
     student = start(shared / "weights/yolov8n-coco.pt", output / "start.pt")
     run = output / "train"
@@ -217,6 +215,12 @@ def build(
         licence=LICENCE,
     )
     return model
+
+
+def fill_in(plan_template: Path, shared: Path, work: Path, thermal: Path) -> str:
+    """The sources and teachers with the paths of this machine."""
+    text = plan_template.read_text(encoding="utf-8")
+    return Template(text).substitute(shared=shared, work=work, thermal=thermal)
 
 
 def student_config(plan: Path, student: Path, recipe: Recipe) -> Config:
