@@ -124,7 +124,8 @@ def image_paths(split: Path) -> list[Path]:
         found = sorted(p for p in split.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     else:
         lines = (line.strip() for line in split.read_text(encoding="utf-8").splitlines())
-        found = [(split.parent / line).resolve() for line in lines if line]
+        # Not resolved: labels and answers go by the name of a link, not of what it leads to.
+        found = [Path(os.path.abspath(split.parent / line)) for line in lines if line]
     if not found:
         raise DataError(
             f"no picture in {split}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"

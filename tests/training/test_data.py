@@ -94,3 +94,15 @@ def test_labels_are_found_from_the_last_images_folder(tmp_path):
 def test_write_text_leaves_no_temporary_file(tmp_path):
     write_text(tmp_path / "deep" / "a.txt", "x")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.txt"]
+
+
+def test_a_list_keeps_the_names_of_links(tmp_path):
+    """A picture's labels and answers are found by the name that the list has."""
+    (tmp_path / "elsewhere.png").touch()
+    (tmp_path / "images").mkdir()
+    link = tmp_path / "images/new-1.png"
+    link.symlink_to(tmp_path / "elsewhere.png")
+    listed = tmp_path / "lists/train.txt"
+    listed.parent.mkdir()
+    listed.write_text(f"{link}\n../images/new-1.png\n")
+    assert image_paths(listed) == [link, link]
