@@ -34,9 +34,10 @@ from training.config import Config
 from training.data import DataSet, image_paths, label_path, load_data, write_text
 from training.distill import distill
 from training.evaluate import evaluate
+from training.fusion import bend
 from training.mine.flights import plan as plan_flights
 from training.mine.models import open_models
-from training.mine.pick import held_out
+from training.mine.pick import SHARES, held_out
 from training.mine.run import Settings, mine
 from training.predict import answer_lines, predict
 from training.report import format_score
@@ -57,18 +58,21 @@ COMMAND = "python -m benchmarks.retraining"
 class Arm:
     """One way to retrain.
 
-    ``frames``: how many new ones; ``picked``: "random" or "mined"; ``labels``: "true",
-    "teacher's", or "adapted teacher's"; ``fault``: "", "shifted" or "swapped", in the frames to
-    learn from and in those to judge by; ``replay``: see `training.retrain.Plan`; ``domain``:
-    "night", or "day": nothing new.
+    ``frames``: how many new ones; ``picked``: "random", "mined" (as `training mine` does it), or
+    the one reason by which they are mined; ``labels``: "true", "teacher's", or "adapted
+    teacher's"; ``sure``: the score from which on an answer of the teacher is a label; ``fault``:
+    "", "shifted" or "swapped", in the frames to learn from and in those to judge by; ``replay``,
+    ``keep``: see `training.retrain.Plan`; ``domain``: "night", or "day": nothing new.
     """
 
     name: str
     frames: int
     picked: str = "random"
     labels: str = "true"
+    sure: float = IGNORE_BAND[1]
     fault: str = ""
     replay: float = Plan.replay
+    keep: float = Plan.keep
     domain: str = "night"
 
 
@@ -103,6 +107,19 @@ ARMS = [  # the first ones have an answer to every question
     gain("random", 300, "teacher's"),
     gain("mined", 300, "teacher's"),
 ]
+BY_ONE_REASON = [
+    Arm(f"mined 100 by {reason}, true labels", 100, picked=reason)
+    for reason in ("disagreement", "uncertainty", "novelty")
+]
+SURE_FROM = [
+    Arm(f"mined 100, teacher's labels from {sure}", 100, "mined", "teacher's", sure)
+    for sure in (0.45, 0.3)
+]
+NOTHING_KEPT = [
+    Arm(f"mined 100, {labels} labels, nothing kept", 100, "mined", labels, keep=0.0)
+    for labels in ("true", "teacher's")
+]
+REMEDIES = [*SURE_FROM, *NOTHING_KEPT, *BY_ONE_REASON]  # tried once
 
 
 def plan_of_rows() -> list[tuple[Arm, int]]:
@@ -110,6 +127,7 @@ def plan_of_rows() -> list[tuple[Arm, int]]:
     return [
         *((arm, seed) for seed in SEEDS for arm in ARMS),
         *((NOTHING_NEW, seed) for seed in range(10) if seed not in SEEDS),
+        *((arm, SEEDS[0]) for arm in REMEDIES),
     ]
 
 
@@ -162,12 +180,15 @@ def fly_nights(shared: Shared) -> tuple[list[Path], Path]:
     return frames, flight
 
 
-def mined_frames(count: int, shared: Shared) -> list[Path]:
-    """What `training mine` chooses to learn from, with the flying model as the student."""
+def mined_frames(count: int, shared: Shared, reason: str = "") -> list[Path]:
+    """What `training mine` chooses to learn from, with the flying model as the student; by one
+    reason alone, if that is said.
+    """
     frames, flight = fly_nights(shared)
-    output = shared.output / f"mined-{count}"
+    output = shared.output / "-".join(filter(None, ("mined", str(count), reason)))
     if not output.is_dir():
-        settings = Settings(str(shared.teacher), str(shared.flying), count, PER_SCENE)
+        shares = {reason: 1.0} if reason else SHARES
+        settings = Settings(str(shared.teacher), str(shared.flying), count, PER_SCENE, shares)
         mine([str(flight)], output, settings)
     with (output / "mined.csv").open(encoding="utf-8") as table:
         rows = [row for row in csv.DictReader(table) if row["split"] == "train"]
@@ -233,10 +254,11 @@ def build_mined(arm: Arm, seed: int, shared: Shared, folder: Path) -> Path:
     if arm.domain == "day":  # judged by every other stretch of the base's own validation frames
         picked["val"] = [path for i, path in enumerate(picked["val"]) if i // 20 % 2]
         picked["train"] = sorted(random.Random(seed).sample(image_paths(data.train), arm.frames))
-    elif arm.picked == "mined":
-        picked["train"] = mined_frames(arm.frames, shared)
-    else:
+    elif arm.picked == "random":
         picked["train"] = random_frames(arm.frames, seed, shared)
+    else:
+        reason = "" if arm.picked == "mined" else arm.picked
+        picked["train"] = mined_frames(arm.frames, shared, reason)
     asked = [*picked["train"], *picked["val"]] if arm.labels != "true" else []
     answers = answers_of(arm.labels, asked, shared)
     for split, paths in picked.items():
@@ -250,6 +272,7 @@ def build_mined(arm: Arm, seed: int, shared: Shared, folder: Path) -> Path:
                 found = [[*row, 0.95] for row in rows]
             else:
                 found = _rows(answers / f"{path.stem}.txt")
+                found = [[*row[:5], float(bend(np.array(row[5]), arm.sure))] for row in found]
                 rows = [row[:5] for row in found if row[5] > IGNORE_BAND[1]]
             write_text(folder / "labels" / split / f"{name}.txt", _lines(rows))
             write_text(folder / "answers" / f"{name}.txt", _lines(found))
@@ -299,6 +322,7 @@ def run_row(arm: Arm, seed: int, shared: Shared) -> dict:
         data=str(shared.sets["base"]),
         teacher=str(answers),
         replay=arm.replay,
+        keep=arm.keep,
         epochs=EPOCHS,
         batch=BATCH,
         imgsz=IMGSZ,
@@ -387,6 +411,12 @@ def figures_table(rows: list[dict]) -> str:
     ):
         name = f"gain, {labels} ÷ true labels, {picked} {n}"
         lines.append(_ratio(rows, name, gain(picked, n, labels), gain(picked, n, "true")))
+    mined, random = gain("mined", 100, "true"), gain("random", 100, "true")
+    lines += [_ratio(rows, f"gain, {arm.name} ÷ true labels", arm, mined) for arm in SURE_FROM]
+    lines += [
+        _ratio(rows, f"gain, {NOTHING_KEPT[1].name} ÷ true labels", *reversed(NOTHING_KEPT)),
+        *(_ratio(rows, f"gain, {arm.name} ÷ random 100", arm, random) for arm in BY_ONE_REASON),
+    ]
     with_replay = {arm.name for arm in ARMS if not arm.fault and arm.replay} - {NOTHING_NEW.name}
     for name, arms in (("with", with_replay), ("without", {NO_REPLAY.name})):
         losses = [100 * (r[GUARD_BASE[1]] - r[GUARD_BASE[0]]) for r in rows if r["arm"] in arms]

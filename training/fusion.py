@@ -23,9 +23,8 @@ def translate(
 ) -> np.ndarray:
     """A teacher's own answers in the student's classes, without duplicates.
 
-    What it calls car and van may be one class of the student's. Scores are bent so that the
-    one from which on the teacher is right on this source stands at the upper edge of
-    `softlabels.IGNORE_BAND`: below it an answer is no label.
+    What it calls car and van may be one class of the student's. Scores are bent at those from
+    which on the teacher is right on this source.
     """
     ours = np.array(
         [names.index(teacher.classes[n]) if n in teacher.classes else -1 for n in teacher.names]
@@ -33,12 +32,19 @@ def translate(
     classes = ours[table[:, 5].astype(int)]
     table, classes = table[classes >= 0], classes[classes >= 0]
     sure = np.array([teacher.threshold(source, name) for name in names], np.float32)[classes]
-    edge, score = IGNORE_BAND[1], table[:, 4]
-    above = edge + (1 - edge) * (score - sure) / np.maximum(1 - sure, 1e-6)
-    bent = np.where(score < sure, edge * score / sure, above)
+    bent = bend(table[:, 4], sure)
     kept = nms(table[:, :4], bent, classes, NMS_IOU, len(table)) if len(table) else []
     found = np.concatenate([table[:, :4], bent[:, None], classes[:, None]], axis=1)
     return found[kept].astype(np.float32)
+
+
+def bend(scores: np.ndarray, sure: np.ndarray | float) -> np.ndarray:
+    """Scores (n,) in [0, 1], so moved that ``sure`` stands at the upper edge of
+    `softlabels.IGNORE_BAND`: below it an answer is no label.
+    """
+    edge = IGNORE_BAND[1]
+    above = edge + (1 - edge) * (scores - sure) / np.maximum(1 - sure, 1e-6)
+    return np.where(scores < sure, edge * scores / sure, above)
 
 
 def fuse(tables: list[np.ndarray], weights: list[np.ndarray]) -> np.ndarray:

@@ -25,7 +25,12 @@ def held_out(block: int) -> bool:
     return block % _HELD_OUT_OF == 2
 
 
-def pick(candidates: list[dict[str, Any]], frames: int, per_scene: int) -> list[dict[str, Any]]:
+def pick(
+    candidates: list[dict[str, Any]],
+    frames: int,
+    per_scene: int,
+    shares: dict[str, float] = SHARES,
+) -> list[dict[str, Any]]:
     """Choose frames to learn from, and frames of held-out blocks.
 
     Args:
@@ -33,14 +38,15 @@ def pick(candidates: list[dict[str, Any]], frames: int, per_scene: int) -> list[
             `add_scenes`.
         frames: how many to learn from, at most.
         per_scene: at most this many of one scene in each split.
+        shares: of the frames to learn from by reason; what rounding leaves over is the first's.
 
     Returns:
         The chosen ones with "split" and "reason", in the order of `candidates`.
     """
     learn = [c for c in candidates if not held_out(c["block"])]
     apart = [c for c in candidates if held_out(c["block"])]
-    wanted = {reason: round(frames * share) for reason, share in SHARES.items()}
-    wanted["disagreement"] += frames - sum(wanted.values())
+    wanted = {reason: round(frames * share) for reason, share in shares.items()}
+    wanted[next(iter(shares))] += frames - sum(wanted.values())
     picked = _take(learn, wanted, frames, per_scene)
     drawn = max(1, round(frames * _HELD_OUT_SHARE))
     guard = _take(apart, {"random": drawn}, drawn, per_scene)

@@ -15,7 +15,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,19 @@ from training.data import DataError
 from training.mine import dataset, stages
 from training.mine.flights import Segment, plan
 from training.mine.models import Models, open_models
-from training.mine.pick import add_scenes, pick
+from training.mine.pick import SHARES, add_scenes, pick
 from training.models import resolve_model
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the result depends on. `student`: None is the package's model."""
+    """What the result depends on. `student`: None is the package's model; `shares`: see `pick`."""
 
     teacher: str
     student: str | None
     frames: int
     per_scene: int
+    shares: dict[str, float] = field(default_factory=SHARES.copy)
 
 
 def mine(
@@ -178,7 +179,7 @@ def _choose(
             candidates.append({**candidate, "flight": segment.flight, "topic": segment.topic})
             segment_of[candidate["name"]] = segment
     add_scenes(candidates, leaders)
-    rows = pick(candidates, settings.frames, settings.per_scene)
+    rows = pick(candidates, settings.frames, settings.per_scene, settings.shares)
     train = sum(row["split"] == "train" for row in rows)
     if train < settings.frames:
         scenes = len({c["scene"] for c in candidates})

@@ -62,3 +62,11 @@ def test_a_frame_of_a_rare_place_is_novel():
     rows = [*made, near, near2, odd]
     add_scenes(rows, [*[0] * 50, 50, 51, 52])
     assert max(rows, key=lambda c: c["novelty"])["name"] == "odd"
+
+
+def test_one_reason_alone():
+    made = candidates(200, 200)
+    rows = pick(made, 10, 1, {"uncertainty": 1.0})
+    taken = {row["name"] for row in rows if row["split"] == "train"}
+    learn = [c for c in made if not held_out(c["block"])]
+    assert taken == {c["name"] for c in sorted(learn, key=lambda c: -c["uncertainty"])[:10]}
