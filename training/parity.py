@@ -10,6 +10,8 @@ import numpy as np
 # The weaker half of the rows is left out: at the end of the list the smallest difference decides
 # which anchors are on it at all.
 SHARE = 0.5
+# Up to this score a row does not say which class it is of: the next one may be as good as level.
+UNTOLD = 0.001
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ def compare(first, second, frames: list[np.ndarray], least_score: float = 0.0) -
         least_score: rows of ``first`` below it are left out.
 
     Returns:
-        One difference per row of ``first``; infinite where ``second`` has no row of that class.
+        One difference per row of ``first``; infinite where ``second`` has no row of that class
+        (of any, for scores up to `UNTOLD`).
     """
     box, score = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
     for frame in frames:
@@ -46,11 +49,14 @@ def compare(first, second, frames: list[np.ndarray], least_score: float = 0.0) -
 
 
 def _differences(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row of ``a`` to the row of ``b`` that is most like it, of the same class."""
+    """Of each row of ``a`` to the row of ``b`` that is most like it, of the same class if both
+    scores are high enough to tell.
+    """
     # Rows of equal score change places, so they are found again by what they say.
     box = np.abs(a[:, None, :4] - b[None, :, :4]).max(axis=2)
     score = np.abs(a[:, None, 4] - b[None, :, 4])
-    other = a[:, None, 5] != b[None, :, 5]
+    told = np.maximum(a[:, None, 4], b[None, :, 4]) > UNTOLD
+    other = told & (a[:, None, 5] != b[None, :, 5])
     cost = np.where(other, np.inf, box + 100 * score)
     partner = cost.argmin(axis=1)[:, None]
     missing = np.isinf(np.take_along_axis(cost, partner, axis=1)[:, 0])
