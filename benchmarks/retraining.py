@@ -180,14 +180,14 @@ def fly_nights(shared: Shared) -> tuple[list[Path], Path]:
     return frames, flight
 
 
-def mined_frames(count: int, shared: Shared, reason: str = "") -> list[Path]:
-    """What `training mine` chooses to learn from, with the flying model as the student; by one
-    reason alone, if that is said.
+def mined_frames(count: int, shared: Shared, picked: str = "mined") -> list[Path]:
+    """What `training mine` chooses to learn from, with the flying model as the student;
+    ``picked``: see `Arm`.
     """
     frames, flight = fly_nights(shared)
-    output = shared.output / "-".join(filter(None, ("mined", str(count), reason)))
+    output = shared.output / f"{picked}-{count}"
     if not output.is_dir():
-        shares = {reason: 1.0} if reason else SHARES
+        shares = SHARES if picked == "mined" else {picked: 1.0}
         settings = Settings(str(shared.teacher), str(shared.flying), count, PER_SCENE, shares)
         mine([str(flight)], output, settings)
     with (output / "mined.csv").open(encoding="utf-8") as table:
@@ -257,8 +257,7 @@ def build_mined(arm: Arm, seed: int, shared: Shared, folder: Path) -> Path:
     elif arm.picked == "random":
         picked["train"] = random_frames(arm.frames, seed, shared)
     else:
-        reason = "" if arm.picked == "mined" else arm.picked
-        picked["train"] = mined_frames(arm.frames, shared, reason)
+        picked["train"] = mined_frames(arm.frames, shared, arm.picked)
     asked = [*picked["train"], *picked["val"]] if arm.labels != "true" else []
     answers = answers_of(arm.labels, asked, shared)
     for split, paths in picked.items():
