@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What retraining brings, what the base forgets, and what the guard lets pass, on HIT-UAV.
+"""What retraining brings, what the base forgets, and what the guard lets pass.
 
     python -m benchmarks.retraining --data HIT-UAV/data.yaml --weights WEIGHTS --output OUT
 
-Base: daytime flights; new: night flights (the data's file names say which). The model that flies
+Base: daytime flights; new: night flights (the data's file names say which). Without --data both
+are drawn: places by day, others as a thermal camera shows them at night. The model that flies
 is YOLOv8n, the teacher YOLOv8s, both trained on the base alone. Frames to learn from are of night
 flights of the training split, in the order in which they were flown: mined by `training mine`, or
 drawn from those that it may choose from. Frames to judge by are of the validation split, whose
@@ -22,12 +23,14 @@ import os
 import random
 import shutil
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
 import yaml
+from tqdm import tqdm
 
+from drone_kd.scene import FlightPlan, fly
 from drone_kd.sources import read_picture
 from training.compare import as_csv
 from training.config import Config
@@ -35,6 +38,7 @@ from training.data import DataSet, image_paths, label_path, load_data, write_tex
 from training.distill import distill
 from training.evaluate import evaluate
 from training.fusion import bend
+from training.generate import write_data_yaml, write_drawn
 from training.mine.flights import plan as plan_flights
 from training.mine.models import open_models
 from training.mine.pick import SHARES, held_out
@@ -46,7 +50,15 @@ from training.softlabels import IGNORE_BAND
 
 IMGSZ, BATCH, EPOCHS = 320, 16, 2
 BASE_EPOCHS = 6
+WIDTH, HEIGHT = 640, 512  # of HIT-UAV's frames, and of those that are drawn
 SHIFT_PX = 20
+# Drawn flights: split, whether at night, places, frames of each.
+DRAWN = (
+    ("train", False, 40, 10),
+    ("train", True, 25, 30),
+    ("val", False, 12, 10),
+    ("val", True, 12, 15),
+)
 SEEDS = (0, 1, 2)
 PER_SCENE = 5  # as `training mine` has it
 DOMAINS = ("new", "base")
@@ -92,6 +104,10 @@ def gain(picked: str, frames: int, labels: str) -> Arm:
 
 
 NO_REPLAY = Arm("random 100, true labels, no replay", 100, replay=0.0)
+SURE_FROM = {
+    sure: Arm(f"mined 100, teacher's labels from {sure}", 100, "mined", "teacher's", sure)
+    for sure in (0.45, 0.3)
+}
 NOTHING_NEW = Arm("nothing new: 20 day frames", 20, domain="day")
 ARMS = [  # the first ones have an answer to every question
     gain("random", 100, "true"),
@@ -106,20 +122,17 @@ ARMS = [  # the first ones have an answer to every question
     gain("mined", 300, "true"),
     gain("random", 300, "teacher's"),
     gain("mined", 300, "teacher's"),
+    SURE_FROM[0.3],
 ]
 BY_ONE_REASON = [
     Arm(f"mined 100 by {reason}, true labels", 100, picked=reason)
     for reason in ("disagreement", "uncertainty", "novelty")
 ]
-SURE_FROM = [
-    Arm(f"mined 100, teacher's labels from {sure}", 100, "mined", "teacher's", sure)
-    for sure in (0.45, 0.3)
-]
 NOTHING_KEPT = [
     Arm(f"mined 100, {labels} labels, nothing kept", 100, "mined", labels, keep=0.0)
     for labels in ("true", "teacher's")
 ]
-REMEDIES = [*SURE_FROM, *NOTHING_KEPT, *BY_ONE_REASON]  # tried once
+REMEDIES = [SURE_FROM[0.45], *NOTHING_KEPT, *BY_ONE_REASON]  # tried once
 
 
 def plan_of_rows() -> list[tuple[Arm, int]]:
@@ -129,6 +142,24 @@ def plan_of_rows() -> list[tuple[Arm, int]]:
         *((NOTHING_NEW, seed) for seed in range(10) if seed not in SEEDS),
         *((arm, SEEDS[0]) for arm in REMEDIES),
     ]
+
+
+def draw_flights(output: Path) -> Path:
+    """Draw flights by day and at night, with HIT-UAV's names and size of frames; no place is in
+    two of them. Returns the data.yaml.
+    """
+    if not (output / "data.yaml").is_file():
+        first = 0
+        for split, night, places, frames in DRAWN:
+            for place in tqdm(range(first, first + places), desc=f"drawing {split}", unit="place"):
+                scene = "night" if night else ""
+                plan = FlightPlan(seed=place, width=WIDTH, height=HEIGHT, scene=scene, fps=0.5)
+                for i, frame in enumerate(islice(fly(plan), frames)):
+                    name = f"{int(night)}_{place}_{1000 * place + i:06d}"
+                    write_drawn(output, split, name, frame)
+            first += places
+        write_data_yaml(output)
+    return output / "data.yaml"
 
 
 def is_night(path: Path) -> bool:
@@ -291,11 +322,11 @@ def _rows(path: Path) -> list[list[float]]:
 
 
 def _spoil(arm: Arm, row: list[float]) -> list[float]:
-    """A label with the arm's fault; HIT-UAV's frames are 640 x 512 px."""
+    """A label with the arm's fault."""
     class_id, x, y, w, h = row
     if arm.fault == "shifted":
         x, y = (min(v + SHIFT_PX / side, 1 - half / 2)
-                for v, side, half in ((x, 640, w), (y, 512, h)))  # fmt: skip
+                for v, side, half in ((x, WIDTH, w), (y, HEIGHT, h)))  # fmt: skip
     if arm.fault == "swapped":  # people are cars, and cars people
         class_id = {0: 1, 1: 0}.get(class_id, class_id)
     return [class_id, x, y, w, h]
@@ -411,7 +442,9 @@ def figures_table(rows: list[dict]) -> str:
         name = f"gain, {labels} ÷ true labels, {picked} {n}"
         lines.append(_ratio(rows, name, gain(picked, n, labels), gain(picked, n, "true")))
     mined, random = gain("mined", 100, "true"), gain("random", 100, "true")
-    lines += [_ratio(rows, f"gain, {arm.name} ÷ true labels", arm, mined) for arm in SURE_FROM]
+    lines += [
+        _ratio(rows, f"gain, {arm.name} ÷ true labels", arm, mined) for arm in SURE_FROM.values()
+    ]
     lines += [
         _ratio(rows, f"gain, {NOTHING_KEPT[1].name} ÷ true labels", *reversed(NOTHING_KEPT)),
         *(_ratio(rows, f"gain, {arm.name} ÷ random 100", arm, random) for arm in BY_ONE_REASON),
@@ -442,7 +475,7 @@ def _ratio(rows: list[dict], name: str, above: Arm, below: Arm) -> str:
 def main() -> None:
     """Run the rows that are missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="HIT-UAV's data.yaml")
+    parser.add_argument("--data", type=Path, help="HIT-UAV's data.yaml (default: drawn flights)")
     parser.add_argument(
         "--weights", type=Path, required=True, help="has yolov8n-coco.pt and yolov8s-coco.pt"
     )
@@ -460,7 +493,7 @@ def main() -> None:
         if (arm.name, seed) not in done and (a.seeds is None or seed in a.seeds)
     ][: a.rows]
     if todo:
-        sets = split_by_time(load_data(a.data), output)
+        sets = split_by_time(load_data(a.data or draw_flights(output / "drawn")), output)
         models = [
             train_on_base(a.weights / start, sets["base"], output / name)
             for name, start in (("flying", "yolov8n-coco.pt"), ("teacher", "yolov8s-coco.pt"))

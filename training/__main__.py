@@ -135,7 +135,7 @@ def _predict(a: argparse.Namespace) -> None:
 def _mine(a: argparse.Namespace) -> None:
     from training.mine.run import Settings, mine
 
-    settings = Settings(a.teacher, a.student, a.frames, a.per_scene)
+    settings = Settings(a.teacher, a.student, a.frames, a.per_scene, sure=a.sure)
     done = mine(a.flights, a.output, settings, tuple(a.topic), a.cluster)
     print(
         f"{done['frames']} frames looked at, {done['train']} to learn from, {done['val']} held "
@@ -351,6 +351,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--frames", type=int, required=True, help="how many to learn from, at most")
     sub.add_argument(
         "--per-scene", type=int, default=5, help="frames of one scene, at most (%(default)s)"
+    )
+    sub.add_argument(
+        "--sure",
+        type=float,
+        default=0.6,
+        metavar="SCORE",
+        help="above which a box of the teacher is a label (%(default)s)",
     )
     sub.add_argument(
         "--topic",

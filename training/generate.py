@@ -21,8 +21,8 @@ import cv2
 import yaml
 from tqdm import tqdm
 
-from drone_kd.scene import CLASSES, FRAMES_PER_WORLD, draw_frame
-from training.data import centre_and_size, label_lines
+from drone_kd.scene import CLASSES, FRAMES_PER_WORLD, Frame, draw_frame
+from training.data import centre_and_size, label_lines, write_text
 
 JPEG_QUALITY = 92
 WORKERS = 2
@@ -73,10 +73,7 @@ def generate(output: Path, train: int, val: int, imgsz: int = 640, seed: int = 0
     unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         _draw(unfinished, {"train": train, "val": val}, imgsz, seed)
-        content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(CLASSES))}
-        (unfinished / "data.yaml").write_text(
-            yaml.safe_dump(content, sort_keys=False), encoding="utf-8"
-        )
+        write_data_yaml(unfinished)
         (unfinished / _ARGUMENTS).write_text(json.dumps(arguments) + "\n", encoding="utf-8")
         unfinished.chmod(0o755)
         unfinished.replace(output)
@@ -104,9 +101,6 @@ def _jobs(counts: dict[str, int], seed: int) -> list[tuple[str, int, range]]:
 
 
 def _draw(folder: Path, counts: dict[str, int], imgsz: int, seed: int) -> None:
-    for split in counts:
-        for kind in ("images", "labels"):
-            (folder / kind / split).mkdir(parents=True)
     draw = partial(_draw_world, folder, imgsz)
     # A fresh interpreter: a fork would copy the locks of the threads that torch has started.
     pool = ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=_one_thread)
@@ -125,10 +119,28 @@ def _one_thread() -> None:
 def _draw_world(folder: Path, imgsz: int, job: tuple[str, int, range]) -> int:
     split, first, frames = job
     for i in frames:
-        frame = draw_frame(first + i, imgsz)
-        image = folder / "images" / split / f"{i:06d}.jpg"
-        if not cv2.imwrite(str(image), frame.image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)):
-            raise OSError(f"{image} could not be written")
-        lines = label_lines(frame.class_ids, centre_and_size(frame.xyxy / imgsz))
-        (folder / "labels" / split / f"{i:06d}.txt").write_text(lines, encoding="utf-8")
+        write_drawn(folder, split, f"{i:06d}", draw_frame(first + i, imgsz))
     return len(frames)
+
+
+def write_drawn(folder: Path, split: str, name: str, frame: Frame) -> None:
+    """Write a drawn frame and its labels into a data set.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    for kind in ("images", "labels"):
+        (folder / kind / split).mkdir(parents=True, exist_ok=True)
+    image = folder / "images" / split / f"{name}.jpg"
+    if not cv2.imwrite(str(image), frame.image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)):
+        raise OSError(f"{image} could not be written")
+    height, width = frame.image.shape[:2]
+    boxes = centre_and_size(frame.xyxy / [width, height, width, height])
+    write_text(folder / "labels" / split / f"{name}.txt", label_lines(frame.class_ids, boxes))
+
+
+def write_data_yaml(folder: Path) -> Path:
+    """Write the data.yaml of drawn frames; returns it."""
+    content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(CLASSES))}
+    write_text(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False))
+    return folder / "data.yaml"

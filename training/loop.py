@@ -27,7 +27,6 @@ from itertools import islice
 from pathlib import Path
 
 import cv2
-import yaml
 
 from drone_kd.detector import load_detector
 from drone_kd.draw import contact_sheet, draw_detections
@@ -39,11 +38,11 @@ from drone_kd.score.text import rows
 from drone_kd.simulate import ros_arguments
 from drone_kd.transport import carry_large_images, stay_on_this_machine
 from training.config import NO_TEACHER, Config, read_config
-from training.data import centre_and_size, image_paths, label_lines, load_data, write_text
+from training.data import image_paths, load_data, write_text
 from training.demo import SHORT_RUN, show
 from training.distill import distill
 from training.export import export
-from training.generate import generate
+from training.generate import generate, write_data_yaml, write_drawn
 from training.mine.run import Settings, mine
 from training.models import PACKAGED_MODELS, class_names, load_model
 from training.quantize import spread
@@ -169,23 +168,14 @@ def _teacher(plan: Plan, base: Path) -> Path:
 
 def _draw_night(plan: Plan, folder: Path) -> None:
     """Labelled frames of places at night; the last place is for validation."""
-    for split in ("train", "val"):
-        for kind in ("images", "labels"):
-            (folder / kind / split).mkdir(parents=True, exist_ok=True)
     for place in range(plan.teacher_places):
         split = "val" if place == plan.teacher_places - 1 else "train"
         seed = TEACHER_SEED + place
         # A frame every three seconds: what is in one has left the next.
         flight = scenery(FlightPlan(seed=seed, scene=SCENE, fps=1 / 3))
         for number, frame in enumerate(islice(flight, plan.teacher_frames)):
-            name = f"night-{seed}-{number:03d}"
-            cv2.imwrite(str(folder / "images" / split / f"{name}.jpg"), frame.image)
-            height, width = frame.image.shape[:2]
-            boxes = centre_and_size(frame.xyxy / [width, height, width, height])
-            lines = label_lines(frame.class_ids, boxes)
-            write_text(folder / "labels" / split / f"{name}.txt", lines)
-    content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(CLASSES))}
-    write_text(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False))
+            write_drawn(folder, split, f"night-{seed}-{number:03d}", frame)
+    write_data_yaml(folder)
 
 
 def _base(plan: Plan) -> Path:

@@ -16,6 +16,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import yaml
 from drone_kd.core.preprocess import letterbox
 from drone_kd.draw import draw_text
 from drone_kd.files import write_whole
+from training.fusion import bend
 from training.mine.stages import Labelled
 from training.predict import answer_lines
 from training.softlabels import IGNORE_BAND
@@ -49,10 +51,16 @@ def make_folders(root: Path) -> None:
     (root / "answers").mkdir(exist_ok=True)
 
 
-def write_frame(root: Path, row: dict[str, Any], labelled: Labelled) -> None:
-    """Write a frame, its labels and its answers; the labels last, which say that it is done."""
+def write_frame(
+    root: Path, row: dict[str, Any], labelled: Labelled, sure: float = IGNORE_BAND[1]
+) -> None:
+    """Write a frame, its labels and its answers; the labels last, which say that it is done.
+
+    Scores are bent, so that ``sure`` stands at the upper edge of the ignore band.
+    """
     name, split = row["name"], row["split"]
-    lines = answer_lines(labelled.answers, *labelled.size)
+    scores = bend(labelled.answers.scores, sure).astype(np.float32)
+    lines = answer_lines(replace(labelled.answers, scores=scores), *labelled.size)
     sure = [line for line in lines.splitlines() if float(line.split()[5]) > IGNORE_BAND[1]]
     labels = "".join(" ".join(line.split()[:5]) + "\n" for line in sure)
     write_whole(root / "images" / split / f"{name}.jpg", labelled.jpeg)

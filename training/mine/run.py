@@ -30,17 +30,21 @@ from training.mine.flights import Segment, plan
 from training.mine.models import Models, open_models
 from training.mine.pick import SHARES, add_scenes, pick
 from training.models import resolve_model
+from training.softlabels import IGNORE_BAND
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the result depends on. `student`: None is the package's model; `shares`: see `pick`."""
+    """What the result depends on. `student`: None is the package's model; `shares`: see `pick`;
+    `sure`: the score of the teacher above which its box is a label.
+    """
 
     teacher: str
     student: str | None
     frames: int
     per_scene: int
     shares: dict[str, float] = field(default_factory=SHARES.copy)
+    sure: float = IGNORE_BAND[1]
 
 
 def mine(
@@ -70,6 +74,8 @@ def mine(
     """
     if settings.frames < 1 or settings.per_scene < 1:
         raise ValueError("--frames and --per-scene: expected at least 1")
+    if not 0 < settings.sure < 1:
+        raise ValueError(f"--sure: expected a score between 0 and 1, got {settings.sure:g}")
     if output.exists():
         raise FileExistsError(f"{output} exists already: choose another folder, or delete it")
     models = open_models(settings.teacher, settings.student)
@@ -87,7 +93,7 @@ def mine(
         done = _score(work, segments, settings, score)
         _report(done, warn)
         chosen = _choose(segments, done, settings, warn)
-        _label(work, chosen, label, models.names)
+        _label(work, chosen, label, settings.sure)
         rows = [row for _, rows in chosen for row in rows]
         if not dataset.finish(work, rows, models.names):
             warn(
@@ -197,7 +203,7 @@ def _label(
     work: Path,
     chosen: list[tuple[Segment, list[dict[str, Any]]]],
     label: Callable[[list[tuple[Segment, set[int]]]], Iterator],
-    names: tuple[str, ...],
+    sure: float,
 ) -> None:
     """Write every chosen frame that an earlier run has not written."""
     rows = {(segment.key, row["index"]): row for segment, own in chosen for row in own}
@@ -210,7 +216,7 @@ def _label(
         bar.update(len(rows) - sum(len(indices) for _, indices in missing))
         for segment, found in label(missing):
             for labelled in found:
-                dataset.write_frame(work, rows[segment.key, labelled.index], labelled)
+                dataset.write_frame(work, rows[segment.key, labelled.index], labelled, sure)
                 bar.update()
 
 

@@ -66,6 +66,27 @@ def test_a_flight_becomes_a_data_set(bag, teacher, student, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+def test_from_which_score_on_the_teacher_labels(bag, teacher, student, tmp_path, capsys):
+    """The same answers, and more of them are labels."""
+    models = {"teacher": teacher, "student": student}
+    assert mine(tmp_path / "usual", bag, **models) == 0
+    found = open_teacher(str(tmp_path / "usual/answers"), ()).found
+    best = np.unique(np.concatenate([scores.max(axis=1) for _, scores in found.values()]))
+    edge = float(best[best < IGNORE_BAND[1]][-2:].mean())
+    assert mine(tmp_path / "more", bag, **models, extra=["--sure", str(edge)]) == 0
+    rows = table(tmp_path / "more")
+    for row in rows:
+        scores = found[row["name"]][1].max(axis=1, initial=0)
+        assert int(row["sure"]) == (scores > edge).sum()
+        labels = tmp_path / "more/labels" / row["split"] / f"{row['name']}.txt"
+        assert len(labels.read_text().splitlines()) == (scores > edge).sum()
+    assert sum(int(r["sure"]) for r in rows) > sum(
+        int(r["sure"]) for r in table(tmp_path / "usual")
+    )
+    assert mine(tmp_path / "none", bag, **models, extra=["--sure", "1.5"]) == 2
+    assert "--sure: expected a score between 0 and 1, got 1.5" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("stage", ["look", "label", "finish"])
 def test_what_is_killed_goes_on_where_it_was(bag, teacher, student, tmp_path, stage, monkeypatch):
     assert mine(tmp_path / "whole", bag, teacher=teacher, student=student) == 0
