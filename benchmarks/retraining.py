@@ -108,6 +108,10 @@ SURE_FROM = [
     Arm(f"mined 100, {who} labels from {sure}", 100, "mined", who, sure)
     for who, sure in (("teacher's", 0.3), ("teacher's", 0.45), ("adapted teacher's", 0.3))
 ]
+BY_ONE_REASON = [
+    Arm(f"mined 100 by {reason}, true labels", 100, picked=reason)
+    for reason in ("disagreement", "uncertainty", "novelty")
+]
 NOTHING_NEW = Arm("nothing new: 20 day frames", 20, domain="day")
 ARMS = [  # the first ones have an answer to every question
     gain("random", 100, "true"),
@@ -123,16 +127,13 @@ ARMS = [  # the first ones have an answer to every question
     gain("random", 300, "teacher's"),
     gain("mined", 300, "teacher's"),
     SURE_FROM[0],
-]
-BY_ONE_REASON = [
-    Arm(f"mined 100 by {reason}, true labels", 100, picked=reason)
-    for reason in ("disagreement", "uncertainty", "novelty")
+    BY_ONE_REASON[0],
 ]
 NOTHING_KEPT = [
     Arm(f"mined 100, {labels} labels, nothing kept", 100, "mined", labels, keep=0.0)
     for labels in ("true", "teacher's")
 ]
-REMEDIES = [*SURE_FROM[1:], *NOTHING_KEPT, *BY_ONE_REASON]  # tried once
+REMEDIES = [*SURE_FROM[1:], *NOTHING_KEPT, *BY_ONE_REASON[1:]]  # tried once
 
 
 def plan_of_rows() -> list[tuple[Arm, int]]:
