@@ -48,7 +48,7 @@ from training.data import (
 )
 from training.distill import distill
 from training.evaluate import IOU, evaluate
-from training.export import export
+from training.export import ExportError, export
 from training.fusion import count_right
 from training.generate import generate
 from training.models import load_model
@@ -506,7 +506,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from there", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ExportError, ValueError, FileNotFoundError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -22,6 +22,7 @@ from training.default_model import (
     start,
     write_ground,
 )
+from training.export import ExportError
 from training.models import load_model
 from training.sources import Plan, Source
 
@@ -152,3 +153,14 @@ def test_of_the_blends_with_the_start_the_best_is_taken(tmp_path, monkeypatch):
     grounds = {"a": Path("a"), "b": Path("b")}
     share, path, found = choose_share(trained, start_file, grounds, tmp_path)
     assert share == 0.3 and path.stem == "0.3" and set(found) == {str(s) for s in module.SHARES}
+
+
+def test_a_gate_that_refuses_is_one_line(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise ExportError("not written: mAP50-95 lost, points: 0.104, at most 0.1")
+
+    monkeypatch.setattr(module, "build", refuse)
+    assert module.main(["--shared", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: not written: mAP50-95 lost, points: 0.104, at most 0.1"
+    ]
