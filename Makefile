@@ -28,10 +28,10 @@ help:  ## show this list
 	@echo '  variables:  PYTHON=python3.12 for setup; DATA, TEACHER, STUDENT, EPOCHS,'
 	@echo '              TEACHER_EPOCHS, IMGSZ, FRACTION, OUTPUT for demo'
 
-setup: $(DONE)/package  ## build .venv (about 3 GB to download the first time)
+setup: $(DONE)/training  ## build .venv (about 3 GB to download the first time)
 
 demo: setup  ## distil a student from a teacher, export it and fly it
-	$(PY) -m training.demo $(foreach name,DATA TEACHER STUDENT EPOCHS TEACHER_EPOCHS IMGSZ \
+	$(PY) -m drone_kd_training.recipes.demo $(foreach name,DATA TEACHER STUDENT EPOCHS TEACHER_EPOCHS IMGSZ \
 	  FRACTION OUTPUT,$(if $($(name)),$(option-$(name)) "$($(name))"))
 
 option-DATA := --data
@@ -47,24 +47,24 @@ demo-sim: setup  ## fly the default model for 60 s in simulation, and score what
 	$(PY) -m drone_kd.cli rehearse --scene crossing --seed 2 --seconds 60 --output runs/demo-sim
 
 demo-loop: setup  ## a flight at night: record, mine, retrain, judge, swap, score again
-	$(PY) -m training.loop $(if $(OUTPUT),--output "$(OUTPUT)")
+	$(PY) -m drone_kd_training.recipes.demo_loop $(if $(OUTPUT),--output "$(OUTPUT)")
 
 # The teacher that the demo starts from: other places (--seed) than those the demo draws.
 # SHARED: see default-model; here only weights/yolov8s-coco.pt is read.
-demo-teacher: setup  ## train training/models/demo-teacher.pt anew (about 35 minutes on 2 cores)
+demo-teacher: setup  ## train the demo's teacher anew (about 35 minutes on 2 cores)
 	$(PY) -m training generate --output runs/demo-teacher/data --train 800 --val 60 --seed 1
 	$(PY) -m training distill --data runs/demo-teacher/data/data.yaml --teacher none \
 	  --student aerial-teacher.yaml --output runs/demo-teacher/run --epochs 3 --batch 2 --no-val \
 	  --set pretrained="$(SHARED)/weights/yolov8s-coco.pt" --set optimizer=AdamW --set lr0=0.001 \
 	  --set mosaic=0 --set close_mosaic=0 --set nbs=2 --set warmup_epochs=0.25
-	cp runs/demo-teacher/run/best.pt training/models/demo-teacher.pt
+	cp runs/demo-teacher/run/best.pt training/drone_kd_training/recipes/demo-teacher.pt
 
-# SHARED: a folder with data/, weights/ and replay/ as training/default_model.py describes.
+# SHARED: a folder with data/, weights/ and replay/ as training/drone_kd_training/recipes/default_model.py describes.
 # THERMAL: a teacher of thermal frames, if there is one. Interrupted, the same command goes on.
 # On a machine that others use, too, threads that wait for each other actively take four times as
 # long.
 default-model: setup  ## train drone_kd/models/default.onnx anew (about two hours on 2 cores)
-	OMP_WAIT_POLICY=PASSIVE $(PY) -m training.default_model --shared "$(SHARED)" \
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m drone_kd_training.recipes.default_model --shared "$(SHARED)" \
 	  $(if $(THERMAL),--thermal-teacher "$(THERMAL)")
 
 test: lint $(DONE)/rtx  ## lint, then run the tests
@@ -96,26 +96,25 @@ $(DONE)/ros: requirements/onboard.txt requirements/ros.txt requirements/dev.txt 
 	$(PIP) -r requirements/onboard.txt -r requirements/dev.txt $(ROS_PACKAGES)
 	@touch $@
 
-$(DONE)/training: requirements/training.txt requirements/simulation.txt requirements/record.txt \
-  requirements/ultralytics.txt $(DONE)/ros
-	@echo "[3/4] installing torch and Ultralytics (about 3 GB to download, some minutes)"
-	$(PIP) -r requirements/training.txt -r requirements/simulation.txt -r requirements/onboard.txt
-	$(PIP) --no-deps -r requirements/ultralytics.txt
+$(DONE)/interfaces: interfaces/build.py $(wildcard interfaces/vision_msgs/msg/*.msg) $(DONE)/ros
+	@echo "[3/4] building vision_msgs (not with a sourced ROS 2) and installing drone_kd"
+ifeq ($(ROS),wheels)
+	$(PY) interfaces/build.py
+endif
+	@touch $@
+
+$(DONE)/package: setup.py setup.cfg package.xml $(DONE)/interfaces
+	$(PIP) --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(DONE)/training: training/pyproject.toml training/requirements.txt requirements/onboard.txt \
+  requirements/simulation.txt requirements/record.txt $(DONE)/package
+	@echo "[4/4] installing torch and Ultralytics (about 3 GB to download, some minutes)"
+	$(PIP) --no-build-isolation -e ./training
 	@touch $@
 
 # A tool of the tests alone, which do without where its wheels cannot be had.
 $(DONE)/rtx: requirements/rtx.txt $(DONE)/training
 	$(PIP) --no-deps -r requirements/rtx.txt || \
 	  echo "no TensorRT-RTX here: the tests that build with it are skipped"
-	@touch $@
-
-$(DONE)/interfaces: interfaces/build.py $(wildcard interfaces/vision_msgs/msg/*.msg) $(DONE)/ros
-	@echo "[4/4] building vision_msgs (not with a sourced ROS 2) and installing drone_kd"
-ifeq ($(ROS),wheels)
-	$(PY) interfaces/build.py
-endif
-	@touch $@
-
-$(DONE)/package: setup.py setup.cfg package.xml $(DONE)/training $(DONE)/interfaces
-	$(PIP) --no-build-isolation --no-deps -e .
 	@touch $@

@@ -30,18 +30,20 @@ setup(
     maintainer="drone_kd maintainers",
     maintainer_email="maintainers@drone-kd.example",
     packages=find_packages(include=[name, f"{name}.*"]),
-    package_data={name: ["data/*", "models/*"]},
+    package_data={name: ["py.typed", "data/*", "models/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{name}"]),
         (f"share/{name}", ["package.xml"]),
         (f"share/{name}/launch", glob("launch/*.launch.py")),
         (f"share/{name}/config", glob("config/*.yaml") + glob("config/*.xml")),
-        (f"share/{name}/worlds", glob("worlds/*.sdf")),
+        (f"share/{name}/worlds", glob("worlds/*.sdf") + glob("worlds/*.yaml")),
         (f"share/{name}/worlds/aerial_traffic", glob("worlds/aerial_traffic/*")),
     ],
     extras_require={
         # colcon runs pytest for a package whose `test` extra names it.
         "test": ["pytest"],
+        # Not install_requires: a ROS installation brings its own numpy and OpenCV.
+        "onboard": requirements("onboard.txt"),
         "record": requirements("record.txt"),
         "simulation": requirements("simulation.txt"),
         "cluster": requirements("cluster.txt"),
@@ -50,10 +52,10 @@ setup(
     entry_points={
         "console_scripts": [
             "drone-kd = drone_kd.cli:main",
-            "detector = drone_kd.ros.node:main",
-            "camera = drone_kd.ros.camera:main",
-            "scorer = drone_kd.ros.scorer:main",
-            "gazebo_truth = drone_kd.ros.gazebo_truth:main",
+            "detector = drone_kd.ros.detector_node:main",
+            "camera = drone_kd.simulation.camera_node:main",
+            "scorer = drone_kd.simulation.scorer_node:main",
+            "gazebo_truth = drone_kd.simulation.gazebo_truth_node:main",
         ]
     },
 )

@@ -12,9 +12,9 @@ import argparse
 
 import numpy as np
 
-from training.backend import FlightGraph, TorchBackend
-from training.evaluate import evaluate
-from training.models import load_model
+from drone_kd_training.evaluation.evaluate import evaluate
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.torch_backend import FlightGraph, TorchBackend
 
 # 3840 is the most that TensorRT's TopK gives.
 ROWS = (100, 300, 500, 1000, 2000, 3840)

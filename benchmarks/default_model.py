@@ -4,7 +4,7 @@
     python -m benchmarks.default_model --shared SHARED --thermal THERMAL.pt --output OUT
       [--arms recipe labels visdrone unmasked] [--seeds 0 1] [--epochs 2]
 
-recipe: training/default_model.yaml as it is. labels: no teacher, and so no frame that nobody
+recipe: recipes/default_model.yaml as it is. labels: no teacher, and so no frame that nobody
 labelled. visdrone: that teacher's answers alone; only the drawn frames keep their labels.
 unmasked: what a set does not label is background there. Each is measured as trained, and with as
 much of the start as the default model keeps. A finished run is kept: the same command goes on
@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from training.blend import blend
-from training.compare import as_csv
-from training.data import load_data, write_text
-from training.default_model import (
+from drone_kd_training.data.dataset import load_data, write_text
+from drone_kd_training.distillation.compare import as_csv
+from drone_kd_training.distillation.distill import distill
+from drone_kd_training.models.weight_interpolation import blend
+from drone_kd_training.recipes.default_model import (
     GROUNDS,
     KINDS,
     PLAN,
@@ -36,8 +37,7 @@ from training.default_model import (
     student_config,
     write_ground,
 )
-from training.distill import distill
-from training.report import format_score
+from drone_kd_training.tables import format_score
 
 ARMS = ("recipe", "labels", "visdrone", "unmasked")
 DRAWN = "procedural"

@@ -17,17 +17,17 @@ from time import perf_counter
 import numpy as np
 
 from drone_kd.backends import open_backend
-from drone_kd.core.decode import decode
+from drone_kd.core.postprocess import decode
 from drone_kd.core.preprocess import letterbox, network_input
 from drone_kd.detector import load_detector
-from drone_kd.scene import FlightPlan
-from drone_kd.scene import fly as fly_scene
-from training.backend import TorchBackend
-from training.data import image_paths, load_data, read_sample
-from training.export import export
-from training.models import load_model
-from training.parity import compare
-from training.quantize import spread
+from drone_kd.simulation.scene import FlightPlan
+from drone_kd.simulation.scene import fly as fly_scene
+from drone_kd_training.data.dataset import image_paths, load_data, read_sample
+from drone_kd_training.export.export import export
+from drone_kd_training.export.parity import compare
+from drone_kd_training.export.quantize import spread
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.torch_backend import TorchBackend
 
 ROUNDS = 40
 HOST_ROUNDS = 400

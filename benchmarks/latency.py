@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from benchmarks.simulation import CONFIDENCE, RATES_HZ, SEED, SPEEDS_MPS, print_head, print_row
 from drone_kd.detector import Detector, load_detector
-from drone_kd.scene import CLASSES, FlightPlan, fly
-from drone_kd.score.flight import Flight
-from drone_kd.score.summary import score
+from drone_kd.simulation.scene import CLASSES, FlightPlan, fly
+from drone_kd.simulation.scoring.flight_record import Flight
+from drone_kd.simulation.scoring.score import score
 
 
 class Seen(NamedTuple):

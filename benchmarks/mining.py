@@ -24,7 +24,7 @@ from time import monotonic, process_time
 import cv2
 import numpy as np
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
 from recorded import content, jpeg, scene, write_bag  # noqa: E402
 from tiny_model import tiny_spec, write_bright_cell_model  # noqa: E402
 
@@ -34,10 +34,10 @@ HALF_SECOND_NS = 500_000_000
 def speed(flight: str, teacher: str, frames: int) -> None:
     """Print the median processor time of each stage per frame."""
     # Here, so that `memory` measures no more than mining imports.
-    from training.mine import stages
-    from training.mine.flights import plan, read
-    from training.mine.look import Glance, thin
-    from training.mine.models import open_models
+    from drone_kd_training.mining import stages
+    from drone_kd_training.mining.flights import plan, read
+    from drone_kd_training.mining.frame_features import Glance, thin
+    from drone_kd_training.mining.student_and_teacher import open_models
 
     cv2.setNumThreads(1)
     models = open_models(teacher, None)
@@ -92,7 +92,7 @@ def memory(minutes: list[int]) -> None:
 
 _CHILD = """
 import resource, sys
-from training.__main__ import main
+from drone_kd_training.cli import main
 assert main(sys.argv[1:]) == 0
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(used.ru_maxrss, used.ru_utime + used.ru_stime)

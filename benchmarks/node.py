@@ -35,9 +35,9 @@ from benchmarks.rig import (
     process,
     resources,
 )
-from drone_kd.config import default_model_path
+from drone_kd.paths import default_model_path
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
 from tiny_model import tiny_spec, write_fixed_model  # noqa: E402
 
 OUTPUT = Path(__file__).with_suffix(".md")
@@ -343,9 +343,11 @@ def measure_yolo_ros(bench: Bench) -> Iterator[str]:
         "latency p50, p99 at 5 Hz (ms) | memory (MB) |"
     )
     yield "|---|---|---|---|---|"
-    from training.export import export  # deferred: no other section needs torch
+    # Deferred: no other section needs torch.
+    from drone_kd_training.export.export import export
+    from drone_kd_training.models.checkpoints import PACKAGED_MODELS
 
-    checkpoint = Path(__file__).parents[1] / "training" / "models" / "demo-student.pt"
+    checkpoint = PACKAGED_MODELS / "demo-student.pt"
     folder = tempfile.TemporaryDirectory()
     exported, _ = export(checkpoint, Path(folder.name) / "model.onnx")
     arguments = {"model": checkpoint, "device": "cpu", "threshold": 0.25, "iou": 0.7}

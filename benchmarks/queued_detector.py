@@ -13,8 +13,8 @@ from sensor_msgs.msg import Image
 from vision_msgs.msg import Detection2DArray
 
 from drone_kd.detector import load_detector
-from drone_kd.ros.images import image_to_bgr
-from drone_kd.ros.messages import to_detection_array
+from drone_kd.ros.detection_messages import to_detection_array
+from drone_kd.ros.image_conversion import image_to_bgr
 from drone_kd.ros.run import run_node
 
 

@@ -30,23 +30,23 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from drone_kd.scene import FlightPlan, fly
-from drone_kd.sources import read_picture
-from training.compare import as_csv
-from training.config import Config
-from training.data import DataSet, image_paths, label_path, load_data, write_text
-from training.distill import distill
-from training.evaluate import evaluate
-from training.fusion import bend
-from training.generate import write_data_yaml, write_drawn
-from training.mine.flights import plan as plan_flights
-from training.mine.models import open_models
-from training.mine.pick import SHARES, held_out
-from training.mine.run import Settings, mine
-from training.predict import answer_lines, predict
-from training.report import format_score
-from training.retrain import CANDIDATE, GENTLE, Plan, retrain
-from training.softlabels import IGNORE_BAND
+from drone_kd.media.image_files import read_picture
+from drone_kd.simulation.scene import FlightPlan, fly
+from drone_kd_training.data.dataset import DataSet, image_paths, label_path, load_data, write_text
+from drone_kd_training.data.generate import write_data_yaml, write_drawn
+from drone_kd_training.distillation.compare import as_csv
+from drone_kd_training.distillation.config import Config
+from drone_kd_training.distillation.distill import distill
+from drone_kd_training.evaluation.evaluate import evaluate
+from drone_kd_training.mining.flights import plan as plan_flights
+from drone_kd_training.mining.mine import Settings, mine
+from drone_kd_training.mining.selection import SHARES, held_out
+from drone_kd_training.mining.student_and_teacher import open_models
+from drone_kd_training.retraining.retrain import CANDIDATE, GENTLE, Plan, retrain
+from drone_kd_training.tables import format_score
+from drone_kd_training.teachers.fusion import bend
+from drone_kd_training.teachers.predict import answer_lines, predict
+from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 
 IMGSZ, BATCH, EPOCHS = 320, 16, 2
 BASE_EPOCHS = 6
@@ -74,7 +74,7 @@ class Arm:
     the one reason by which they are mined; ``labels``: "true", "teacher's", or "adapted
     teacher's"; ``sure``: the score from which on an answer of the teacher is a label; ``fault``:
     "", "shifted" or "swapped", in the frames to learn from and in those to judge by; ``replay``,
-    ``keep``: see `training.retrain.Plan`; ``domain``: "night", or "day": nothing new.
+    ``keep``: see `retraining.retrain.Plan`; ``domain``: "night", or "day": nothing new.
     """
 
     name: str

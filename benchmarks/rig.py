@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.processes import running
-from drone_kd.transport import carry_large_images, stay_on_this_machine
 
 FRAMES = 8
 
@@ -51,7 +51,9 @@ def detector_node(model: Path, **parameters: object):
     arguments = []
     for name, value in {"model": model, "autostart": True, **parameters}.items():
         arguments += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
-    return process("-m", "drone_kd.ros.node", "--ros-args", "--log-level", "error", *arguments)
+    return process(
+        "-m", "drone_kd.ros.detector_node", "--ros-args", "--log-level", "error", *arguments
+    )
 
 
 def bare_loop(model: Path, width: int, height: int, rate_hz: float, seconds: float) -> list[float]:
@@ -193,7 +195,7 @@ def resources(pid: int) -> tuple[float, int, int]:
 
 
 def _flight(width: int, height: int) -> list[np.ndarray]:
-    from drone_kd.scene import FlightPlan, fly
+    from drone_kd.simulation.scene import FlightPlan, fly
 
     flight = fly(FlightPlan(width=width, height=height, fps=2.0))
     return [next(flight).image for _ in range(FRAMES)]
@@ -205,7 +207,7 @@ def _camera(width: int, height: int, rate_hz: float, topics: list[str]) -> None:
     from sensor_msgs.msg import Image
     from std_msgs.msg import Header
 
-    from drone_kd.ros.messages import bgr_to_image
+    from drone_kd.ros.detection_messages import bgr_to_image
 
     messages = [bgr_to_image(frame, Header(frame_id="camera")) for frame in _flight(width, height)]
     rclpy.init()

@@ -6,7 +6,7 @@ import time
 
 import cv2
 
-from drone_kd.scene import FRAMES_PER_WORLD, draw_frame
+from drone_kd.simulation.scene import FRAMES_PER_WORLD, draw_frame
 
 WORLDS = 25
 

@@ -20,13 +20,13 @@ import cv2
 import numpy as np
 from std_msgs.msg import Header
 
-from drone_kd.rehearse import detector_command, rehearse
-from drone_kd.ros.messages import bgr_to_image
-from drone_kd.ros.truth import truth_to_message
-from drone_kd.scene import CLASSES, SCENES, FlightPlan, fly
-from drone_kd.score.flight import Truth
-from drone_kd.simulate import ros_arguments
-from drone_kd.transport import carry_large_images, stay_on_this_machine
+from drone_kd.dds import carry_large_images, stay_on_this_machine
+from drone_kd.ros.detection_messages import bgr_to_image
+from drone_kd.simulation.rehearse import detector_command, rehearse
+from drone_kd.simulation.scene import CLASSES, SCENES, FlightPlan, fly
+from drone_kd.simulation.scoring.flight_record import Truth
+from drone_kd.simulation.simulate import ros_arguments
+from drone_kd.simulation.truth_messages import truth_to_message
 
 SEED = 2
 SPEEDS_MPS, RATES_HZ = (5.0, 10.0, 20.0), (5.0, 10.0, 20.0)

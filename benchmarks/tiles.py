@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import yaml
 
-from training.data import (
+from drone_kd_training.data.dataset import (
     centre_and_size,
     image_paths,
     label_lines,
@@ -27,8 +27,8 @@ from training.data import (
     read_sample,
     write_text,
 )
-from training.frames import boxes_inside, views
-from training.sources import Crops
+from drone_kd_training.teachers.plan import Crops
+from drone_kd_training.teachers.teaching_dataset import boxes_inside, views
 
 EMPTY_EVERY = 4
 

@@ -13,22 +13,22 @@ import cv2
 import numpy as np
 
 from drone_kd.backends import RUNTIMES, open_backend
-from drone_kd.config import default_model_path, selftest_picture_path
-from drone_kd.core.decode import InferenceError
+from drone_kd.commands.selftest import run_selftest, summary
+from drone_kd.commands.stage_times import stage_percentiles
 from drone_kd.core.detections import Detections
-from drone_kd.core.spec import ModelError
+from drone_kd.core.model_spec import ModelError
+from drone_kd.core.postprocess import InferenceError
 from drone_kd.detector import load_detector
-from drone_kd.draw import draw_detections
 from drone_kd.family import family_tree
 from drone_kd.files import write_whole
 from drone_kd.machine import machine_name
-from drone_kd.measure import stage_percentiles
-from drone_kd.rehearse import add_rehearse
-from drone_kd.score.command import add_score
-from drone_kd.score.flight import FlightError
-from drone_kd.selftest import run_selftest, summary
-from drone_kd.simulate import add_simulate
-from drone_kd.sources import PICTURE_SUFFIXES, SourceError, read_frames, read_picture
+from drone_kd.media.image_files import PICTURE_SUFFIXES, SourceError, read_frames, read_picture
+from drone_kd.paths import default_model_path, selftest_picture_path
+from drone_kd.simulation.rehearse import add_rehearse
+from drone_kd.simulation.scoring.command import add_score
+from drone_kd.simulation.scoring.flight_record import FlightError
+from drone_kd.simulation.simulate import add_simulate
+from drone_kd.visualization import draw_detections
 
 _PROGRESS_SECONDS = 2.0
 

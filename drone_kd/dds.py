@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from drone_kd.config import config_path
+from drone_kd.paths import config_path
 
 # Fast DDS 2, of Humble and Jazzy, knows the older name alone; Fast DDS 3 warns about it.
 _PROFILES_FILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from drone_kd.backends import LOG, Backend, open_backend
-from drone_kd.config import default_model_path, parameter_defaults
-from drone_kd.core.decode import InferenceError, decode
 from drone_kd.core.detections import Detections
+from drone_kd.core.postprocess import InferenceError, decode
 from drone_kd.core.preprocess import Letterbox, letterbox
 from drone_kd.core.tiling import OFF, merge, parse_tiling, windows
+from drone_kd.paths import default_model_path, parameter_defaults
 
 
 class Picture(NamedTuple):

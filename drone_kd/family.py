@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
-from drone_kd.core.lineage import Ancestor, Lineage
-from drone_kd.core.spec import ModelSpec
+from drone_kd.core.model_spec import ModelSpec
 from drone_kd.files import file_sha256
+from drone_kd.lineage import Ancestor, Lineage
 
 # Digits of a hash that people are shown.
 _SHOWN = 12
@@ -20,7 +20,7 @@ def generations(model: Path) -> tuple[Ancestor, ...]:
     Raises:
         ModelError: the file cannot be used, or its lineage cannot be read.
     """
-    from drone_kd.backends.ort import read_metadata  # deferred: imported when used
+    from drone_kd.backends.onnx_runtime import read_metadata  # deferred: imported when used
 
     metadata = read_metadata(model)
     lineage = Lineage.from_metadata(metadata)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from drone_kd.core.spec import ModelError
+from drone_kd.core.model_spec import ModelError
 
 LINEAGE_KEY = "drone_kd_lineage"
 LINEAGE_SCHEMA = 1

@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
-from drone_kd.core.spec import ModelError
+from drone_kd.core.model_spec import ModelError
 
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def config_path(name: str) -> Path:
-    """Return the path of a file of config/, e.g. "detector.yaml".
+def share_path(name: str) -> Path:
+    """Return the path of a shared file of the package, e.g. "worlds/aerial_traffic.yaml".
 
     Looked up beside the package (a checkout), then in the ament share directory (colcon), then
     in the Python installation's data directory (pip).
@@ -22,20 +22,25 @@ def config_path(name: str) -> Path:
     Raises:
         FileNotFoundError: it is in none of them.
     """
-    folders = [_PACKAGE.parent / "config"]
+    folders = [_PACKAGE.parent]
     try:
         from ament_index_python.packages import get_package_share_directory
 
-        folders.append(Path(get_package_share_directory("drone_kd")) / "config")
+        folders.append(Path(get_package_share_directory("drone_kd")))
     except (ImportError, LookupError, OSError):  # no ROS here, or drone_kd is not installed in it
         pass
-    folders.append(Path(sysconfig.get_path("data")) / "share" / "drone_kd" / "config")
+    folders.append(Path(sysconfig.get_path("data")) / "share" / "drone_kd")
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(
-        f"config/{name} is not in {', '.join(map(str, folders))}: install drone_kd again"
+        f"{name} is not in {', '.join(map(str, folders))}: install drone_kd again"
     )
+
+
+def config_path(name: str) -> Path:
+    """Return the path of a file of config/, e.g. "detector.yaml"; see `share_path`."""
+    return share_path(f"config/{name}")
 
 
 def parameter_defaults(name: str) -> dict[str, Any]:

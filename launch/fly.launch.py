@@ -12,7 +12,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from drone_kd.transport import large_image_settings
+from drone_kd.dds import large_image_settings
 
 DEFAULTS = Path(get_package_share_directory("drone_kd")) / "config" / "detector.yaml"
 

@@ -46,12 +46,12 @@ def generate_launch_description() -> LaunchDescription:
             ),
             DeclareLaunchArgument(
                 "shapes",
-                default_value=str(SHARE / "config" / "aerial_traffic.yaml"),
+                default_value=str(SHARE / "worlds" / "aerial_traffic.yaml"),
                 description="Shapes and classes of what is in the world, for ground truth.",
             ),
             DeclareLaunchArgument(
                 "bridge",
-                default_value=str(SHARE / "config" / "bridge.yaml"),
+                default_value=str(SHARE / "worlds" / "bridge.yaml"),
                 description="Topics that ros_gz_bridge carries.",
             ),
             DeclareLaunchArgument(

@@ -7,15 +7,16 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from drone_kd.transport import carry_large_images
+from drone_kd.dds import carry_large_images
 
 if TYPE_CHECKING:
+    from ground_station import Ground
     from simulated_tensorrt import SimulatedTensorrt
 
 # Set here, and not in a fixture, because rclpy and ultralytics read them when imported.
@@ -70,3 +71,38 @@ def simulated_tensorrt(
     forget_modules()
     yield simulation
     forget_modules()
+
+
+@pytest.fixture
+def ground(
+    ros_domain_id: int, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Ground]]:
+    """Start ROS with parameters: ground(model=..., autostart=True)."""
+    import rclpy  # deferred: most tests need no ROS
+
+    from ground_station import Ground
+
+    made: list[Ground] = []
+
+    def start(**parameters: object) -> Ground:
+        args = ["--ros-args"]
+        for name, value in parameters.items():
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            args += ["-p", f"{name}:={text}"]
+        rclpy.init(args=args)
+        made.append(Ground(capfd))
+        return made[0]
+
+    yield start
+    if made:
+        made[0].close()
+    rclpy.try_shutdown()
+
+
+@pytest.fixture
+def flying(ground: Callable[..., Ground], model: Path) -> Ground:
+    """An active detector in this process."""
+    site = ground(model=model, confidence=0.9, autostart=True)
+    site.add_detector()
+    site.wait_for_detector()
+    return site

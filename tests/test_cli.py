@@ -6,9 +6,9 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from tiny_model import write_fixed_model
 
 from drone_kd import cli, detector
+from tiny_model import write_fixed_model
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from drone_kd import transport
+from drone_kd import dds
 
 NEW, OLD = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"
 BUILTIN = "FASTDDS_BUILTIN_TRANSPORTS"
@@ -26,33 +26,33 @@ def test_profile_has_the_name_that_the_distribution_reads(
     monkeypatch: pytest.MonkeyPatch, distro: str, name: str
 ) -> None:
     monkeypatch.setenv("ROS_DISTRO", distro)
-    assert transport.large_images_are_lost()
-    transport.carry_large_images()
+    assert dds.large_images_are_lost()
+    dds.carry_large_images()
     assert Path(os.environ[name]).is_file()
-    assert not transport.large_images_are_lost()
+    assert not dds.large_images_are_lost()
 
 
 @pytest.mark.parametrize("name", [NEW, OLD])
 def test_profile_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "/mine.xml")
-    assert transport.large_image_settings() == {}
-    assert not transport.large_images_are_lost()
+    assert dds.large_image_settings() == {}
+    assert not dds.large_images_are_lost()
 
 
 def test_transport_of_the_user_is_kept_and_known_to_fail_within_the_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(BUILTIN, "LARGE_DATA?max_msg_size=1MB")
-    assert transport.large_image_settings() == {}
-    assert not transport.large_images_are_lost()
+    assert dds.large_image_settings() == {}
+    assert not dds.large_images_are_lost()
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    assert transport.large_images_are_lost()
+    assert dds.large_images_are_lost()
 
 
 def test_nobody_beyond_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROS_STATIC_PEERS", "192.0.2.1")
     monkeypatch.setenv("ROS_DISCOVERY_SERVER", "192.0.2.1:11811")
-    transport.stay_on_this_machine()
+    dds.stay_on_this_machine()
     assert os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
     assert "ROS_STATIC_PEERS" not in os.environ
     assert "ROS_DISCOVERY_SERVER" not in os.environ

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from tiny_model import tiny_spec, write_bright_cell_model, write_fixed_model
 
-from drone_kd.config import parameter_defaults
-from drone_kd.core.decode import InferenceError
+from drone_kd.core.postprocess import InferenceError
 from drone_kd.detector import Detector, Picture, load_detector
+from drone_kd.paths import parameter_defaults
+from tiny_model import tiny_spec, write_bright_cell_model, write_fixed_model
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@ import hashlib
 
 import onnx
 import pytest
-from tiny_model import tiny_spec, write_bright_cell_model
 
 from drone_kd import cli
-from drone_kd.core.lineage import LINEAGE_KEY
-from drone_kd.core.spec import ModelError
+from drone_kd.core.model_spec import ModelError
 from drone_kd.family import descend, generations
+from drone_kd.lineage import LINEAGE_KEY
+from tiny_model import tiny_spec, write_bright_cell_model
 
 DATA = {"base": "b" * 64, "night": "e" * 64}
 

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from drone_kd.core.lineage import LINEAGE_KEY, Ancestor, Lineage
-from drone_kd.core.spec import ModelError
+from drone_kd.core.model_spec import ModelError
+from drone_kd.lineage import LINEAGE_KEY, Ancestor, Lineage
 
 DIGEST = "ab" * 32
 PARENT = Ancestor(

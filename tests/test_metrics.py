@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from drone_kd.score.precision import annotation, mean_precision, precision
+from drone_kd.metrics import annotation, mean_precision, precision
 
 pytest.importorskip(
     "pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]"

@@ -1,12 +1,12 @@
 import pytest
 
-from drone_kd import config
-from drone_kd.core.spec import ModelError
+from drone_kd import paths
+from drone_kd.core.model_spec import ModelError
 
 
 def test_a_checkout_uses_its_own_files():
-    assert config.config_path("detector.yaml").is_file()
-    assert 0 < config.parameter_defaults("detector.yaml")["confidence"] < 1
+    assert paths.config_path("detector.yaml").is_file()
+    assert 0 < paths.parameter_defaults("detector.yaml")["confidence"] < 1
 
 
 def test_an_ament_installation_is_found(tmp_path, monkeypatch):
@@ -19,17 +19,17 @@ def test_an_ament_installation_is_found(tmp_path, monkeypatch):
     file.parent.mkdir(parents=True)
     file.write_text("/**: {ros__parameters: {confidence: 0.125}}")
     monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
-    monkeypatch.setattr(config, "_PACKAGE", tmp_path / "lib/drone_kd")
+    monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "lib/drone_kd")
 
-    assert config.config_path("detector.yaml") == file
-    assert config.parameter_defaults("detector.yaml") == {"confidence": 0.125}
+    assert paths.config_path("detector.yaml") == file
+    assert paths.parameter_defaults("detector.yaml") == {"confidence": 0.125}
 
 
 def test_missing_files_say_where_they_were_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "_PACKAGE", tmp_path / "drone_kd")
+    monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "drone_kd")
     monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
-    monkeypatch.setattr(config.sysconfig, "get_path", lambda name: str(tmp_path / "prefix"))
+    monkeypatch.setattr(paths.sysconfig, "get_path", lambda name: str(tmp_path / "prefix"))
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}/prefix/share/drone_kd/config"):
-        config.config_path("detector.yaml")
+        paths.config_path("detector.yaml")
     with pytest.raises(ModelError, match="no default model: name a model.onnx"):
-        config.default_model_path()
+        paths.default_model_path()

@@ -1,7 +1,7 @@
 import numpy as np
 
 from drone_kd.core.detections import Detections
-from drone_kd.draw import contact_sheet, draw_detections
+from drone_kd.visualization import contact_sheet, draw_detections
 
 BLACK = np.zeros((60, 80, 3), np.uint8)
 

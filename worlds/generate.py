@@ -1,7 +1,7 @@
 """Draw the Gazebo world anew: python worlds/generate.py
 
 It makes aerial_traffic.sdf, the meshes and textures in aerial_traffic/, the shapes of all objects
-for ground truth in config/aerial_traffic.yaml, and the bridge's topics in config/bridge.yaml. They
+for ground truth in worlds/aerial_traffic.yaml, and the bridge's topics in worlds/bridge.yaml. They
 are the crossing of `drone-kd simulate`, three tiles long from south to north, in Gazebo's axes:
 x east, y north, z up. Nothing is downloaded, and nothing is anybody else's.
 """
@@ -17,13 +17,12 @@ import numpy as np
 import yaml
 from scipy.spatial import ConvexHull
 
-from drone_kd.scene import CLASSES, meshes
-from drone_kd.scene.layouts import build_scene
-from drone_kd.scene.meshes import FACES, NO_CLASS
-from drone_kd.scene.world import GABLES, HOUSE_SIDES, TILE_M, World
+from drone_kd.simulation.scene import CLASSES, meshes
+from drone_kd.simulation.scene.layouts import build_scene
+from drone_kd.simulation.scene.meshes import FACES, NO_CLASS
+from drone_kd.simulation.scene.world import GABLES, HOUSE_SIDES, TILE_M, World
 
 HERE = Path(__file__).resolve().parent
-CONFIG = HERE.parent / "config"
 NAME = "aerial_traffic"
 SEED = 2
 # South, middle and north tile: where their middles are.
@@ -95,8 +94,8 @@ def main() -> None:
         obj.write(folder, name)
         movers.append((name, number, TILES_Y[k % len(TILES_Y)]))
     (HERE / f"{NAME}.sdf").write_text(_sdf(world, movers))
-    _write_yaml(CONFIG / f"{NAME}.yaml", _SHAPES_HEAD, _shapes(world, standing, movers))
-    _write_yaml(CONFIG / "bridge.yaml", _BRIDGE_HEAD, _bridge(movers))
+    _write_yaml(HERE / f"{NAME}.yaml", _SHAPES_HEAD, _shapes(world, standing, movers))
+    _write_yaml(HERE / "bridge.yaml", _BRIDGE_HEAD, _bridge(movers))
 
 
 def _gazebo(xy: np.ndarray) -> np.ndarray:
@@ -289,7 +288,7 @@ def _hull(points: np.ndarray) -> np.ndarray:
 
 
 def _shapes(world: World, standing: list[int], movers: list) -> dict:
-    """What ground truth needs to know of the world; see drone_kd.scenery."""
+    """What ground truth needs to know of the world; see drone_kd.simulation.gazebo_world."""
     half = math.radians(OBLIQUE_DEG) / 2
     shapes = {
         "classes": list(CLASSES),

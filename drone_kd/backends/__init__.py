@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from drone_kd.core.spec import ModelError, ModelSpec
+from drone_kd.core.model_spec import ModelError, ModelSpec
 
 RUNTIMES = ("auto", "tensorrt", "onnxruntime")
 
@@ -79,14 +79,19 @@ def open_backend(
         )
     if path.suffix != ".onnx":
         raise ModelError(f"{path}: expected a file that ends in .onnx")
-    from drone_kd.backends.ort import OrtBackend, read_spec  # deferred: imported when used
+    from drone_kd.backends.onnx_runtime import (  # deferred: imported when used
+        OrtBackend,
+        read_spec,
+    )
 
     if runtime == "onnxruntime" or (runtime == "auto" and not tensorrt_is_installed()):
         return OrtBackend(path)
     spec = read_spec(path)
     try:
         try:
-            from drone_kd.build import open_tensorrt  # deferred: it imports TensorRT
+            from drone_kd.backends.tensorrt.build import (
+                open_tensorrt,  # deferred: it imports TensorRT
+            )
         except ImportError as error:
             raise ModelError(
                 f"TensorRT cannot be imported ({error}): it comes with JetPack, as the package "

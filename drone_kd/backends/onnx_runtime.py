@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from drone_kd.core.decode import InferenceError
+from drone_kd.core.model_spec import ModelError, ModelSpec, shape_matches
+from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.preprocess import network_input
-from drone_kd.core.spec import ModelError, ModelSpec, shape_matches
 
 _FATAL_ONLY = 4
 _TENSOR = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}

@@ -17,14 +17,15 @@ import cv2
 import numpy as np
 
 from drone_kd import machine
-from drone_kd.backends import cuda, tensorrt_is_installed
-from drone_kd.core.decode import InferenceError
+from drone_kd.backends import tensorrt_is_installed
+from drone_kd.backends.tensorrt import cuda
+from drone_kd.commands.stage_times import stage_percentiles
 from drone_kd.core.detections import Detections
+from drone_kd.core.model_spec import ModelError
+from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.preprocess import letterbox
-from drone_kd.core.spec import ModelError
 from drone_kd.detector import Detector, load_detector
 from drone_kd.files import file_sha256
-from drone_kd.measure import stage_percentiles
 
 SCHEMA = 1
 PERCENTILES = (50, 95, 99)

@@ -6,8 +6,8 @@ import numpy as np
 
 from drone_kd.core.boxes import nms, unletterbox
 from drone_kd.core.detections import Detections
+from drone_kd.core.model_spec import ModelSpec
 from drone_kd.core.preprocess import Letterbox
-from drone_kd.core.spec import ModelSpec
 
 
 class InferenceError(RuntimeError):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from drone_kd.core.spec import ModelSpec
+from drone_kd.core.model_spec import ModelSpec
 
 PADDING_VALUE = 114
 

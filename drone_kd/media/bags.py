@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
-from drone_kd.core.encoded import EncodedError, decode_reduced
-from drone_kd.core.raw import RawError, raw_to_bgr
-from drone_kd.sources import SourceError
+from drone_kd.media.compressed_images import EncodedError, decode_reduced
+from drone_kd.media.image_files import SourceError
+from drone_kd.media.raw_images import RawError, raw_to_bgr
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 _SUFFIXES = (".mcap", ".db3")

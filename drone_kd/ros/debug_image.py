@@ -8,10 +8,10 @@ import cv2
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CompressedImage, Image
 
-from drone_kd.draw import draw_detections, draw_text
-from drone_kd.ros.messages import bgr_to_image
+from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.qos import DETECTIONS_QOS
 from drone_kd.ros.worker import Result
+from drone_kd.visualization import draw_detections, draw_text
 
 _JPEG_QUALITY = 80
 

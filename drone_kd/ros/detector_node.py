@@ -26,7 +26,8 @@ from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
 from drone_kd.machine import temperatures_c
-from drone_kd.ros.debug import DebugImages
+from drone_kd.ros.debug_image import DebugImages
+from drone_kd.ros.detection_messages import to_detection_array, to_label_info
 from drone_kd.ros.diagnostics import (
     camera_status,
     judge_camera,
@@ -36,11 +37,10 @@ from drone_kd.ros.diagnostics import (
     record_status,
 )
 from drone_kd.ros.inbox import Frame, Inbox
-from drone_kd.ros.messages import to_detection_array, to_label_info
-from drone_kd.ros.models import Loader, Model, load_model
+from drone_kd.ros.model_loader import Loader, Model, load_model
 from drone_kd.ros.params import Settings, SettingsError, declare_detector_parameters
 from drone_kd.ros.qos import DETECTIONS_QOS, LATCHED_QOS, REPORT_QOS, ImageSubscription
-from drone_kd.ros.recorder import Recorder
+from drone_kd.ros.recording.recorder import Recorder
 from drone_kd.ros.run import run_node
 from drone_kd.ros.stats import DISABLED, SUPERSEDED, CameraReport, CameraStats
 from drone_kd.ros.worker import Result, Worker

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from drone_kd.ros.models import Model
+from drone_kd.ros.model_loader import Model
 from drone_kd.ros.params import Settings
-from drone_kd.ros.recorder import RecordReport, reason_names
+from drone_kd.ros.recording.recorder import RecordReport, reason_names
 from drone_kd.ros.stats import FAILED, OLD, PROCESSED, UNDECODABLE, CameraReport
 
 OK, WARN, ERROR, STALE = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
-from drone_kd.core.encoded import EncodedError, decode_reduced
-from drone_kd.core.raw import RawError, raw_to_bgr
 from drone_kd.detector import Picture
+from drone_kd.media.compressed_images import EncodedError, decode_reduced
+from drone_kd.media.raw_images import RawError, raw_to_bgr
 
 
 class ImageError(ValueError):

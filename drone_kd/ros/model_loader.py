@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from drone_kd.backends import Backend, open_backend
-from drone_kd.config import default_model_path
 from drone_kd.files import file_sha256
+from drone_kd.paths import default_model_path
 from drone_kd.ros.params import Settings
 
 

@@ -10,9 +10,9 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from drone_kd.backends import RUNTIMES, Backend
-from drone_kd.config import parameter_defaults
 from drone_kd.core.tiling import OFF, parse_tiling
 from drone_kd.detector import Detector
+from drone_kd.paths import parameter_defaults
 
 TRANSPORTS = ("raw", "compressed")
 RECORD_FORMATS = ("jpeg", "raw")

@@ -14,8 +14,8 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
+from drone_kd.media.image_files import SourceError
 from drone_kd.ros.params import SettingsError
-from drone_kd.sources import SourceError
 
 # How long a signal may have to wait for the executor.
 _POLL_SECONDS = 0.1

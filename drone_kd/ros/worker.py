@@ -11,14 +11,14 @@ import numpy as np
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from drone_kd.backends import Backend
-from drone_kd.core.decode import InferenceError
 from drone_kd.core.detections import Detections
+from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.tiling import OFF, fit_budget
 from drone_kd.detector import Detector, Picture
-from drone_kd.ros.images import ImageError, to_picture
+from drone_kd.ros.image_conversion import ImageError, to_picture
 from drone_kd.ros.inbox import Frame, Inbox
 from drone_kd.ros.memory import return_memory
-from drone_kd.ros.models import Model
+from drone_kd.ros.model_loader import Model
 from drone_kd.ros.params import Settings
 from drone_kd.ros.stats import FAILED, OLD, UNDECODABLE, CameraStats
 

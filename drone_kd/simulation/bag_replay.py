@@ -9,11 +9,11 @@ import numpy as np
 from rclpy.serialization import deserialize_message
 from vision_msgs.msg import Detection2DArray
 
-from drone_kd.bags import IMAGE, inspect_bag, message_to_bgr, read_messages
-from drone_kd.footage import Shot
-from drone_kd.ros.truth import boxes_of, stamp_ns
-from drone_kd.score.flight import Truth, columns
-from drone_kd.sources import SourceError
+from drone_kd.media.bags import IMAGE, inspect_bag, message_to_bgr, read_messages
+from drone_kd.media.image_files import SourceError
+from drone_kd.simulation.replay import Shot
+from drone_kd.simulation.scoring.flight_record import Truth, columns
+from drone_kd.simulation.truth_messages import boxes_of, stamp_ns
 
 _DETECTIONS = "vision_msgs/msg/Detection2DArray"
 

@@ -26,15 +26,15 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
-from drone_kd.bags import is_bag
-from drone_kd.footage import Shot, read_labels, recorded
-from drone_kd.ros.bags import read_bag
-from drone_kd.ros.messages import bgr_to_image
+from drone_kd.media.bags import is_bag
+from drone_kd.media.image_files import SourceError
+from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.params import declare_camera_parameters
 from drone_kd.ros.run import run_node
-from drone_kd.ros.truth import to_camera_info, truth_to_message
-from drone_kd.score.flight import Truth
-from drone_kd.sources import SourceError
+from drone_kd.simulation.bag_replay import read_bag
+from drone_kd.simulation.replay import Shot, read_labels, recorded
+from drone_kd.simulation.scoring.flight_record import Truth
+from drone_kd.simulation.truth_messages import to_camera_info, truth_to_message
 
 # Reliable, so that every subscriber matches; depth 1, so that nobody gets an old frame.
 IMAGE_QOS = QoSProfile(depth=1)
@@ -140,7 +140,11 @@ class CameraNode(Node):
                 return
 
     def _generate(self) -> Iterator[Shot]:
-        from drone_kd.scene import CLASSES, FlightPlan, fly  # a replay does without the generator
+        from drone_kd.simulation.scene import (  # a replay does without the generator
+            CLASSES,
+            FlightPlan,
+            fly,
+        )
 
         try:
             plan = FlightPlan(

@@ -18,12 +18,12 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo
 from vision_msgs.msg import Detection2DArray
 
-from drone_kd.config import config_path
+from drone_kd.media.image_files import SourceError
+from drone_kd.paths import share_path
 from drone_kd.ros.params import declare_gazebo_truth_parameters
 from drone_kd.ros.run import run_node
-from drone_kd.ros.truth import stamp_ns, truth_to_message
-from drone_kd.scenery import read_scenery, visible_truth
-from drone_kd.sources import SourceError
+from drone_kd.simulation.gazebo_world import read_scenery, visible_truth
+from drone_kd.simulation.truth_messages import stamp_ns, truth_to_message
 
 _QOS = QoSProfile(depth=100)
 _POSES_QOS = QoSProfile(depth=1000)
@@ -42,7 +42,7 @@ class GazeboTruthNode(Node):
     def __init__(self) -> None:
         super().__init__("gazebo_truth")
         declare_gazebo_truth_parameters(self)
-        path = self.get_parameter("shapes").value or config_path("aerial_traffic.yaml")
+        path = self.get_parameter("shapes").value or share_path("worlds/aerial_traffic.yaml")
         self._scenery = read_scenery(path)
         self._camera = self.get_parameter("camera").value
         if self._camera not in self._scenery.cameras:

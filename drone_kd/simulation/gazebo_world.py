@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from drone_kd.core.projection import projection_matrix, solid_boxes
-from drone_kd.score.flight import Truth
-from drone_kd.sources import SourceError
+from drone_kd.media.image_files import SourceError
+from drone_kd.simulation.projection import projection_matrix, solid_boxes
+from drone_kd.simulation.scoring.flight_record import Truth
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Scenery:
 
 
 def read_scenery(path: str | Path) -> Scenery:
-    """Read a file like config/aerial_traffic.yaml.
+    """Read a file like worlds/aerial_traffic.yaml.
 
     Raises:
         SourceError: it is not there, or is something else.

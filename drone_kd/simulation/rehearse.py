@@ -16,17 +16,17 @@ import sys
 import time
 from pathlib import Path
 
+from drone_kd.dds import carry_large_images, stay_on_this_machine
+from drone_kd.media.image_files import SourceError
 from drone_kd.processes import running
-from drone_kd.score.command import RECORD, write_score
-from drone_kd.score.text import summary
-from drone_kd.simulate import (
+from drone_kd.simulation.scoring.command import RECORD, write_score
+from drone_kd.simulation.scoring.text import summary
+from drone_kd.simulation.simulate import (
     add_flight_options,
     need_ros,
     node_arguments,
     ros_arguments,
 )
-from drone_kd.sources import SourceError
-from drone_kd.transport import carry_large_images, stay_on_this_machine
 
 _POLL_S = 0.1
 _LAST_ANSWERS_S = 1.0
@@ -85,7 +85,7 @@ def rehearse(
         confidence: from which score on a detection counts for recall.
 
     Returns:
-        The score; see `drone_kd.score.summary.score`.
+        The score; see `drone_kd.simulation.scoring.score.score`.
 
     Raises:
         SourceError: a process could not do its work.
@@ -102,10 +102,16 @@ def rehearse(
         scorer += ["-r", f"{ours}:={theirs}"]
     listeners = 2 if pictures else 1
     with (
-        running([*node, "drone_kd.ros.scorer", *scorer]) as recorder,
+        running([*node, "drone_kd.simulation.scorer_node", *scorer]) as recorder,
         running(detector) if detector else contextlib.nullcontext() as flyer,
     ):
-        command = [*node, "drone_kd.ros.camera", *camera, "-p", f"listeners:={listeners}"]
+        command = [
+            *node,
+            "drone_kd.simulation.camera_node",
+            *camera,
+            "-p",
+            f"listeners:={listeners}",
+        ]
         with running(command) as flown:
             others = {"the scorer": recorder}
             if flyer is not None:
@@ -144,7 +150,7 @@ def detector_command(model: str, confidence: float) -> list[str]:
     """The detector node as `rehearse` starts it."""
     values = {"autostart": True, "model": str(Path(model).resolve()) if model else ""}
     values["confidence"] = confidence
-    return [sys.executable, "-m", "drone_kd.ros.node", *ros_arguments(values)]
+    return [sys.executable, "-m", "drone_kd.ros.detector_node", *ros_arguments(values)]
 
 
 def _rehearse(arguments: argparse.Namespace) -> int:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from drone_kd.score.flight import Truth, columns
-from drone_kd.sources import SourceError, read_frames
+from drone_kd.media.image_files import SourceError, read_frames
+from drone_kd.simulation.scoring.flight_record import Truth, columns
 
 
 class Shot(NamedTuple):

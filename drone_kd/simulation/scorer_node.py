@@ -25,14 +25,14 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
-from drone_kd.ros.images import ImageError, image_to_bgr
+from drone_kd.media.image_files import SourceError
+from drone_kd.ros.image_conversion import ImageError, image_to_bgr
 from drone_kd.ros.params import declare_scorer_parameters
 from drone_kd.ros.run import run_node
-from drone_kd.ros.truth import boxes_of, stamp_ns
-from drone_kd.score.flight import Answer, FlightWriter, Truth, columns
-from drone_kd.score.matching import match
-from drone_kd.score.report import PICTURES_FOLDER
-from drone_kd.sources import SourceError
+from drone_kd.simulation.scoring.flight_record import Answer, FlightWriter, Truth, columns
+from drone_kd.simulation.scoring.matching import match
+from drone_kd.simulation.scoring.report import PICTURES_FOLDER
+from drone_kd.simulation.truth_messages import boxes_of, stamp_ns
 
 _RELIABLE = QoSProfile(depth=100)
 _ONE_IMAGE = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 
-from drone_kd.config import parameter_defaults
-from drone_kd.scene import SCENES
-from drone_kd.sources import SourceError
-from drone_kd.transport import carry_large_images, stay_on_this_machine
+from drone_kd.dds import carry_large_images, stay_on_this_machine
+from drone_kd.media.image_files import SourceError
+from drone_kd.paths import parameter_defaults
+from drone_kd.simulation.scene import SCENES
 
 # Option, parameter of the node, what it stands for, help.
 _NUMBERS = (
@@ -133,7 +133,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
         stay_on_this_machine()
     carry_large_images()
     need_ros("simulate")
-    from drone_kd.ros.camera import main
+    from drone_kd.simulation.camera_node import main
 
     return main(command)
 

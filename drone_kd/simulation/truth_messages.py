@@ -15,7 +15,7 @@ from vision_msgs.msg import (
     Pose2D,
 )
 
-from drone_kd.score.flight import Truth
+from drone_kd.simulation.scoring.flight_record import Truth
 
 
 def truth_to_message(truth: Truth, header: Header) -> Detection2DArray:

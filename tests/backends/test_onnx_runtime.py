@@ -4,11 +4,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from tiny_model import tiny_spec, write_bright_cell_model, write_fixed_model
 
 from drone_kd.backends import open_backend
-from drone_kd.core.decode import InferenceError
-from drone_kd.core.spec import ModelError
+from drone_kd.core.model_spec import ModelError
+from drone_kd.core.postprocess import InferenceError
+from tiny_model import tiny_spec, write_bright_cell_model, write_fixed_model
 
 
 @pytest.fixture

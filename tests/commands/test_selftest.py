@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from drone_kd import cli, selftest
+from drone_kd import cli
+from drone_kd.commands import selftest
 from drone_kd.core.detections import Detections
 
 

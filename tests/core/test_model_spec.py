@@ -1,9 +1,9 @@
 import json
 
 import pytest
-from tiny_model import tiny_spec
 
-from drone_kd.core.spec import METADATA_KEY, ModelError, ModelSpec
+from drone_kd.core.model_spec import METADATA_KEY, ModelError, ModelSpec
+from tiny_model import tiny_spec
 
 
 def metadata(**changes):

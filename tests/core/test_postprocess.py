@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from tiny_model import tiny_spec
 
-from drone_kd.core.decode import InferenceError, decode
+from drone_kd.core.postprocess import InferenceError, decode
 from drone_kd.core.preprocess import Letterbox
+from tiny_model import tiny_spec
 
 PLAIN = Letterbox(scale=1.0, pad_x=0, pad_y=0)
 

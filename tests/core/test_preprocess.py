@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from tiny_model import tiny_spec
 
 from drone_kd.core.preprocess import Letterbox, letterbox, network_input
+from tiny_model import tiny_spec
 
 SHAPES = [
     (1080, 1920),

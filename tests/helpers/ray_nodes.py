@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 HEAD, WORKER = "127.0.0.2", "127.0.0.3"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
@@ -40,7 +40,7 @@ def _start(*arguments: str) -> None:
         **os.environ,
         "RAY_USAGE_STATS_ENABLED": "0",
         "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'training'}",
         # A dead node is noticed after seconds instead of a minute.
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_timeout_ms": "5000",

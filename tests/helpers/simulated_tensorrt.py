@@ -22,9 +22,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import onnxruntime
-from tensorrt_names import load_table
 
-from drone_kd.backends import cuda
+from drone_kd.backends.tensorrt import cuda
+from tensorrt_names import load_table
 
 TABLE = load_table()
 VERSIONS = tuple(TABLE)
@@ -457,7 +457,7 @@ class SimulatedTensorrt:
 
 def forget_modules() -> None:
     """Make the next import of our modules meet the `tensorrt` of that moment."""
-    for name in ("drone_kd.build", "drone_kd.backends.trt"):
+    for name in ("drone_kd.backends.tensorrt.build", "drone_kd.backends.tensorrt.runtime"):
         if sys.modules.pop(name, None) is not None:
             package, _, module = name.rpartition(".")
             delattr(sys.modules[package], module)

@@ -1,6 +1,6 @@
 """Makes tests/data/tensorrt_names.json: which names each TensorRT version's Python module has.
 
-    python tests/tensorrt_names.py
+    python tests/helpers/tensorrt_names.py
 
 Downloads the four binding wheels with pip and imports each with empty libraries in place of
 libnvinfer and its companions: the names are all there, and nothing can be run. Needs a C compiler,
@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-TABLE = Path(__file__).parent / "data" / "tensorrt_names.json"
+TABLE = Path(__file__).parents[1] / "data" / "tensorrt_names.json"
 
 WHEELS = {
     "8.6": "tensorrt-bindings==8.6.1",
@@ -26,7 +26,7 @@ WHEELS = {
     "11.4": "tensorrt-cu13-bindings==11.4.0.106",
 }
 
-# What drone_kd works with; a class that is not here cannot be used (tests/test_tensorrt_names.py).
+# What drone_kd works with; a class that is not here cannot be used (test_names.py).
 CLASSES = (
     "Builder",
     "BuilderFlag",

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from drone_kd.core.spec import ModelSpec
+from drone_kd.core.model_spec import ModelSpec
 
 CLASSES = ("car", "person")
 

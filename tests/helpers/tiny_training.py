@@ -13,7 +13,7 @@ import torch
 import yaml
 from ultralytics.nn.tasks import DetectionModel
 
-from training.models import resolve_model
+from drone_kd_training.models.checkpoints import resolve_model
 
 NAMES = ("car", "person")
 SIZE = 64

@@ -6,8 +6,8 @@ that the file in the package works, and nothing about how good it is.
 
 import cv2
 
-from drone_kd.config import default_model_path, selftest_picture_path
 from drone_kd.detector import load_detector
+from drone_kd.paths import default_model_path, selftest_picture_path
 
 
 def test_it_is_small_and_has_its_card():

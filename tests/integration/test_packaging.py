@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -48,7 +48,7 @@ def test_on_board_modules_import_without_torch(tmp_path: Path) -> None:
     pytest.importorskip("rclpy", reason="drone_kd.ros needs ROS 2: source one or `make setup`")
     # Elsewhere than in the repository, so that what is installed is imported.
     modules = run(sys.executable, "-c", IMPORT_ALL, cwd=tmp_path).split()
-    assert {"drone_kd.cli", "drone_kd.detector", "drone_kd.ros.node"} <= set(modules)
+    assert {"drone_kd.cli", "drone_kd.detector", "drone_kd.ros.detector_node"} <= set(modules)
 
 
 @pytest.mark.skipif(

@@ -6,10 +6,9 @@ import yaml
 
 pytest.importorskip("rosbags", reason="rosbags is not here: pip install drone_kd[simulation]")
 
+from drone_kd.media.bags import inspect_bag, is_bag, message_to_bgr, read_messages
+from drone_kd.media.image_files import SourceError
 from recorded import cut, image, jpeg, scene, storage_file, write_bag
-
-from drone_kd.bags import inspect_bag, is_bag, message_to_bgr, read_messages
-from drone_kd.sources import SourceError
 
 SECOND = 10**9
 COUNT = 60

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from drone_kd.core.encoded import EncodedError, decode_reduced, is_incomplete, jpeg_size
+from drone_kd.media.compressed_images import EncodedError, decode_reduced, is_incomplete, jpeg_size
 
 
 def jpeg(width=100, height=60, value=128):

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from drone_kd.sources import SourceError, read_frames, read_picture
+from drone_kd.media.image_files import SourceError, read_frames, read_picture
 
 
 def picture(value=90, shape=(48, 64, 3)):

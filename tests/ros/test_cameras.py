@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from tiny_model import write_bright_cell_model
 
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
@@ -14,8 +15,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
-from drone_kd.ros import node as node_module
-from drone_kd.ros.messages import bgr_to_image
+from drone_kd.ros import detector_node as node_module
+from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.stats import FAILED, SUPERSEDED, UNDECODABLE
 
 CAMERAS = ("front", "down")

@@ -5,6 +5,7 @@ import threading
 import cv2
 import numpy as np
 import pytest
+
 from tiny_model import tiny_spec, write_bright_cell_model
 
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
@@ -15,9 +16,9 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import SetBool, Trigger
 
-from drone_kd.ros import debug, models
-from drone_kd.ros import node as node_module
-from drone_kd.ros.images import image_to_bgr
+from drone_kd.ros import debug_image, model_loader
+from drone_kd.ros import detector_node as node_module
+from drone_kd.ros.image_conversion import image_to_bgr
 from drone_kd.ros.stats import DISABLED, UNDECODABLE
 
 WHITE = np.full((64, 64, 3), 255, np.uint8)
@@ -101,14 +102,14 @@ def test_a_model_is_swapped_without_losing_a_frame(flying, tmp_path, monkeypatch
     labels = flying.labels()
     assert [c.class_name for c in labels.get(timeout=10).class_map] == ["car", "person"]
     other = write_bright_cell_model(tmp_path / "other.onnx", tiny_spec(classes=("bus", "dog")))
-    loading, gate, works = threading.Event(), threading.Event(), models.open_backend
+    loading, gate, works = threading.Event(), threading.Event(), model_loader.open_backend
 
     def slow(path, **options):
         loading.set()
         gate.wait(10)
         return works(path, **options)
 
-    monkeypatch.setattr(models, "open_backend", slow)
+    monkeypatch.setattr(model_loader, "open_backend", slow)
     assert set_parameter(flying, "model", str(other)).successful
     assert loading.wait(10)
     flying.send(ONE)
@@ -154,7 +155,7 @@ def test_a_model_that_cannot_fly_is_rolled_back(flying, model, tmp_path, make, s
 
 def test_a_filter_set_while_a_model_is_loaded(flying, model, tmp_path, monkeypatch):
     other = write_bright_cell_model(tmp_path / "other.onnx", tiny_spec(classes=("bus", "dog")))
-    loading, gate, works = threading.Event(), threading.Event(), models.load_model
+    loading, gate, works = threading.Event(), threading.Event(), model_loader.load_model
 
     def slow(*arguments, **options):
         loaded = works(*arguments, **options)
@@ -162,7 +163,7 @@ def test_a_filter_set_while_a_model_is_loaded(flying, model, tmp_path, monkeypat
         gate.wait(10)
         return loaded
 
-    monkeypatch.setattr(models, "load_model", slow)
+    monkeypatch.setattr(model_loader, "load_model", slow)
     assert set_parameter(flying, "model", str(other)).successful
     assert loading.wait(10)
     assert set_parameter(flying, "classes", ["car"]).successful
@@ -228,14 +229,14 @@ def test_a_roll_back_ends_a_load_under_way(flying, model, tmp_path, monkeypatch)
     other, third = (write_bright_cell_model(tmp_path / f"{name}.onnx") for name in names)
     assert set_parameter(flying, "model", str(other)).successful
     flying.wait_for_log("swapped, model other.onnx")
-    loading, gate, works = threading.Event(), threading.Event(), models.load_model
+    loading, gate, works = threading.Event(), threading.Event(), model_loader.load_model
 
     def slow(*arguments, **options):
         loading.set()
         gate.wait(10)
         return works(*arguments, **options)
 
-    monkeypatch.setattr(models, "load_model", slow)
+    monkeypatch.setattr(model_loader, "load_model", slow)
     assert set_parameter(flying, "model", str(third)).successful
     assert loading.wait(10)
     assert roll_back(flying).success
@@ -313,8 +314,8 @@ def test_diagnostics_of_a_node_that_is_not_configured(ground, tmp_path, monkeypa
 
 
 def test_debug_images_for_those_who_look(flying, monkeypatch):
-    drawn, draws = [], debug.draw_detections
-    monkeypatch.setattr(debug, "draw_detections", lambda *a: drawn.append(1) or draws(*a))
+    drawn, draws = [], debug_image.draw_detections
+    monkeypatch.setattr(debug_image, "draw_detections", lambda *a: drawn.append(1) or draws(*a))
     assert count(flying, ONE) == 1
     assert count(flying, ONE) == 1
     assert not drawn, "nobody looks"

@@ -6,8 +6,8 @@ pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
 from std_msgs.msg import Header
 
 from drone_kd.core.detections import Detections
-from drone_kd.ros.images import image_to_bgr
-from drone_kd.ros.messages import bgr_to_image, to_detection_array, to_label_info
+from drone_kd.ros.detection_messages import bgr_to_image, to_detection_array, to_label_info
+from drone_kd.ros.image_conversion import image_to_bgr
 
 
 def test_picture_to_message_and_back():

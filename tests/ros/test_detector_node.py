@@ -8,6 +8,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+
 from tiny_model import write_fixed_model
 
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
@@ -21,8 +22,8 @@ from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from drone_kd.config import config_path
-from drone_kd.ros import node as node_module
+from drone_kd.paths import config_path
+from drone_kd.ros import detector_node as node_module
 from drone_kd.ros.stats import FAILED, SUPERSEDED, UNDECODABLE
 
 EMPTY = np.zeros((128, 256, 3), np.uint8)
@@ -257,7 +258,7 @@ def test_a_camera_that_is_killed_and_started_again(flying, tmp_path):
     """Without a word of good-bye: DDS notices after a while, or never."""
     flying.node.destroy_publisher(flying.images)
     cv2.imwrite(str(tmp_path / "one.png"), ONE)
-    command = [sys.executable, "-m", "drone_kd.ros.camera", "--ros-args"]
+    command = [sys.executable, "-m", "drone_kd.simulation.camera_node", "--ros-args"]
     command += ["-p", f"source:={tmp_path}", "-p", "rate:=50.0"]
     for frame_id in ("first", "second"):
         process = subprocess.Popen([*command, "-p", f"frame_id:={frame_id}"], env=dict(os.environ))
@@ -271,7 +272,7 @@ def test_a_camera_that_is_killed_and_started_again(flying, tmp_path):
 
 def start_process(*args):
     return subprocess.Popen(
-        [sys.executable, "-m", "drone_kd.ros.node", "--ros-args", *args],
+        [sys.executable, "-m", "drone_kd.ros.detector_node", "--ros-args", *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -3,7 +3,7 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
 pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
 
-from drone_kd.config import parameter_defaults
+from drone_kd.paths import parameter_defaults
 from drone_kd.ros import stats
 from drone_kd.ros.diagnostics import (
     ERROR,

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+
 from tiny_model import write_slow_model
 
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
@@ -18,7 +19,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
-from drone_kd.ros import node as node_module
+from drone_kd.ros import detector_node as node_module
 from drone_kd.ros.stats import OLD, SUPERSEDED
 
 ONE = np.zeros((64, 64, 3), np.uint8)
@@ -145,7 +146,7 @@ def test_a_signal_during_a_long_inference(ground, tmp_path, number):
     site = ground()
     model = write_slow_model(tmp_path / "slow.onnx", products=100)
     process = subprocess.Popen(
-        [sys.executable, "-m", "drone_kd.ros.node", "--ros-args", "-p", f"model:={model}"]
+        [sys.executable, "-m", "drone_kd.ros.detector_node", "--ros-args", "-p", f"model:={model}"]
         + ["-p", "autostart:=true"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -9,7 +9,7 @@ pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
 
 from sensor_msgs.msg import CompressedImage, Image
 
-from drone_kd.ros.images import ImageError, image_to_bgr, to_picture
+from drone_kd.ros.image_conversion import ImageError, image_to_bgr, to_picture
 
 BLUE, GREEN, RED, ALPHA = 10, 20, 30, 40
 BGR = (BLUE, GREEN, RED)

@@ -42,4 +42,4 @@ def test_threads_share_one_heap():
         return found.stdout.count("<heap nr=")
 
     assert heaps("rclpy") > 1
-    assert heaps("drone_kd.ros.node") == 1
+    assert heaps("drone_kd.ros.detector_node") == 1

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from tiny_model import write_bright_cell_model
 
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
@@ -18,15 +19,15 @@ import rclpy
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 
-from drone_kd import transport
-from drone_kd.ros import node as node_module
+from drone_kd import dds
+from drone_kd.ros import detector_node as node_module
 
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
 
 
 def start(model, **parameters):
-    args = [sys.executable, "-m", "drone_kd.ros.node", "--ros-args"]
+    args = [sys.executable, "-m", "drone_kd.ros.detector_node", "--ros-args"]
     for name, value in {"model": model, "autostart": True, **parameters}.items():
         args += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
     return subprocess.Popen(
@@ -106,7 +107,7 @@ def test_the_default_transport_is_named_when_nothing_arrives(ground, tmp_path, m
     site = ground()
     if "fastrtps" not in get_rmw_implementation_identifier():
         pytest.skip("the middleware is not Fast DDS")
-    name, value = transport.remedy()
+    name, value = dds.remedy()
     monkeypatch.delenv(name)
     process = start(write_bright_cell_model(tmp_path / "model.onnx"), silence_s=0.5)
     try:

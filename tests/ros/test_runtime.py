@@ -1,6 +1,7 @@
 """Which runtime a node flies with, on a simulated TensorRT and GPU (simulated_tensorrt.py)."""
 
 import pytest
+
 from tiny_model import tiny_spec, write_bright_cell_model
 
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
@@ -10,7 +11,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
-from drone_kd.ros import node as node_module
+from drone_kd.ros import detector_node as node_module
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 

@@ -9,12 +9,12 @@ from rclpy.serialization import serialize_message
 from rosbags import rosbag2
 from std_msgs.msg import Header
 
-from drone_kd.bags import is_bag
-from drone_kd.ros.bags import read_bag
-from drone_kd.ros.messages import bgr_to_image
-from drone_kd.ros.truth import truth_to_message
-from drone_kd.score.flight import Truth
-from drone_kd.sources import SourceError
+from drone_kd.media.bags import is_bag
+from drone_kd.media.image_files import SourceError
+from drone_kd.ros.detection_messages import bgr_to_image
+from drone_kd.simulation.bag_replay import read_bag
+from drone_kd.simulation.scoring.flight_record import Truth
+from drone_kd.simulation.truth_messages import truth_to_message
 
 FRAMES = 40
 

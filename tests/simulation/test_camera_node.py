@@ -14,12 +14,12 @@ pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from drone_kd.ros.images import image_to_bgr
+from drone_kd.ros.image_conversion import image_to_bgr
 
 
 def start_process(*args):
     return subprocess.Popen(
-        [sys.executable, "-m", "drone_kd.ros.camera", "--ros-args", *args],
+        [sys.executable, "-m", "drone_kd.simulation.camera_node", "--ros-args", *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -85,7 +85,7 @@ def test_a_video_without_loop_ends_with_its_last_frame(ground, tmp_path):
 
 
 def test_the_generated_flight(camera_images):
-    pytest.importorskip("drone_kd.scene", reason="the generator is not here")
+    pytest.importorskip("drone_kd.simulation.scene", reason="the generator is not here")
     process = start_process("-p", "width:=320", "-p", "height:=240", "-p", "seed:=3")
     try:
         first, second = (camera_images.get(timeout=30) for _ in range(2))

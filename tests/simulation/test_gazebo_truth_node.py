@@ -16,9 +16,9 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
-from drone_kd.config import config_path
-from drone_kd.ros.truth import boxes_of, stamp_ns, to_camera_info
-from drone_kd.scenery import read_scenery, visible_truth
+from drone_kd.paths import share_path
+from drone_kd.simulation.gazebo_world import read_scenery, visible_truth
+from drone_kd.simulation.truth_messages import boxes_of, stamp_ns, to_camera_info
 
 MS = 10**6
 
@@ -34,7 +34,14 @@ def site(ground):
         Detection2DArray, "gazebo_truth/ground_truth", made.truths.put, QoSProfile(depth=10)
     )
     made.process = subprocess.Popen(
-        [sys.executable, "-m", "drone_kd.ros.gazebo_truth", "--ros-args", "-p", "camera:=down"],
+        [
+            sys.executable,
+            "-m",
+            "drone_kd.simulation.gazebo_truth_node",
+            "--ros-args",
+            "-p",
+            "camera:=down",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -71,7 +78,7 @@ def send_pose(site, name, stamp_ms, x, y, z, yaw):
 
 
 def test_truth_has_the_stamp_of_the_frame_and_the_place_of_its_moment(site):
-    scenery = read_scenery(config_path("aerial_traffic.yaml"))
+    scenery = read_scenery(share_path("worlds/aerial_traffic.yaml"))
     (car, *_) = scenery.moving
     for stamp in range(0, 200, 20):
         # 10 m/s: at 90 ms, between two poses, it is at 0.9 m.
@@ -120,7 +127,7 @@ def test_without_poses_it_says_so(site):
 )
 def test_a_bad_parameter_is_one_line_and_2(ros_domain_id, args, says):
     done = subprocess.run(
-        [sys.executable, "-m", "drone_kd.ros.gazebo_truth", "--ros-args", *args],
+        [sys.executable, "-m", "drone_kd.simulation.gazebo_truth_node", "--ros-args", *args],
         capture_output=True,
         text=True,
         timeout=30,

@@ -8,21 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drone_kd.config import config_path
-from drone_kd.scene import CLASSES
-from drone_kd.scene.layouts import build_scene
-from drone_kd.scene.render import Camera, render
-from drone_kd.scene.world import TILE_M
-from drone_kd.scenery import read_scenery, rotation, visible_truth
-from drone_kd.sources import SourceError
+from drone_kd.media.image_files import SourceError
+from drone_kd.paths import share_path
+from drone_kd.simulation.gazebo_world import read_scenery, rotation, visible_truth
+from drone_kd.simulation.scene import CLASSES
+from drone_kd.simulation.scene.layouts import build_scene
+from drone_kd.simulation.scene.render import Camera, render
+from drone_kd.simulation.scene.world import TILE_M
 
-WORLDS = Path(__file__).resolve().parents[1] / "worlds"
+WORLDS = Path(__file__).resolve().parents[2] / "worlds"
 K = np.array([[1280.0, 0, 640], [0, 1280.0, 360], [0, 0, 1]])
 
 
 @pytest.fixture(scope="module")
 def scenery():
-    return read_scenery(config_path("aerial_traffic.yaml"))
+    return read_scenery(share_path("worlds/aerial_traffic.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_the_generator_writes_what_is_committed(tmp_path):
     import runpy
 
     runpy.run_path(str(tmp_path / "worlds" / "generate.py"), run_name="__main__")
-    for name in ("worlds/aerial_traffic.sdf", "config/bridge.yaml", "config/aerial_traffic.yaml"):
+    for name in ("worlds/aerial_traffic.sdf", "worlds/bridge.yaml", "worlds/aerial_traffic.yaml"):
         made, committed = (folder / name for folder in (tmp_path, WORLDS.parent))
         assert made.read_text() == committed.read_text(), name
     made = sorted(p.name for p in (tmp_path / "worlds" / "aerial_traffic").iterdir())

@@ -3,10 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from drone_kd.core.projection import project, projection_matrix, solid_boxes
-from drone_kd.scene import meshes
-from drone_kd.scene.layouts import build_scene
-from drone_kd.scene.render import Camera, render
+from drone_kd.simulation.projection import project, projection_matrix, solid_boxes
+from drone_kd.simulation.scene import meshes
+from drone_kd.simulation.scene.layouts import build_scene
+from drone_kd.simulation.scene.render import Camera, render
 
 K = np.array([[1000.0, 0, 640], [0, 900.0, 360], [0, 0, 1]])
 WIDTH, HEIGHT = 1280, 720

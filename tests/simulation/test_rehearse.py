@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+
 from tiny_model import write_bright_cell_model
 
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
@@ -16,12 +17,12 @@ pytest.importorskip(
 )
 
 from drone_kd import cli
-from drone_kd.config import default_model_path
-from drone_kd.core.spec import ModelError
+from drone_kd.core.model_spec import ModelError
 from drone_kd.detector import load_detector
-from drone_kd.rehearse import detector_command, rehearse
-from drone_kd.scene import FlightPlan, fly
-from drone_kd.simulate import ros_arguments
+from drone_kd.paths import default_model_path
+from drone_kd.simulation.rehearse import detector_command, rehearse
+from drone_kd.simulation.scene import FlightPlan, fly
+from drone_kd.simulation.simulate import ros_arguments
 
 
 def fly_here(tmp_path, detector, seconds, **camera):
@@ -75,7 +76,7 @@ def test_a_camera_that_stops_and_a_clock_that_jumps_are_in_the_score(tmp_path, r
 def test_a_detector_that_dies_on_the_way(tmp_path, ros_domain_id, capfd):
     model = write_bright_cell_model(tmp_path / "model.onnx")
     dies = (
-        "import os, threading, sys, drone_kd.ros.node as n\n"
+        "import os, threading, sys, drone_kd.ros.detector_node as n\n"
         "make = n.to_detection_array\n"
         "left = [20]\n"
         "def die(*args):\n"

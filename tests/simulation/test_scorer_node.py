@@ -16,9 +16,9 @@ from std_msgs.msg import Header, String
 from vision_msgs.msg import Detection2DArray
 
 from drone_kd.core.detections import Detections
-from drone_kd.ros.messages import bgr_to_image, to_detection_array
-from drone_kd.ros.truth import to_camera_info, truth_to_message
-from drone_kd.score.flight import Truth, read_flight
+from drone_kd.ros.detection_messages import bgr_to_image, to_detection_array
+from drone_kd.simulation.scoring.flight_record import Truth, read_flight
+from drone_kd.simulation.truth_messages import to_camera_info, truth_to_message
 
 BOX = np.array([[10.5, 20, 50, 60.25]], np.float32)
 
@@ -37,7 +37,14 @@ def scorer(ground, tmp_path):
     }
     topics["image"] = site.images
     process = subprocess.Popen(
-        [sys.executable, "-m", "drone_kd.ros.scorer", "--ros-args", "-p", f"output:={tmp_path}"],
+        [
+            sys.executable,
+            "-m",
+            "drone_kd.simulation.scorer_node",
+            "--ros-args",
+            "-p",
+            f"output:={tmp_path}",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -104,10 +111,12 @@ def test_labels_of_a_bounding_box_camera_have_names(ground, tmp_path, more, want
     site = ground()
     truths = site.node.create_publisher(Detection2DArray, "ground_truth", QoSProfile(depth=10))
     process = subprocess.Popen(
-        [sys.executable, "-m", "drone_kd.ros.scorer", "--ros-args", "-p", f"output:={tmp_path}",
-         *more],
+        [
+            *(sys.executable, "-m", "drone_kd.simulation.scorer_node"),
+            *("--ros-args", "-p", f"output:={tmp_path}", *more),
+        ],
         env=dict(os.environ),
-    )  # fmt: skip
+    )
     try:
         site.wait_until(truths.get_subscription_count, "it listens")
         live = scores(site)
@@ -143,7 +152,7 @@ def test_a_kill_leaves_what_was(scorer, tmp_path):
 )
 def test_a_bad_parameter_is_one_line_and_2(ros_domain_id, tmp_path, args, says):
     done = subprocess.run(
-        [sys.executable, "-m", "drone_kd.ros.scorer", "--ros-args", *args],
+        [sys.executable, "-m", "drone_kd.simulation.scorer_node", "--ros-args", *args],
         capture_output=True,
         text=True,
         timeout=30,
@@ -157,7 +166,7 @@ def test_a_bad_parameter_is_one_line_and_2(ros_domain_id, tmp_path, args, says):
 def test_the_topic_image_is_left_alone_without_pictures(ground, tmp_path):
     site = ground()
     process = subprocess.Popen(
-        [sys.executable, "-m", "drone_kd.ros.scorer", "--ros-args"]
+        [sys.executable, "-m", "drone_kd.simulation.scorer_node", "--ros-args"]
         + ["-p", f"output:={tmp_path}", "-p", "pictures:=0"]
     )
     try:

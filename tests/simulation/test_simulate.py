@@ -20,9 +20,10 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
 from vision_msgs.msg import Detection2DArray
 
-from drone_kd import cli, simulate
-from drone_kd.ros.truth import boxes_of, stamp_ns
-from drone_kd.scene import FlightPlan, fly
+from drone_kd import cli
+from drone_kd.simulation import simulate
+from drone_kd.simulation.scene import FlightPlan, fly
+from drone_kd.simulation.truth_messages import boxes_of, stamp_ns
 
 SMALL = ("--size", "320x240")
 
@@ -175,7 +176,9 @@ def test_it_stays_on_this_machine_unless_told_otherwise(monkeypatch):
     ):
         monkeypatch.setenv(name, value)
     seen = {}
-    monkeypatch.setattr("drone_kd.ros.camera.main", lambda command: seen.update(os.environ) or 0)
+    monkeypatch.setattr(
+        "drone_kd.simulation.camera_node.main", lambda command: seen.update(os.environ) or 0
+    )
     assert cli.main(["simulate", "--network"]) == 0
     assert (seen["ROS_AUTOMATIC_DISCOVERY_RANGE"], seen["ROS_STATIC_PEERS"]) == ("SUBNET", "drone")
     seen.clear()

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import draw_set, save_checkpoint
 
-from training.export import export
+from drone_kd_training.export.export import export
+from tiny_training import draw_set, save_checkpoint
 
 # On pictures of 64 px threads cost more than they bring.
 torch.set_num_threads(1)

@@ -1,8 +1,8 @@
 import numpy as np
 
 from drone_kd.core.detections import Detections
-from training.data import Sample
-from training.htmlreport import Sides, found_objects, write_report
+from drone_kd_training.data.dataset import Sample
+from drone_kd_training.html_report import Sides, found_objects, write_report
 
 NAMES = ("car", "person")
 

@@ -15,12 +15,11 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not here: pip install 'drone_kd[cluster]'")
 pytest.importorskip("rosbags", reason="rosbags is not here: pip install drone_kd[simulation]")
 
+from drone_kd_training.mining import ray_pipeline as mining
+from drone_kd_training.ray_cluster import ClusterError, Room, connect
 from ray_nodes import HEAD, WORKER, ray_nodes, raylets
 from recorded import content, image, scene, write_bag
 from tiny_model import tiny_spec, write_bright_cell_model
-
-from training.cluster import ClusterError, Room, connect
-from training.mine import cluster as mining
 
 SECOND = 10**9
 ROOT = Path(__file__).parents[2]
@@ -40,7 +39,7 @@ def test_two_nodes_of_which_one_is_killed_give_what_one_process_gives(cluster, t
     teacher = write_bright_cell_model(tmp_path / "teacher.onnx", spec)
     command = [sys.executable, "-m", "training", "mine", str(bag), "--teacher", str(teacher)]
     command += ["--student", str(teacher), "--frames", "12", "--output"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'training'}"}
     subprocess.run([*command, str(tmp_path / "one")], check=True, env=environment)
 
     def kill_worker():

@@ -16,8 +16,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from drone_kd.core.spec import INPUTS, PRECISIONS
-from training.report import format_score, format_table
+from drone_kd.core.model_spec import INPUTS, PRECISIONS
+from drone_kd_training.tables import format_score, format_table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,13 +45,13 @@ def _fail(error: BaseException, code: int) -> int:
 
 
 def _generate(a: argparse.Namespace) -> None:
-    from training.generate import generate
+    from drone_kd_training.data.generate import generate
 
     print(generate(a.output, train=a.train, val=a.val, imgsz=a.imgsz, seed=a.seed))
 
 
 def _config(a: argparse.Namespace, seed: int):
-    from training.config import Config
+    from drone_kd_training.distillation.config import Config
 
     return Config(
         data=a.data,
@@ -77,7 +77,7 @@ def _config(a: argparse.Namespace, seed: int):
 
 
 def _distill(a: argparse.Namespace) -> None:
-    from training.distill import distill
+    from drone_kd_training.distillation.distill import distill
 
     if bool(a.teachers) == bool(a.data) or bool(a.teachers) == bool(a.teacher):
         raise ValueError("distill needs --data and --teacher, or --teachers instead of both")
@@ -91,13 +91,13 @@ def _distill(a: argparse.Namespace) -> None:
     print(format_table({names[k]: metrics[k] for k in names if metrics[k]}))
     print(f"student: {a.output / 'best.pt'}")
     if config.quantize:
-        from training.qad import export_both
+        from drone_kd_training.export.qat import export_both
 
         print(export_both(config, a.output))
 
 
 def _compare(a: argparse.Namespace) -> None:
-    from training.compare import compare, default_arms
+    from drone_kd_training.distillation.compare import compare, default_arms
 
     config = _config(a, a.seeds[0])
     arms = a.arms or default_arms(config)
@@ -106,8 +106,8 @@ def _compare(a: argparse.Namespace) -> None:
 
 
 def _evaluate(a: argparse.Namespace) -> None:
-    from training.data import write_text
-    from training.evaluate import evaluate
+    from drone_kd_training.data.dataset import write_text
+    from drone_kd_training.evaluation.evaluate import evaluate
 
     metrics = evaluate(a.model, a.data, split=a.split, imgsz=a.imgsz, tiling=a.tiling)
     if a.json:
@@ -126,14 +126,14 @@ def _evaluate(a: argparse.Namespace) -> None:
 
 
 def _predict(a: argparse.Namespace) -> None:
-    from training.predict import predict
+    from drone_kd_training.teachers.predict import predict
 
     frames = predict(a.model, a.data, a.output, split=a.split, imgsz=a.imgsz)
     print(f"{frames} frames: {a.output}")
 
 
 def _mine(a: argparse.Namespace) -> None:
-    from training.mine.run import Settings, mine
+    from drone_kd_training.mining.mine import Settings, mine
 
     settings = Settings(a.teacher, a.student, a.frames, a.per_scene, sure=a.sure)
     done = mine(a.flights, a.output, settings, tuple(a.topic), a.cluster)
@@ -144,7 +144,7 @@ def _mine(a: argparse.Namespace) -> None:
 
 
 def _labels(a: argparse.Namespace) -> None:
-    from training.corrections import FORMATS, export_labels, import_labels
+    from drone_kd_training.mining.annotation_formats import FORMATS, export_labels, import_labels
 
     format_, path = a.to or a.from_
     if format_ not in FORMATS:
@@ -157,7 +157,7 @@ def _labels(a: argparse.Namespace) -> None:
 
 
 def _retrain(a: argparse.Namespace) -> int:
-    from training.retrain import Plan, retrain
+    from drone_kd_training.retraining.retrain import Plan, retrain
 
     plan = Plan(
         model=a.model,
@@ -185,7 +185,7 @@ def _retrain(a: argparse.Namespace) -> int:
 
 
 def _export(a: argparse.Namespace) -> None:
-    from training.export import export, gate_table
+    from drone_kd_training.export.export import export, gate_table
 
     output, spec = export(
         Path(a.checkpoint),
@@ -209,7 +209,7 @@ def _export(a: argparse.Namespace) -> None:
 
 
 def _setting(text: str) -> tuple[str, object]:
-    from training.config import read_value
+    from drone_kd_training.distillation.config import read_value
 
     key, separator, value = text.partition("=")
     if not separator or not key:
@@ -263,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         metavar="FILE.yaml",
         help="several sources of frames and several teachers, each for its own of them, in the "
-        "place of --data and --teacher; training/sources.py has the form",
+        "place of --data and --teacher; teachers/plan.py has the form",
     )
     sub.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     student = sub.add_mutually_exclusive_group(required=True)

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from drone_kd.core.boxes import iou
 from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector
-from drone_kd.draw import draw_detections
-from drone_kd.score.precision import MAX_DETECTIONS
-from training.backend import TorchBackend
-from training.data import Sample, image_paths, load_data, read_sample, write_text
-from training.evaluate import IOU
-from training.models import load_model
-from training.report import format_score
+from drone_kd.metrics import MAX_DETECTIONS
+from drone_kd.visualization import draw_detections
+from drone_kd_training.data.dataset import Sample, image_paths, load_data, read_sample, write_text
+from drone_kd_training.evaluation.evaluate import IOU
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.torch_backend import TorchBackend
+from drone_kd_training.tables import format_score
 
 # What a pilot would be shown; the evaluation goes far lower.
 CONFIDENCE, IOU_FOUND = 0.25, 0.5

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import tensorrt as trt
 
-from drone_kd.backends.cuda import CudaError, first_device
-from drone_kd.backends.trt import LOGGER, EngineError, TrtBackend
-from drone_kd.core.spec import ModelError, ModelSpec
-from drone_kd.engines import EngineKey, EngineStore, sha256
+from drone_kd.backends.tensorrt.cuda import CudaError, first_device
+from drone_kd.backends.tensorrt.engine_cache import EngineKey, EngineStore, sha256
+from drone_kd.backends.tensorrt.runtime import LOGGER, EngineError, TrtBackend
+from drone_kd.core.model_spec import ModelError, ModelSpec
 from drone_kd.files import write_whole
 
 OPTIMISATION_LEVEL = 3  # TensorRT's own default; written out because engines depend on it

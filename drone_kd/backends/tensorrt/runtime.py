@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorrt as trt
 
-from drone_kd.backends.cuda import (
+from drone_kd.backends.tensorrt.cuda import (
     CudaError,
     DeviceBuffer,
     Graph,
@@ -24,9 +24,9 @@ from drone_kd.backends.cuda import (
     Stream,
     first_device,
 )
-from drone_kd.core.decode import InferenceError
+from drone_kd.core.model_spec import ModelError, ModelSpec, shape_matches
+from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.preprocess import network_input
-from drone_kd.core.spec import ModelError, ModelSpec, shape_matches
 
 _DTYPES = {"uint8": trt.DataType.UINT8, "float32": trt.DataType.FLOAT}
 _WARM_UP_FRAMES = 3

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
-from drone_kd.ros.definitions import MessageType
+from drone_kd.ros.recording.message_definitions import MessageType
 
 # A bag ends at this share of the budget, or after so long: a crash costs no more.
 _BAGS = 8

@@ -19,12 +19,12 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from vision_msgs.msg import Detection2DArray
 
-from drone_kd.core.hard import RANDOM, THRESHOLDS, Choice, Selector
-from drone_kd.core.raw import is_8_bit
-from drone_kd.ros.definitions import message_type
-from drone_kd.ros.messages import to_detection_array
+from drone_kd.media.raw_images import is_8_bit
+from drone_kd.ros.detection_messages import to_detection_array
 from drone_kd.ros.params import Settings, SettingsError
-from drone_kd.ros.ring import BagRing, Message
+from drone_kd.ros.recording.bag_ring import BagRing, Message
+from drone_kd.ros.recording.frame_selection import RANDOM, THRESHOLDS, Choice, Selector
+from drone_kd.ros.recording.message_definitions import message_type
 from drone_kd.ros.worker import Result
 
 # Frames that wait; each may be a picture of several megabytes.

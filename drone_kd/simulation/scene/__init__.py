@@ -4,7 +4,14 @@ frame = draw_frame(seed=7, imgsz=640)
 for frame in fly(FlightPlan(scene="crossing", seed=7, fps=25)): ...
 """
 
-from drone_kd.scene.frames import CLASSES, FRAMES_PER_WORLD, FlightPlan, Frame, draw_frame, fly
-from drone_kd.scene.layouts import SCENES
+from drone_kd.simulation.scene.frames import (
+    CLASSES,
+    FRAMES_PER_WORLD,
+    FlightPlan,
+    Frame,
+    draw_frame,
+    fly,
+)
+from drone_kd.simulation.scene.layouts import SCENES
 
 __all__ = ["CLASSES", "FRAMES_PER_WORLD", "SCENES", "FlightPlan", "Frame", "draw_frame", "fly"]

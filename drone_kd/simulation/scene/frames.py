@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from drone_kd.scene.layouts import SCENES, build_scene
-from drone_kd.scene.render import Camera, View, render, roll
-from drone_kd.scene.sensor import Look, develop, sample_look
-from drone_kd.scene.world import TILE_M, World, build_world
+from drone_kd.simulation.scene.layouts import SCENES, build_scene
+from drone_kd.simulation.scene.render import Camera, View, render, roll
+from drone_kd.simulation.scene.sensor import Look, develop, sample_look
+from drone_kd.simulation.scene.world import TILE_M, World, build_world
 
 CLASSES = ("person", "car", "truck", "bus")
 # Consecutive seeds share a place, as frames of one flight do: laying it out costs more than a

@@ -7,8 +7,8 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from drone_kd.scene import meshes
-from drone_kd.scene.world import TILE_M, Layout, Road, World, build_world
+from drone_kd.simulation.scene import meshes
+from drone_kd.simulation.scene.world import TILE_M, Layout, Road, World, build_world
 
 _MIDDLE = TILE_M / 2
 

@@ -12,7 +12,7 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from drone_kd.core.projection import (
+from drone_kd.simulation.projection import (
     MIN_SIDE_PX,
     MIN_VISIBLE,
     SHIFT,
@@ -22,9 +22,9 @@ from drone_kd.core.projection import (
     projection_matrix,
     visible_box,
 )
-from drone_kd.scene import meshes
-from drone_kd.scene.meshes import FACES, NO_CLASS, PERSON
-from drone_kd.scene.world import (
+from drone_kd.simulation.scene import meshes
+from drone_kd.simulation.scene.meshes import FACES, NO_CLASS, PERSON
+from drone_kd.simulation.scene.world import (
     AMBIENT,
     DIRECT,
     GABLES,
@@ -89,7 +89,7 @@ class Camera:
 
     @cached_property
     def projection(self) -> np.ndarray:
-        """float64 (3, 3); see `drone_kd.core.projection.projection_matrix`."""
+        """float64 (3, 3); see `drone_kd.simulation.projection.projection_matrix`."""
         f, cx, cy = self.focal_px, self.width / 2, self.height / 2
         return projection_matrix(self.axes, np.array([[f, 0, cx], [0, f, cy], [0, 0, 1]]))
 

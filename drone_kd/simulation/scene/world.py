@@ -14,7 +14,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from drone_kd.scene import meshes
+from drone_kd.simulation.scene import meshes
 
 PX_PER_M = 10
 TILE_PX = 2048

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 from drone_kd.files import write_whole
-from drone_kd.score.flight import FlightError, read_flight
-from drone_kd.score.report import PICTURES_FOLDER, render_report
-from drone_kd.score.summary import score
-from drone_kd.score.text import summary
+from drone_kd.simulation.scoring.flight_record import FlightError, read_flight
+from drone_kd.simulation.scoring.report import PICTURES_FOLDER, render_report
+from drone_kd.simulation.scoring.score import score
+from drone_kd.simulation.scoring.text import summary
 
 RECORD = "flight.jsonl"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from drone_kd.core.boxes import iou
-from drone_kd.score.flight import Answer, Leg, Truth
+from drone_kd.simulation.scoring.flight_record import Answer, Leg, Truth
 
 FOUND_IOU = 0.5
 # Stamps that differ by more from the recorder's time are of another clock.

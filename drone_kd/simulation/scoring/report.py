@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from drone_kd.score.flight import Flight, FlightError
-from drone_kd.score.matching import Moment, clock_offset_ns, match, moments
-from drone_kd.score.text import rows
+from drone_kd.simulation.scoring.flight_record import Flight, FlightError
+from drone_kd.simulation.scoring.matching import Moment, clock_offset_ns, match, moments
+from drone_kd.simulation.scoring.text import rows
 
 # Beside a record: frames of the worst misses, STAMP.jpg.
 PICTURES_FOLDER = "misses"

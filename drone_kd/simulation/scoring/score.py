@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from drone_kd.score.flight import Answer, Flight, FlightError, Leg, Truth
-from drone_kd.score.matching import Moment, clock_offset_ns, match, moments
-from drone_kd.score.precision import SIZES, annotation, mean_precision, precision
+from drone_kd.metrics import SIZES, annotation, mean_precision, precision
+from drone_kd.simulation.scoring.flight_record import Answer, Flight, FlightError, Leg, Truth
+from drone_kd.simulation.scoring.matching import Moment, clock_offset_ns, match, moments
 
 # A silence of this length is worth a note.
 _SILENCE_S = 1.0

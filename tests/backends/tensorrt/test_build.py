@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulated_tensorrt import VERSIONS, SimulatedTensorrt, forget_modules
-from tiny_model import write_bright_cell_model
 
 from drone_kd import cli
 from drone_kd.backends import open_backend
-from drone_kd.core.spec import ModelError
+from drone_kd.core.model_spec import ModelError
+from simulated_tensorrt import VERSIONS, SimulatedTensorrt, forget_modules
+from tiny_model import write_bright_cell_model
 
 every_version = pytest.mark.parametrize("simulated_tensorrt", VERSIONS, indirect=True)
 
@@ -191,7 +191,7 @@ print("opened after", simulation.builds, "builds", flush=True)
 def open_in_a_process(model, tmp_path, monkeypatch):
     """Start a process that opens the model; all share a cache, and end with the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     processes = []
 
     def start():
@@ -289,7 +289,7 @@ def test_engines_made_elsewhere_are_refused(simulated_tensorrt, tmp_path, suffix
 
 
 def test_a_build_can_be_interrupted(simulated_tensorrt, model, engines, monkeypatch):
-    from drone_kd import build
+    from drone_kd.backends.tensorrt import build
 
     monkeypatch.setattr(build, "_PROGRESS_SECONDS", 0.01)
     waiting, stopping = threading.Event(), threading.Event()
@@ -314,7 +314,7 @@ def test_a_build_can_be_interrupted(simulated_tensorrt, model, engines, monkeypa
 
 @every_version
 def test_a_long_build_shows_that_it_lives(simulated_tensorrt, model, monkeypatch):
-    from drone_kd import build
+    from drone_kd.backends.tensorrt import build
 
     monkeypatch.setattr(build, "_PROGRESS_SECONDS", 0.01)
     told = threading.Event()

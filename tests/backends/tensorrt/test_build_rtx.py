@@ -8,11 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+
+from drone_kd.core.model_spec import ModelError
+from drone_kd.paths import default_model_path
 from simulated_tensorrt import forget_modules
 from tiny_model import write_bright_cell_model, write_fixed_model
-
-from drone_kd.config import default_model_path
-from drone_kd.core.spec import ModelError
 
 rtx = pytest.importorskip(
     "tensorrt_rtx_bindings",
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations:Deprec
 
 @pytest.fixture
 def build(monkeypatch):
-    """drone_kd.build, on top of TensorRT-RTX."""
+    """drone_kd.backends.tensorrt.build, on top of TensorRT-RTX."""
     create = rtx.Builder.create_builder_config
 
     def for_a_gpu_that_is_not_here(self):
@@ -37,7 +37,7 @@ def build(monkeypatch):
     monkeypatch.setattr(rtx.Builder, "create_builder_config", for_a_gpu_that_is_not_here)
     monkeypatch.setitem(sys.modules, "tensorrt", rtx)
     forget_modules()
-    from drone_kd import build
+    from drone_kd.backends.tensorrt import build
 
     yield build
     forget_modules()

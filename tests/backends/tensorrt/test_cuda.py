@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from drone_kd.backends import cuda
+from drone_kd.backends.tensorrt import cuda
 
 # The pip packages that bring libcudart; torch's own brings the first.
 WHEELS = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12")

@@ -1,6 +1,6 @@
 from dataclasses import fields, replace
 
-from drone_kd.engines import EngineKey
+from drone_kd.backends.tensorrt.engine_cache import EngineKey
 
 KEY = EngineKey(
     model_sha256="0" * 64,

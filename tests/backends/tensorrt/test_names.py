@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tensorrt_names import CLASSES, WHEELS, load_table
 
 NAMES = load_table()
-ON_BOARD = Path(__file__).parents[1] / "drone_kd"
+ON_BOARD = Path(__file__).parents[3] / "drone_kd"
 SOURCES = [path for path in ON_BOARD.rglob("*.py") if "import tensorrt as trt" in path.read_text()]
 
 # Used only behind a condition on what the version has, and then there.

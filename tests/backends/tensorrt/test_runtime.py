@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from simulated_tensorrt import VERSIONS
-from tiny_model import tiny_spec, write_bright_cell_model
 
 from drone_kd.backends import open_backend
-from drone_kd.core.decode import InferenceError
-from drone_kd.core.spec import ModelError
+from drone_kd.core.model_spec import ModelError
+from drone_kd.core.postprocess import InferenceError
+from simulated_tensorrt import VERSIONS
+from tiny_model import tiny_spec, write_bright_cell_model
 
 every_version = pytest.mark.parametrize("simulated_tensorrt", VERSIONS, indirect=True)
 
@@ -152,7 +152,7 @@ def test_without_a_driver(simulated_tensorrt, model):
 
 def test_an_engine_with_other_tensors_than_the_model_promises(simulated_tensorrt, model, tmp_path):
     # Only a damaged cache could bring it, and its SHA-256 would not fit; asked here directly.
-    from drone_kd.backends.trt import TrtBackend
+    from drone_kd.backends.tensorrt.runtime import TrtBackend
 
     spec = tiny_spec(input_width=32)
     other = write_bright_cell_model(tmp_path / "other.onnx", spec)

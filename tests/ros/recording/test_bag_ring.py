@@ -12,9 +12,9 @@ from rclpy.serialization import deserialize_message, serialize_message
 from rosbags.rosbag2 import Reader
 from std_msgs.msg import Header
 
-from drone_kd.ros import ring as ring_module
-from drone_kd.ros.definitions import message_type
-from drone_kd.ros.ring import BagRing, Message
+from drone_kd.ros.recording import bag_ring as ring_module
+from drone_kd.ros.recording.bag_ring import BagRing, Message
+from drone_kd.ros.recording.message_definitions import message_type
 
 MB = 10**6
 

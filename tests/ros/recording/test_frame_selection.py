@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from drone_kd.core.detections import Detections
-from drone_kd.core.hard import (
+from drone_kd.ros.recording.frame_selection import (
     RANDOM,
     Selector,
     disagreement,

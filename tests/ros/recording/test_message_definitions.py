@@ -10,7 +10,7 @@ from rosbags.typesys import Stores, get_typestore
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix
 from vision_msgs.msg import Detection2DArray
 
-from drone_kd.ros.definitions import message_type
+from drone_kd.ros.recording.message_definitions import message_type
 
 
 @pytest.mark.parametrize(

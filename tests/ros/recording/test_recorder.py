@@ -20,10 +20,10 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Detection2DArray
 
-from drone_kd.ros import node as node_module
-from drone_kd.ros import recorder, ring
-from drone_kd.ros.images import image_to_bgr
-from drone_kd.ros.messages import bgr_to_image
+from drone_kd.ros import detector_node as node_module
+from drone_kd.ros.detection_messages import bgr_to_image
+from drone_kd.ros.image_conversion import image_to_bgr
+from drone_kd.ros.recording import bag_ring, recorder
 
 KINDS = {
     f"{kind.__module__.partition('.')[0]}/msg/{kind.__name__}": kind
@@ -327,8 +327,8 @@ def test_a_slow_disk_costs_frames_of_the_recording_only(recording, monkeypatch):
     site = recording()
     site.wait_for_detector()
     messages = site.collect(DiagnosticArray, "/diagnostics")
-    gate, writes = threading.Event(), ring.BagRing.write
-    monkeypatch.setattr(ring.BagRing, "write", lambda *a: gate.wait(20) and writes(*a))
+    gate, writes = threading.Event(), bag_ring.BagRing.write
+    monkeypatch.setattr(bag_ring.BagRing, "write", lambda *a: gate.wait(20) and writes(*a))
     assert record(site, True).success
     for seconds in range(1, 30):
         site.send(SURE, seconds)

@@ -5,10 +5,18 @@ import cv2
 import numpy as np
 import pytest
 
-from drone_kd.scene import CLASSES, FRAMES_PER_WORLD, SCENES, FlightPlan, draw_frame, fly, meshes
-from drone_kd.scene.frames import _sample_camera
-from drone_kd.scene.render import MIN_SIDE_PX, Camera, View, render, roll
-from drone_kd.scene.world import build_world
+from drone_kd.simulation.scene import (
+    CLASSES,
+    FRAMES_PER_WORLD,
+    SCENES,
+    FlightPlan,
+    draw_frame,
+    fly,
+    meshes,
+)
+from drone_kd.simulation.scene.frames import _sample_camera
+from drone_kd.simulation.scene.render import MIN_SIDE_PX, Camera, View, render, roll
+from drone_kd.simulation.scene.world import build_world
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from drone_kd import cli
-from drone_kd.score.flight import FlightWriter
+from drone_kd.simulation.scoring.flight_record import FlightWriter
 
 pytest.importorskip(
     "pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from drone_kd.score.flight import FlightError, FlightWriter, read_flight
+from drone_kd.simulation.scoring.flight_record import FlightError, FlightWriter, read_flight
 
 TRUTH = {"truth": 10, "at": 12, "boxes": [["car", "3", 1, 2, 3.5, 4]]}
 ANSWER = {"answer": 10, "at": 15, "boxes": [["car", 0.5, 1, 2, 3, 4], ["bus", 0.25, 0, 0, 1, 1]]}

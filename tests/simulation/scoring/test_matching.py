@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from drone_kd.score.flight import Answer, Leg, Truth
-from drone_kd.score.matching import clock_offset_ns, match, moments
+from drone_kd.simulation.scoring.flight_record import Answer, Leg, Truth
+from drone_kd.simulation.scoring.matching import clock_offset_ns, match, moments
 
 A, B = [0, 0, 10, 10], [20, 0, 30, 10]
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from drone_kd.score.flight import Flight, FlightError
-from drone_kd.score.summary import score
-from drone_kd.score.text import summary
+from drone_kd.simulation.scoring.flight_record import Flight, FlightError
+from drone_kd.simulation.scoring.score import score
+from drone_kd.simulation.scoring.text import summary
 
 pytest.importorskip(
     "pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]"

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import yaml
 
-from training.data import DataError, image_paths, label_path, load_data, read_sample, write_text
+from drone_kd_training.data.dataset import (
+    DataError,
+    image_paths,
+    label_path,
+    load_data,
+    read_sample,
+    write_text,
+)
 
 
 def test_relative_paths_are_taken_from_the_yaml(tiny_data, monkeypatch, tmp_path):

@@ -5,9 +5,9 @@ import cv2
 import numpy as np
 import pytest
 
-from drone_kd.scene import CLASSES, FRAMES_PER_WORLD, draw_frame
-from training import generate as module
-from training.generate import generate
+from drone_kd.simulation.scene import CLASSES, FRAMES_PER_WORLD, draw_frame
+from drone_kd_training.data import generate as module
+from drone_kd_training.data.generate import generate
 
 
 @pytest.fixture(scope="module")

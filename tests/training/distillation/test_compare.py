@@ -3,9 +3,9 @@ from pathlib import Path
 import polars
 import pytest
 import yaml
-from tiny_training import SIZE, draw_set
 
-from training.compare import (
+from drone_kd_training.data.dataset import image_paths, load_data
+from drone_kd_training.distillation.compare import (
     arm_config,
     as_markdown,
     best_builtin,
@@ -15,8 +15,8 @@ from training.compare import (
     interval,
     summarise,
 )
-from training.config import NO_TEACHER, Config
-from training.data import image_paths, load_data
+from drone_kd_training.distillation.config import NO_TEACHER, Config
+from tiny_training import SIZE, draw_set
 
 SHORT = {"mosaic": 0.0, "close_mosaic": 0, "optimizer": "AdamW", "lr0": 0.002, "nbs": 6}
 

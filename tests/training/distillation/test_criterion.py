@@ -2,11 +2,10 @@ from copy import copy, deepcopy
 
 import pytest
 import torch
-from tiny_training import NAMES, SIZE
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 
-from training.criterion import (
+from drone_kd_training.distillation.criterion import (
     TERMS,
     Balance,
     DistillationLoss,
@@ -17,9 +16,10 @@ from training.criterion import (
     raw_predictions,
     schedule,
 )
-from training.models import load_model, match_classes, resolve_model
-from training.softlabels import Areas, Boxes
-from training.teachers import DetectTeacher
+from drone_kd_training.models.checkpoints import load_model, match_classes, resolve_model
+from drone_kd_training.teachers.soft_labels import Areas, Boxes
+from drone_kd_training.teachers.teachers import DetectTeacher
+from tiny_training import NAMES, SIZE
 
 
 def one_batch() -> dict:
@@ -126,7 +126,9 @@ def test_yolo26_has_no_distribution_so_that_boxes_are_compared():
 def test_a_frame_without_labels_is_taught_by_what_the_teacher_is_sure_of(monkeypatch):
     teacher = DetectionModel(resolve_model("aerial-student.yaml"), nc=2, verbose=False)
     student, criterion = student_and_loss("aerial-student.yaml", teacher)
-    monkeypatch.setattr("training.criterion.schedule", lambda *_: 0.0)  # mosaic is closed
+    monkeypatch.setattr(
+        "drone_kd_training.distillation.criterion.schedule", lambda *_: 0.0
+    )  # mosaic is closed
     answers = Boxes(
         torch.tensor([1, 1]),
         torch.tensor([[0.25, 0.25, 0.2, 0.2], [0.7, 0.7, 0.4, 0.4]]),

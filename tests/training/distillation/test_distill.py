@@ -7,17 +7,17 @@ import polars
 import pytest
 import torch
 import yaml
-from tiny_training import NAMES, SIZE, draw_set, interrupt_when_written, save_checkpoint
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import unwrap_model
 
-from training.config import NO_TEACHER, Config, read_config
-from training.data import load_data
-from training.distill import _thin, _warn_if_weaker, distill
-from training.frames import read_regions
-from training.models import UnusableModelError, resolve_model
-from training.trainer import DistillTrainer
+from drone_kd_training.data.dataset import load_data
+from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
+from drone_kd_training.distillation.distill import _thin, _warn_if_weaker, distill
+from drone_kd_training.distillation.trainer import DistillTrainer
+from drone_kd_training.models.checkpoints import UnusableModelError, resolve_model
+from drone_kd_training.teachers.teaching_dataset import read_regions
+from tiny_training import NAMES, SIZE, draw_set, interrupt_when_written, save_checkpoint
 
 SHORT = {
     "warmup_epochs": 0.0,
@@ -162,7 +162,7 @@ def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(
             if self.epoch == 1:
                 raise Stop
 
-    monkeypatch.setattr("training.distill.DistillTrainer", StopsAfterTwo)
+    monkeypatch.setattr("drone_kd_training.distillation.distill.DistillTrainer", StopsAfterTwo)
     with pytest.raises(Stop):
         distill(run, tmp_path / "halves")
     monkeypatch.undo()
@@ -194,7 +194,7 @@ def test_a_cpu_computes_in_bfloat16_where_that_is_asked_for(
             body = getattr(body, "student_model", body).model
             body[0].register_forward_hook(lambda *call: seen.add(call[2].dtype))
 
-    monkeypatch.setattr("training.distill.DistillTrainer", Watched)
+    monkeypatch.setattr("drone_kd_training.distillation.distill.DistillTrainer", Watched)
     names = {"tiny": str(tiny_teacher)}
     overrides = {key: names.get(value, value) for key, value in overrides.items()}
     run = config(
@@ -302,7 +302,7 @@ def test_a_teacher_that_is_not_finite_is_refused(tiny_data, tmp_path):
 
 def test_a_teacher_weaker_than_its_student_is_named_with_both_figures(monkeypatch):
     said = []
-    monkeypatch.setattr("training.distill.LOGGER.warning", said.append)
+    monkeypatch.setattr("drone_kd_training.distillation.distill.LOGGER.warning", said.append)
     _warn_if_weaker({"student": {"map50_95": 0.31}, "teacher": {"map50_95": 0.25}})
     assert len(said) == 1 and "25.0 against 31.0" in said[0]
     _warn_if_weaker({"student": {"map50_95": 0.31}, "teacher": {"map50_95": 0.45}})

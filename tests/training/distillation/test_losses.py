@@ -3,7 +3,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch")
 pytest.importorskip("torchvision", reason="the box loss is torchvision's")
 
-from training import losses  # noqa: E402
+from drone_kd_training.distillation import losses  # noqa: E402
 
 RESPONSES = (losses.class_response_sigmoid, losses.class_response_softmax)
 

@@ -5,16 +5,16 @@ from copy import deepcopy
 
 import pytest
 import torch
-from tiny_training import NAMES, SIZE, draw_set
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 
-from training.criterion import Balance, DistillationLoss, match_levels
-from training.data import image_paths, load_data, read_sample
-from training.models import match_classes, resolve_model
-from training.softlabels import Coverage, extend_labels, split_batch
-from training.teachers import Predictions
+from drone_kd_training.data.dataset import image_paths, load_data, read_sample
+from drone_kd_training.distillation.criterion import Balance, DistillationLoss, match_levels
+from drone_kd_training.models.checkpoints import match_classes, resolve_model
+from drone_kd_training.teachers.soft_labels import Coverage, extend_labels, split_batch
+from drone_kd_training.teachers.teachers import Predictions
+from tiny_training import NAMES, SIZE, draw_set
 
 CAR, PERSON = 0, 1
 EVERYTHING = Coverage((True, True), (False, False))
@@ -103,7 +103,9 @@ def test_a_person_in_a_cars_only_set_is_not_unlearned(student, pictures, monkeyp
     assert batch["cls"].unique().tolist() == [CAR]
     before = person_score(student, pictures)
     after = person_score(train(deepcopy(student), batch, 15, 0.001), pictures)
-    monkeypatch.setattr("training.criterion.masked_negatives", lambda *_: nullcontext())
+    monkeypatch.setattr(
+        "drone_kd_training.distillation.criterion.masked_negatives", lambda *_: nullcontext()
+    )
     unmasked = person_score(train(deepcopy(student), batch, 15, 0.001), pictures)
     assert before > 0.5, before
     assert after > 0.7 * before, (before, after, unmasked)

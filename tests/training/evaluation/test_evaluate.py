@@ -3,13 +3,13 @@ import logging
 import cv2
 import numpy as np
 import pytest
+
+from drone_kd_training.data.dataset import DataError
+from drone_kd_training.evaluation.evaluate import evaluate
+from drone_kd_training.export.export import export
+from drone_kd_training.models.checkpoints import UnusableModelError
 from tiny_model import write_bright_cell_model
 from tiny_training import draw_set, save_checkpoint
-
-from training.data import DataError
-from training.evaluate import evaluate
-from training.export import export
-from training.models import UnusableModelError
 
 
 def test_torch_and_onnx_give_the_same_figures(tiny_data, tiny_teacher, tmp_path):

@@ -6,18 +6,18 @@ import onnx
 import pytest
 import torch
 import yaml
-from tiny_training import NAMES, SIZE, save_checkpoint
 from ultralytics.nn.tasks import ClassificationModel
 
 from drone_kd.backends import open_backend
 from drone_kd.family import descend, generations
-from training.__main__ import main
-from training.backend import TorchBackend
-from training.data import DataError
-from training.evaluate import evaluate
-from training.export import TOLERANCES, ExportError, Tolerance, export, gate_table
-from training.graphlint import problems
-from training.models import UnusableModelError, load_model
+from drone_kd_training.cli import main
+from drone_kd_training.data.dataset import DataError
+from drone_kd_training.evaluation.evaluate import evaluate
+from drone_kd_training.export.export import TOLERANCES, ExportError, Tolerance, export, gate_table
+from drone_kd_training.export.graph_checks import problems
+from drone_kd_training.models.checkpoints import UnusableModelError, load_model
+from drone_kd_training.models.torch_backend import TorchBackend
+from tiny_training import NAMES, SIZE, save_checkpoint
 
 ROWS = ("box, px, 100 % of rows", "score, 100 % of rows")
 

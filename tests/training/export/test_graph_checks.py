@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
-from tiny_model import quantize_bias
 
-from training.graphlint import problems
+from drone_kd_training.export.graph_checks import problems
+from tiny_model import quantize_bias
 
 
 @pytest.fixture(scope="module")

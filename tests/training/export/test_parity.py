@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from tiny_training import SIZE
 
-from training.backend import TorchBackend
-from training.models import load_model
-from training.parity import _differences, compare
+from drone_kd_training.export.parity import _differences, compare
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.torch_backend import TorchBackend
+from tiny_training import SIZE
 
 
 def test_compare_sees_a_difference(tiny_teacher):

@@ -8,18 +8,18 @@ import onnx
 import polars
 import pytest
 from onnx import numpy_helper
-from tiny_training import SIZE, save_checkpoint
 from ultralytics.utils.torch_utils import is_qat
 
 from drone_kd.backends import open_backend
-from training.__main__ import main
-from training.backend import FlightGraph, TorchBackend
-from training.config import Config
-from training.export import export
-from training.models import load_model
-from training.qad import _verdict
+from drone_kd_training.cli import main
+from drone_kd_training.distillation.config import Config
+from drone_kd_training.export.export import export
+from drone_kd_training.export.qat import _verdict
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.torch_backend import FlightGraph, TorchBackend
+from tiny_training import SIZE, save_checkpoint
 
-pytest.importorskip("modelopt", reason="no nvidia-modelopt (requirements/training.txt)")
+pytest.importorskip("modelopt", reason="no nvidia-modelopt (training/requirements.txt)")
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from tiny_training import SIZE
 
-from training import graphlint
-from training.backend import FlightGraph, TorchBackend
-from training.data import DataError, image_paths, load_data
-from training.export import _trace
-from training.models import load_model
-from training.quantize import calibrate, names_sha256, quantize, spread
+from drone_kd_training.data.dataset import DataError, image_paths, load_data
+from drone_kd_training.export import graph_checks
+from drone_kd_training.export.export import _trace
+from drone_kd_training.export.quantize import calibrate, names_sha256, quantize, spread
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.torch_backend import FlightGraph, TorchBackend
+from tiny_training import SIZE
 
 
 def test_frames_are_spread_evenly():
@@ -67,4 +67,4 @@ def test_codes_and_scales(half):
     assert codes.dtype == np.int8 and np.abs(codes - expected).max() <= 1
     own = constants["model.model.1.conv.weight_quantized"]
     assert (np.abs(own.reshape(len(own), -1)).max(axis=1) == 127).all()
-    assert graphlint.problems(quantized, "int8") == []
+    assert graph_checks.problems(quantized, "int8") == []

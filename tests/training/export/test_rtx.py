@@ -6,13 +6,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+
+from drone_kd_training.data.dataset import image_paths, load_data
+from drone_kd_training.export.export import write
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.torch_backend import describe
 from tiny_model import quantize_bias
 from tiny_training import SIZE, save_checkpoint
-
-from training.backend import describe
-from training.data import image_paths, load_data
-from training.export import write
-from training.models import load_model
 
 pytest.importorskip(
     "tensorrt_rtx_bindings",

@@ -3,15 +3,14 @@
 from pathlib import Path
 
 import pytest
+
 from tiny_model import tiny_spec, write_bright_cell_model, write_fixed_model
 
 pytest.importorskip("rosbags", reason="rosbags is not here: pip install drone_kd[simulation]")
 
 import numpy as np
-from recorded import image, scene, write_bag
 
-SECOND = 10**9
-NAMES = ("person", "car")  # of the student
+from mining_flights import NAMES, flight
 
 
 @pytest.fixture
@@ -25,18 +24,6 @@ def student(tmp_path) -> Path:
     """Sees a car in the same place of every frame, whatever is there."""
     rows = np.array([[[4, 4, 12, 12, 0.6, 1]]], np.float32)
     return write_fixed_model(tmp_path / "student.onnx", rows, tiny_spec(classes=NAMES))
-
-
-def flight(path: Path, seconds: int = 60, per_place: int = 6, storage: str = "MCAP") -> Path:
-    """One frame a second; another place every `per_place` seconds, where squares move."""
-    return write_bag(
-        path,
-        (
-            ("/camera/image", k * SECOND, image(scene(k // per_place, 3 * k), k * SECOND))
-            for k in range(seconds)
-        ),
-        storage,
-    )
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from tiny_training import NAMES, SIZE, draw_set
 
-from training.__main__ import main
-from training.corrections import FORMATS, read_mined
+from drone_kd_training.cli import main
+from drone_kd_training.mining.annotation_formats import FORMATS, read_mined
+from tiny_training import NAMES, SIZE, draw_set
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from recorded import STORE, TIME, cut, image, jpeg, scene, storage_file, write_bag
 
-from drone_kd.sources import SourceError
-from training.mine.flights import plan, read
+from drone_kd.media.image_files import SourceError
+from drone_kd_training.mining.flights import plan, read
+from recorded import STORE, TIME, cut, image, jpeg, scene, storage_file, write_bag
 
 SECOND = 10**9
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import numpy as np
 import pytest
-from recorded import scene
 
 from drone_kd.core.detections import Detections
-from training.mine.flights import Frame
-from training.mine.look import embed, thin
-from training.mine.models import fuse
-from training.mine.score import disagreement, flicker
-from training.mine.stages import SCENE_DISTANCE
+from drone_kd_training.mining.flights import Frame
+from drone_kd_training.mining.frame_features import embed, thin
+from drone_kd_training.mining.hardness import disagreement, flicker
+from drone_kd_training.mining.stages import SCENE_DISTANCE
+from drone_kd_training.mining.student_and_teacher import fuse
+from recorded import scene
 
 
 def found(*rows):

@@ -8,15 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import NAMES, SECOND, flight
+
+from drone_kd_training.cli import main
+from drone_kd_training.data.dataset import image_paths, load_data, read_sample
+from drone_kd_training.mining import mine as mine_module
+from drone_kd_training.mining import stages
+from drone_kd_training.teachers.soft_labels import IGNORE_BAND
+from drone_kd_training.teachers.teachers import open_teacher
+from mining_flights import NAMES, SECOND, flight
 from recorded import content, cut, image, jpeg, scene, storage_file, write_bag
 from tiny_model import tiny_spec, write_fixed_model
-
-from training.__main__ import main
-from training.data import image_paths, load_data, read_sample
-from training.mine import run, stages
-from training.softlabels import IGNORE_BAND
-from training.teachers import open_teacher
 
 
 def mine(output, *flights, teacher, student, frames=12, extra=()):
@@ -91,7 +92,7 @@ def test_from_which_score_on_the_teacher_labels(bag, teacher, student, tmp_path,
 def test_what_is_killed_goes_on_where_it_was(bag, teacher, student, tmp_path, stage, monkeypatch):
     assert mine(tmp_path / "whole", bag, teacher=teacher, student=student) == 0
     calls = {"look": 0, "label": 0, "finish": 0}
-    where = {"look": stages, "label": stages, "finish": run.dataset}
+    where = {"look": stages, "label": stages, "finish": mine_module.mined_dataset}
 
     def counted(name):
         own = getattr(where[name], name)
@@ -122,7 +123,11 @@ def test_interrupted_work_of_another_command_is_not_mixed(
     bag, teacher, student, tmp_path, monkeypatch, capsys
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(run.dataset, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            mine_module.mined_dataset,
+            "finish",
+            lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
         assert mine(tmp_path / "mined", bag, teacher=teacher, student=student) == 130
     assert mine(tmp_path / "mined", bag, teacher=teacher, student=student, frames=9) == 2
     assert "other frames: delete it" in capsys.readouterr().err
@@ -143,7 +148,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
         Path(path).write_bytes(data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "write_whole", full)
+        patch.setattr(mine_module, "write_whole", full)
         assert mine(tmp_path / "mined", bag, teacher=teacher, student=student) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "No space left on device" in error and "goes on" in error

@@ -3,7 +3,7 @@ from collections import Counter
 
 import numpy as np
 
-from training.mine.pick import add_scenes, held_out, pick
+from drone_kd_training.mining.selection import add_scenes, held_out, pick
 
 
 def candidates(count, scenes, seed=0):

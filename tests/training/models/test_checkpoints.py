@@ -1,7 +1,6 @@
 import pytest
-from tiny_training import save_checkpoint
 
-from training.models import (
+from drone_kd_training.models.checkpoints import (
     UnusableModelError,
     class_names,
     cost,
@@ -9,6 +8,7 @@ from training.models import (
     match_classes,
     resolve_model,
 )
+from tiny_training import save_checkpoint
 
 
 def test_classes_match_by_name_and_the_table_shows_what_does_not():

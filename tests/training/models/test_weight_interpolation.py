@@ -1,9 +1,9 @@
 import numpy as np
 import torch
-from tiny_training import save_checkpoint
 
-from training.blend import blend
-from training.models import class_names, load_model
+from drone_kd_training.models.checkpoints import class_names, load_model
+from drone_kd_training.models.weight_interpolation import blend
+from tiny_training import save_checkpoint
 
 
 def test_weights_and_statistics_are_means_and_classes_are_matched_by_name(tmp_path):

@@ -6,14 +6,14 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from tiny_training import save_checkpoint
 
-import training.default_model as module
+import drone_kd_training.recipes.default_model as module
 from drone_kd.backends import open_backend
-from training.backend import TorchBackend
-from training.card import grounds_table
-from training.data import load_data, read_sample
-from training.default_model import (
+from drone_kd_training.data.dataset import load_data, read_sample
+from drone_kd_training.export.export import ExportError
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.torch_backend import TorchBackend
+from drone_kd_training.recipes.default_model import (
     KINDS,
     PLAN,
     calibrate,
@@ -22,9 +22,9 @@ from training.default_model import (
     start,
     write_ground,
 )
-from training.export import ExportError
-from training.models import load_model
-from training.sources import Plan, Source
+from drone_kd_training.recipes.model_card import grounds_table
+from drone_kd_training.teachers.plan import Plan, Source
+from tiny_training import save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import json
 
 import cv2
 import pytest
-from tiny_training import save_checkpoint
 
-import training.demo
-from training.demo import Plan, main, run
+import drone_kd_training.recipes.demo
+from drone_kd_training.recipes.demo import Plan, main, run
+from tiny_training import save_checkpoint
 
 pytest.importorskip("rclpy", reason="the flight needs ROS 2")
 
@@ -15,7 +15,7 @@ pytest.importorskip("rclpy", reason="the flight needs ROS 2")
 def test_demo_from_nothing_and_a_second_run_skips_what_is_done(
     tmp_path, monkeypatch, capsys, ros_domain_id
 ):
-    monkeypatch.setattr(training.demo, "FLIGHT_SECONDS", 3.0)
+    monkeypatch.setattr(drone_kd_training.recipes.demo, "FLIGHT_SECONDS", 3.0)
     names = ("person", "car", "truck", "bus")
     plan = Plan(
         output=tmp_path / "demo",

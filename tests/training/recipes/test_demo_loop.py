@@ -6,10 +6,10 @@ from pathlib import Path
 import cv2
 import pytest
 
-import training.guard
-import training.loop
+import drone_kd_training.recipes.demo_loop
+import drone_kd_training.retraining.guard
 from drone_kd.family import generations
-from training.loop import Plan, main, run
+from drone_kd_training.recipes.demo_loop import Plan, main, run
 
 pytest.importorskip("rclpy", reason="the flight needs ROS 2")
 
@@ -19,13 +19,13 @@ def test_a_flight_at_night_ends_with_another_model_in_the_same_node(
     tmp_path, monkeypatch, capsys, ros_domain_id
 ):
     for bar in ("GAIN", "MARGIN", "PART_MARGIN"):  # so short a training makes nothing better
-        monkeypatch.setattr(training.guard, bar, -1.1)
-    monkeypatch.setattr(training.guard, "AGREEMENT", 0.0)
-    monkeypatch.setattr(training.guard, "FEWEST_OBJECTS", 1)
-    monkeypatch.setattr(training.guard, "DRAWS", 20)
+        monkeypatch.setattr(drone_kd_training.retraining.guard, bar, -1.1)
+    monkeypatch.setattr(drone_kd_training.retraining.guard, "AGREEMENT", 0.0)
+    monkeypatch.setattr(drone_kd_training.retraining.guard, "FEWEST_OBJECTS", 1)
+    monkeypatch.setattr(drone_kd_training.retraining.guard, "DRAWS", 20)
     plan = Plan(
         output=tmp_path / "loop",
-        teacher=training.loop.Plan.model,  # the smallest there is
+        teacher=drone_kd_training.recipes.demo_loop.Plan.model,  # the smallest there is
         imgsz=160,
         teacher_places=2,
         teacher_frames=3,

@@ -5,12 +5,12 @@ import itertools
 import cv2
 import pytest
 
-from drone_kd.config import default_model_path
 from drone_kd.detector import load_detector
-from drone_kd.scene import CLASSES, FlightPlan, fly
-from drone_kd.score.flight import Flight
-from drone_kd.score.summary import score
-from training.evaluate import CONFIDENCE, IOU, evaluate
+from drone_kd.paths import default_model_path
+from drone_kd.simulation.scene import CLASSES, FlightPlan, fly
+from drone_kd.simulation.scoring.flight_record import Flight
+from drone_kd.simulation.scoring.score import score
+from drone_kd_training.evaluation.evaluate import CONFIDENCE, IOU, evaluate
 
 FRAMES, STEP_NS = 10, 10**9
 

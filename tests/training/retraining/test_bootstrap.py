@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from drone_kd.score.precision import annotation, mean_precision, precision
-from drone_kd.score.resample import AREAS, Matches, draw_frames
+from drone_kd.metrics import annotation, mean_precision, precision
+from drone_kd_training.retraining.bootstrap import AREAS, Matches, draw_frames
 
 pytest.importorskip(
     "pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]"

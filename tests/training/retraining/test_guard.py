@@ -3,11 +3,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drone_kd.score.precision import annotation
-from training import guard
-from training.evaluate import Answers
-from training.guard import FEW, HOLDS, UNSHOWN, WORSE, Row, accepted, as_dicts, as_table
-from training.teachers import Predictions
+from drone_kd.metrics import annotation
+from drone_kd_training.evaluation.evaluate import Answers
+from drone_kd_training.retraining import guard
+from drone_kd_training.retraining.guard import (
+    FEW,
+    HOLDS,
+    UNSHOWN,
+    WORSE,
+    Row,
+    accepted,
+    as_dicts,
+    as_table,
+)
+from drone_kd_training.teachers.teachers import Predictions
 
 NAMES = ("car", "person")
 

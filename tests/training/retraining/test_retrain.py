@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_training import NAMES, draw_set, interrupt_when_written, save_checkpoint
 
-import training.guard
+import drone_kd_training.retraining.guard
 from drone_kd.family import generations
-from training.__main__ import main
-from training.data import image_paths
-from training.models import load_model
-from training.retrain import Plan, read_mined, retrain
+from drone_kd_training.cli import main
+from drone_kd_training.data.dataset import image_paths
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.retraining.retrain import Plan, read_mined, retrain
+from tiny_training import NAMES, draw_set, interrupt_when_written, save_checkpoint
 
 SHORT = {"mosaic": 0.0, "close_mosaic": 0}
 
@@ -56,15 +56,15 @@ def command(model: Path, mined: Path, data: Path, output: Path, *more: str) -> l
 def lower_the_bars(monkeypatch) -> None:
     """Of a guard that lets everything pass: what comes after it is what is looked at."""
     for name in ("GAIN", "MARGIN", "PART_MARGIN"):
-        monkeypatch.setattr(training.guard, name, -1.1)
-    monkeypatch.setattr(training.guard, "FEWEST_OBJECTS", 1)
+        monkeypatch.setattr(drone_kd_training.retraining.guard, name, -1.1)
+    monkeypatch.setattr(drone_kd_training.retraining.guard, "FEWEST_OBJECTS", 1)
 
 
 def test_an_accepted_candidate_is_exported_under_its_hash_with_its_lineage(
     mined, tiny_data, tiny_teacher, tmp_path, monkeypatch, capsys
 ):
     lower_the_bars(monkeypatch)
-    monkeypatch.setattr(training.guard, "DRAWS", 20)
+    monkeypatch.setattr(drone_kd_training.retraining.guard, "DRAWS", 20)
     output = tmp_path / "out"
     arguments = command(tiny_teacher, mined, tiny_data, output)
     assert main(arguments) == 0
@@ -99,7 +99,7 @@ def test_an_accepted_candidate_is_exported_under_its_hash_with_its_lineage(
 def test_nothing_learnt_is_refused_with_exit_code_3(
     mined, tiny_data, tiny_teacher, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(training.guard, "DRAWS", 20)
+    monkeypatch.setattr(drone_kd_training.retraining.guard, "DRAWS", 20)
     arguments = command(tiny_teacher, mined, tiny_data, tmp_path, "--set", "lr0=1e-9")
     assert main(arguments) == 3
     assert "refused" in capsys.readouterr().out
@@ -118,7 +118,7 @@ def test_a_corrected_frame_has_a_person_s_boxes_as_labels_and_as_answers(
     (folder / "labels" / "train" / f"{name}.txt").write_text("1 0.5 0.5 0.25 0.25\n")
     read = read_mined(folder)
     assert [path.stem for path in read.labelled] == [name] and len(read.unlabelled) == 5
-    monkeypatch.setattr(training.guard, "DRAWS", 20)
+    monkeypatch.setattr(drone_kd_training.retraining.guard, "DRAWS", 20)
     plan = Plan(str(tiny_teacher), str(folder), str(tiny_data), str(tiny_teacher), epochs=1,
                 batch=6, replay=0.0, overrides=SHORT)  # fmt: skip
     retrain(plan, tmp_path / "out", "retrain")

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from training.fusion import count_right, fuse, translate
-from training.sources import Teacher
+from drone_kd_training.teachers.fusion import count_right, fuse, translate
+from drone_kd_training.teachers.plan import Teacher
 
 NAMES = ("person", "car")
 

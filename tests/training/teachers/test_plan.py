@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_training import draw_set, save_checkpoint
 
-from training.__main__ import main
-from training.sources import read_plan
+from drone_kd_training.cli import main
+from drone_kd_training.teachers.plan import read_plan
+from tiny_training import draw_set, save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import pytest
-from tiny_training import NAMES, SIZE
 
-from training.__main__ import main
-from training.data import load_data
-from training.predict import predict
-from training.teachers import open_teacher
+from drone_kd_training.cli import main
+from drone_kd_training.data.dataset import load_data
+from drone_kd_training.teachers.predict import predict
+from drone_kd_training.teachers.teachers import open_teacher
+from tiny_training import NAMES, SIZE
 
 
 def test_what_a_teacher_finds_is_read_back_as_its_answers(tiny_data, tiny_teacher, tmp_path):
@@ -24,7 +24,7 @@ def test_nothing_is_left_of_an_interrupted_run(tiny_data, tiny_teacher, tmp_path
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.predict.read_sample", stop)
+    monkeypatch.setattr("drone_kd_training.teachers.predict.read_sample", stop)
     with pytest.raises(KeyboardInterrupt):
         predict(str(tiny_teacher), tiny_data, tmp_path / "answers")
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.ops import box_convert
 
-from training.softlabels import (
+from drone_kd_training.teachers.soft_labels import (
     Areas,
     Boxes,
     Coverage,
@@ -18,7 +18,7 @@ from training.softlabels import (
     negatives_kept,
     split_batch,
 )
-from training.teachers import Predictions
+from drone_kd_training.teachers.teachers import Predictions
 
 
 def label(name: str, *rows: tuple) -> dict:

@@ -3,13 +3,19 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_training import NAMES, SIZE, save_checkpoint
 from torchvision.ops import box_convert
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
-from training.backend import BoxBackend
-from training.models import UnusableModelError, load_model
-from training.teachers import BOX_HEADS, BoxTeacher, DetectTeacher, _in_tiles, open_teacher
+from drone_kd_training.models.checkpoints import UnusableModelError, load_model
+from drone_kd_training.models.torch_backend import BoxBackend
+from drone_kd_training.teachers.teachers import (
+    BOX_HEADS,
+    BoxTeacher,
+    DetectTeacher,
+    _in_tiles,
+    open_teacher,
+)
+from tiny_training import NAMES, SIZE, save_checkpoint
 
 
 def test_a_detector_answers_per_anchor(tmp_path):

@@ -10,18 +10,24 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from tiny_training import SIZE, draw_set, save_checkpoint
 from ultralytics.utils import LOGGER
 
-import training.answers
-import training.distill
-from training.__main__ import main
-from training.config import Config
-from training.data import image_paths, load_data, read_sample
-from training.distill import distill
-from training.frames import _spans, boxes_inside, read_regions, views, write_frames
-from training.softlabels import Coverage
-from training.sources import Crops, read_plan
+import drone_kd_training.distillation.distill
+import drone_kd_training.teachers.prediction_cache
+from drone_kd_training.cli import main
+from drone_kd_training.data.dataset import image_paths, load_data, read_sample
+from drone_kd_training.distillation.config import Config
+from drone_kd_training.distillation.distill import distill
+from drone_kd_training.teachers.plan import Crops, read_plan
+from drone_kd_training.teachers.soft_labels import Coverage
+from drone_kd_training.teachers.teaching_dataset import (
+    _spans,
+    boxes_inside,
+    read_regions,
+    views,
+    write_frames,
+)
+from tiny_training import SIZE, draw_set, save_checkpoint
 
 SHORT = {
     "warmup_epochs": 0.0,
@@ -84,13 +90,13 @@ def test_labels_answers_and_who_speaks_for_what(tmp_path):
 
 def test_answers_are_kept_by_teacher_size_and_picture(tmp_path, monkeypatch, caplog):
     asked = []
-    ask = training.answers.Answers._ask
+    ask = drone_kd_training.teachers.prediction_cache.Answers._ask
 
     def count(self, image):
         asked.append(self.teacher.imgsz)
         return ask(self, image)
 
-    monkeypatch.setattr(training.answers.Answers, "_ask", count)
+    monkeypatch.setattr(drone_kd_training.teachers.prediction_cache.Answers, "_ask", count)
     path = write_plan(tmp_path)
     plan = read_plan(path)
     write_frames(plan, tmp_path / "a")
@@ -98,11 +104,11 @@ def test_answers_are_kept_by_teacher_size_and_picture(tmp_path, monkeypatch, cap
     assert len(asked) == 4
     picture = tmp_path / "more/images/train/000.png"  # another picture of the same name
     cv2.imwrite(str(picture), 255 - cv2.imread(str(picture)))
-    training.answers.file_hash.cache_clear()
+    drone_kd_training.teachers.prediction_cache.file_hash.cache_clear()
     write_frames(plan, tmp_path / "c")
     assert len(asked) == 5
     said = []
-    monkeypatch.setattr(training.answers.LOGGER, "info", said.append)
+    monkeypatch.setattr(drone_kd_training.teachers.prediction_cache.LOGGER, "info", said.append)
     larger = replace(plan, teachers=(replace(plan.teachers[0], imgsz=2 * SIZE),))
     write_frames(larger, tmp_path / "d")
     assert len(asked) == 9
@@ -153,9 +159,9 @@ def test_the_command_says_who_teaches_what_and_measures_each_source(tmp_path):
 def test_interrupted_anywhere_it_goes_on(tmp_path, monkeypatch, phase):
     plan = write_plan(tmp_path)
     place = {
-        "answers": (training.answers.Answers, "_ask"),
-        "frames": (training.frames, "fuse"),
-        "figures": (training.distill, "evaluate"),
+        "answers": (drone_kd_training.teachers.prediction_cache.Answers, "_ask"),
+        "frames": (drone_kd_training.teachers.teaching_dataset, "fuse"),
+        "figures": (drone_kd_training.distillation.distill, "evaluate"),
     }[phase]
     whole = getattr(*place)
     calls = []

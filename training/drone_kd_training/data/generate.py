@@ -21,8 +21,8 @@ import cv2
 import yaml
 from tqdm import tqdm
 
-from drone_kd.scene import CLASSES, FRAMES_PER_WORLD, Frame, draw_frame
-from training.data import centre_and_size, label_lines, write_text
+from drone_kd.simulation.scene import CLASSES, FRAMES_PER_WORLD, Frame, draw_frame
+from drone_kd_training.data.dataset import centre_and_size, label_lines, write_text
 
 JPEG_QUALITY = 92
 WORKERS = 2

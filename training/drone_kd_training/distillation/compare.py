@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from training.cluster import each
-from training.config import NO_TEACHER, Config, read_config, read_value
-from training.data import image_paths, load_data, write_text
-from training.distill import distill
-from training.evaluate import evaluate
-from training.htmlreport import compare_frames, write_report
-from training.models import load_model
-from training.report import format_score
+from drone_kd_training.data.dataset import image_paths, load_data, write_text
+from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config, read_value
+from drone_kd_training.distillation.distill import distill
+from drone_kd_training.evaluation.evaluate import evaluate
+from drone_kd_training.html_report import compare_frames, write_report
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.ray_cluster import each
+from drone_kd_training.tables import format_score
 
 PLAIN, DISTILLED, BUILTIN = "plain", "distilled", "builtin"
 # Ultralytics' own distillation has one weight, `dis` (default 6): tuned over these.

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from training.criterion import TERMS
+from drone_kd_training.distillation.criterion import TERMS
 
 NO_TEACHER = "none"
 
@@ -21,8 +21,8 @@ class Config:
     """What a run is made of; written to ``config.yaml`` in its output folder, and read back by
     --resume.
 
-    ``teachers`` is a file of sources and teachers (`training.sources`), from which ``data`` and
-    ``teacher`` then follow. ``terms`` are names of `training.criterion.TERMS`. ``balance`` is the
+    ``teachers`` is a file of sources and teachers (`teachers.plan`), from which ``data`` and
+    ``teacher`` then follow. ``terms`` are names of `criterion.TERMS`. ``balance`` is the
     share that the gradient of each term has of the detection loss's gradient on the same
     features, at lambda = 1. ``teacher_scale``: the teacher sees the augmented picture this many
     times as large, in both directions, as the student does; with ``teacher_tiles`` it looks at it

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 from ultralytics.utils.tal import dist2bbox, make_anchors
 
-from training import losses
-from training.cost import Cost
-from training.losses import BACKGROUND
-from training.models import ClassMatch, UnusableModelError
-from training.softlabels import (
+from drone_kd_training.distillation import losses
+from drone_kd_training.distillation.losses import BACKGROUND
+from drone_kd_training.distillation.teacher_cost import Cost
+from drone_kd_training.models.checkpoints import ClassMatch, UnusableModelError
+from drone_kd_training.teachers.soft_labels import (
     Boxes,
     add_sure_answers,
     answers_count,

@@ -4,7 +4,7 @@
     --teacher teacher.pt --student yolo11n.yaml --data data.yaml --output runs/car
     ... --output runs/car --resume     # after an interruption
     --teacher none ...                 # the student alone (or a teacher to be)
-    --teachers teachers.yaml ...       # several, each on its own sources: training/sources.py
+    --teachers teachers.yaml ...       # several, each on its own sources: teachers/plan.py
     ... --device 0,1                   # on two GPUs of this machine
 
 On several machines with two GPUs each, sharing a file system:
@@ -13,7 +13,7 @@ On several machines with two GPUs each, sharing a file system:
       --module training distill --device 0,1 ...
 
 The loop, the detection loss, augmentation and checkpoints are Ultralytics'; what is added is one
-wrapper round the detection criterion (`training.criterion`), so that the checkpoint holds the
+wrapper round the detection criterion (`distillation.criterion`), so that the checkpoint holds the
 student alone and loads anywhere.
 """
 
@@ -38,24 +38,24 @@ from ultralytics import __version__ as ultralytics_version
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import strip_optimizer
 
-from training.config import Config, read_config
-from training.criterion import BOX_TERMS, match_levels
-from training.data import image_paths, load_data, write_text
-from training.evaluate import evaluate
-from training.frames import REGIONS, write_frames, write_regions
-from training.htmlreport import write_report
-from training.models import (
+from drone_kd_training.data.dataset import image_paths, load_data, write_text
+from drone_kd_training.distillation.config import Config, read_config
+from drone_kd_training.distillation.criterion import BOX_TERMS, match_levels
+from drone_kd_training.distillation.trainer import COST, FRAMES, STATE, DistillTrainer
+from drone_kd_training.evaluation.evaluate import evaluate
+from drone_kd_training.html_report import write_report
+from drone_kd_training.models.checkpoints import (
     UnusableModelError,
     cost,
     load_model,
     match_classes,
     resolve_model,
 )
-from training.report import format_score
-from training.softlabels import Coverage
-from training.sources import read_plan
-from training.teachers import open_teacher
-from training.trainer import COST, FRAMES, STATE, DistillTrainer
+from drone_kd_training.tables import format_score
+from drone_kd_training.teachers.plan import read_plan
+from drone_kd_training.teachers.soft_labels import Coverage
+from drone_kd_training.teachers.teachers import open_teacher
+from drone_kd_training.teachers.teaching_dataset import REGIONS, write_frames, write_regions
 
 # A trained student gets used to INT8, and is not to learn anew.
 QUANTIZED = {

@@ -19,8 +19,9 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
-from training.config import read_config
-from training.criterion import (
+from drone_kd_training.data.dataset import write_text
+from drone_kd_training.distillation.config import read_config
+from drone_kd_training.distillation.criterion import (
     Balance,
     DistillationLoss,
     InFloat32,
@@ -29,13 +30,12 @@ from training.criterion import (
     make_adapters,
     match_levels,
 )
-from training.data import write_text
-from training.frames import REGIONS, read_regions
-from training.models import UnusableModelError, class_names, match_classes
-from training.softlabels import extend_labels, split_batch
-from training.teachers import Predictions, open_teacher
+from drone_kd_training.models.checkpoints import UnusableModelError, class_names, match_classes
+from drone_kd_training.teachers.soft_labels import extend_labels, split_batch
+from drone_kd_training.teachers.teachers import Predictions, open_teacher
+from drone_kd_training.teachers.teaching_dataset import REGIONS, read_regions
 
-# Below a run's folder: frames with `training.frames.REGIONS`, where not every class is labelled.
+# Below a run's folder: frames in which not every class is labelled, with `REGIONS`.
 FRAMES = "frames"
 COST = "teacher_cost.json"
 STATE = "resume.pt"
@@ -300,7 +300,7 @@ class DistillTrainer(DetectionTrainer):
         return super().validate() if self.args.val else (self.metrics, self.fitness)
 
     def final_eval(self) -> None:
-        """Make the checkpoints small; the figures are taken by `training.evaluate`."""
+        """Make the checkpoints small; the figures are taken by `evaluation.evaluate`."""
         if RANK in {-1, 0}:
             for path in filter(Path.exists, (self.last, self.best)):
                 strip_optimizer(path)

@@ -17,20 +17,20 @@ from torch import nn
 from tqdm import tqdm
 
 from drone_kd.backends import open_backend
-from drone_kd.config import parameter_defaults
 from drone_kd.core.boxes import nms
-from drone_kd.core.spec import ModelError
+from drone_kd.core.model_spec import ModelError
 from drone_kd.detector import Detector
-from drone_kd.score.precision import (
+from drone_kd.metrics import (
     MAX_DETECTIONS,
     SIZES,
     annotation,
     mean_precision,
     precision,
 )
-from training.backend import ImageSize, TorchBackend
-from training.data import DataError, image_paths, load_data, read_sample
-from training.models import UnusableModelError, load_model
+from drone_kd.paths import parameter_defaults
+from drone_kd_training.data.dataset import DataError, image_paths, load_data, read_sample
+from drone_kd_training.models.checkpoints import UnusableModelError, load_model
+from drone_kd_training.models.torch_backend import ImageSize, TorchBackend
 
 # Evaluation keeps boxes down to almost nothing, so that the curve of precision over recall is
 # complete; the IoU threshold is that of Ultralytics' validator, the field's yardstick.
@@ -39,7 +39,7 @@ CONFIDENCE, IOU = 0.001, 0.7
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model found in the frames of a split, as `drone_kd.score.precision` takes it.
+    """What a model found in the frames of a split, as `drone_kd.metrics` takes it.
 
     ``known``: the classes that the model has; ``paths`` of the frames, whose ids are their index.
     """

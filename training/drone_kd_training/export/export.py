@@ -25,17 +25,23 @@ from ultralytics import __version__ as ultralytics_version
 from ultralytics.utils.torch_utils import is_qat
 
 from drone_kd.backends import open_backend
-from drone_kd.core.lineage import Lineage
+from drone_kd.core.model_spec import INPUTS, PRECISIONS, ModelSpec
 from drone_kd.core.preprocess import letterbox
-from drone_kd.core.spec import INPUTS, PRECISIONS, ModelSpec
 from drone_kd.files import file_sha256
-from training import graphlint
-from training.backend import FlightGraph, ImageSize, TorchBackend, describe, trained_imgsz
-from training.data import DataError, DataSet, image_paths, load_data, read_sample
-from training.evaluate import evaluate
-from training.models import load_model
-from training.parity import compare
-from training.quantize import calibrate, names_sha256, quantize, spread
+from drone_kd.lineage import Lineage
+from drone_kd_training.data.dataset import DataError, DataSet, image_paths, load_data, read_sample
+from drone_kd_training.evaluation.evaluate import evaluate
+from drone_kd_training.export import graph_checks
+from drone_kd_training.export.parity import compare
+from drone_kd_training.export.quantize import calibrate, names_sha256, quantize, spread
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.torch_backend import (
+    FlightGraph,
+    ImageSize,
+    TorchBackend,
+    describe,
+    trained_imgsz,
+)
 
 LICENCE = "AGPL-3.0"
 PARITY_FRAMES = 8
@@ -95,7 +101,7 @@ def export(
         imgsz: of the input: side of a square in pixels, or height and width, such as (384, 640)
             for frames of 16:9; default: the square it was trained at.
         batch: frames per inference.
-        input_: a name of `drone_kd.core.spec.INPUTS`.
+        input_: a name of `drone_kd.core.model_spec.INPUTS`.
         force: write a file that fails under another name.
         before: the checkpoint from which a quantization-aware one was trained: what its mAP is
             compared with. Such a checkpoint needs it; every other is compared with itself.
@@ -150,7 +156,7 @@ def export(
             "trained_with_ultralytics": str(saved.get("version", "")),
             "torch": torch.__version__,
             "onnx": onnx.__version__,
-            "opset": str(graphlint.OPSETS[precision]),
+            "opset": str(graph_checks.OPSETS[precision]),
         },
         metrics=_metrics(checkpoint.with_name("metrics.json")),
         licence=licence,
@@ -199,7 +205,7 @@ def _trace(graph: FlightGraph, spec: ModelSpec, path: Path) -> None:
             graph,
             (frames,),
             str(path),
-            opset_version=graphlint.OPSETS[spec.precision],
+            opset_version=graph_checks.OPSETS[spec.precision],
             input_names=["frames"],
             output_names=["detections"],
             dynamo=False,
@@ -230,7 +236,7 @@ def _measure(
     parity = compare(backend, open_backend(path, runtime="onnxruntime"), _frames(dataset, *imgsz))
     share = f"{100 * tolerance.share:g} % of rows"
     gates = {
-        "graph problems": (len(graphlint.problems(onnx.load(path), spec.precision)), 0),
+        "graph problems": (len(graph_checks.problems(onnx.load(path), spec.precision)), 0),
         f"box, px, {share}": (_quantile(parity.box_px, tolerance.share), tolerance.box_px),
         f"score, {share}": (_quantile(parity.score, tolerance.share), tolerance.score),
     }
@@ -259,7 +265,7 @@ def _failures(spec: ModelSpec, failed: list[str], path: Path) -> list[str]:
         f"{name}: {spec.gates[name]['measured']:.4g}, at most {spec.gates[name]['limit']:g}"
         for name in failed
     ]
-    return lines + graphlint.problems(onnx.load(path), spec.precision)[:1]
+    return lines + graph_checks.problems(onnx.load(path), spec.precision)[:1]
 
 
 def gate_table(spec: ModelSpec) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from drone_kd.core.spec import ModelSpec
-from training.config import Config
-from training.export import TOLERANCES, export, gate_table
-from training.report import format_score
+from drone_kd.core.model_spec import ModelSpec
+from drone_kd_training.distillation.config import Config
+from drone_kd_training.export.export import TOLERANCES, export, gate_table
+from drone_kd_training.tables import format_score
 
 CALIBRATED, TRAINED = "calibrated.onnx", "model.onnx"
 

@@ -22,10 +22,10 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from drone_kd.core.model_spec import ModelSpec
 from drone_kd.core.preprocess import letterbox, network_input
-from drone_kd.core.spec import ModelSpec
-from training.backend import FlightGraph
-from training.data import DataError
+from drone_kd_training.data.dataset import DataError
+from drone_kd_training.models.torch_backend import FlightGraph
 
 # The largest code; the smallest one, -128, is not used.
 CODES = 127

@@ -21,8 +21,14 @@ import numpy as np
 import yaml
 
 from drone_kd.files import write_whole
-from drone_kd.score.precision import annotation
-from training.data import DataError, centre_and_size, image_paths, label_lines, label_path
+from drone_kd.metrics import annotation
+from drone_kd_training.data.dataset import (
+    DataError,
+    centre_and_size,
+    image_paths,
+    label_lines,
+    label_path,
+)
 
 CORRECTED_FILE = "corrected.txt"
 # Tools round what they write; a box that moved by less, in pixels, is as it was.

@@ -21,7 +21,7 @@ import cv2
 import fsspec
 import numpy as np
 
-from drone_kd.bags import (
+from drone_kd.media.bags import (
     COMPRESSED,
     IMAGE,
     BagFile,
@@ -30,7 +30,7 @@ from drone_kd.bags import (
     message_to_bgr,
     read_messages,
 )
-from drone_kd.sources import PICTURE_SUFFIXES, VIDEO_SUFFIXES, SourceError, read_picture
+from drone_kd.media.image_files import PICTURE_SUFFIXES, VIDEO_SUFFIXES, SourceError, read_picture
 
 # A flight has about ten time blocks, of which some are held out; longer flights have more, since a
 # block is no longer than this, and short flights fewer: of shorter blocks most frames would have

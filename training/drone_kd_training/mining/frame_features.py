@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from training.mine.flights import Frame
+from drone_kd_training.mining.flights import Frame
 
 THUMBNAIL = 64
 # Two frames are nearly the same if fewer cells of their thumbnails than this share differ by more

@@ -21,16 +21,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from drone_kd.config import default_model_path
 from drone_kd.files import file_sha256, write_whole
-from drone_kd.sources import SourceError
-from training.data import DataError
-from training.mine import dataset, stages
-from training.mine.flights import Segment, plan
-from training.mine.models import Models, open_models
-from training.mine.pick import SHARES, add_scenes, pick
-from training.models import resolve_model
-from training.softlabels import IGNORE_BAND
+from drone_kd.media.image_files import SourceError
+from drone_kd.paths import default_model_path
+from drone_kd_training.data.dataset import DataError
+from drone_kd_training.mining import mined_dataset, stages
+from drone_kd_training.mining.flights import Segment, plan
+from drone_kd_training.mining.selection import SHARES, add_scenes, pick
+from drone_kd_training.mining.student_and_teacher import Models, open_models
+from drone_kd_training.models.checkpoints import resolve_model
+from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def mine(
     cluster: str | None = None,
     warn: Callable[[str], None] = tqdm.write,
 ) -> dict[str, int]:
-    """Mine flights into a data set; see `training.mine.dataset` for what it holds.
+    """Mine flights into a data set; see `mining.mined_dataset` for what it holds.
 
     Args:
         flights: bags, videos, folders of pictures: paths or fsspec URLs.
@@ -84,7 +84,7 @@ def mine(
     if cluster is None:
         score, label = _Here(models).score, _Here(models).label
     else:
-        from training.mine.cluster import Cluster
+        from drone_kd_training.mining.ray_pipeline import Cluster
 
         workers = Cluster(cluster, settings.teacher, settings.student)
         score, label = workers.score, workers.label
@@ -95,7 +95,7 @@ def mine(
         chosen = _choose(segments, done, settings, warn)
         _label(work, chosen, label, settings.sure)
         rows = [row for _, rows in chosen for row in rows]
-        if not dataset.finish(work, rows, models.names):
+        if not mined_dataset.finish(work, rows, models.names):
             warn(
                 "WARNING the teacher is sure of nothing in any chosen frame: as they are, they "
                 "teach that there is nothing; correct their labels, or use another teacher"
@@ -209,14 +209,14 @@ def _label(
     rows = {(segment.key, row["index"]): row for segment, own in chosen for row in own}
     missing = []
     for segment, own in chosen:
-        indices = {row["index"] for row in own if not dataset.is_written(work, row)}
+        indices = {row["index"] for row in own if not mined_dataset.is_written(work, row)}
         if indices:
             missing.append((segment, indices))
     with tqdm(total=len(rows), desc="label", unit="frame") as bar:
         bar.update(len(rows) - sum(len(indices) for _, indices in missing))
         for segment, found in label(missing):
             for labelled in found:
-                dataset.write_frame(work, rows[segment.key, labelled.index], labelled, sure)
+                mined_dataset.write_frame(work, rows[segment.key, labelled.index], labelled, sure)
                 bar.update()
 
 
@@ -239,7 +239,7 @@ def _work_folder(output: Path, settings: Settings, segments: list[Segment]) -> P
                 f"{work} is of an interrupted run with other {', '.join(changed)}: delete it, or "
                 "choose another --output"
             )
-    dataset.make_folders(work)
+    mined_dataset.make_folders(work)
     (work / "shards").mkdir(exist_ok=True)
     write_whole(settings_file, json.dumps(content).encode())
     return work

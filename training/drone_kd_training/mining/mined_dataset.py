@@ -25,13 +25,13 @@ import numpy as np
 import yaml
 
 from drone_kd.core.preprocess import letterbox
-from drone_kd.draw import draw_text
 from drone_kd.files import write_whole
-from training.fusion import bend
-from training.mine.stages import Labelled
-from training.predict import answer_lines
-from training.softlabels import IGNORE_BAND
-from training.teachers import CLASSES_FILE
+from drone_kd.visualization import draw_text
+from drone_kd_training.mining.stages import Labelled
+from drone_kd_training.teachers.fusion import bend
+from drone_kd_training.teachers.predict import answer_lines
+from drone_kd_training.teachers.soft_labels import IGNORE_BAND
+from drone_kd_training.teachers.teachers import CLASSES_FILE
 
 SPLITS = ("train", "val")
 COLUMNS = (

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from training.cluster import ClusterError, connect, failure
-from training.mine import stages
-from training.mine.flights import Segment
+from drone_kd_training.mining import stages
+from drone_kd_training.mining.flights import Segment
+from drone_kd_training.ray_cluster import ClusterError, connect, failure
 
 
 class Cluster:
-    """Scores and labels segments on a cluster; see `training.mine.run` for the same in one
+    """Scores and labels segments on a cluster; see `mining.mine` for the same in one
     process.
     """
 
@@ -131,7 +131,7 @@ class _Looker:
 
     def __init__(self, look: Callable, teacher: tuple, student: tuple | None) -> None:
         # Here, and not in every reader's process: it imports torch.
-        from training.mine.models import open_models
+        from drone_kd_training.mining.student_and_teacher import open_models
 
         self.look = look
         with tempfile.TemporaryDirectory() as folder:
@@ -149,7 +149,7 @@ class _Looker:
 
 def _load(model: str) -> tuple[str, bytes]:
     """A model's file name and content: it goes to the nodes, which need no copy of their own."""
-    from training.models import resolve_model
+    from drone_kd_training.models.checkpoints import resolve_model
 
     path = Path(model if model.endswith(".onnx") else resolve_model(model))
     return path.name, path.read_bytes()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from training.mine.stages import SCENE_DISTANCE
+from drone_kd_training.mining.stages import SCENE_DISTANCE
 
 # Of the frames to learn from, this share for each reason. Some are drawn, so that what both models
 # are blind to has a chance.

@@ -3,7 +3,7 @@
 
     read -> thin -> look (both models)     per batch, in any order, on any machine
     summarise                              per segment: neighbours, scenes, the best of each scene
-    pick                                   over all segments (training/mine/pick.py)
+    pick                                   over all segments (mining/selection.py)
     read -> label (the teacher)            per chosen frame
 
 Whatever runs them, and however often it is stopped, the result is the same.
@@ -22,12 +22,12 @@ import cv2
 import numpy as np
 
 from drone_kd.core.detections import Detections
-from training.mine.flights import Frame, Segment, read
-from training.mine.look import Glance, thin
-from training.mine.score import disagreement, flicker
+from drone_kd_training.mining.flights import Frame, Segment, read
+from drone_kd_training.mining.frame_features import Glance, thin
+from drone_kd_training.mining.hardness import disagreement, flicker
 
 if TYPE_CHECKING:  # readers on a cluster need no torch
-    from training.mine.models import Models
+    from drone_kd_training.mining.student_and_teacher import Models
 
 # Frames that are in memory at a time, per reader and per pair of models.
 BATCH = 8

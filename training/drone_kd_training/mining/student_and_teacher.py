@@ -12,15 +12,15 @@ import torch
 from ensemble_boxes import weighted_boxes_fusion
 
 from drone_kd.backends import Backend, open_backend
-from drone_kd.config import default_model_path, parameter_defaults
 from drone_kd.core.detections import Detections
 from drone_kd.core.tiling import AUTO
 from drone_kd.detector import Detector
-from drone_kd.score.precision import MAX_DETECTIONS
-from training.backend import BoxBackend, TorchBackend
-from training.mine.score import CONFIDENCE
-from training.models import UnusableModelError, load_model, match_classes
-from training.teachers import BOX_HEADS, LOWEST_SCORE
+from drone_kd.metrics import MAX_DETECTIONS
+from drone_kd.paths import default_model_path, parameter_defaults
+from drone_kd_training.mining.hardness import CONFIDENCE
+from drone_kd_training.models.checkpoints import UnusableModelError, load_model, match_classes
+from drone_kd_training.models.torch_backend import BoxBackend, TorchBackend
+from drone_kd_training.teachers.teachers import BOX_HEADS, LOWEST_SCORE
 
 # Of one look; stricter than that of an evaluation, so that looks are fused and not boxes of one.
 _NMS_IOU = 0.5

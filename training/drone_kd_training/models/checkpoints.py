@@ -14,7 +14,7 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-PACKAGED_MODELS = Path(__file__).parent / "models"
+PACKAGED_MODELS = Path(__file__).parents[1] / "recipes"
 
 
 class UnusableModelError(ValueError):

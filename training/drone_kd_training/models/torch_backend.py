@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 from ultralytics.utils.torch_utils import is_qat, strip_qat
 
-from drone_kd.core.spec import ModelSpec
-from training.models import class_names
+from drone_kd.core.model_spec import ModelSpec
+from drone_kd_training.models.checkpoints import class_names
 
 # Side of a square in pixels, or height and width, as Ultralytics has it.
 ImageSize = int | tuple[int, int]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from training.backend import trained_imgsz
-from training.models import class_names, load_model
+from drone_kd_training.models.checkpoints import class_names, load_model
+from drone_kd_training.models.torch_backend import trained_imgsz
 
 
 def blend(trained: str | Path, start: str | Path, share: float, output: Path) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Train the model that the package carries, and write it with its card.
 
-    make default-model SHARED=path/to/shared        # python -m training.default_model --shared
+    make default-model SHARED=path/to/shared
+    python -m drone_kd_training.recipes.default_model --shared path/to/shared
     ... --thermal-teacher best.pt    # instead of training one on HIT-UAV
 
 ``shared`` holds data/ (aerial-cars, hit-uav, rgb-unlabelled, and for measuring alone
@@ -31,14 +32,9 @@ from tqdm import tqdm
 
 import drone_kd
 from drone_kd.backends import open_backend
-from drone_kd.config import parameter_defaults
 from drone_kd.detector import Detector
-from training.answers import file_hash
-from training.backend import TorchBackend
-from training.blend import blend
-from training.card import write_card
-from training.config import NO_TEACHER, Config
-from training.data import (
+from drone_kd.paths import parameter_defaults
+from drone_kd_training.data.dataset import (
     centre_and_size,
     image_paths,
     label_lines,
@@ -46,13 +42,18 @@ from training.data import (
     read_sample,
     write_text,
 )
-from training.distill import distill
-from training.evaluate import IOU, evaluate
-from training.export import ExportError, export
-from training.fusion import count_right
-from training.generate import generate
-from training.models import load_model
-from training.sources import Plan, read_plan
+from drone_kd_training.data.generate import generate
+from drone_kd_training.distillation.config import NO_TEACHER, Config
+from drone_kd_training.distillation.distill import distill
+from drone_kd_training.evaluation.evaluate import IOU, evaluate
+from drone_kd_training.export.export import ExportError, export
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.torch_backend import TorchBackend
+from drone_kd_training.models.weight_interpolation import blend
+from drone_kd_training.recipes.model_card import write_card
+from drone_kd_training.teachers.fusion import count_right
+from drone_kd_training.teachers.plan import Plan, read_plan
+from drone_kd_training.teachers.prediction_cache import file_hash
 
 PLAN = Path(__file__).with_name("default_model.yaml")
 ATTRIBUTION = (

@@ -21,15 +21,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from drone_kd.backends.ort import read_spec
-from training.config import NO_TEACHER, Config, read_config
-from training.data import load_data, write_text
-from training.distill import distill
-from training.export import export, gate_table
-from training.fly import fly
-from training.generate import generate
-from training.models import PACKAGED_MODELS
-from training.report import format_score, format_table
+from drone_kd.backends.onnx_runtime import read_spec
+from drone_kd_training.data.dataset import load_data, write_text
+from drone_kd_training.data.generate import generate
+from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
+from drone_kd_training.distillation.distill import distill
+from drone_kd_training.export.export import export, gate_table
+from drone_kd_training.models.checkpoints import PACKAGED_MODELS
+from drone_kd_training.recipes.demo_flight import fly
+from drone_kd_training.tables import format_score, format_table
 
 FLIGHT_SECONDS = 20.0
 

@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 
 from drone_kd.core.detections import Detections
-from drone_kd.draw import contact_sheet, draw_detections
+from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.processes import running
-from drone_kd.transport import carry_large_images, stay_on_this_machine
+from drone_kd.visualization import contact_sheet, draw_detections
 
 START_TIMEOUT_S = 60.0
 PICTURES = 12
@@ -49,9 +49,23 @@ def fly(model: Path, source: str, output: Path, seconds: float, rate_hz: float =
     stay_on_this_machine()
     carry_large_images()
     os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))
-    node = [sys.executable, "-m", "drone_kd.ros.node", "--ros-args", "-p", "autostart:=true"]
+    node = [
+        sys.executable,
+        "-m",
+        "drone_kd.ros.detector_node",
+        "--ros-args",
+        "-p",
+        "autostart:=true",
+    ]
     node += ["-p", f"model:={model.resolve()}"]
-    camera = [sys.executable, "-m", "drone_kd.ros.camera", "--ros-args", "-p", f"rate:={rate_hz}"]
+    camera = [
+        sys.executable,
+        "-m",
+        "drone_kd.simulation.camera_node",
+        "--ros-args",
+        "-p",
+        f"rate:={rate_hz}",
+    ]
     camera += ["-p", f"source:={source}"] if source else []
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(running(command)) for command in (node, camera)]

@@ -28,26 +28,26 @@ from pathlib import Path
 
 import cv2
 
+from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.detector import load_detector
-from drone_kd.draw import contact_sheet, draw_detections
 from drone_kd.processes import running
-from drone_kd.rehearse import detector_command, rehearse
-from drone_kd.scene import CLASSES, FlightPlan
-from drone_kd.scene import fly as scenery
-from drone_kd.score.text import rows
-from drone_kd.simulate import ros_arguments
-from drone_kd.transport import carry_large_images, stay_on_this_machine
-from training.config import NO_TEACHER, Config, read_config
-from training.data import image_paths, load_data, write_text
-from training.demo import SHORT_RUN, show
-from training.distill import distill
-from training.export import export
-from training.generate import generate, write_data_yaml, write_drawn
-from training.mine.run import Settings, mine
-from training.models import PACKAGED_MODELS, class_names, load_model
-from training.quantize import spread
-from training.retrain import Plan as Retraining
-from training.retrain import retrain
+from drone_kd.simulation.rehearse import detector_command, rehearse
+from drone_kd.simulation.scene import CLASSES, FlightPlan
+from drone_kd.simulation.scene import fly as scenery
+from drone_kd.simulation.scoring.text import rows
+from drone_kd.simulation.simulate import ros_arguments
+from drone_kd.visualization import contact_sheet, draw_detections
+from drone_kd_training.data.dataset import image_paths, load_data, write_text
+from drone_kd_training.data.generate import generate, write_data_yaml, write_drawn
+from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
+from drone_kd_training.distillation.distill import distill
+from drone_kd_training.export.export import export
+from drone_kd_training.export.quantize import spread
+from drone_kd_training.mining.mine import Settings, mine
+from drone_kd_training.models.checkpoints import PACKAGED_MODELS, class_names, load_model
+from drone_kd_training.recipes.demo import SHORT_RUN, show
+from drone_kd_training.retraining.retrain import Plan as Retraining
+from drone_kd_training.retraining.retrain import retrain
 
 SCENE = "night"
 COMMAND = "make demo-loop"
@@ -193,7 +193,14 @@ def _record(plan: Plan, node: _Node, folder: Path) -> list[Path]:
     node.record(True)
     for place in range(plan.places):
         camera = _camera(plan, RECORDED_SEED + place, plan.seconds)
-        command = [sys.executable, "-m", "drone_kd.ros.camera", *camera, "-p", "listeners:=1"]
+        command = [
+            sys.executable,
+            "-m",
+            "drone_kd.simulation.camera_node",
+            *camera,
+            "-p",
+            "listeners:=1",
+        ]
         with running(command) as flown:
             if flown.wait(plan.seconds + WAIT_S):
                 raise RuntimeError(f"the camera ended with exit code {flown.returncode}")

@@ -10,17 +10,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from drone_kd.config import selftest_picture_path
 from drone_kd.core.detections import Detections
 from drone_kd.detector import load_detector
-from drone_kd.draw import draw_detections
-from training.answers import Answers
-from training.data import write_text
-from training.fusion import count_right, fuse, translate
-from training.models import cost, load_model
-from training.report import format_score
-from training.softlabels import IGNORE_BAND
-from training.sources import Plan
+from drone_kd.paths import selftest_picture_path
+from drone_kd.visualization import draw_detections
+from drone_kd_training.data.dataset import write_text
+from drone_kd_training.models.checkpoints import cost, load_model
+from drone_kd_training.tables import format_score
+from drone_kd_training.teachers.fusion import count_right, fuse, translate
+from drone_kd_training.teachers.plan import Plan
+from drone_kd_training.teachers.prediction_cache import Answers
+from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 
 # Only these may be shown in the repository: public domain and CC0.
 SHOWN = ("bogota-niza", "chia-aqua")
@@ -47,7 +47,7 @@ def write_card(
     attribution: str,
     licence: str,
 ) -> None:
-    """Write both cards and the pictures; what is in them is `training.default_model.build`'s.
+    """Write both cards and the pictures; what is in them is `recipes.default_model.build`'s.
 
     ``figures``: model -> ground -> `evaluate`; ``by_source``: of the model itself, by class;
     ``times``: teacher -> its time for a frame, in the model's; ``shares``: share of the start ->
@@ -216,8 +216,8 @@ def _write_picture(path: Path, image: np.ndarray, quality: int) -> None:
 
 SHORT = """# The default model
 
-Written by `python -m training.default_model`; do not edit by hand. The whole card, with what the
-model must not be used for: `docs/default-model.md` of the repository.
+Written by `python -m drone_kd_training.recipes.default_model`; do not edit by hand. The whole
+card, with what the model must not be used for: `docs/default-model.md` of the repository.
 
 `default.onnx`: a YOLOv8n ({parameters:,} parameters), FP16, 640×640. Classes: {names}.
 
@@ -233,7 +233,7 @@ checkpoints.
 
 CARD = """# The default model
 
-Written by `python -m training.default_model`; do not edit by hand.
+Written by `python -m drone_kd_training.recipes.default_model`; do not edit by hand.
 
 `drone_kd/models/default.onnx`: a YOLOv8n, {parameters:,} parameters, {size_mb:.1f} MB, FP16 in the
 graph, uint8 input of 640×640. Classes: {names} (two-wheeler: everything on two or three wheels;
@@ -285,7 +285,7 @@ Pictures: MaptimeBogota and angoca, public domain.
 ```
 
 A frame is taught by its labels and by the teachers of its source; what neither covers is masked.
-Where two teachers answer, their boxes are fused. `training/default_model.yaml` has every mapping
+Where two teachers answer, their boxes are fused. `recipes/default_model.yaml` has every mapping
 and threshold. The student began as COCO's YOLOv8n, saw windows of {recipe.imgsz} px at several
 scales, {recipe.epochs} epochs in {minutes:.0f} minutes, seed {recipe.seed}. Anew:
 `make default-model SHARED=...`.

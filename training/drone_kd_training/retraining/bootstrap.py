@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drone_kd.score.precision import SIZES, match_frames
+from drone_kd.metrics import SIZES, match_frames
 
 # The parts of a score: every size, and each of SIZES.
 AREAS = ("all", *SIZES)
@@ -36,7 +36,7 @@ class Matches:
     def __init__(
         self, images: list[dict], truth: list[dict], found: list[dict], classes: list[int]
     ) -> None:
-        """Match once; the arguments are those of `drone_kd.score.precision.precision`."""
+        """Match once; the arguments are those of `drone_kd.metrics.precision`."""
         evaluation = match_frames(images, truth, found, classes)
         self.frames = len(images)
         self.recalls = evaluation.params.recThrs

@@ -2,7 +2,7 @@
 """Is the candidate better on the new flight, and nowhere worse? What it is not shown, it refuses.
 
 Both models are run over the same frames, and both scores are taken again and again over frames
-drawn anew from these (`drone_kd.score.resample`): the interval of their difference says what other
+drawn anew from these (`retraining.bootstrap`): the interval of their difference says what other
 frames of the same kind might have shown.
 """
 
@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from drone_kd.core.boxes import iou
-from drone_kd.score.resample import AREAS, Matches, draw_frames
-from training.evaluate import Answers, answer
-from training.report import format_score
-from training.softlabels import IGNORE_BAND
-from training.teachers import Predictions
+from drone_kd_training.evaluation.evaluate import Answers, answer
+from drone_kd_training.retraining.bootstrap import AREAS, Matches, draw_frames
+from drone_kd_training.tables import format_score
+from drone_kd_training.teachers.soft_labels import IGNORE_BAND
+from drone_kd_training.teachers.teachers import Predictions
 
 DRAWS = 1000
 CONFIDENCE = 0.95
@@ -67,13 +67,13 @@ def compare_models(
     """Compare two models on the validation splits of the base and of the mined frames.
 
     Args:
-        before, after: what `training.evaluate.evaluate` takes.
+        before, after: what `evaluation.evaluate.evaluate` takes.
         base, mined: data.yaml.
         answers: of the teacher to the mined frames: what it is unsure of is left out there.
         corrected: stems of the frames whose labels are a person's, and complete.
 
     Raises:
-        DataError, UnusableModelError: see `training.evaluate.evaluate`.
+        DataError, UnusableModelError: see `evaluation.evaluate.evaluate`.
     """
     found = {
         domain: [answer(model, data) for model in (before, after)]

@@ -5,7 +5,7 @@
 
 The teacher's answers to the base's frames are written down once and laid beside those to the mined
 frames. The model learns from both together: base frames and corrected ones have labels, the
-teacher labels the others. Then `training.guard` compares the candidate with the model that flies;
+teacher labels the others. Then `guard` compares the candidate with the model that flies;
 an accepted one is exported.
 """
 
@@ -22,14 +22,11 @@ from pathlib import Path
 import numpy as np
 from ultralytics.utils.torch_utils import is_qat
 
-from drone_kd.backends.ort import read_spec
-from drone_kd.core.lineage import Ancestor, Lineage
+from drone_kd.backends.onnx_runtime import read_spec
 from drone_kd.family import descend
 from drone_kd.files import file_sha256
-from training.backend import trained_imgsz
-from training.blend import blend
-from training.config import Config
-from training.data import (
+from drone_kd.lineage import Ancestor, Lineage
+from drone_kd_training.data.dataset import (
     DataError,
     DataSet,
     image_paths,
@@ -38,13 +35,28 @@ from training.data import (
     load_data,
     write_text,
 )
-from training.distill import distill
-from training.export import export
-from training.guard import CONFIDENCE, DRAWS, accepted, as_dicts, as_table, compare_models
-from training.models import UnusableModelError, class_names, load_model, match_classes
-from training.predict import predict
-from training.quantize import spread
-from training.teachers import CLASSES_FILE, Predictions, open_teacher
+from drone_kd_training.distillation.config import Config
+from drone_kd_training.distillation.distill import distill
+from drone_kd_training.export.export import export
+from drone_kd_training.export.quantize import spread
+from drone_kd_training.models.checkpoints import (
+    UnusableModelError,
+    class_names,
+    load_model,
+    match_classes,
+)
+from drone_kd_training.models.torch_backend import trained_imgsz
+from drone_kd_training.models.weight_interpolation import blend
+from drone_kd_training.retraining.guard import (
+    CONFIDENCE,
+    DRAWS,
+    accepted,
+    as_dicts,
+    as_table,
+    compare_models,
+)
+from drone_kd_training.teachers.predict import predict
+from drone_kd_training.teachers.teachers import CLASSES_FILE, Predictions, open_teacher
 
 ACCEPTED, REFUSED, CANDIDATE = "accepted.json", "refused.json", "candidate.pt"
 # A teacher that is a folder of answers teaches with its boxes.
@@ -107,7 +119,7 @@ def retrain(plan: Plan, output: Path, command: str) -> dict:
         command: the command line, for the lineage.
 
     Returns:
-        The content of the .json: "accepted", "rows" (see `training.guard.Row`), "model" and so on.
+        The content of the .json: "accepted", "rows" (see `guard.Row`), "model" and so on.
 
     Raises:
         ValueError: (also as DataError, UnusableModelError, ModelError) input that cannot work,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from drone_kd.core.boxes import iou, nms
-from training.softlabels import IGNORE_BAND, NMS_IOU
-from training.sources import Teacher
+from drone_kd_training.teachers.plan import Teacher
+from drone_kd_training.teachers.soft_labels import IGNORE_BAND, NMS_IOU
 
 # Boxes of two teachers that agree this much are of one object. Less than the 0.55 of the paper:
 # two pixels off, a box of eight pixels agrees by no more.

@@ -38,10 +38,10 @@ from pathlib import Path
 
 import yaml
 
-from training.data import DataError, image_paths, load_data
-from training.models import UnusableModelError, class_names, load_model
-from training.softlabels import IGNORE_BAND
-from training.teachers import open_teacher
+from drone_kd_training.data.dataset import DataError, image_paths, load_data
+from drone_kd_training.models.checkpoints import UnusableModelError, class_names, load_model
+from drone_kd_training.teachers.soft_labels import IGNORE_BAND
+from drone_kd_training.teachers.teachers import open_teacher
 
 
 @dataclass(frozen=True)

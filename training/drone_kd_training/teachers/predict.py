@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector
-from drone_kd.score.precision import MAX_DETECTIONS
-from training.backend import TorchBackend
-from training.data import (
+from drone_kd.metrics import MAX_DETECTIONS
+from drone_kd_training.data.dataset import (
     DataError,
     centre_and_size,
     image_paths,
@@ -25,9 +24,10 @@ from training.data import (
     load_data,
     read_sample,
 )
-from training.evaluate import IOU
-from training.models import load_model
-from training.teachers import CLASSES_FILE, LOWEST_SCORE
+from drone_kd_training.evaluation.evaluate import IOU
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.torch_backend import TorchBackend
+from drone_kd_training.teachers.teachers import CLASSES_FILE, LOWEST_SCORE
 
 
 def answer_lines(found: Detections, width: int, height: int) -> str:
@@ -39,7 +39,7 @@ def answer_lines(found: Detections, width: int, height: int) -> str:
 def predict(
     model: str, data: str | Path, output: Path, split: str = "train", imgsz: int | None = None
 ) -> int:
-    """Run a teacher over a split; write a ``.txt`` per frame as `training.teachers` reads it.
+    """Run a teacher over a split; write a ``.txt`` per frame as `teachers.teachers` reads it.
 
     Args:
         model: a checkpoint with a Detect head.

@@ -20,16 +20,16 @@ import numpy as np
 from tqdm import tqdm
 from ultralytics.utils import LOGGER
 
-from drone_kd.config import parameter_defaults
 from drone_kd.detector import Detector
 from drone_kd.files import file_sha256
-from drone_kd.score.precision import MAX_DETECTIONS
-from training.backend import TorchBackend
-from training.data import DataError, write_text
-from training.evaluate import IOU
-from training.models import load_model
-from training.sources import Teacher, predicted
-from training.teachers import LOWEST_SCORE, open_teacher
+from drone_kd.metrics import MAX_DETECTIONS
+from drone_kd.paths import parameter_defaults
+from drone_kd_training.data.dataset import DataError, write_text
+from drone_kd_training.evaluation.evaluate import IOU
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.torch_backend import TorchBackend
+from drone_kd_training.teachers.plan import Teacher, predicted
+from drone_kd_training.teachers.teachers import LOWEST_SCORE, open_teacher
 
 # Counts up when the same teacher would be asked in another way.
 _VERSION = 1

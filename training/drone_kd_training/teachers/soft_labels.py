@@ -107,7 +107,7 @@ def extend_labels(
         kinds: the kinds of frames, or None where every class is labelled in every frame.
         kind_of: im_file -> index into ``kinds``; labels of a class that is not labelled are
             dropped.
-        predictions: a `training.teachers.Predictions`, or None.
+        predictions: a `teachers.teachers.Predictions`, or None.
 
     Returns:
         The scores (n, C) of all rows that are answers, and the number of frames that have some.

@@ -4,7 +4,7 @@ predictions.
 
 Each has ``names``, ``head`` (the Detect head, or None), and is called with pictures and the batch
 they came in. A detector with a Detect head returns its raw predictions (see
-`training.criterion.raw_predictions`), so that everything about them can be compared; every other
+`criterion.raw_predictions`), so that everything about them can be compared; every other
 teacher returns `Boxes`, from which class probabilities and boxes are learnt.
 """
 
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.models import UnusableModelError, class_names, load_model
-from training.softlabels import Boxes
+from drone_kd_training.models.checkpoints import UnusableModelError, class_names, load_model
+from drone_kd_training.teachers.soft_labels import Boxes
 
 BOX_HEADS = ("RTDETRDecoder",)
 # An answer below this is none: RT-DETR gives 300 boxes for every picture.

@@ -24,12 +24,19 @@ import yaml
 from tqdm import tqdm
 from ultralytics.utils import LOGGER
 
-from training.answers import Answers
-from training.data import DataError, Sample, centre_and_size, label_lines, read_sample, write_text
-from training.fusion import count_right, fuse, translate
-from training.softlabels import Coverage
-from training.sources import Crops, Plan, Source
-from training.teachers import CLASSES_FILE
+from drone_kd_training.data.dataset import (
+    DataError,
+    Sample,
+    centre_and_size,
+    label_lines,
+    read_sample,
+    write_text,
+)
+from drone_kd_training.teachers.fusion import count_right, fuse, translate
+from drone_kd_training.teachers.plan import Crops, Plan, Source
+from drone_kd_training.teachers.prediction_cache import Answers
+from drone_kd_training.teachers.soft_labels import Coverage
+from drone_kd_training.teachers.teachers import CLASSES_FILE
 
 REGIONS = "regions.json"
 # Of an object at a window's edge at least this share must be inside for it to count.

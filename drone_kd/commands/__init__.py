@@ -1,0 +1,1 @@
+"""Subcommands of drone-kd that run on board, one file each."""

@@ -1,0 +1,1 @@
+"""Record hard frames of a flight to bags, for the next training."""
