@@ -1,0 +1,57 @@
+"""Relative links and named files of the Markdown documents exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+# `folder/file.suffix` in code font: a file of this repository, unless it is an output or a pattern.
+NAMED = re.compile(r"`((?:drone_kd|training|tests|launch|config|worlds|docs|benchmarks)/[\w./-]+)`")
+
+
+def documents() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:  # an unpacked archive
+        return sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("[!.]*/**/*.md"))
+    return sorted(listed.stdout.splitlines())
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("name", documents())
+def test_links_lead_somewhere(name: str) -> None:
+    document = ROOT / name
+    broken = []
+    for target in LINK.findall(document.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (document.parent / path).resolve() if path else document
+        if not linked.exists() or (
+            anchor
+            and linked.suffix == ".md"
+            and anchor not in anchors(linked.read_text(encoding="utf-8"))
+        ):
+            broken.append(target)
+    assert not broken
+
+
+@pytest.mark.parametrize("name", documents())
+def test_named_files_exist(name: str) -> None:
+    named = NAMED.findall((ROOT / name).read_text(encoding="utf-8"))
+    assert not [path for path in named if not (ROOT / path).exists()]
