@@ -19,8 +19,8 @@ from drone_kd.core.detections import Detections
 from drone_kd.core.model_spec import ModelError
 from drone_kd.core.postprocess import InferenceError
 from drone_kd.detector import load_detector
-from drone_kd.family import family_tree
 from drone_kd.files import write_whole
+from drone_kd.lineage import family_tree
 from drone_kd.machine import machine_name
 from drone_kd.media.image_files import PICTURE_SUFFIXES, SourceError, read_frames, read_picture
 from drone_kd.paths import default_model_path, selftest_picture_path

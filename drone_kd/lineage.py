@@ -1,7 +1,7 @@
-"""Where a model comes from, stored as JSON under an ONNX metadata key of its own.
+"""Lineage of a model file: what it was trained from, and its family tree.
 
-A child carries what its parents said of themselves, so that the family tree can be read from one
-file.
+A model file stores its lineage as JSON under its own ONNX metadata key, with the lineage of every
+ancestor. One file is therefore enough to print the whole tree.
 """
 
 from __future__ import annotations
@@ -10,24 +10,31 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
 
-from drone_kd.core.model_spec import ModelError
+from drone_kd.core.model_spec import ModelError, ModelSpec
+from drone_kd.files import file_sha256
 
 LINEAGE_KEY = "drone_kd_lineage"
 LINEAGE_SCHEMA = 1
 
+_SHOWN_DIGITS = 12  # of each hash in the printed tree
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestor:
-    """A model file that others were trained from.
+    """Model file that others were trained from.
 
     Attributes:
-        sha256: of the model file, 64 hex digits.
-        metrics: as its `ModelSpec` has them.
-        date, command, data: as its `Lineage` had them; empty where it had none.
+        sha256: SHA-256 of the model file, 64 hex digits.
+        metrics: metrics of its `ModelSpec`.
+        date: date of its `Lineage`; empty if it had none.
+        command: command of its `Lineage`; empty if it had none.
+        data: data sets of its `Lineage`; empty if it had none.
 
     Raises:
-        ModelError: a field has a value this version cannot honour.
+        ModelError: a field has a value that this version does not support.
     """
 
     sha256: str
@@ -56,16 +63,16 @@ class Ancestor:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """How a model file came to be. Its own hash and figures are not here: the file has them.
+    """Origin of a model file. Its own hash and metrics are read from the file itself.
 
     Attributes:
-        date: UTC, as in 2026-11-25T18:30:00Z.
-        command: the command line that made it.
-        data: name of each set of data that it learnt from to a SHA-256, 64 hex digits.
-        ancestors: its parent, the parent's parent and so on; empty: it has none.
+        date: UTC, for example 2026-11-25T18:30:00Z.
+        command: command line that made the file.
+        data: name of each training data set to its SHA-256, 64 hex digits.
+        ancestors: parent, grandparent and so on; empty for a model without a parent.
 
     Raises:
-        ModelError: a field has a value this version cannot honour.
+        ModelError: a field has a value that this version does not support.
     """
 
     date: str
@@ -75,19 +82,19 @@ class Lineage:
 
     def __post_init__(self) -> None:
         _check_origin(self.date, self.command, self.data)
-        _require(bool(self.date), "date", "one", self.date)
+        _require(bool(self.date), "date", "a date", self.date)
 
     def to_metadata(self) -> dict[str, str]:
-        """Return the ONNX metadata entry that `from_metadata` reads back."""
+        """Return the ONNX metadata entry that `from_metadata` reads."""
         record = {"schema": LINEAGE_SCHEMA, **asdict(self)}
         return {LINEAGE_KEY: json.dumps(record, allow_nan=False)}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Lineage | None:
-        """Read the lineage from a model's metadata map; None: it has none.
+        """Read the lineage from a model's metadata map; None if it has no lineage.
 
         Raises:
-            ModelError: this version cannot honour it.
+            ModelError: the entry is damaged, or this version does not support it.
         """
         if LINEAGE_KEY not in metadata:
             return None
@@ -104,9 +111,87 @@ class Lineage:
             raise ModelError(f"model metadata: {LINEAGE_KEY}: {error}") from None
 
 
+def generations(model: Path) -> tuple[Ancestor, ...]:
+    """Return a model file and its ancestors, most recent first.
+
+    Raises:
+        ModelError: the file is not a usable model, or its lineage is damaged.
+    """
+    from drone_kd.backends.onnx_runtime import read_metadata  # deferred: imports ONNX Runtime
+
+    metadata = read_metadata(model)
+    lineage = Lineage.from_metadata(metadata)
+    digest = file_sha256(model)
+    metrics = ModelSpec.from_metadata(metadata).metrics
+    if lineage is None:
+        return (Ancestor(sha256=digest, metrics=metrics),)
+    youngest = Ancestor(
+        sha256=digest,
+        metrics=metrics,
+        date=lineage.date,
+        command=lineage.command,
+        data=lineage.data,
+    )
+    return youngest, *lineage.ancestors
+
+
+def descend(parent: Path, command: str, data: Mapping[str, str]) -> Lineage:
+    """Return the lineage of a model that is trained now from `parent`.
+
+    Args:
+        parent: model.onnx of the parent.
+        command: command line that makes the new model.
+        data: name of each training data set to its SHA-256, 64 hex digits.
+
+    Raises:
+        ModelError: see `generations`; or `command` or `data` is not printable.
+    """
+    now = datetime.now(timezone.utc)
+    return Lineage(
+        date=f"{now:%Y-%m-%dT%H:%M:%SZ}", command=command, data=data, ancestors=generations(parent)
+    )
+
+
+def family_tree(model: Path) -> str:
+    """Return the family tree as text: the model, its parent and so on.
+
+    Raises:
+        ModelError: see `generations`.
+    """
+    youngest, *ancestors = generations(model)
+    if not youngest.date:
+        return f"{model} ({youngest.sha256[:_SHOWN_DIGITS]}) has no lineage in its metadata"
+    lines = _describe(youngest, "", "  ")
+    for depth, ancestor in enumerate(ancestors):
+        indent = "   " * depth
+        lines += _describe(ancestor, f"{indent}└─ ", f"{indent}     ")
+    return "\n".join(lines)
+
+
+def _describe(model: Ancestor, first: str, further: str) -> list[str]:
+    date = model.date or "no lineage"
+    lines = [f"{first}{model.sha256[:_SHOWN_DIGITS]}  {date}  {_map_text(model.metrics)}"]
+    if model.command:
+        lines.append(f"{further}{model.command}")
+    if model.data:
+        hashes = ", ".join(
+            f"{name} {digest[:_SHOWN_DIGITS]}" for name, digest in model.data.items()
+        )
+        lines.append(f"{further}data: {hashes}")
+    return lines
+
+
+def _map_text(metrics: Mapping[str, float]) -> str:
+    if "map50_95" not in metrics:
+        return "mAP50-95 not measured"
+    fp32 = metrics.get("map50_95_fp32")
+    suffix = f" (in FP32 {100 * fp32:.1f})" if fp32 is not None else ""
+    return f"mAP50-95 {100 * metrics['map50_95']:.1f}{suffix}"
+
+
 def _check_origin(date: str, command: str, data: Mapping[str, str]) -> None:
     for key, text in (("date", date), ("command", command)):
-        # A terminal shows it: nothing in it may steer one.
+        # The text is printed: control characters could steer the terminal.
         _require(isinstance(text, str) and text.isprintable(), key, "one line of text", text)
     _require(isinstance(data, Mapping), "data", "names, each with a SHA-256", data)
     for name, digest in data.items():

@@ -8,7 +8,7 @@ import pytest
 
 import drone_kd_training.recipes.demo_loop
 import drone_kd_training.retraining.guard
-from drone_kd.family import generations
+from drone_kd.lineage import generations
 from drone_kd_training.recipes.demo_loop import Plan, main, run
 
 pytest.importorskip("rclpy", reason="the flight needs ROS 2")

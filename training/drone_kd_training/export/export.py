@@ -106,7 +106,7 @@ def export(
         before: the checkpoint from which a quantization-aware one was trained: what its mAP is
             compared with. Such a checkpoint needs it; every other is compared with itself.
         licence, attribution: of the weights and of what they were trained on, for the metadata.
-        lineage: what the weights come from, for the metadata; `drone_kd.family.descend` makes it.
+        lineage: what the weights come from, for the metadata; `drone_kd.lineage.descend` makes it.
 
     Returns:
         The file that was written (not ``output`` if it was forced), and what it says of itself.

@@ -23,9 +23,8 @@ import numpy as np
 from ultralytics.utils.torch_utils import is_qat
 
 from drone_kd.backends.onnx_runtime import read_spec
-from drone_kd.family import descend
 from drone_kd.files import file_sha256
-from drone_kd.lineage import Ancestor, Lineage
+from drone_kd.lineage import Ancestor, Lineage, descend
 from drone_kd_training.data.dataset import (
     DataError,
     DataSet,
