@@ -1,4 +1,4 @@
-"""The one value that flows through the package: what was found in one picture."""
+"""Detections of one image: the value type that flows through the package."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from drone_kd.core.arrays import Float32Array, Int64Array
+
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Boxes found in one picture.
+    """Boxes detected in one image.
 
     Attributes:
-        xyxy: float32 (N, 4), left, top, right, bottom in pixels of the original picture.
+        xyxy: float32 (N, 4), left, top, right, bottom in pixels of the original image.
         scores: float32 (N,), in [0, 1].
         class_ids: int64 (N,), index into the model's class list.
 
@@ -21,9 +23,9 @@ class Detections:
         ValueError: a shape differs, or a value is not finite or out of its range.
     """
 
-    xyxy: np.ndarray
-    scores: np.ndarray
-    class_ids: np.ndarray
+    xyxy: Float32Array
+    scores: Float32Array
+    class_ids: Int64Array
 
     def __post_init__(self) -> None:
         n = len(self.scores)

@@ -1,4 +1,4 @@
-"""What a model file says of itself, stored as JSON under one ONNX metadata key."""
+"""Model spec: the description that a model file carries as JSON under one ONNX metadata key."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ METADATA_KEY = "drone_kd"
 SCHEMA = 2
 HEADS = ("dense", "end2end")
 PRECISIONS = ("fp32", "fp16", "int8")
-# Layout, dtype and colour of the input: ours, and the one that other programs expect.
+# Layout, dtype and colour order of the input: our own, and the one that other programs expect.
 INPUTS = {"uint8-nhwc": ("NHWC", "uint8", "BGR"), "float32-nchw": ("NCHW", "float32", "RGB")}
 
 _EXPORT_HINT = "export it with: python -m training export best.pt --output model.onnx"
 
 
 class ModelError(ValueError):
-    """A model cannot be used; the message is one line and says what to do."""
+    """Unusable model; the message is one line and says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """The contract between a model file and the code that runs it.
+    """Contract between a model file and the code that runs it.
 
     The output is float32 (batch, K, 6): per frame K rows of x1, y1, x2, y2 in network pixels,
     score after sigmoid, class id; best first. K is fixed in the graph.
@@ -32,24 +32,25 @@ class ModelSpec:
         classes: class names; the index is the class id.
         input_width: network input width in pixels.
         input_height: network input height in pixels.
-        head: "dense": the rows are the best class of the best anchors, and need non-maximum
-            suppression; "end2end": they are the detections.
+        head: "dense": the rows are the best class of the best anchors, and need NMS; "end2end":
+            the rows are the detections.
         source_sha256: SHA-256 of the checkpoint the model was exported from, 64 hex digits.
-        tools: tool name to version, as used for the export.
-        metrics: metric name to value, as measured on the exported model.
+        tools: name to version of each tool used for the export.
+        metrics: metric name to value, measured on the exported model.
         licence: licence of the weights (an SPDX identifier where there is one).
-        attribution: credit that licence asks for; may be empty.
+        attribution: credit that the licence asks for; may be empty.
         batch: frames per inference, fixed in the graph.
-        precision: "fp32", "fp16" or "int8": what the graph computes in, but for its float parts.
-        calibration: of an int8 model: "frames", how many; "data", which; "names_sha256", the
-            SHA-256 of their names, one a line. Empty for other precisions.
-        gates: what the export checked: per gate a name, and "measured", which is at most "limit".
-        layout, dtype, colour: the input is uint8 (batch, H, W, 3) in BGR order, or for other
-            programs float32 (batch, 3, H, W) in RGB order.
-        normalisation: text for people; for uint8 the arithmetic is part of the graph.
+        precision: "fp32", "fp16" or "int8"; parts of an int8 graph stay in floating point.
+        calibration: INT8 calibration: "frames" (number), "data" (data set) and "names_sha256"
+            (SHA-256 of the frames' names, one per line). Empty for other precisions.
+        gates: checks of the export: name to "measured", which is ≤ "limit".
+        layout: "NHWC", or "NCHW" for other programs.
+        dtype: "uint8", or "float32" for other programs.
+        colour: "BGR", or "RGB" for other programs.
+        normalisation: informative text; the arithmetic of a uint8 model is part of the graph.
 
     Raises:
-        ModelError: a field has a value this version cannot honour.
+        ModelError: a field has a value that this version does not support.
     """
 
     classes: tuple[str, ...]
@@ -110,7 +111,7 @@ class ModelSpec:
             isinstance(self.tools, dict)
             and all(isinstance(version, str) for version in self.tools.values()),
             "tools",
-            "names and version texts",
+            "names and version strings",
             self.tools,
         )
         _require(
@@ -142,7 +143,7 @@ class ModelSpec:
             self.gates,
         )
         for key in ("licence", "attribution", "normalisation"):
-            _require(isinstance(getattr(self, key), str), key, "a text", getattr(self, key))
+            _require(isinstance(getattr(self, key), str), key, "a string", getattr(self, key))
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -154,11 +155,11 @@ class ModelSpec:
 
     @property
     def output_shape(self) -> tuple[int | None, ...]:
-        """Shape of the float32 output; None where any size will do."""
+        """Shape of the float32 output; None where any size is allowed."""
         return self.batch, None, 6
 
     def to_metadata(self) -> dict[str, str]:
-        """Return the ONNX metadata entry that `from_metadata` reads back."""
+        """Return the ONNX metadata entry that `from_metadata` reads."""
         record = {"schema": SCHEMA, **asdict(self)}
         return {METADATA_KEY: json.dumps(record, allow_nan=False)}
 
@@ -167,19 +168,18 @@ class ModelSpec:
         """Read the spec from a model's metadata map.
 
         Raises:
-            ModelError: there is no spec, or this version cannot honour it.
+            ModelError: there is no spec, or this version does not support it.
         """
         if METADATA_KEY not in metadata:
             raise ModelError(
-                f"the model does not describe itself (no {METADATA_KEY!r} metadata); "
-                f"{_EXPORT_HINT}"
+                f"expected a model with {METADATA_KEY!r} metadata, got one without; {_EXPORT_HINT}"
             )
         try:
             record = json.loads(metadata[METADATA_KEY])
         except ValueError:
             record = None
         if not isinstance(record, dict):
-            raise ModelError(f"the {METADATA_KEY!r} metadata is not a JSON object; {_EXPORT_HINT}")
+            raise ModelError(f"{METADATA_KEY!r} metadata: expected a JSON object; {_EXPORT_HINT}")
         schema = record.pop("schema", None)
         _require(schema == SCHEMA, "schema", str(SCHEMA), schema)
         expected = {field.name for field in fields(cls)}
@@ -197,9 +197,9 @@ class ModelSpec:
 
 
 def shape_matches(shape: Sequence[object], expected: Sequence[int | None]) -> bool:
-    """Tell whether a shape is the expected one, where None stands for any size."""
+    """Return whether a shape is the expected one; None in `expected` matches any size."""
     return len(shape) == len(expected) and all(
-        want is None or want == got for want, got in zip(expected, shape, strict=True)
+        size is None or size == got for size, got in zip(expected, shape, strict=True)
     )
 
 

@@ -1,4 +1,4 @@
-"""Fit a picture of any size into the network's input."""
+"""Preprocessing: from an image of any size to the network's input."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from drone_kd.core.arrays import Float32Array, UInt8Array
 from drone_kd.core.model_spec import ModelSpec
 
 PADDING_VALUE = 114
 
 
 class Letterbox(NamedTuple):
-    """How a picture was placed on the canvas: network px = scale * picture px + pad."""
+    """Placement of an image on the canvas: network px = scale * image px + pad."""
 
     scale: float
     pad_x: int
     pad_y: int
 
 
-def letterbox(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, Letterbox]:
-    """Scale a picture to fit, keep its aspect ratio, and centre it on a grey canvas.
+def letterbox(image: UInt8Array, width: int, height: int) -> tuple[UInt8Array, Letterbox]:
+    """Scale an image to fit, keep its aspect ratio, and centre it on a grey canvas.
 
-    Pixel for pixel what Ultralytics' LetterBox does in training (bilinear, no antialiasing,
-    scaling up too), because a student must see in flight what it saw when it learnt.
+    Identical, pixel for pixel, to Ultralytics' LetterBox (bilinear, no antialiasing, upscales
+    too), so that the deployed model gets the same input as in training.
 
     Args:
         image: uint8 (h, w, 3), any colour order, rows may be strided.
@@ -36,7 +37,7 @@ def letterbox(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, L
     """
     image_height, image_width = image.shape[:2]
     scale = min(height / image_height, width / image_width)
-    # A very thin picture still keeps one pixel.
+    # A very thin image still keeps one pixel.
     new_width = max(round(image_width * scale), 1)
     new_height = max(round(image_height * scale), 1)
     # An odd remainder gives the extra row or column to the bottom or right.
@@ -51,18 +52,19 @@ def letterbox(image: np.ndarray, width: int, height: int) -> tuple[np.ndarray, L
     return canvas, Letterbox(scale, pad_x, pad_y)
 
 
-def network_input(frames: np.ndarray, spec: ModelSpec) -> np.ndarray:
-    """Give a model what its graph takes: for ours the frames themselves.
+def network_input(frames: UInt8Array, spec: ModelSpec) -> UInt8Array | Float32Array:
+    """Convert letterboxed frames to the layout, dtype and colour order of the graph's input.
 
     Args:
         frames: uint8 (batch, H, W, 3) BGR, of the network's size.
-        spec: the model's description of itself.
+        spec: the model's spec.
 
     Returns:
-        `frames`, or for a model that was exported for other programs float32 (batch, 3, H, W),
-        RGB, 0 to 1.
+        `frames` itself for a uint8 model; float32 (batch, 3, H, W) RGB in [0, 1] for a model
+        that was exported for other programs.
     """
     if spec.dtype == "uint8":
         return frames
     planes = frames[..., ::-1].transpose(0, 3, 1, 2)
-    return np.multiply(planes, np.float32(1 / 255), dtype=np.float32, order="C")
+    scaled: Float32Array = np.multiply(planes, np.float32(1 / 255), dtype=np.float32, order="C")
+    return scaled

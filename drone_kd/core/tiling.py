@@ -1,41 +1,43 @@
-"""Large pictures in pieces, so that objects of a few pixels are not scaled away.
+"""Tiling: large images are cut into overlapping tiles, so that small objects keep their pixels.
 
-A picture is seen whole, which finds what is large, and in overlapping tiles, which find what is
-small. What two windows see of one object is brought together again by `merge`.
+The network runs on the whole image, which finds large objects, and on each tile, which finds
+small ones. `merge` combines the detections of all windows.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from typing import NamedTuple
 
 import numpy as np
 
-from drone_kd.core.boxes import iou, survivors
+from drone_kd.core.arrays import BoolArray, Float32Array, Int64Array
+from drone_kd.core.boxes import area, intersection, iou, survivors
 from drone_kd.core.detections import Detections
 
 OFF, AUTO = "off", "auto"
 
 _GRID = re.compile(r"([1-9]\d?)x([1-9]\d?)")
 _MAX_TILES = 64
-# Two windows see the same object if they agree at least this much: less than `iou` within one
-# window asks for, because a small box that is two pixels off overlaps its twin by less than half.
-_SAME_IOU = 0.45
-# A part of an object at a tile's edge is dropped if a better box covers this much of it.
+# Two boxes of different windows are one object above this IoU. Lower than a usual NMS threshold,
+# because a small box that is two pixels off overlaps its duplicate by less than half.
+_DUPLICATE_IOU = 0.45
+# Drop a part of an object at a tile's edge if a better box covers this share of it.
 _PART_COVERED = 0.7
-# Two parts of one object extend alike along the seam between them.
+# Minimum overlap, along the seam, of two parts of one object.
 _SEAM_IOU = 0.5
-# A box ends at a tile's edge if it is no farther from it than this share of the tile.
+# A box touches a tile's edge if its distance is at most this share of the tile.
 _EDGE = 0.01
-# Candidates that are brought together at most, best first: bounds the (N, N) tables.
+# Maximum number of candidates to merge, best first: bounds the (N, N) matrices.
 _MAX_CANDIDATES = 1024
 
 
 def parse_tiling(text: str) -> str | tuple[int, int]:
-    """Read "off", "auto" or "RxC" (rows x columns, at most 64 tiles).
+    """Parse "off", "auto" or "RxC" (rows x columns, up to 64 tiles).
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: the text is none of them.
     """
     if text in (OFF, AUTO):
         return text
@@ -54,24 +56,29 @@ def windows(
     overlap: float,
     input_width: int,
     input_height: int,
-) -> np.ndarray:
-    """Cut a picture into the windows that the network is to see.
+) -> Int64Array:
+    """Return the windows of an image that the network runs on.
 
     Args:
-        width, height: of the picture in pixels.
-        tiling: what `parse_tiling` returned; "auto": as few tiles as it takes to shrink none.
+        width: image width in pixels.
+        height: image height in pixels.
+        tiling: what `parse_tiling` returned; "auto": the fewest tiles that are not downscaled.
         overlap: of neighbouring tiles, as a share of a tile, 0 to 0.5.
-        input_width, input_height: of the network in pixels.
+        input_width: network input width in pixels.
+        input_height: network input height in pixels.
 
     Returns:
-        int64 (N, 4) of x1, y1, x2, y2 in pixels: the whole picture, then the tiles row by row.
+        int64 (N, 4) of x1, y1, x2, y2 in pixels: the whole image, then the tiles row by row.
     """
     whole = np.array([[0, 0, width, height]])
     if tiling == OFF:
         return whole
-    if tiling == AUTO:
-        rows, columns = _tiles(height, input_height, overlap), _tiles(width, input_width, overlap)
-        # Very large pictures are shrunk a little after all.
+    if isinstance(tiling, str):
+        rows, columns = (
+            _tile_count(height, input_height, overlap),
+            _tile_count(width, input_width, overlap),
+        )
+        # Tiles of a very large image are downscaled a little.
         shrink = max(math.sqrt(rows * columns / _MAX_TILES), 1.0)
         rows, columns = max(int(rows / shrink), 1), max(int(columns / shrink), 1)
     else:
@@ -83,28 +90,28 @@ def windows(
     return np.concatenate([whole, np.array(tiles)])
 
 
-def _tiles(length: int, tile: int, overlap: float) -> int:
+def _tile_count(length: int, tile: int, overlap: float) -> int:
     """Return how many tiles of `tile` px cover `length` px."""
     return max(math.ceil((length / tile - overlap) / (1 - overlap) - 1e-9), 1)
 
 
 def _spans(length: int, count: int, overlap: float) -> list[tuple[int, int]]:
-    """Return `count` equal spans that cover 0 to `length` px and overlap."""
+    """Return `count` equal, overlapping spans that cover 0 to `length` px."""
     tile = min(math.ceil(length / (count - (count - 1) * overlap)), length)
     starts = np.linspace(0, length - tile, count).round().astype(int).tolist()
     return [(start, start + tile) for start in starts]
 
 
 def fit_budget(count: int, affordable: int, start: int) -> tuple[list[int], int]:
-    """Choose the windows of one frame when not all fit: the whole picture and some tiles.
+    """Choose the windows of one frame if time is short: the whole image and some tiles in turn.
 
     Args:
-        count: windows of the picture, the whole one first.
-        affordable: how many of them there is time for; the whole one is always looked at.
-        start: the tile whose turn it is, as the last call returned it.
+        count: number of windows; the first one is the whole image.
+        affordable: number of windows that there is time for; the whole image is always chosen.
+        start: first tile to choose, as the previous call returned it.
 
     Returns:
-        Indices of windows, and the start of the next frame.
+        Indices of windows, and `start` for the next frame.
     """
     tiles = count - 1
     if affordable >= count or tiles == 0:
@@ -113,118 +120,154 @@ def fit_budget(count: int, affordable: int, start: int) -> tuple[list[int], int]
     return [0] + [1 + (start + i) % tiles for i in range(chosen)], (start + chosen) % tiles
 
 
+class _Candidates(NamedTuple):
+    """Boxes of all windows, in pixels of the image.
+
+    Attributes:
+        xyxy: (N, 4).
+        scores: (N,).
+        class_ids: (N,).
+        window: (N,), the window that each box comes from; below 0: joined from several.
+        cut: (N, 4), which sides end at the window's edge while the image continues.
+    """
+
+    xyxy: Float32Array
+    scores: Float32Array
+    class_ids: Int64Array
+    window: Int64Array
+    cut: BoolArray
+
+    def take(self, index: Int64Array | BoolArray) -> _Candidates:
+        return _Candidates(
+            self.xyxy[index],
+            self.scores[index],
+            self.class_ids[index],
+            self.window[index],
+            self.cut[index],
+        )
+
+    def same_class(self) -> BoolArray:
+        matrix: BoolArray = self.class_ids[:, None] == self.class_ids[None, :]
+        return matrix
+
+    def other_window(self) -> BoolArray:
+        matrix: BoolArray = self.window[:, None] != self.window[None, :]
+        return matrix
+
+
 def merge(
-    found: list[Detections],
-    seen: np.ndarray,
+    detections: list[Detections],
+    windows: Int64Array,
     width: int,
     height: int,
     max_detections: int,
 ) -> Detections:
-    """Bring together what the windows of one picture show.
+    """Merge the detections of all windows of one image.
 
-    Parts of an object on both sides of a seam become one box; parts of an object that another
-    window shows whole are dropped; so is the weaker of two boxes for one object.
+    Parts of an object on both sides of a seam become one box. A part is dropped if another window
+    shows the whole object. Of two boxes for one object the weaker is dropped.
 
     Args:
-        found: per window, in pixels of the window.
-        seen: int64 (len(found), 4), the windows, the whole picture or tiles of it.
-        width, height: of the picture in pixels.
-        max_detections: keep at most this many, best first.
+        detections: one per window, in pixels of the window.
+        windows: int64 (len(detections), 4), windows in pixels of the image.
+        width: image width in pixels.
+        height: image height in pixels.
+        max_detections: maximum number of detections to keep, best first.
 
     Returns:
-        Detections in pixels of the picture, best score first.
+        Detections in pixels of the image, best score first.
     """
-    counts = [len(detections) for detections in found]
-    of_window = np.repeat(np.arange(len(found)), counts)
-    corner = np.tile(seen[:, :2], 2).astype(np.float32)
-    xyxy = np.concatenate([detections.xyxy for detections in found]) + corner[of_window]
-    scores = np.concatenate([detections.scores for detections in found])
-    class_ids = np.concatenate([detections.class_ids for detections in found])
-    best = np.argsort(-scores, kind="stable")[:_MAX_CANDIDATES]
-    xyxy, scores, class_ids, of_window = xyxy[best], scores[best], class_ids[best], of_window[best]
-
-    cut = _cut_sides(xyxy, seen[of_window], width, height)
-    xyxy, scores, class_ids, of_window, cut = _join_parts(xyxy, scores, class_ids, of_window, cut)
-    # Whole boxes judge parts, whatever the scores.
-    is_part = cut.any(axis=1)
-    order = np.lexsort((-scores, is_part))
-    xyxy, scores, class_ids = xyxy[order], scores[order], class_ids[order]
-    of_window, is_part = of_window[order], is_part[order]
-    elsewhere = of_window[:, None] != of_window[None, :]
-    same_class = class_ids[:, None] == class_ids[None, :]
-    twin = iou(xyxy, xyxy) > _SAME_IOU
-    covered = is_part[None, :] & (_covered(xyxy) > _PART_COVERED)
-    kept = np.flatnonzero(survivors(same_class & elsewhere & (twin | covered)))
-    kept = kept[np.argsort(-scores[kept], kind="stable")][:max_detections]
-    return Detections(xyxy[kept], scores[kept], class_ids[kept])
+    boxes = _join_parts(_collect(detections, windows, width, height))
+    # Whole boxes come before parts, whatever the scores.
+    is_part: BoolArray = np.any(boxes.cut, axis=1)
+    order = np.lexsort((-boxes.scores, is_part))
+    boxes, is_part = boxes.take(order), is_part[order]
+    duplicate = iou(boxes.xyxy, boxes.xyxy) > _DUPLICATE_IOU
+    covered = is_part[None, :] & (_covered_share(boxes.xyxy) > _PART_COVERED)
+    drops = boxes.same_class() & boxes.other_window() & (duplicate | covered)
+    kept = np.flatnonzero(survivors(drops))
+    kept = kept[np.argsort(-boxes.scores[kept], kind="stable")][:max_detections]
+    return Detections(boxes.xyxy[kept], boxes.scores[kept], boxes.class_ids[kept])
 
 
-def _cut_sides(xyxy: np.ndarray, seen: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Tell where (N, 4) boxes end at their window's edge, and the picture goes on: bool (N, 4)."""
-    size = np.tile(seen[:, 2:] - seen[:, :2], 2)
-    at_edge = np.abs(xyxy - seen) <= np.maximum(_EDGE * size, 1)
-    return at_edge & (seen != np.array([0, 0, width, height]))
+def _collect(
+    detections: list[Detections], windows: Int64Array, width: int, height: int
+) -> _Candidates:
+    """Return the best boxes of all windows, best first."""
+    window = np.repeat(np.arange(len(detections)), [len(each) for each in detections])
+    corner = np.tile(windows[:, :2], 2).astype(np.float32)
+    xyxy = np.concatenate([each.xyxy for each in detections]) + corner[window]
+    bounds = windows[window]
+    size = np.tile(bounds[:, 2:] - bounds[:, :2], 2)
+    at_edge = np.abs(xyxy - bounds) <= np.maximum(_EDGE * size, 1)
+    boxes = _Candidates(
+        xyxy,
+        np.concatenate([each.scores for each in detections]),
+        np.concatenate([each.class_ids for each in detections]),
+        window,
+        cut=at_edge & (bounds != np.array([0, 0, width, height])),
+    )
+    return boxes.take(np.argsort(-boxes.scores, kind="stable")[:_MAX_CANDIDATES])
 
 
-def _join_parts(
-    xyxy: np.ndarray,
-    scores: np.ndarray,
-    class_ids: np.ndarray,
-    of_window: np.ndarray,
-    cut: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Make one box of the parts that lie on both sides of a seam."""
-    parts = np.flatnonzero(cut.any(axis=1))
-    if len(parts) < 2:
-        return xyxy, scores, class_ids, of_window, cut
-    box, sides = xyxy[parts], cut[parts]
-    low, high = box[:, None], box[None, :]
-    # Lengths that two boxes share, and that both cover, along x and along y; below 0: a gap.
-    shared = np.minimum(low[..., 2:], high[..., 2:]) - np.maximum(low[..., :2], high[..., :2])
-    spanned = np.maximum(low[..., 2:], high[..., 2:]) - np.minimum(low[..., :2], high[..., :2])
-    alike = shared > _SEAM_IOU * spanned
-    touching = shared >= 0
-    # i is cut at its right and j at its left (x), or i at its bottom and j at its top (y).
-    opposite = sides[:, None, 2:] & sides[None, :, :2]
-    across = opposite & touching & alike[..., ::-1]
-    joined = across.any(axis=-1)
-    joined &= class_ids[parts][:, None] == class_ids[parts][None, :]
-    joined &= of_window[parts][:, None] != of_window[parts][None, :]
-    joined |= joined.T | np.eye(len(parts), dtype=bool)
-    # Everything that hangs together gets the smallest index in it.
-    group = np.arange(len(parts))
-    while True:
-        smallest = np.where(joined, group[None, :], len(parts)).min(axis=1)
-        if (smallest == group).all():
-            break
-        group = smallest
-
-    keep = np.ones(len(xyxy), bool)
-    xyxy, scores, cut, of_window = xyxy.copy(), scores.copy(), cut.copy(), of_window.copy()
+def _join_parts(boxes: _Candidates) -> _Candidates:
+    """Join the parts of one object on both sides of a seam into one box."""
+    indices = np.flatnonzero(boxes.cut.any(axis=1))
+    if len(indices) < 2:
+        return boxes
+    group = _connected(_same_object(boxes.take(indices)))
+    keep = np.ones(len(boxes.scores), np.bool_)
+    boxes = boxes._replace(
+        xyxy=boxes.xyxy.copy(), window=boxes.window.copy(), cut=boxes.cut.copy()
+    )
     for first in np.unique(group):
-        members = parts[group == first]
+        members = indices[group == first]
         if len(members) == 1:
             continue
-        # Parts come best first, so the first one keeps the best score and its place.
+        # Parts are sorted best first, so the first one keeps its score and position.
         leader, others = members[0], members[1:]
-        xyxy[leader] = np.concatenate(
-            [xyxy[members, :2].min(axis=0), xyxy[members, 2:].max(axis=0)]
-        )
-        # Still a part where the outermost box is one.
-        cut[leader] = [
-            cut[members, side][xyxy[members, side] == xyxy[leader, side]].any()
-            for side in range(4)
-        ]
-        of_window[leader] = -1 - leader
+        xyxy, cut = boxes.xyxy[members], boxes.cut[members]
+        joined = np.concatenate([xyxy[:, :2].min(axis=0), xyxy[:, 2:].max(axis=0)])
+        boxes.xyxy[leader] = joined
+        # A side is still cut where the leader or the outermost part is cut, so that a joined box
+        # yields to a whole box of another window.
+        outermost = xyxy == joined
+        outermost[0] = True
+        boxes.cut[leader] = (cut & outermost).any(axis=0)
+        boxes.window[leader] = -1 - leader
         keep[others] = False
-    return xyxy[keep], scores[keep], class_ids[keep], of_window[keep], cut[keep]
+    return boxes.take(keep)
 
 
-def _covered(xyxy: np.ndarray) -> np.ndarray:
+def _same_object(parts: _Candidates) -> BoolArray:
+    """Return which of N parts belong to one object across a seam: symmetric (N, N)."""
+    low, high = parts.xyxy[:, None], parts.xyxy[None, :]
+    # Lengths that two boxes share, and that both span, along x and y; below 0: a gap.
+    shared = np.minimum(low[..., 2:], high[..., 2:]) - np.maximum(low[..., :2], high[..., :2])
+    spanned = np.maximum(low[..., 2:], high[..., 2:]) - np.minimum(low[..., :2], high[..., :2])
+    aligned = shared > _SEAM_IOU * spanned
+    touching = shared >= 0
+    # i is cut at its right and j at its left (x), or i at its bottom and j at its top (y).
+    opposite = parts.cut[:, None, 2:] & parts.cut[None, :, :2]
+    across: BoolArray = np.any(opposite & touching & aligned[..., ::-1], axis=-1)
+    joined = across & parts.same_class() & parts.other_window()
+    symmetric: BoolArray = joined | joined.T
+    return symmetric
+
+
+def _connected(adjacent: BoolArray) -> Int64Array:
+    """Return (N,) the smallest index in each node's connected component."""
+    count = len(adjacent)
+    adjacent = adjacent | np.eye(count, dtype=np.bool_)
+    group = np.arange(count)
+    while True:
+        smallest: Int64Array = np.where(adjacent, group[None, :], count).min(axis=1)
+        if np.array_equal(smallest, group):
+            return group
+        group = smallest
+
+
+def _covered_share(xyxy: Float32Array) -> Float32Array:
     """Return the share of box j's area that lies in box i: (N, N)."""
-    x1, y1, x2, y2 = xyxy.T
-    width = np.minimum(x2[:, None], x2) - np.maximum(x1[:, None], x1)
-    height = np.minimum(y2[:, None], y2) - np.maximum(y1[:, None], y1)
-    overlap = np.maximum(width, 0) * np.maximum(height, 0)
-    area = (x2 - x1) * (y2 - y1)
-    return overlap / np.maximum(area, 1e-6)
+    share: Float32Array = intersection(xyxy, xyxy) / np.maximum(area(xyxy), np.float32(1e-6))
+    return share

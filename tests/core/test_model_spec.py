@@ -54,7 +54,7 @@ def test_shapes():
         ({"source_sha256": "abc"}, "source_sha256: expected 64 hex digits"),
         ({"metrics": {"map50": "high"}}, "metrics: expected names and finite numbers"),
         ({"tools": ["torch"]}, "tools: expected names"),
-        ({"licence": 3}, "licence: expected a text"),
+        ({"licence": 3}, "licence: expected a string"),
     ],
 )
 def test_metadata_that_cannot_be_honoured(changes, says):
