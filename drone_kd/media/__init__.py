@@ -1,1 +1,1 @@
-"""Images and recordings as files and bytes: raw, compressed, videos, bags. No ROS."""
+"""Images and recordings without ROS: raw and compressed images, image files, videos, bags."""

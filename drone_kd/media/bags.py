@@ -1,7 +1,7 @@
-"""Bags (rosbag2: MCAP, sqlite3) without ROS: their messages, and the pictures in them.
+"""Bags (rosbag2: MCAP, sqlite3) without ROS: their messages and images.
 
-The files themselves are read, not what metadata.yaml says of them: a bag that was cut off, or has
-no metadata.yaml or a wrong one, gives what can be read of it.
+The storage files are read; metadata.yaml is only compared with them. A bag that is cut off, or
+whose metadata.yaml is missing or wrong, is read as far as possible.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import yaml
 
+from drone_kd.core.arrays import UInt8Array
 from drone_kd.media.compressed_images import EncodedError, decode_reduced
 from drone_kd.media.image_files import SourceError
 from drone_kd.media.raw_images import RawError, raw_to_bgr
+
+if TYPE_CHECKING:
+    from rosbags.rosbag2 import Reader
+    from rosbags.typesys.store import Typestore
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 _SUFFIXES = (".mcap", ".db3")
 
 
 class Topic(NamedTuple):
-    """A topic, and how many messages of it there are."""
+    """Topic of a bag and its number of messages."""
 
     name: str
     msgtype: str
@@ -34,14 +38,15 @@ class Topic(NamedTuple):
 
 
 class BagFile(NamedTuple):
-    """One file of a bag.
+    """Storage file of a bag.
 
     Attributes:
-        path: of the file; of the folder where the files are compressed as a whole.
-        topics: that have messages.
-        start_ns, stop_ns: when its first message was recorded, and just after its last.
+        path: the file; the folder if the files are compressed as a whole.
+        topics: topics that have messages.
+        start_ns: time at which its first message was recorded.
+        stop_ns: time just after its last message.
         indexed: whether reading from its middle is cheap.
-        broken: whether it was cut off: it is read from its start, as far as that goes.
+        broken: whether it is cut off; it is then read from its start as far as possible.
     """
 
     path: Path
@@ -53,7 +58,7 @@ class BagFile(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A message as it is stored: when it was recorded, and its CDR."""
+    """Stored message: topic, type, recording time and CDR bytes."""
 
     topic: str
     msgtype: str
@@ -62,7 +67,7 @@ class Message(NamedTuple):
 
 
 def is_bag(path: str | Path) -> bool:
-    """Tell whether this is a rosbag2: an .mcap or .db3 file, or a folder with some."""
+    """Return whether a path is a rosbag2: an .mcap or .db3 file, or a folder with such files."""
     path = Path(path)
     if path.is_dir():
         return (path / "metadata.yaml").is_file() or bool(_storage_files(path))
@@ -70,39 +75,34 @@ def is_bag(path: str | Path) -> bool:
 
 
 def inspect_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> list[BagFile]:
-    """Look at every file of a bag, in the order of recording.
+    """Return the files of a bag, in the order of recording.
 
     Args:
-        on_error: told what is wrong with it, where something of it can be read all the same.
+        path: a bag; see `is_bag`.
+        on_error: called with each problem of a bag that is still readable in part.
 
     Raises:
-        SourceError: nothing of it can be read.
+        SourceError: nothing can be read.
     """
     path = Path(path)
-    promised, compressed = _metadata(path, on_error) if path.is_dir() else (Counter(), False)
-    files, errors = [], []
-    for file in [path] if compressed or path.is_file() else _storage_files(path):
+    expected, compressed = _read_metadata(path, on_error) if path.is_dir() else (Counter(), False)
+    paths = [path] if compressed or path.is_file() else _storage_files(path)
+    files: list[BagFile] = []
+    errors: list[SourceError] = []
+    for file_path in paths:
         try:
-            files.append(_inspect(file)._replace(indexed=not compressed))
+            files.append(_inspect(file_path)._replace(indexed=not compressed))
         except SourceError as error:
             errors.append(error)
-            if (rest := _inspect_broken(file)).topics:
+            if (rest := _inspect_broken(file_path)).topics:
                 files.append(rest)
                 on_error(SourceError(f"{error}; read as far as it goes"))
     if not files and errors:
         raise errors[0]
     if not any(file.topics for file in files):
         raise SourceError(f"{path}: an empty bag: no messages in it")
-    found = Counter()
-    for file in files:
-        found.update({topic.name: topic.messages for topic in file.topics})
-    for name in sorted(n for n in promised | found if promised and promised[n] != found[n]):
-        on_error(
-            SourceError(
-                f"{path}: metadata.yaml says {promised[name]} messages on {name}, the files hold "
-                f"{found[name]}; the files are used"
-            )
-        )
+    if expected:
+        _compare_counts(path, expected, files, on_error)
     return sorted(files, key=lambda file: file.start_ns)
 
 
@@ -116,60 +116,85 @@ def read_messages(
     """Yield the messages of some topics, in the order of recording, up to where the file breaks.
 
     Args:
-        on_error: told where it breaks.
-        start_ns, stop_ns: only what was recorded from the one time on, until before the other.
+        file: a file of `inspect_bag`.
+        topics: names of the topics.
+        on_error: called where the file breaks.
+        start_ns: first recording time; None: from the start.
+        stop_ns: recording time to stop before; None: to the end.
     """
-    read = 0
+    count = 0
     messages = (_salvage if file.broken else _messages)(file.path, topics, start_ns, stop_ns)
     try:
         for message in messages:
-            read += 1
+            count += 1
             yield message
     except SourceError as error:
-        on_error(SourceError(f"{error} after {read} messages"))
+        on_error(SourceError(f"{error} after {count} messages"))
 
 
-def message_to_bgr(message: Message) -> tuple[np.ndarray, int]:
-    """Return the pixels of an image, uint8 (h, w, 3) BGR, and its header's stamp in ns.
+def message_to_bgr(message: Message) -> tuple[UInt8Array, int]:
+    """Return an image message's pixels, uint8 (h, w, 3) BGR, and its header's stamp in ns.
 
     Raises:
         SourceError: the message cannot be used; one line, without the bag's name.
     """
     try:
-        read = _typestore().deserialize_cdr(message.data, message.msgtype)
+        # Any: rosbags generates the message classes at run time.
+        content: Any = _typestore().deserialize_cdr(message.data, message.msgtype)
         if message.msgtype == IMAGE:
-            image = raw_to_bgr(read)
+            image = raw_to_bgr(content)
         else:
-            image = decode_reduced(bytes(read.data), 0, 0)[0]
+            image = decode_reduced(bytes(content.data), 0, 0)[0]
     except (RawError, EncodedError) as error:
         raise SourceError(f"{message.topic}: {error}") from None
-    except Exception as error:  # whatever broken bytes do to the reader
+    except Exception as error:  # the reader raises anything on broken bytes
         raise SourceError(f"{message.topic}: a damaged message ({_line(error)})") from None
-    return image, read.header.stamp.sec * 10**9 + read.header.stamp.nanosec
+    return image, content.header.stamp.sec * 10**9 + content.header.stamp.nanosec
 
 
 def _storage_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES)
+    return sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
 
 
-def _metadata(folder: Path, on_error: Callable[[SourceError], None]) -> tuple[Counter, bool]:
-    """Messages per topic, as metadata.yaml has it, and whether the files are compressed."""
+def _read_metadata(
+    folder: Path, on_error: Callable[[SourceError], None]
+) -> tuple[Counter[str], bool]:
+    """Return the messages per topic in metadata.yaml, and whether the files are compressed."""
     try:
         text = (folder / "metadata.yaml").read_text(encoding="utf-8")
-        known = yaml.safe_load(text)["rosbag2_bagfile_information"]
+        info = yaml.safe_load(text)["rosbag2_bagfile_information"]
         counts = {
             entry["topic_metadata"]["name"]: int(entry["message_count"])
-            for entry in known["topics_with_message_count"]
+            for entry in info["topics_with_message_count"]
         }
-        return Counter(counts), known.get("compression_mode", "").lower() not in ("", "none")
+        return Counter(counts), info.get("compression_mode", "").lower() not in ("", "none")
     except FileNotFoundError:
-        on_error(SourceError(f"{folder}: no metadata.yaml; its files are read without"))
+        on_error(SourceError(f"{folder}: no metadata.yaml; its files are read without it"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-        on_error(SourceError(f"{folder}: metadata.yaml cannot be read; the files are, without"))
+        on_error(SourceError(f"{folder}: damaged metadata.yaml; its files are read without it"))
     return Counter(), False
 
 
-def _open(path: Path):
+def _compare_counts(
+    bag: Path,
+    expected: Counter[str],
+    files: list[BagFile],
+    on_error: Callable[[SourceError], None],
+) -> None:
+    """Report each topic whose number of messages differs from metadata.yaml."""
+    found: Counter[str] = Counter()
+    for file in files:
+        found.update({topic.name: topic.messages for topic in file.topics})
+    for name in sorted(name for name in expected | found if expected[name] != found[name]):
+        on_error(
+            SourceError(
+                f"{bag}: metadata.yaml says {expected[name]} messages on {name}, the files hold "
+                f"{found[name]}; the files are used"
+            )
+        )
+
+
+def _open(path: Path) -> Reader:
     try:
         from rosbags.rosbag2 import Reader
     except ImportError as error:
@@ -179,28 +204,33 @@ def _open(path: Path):
     try:
         reader = Reader(path)
         reader.open()
-    except Exception as error:  # each kind of storage has errors of its own
+    except Exception as error:  # each storage format has its own errors
         raise SourceError(
-            f"{path}: not a whole bag ({_line(error)}); `ros2 bag reindex` mends one that was cut "
-            "off"
+            f"{path}: not a whole bag ({_line(error)}); `ros2 bag reindex` repairs one that is "
+            "cut off"
         ) from None
     return reader
 
 
 def _inspect(path: Path) -> BagFile:
     with closing(_open(path)) as reader:
-        counts: Counter = Counter()
+        counts: Counter[tuple[str, str]] = Counter()
         for connection in reader.connections:
             counts[connection.topic, connection.msgtype] += connection.msgcount
-        topics = tuple(Topic(*key, n) for key, n in sorted(counts.items()) if n)
-        return BagFile(path, topics, reader.start_time, reader.end_time)
+        return BagFile(path, _topics(counts), reader.start_time, reader.end_time)
+
+
+def _topics(counts: Counter[tuple[str, str]]) -> tuple[Topic, ...]:
+    return tuple(
+        Topic(name, msgtype, count) for (name, msgtype), count in sorted(counts.items()) if count
+    )
 
 
 def _messages(
-    path: Path, topics: set[str], start_ns: int | None, stop_ns: int | None
+    path: Path, topics: set[str] | None, start_ns: int | None, stop_ns: int | None
 ) -> Iterator[Message]:
     with closing(_open(path)) as reader:
-        connections = [c for c in reader.connections if c.topic in topics]
+        connections = [c for c in reader.connections if topics is None or c.topic in topics]
         if not connections:
             return
         messages = reader.messages(connections, start_ns, stop_ns)
@@ -209,38 +239,37 @@ def _messages(
                 connection, logged_ns, data = next(messages)
             except StopIteration:
                 return
-            except Exception as error:  # each kind of storage has errors of its own
+            except Exception as error:  # each storage format has its own errors
                 raise SourceError(f"{path}: breaks off ({_line(error)})") from None
             yield Message(connection.topic, connection.msgtype, logged_ns, data)
 
 
 def _inspect_broken(path: Path) -> BagFile:
-    counts: Counter = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     first, last = 2**63 - 1, 0
     try:
         for message in _salvage(path, None, None, None):
             counts[message.topic, message.msgtype] += 1
             first, last = min(first, message.logged_ns), max(last, message.logged_ns)
     except SourceError:
-        pass  # said by whoever reads it
-    topics = tuple(Topic(*key, n) for key, n in sorted(counts.items()))
-    return BagFile(path, topics, first, last + 1, indexed=False, broken=True)
+        pass  # `read_messages` reports it
+    return BagFile(path, _topics(counts), first, last + 1, indexed=False, broken=True)
 
 
 def _salvage(
     path: Path, topics: set[str] | None, start_ns: int | None, stop_ns: int | None
 ) -> Iterator[Message]:
-    """Messages from the start of a file on; raises SourceError where it breaks."""
+    """Yield messages from the start of a broken file; raise SourceError where it breaks."""
     messages = (_salvage_mcap if path.suffix == ".mcap" else _salvage_sqlite)(path)
     while True:
         try:
             message = next(messages)
         except StopIteration:
             return
-        except Exception as error:  # whatever broken bytes do to the readers
+        except Exception as error:  # the readers raise anything on broken bytes
             raise SourceError(f"{path}: breaks off ({_line(error)})") from None
-        wanted = topics is None or message.topic in topics
-        if wanted and (start_ns or 0) <= message.logged_ns < (stop_ns or 2**63):
+        selected = topics is None or message.topic in topics
+        if selected and (start_ns or 0) <= message.logged_ns < (stop_ns or 2**63):
             yield message
 
 
@@ -250,8 +279,9 @@ def _salvage_mcap(path: Path) -> Iterator[Message]:
     from mcap.records import Message as Record
     from mcap.stream_reader import StreamReader
 
-    schemas, channels = {}, {}
-    with open(path, "rb") as stream:
+    schemas: dict[int, str] = {}
+    channels: dict[int, tuple[str, str]] = {}
+    with path.open("rb") as stream:
         for record in StreamReader(stream).records:
             if isinstance(record, Schema):
                 schemas[record.id] = record.name
@@ -263,19 +293,20 @@ def _salvage_mcap(path: Path) -> Iterator[Message]:
 
 def _salvage_sqlite(path: Path) -> Iterator[Message]:
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)) as database:
-        # SQLite otherwise refuses a file that is shorter than its header says.
+        # SQLite otherwise rejects a file that is shorter than its header says.
         database.execute("PRAGMA writable_schema=ON")
         topics = {i: (n, t) for i, n, t in database.execute("SELECT id, name, type FROM topics")}
         rows = database.execute("SELECT topic_id, timestamp, data FROM messages ORDER BY id")
         for topic_id, logged_ns, data in rows:
-            yield Message(*topics[topic_id], logged_ns, data)
+            name, msgtype = topics[topic_id]
+            yield Message(name, msgtype, logged_ns, data)
 
 
 @cache
-def _typestore():
+def _typestore() -> Typestore:
     from rosbags.typesys import Stores, get_typestore
 
-    # Images are the same in every distribution.
+    # Image types are the same in every distribution.
     return get_typestore(Stores.ROS2_KILTED)
 
 

@@ -1,13 +1,15 @@
-"""Pictures as JPEG or PNG bytes."""
+"""Compressed images: JPEG and PNG bytes."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
+from drone_kd.core.arrays import UInt8Array
+
 _JPEG_START, _PNG_START = b"\xff\xd8", b"\x89PNG"
 
-# Reduction: OpenCV's flag, which lets the JPEG decoder leave out the work for the other pixels.
+# Reduction to OpenCV's flag, with which the JPEG decoder skips the work for the dropped pixels.
 _READ_FLAGS = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -17,22 +19,22 @@ _READ_FLAGS = {
 
 
 class EncodedError(ValueError):
-    """Bytes are not a picture that can be read; the message is one line."""
+    """Bytes that are no readable image; the message is one line."""
 
 
-def decode_reduced(data: bytes, width: int, height: int) -> tuple[np.ndarray, int, int, int]:
-    """Decode a JPEG or PNG; a JPEG no larger than it takes to fit a canvas of width x height.
+def decode_reduced(data: bytes, width: int, height: int) -> tuple[UInt8Array, int, int, int]:
+    """Decode a JPEG or PNG; a JPEG only as large as needed to fill a canvas of width x height.
 
-    An orientation in the EXIF header is ignored: a camera's boxes are in its sensor's pixels.
+    The orientation in the EXIF header is ignored: boxes are in pixels of the camera's sensor.
 
     Args:
-        data: the file's bytes.
-        width, height: of the canvas that the picture will be scaled down to, in pixels; 0: the
-            picture is wanted in full.
+        data: bytes of the file.
+        width: width of the canvas that the image is scaled down to, in pixels; 0: decode in full.
+        height: height of that canvas in pixels; 0: decode in full.
 
     Returns:
-        uint8 (h, w, 3) BGR, by how much it was reduced (1, 2, 4 or 8), and the original's width
-        and height in pixels.
+        uint8 (h, w, 3) BGR, the reduction (1, 2, 4 or 8), and the original's width and height in
+        pixels.
 
     Raises:
         EncodedError: the bytes are neither JPEG nor PNG, cut off, or damaged.
@@ -44,8 +46,8 @@ def decode_reduced(data: bytes, width: int, height: int) -> tuple[np.ndarray, in
     reduction = 1
     size = jpeg_size(data) if width and height else None
     if size is not None:
-        shrink = max(size[0] / width, size[1] / height)
-        reduction = max(step for step in _READ_FLAGS if step <= max(shrink, 1))
+        scale = max(size[0] / width, size[1] / height)
+        reduction = max(step for step in _READ_FLAGS if step <= max(scale, 1))
     try:
         image = cv2.imdecode(
             np.frombuffer(data, np.uint8),
@@ -54,14 +56,14 @@ def decode_reduced(data: bytes, width: int, height: int) -> tuple[np.ndarray, in
     except cv2.error:  # e.g. more pixels than OpenCV accepts
         image = None
     if image is None:
-        raise EncodedError("not a picture that OpenCV can read (damaged?)")
-    if reduction == 1:
+        raise EncodedError("expected an image that OpenCV can read, got damaged data")
+    if size is None or reduction == 1:
         size = image.shape[1], image.shape[0]
-    return image, reduction, *size
+    return np.asarray(image, np.uint8), reduction, *size
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return a JPEG's width and height in pixels; None if its header does not tell (a PNG)."""
+    """Return a JPEG's width and height in pixels; None if its header has none (a PNG)."""
     if not data.startswith(_JPEG_START):
         return None
     position = 2
@@ -77,17 +79,17 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def is_incomplete(data: bytes) -> bool:
-    """Tell whether a file is empty, or a JPEG or PNG that was cut off.
+    """Return whether a file is empty, or a JPEG or PNG that is cut off.
 
-    OpenCV 4.5 decodes a cut JPEG without a word and fills up with grey: a detector would find
-    nothing there and call that a result.
+    OpenCV 4.5 decodes a cut JPEG without an error and fills it up with grey, so a detector would
+    report nothing there.
     """
     if data.startswith(_PNG_START):
         return b"IEND" not in data
     if not data.startswith(_JPEG_START):
         return not data
-    # Skip the header's segments, which may hold a whole thumbnail, up to the first scan (FFDA).
-    # Within scans FFD9 can only be the end of the image.
+    # Skip the header's segments, which may contain a whole thumbnail, up to the first scan (FFDA).
+    # After that, FFD9 can only be the end of the image.
     position = 2
     while (
         data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda"

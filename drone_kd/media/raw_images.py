@@ -1,77 +1,80 @@
-"""Uncompressed pictures as cameras send them: bytes in some encoding to BGR pixels.
+"""Raw images: uncompressed bytes in a camera's encoding to BGR pixels.
 
-The encodings are those of sensor_msgs/image_encodings.hpp, and nv12, which drivers use as well.
+The encodings are those of sensor_msgs/image_encodings.hpp, plus nv12, which drivers use too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-# Of a thermal picture's values this many percent at both ends are black and white: a few
-# dead pixels must not take the contrast of all others.
+from drone_kd.core.arrays import UInt8Array
+
+# Percent of a thermal image's values that become black and white, at both ends: a few dead pixels
+# must not take the contrast from all others.
 _THERMAL_CLIP_PERCENT = 1.0
-# Thermal statistics look at every n-th pixel of every n-th row.
+# Thermal statistics sample every n-th pixel of every n-th row.
 _THERMAL_STRIDE = 4
 
 
+_Pixels: TypeAlias = "NDArray[np.uint8] | NDArray[np.uint16]"
+_Conversion: TypeAlias = Callable[[_Pixels], UInt8Array]
+
+
 class RawError(ValueError):
-    """A picture's bytes cannot be used; the message is one line."""
+    """Unusable image data; the message is one line."""
 
 
 class RawImage(Protocol):
-    """What a sensor_msgs/Image holds, whichever library has read it."""
+    """sensor_msgs/Image, from any library that reads it."""
 
     encoding: str
     width: int
     height: int
     step: int
     is_bigendian: int
-    data: Any
+    data: Any  # supports the buffer protocol, which Python 3.10 has no type for
 
 
 class _Encoding(NamedTuple):
-    """How the pixels lie in memory."""
+    """Memory layout of the pixels and their conversion."""
 
     channels: int
     bytes_per_channel: int
-    to_bgr: Callable[[np.ndarray], np.ndarray]
-    # A packed or planar YUV has one colour for this many pixels in a row, or in both directions.
+    to_bgr: _Conversion
+    # YUV has one colour for this many pixels in x and y.
     even: tuple[int, int] = (1, 1)
-    # Below this size OpenCV answers a Bayer pattern with black.
+    # Below this size OpenCV converts a Bayer pattern to black.
     smallest: int = 1
-    # Rows of the data per row of pixels: 1.5 where a half-height plane of colours follows.
+    # Rows of data per row of pixels: 1.5 if a colour plane of half the height follows.
     rows_per_row: float = 1.0
 
 
-def _cvt(code: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda pixels: cv2.cvtColor(pixels, code)
+def _cvt(code: int) -> _Conversion:
+    return lambda pixels: np.asarray(cv2.cvtColor(pixels, code), np.uint8)
 
 
-def _cvt_high_byte(code: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda pixels: cv2.cvtColor(_high_byte(pixels), code)
+def _cvt_high_byte(code: int) -> _Conversion:
+    return lambda pixels: np.asarray(cv2.cvtColor((pixels >> 8).astype(np.uint8), code), np.uint8)
 
 
-def _high_byte(pixels: np.ndarray) -> np.ndarray:
-    return (pixels >> 8).astype(np.uint8)
-
-
-def _thermal_to_bgr(pixels: np.ndarray) -> np.ndarray:
-    """Stretch raw 16-bit values, of which a scene uses a narrow band, over black to white."""
+def _thermal_to_bgr(pixels: _Pixels) -> UInt8Array:
+    """Stretch the narrow band of 16-bit values that a scene uses over black to white."""
     sample = pixels[::_THERMAL_STRIDE, ::_THERMAL_STRIDE]
     low, high = np.percentile(sample, (_THERMAL_CLIP_PERCENT, 100 - _THERMAL_CLIP_PERCENT))
     scale = 255.0 / max(high - low, 1.0)
     grey = cv2.convertScaleAbs(
         np.maximum(pixels, low).astype(np.float32), None, scale, -low * scale
     )
-    return cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
+    return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), np.uint8)
 
 
-def _same(pixels: np.ndarray) -> np.ndarray:
-    return pixels
+def _unchanged(pixels: _Pixels) -> UInt8Array:
+    return np.asarray(pixels, np.uint8)
 
 
 _GREY = cv2.COLOR_GRAY2BGR
@@ -86,7 +89,7 @@ _UYVY = _Encoding(2, 1, _cvt(cv2.COLOR_YUV2BGR_UYVY), even=(2, 1))
 _YUYV = _Encoding(2, 1, _cvt(cv2.COLOR_YUV2BGR_YUYV), even=(2, 1))
 
 _ENCODINGS = {
-    "bgr8": _Encoding(3, 1, _same),
+    "bgr8": _Encoding(3, 1, _unchanged),
     "rgb8": _Encoding(3, 1, _cvt(cv2.COLOR_RGB2BGR)),
     "bgra8": _Encoding(4, 1, _cvt(cv2.COLOR_BGRA2BGR)),
     "rgba8": _Encoding(4, 1, _cvt(cv2.COLOR_RGBA2BGR)),
@@ -108,15 +111,15 @@ _ENCODINGS = {
 
 
 def is_8_bit(message: RawImage) -> bool:
-    """Tell whether the pixels of a message that can be read have 8 bits per channel."""
+    """Return whether the pixels of a readable message have 8 bits per channel."""
     return _ENCODINGS[message.encoding].bytes_per_channel == 1
 
 
-def raw_to_bgr(message: RawImage) -> np.ndarray:
+def raw_to_bgr(message: RawImage) -> UInt8Array:
     """Return an image's pixels as uint8 (height, width, 3) BGR.
 
-    A bgr8 image is a view of the message's own memory, with its row step. Of 16 bits the high 8
-    count, but in 16UC1 (thermal) the picture's own range is stretched over black to white.
+    A bgr8 image is a view of the message's memory, with its row step. 16-bit encodings keep the
+    high 8 bits, except 16UC1 (thermal): the range of the image is stretched over black to white.
 
     Raises:
         RawError: the encoding is unknown, the image is empty, or its data are too short.
@@ -146,14 +149,14 @@ def raw_to_bgr(message: RawImage) -> np.ndarray:
             f"expected {rows * step} bytes for {rows} rows of {step}, got {len(message.data)}"
         )
     data = np.frombuffer(message.data, np.uint8, rows * step).reshape(rows, step)
-    data = data[:, : width * pixel_bytes]
+    pixels: _Pixels = data[:, : width * pixel_bytes]
     if encoding.bytes_per_channel == 2:
         # A row step may be odd, so the rows are not always aligned: a view is still fine.
-        data = data.view(">u2" if message.is_bigendian else "<u2")
+        pixels = pixels.view(">u2" if message.is_bigendian else "<u2")
     if encoding.channels > 1:
-        data = data.reshape(rows, width, encoding.channels)
+        pixels = pixels.reshape(rows, width, encoding.channels)
     try:
-        return encoding.to_bgr(data)
+        return encoding.to_bgr(pixels)
     except cv2.error as error:
         raise RawError(
             f"{width}x{height} of {message.encoding}: OpenCV cannot convert it ({error.err})"
