@@ -1,4 +1,4 @@
-"""Runtimes that execute a model file."""
+"""Backends: the runtimes that execute a model file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
+from drone_kd.core.arrays import Float32Array, UInt8Array
 from drone_kd.core.model_spec import ModelError, ModelSpec
 
 RUNTIMES = ("auto", "tensorrt", "onnxruntime")
@@ -19,24 +18,24 @@ _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 class Backend(Protocol):
-    """A loaded model.
+    """Loaded model.
 
     Attributes:
-        spec: what the model file says of itself.
-        name: runtime, its version and its device, for people.
-        fallback: why this is not TensorRT though it should be; empty otherwise.
+        spec: the model's spec.
+        name: text with the runtime, its version and its device.
+        fallback: why ONNX Runtime runs instead of TensorRT; empty if it does not.
     """
 
     spec: ModelSpec
     name: str
     fallback: str
 
-    def infer(self, batch: np.ndarray) -> np.ndarray:
+    def infer(self, batch: UInt8Array) -> Float32Array:
         """Run a full batch.
 
         Args:
-            batch: uint8 (B, H, W, 3) BGR of the network's size, where B is `spec.batch`; who has
-                fewer frames fills the rest with anything and ignores its rows.
+            batch: uint8 (B, H, W, 3) BGR of the network's size, where B is `spec.batch`. A caller
+                with fewer frames fills up the batch and ignores the extra rows.
 
         Returns:
             float32 (B, K, 6); see `ModelSpec`.
@@ -54,19 +53,19 @@ def open_backend(
     may_build: bool = True,
     progress: Callable[[str], None] = LOG.warning,
 ) -> Backend:
-    """Load a model file; with TensorRT, after building its engine if there is no valid one.
+    """Load a model file; TensorRT first builds the engine if the cache has no valid one.
 
     Args:
-        path: a model.onnx that describes itself.
-        runtime: "tensorrt", "onnxruntime", or "auto": TensorRT where it is installed.
-        allow_fallback: where TensorRT was chosen and fails, ONNX Runtime serves instead; this is
-            said to `progress` and in the backend's name.
-        may_build: False for a model that is loaded in flight: a build takes the GPU for minutes,
-            so TensorRT then serves only where the engine is already there.
-        progress: gets lines of text, of a build every few seconds.
+        path: a model.onnx with a `ModelSpec` in its metadata.
+        runtime: "tensorrt", "onnxruntime", or "auto": TensorRT if it is installed.
+        allow_fallback: use ONNX Runtime if TensorRT was chosen and fails; `progress` and the
+            backend's name report it.
+        may_build: False for a model that is loaded in flight: a build occupies the GPU for
+            minutes, so TensorRT needs an engine in the cache.
+        progress: called with lines of text; every few seconds during a build.
 
     Raises:
-        ModelError: the file cannot be used, or not with this runtime; the message is one line.
+        ModelError: the file is unusable, or unusable with this runtime; the message is one line.
     """
     path = Path(path)
     if runtime not in RUNTIMES:
@@ -74,24 +73,21 @@ def open_backend(
     if path.suffix in _ENGINE_SUFFIXES:
         raise ModelError(
             f"{path}: engines made elsewhere (trtexec, Ultralytics) are not accepted: an engine "
-            "runs native code when it is loaded, fits one TensorRT and one GPU, and does not say "
-            "what it detects; give the model.onnx, drone-kd build makes its engine on this device"
+            "runs native code when it is loaded, fits one TensorRT and one GPU, and has no class "
+            "list; give the model.onnx, drone-kd build makes its engine on this device"
         )
     if path.suffix != ".onnx":
         raise ModelError(f"{path}: expected a file that ends in .onnx")
-    from drone_kd.backends.onnx_runtime import (  # deferred: imported when used
-        OrtBackend,
-        read_spec,
-    )
+    # Deferred: importing ONNX Runtime takes a while.
+    from drone_kd.backends.onnx_runtime import OrtBackend, read_spec
 
     if runtime == "onnxruntime" or (runtime == "auto" and not tensorrt_is_installed()):
         return OrtBackend(path)
     spec = read_spec(path)
     try:
         try:
-            from drone_kd.backends.tensorrt.build import (
-                open_tensorrt,  # deferred: it imports TensorRT
-            )
+            # Deferred: it imports TensorRT.
+            from drone_kd.backends.tensorrt.build import open_tensorrt
         except ImportError as error:
             raise ModelError(
                 f"TensorRT cannot be imported ({error}): it comes with JetPack, as the package "
@@ -100,13 +96,13 @@ def open_backend(
         return open_tensorrt(path, spec, may_build, progress)
     except ModelError as error:
         if not allow_fallback:
-            hint = "; runtime onnxruntime, or allow_fallback, does without TensorRT"
+            hint = "; runtime onnxruntime or allow_fallback avoids TensorRT"
             raise ModelError(f"{error}{hint if runtime == 'auto' else ''}") from error
         backend = OrtBackend(path, fallback=str(error))
-        progress(f"TensorRT does not serve, ONNX Runtime does instead: {error}")
+        progress(f"TensorRT failed, using ONNX Runtime instead: {error}")
         return backend
 
 
 def tensorrt_is_installed() -> bool:
-    """Tell whether this Python finds TensorRT; whether it works is another matter."""
+    """Return whether TensorRT is installed; it may still fail to load."""
     return importlib.util.find_spec("tensorrt") is not None

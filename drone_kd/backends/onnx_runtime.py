@@ -1,4 +1,4 @@
-"""ONNX Runtime: on the CPU, and on an NVIDIA GPU where it was built for one."""
+"""ONNX Runtime backend: on the CPU, or on an NVIDIA GPU if it was built with CUDA."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
 
+from drone_kd.core.arrays import Float32Array, UInt8Array
 from drone_kd.core.model_spec import ModelError, ModelSpec, shape_matches
 from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.preprocess import network_input
@@ -20,25 +20,25 @@ _CPU = "CPUExecutionProvider"
 
 
 class OrtBackend:
-    """A model run by ONNX Runtime, on an NVIDIA GPU where it was built for one; see `Backend`.
+    """Model run by ONNX Runtime; see `Backend`.
 
     Args:
-        path: a model.onnx that describes itself.
-        fallback: why TensorRT does not serve instead.
+        path: a model.onnx with a `ModelSpec` in its metadata.
+        fallback: why TensorRT does not run it.
 
     Raises:
-        ModelError: the file is missing or unreadable, does not describe itself, or its graph
-            differs from its description.
+        ModelError: the file is missing or unreadable, has no spec, or its graph differs from its
+            spec.
     """
 
     def __init__(self, path: str | Path, fallback: str = "") -> None:
         threads = len(os.sched_getaffinity(0))
         options = _quiet_options(threads)
-        wanted = [name for name in (_CUDA, _CPU) if name in ort.get_available_providers()]
-        self._session, self.spec = _open(Path(path), options, wanted)
-        got = self._session.get_providers()
-        device = "CUDA" if got[0] == _CUDA else f"CPU, {threads} threads"
-        if _CUDA in wanted and _CUDA not in got:
+        providers = [name for name in (_CUDA, _CPU) if name in ort.get_available_providers()]
+        self._session, self.spec = _open(Path(path), options, providers)
+        active = self._session.get_providers()
+        device = "CUDA" if active[0] == _CUDA else f"CPU, {threads} threads"
+        if _CUDA in providers and _CUDA not in active:
             device += " (its CUDA provider does not start)"
         if fallback:
             device += ", instead of TensorRT"
@@ -46,21 +46,22 @@ class OrtBackend:
         self.fallback = fallback
         self._input_name = self._session.get_inputs()[0].name
 
-    def infer(self, batch: np.ndarray) -> np.ndarray:
-        """Run uint8 (batch, H, W, 3) BGR; returns float32 (batch, K, 6).
+    def infer(self, batch: UInt8Array) -> Float32Array:
+        """Run uint8 (batch, H, W, 3) BGR; return float32 (batch, K, 6).
 
         Raises:
             InferenceError: the runtime failed.
         """
         try:
             feed = {self._input_name: network_input(batch, self.spec)}
-            return self._session.run(None, feed)[0]
+            rows: Float32Array = self._session.run(None, feed)[0]
         except Exception as error:  # the runtime's exceptions share no other base class
             raise InferenceError(f"ONNX Runtime: {' '.join(str(error).split())[:200]}") from error
+        return rows
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """Return what a model file says of itself, after checking it against the graph.
+    """Return the spec of a model file, after checking it against the graph.
 
     Raises:
         ModelError: see `OrtBackend`.
@@ -69,12 +70,13 @@ def read_spec(path: Path) -> ModelSpec:
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:
-    """Return a model file's whole metadata map, after the same checks as `read_spec`.
+    """Return the whole metadata map of a model file, after the same checks as `read_spec`.
 
     Raises:
         ModelError: see `OrtBackend`.
     """
-    return _open_to_read(path)[0].get_modelmeta().custom_metadata_map
+    metadata: Mapping[str, str] = _open_to_read(path)[0].get_modelmeta().custom_metadata_map
+    return metadata
 
 
 def _open_to_read(path: Path) -> tuple[ort.InferenceSession, ModelSpec]:
@@ -85,13 +87,13 @@ def _open_to_read(path: Path) -> tuple[ort.InferenceSession, ModelSpec]:
 
 def _quiet_options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.log_severity_level = _FATAL_ONLY  # this module reports, in one line
+    options.log_severity_level = _FATAL_ONLY  # this module reports errors, in one line
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # A plan of the memory lies beside what the first run, without one, took: 25 MB for a nano
-    # model. Without, it is no slower.
+    # A memory pattern is allocated in addition to the memory of the first run: 25 MB for a nano
+    # model, without a gain in speed.
     options.enable_mem_pattern = False
-    # Spinning threads would burn a flight computer's cores between two frames.
+    # Spinning threads would keep the cores busy between two frames.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
@@ -99,7 +101,7 @@ def _quiet_options(threads: int) -> ort.SessionOptions:
 def _open(
     path: Path, options: ort.SessionOptions, providers: list[str]
 ) -> tuple[ort.InferenceSession, ModelSpec]:
-    """Load a model file and check that it is what it says."""
+    """Load a model file and check its graph against its spec."""
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise ModelError(f"{path}: expected a model file, but it {problem}")
@@ -120,7 +122,7 @@ def _open(
 
 
 def _check_graph(session: ort.InferenceSession, spec: ModelSpec) -> None:
-    """Raise ModelError unless the graph's input and output are the ones the spec promises."""
+    """Raise ModelError unless the graph's input and output match the spec."""
     for kind, nodes, dtype, shape in (
         ("input", session.get_inputs(), _TENSOR[spec.dtype], spec.input_shape),
         ("output", session.get_outputs(), "tensor(float)", spec.output_shape),

@@ -1,1 +1,1 @@
-"""TensorRT: build an engine on the device, cache it, run it."""
+"""TensorRT backend: build an engine on the device, cache it, run it."""

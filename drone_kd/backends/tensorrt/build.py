@@ -1,8 +1,8 @@
-"""model.onnx -> TensorRT engine, on the device that flies it: drone-kd build model.onnx
+"""Build a TensorRT engine from a model.onnx, on the device that runs it (drone-kd build).
 
-Precision is what the model file says: networks are strongly typed, and TF32 is off. TensorRT 8.6
-knows no strongly typed networks: there an fp16 model is built with the FP16 flag, and an int8
-model is refused. Importing this module imports TensorRT.
+The precision is that of the model's spec: networks are strongly typed, and TF32 is off. TensorRT
+8.6 has no strongly typed networks: it builds an fp16 model with the FP16 flag and rejects an int8
+model. Importing this module imports TensorRT.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent import futures
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import tensorrt as trt
 
@@ -22,10 +23,10 @@ from drone_kd.core.model_spec import ModelError, ModelSpec
 from drone_kd.files import write_whole
 
 OPTIMISATION_LEVEL = 3  # TensorRT's own default; written out because engines depend on it
-_WORKSPACE_BYTES = 1 << 30  # a quarter or less of what any Jetson Orin has
+_WORKSPACE_BYTES = 1 << 30  # a quarter or less of the memory of any Jetson Orin
 _PROGRESS_SECONDS = 5.0
 
-# What 8.6 lacks.
+# Missing in 8.6.
 STRONGLY_TYPED = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 MONITORED = hasattr(trt, "IProgressMonitor")
 
@@ -33,16 +34,16 @@ MONITORED = hasattr(trt, "IProgressMonitor")
 def open_tensorrt(
     path: Path, spec: ModelSpec, may_build: bool, progress: Callable[[str], None]
 ) -> TrtBackend:
-    """Load a model's engine, after building it where this user's cache has no valid one.
+    """Load a model's engine; build it first if this user's cache has no valid one.
 
     Args:
         path: a model.onnx.
-        spec: what it says of itself.
-        may_build: whether to build it, which takes minutes.
-        progress: gets one line of text now and then.
+        spec: the model's spec.
+        may_build: whether a build, which takes minutes, is allowed.
+        progress: called with lines of text.
 
     Raises:
-        ModelError: GPU, TensorRT or cache cannot be used, or not for this model; one line.
+        ModelError: GPU, TensorRT or cache is unusable, or unusable for this model; one line.
     """
     try:
         return _open(path, spec, may_build, progress)
@@ -50,7 +51,7 @@ def open_tensorrt(
         raise ModelError(f"{path}: {error}") from error
     except OSError as error:
         raise ModelError(
-            f"{path}: its engine cannot be kept: {error} (XDG_CACHE_HOME chooses another folder)"
+            f"{path}: cannot store its engine: {error} (XDG_CACHE_HOME selects another folder)"
         ) from error
 
 
@@ -78,8 +79,8 @@ def _open(
                 problem = f"does not load ({error})"
         if not may_build:
             raise ModelError(
-                "there is no valid engine of it on this device, and none is built in flight: "
-                f"drone-kd build {path} does"
+                "expected a valid engine on this device, found none, and no engine is built in "
+                f"flight; run: drone-kd build {path}"
             )
         if problem:
             progress(f"the engine {store.plan_path} {problem}: building it again")
@@ -88,20 +89,22 @@ def _open(
             f"building the engine of {path.name} ({spec.precision}) with TensorRT "
             f"{trt.__version__}; this takes minutes, once"
         )
-        start = time.monotonic()
-        timings = store.timings_path
-        plan, timings_now = _build_plan(
-            model,
-            spec.precision,
-            timings.read_bytes() if timings.is_file() else b"",
-            progress,
-        )
-        seconds = round(time.monotonic() - start, 1)
-        built = {"built": datetime.now(timezone.utc).isoformat(), "build_seconds": seconds}
-        store.write(plan, built)
-        write_whole(timings, timings_now)
-        progress(f"engine built in {seconds:g} s: {store.plan_path}")
+        plan = _build_and_store(store, model, spec.precision, progress)
     return TrtBackend(spec, plan)
+
+
+def _build_and_store(
+    store: EngineStore, model: bytes, precision: str, progress: Callable[[str], None]
+) -> bytes:
+    start = time.monotonic()
+    timings_path = store.timings_path
+    old_timings = timings_path.read_bytes() if timings_path.is_file() else b""
+    plan, timings = _build_plan(model, precision, old_timings, progress)
+    seconds = round(time.monotonic() - start, 1)
+    store.write(plan, {"built": datetime.now(timezone.utc).isoformat(), "build_seconds": seconds})
+    write_whole(timings_path, timings)
+    progress(f"engine built in {seconds:g} s: {store.plan_path}")
+    return plan
 
 
 def _build_plan(
@@ -110,20 +113,20 @@ def _build_plan(
     """Build an engine.
 
     Args:
-        model: the model.onnx.
-        precision: what the model says it is.
-        timings: of an earlier build on this device, or empty.
-        progress: gets a line every few seconds.
+        model: bytes of the model.onnx.
+        precision: precision in the model's spec.
+        timings: timing cache of an earlier build on this device, or empty.
+        progress: called with a line every few seconds.
 
     Returns:
-        The engine, and the timings for the next build.
+        The engine, and the timing cache for the next build.
 
     Raises:
-        ModelError: TensorRT cannot build it; with TensorRT's own reason.
+        ModelError: TensorRT cannot build it; the message has TensorRT's reason.
     """
     if not STRONGLY_TYPED and precision == "int8":
         raise ModelError(
-            f"TensorRT {trt.__version__} serves for fp32 and fp16 models only, got int8: export "
+            f"TensorRT {trt.__version__}: expected an fp32 or fp16 model, got int8: export "
             "the model with --precision fp16, or use JetPack 6.1 or later (TensorRT 10.3)"
         )
     builder: trt.Builder = trt.Builder(LOGGER)
@@ -132,13 +135,9 @@ def _build_plan(
     else:
         kind = trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH
     network: trt.INetworkDefinition = builder.create_network(1 << int(kind))
+    # The parser owns the weights, so it must exist until the engine is built.
     parser: trt.OnnxParser = trt.OnnxParser(network, LOGGER)
-    if not parser.parse(model):
-        LOGGER.reason()  # forgotten: the parser's own is better
-        first: trt.ParserError = parser.get_error(0)
-        reason = " ".join(first.desc().split())[:300]
-        raise ModelError(f"TensorRT {trt.__version__} cannot read the model: {reason}")
-
+    _parse(parser, model)
     config: trt.IBuilderConfig = builder.create_builder_config()
     config.builder_optimization_level = OPTIMISATION_LEVEL
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
@@ -152,8 +151,8 @@ def _build_plan(
     monitor = _Monitor()
     if MONITORED:
         config.progress_monitor = monitor
-    # In a thread, so that this one can show progress and hear Ctrl-C, which must not be raised
-    # in a call from TensorRT.
+    # In a thread: this one shows progress and receives Ctrl-C, which must not be raised inside a
+    # call from TensorRT.
     with futures.ThreadPoolExecutor(1) as pool:
         start = time.monotonic()
         try:
@@ -167,36 +166,49 @@ def _build_plan(
     plan: trt.IHostMemory | None = build.result()
     if plan is None:
         raise ModelError(f"TensorRT {trt.__version__} cannot build it: {LOGGER.reason()}")
-    timings_now: trt.IHostMemory = cache.serialize()
-    return bytes(plan), bytes(timings_now)
+    new_timings: trt.IHostMemory = cache.serialize()
+    return bytes(plan), bytes(new_timings)
 
 
-_MonitorBase = trt.IProgressMonitor if MONITORED else object
+def _parse(parser: trt.OnnxParser, model: bytes) -> None:
+    """Parse the bytes of a model.onnx into the parser's network.
+
+    Raises:
+        ModelError: TensorRT cannot read it; the message has the parser's reason.
+    """
+    if not parser.parse(model):
+        LOGGER.reason()  # clears it: the parser's reason is better
+        first: trt.ParserError = parser.get_error(0)
+        reason = " ".join(first.desc().split())[:300]
+        raise ModelError(f"TensorRT {trt.__version__} cannot read the model: {reason}")
 
 
-class _Monitor(_MonitorBase):
-    """TensorRT tells it how far a build is, and asks whether to go on.
+_MonitorBase: Any = trt.IProgressMonitor if MONITORED else object  # no stubs: hence Any
+
+
+class _Monitor(_MonitorBase):  # type: ignore[misc]  # TensorRT has no type stubs
+    """Progress monitor of a build; TensorRT calls it.
 
     Attributes:
-        position: text for people; empty where TensorRT does not say.
+        position: text with the phase and step; empty if TensorRT does not report it.
         stopped: set to True to stop the build.
     """
 
     def __init__(self) -> None:
-        _MonitorBase.__init__(self)  # by name: pybind11 does not see super()
+        _MonitorBase.__init__(self)  # by name: pybind11 does not support super()
         self.position = ""
         self.stopped = False
         self._steps: dict[str, int] = {}
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        """Take note of a phase."""
+        """Store the number of steps of a phase."""
         self._steps[phase_name] = num_steps
 
     def phase_finish(self, phase_name: str) -> None:
-        """Forget a phase."""
+        """Remove a phase."""
         self._steps.pop(phase_name, None)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
-        """Take note of a step; returns whether to go on."""
+        """Store the position; return whether to continue."""
         self.position = f": {phase_name}, {step + 1} of {self._steps.get(phase_name, 0)}"
         return not self.stopped

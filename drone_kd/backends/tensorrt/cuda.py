@@ -1,7 +1,7 @@
-"""The few functions of CUDA's runtime library that inference needs, through ctypes.
+"""CUDA runtime functions that inference needs, through ctypes.
 
 Documented in NVIDIA's CUDA Runtime API manual. Only functions whose signature is the same in CUDA
-11.4 to 13, so that JetPack's own libcudart serves whatever its version.
+11.4 to 13 are used, so that any JetPack's libcudart works.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-# JetPack's linker knows the first; the others are of machines with the runtime alone.
+# The first is on the linker's path in JetPack; the others are for machines with only the runtime.
 LIBRARIES = (
     "libcudart.so",
     "libcudart.so.13",
@@ -58,17 +59,17 @@ _SIGNATURES = {
 
 
 class CudaError(RuntimeError):
-    """A call of CUDA's runtime failed; the message is one line."""
+    """Failed call of the CUDA runtime; the message is one line."""
 
 
 class Device(NamedTuple):
-    """The GPU that everything runs on, CUDA's first.
+    """First GPU of CUDA, which all inference runs on.
 
     Attributes:
-        name: as CUDA calls it; several Jetsons share one name.
+        name: CUDA's name; several Jetsons share one name.
         compute_capability: e.g. "8.7" for Orin.
-        multiprocessors: tells apart those that share a name and a compute capability.
-        integrated: it uses the computer's own memory, as a Jetson's does.
+        multiprocessors: distinguishes GPUs with the same name and compute capability.
+        integrated: whether it shares the CPU's memory, as on a Jetson.
     """
 
     name: str
@@ -79,10 +80,10 @@ class Device(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
-    """Load libcudart and declare what is used of it.
+    """Load libcudart and declare the functions used.
 
     Raises:
-        CudaError: it is not on this machine.
+        CudaError: the library is not installed.
     """
     for name in LIBRARIES:
         try:
@@ -96,8 +97,8 @@ def _library() -> ctypes.CDLL:
             getattr(library, function).restype = c_int
         return library
     raise CudaError(
-        "CUDA's runtime library is not here (libcudart.so): on a Jetson, apt install "
-        "nvidia-jetpack brings it"
+        "expected CUDA's runtime library (libcudart.so), found none: on a Jetson, run apt install "
+        "nvidia-jetpack"
     )
 
 
@@ -105,7 +106,7 @@ def call(function: str, *arguments: object) -> None:
     """Call a function of `_SIGNATURES`.
 
     Raises:
-        CudaError: it failed.
+        CudaError: the call failed.
     """
     library = _library()
     code = getattr(library, function)(*arguments)
@@ -114,8 +115,15 @@ def call(function: str, *arguments: object) -> None:
         raise CudaError(f"{function}: {text} (CUDA error {code})")
 
 
+def _value(pointer: c_void_p) -> int:
+    """Return the address in a pointer that a successful CUDA call has set."""
+    if pointer.value is None:
+        raise CudaError("CUDA returned a null pointer")
+    return pointer.value
+
+
 def first_device() -> Device:
-    """Describe the GPU.
+    """Return the properties of the first GPU.
 
     Raises:
         CudaError: there is no CUDA, no driver or no GPU.
@@ -124,7 +132,7 @@ def first_device() -> Device:
     try:
         call("cudaGetDeviceProperties", properties, 0)
     except CudaError as error:
-        raise CudaError(f"no GPU can be used: {error}; is NVIDIA's driver loaded?") from None
+        raise CudaError(f"no usable GPU: {error}; is NVIDIA's driver loaded?") from None
 
     def attribute(number: int) -> int:
         value = c_int()
@@ -141,7 +149,7 @@ def first_device() -> Device:
 
 
 def used_memory() -> int:
-    """Return the bytes of GPU memory that all programs use; a Jetson's is the computer's memory.
+    """Return the bytes of GPU memory in use by all programs; on a Jetson, of the shared memory.
 
     Raises:
         CudaError: there is no CUDA, no driver or no GPU.
@@ -152,56 +160,58 @@ def used_memory() -> int:
 
 
 class DeviceBuffer:
-    """Memory of the GPU, given back with the object.
+    """GPU memory, freed with the object.
 
     Attributes:
-        address: where it is, for the GPU.
+        address: device address.
     """
 
     def __init__(self, size: int) -> None:
         pointer = c_void_p()
         call("cudaMalloc", byref(pointer), size)
-        self.address: int = pointer.value
+        self.address = _value(pointer)
         weakref.finalize(self, _library().cudaFree, pointer)
 
 
 class PinnedArray:
-    """A numpy array in memory that the GPU can reach too, given back with the object.
+    """Numpy array in pinned memory that the GPU can access, freed with the object.
 
     Attributes:
-        array: the memory, for the CPU; never to be used without its PinnedArray.
+        array: the memory; valid only as long as the PinnedArray exists.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        size = int(np.prod(shape)) * dtype.itemsize
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         self._pointer = c_void_p()
         call("cudaHostAlloc", byref(self._pointer), size, _HOST_ALLOC_MAPPED)
         weakref.finalize(self, _library().cudaFreeHost, self._pointer)
-        memory = (ctypes.c_byte * size).from_address(self._pointer.value)
-        self.array = np.frombuffer(memory, dtype).reshape(shape)
+        memory = (ctypes.c_byte * size).from_address(_value(self._pointer))
+        self.array: NDArray[np.uint8] | NDArray[np.float32] = np.ndarray(
+            shape, dtype, memoryview(memory)
+        )
 
     def device_address(self) -> int:
-        """Return where the GPU sees it without a copy."""
+        """Return the device address, for access without a copy."""
         pointer = c_void_p()
         call("cudaHostGetDevicePointer", byref(pointer), self._pointer, 0)
-        return pointer.value
+        return _value(pointer)
 
 
 class Stream:
-    """A queue of work for the GPU.
+    """CUDA stream: a queue of work for the GPU.
 
     Attributes:
-        handle: what other libraries call the stream.
+        handle: cudaStream_t, for other libraries.
     """
 
     def __init__(self) -> None:
         pointer = c_void_p()
         call("cudaStreamCreateWithFlags", byref(pointer), _STREAM_NON_BLOCKING)
-        self.handle: int = pointer.value
+        self.handle = _value(pointer)
         weakref.finalize(self, _library().cudaStreamDestroy, pointer)
 
     def upload(self, source: PinnedArray, target: DeviceBuffer) -> None:
-        """Queue a copy to the GPU."""
+        """Queue a copy to GPU memory."""
         array = source.array
         call(
             "cudaMemcpyAsync",
@@ -213,7 +223,7 @@ class Stream:
         )
 
     def download(self, source: DeviceBuffer, target: PinnedArray) -> None:
-        """Queue a copy from the GPU."""
+        """Queue a copy from GPU memory."""
         array = target.array
         call(
             "cudaMemcpyAsync",
@@ -225,16 +235,16 @@ class Stream:
         )
 
     def synchronize(self) -> None:
-        """Wait until everything queued is done."""
+        """Wait for all queued work."""
         call("cudaStreamSynchronize", self.handle)
 
 
 class Graph:
-    """Work recorded once, queued again with one call.
+    """CUDA graph: work that is recorded once and then queued with one call.
 
     Args:
-        stream: where it is recorded and will run.
-        enqueue: queues the work; nothing of it runs while it is recorded.
+        stream: stream on which the work is recorded and will run.
+        enqueue: queues the work; it does not run while it is recorded.
 
     Raises:
         CudaError: something in the work cannot be recorded.
@@ -242,12 +252,12 @@ class Graph:
 
     def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:
         self._stream = stream
-        self._enqueue = enqueue  # keeps the memory that the recorded work uses
+        self._enqueue = enqueue  # keeps the memory alive that the recorded work uses
         graph = c_void_p()
         call("cudaStreamBeginCapture", stream.handle, _CAPTURE_THREAD_LOCAL)
         try:
             enqueue()
-        finally:  # or the stream would be of no use any more
+        finally:  # otherwise the stream stays in capture mode
             call("cudaStreamEndCapture", stream.handle, byref(graph))
         self._executable = c_void_p()
         try:

@@ -1,9 +1,9 @@
-"""Where finished engines are kept, and why one of them may be trusted.
+"""TensorRT engine cache with integrity checks. Does not import TensorRT.
 
-An engine (TensorRT calls it a plan) fits one TensorRT version and one GPU, and holds native code
-that runs when it is loaded. So each lies in a folder of this user alone, under a name made of
-everything it depends on, beside a JSON file with its SHA-256, which is checked before TensorRT
-sees a byte of it. No TensorRT in here.
+An engine (a "plan" in TensorRT) fits one TensorRT version and one GPU, and contains native code
+that runs when it is loaded. Each engine is therefore stored in a folder that only this user can
+enter, under a hash of everything it depends on. A JSON record with its SHA-256 lies beside it and
+is checked before TensorRT gets the engine.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKey:
-    """What an engine depends on; another value of any of them is another engine.
+    """Everything an engine depends on; any other value needs another engine.
 
     Attributes:
-        model_sha256: of the model.onnx.
-        tensorrt: version of the TensorRT that runs here.
-        device: the GPU's name.
+        model_sha256: SHA-256 of the model.onnx.
+        tensorrt: version of the installed TensorRT.
+        device: name of the GPU.
         compute_capability: e.g. "8.7".
-        multiprocessors: how many the GPU has.
-        precision: as the model file says.
-        optimisation_level: what the builder was asked for.
-        schema: version of this list and of how engines are built.
+        multiprocessors: number of multiprocessors of the GPU.
+        precision: precision in the model's spec.
+        optimisation_level: optimisation level of the builder.
+        schema: version of this list and of the build settings.
     """
 
     model_sha256: str
@@ -48,16 +48,16 @@ class EngineKey:
     schema: int = SCHEMA
 
     def digest(self) -> str:
-        """Return the SHA-256 of all of it."""
+        """Return the SHA-256 of all fields."""
         return sha256(json.dumps(asdict(self), sort_keys=True).encode())
 
 
 class EngineStore:
-    """The place of one engine in the user's cache.
+    """Cache entry of one engine.
 
     Attributes:
-        plan_path: the engine; beside it lies its record, a JSON file.
-        timings_path: what builds measured of this GPU's kernels, for engines to come.
+        plan_path: file of the engine; its JSON record has the same stem.
+        timings_path: kernel timings of earlier builds on this GPU, which speed up the next build.
     """
 
     def __init__(self, key: EngineKey) -> None:
@@ -72,13 +72,13 @@ class EngineStore:
 
     @contextmanager
     def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Hold this engine alone; `on_wait` is called if another process holds it.
+        """Lock this entry against other processes; call `on_wait` if another one has the lock.
 
         Raises:
-            OSError: the cache folder cannot be made or written.
+            OSError: the cache folder cannot be created or written.
         """
         _make_private(self.plan_path.parent)
-        with open(self._lock_path, "a") as lock:
+        with self._lock_path.open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -87,9 +87,9 @@ class EngineStore:
             yield
 
     def read(self) -> tuple[bytes | None, str]:
-        """Return the engine's bytes if they can be trusted, else None and why not.
+        """Return the engine's bytes if they pass the checks, else None and the reason.
 
-        The reason is empty where there simply is none yet.
+        The reason is empty if there is no engine yet.
         """
         try:
             record = json.loads(self._record_path.read_bytes())
@@ -107,14 +107,14 @@ class EngineStore:
         return plan, ""
 
     def write(self, plan: bytes, built: dict[str, str | float]) -> None:
-        """Keep a finished engine.
+        """Store an engine.
 
         Args:
-            plan: the engine's bytes.
-            built: for people: when, how long it took.
+            plan: bytes of the engine.
+            built: informative entries for the record, such as the build time.
 
         Raises:
-            OSError: it cannot be written; an older one is still there, or none.
+            OSError: writing failed; an older engine stays, if there was one.
         """
         record = {
             "key": asdict(self._key),
@@ -122,7 +122,7 @@ class EngineStore:
             "plan_sha256": sha256(plan),
             **built,
         }
-        # In this order: after a power cut between the two the record does not fit, which is seen.
+        # In this order: after a power cut between the two, `read` sees that the record differs.
         write_whole(self.plan_path, plan)
         write_whole(self._record_path, json.dumps(record, indent=1).encode() + b"\n")
 
@@ -133,7 +133,7 @@ class EngineStore:
 
 
 def cache_folder() -> Path:
-    """Return the folder of this user's engines: drone_kd in XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder of this user's engines, in XDG_CACHE_HOME or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "drone_kd" / "engines"
 
@@ -144,17 +144,17 @@ def sha256(content: bytes) -> str:
 
 
 def _make_private(folder: Path) -> None:
-    """Make a folder that only this user can enter; what runs as native code comes from it.
+    """Create a folder that only this user can enter, because engines contain native code.
 
     Raises:
-        OSError: it cannot be made, or is not ours.
+        OSError: it cannot be created, or belongs to another user.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.stat()
-    if found.st_uid != os.geteuid():
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
         raise PermissionError(
-            f"{folder} belongs to another user (uid {found.st_uid}): engines hold native code, so "
-            "they are kept in a folder of your own; set XDG_CACHE_HOME to one"
+            f"{folder} belongs to another user (uid {status.st_uid}): engines contain native "
+            "code, so they need a folder of your own; set XDG_CACHE_HOME to one"
         )
-    if stat.S_IMODE(found.st_mode) != 0o700:
+    if stat.S_IMODE(status.st_mode) != 0o700:
         folder.chmod(0o700)

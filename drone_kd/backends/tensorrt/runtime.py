@@ -1,8 +1,8 @@
-"""TensorRT: an engine that was made on this device, run by its Python API and CUDA's runtime.
+"""TensorRT backend: runs an engine that was built on this device.
 
-Only what TensorRT 8.6, 10.3, 10.13 and 11.4 have alike (tests/data/tensorrt_names.json). Every
-variable that holds an object of TensorRT says of which class it is: a test checks each name that
-is used of it against that table. Importing this module imports TensorRT.
+Uses only what TensorRT 8.6, 10.3, 10.13 and 11.4 have in common (tests/data/tensorrt_names.json).
+Every variable that holds a TensorRT object is annotated with its class: a test checks each
+attribute against that table. Importing this module imports TensorRT.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from drone_kd.backends.tensorrt.cuda import (
     Stream,
     first_device,
 )
+from drone_kd.core.arrays import Float32Array, UInt8Array
 from drone_kd.core.model_spec import ModelError, ModelSpec, shape_matches
 from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.preprocess import network_input
@@ -33,34 +34,34 @@ _WARM_UP_FRAMES = 3
 _MEASURED_FRAMES = 20
 
 
-class Logger(trt.ILogger):
+class Logger(trt.ILogger):  # type: ignore[misc]  # TensorRT has no type stubs
     """Keeps TensorRT's error messages for the exception that follows."""
 
     def __init__(self) -> None:
-        trt.ILogger.__init__(self)  # by name: pybind11 does not see super()
+        trt.ILogger.__init__(self)  # by name: pybind11 does not support super()
         self._errors: deque[str] = deque(maxlen=16)
 
     def log(self, severity: trt.ILogger.Severity, message: str) -> None:
-        """Take one message; TensorRT calls this."""
+        """Store an error message; called by TensorRT."""
         if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
             self._errors.append(message)
 
     def reason(self) -> str:
-        """Return the first error since the last call in one line; the cause comes first."""
+        """Return the first error since the last call, the cause, as one line; forget all."""
         message = self._errors[0] if self._errors else "it gives no reason"
         self._errors.clear()
         return " ".join(message.split())[:300]
 
 
-# One for all: TensorRT sends the messages of later builders and runtimes to the first logger.
+# One per process: TensorRT sends the messages of later builders and runtimes to the first logger.
 LOGGER = Logger()
 
 
 class EngineError(ModelError):
-    """TensorRT refuses an engine's bytes: another has to be built; with TensorRT's own reason."""
+    """TensorRT rejects an engine's bytes, so it has to be built again."""
 
 
-class _Way(NamedTuple):
+class _ExecutionMode(NamedTuple):
     """One way to run a frame; `launch` queues it."""
 
     name: str
@@ -68,20 +69,20 @@ class _Way(NamedTuple):
 
 
 class TrtBackend:
-    """An engine on the GPU; see `Backend`. Not for several threads at once.
+    """TensorRT engine with its memory; see `Backend`.
 
-    Buffers are made here, once. On a GPU that shares the computer's memory the engine can read and
-    write ours without a copy; work can be queued call by call or as one CUDA graph. What is
-    fastest differs between devices, so a few frames are run each way, and the fastest is kept.
+    All memory is allocated once. On a GPU that shares the CPU's memory the engine can use our
+    buffers without a copy; work can be queued call by call or as one CUDA graph. The fastest mode
+    differs between devices, so a few frames are run in each mode and the fastest one is kept.
 
     Args:
-        spec: what the model file says of itself.
-        plan: the engine's bytes, of a trusted source: they hold native code.
+        spec: the model's spec.
+        plan: the engine's bytes, from a trusted source: they contain native code.
 
     Raises:
-        EngineError: TensorRT refuses the bytes.
-        ModelError: it cannot be run, or has other inputs or outputs than the spec promises.
-        CudaError: the GPU cannot be used.
+        EngineError: TensorRT rejects the bytes.
+        ModelError: the engine does not run, or its inputs or outputs differ from the spec.
+        CudaError: the GPU is unusable.
     """
 
     fallback = ""
@@ -93,29 +94,26 @@ class TrtBackend:
         self._runtime.engine_host_code_allowed = False
         self._engine: trt.ICudaEngine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise EngineError(f"TensorRT {trt.__version__} refuses the engine: {LOGGER.reason()}")
+            raise EngineError(f"TensorRT {trt.__version__} rejects the engine: {LOGGER.reason()}")
         self._context: trt.IExecutionContext = self._engine.create_execution_context()
         if self._context is None:
             raise ModelError(f"TensorRT {trt.__version__} cannot start it: {LOGGER.reason()}")
         input_name, output_name = _checked_io(self._engine, spec)
         self._stream = Stream()
-        self._input = PinnedArray(spec.input_shape, np.dtype(spec.dtype))
+        self._input = PinnedArray(spec.input_shape, spec.dtype)
         output_shape = tuple(self._engine.get_tensor_shape(output_name))
-        self._output = PinnedArray(output_shape, np.dtype(np.float32))
+        self._output = PinnedArray(output_shape, "float32")
+        tensors = {input_name: self._input, output_name: self._output}
         try:
-            way = _fastest_way(
-                self._context,
-                self._stream,
-                {input_name: self._input, output_name: self._output},
-                device.integrated,
-            )
+            modes = _execution_modes(self._context, self._stream, tensors, device.integrated)
+            fastest = _fastest(modes, self._stream)
         except InferenceError as error:
             raise ModelError(str(error)) from None
-        self._launch = way.launch
-        self.name = f"TensorRT {trt.__version__} {spec.precision}, {device.name}, {way.name}"
+        self._launch = fastest.launch
+        self.name = f"TensorRT {trt.__version__} {spec.precision}, {device.name}, {fastest.name}"
 
-    def infer(self, batch: np.ndarray) -> np.ndarray:
-        """Run uint8 (batch, H, W, 3) BGR; returns float32 (batch, K, 6).
+    def infer(self, batch: UInt8Array) -> Float32Array:
+        """Run uint8 (batch, H, W, 3) BGR; return float32 (batch, K, 6).
 
         Raises:
             InferenceError: the batch has another shape or dtype, or TensorRT or CUDA failed.
@@ -127,25 +125,26 @@ class TrtBackend:
             )
         np.copyto(self._input.array, network_input(batch, self.spec))
         _run(self._launch, self._stream)
-        return self._output.array.copy()  # the next frame writes into the same memory
+        # A copy: the next frame writes into the same memory.
+        return np.array(self._output.array, np.float32)
 
 
-def _fastest_way(
+def _execution_modes(
     context: trt.IExecutionContext,
     stream: Stream,
     tensors: dict[str, PinnedArray],
     integrated: bool,
-) -> _Way:
-    """Run a few frames in every way that this GPU has; the losers give their memory back.
+) -> list[_ExecutionMode]:
+    """Return every mode in which this GPU runs the engine.
 
     Args:
-        context: of the engine.
-        stream: where it is to run.
+        context: execution context of the engine.
+        stream: stream to run on.
         tensors: name to memory, of the input and of the output, in this order.
         integrated: whether the GPU can use that memory without a copy.
 
     Raises:
-        InferenceError: it does not run at all.
+        InferenceError: the engine does not run at all.
     """
 
     def execute(addresses: dict[str, int]) -> None:
@@ -156,35 +155,39 @@ def _fastest_way(
 
     source, target = tensors.values()
     device_source, device_target = (DeviceBuffer(t.array.nbytes) for t in (source, target))
-    copied = dict(zip(tensors, (device_source.address, device_target.address), strict=True))
+    copies = dict(zip(tensors, (device_source.address, device_target.address), strict=True))
 
     def run_with_copies() -> None:
         stream.upload(source, device_source)
-        execute(copied)
+        execute(copies)
         stream.download(device_target, target)
 
-    ways = [_Way("copies", run_with_copies)]
+    modes = [_ExecutionMode("copies", run_with_copies)]
     if integrated:
         shared = {name: tensor.device_address() for name, tensor in tensors.items()}
-        ways.append(_Way("zero-copy", lambda: execute(shared)))
+        modes.append(_ExecutionMode("zero-copy", lambda: execute(shared)))
     source.array[:] = 0
-    for way in tuple(ways):
-        _run(way.launch, stream)  # TensorRT wants one frame before it is recorded
+    for mode in tuple(modes):
+        _run(mode.launch, stream)  # TensorRT needs one frame before a recording
         try:
-            graph = Graph(stream, way.launch)
+            graph = Graph(stream, mode.launch)
         except (CudaError, InferenceError):
-            LOGGER.reason()  # forgotten: some layers cannot be recorded, and need not be
+            LOGGER.reason()  # clears it: some layers cannot be recorded, which is no error
         else:
-            ways.append(_Way(f"{way.name} in a CUDA graph", graph.launch))
+            modes.append(_ExecutionMode(f"{mode.name} in a CUDA graph", graph.launch))
+    return modes
 
-    times: dict[str, list[float]] = {way.name: [] for way in ways}
+
+def _fastest(modes: list[_ExecutionMode], stream: Stream) -> _ExecutionMode:
+    """Run a few frames in each mode and return the fastest; the others free their memory."""
+    times: dict[str, list[float]] = {mode.name: [] for mode in modes}
     for frame in range(_WARM_UP_FRAMES + _MEASURED_FRAMES):
-        for way in ways:  # interleaved, so that a clock that changes meets them all
+        for mode in modes:  # interleaved, so that a change of the clock rate affects all modes
             start = perf_counter()
-            _run(way.launch, stream)
+            _run(mode.launch, stream)
             if frame >= _WARM_UP_FRAMES:
-                times[way.name].append(perf_counter() - start)
-    return min(ways, key=lambda way: median(times[way.name]))
+                times[mode.name].append(perf_counter() - start)
+    return min(modes, key=lambda mode: median(times[mode.name]))
 
 
 def _run(launch: Callable[[], None], stream: Stream) -> None:
@@ -197,29 +200,27 @@ def _run(launch: Callable[[], None], stream: Stream) -> None:
 
 
 def _checked_io(engine: trt.ICudaEngine, spec: ModelSpec) -> tuple[str, str]:
-    """Return the names of the input and output, which must be those that the spec promises."""
+    """Return the names of the input and output, after checking them against the spec."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    found = [(engine.get_tensor_mode(name), engine.get_tensor_dtype(name), name) for name in names]
-    inputs = [
-        name
-        for mode, dtype, name in found
-        if mode == trt.TensorIOMode.INPUT
-        and dtype == _DTYPES[spec.dtype]
-        and shape_matches(tuple(engine.get_tensor_shape(name)), spec.input_shape)
-    ]
-    outputs = [
-        name
-        for mode, dtype, name in found
-        if mode == trt.TensorIOMode.OUTPUT
-        and dtype == trt.DataType.FLOAT
-        and shape_matches(tuple(engine.get_tensor_shape(name)), spec.output_shape)
-    ]
+
+    def matching(mode: object, dtype: object, shape: tuple[int | None, ...]) -> list[str]:
+        return [
+            name
+            for name in names
+            if engine.get_tensor_mode(name) == mode
+            and engine.get_tensor_dtype(name) == dtype
+            and shape_matches(tuple(engine.get_tensor_shape(name)), shape)
+        ]
+
+    inputs = matching(trt.TensorIOMode.INPUT, _DTYPES[spec.dtype], spec.input_shape)
+    outputs = matching(trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, spec.output_shape)
     if len(names) != 2 or len(inputs) != 1 or len(outputs) != 1:
-        got = ", ".join(
-            f"{name} {dtype} {list(engine.get_tensor_shape(name))}" for _, dtype, name in found
+        found = ", ".join(
+            f"{name} {engine.get_tensor_dtype(name)} {list(engine.get_tensor_shape(name))}"
+            for name in names
         )
         raise ModelError(
-            f"the engine's tensors are not those of its model: expected one {spec.dtype} input "
-            f"{list(spec.input_shape)} and one float32 output, got {got}"
+            f"the engine's tensors differ from its model: expected one {spec.dtype} input "
+            f"{list(spec.input_shape)} and one float32 output, got {found}"
         )
     return inputs[0], outputs[0]
