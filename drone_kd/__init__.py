@@ -1,1 +1,1 @@
-"""On-board part of drone_kd: a self-describing ONNX model, frames in, detections out."""
+"""On-board part of drone_kd: object detection with a model.onnx, in Python and as a ROS 2 node."""

@@ -23,7 +23,7 @@ from drone_kd.files import write_whole
 from drone_kd.lineage import family_tree
 from drone_kd.machine import machine_name
 from drone_kd.media.image_files import PICTURE_SUFFIXES, SourceError, read_frames, read_picture
-from drone_kd.paths import default_model_path, selftest_picture_path
+from drone_kd.paths import default_model_path, selftest_image_path
 from drone_kd.simulation.rehearse import add_rehearse
 from drone_kd.simulation.scoring.command import add_score
 from drone_kd.simulation.scoring.flight_record import FlightError
@@ -288,7 +288,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _selftest(arguments: argparse.Namespace) -> int:
     _check_folder("--output", arguments.output)
-    picture = Path(arguments.image or selftest_picture_path())
+    picture = Path(arguments.image or selftest_image_path())
     report = run_selftest(
         Path(arguments.model or default_model_path()),
         picture,

@@ -1,4 +1,4 @@
-"""Picture in, detections out: the only place where letterbox, backend and decode meet."""
+"""Detector: from an image to detections, through preprocessing, a backend and postprocessing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from drone_kd.backends import LOG, Backend, open_backend
+from drone_kd.core.arrays import Float32Array, Int64Array, UInt8Array
 from drone_kd.core.detections import Detections
 from drone_kd.core.postprocess import InferenceError, decode
 from drone_kd.core.preprocess import Letterbox, letterbox
@@ -18,23 +19,24 @@ from drone_kd.core.tiling import OFF, merge, parse_tiling, windows
 from drone_kd.paths import default_model_path, parameter_defaults
 
 
-class Picture(NamedTuple):
-    """A picture on its way to the network, perhaps at a reduced scale.
+class DecodedImage(NamedTuple):
+    """Image to run the detector on, decoded in full or at a reduced scale.
 
     Attributes:
         image: uint8 (h, w, 3) in BGR order; rows may be strided.
-        width, height: of the original in pixels; boxes are in these pixels.
-        reduction: the original's pixels per pixel of `image`.
+        width: width of the original in pixels; boxes are in these pixels.
+        height: height of the original in pixels.
+        reduction: pixels of the original per pixel of `image`.
     """
 
-    image: np.ndarray
+    image: UInt8Array
     width: int
     height: int
     reduction: int = 1
 
 
 class StageTimes(NamedTuple):
-    """How long a batch of pictures took, in milliseconds."""
+    """Time per stage for a batch of images, in milliseconds."""
 
     letterbox_ms: float
     infer_ms: float
@@ -44,17 +46,17 @@ class StageTimes(NamedTuple):
 
 @dataclass(frozen=True)
 class Detector:
-    """A model with its settings.
+    """Model with its settings.
 
     Attributes:
         backend: the loaded model.
-        confidence: scores must be greater than this, 0 to 1.
-        iou: boxes of one class that overlap more are one object, 0 to 1; dense heads only.
-        max_detections: keep at most this many per picture, best first.
-        class_confidence: class name to the score that its detections must exceed instead.
+        confidence: scores must be above this, 0 to 1.
+        iou: NMS threshold, 0 to 1; dense heads only.
+        max_detections: maximum number of detections per image, best first.
+        class_confidence: class name to its own confidence threshold.
         only: class names to report; empty: all.
-        tiling: "off", "auto" or "RxC": large pictures are seen whole and in tiles.
-        tile_overlap: of neighbouring tiles, as a share of a tile, 0 to 0.5.
+        tiling: "off", "auto" or "RxC": also run on tiles of large images.
+        tile_overlap: overlap of neighbouring tiles, as a share of a tile, 0 to 0.5.
 
     Raises:
         ValueError: a setting is out of its range, or names a class that the model lacks.
@@ -83,12 +85,12 @@ class Detector:
                     f"the model knows no class {name!r}; its classes: {', '.join(known)}"
                 )
 
-    def __call__(self, image: np.ndarray) -> Detections:
-        """Detect in one picture; see `timed`."""
+    def __call__(self, image: UInt8Array) -> Detections:
+        """Detect objects in one image; see `timed`."""
         return self.timed(image)[0]
 
-    def timed(self, image: np.ndarray) -> tuple[Detections, StageTimes]:
-        """Detect in one picture and measure each stage.
+    def timed(self, image: UInt8Array) -> tuple[Detections, StageTimes]:
+        """Detect objects in one image and measure each stage.
 
         Args:
             image: uint8 (h, w, 3) in BGR order; rows may be strided.
@@ -98,22 +100,22 @@ class Detector:
 
         Raises:
             ValueError: `image` has another dtype or shape, or no pixels.
-            InferenceError: the network gave no usable answer.
+            InferenceError: inference failed, or the output breaks the model's contract.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(
                 f"image: expected uint8 (height, width, 3), got {image.dtype} {image.shape}"
             )
         height, width = image.shape[:2]
-        (found,), times = self.batch(
-            [Picture(image, width, height)], [self.windows(width, height)]
+        (result,), times = self.batch(
+            [DecodedImage(image, width, height)], [self.windows(width, height)]
         )
-        if isinstance(found, InferenceError):
-            raise found
-        return found, times
+        if isinstance(result, InferenceError):
+            raise result
+        return result, times
 
-    def windows(self, width: int, height: int) -> np.ndarray:
-        """Return what the network is to see of a picture; see `tiling.windows`."""
+    def windows(self, width: int, height: int) -> Int64Array:
+        """Return the windows of an image that the network runs on; see `tiling.windows`."""
         spec = self.backend.spec
         return windows(
             width,
@@ -125,67 +127,68 @@ class Detector:
         )
 
     def batch(
-        self, pictures: Sequence[Picture], seen: Sequence[np.ndarray]
+        self, images: Sequence[DecodedImage], windows: Sequence[Int64Array]
     ) -> tuple[list[Detections | InferenceError], StageTimes]:
-        """Detect in several pictures, as many at a time as the model takes.
+        """Detect objects in several images, with as many per inference as the model takes.
 
         Args:
-            pictures: one or more.
-            seen: per picture its windows, int64 (N, 4) in pixels; more than the first one only
-                for a picture that is not reduced.
+            images: one or more.
+            windows: per image int64 (N, 4) in pixels; several windows only for an image that is
+                not reduced.
 
         Returns:
-            Per picture, detections in pixels of the original, best first, or why there are none;
-            and how long all of them took.
+            Per image, detections in pixels of the original, best first, or the error; and the
+            times for all images together.
         """
         spec = self.backend.spec
         start = perf_counter()
         crops = [
-            picture.image[y1:y2, x1:x2] if len(areas) > 1 else picture.image
-            for picture, areas in zip(pictures, seen, strict=True)
+            image.image[y1:y2, x1:x2] if len(areas) > 1 else image.image
+            for image, areas in zip(images, windows, strict=True)
             for x1, y1, x2, y2 in areas.tolist()
         ]
-        boxed = [letterbox(crop, spec.input_width, spec.input_height) for crop in crops]
+        inputs = [letterbox(crop, spec.input_width, spec.input_height) for crop in crops]
         letterboxed = perf_counter()
-        rows = self._infer([canvas for canvas, _ in boxed])
+        rows = self._infer([canvas for canvas, _ in inputs])
         inferred = perf_counter()
 
-        found, first = [], 0
+        results: list[Detections | InferenceError] = []
+        first = 0
         thresholds = self._thresholds()
-        for picture, areas in zip(pictures, seen, strict=True):
-            mine = slice(first, first + len(areas))
+        for image, areas in zip(images, windows, strict=True):
+            part = slice(first, first + len(areas))
             first += len(areas)
             try:
-                parts = [
+                detections = [
                     self._decode(output, placement, crop, thresholds)
                     for output, (_, placement), crop in zip(
-                        rows[mine], boxed[mine], crops[mine], strict=True
+                        rows[part], inputs[part], crops[part], strict=True
                     )
                 ]
             except InferenceError as error:
-                found.append(error)
+                results.append(error)
                 continue
-            if len(parts) > 1:
-                found.append(
-                    merge(parts, areas, picture.width, picture.height, self.max_detections)
+            if len(detections) > 1:
+                results.append(
+                    merge(detections, areas, image.width, image.height, self.max_detections)
                 )
             else:
-                found.append(_enlarge(parts[0], picture))
+                results.append(_enlarge(detections[0], image))
         decoded = perf_counter()
-        return found, StageTimes(
+        return results, StageTimes(
             letterbox_ms=(letterboxed - start) * 1e3,
             infer_ms=(inferred - letterboxed) * 1e3,
             decode_ms=(decoded - inferred) * 1e3,
             total_ms=(decoded - start) * 1e3,
         )
 
-    def _infer(self, canvases: list[np.ndarray]) -> list[np.ndarray | InferenceError]:
-        """Return the (K, 6) rows of every canvas, or why there are none."""
+    def _infer(self, canvases: list[UInt8Array]) -> list[Float32Array | InferenceError]:
+        """Return the (K, 6) rows of every canvas, or the error."""
         size = self.backend.spec.batch
-        rows: list[np.ndarray | InferenceError] = []
+        rows: list[Float32Array | InferenceError] = []
         for first in range(0, len(canvases), size):
             chunk = canvases[first : first + size]
-            # What fills up the batch is ignored.
+            # The rows of the frames that fill up the batch are ignored.
             filled = chunk + chunk[-1:] * (size - len(chunk))
             try:
                 output = self.backend.infer(filled[0][None] if size == 1 else np.stack(filled))
@@ -196,10 +199,10 @@ class Detector:
 
     def _decode(
         self,
-        rows: np.ndarray | InferenceError,
+        rows: Float32Array | InferenceError,
         placement: Letterbox,
-        crop: np.ndarray,
-        thresholds: np.ndarray,
+        crop: UInt8Array,
+        thresholds: Float32Array,
     ) -> Detections:
         if isinstance(rows, InferenceError):
             raise rows
@@ -213,26 +216,27 @@ class Detector:
             self.max_detections,
         )
 
-    def _thresholds(self) -> np.ndarray:
-        """Return the score that each class must exceed: float32 (classes,)."""
+    def _thresholds(self) -> Float32Array:
+        """Return the confidence threshold of each class: float32 (classes,)."""
         names = self.backend.spec.classes
         return np.array(
             [
                 self.class_confidence.get(name, self.confidence)
                 if not self.only or name in self.only
-                else 1.0  # no score is greater
+                else 1.0  # no score is above
                 for name in names
             ],
             np.float32,
         )
 
 
-def _enlarge(found: Detections, picture: Picture) -> Detections:
-    """Take boxes from a reduced picture to the original."""
-    if picture.reduction == 1:
-        return found
-    limit = np.array([picture.width, picture.height] * 2, np.float32)
-    return replace(found, xyxy=np.minimum(found.xyxy * np.float32(picture.reduction), limit))
+def _enlarge(detections: Detections, image: DecodedImage) -> Detections:
+    """Scale boxes of a reduced image to pixels of the original."""
+    if image.reduction == 1:
+        return detections
+    limit = np.array([image.width, image.height] * 2, np.float32)
+    xyxy = np.minimum(detections.xyxy * np.float32(image.reduction), limit)
+    return replace(detections, xyxy=xyxy)
 
 
 def load_detector(
@@ -249,16 +253,23 @@ def load_detector(
     allow_fallback: bool | None = None,
     progress: Callable[[str], None] = LOG.warning,
 ) -> Detector:
-    """Load a model; what is not given comes from config/detector.yaml.
+    """Load a model. Settings that are None come from config/detector.yaml.
 
     Args:
         path: a model.onnx; None: the model that comes with the package.
-        confidence, iou, max_detections, class_confidence, only, tiling, tile_overlap: see
-            `Detector`.
-        runtime, allow_fallback, progress: see `open_backend`.
+        confidence: see `Detector`.
+        iou: see `Detector`.
+        max_detections: see `Detector`.
+        class_confidence: see `Detector`.
+        only: see `Detector`.
+        tiling: see `Detector`.
+        tile_overlap: see `Detector`.
+        runtime: see `open_backend`.
+        allow_fallback: see `open_backend`.
+        progress: see `open_backend`.
 
     Raises:
-        ModelError: the file cannot be used; the message is one line.
+        ModelError: the file is unusable; the message is one line.
         ValueError: a setting is out of its range, or names a class that the model lacks.
     """
     defaults = parameter_defaults("detector.yaml")

@@ -1,21 +1,27 @@
-"""Average precision, computed by pycocotools; the one place that imports it."""
+"""Average precision (AP), computed by pycocotools; the only module that imports it."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from drone_kd.core.arrays import Float32Array
 
-# The number of boxes per picture is that of Ultralytics' validator, the field's yardstick.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from pycocotools.cocoeval import COCOeval
+
+# Maximum number of boxes per image, as in Ultralytics' validator.
 MAX_DETECTIONS = 300
-# Areas in pixels of the original picture: COCO's ranges, and "tiny" (under 16 px), which aerial
-# frames are full of.
+# Areas in square pixels of the original image: COCO's ranges, and "tiny" (under 16 x 16 px), which
+# is frequent in aerial images.
 SIZES = {"tiny": (0, 16**2), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 
 
-def annotation(id_: int, image_id: int, xyxy: np.ndarray, class_id: int) -> dict:
-    """A box as COCO writes it; a detection has a "score", too."""
+def annotation(id_: int, image_id: int, xyxy: Float32Array, class_id: int) -> dict[str, Any]:
+    """Return a box, (4,) in pixels, as a COCO annotation; a prediction also needs a "score"."""
     x1, y1, x2, y2 = map(float, xyxy)
     box = [x1, y1, x2 - x1, y2 - y1]
     return {
@@ -29,32 +35,51 @@ def annotation(id_: int, image_id: int, xyxy: np.ndarray, class_id: int) -> dict
 
 
 def precision(
-    images: list[dict], truth: list[dict], found: list[dict], classes: list[int]
-) -> dict[str, np.ndarray]:
-    """Precision at every step of recall, over all sizes ("all") and for each of SIZES.
+    images: list[dict[str, Any]],
+    ground_truth: list[dict[str, Any]],
+    predictions: list[dict[str, Any]],
+    classes: list[int],
+) -> dict[str, NDArray[np.float64]]:
+    """Return the precision at every recall step, for all sizes ("all") and each of SIZES.
 
     Args:
-        images: {"id"} of every picture.
-        truth: annotations, with ids from 1 on.
-        found: annotations with a "score".
-        classes: the classes that count.
+        images: {"id"} of each image.
+        ground_truth: annotations, with ids ≥ 1.
+        predictions: annotations with a "score".
+        classes: ids of the evaluated classes.
 
     Returns:
-        Arrays (IoU thresholds 0.5 to 0.95, recall steps, classes); -1 where undefined.
+        Per size an array (IoU thresholds 0.5 to 0.95, recall steps, classes); -1 if undefined.
 
     Raises:
         ImportError: pycocotools is not installed.
     """
-    evaluation = match_frames(images, truth, found, classes)
+    evaluation = match_frames(images, ground_truth, predictions, classes)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
     values = evaluation.eval["precision"]  # (IoU, recall, class, area, max detections)
     return {label: values[..., k, 0] for k, label in enumerate(evaluation.params.areaRngLbl)}
 
 
-def match_frames(images: list[dict], truth: list[dict], found: list[dict], classes: list[int]):
-    """Match what was found with what there is, frame by frame: pycocotools' COCOeval, evaluated
-    but not yet accumulated over the frames. Arguments and errors are those of `precision`.
+def match_frames(
+    images: list[dict[str, Any]],
+    ground_truth: list[dict[str, Any]],
+    predictions: list[dict[str, Any]],
+    classes: list[int],
+) -> COCOeval:
+    """Match predictions with ground truth image by image.
+
+    Args:
+        images: see `precision`.
+        ground_truth: see `precision`.
+        predictions: see `precision`.
+        classes: see `precision`.
+
+    Returns:
+        The evaluation, not yet accumulated over the images.
+
+    Raises:
+        ImportError: pycocotools is not installed.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -62,7 +87,7 @@ def match_frames(images: list[dict], truth: list[dict], found: list[dict], class
     coco = COCO()
     coco.dataset = {
         "images": images,
-        "annotations": truth,
+        "annotations": ground_truth,
         "categories": [{"id": i} for i in classes],
     }
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own progress
@@ -70,7 +95,7 @@ def match_frames(images: list[dict], truth: list[dict], found: list[dict], class
         detections = COCO()
         detections.dataset = {
             **coco.dataset,
-            "annotations": [{**d, "id": i} for i, d in enumerate(found, start=1)],
+            "annotations": [{**p, "id": i} for i, p in enumerate(predictions, start=1)],
         }
         detections.createIndex()
         evaluation = COCOeval(coco, detections, "bbox")
@@ -82,7 +107,7 @@ def match_frames(images: list[dict], truth: list[dict], found: list[dict], class
     return evaluation
 
 
-def mean_precision(values: np.ndarray) -> float | None:
-    """The mean of what is defined; None where nothing is."""
+def mean_precision(values: NDArray[np.float64]) -> float | None:
+    """Return the mean of the defined values (AP); None if no value is defined."""
     valid = values[values > -1]
     return round(float(valid.mean()), 5) if valid.size else None

@@ -1,4 +1,4 @@
-"""Where the package's own files are: parameter defaults, the default model, a picture."""
+"""Paths of the package's own files: parameter defaults, the default model, the self-test image."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _PACKAGE = Path(__file__).resolve().parent
 def share_path(name: str) -> Path:
     """Return the path of a shared file of the package, e.g. "worlds/aerial_traffic.yaml".
 
-    Looked up beside the package (a checkout), then in the ament share directory (colcon), then
-    in the Python installation's data directory (pip).
+    Searches the parent of the package (a checkout), the ament share directory (colcon) and the
+    data directory of the Python installation (pip), in this order.
 
     Raises:
-        FileNotFoundError: it is in none of them.
+        FileNotFoundError: none of them has it.
     """
     folders = [_PACKAGE.parent]
     try:
         from ament_index_python.packages import get_package_share_directory
 
         folders.append(Path(get_package_share_directory("drone_kd")))
-    except (ImportError, LookupError, OSError):  # no ROS here, or drone_kd is not installed in it
+    except (ImportError, LookupError, OSError):  # without ROS, or drone_kd is not in its index
         pass
     folders.append(Path(sysconfig.get_path("data")) / "share" / "drone_kd")
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(
-        f"{name} is not in {', '.join(map(str, folders))}: install drone_kd again"
+        f"expected {name} in {' or '.join(map(str, folders))}, found none; reinstall drone_kd"
     )
 
 
@@ -45,21 +45,24 @@ def config_path(name: str) -> Path:
 
 def parameter_defaults(name: str) -> dict[str, Any]:
     """Return the parameters of a ROS parameter file of config/, e.g. "detector.yaml"."""
-    return yaml.safe_load(config_path(name).read_text())["/**"]["ros__parameters"]
+    parameters: dict[str, Any] = yaml.safe_load(config_path(name).read_text())["/**"][
+        "ros__parameters"
+    ]
+    return parameters
 
 
 def default_model_path() -> Path:
     """Return the path of the model that comes with the package.
 
     Raises:
-        ModelError: this installation has none.
+        ModelError: this installation has no default model.
     """
     path = _PACKAGE / "models" / "default.onnx"
     if not path.is_file():
-        raise ModelError("this installation has no default model: name a model.onnx")
+        raise ModelError("this installation has no default model; give a model.onnx")
     return path
 
 
-def selftest_picture_path() -> Path:
-    """Return the path of the picture that the self-test runs on; data/README.md credits it."""
+def selftest_image_path() -> Path:
+    """Return the path of the self-test's image; data/README.md has its source and licence."""
     return _PACKAGE / "data" / "bogota-niza_103-0351.jpg"

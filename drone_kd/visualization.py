@@ -1,4 +1,4 @@
-"""Pictures for people: boxes on a frame, and many frames on one sheet."""
+"""Visualization: boxes drawn on an image, and contact sheets of many images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from drone_kd.core.arrays import UInt8Array
 from drone_kd.core.detections import Detections
 from drone_kd.core.preprocess import letterbox
 
-# BGR, easy to tell apart on vegetation, asphalt and water; classes take them in turn.
+# BGR, easy to distinguish on vegetation, asphalt and water; classes use them in turn.
 _COLOURS = (
     (0, 220, 255),
     (255, 120, 0),
@@ -22,11 +23,19 @@ _COLOURS = (
 
 
 def draw_detections(
-    image: np.ndarray, detections: Detections, classes: Sequence[str]
-) -> np.ndarray:
-    """Return a copy of a uint8 (h, w, 3) BGR picture with boxes, class names and scores.
+    image: UInt8Array, detections: Detections, classes: Sequence[str]
+) -> UInt8Array:
+    """Draw boxes, class names and scores on a copy of an image.
 
-    The frame lies just outside the box, so that an object of a few pixels stays visible.
+    The outline lies just outside the box, so that an object of a few pixels stays visible.
+
+    Args:
+        image: uint8 (h, w, 3) BGR.
+        detections: in pixels of `image`.
+        classes: class names; the index is the class id.
+
+    Returns:
+        uint8 (h, w, 3) BGR.
     """
     canvas = image.copy()
     height, width = image.shape[:2]
@@ -39,22 +48,22 @@ def draw_detections(
         right, bottom = np.minimum(np.ceil(box[2:]), (width - 1, height - 1)).astype(int).tolist()
         cv2.rectangle(canvas, (left, top), (right, bottom), colour, 1)
         text = f"{classes[class_id]} {score:.2f}"
-        # Above the box, or below it at the picture's upper edge.
+        # Above the box, or below it at the image's upper edge.
         baseline = top - 3 if top >= 13 else bottom + 12
         draw_text(canvas, text, (left, baseline), colour)
     return canvas
 
 
 def draw_text(
-    image: np.ndarray,
+    image: UInt8Array,
     text: str,
     origin: tuple[int, int] = (4, 14),
     colour: tuple[int, int, int] = (255, 255, 255),
 ) -> None:
-    """Write into a uint8 (h, w, 3) BGR picture, legible on any ground.
+    """Draw text with a dark outline, legible on any background.
 
     Args:
-        image: is changed.
+        image: uint8 (h, w, 3) BGR, modified in place.
         text: one line of ASCII.
         origin: left end of the text's baseline, x and y in pixels.
         colour: BGR.
@@ -65,14 +74,14 @@ def draw_text(
         )
 
 
-def contact_sheet(images: Sequence[np.ndarray], columns: int, width: int) -> np.ndarray:
-    """Lay pictures out in rows, in reading order.
+def contact_sheet(images: Sequence[UInt8Array], columns: int, width: int) -> UInt8Array:
+    """Arrange images in rows, in reading order.
 
     Args:
-        images: at least one uint8 (h, w, 3) BGR picture; sizes may differ.
-        columns: pictures per row.
-        width: width of the sheet in pixels; each picture fits into a cell of width // columns by
-            the height that the first picture's aspect ratio gives.
+        images: one or more uint8 (h, w, 3) BGR images; sizes may differ.
+        columns: images per row.
+        width: width of the sheet in pixels. Cells are width // columns wide; their height follows
+            the aspect ratio of the first image.
 
     Returns:
         uint8 (H, columns * (width // columns), 3).

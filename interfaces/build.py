@@ -2,19 +2,19 @@
 
     python interfaces/build.py
 
-The ROS 2 wheels of the Python registry have no vision_msgs. This script runs their rosidl
-generators on interfaces/vision_msgs/msg/*.msg and compiles the result, with the system's C and
-C++ compilers, into site-packages/vision_msgs. With a ROS 2 installation sourced it is not
-needed: there, install the distribution's own package (ros-<distro>-vision-msgs).
+The ROS 2 wheels have no vision_msgs. This script runs their rosidl generators on
+interfaces/vision_msgs/msg/*.msg and compiles the result, with the system's C and C++ compilers,
+into site-packages/vision_msgs. With a ROS 2 installation sourced it is not needed: install the
+distribution's own package (ros-<distro>-vision-msgs).
 
-Only what rclpy uses is built, and all of it goes into one extension module. It finds the
-libraries of the wheels by a path relative to itself, so nothing has to be set in the
-environment. The compilers are called directly: the wheels' CMake files name include folders
-that exist on the machine that built the wheels, and nowhere else.
+Only the parts that rclpy uses are built, into one extension module. It finds the libraries of the
+wheels by a relative path, so no environment variable is needed. The compilers are called directly,
+because the wheels' CMake files contain include folders of the machine that built the wheels.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -36,8 +36,11 @@ PREFIX = Path(sys.prefix)
 
 
 def generate(out: Path) -> None:
-    """Generate the sources of every .msg file into `out`/<generator>/vision_msgs/msg."""
-    # Imported here, so that a missing wheel ends in main()'s one clear line.
+    """Generate the sources of every .msg file into `out`/<generator>/vision_msgs/msg.
+
+    Raises:
+        ImportError: a wheel with a generator is not installed.
+    """
     import rosidl_generator_c
     import rosidl_generator_py
     import rosidl_generator_type_description
@@ -56,7 +59,7 @@ def generate(out: Path) -> None:
     hashes = out / "rosidl_generator_type_description" / PACKAGE / "msg"
 
     def arguments(generator: str) -> str:
-        """Write what `generator` reads as its arguments, and its header of export macros."""
+        """Write the arguments file of `generator` and its header of export macros."""
         folder = out / generator / PACKAGE
         templates = PREFIX / "share" / generator / "resource"
         header = f"{generator}__visibility_control.h"
@@ -83,7 +86,7 @@ def generate(out: Path) -> None:
         path.write_text(json.dumps(values))
         return str(path)
 
-    # First the type hashes, which go into the C code.
+    # First the type hashes: the C code contains them.
     rosidl_generator_type_description.generate_type_hash(
         arguments("rosidl_generator_type_description")
     )
@@ -97,7 +100,11 @@ def generate(out: Path) -> None:
 
 
 def run(command: list[str]) -> None:
-    """Run a compiler; its messages become the text of the RuntimeError when it fails."""
+    """Run a compiler.
+
+    Raises:
+        RuntimeError: it failed; the text has its messages.
+    """
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{done.stderr.strip()}\nfailed: {' '.join(command)}")
@@ -116,7 +123,7 @@ def compile_extension(out: Path, target: Path) -> None:
 
     objects = []
     commands = []
-    # The C++ files take longest, so they start first.
+    # The C++ files take longest, so start them first.
     for source in [*out.rglob("*.cpp"), *out.rglob("*.c")]:
         compiler = [*cxx, "-std=c++17"] if source.suffix == ".cpp" else cc
         objects.append(f"{source}.o")
@@ -150,12 +157,12 @@ def build(work: Path) -> Path:
 
 
 def install(package: Path, work: Path) -> None:
-    """Move the built package into site-packages, in place of an older one."""
+    """Move the built package into site-packages; replace an older one."""
     target = Path(sysconfig.get_path("platlib"), PACKAGE)
     if target.exists():
         target.rename(work / "previous")
     package.rename(target)
-    # rosidl opens each typesupport as a library of its own name: here, all are the extension.
+    # rosidl opens each typesupport as a separate library: link all of them to the extension.
     extension = next(target.glob("*.so"))
     for typesupport in TYPESUPPORTS:
         library = PREFIX / "lib" / f"lib{PACKAGE}__{typesupport}.so"
@@ -165,10 +172,10 @@ def install(package: Path, work: Path) -> None:
 
 def main() -> None:
     """Build vision_msgs in a temporary folder, then install it."""
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     if sys.prefix == sys.base_prefix:
         sys.exit(
-            f"expected the Python of a virtual environment, received {sys.executable}: "
-            "run `make setup`"
+            f"expected the Python of a virtual environment, got {sys.executable}; run `make setup`"
         )
     # Inside the environment, so that the moves stay on one file system.
     with tempfile.TemporaryDirectory(prefix=f".{PACKAGE}-", dir=PREFIX) as temporary:
@@ -178,10 +185,10 @@ def main() -> None:
         except ImportError as error:
             sys.exit(
                 f"expected the ROS 2 wheels of requirements/ros.txt in {PREFIX}, "
-                f"received '{error}': run `make setup`"
+                f"got '{error}'; run `make setup`"
             )
         except (OSError, RuntimeError) as error:
-            sys.exit(f"could not compile {PACKAGE}: {error}")
+            sys.exit(f"cannot compile {PACKAGE}: {error}")
         install(package, work)
 
 

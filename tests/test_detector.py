@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from drone_kd.core.postprocess import InferenceError
-from drone_kd.detector import Detector, Picture, load_detector
+from drone_kd.detector import Detector, DecodedImage, load_detector
 from drone_kd.paths import parameter_defaults
 from tiny_model import tiny_spec, write_bright_cell_model, write_fixed_model
 
@@ -106,7 +106,7 @@ def test_several_pictures_at_once(tmp_path, batch):
     calls, works = [], detector.backend.infer
     detector.backend.infer = lambda frames: calls.append(frames.shape) or works(frames)
     corners = [(0, 0), (16, 8), (56, 56)]
-    found, times = detector.batch([Picture(bright(*c), 64, 64) for c in corners], [WHOLE] * 3)
+    found, times = detector.batch([DecodedImage(bright(*c), 64, 64) for c in corners], [WHOLE] * 3)
     assert [f.xyxy[0, :2].tolist() for f in found] == [list(c) for c in corners]
     assert [len(f) for f in found] == [1, 1, 1]
     assert calls == [(batch, 64, 64, 3)] * -(-3 // batch)
@@ -115,7 +115,7 @@ def test_several_pictures_at_once(tmp_path, batch):
 
 def test_boxes_of_a_reduced_picture_are_those_of_the_original(detector):
     """A JPEG of 127 x 127 px, decoded at half its size: the last pixel is a half one."""
-    (found,), _ = detector.batch([Picture(bright(56, 16), 127, 127, reduction=2)], [WHOLE])
+    (found,), _ = detector.batch([DecodedImage(bright(56, 16), 127, 127, reduction=2)], [WHOLE])
     assert found.xyxy.tolist() == [[112, 32, 127, 48]]
 
 
@@ -130,7 +130,7 @@ def test_a_picture_that_fails_does_not_take_the_others_along(tmp_path):
         return output
 
     detector.backend.infer = infer
-    found, _ = detector.batch([Picture(bright(0, 0), 64, 64)] * 2, [WHOLE] * 2)
+    found, _ = detector.batch([DecodedImage(bright(0, 0), 64, 64)] * 2, [WHOLE] * 2)
     assert isinstance(found[0], InferenceError)
     assert len(found[1]) == 1
 

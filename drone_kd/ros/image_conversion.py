@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
-from drone_kd.detector import Picture
+from drone_kd.detector import DecodedImage
 from drone_kd.media.compressed_images import EncodedError, decode_reduced
 from drone_kd.media.raw_images import RawError, raw_to_bgr
 
@@ -14,7 +14,7 @@ class ImageError(ValueError):
     """An image message cannot be used; the message is one line."""
 
 
-def to_picture(message: Image | CompressedImage, width: int, height: int) -> Picture:
+def to_picture(message: Image | CompressedImage, width: int, height: int) -> DecodedImage:
     """Return a message's pixels.
 
     Args:
@@ -27,14 +27,14 @@ def to_picture(message: Image | CompressedImage, width: int, height: int) -> Pic
     """
     if isinstance(message, Image):
         image = image_to_bgr(message)
-        return Picture(image, image.shape[1], image.shape[0])
+        return DecodedImage(image, image.shape[1], image.shape[0])
     try:
         image, reduction, full_width, full_height = decode_reduced(
             bytes(message.data), width, height
         )
     except EncodedError as error:
         raise ImageError(f"compressed image ({message.format!r}): {error}") from None
-    return Picture(image, full_width, full_height, reduction)
+    return DecodedImage(image, full_width, full_height, reduction)
 
 
 def image_to_bgr(message: Image) -> np.ndarray:

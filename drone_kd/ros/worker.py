@@ -14,7 +14,7 @@ from drone_kd.backends import Backend
 from drone_kd.core.detections import Detections
 from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.tiling import OFF, fit_budget
-from drone_kd.detector import Detector, Picture
+from drone_kd.detector import DecodedImage, Detector
 from drone_kd.ros.image_conversion import ImageError, to_picture
 from drone_kd.ros.inbox import Frame, Inbox
 from drone_kd.ros.memory import return_memory
@@ -41,7 +41,7 @@ class Result(NamedTuple):
     """
 
     frame: Frame
-    picture: Picture
+    picture: DecodedImage
     detections: Detections
     classes: tuple[str, ...]
 
@@ -118,7 +118,7 @@ class Worker:
     def _process(self, frames: list[Frame]) -> None:
         detector = self.settings.detector(self.model.backend)
         taken = perf_counter()
-        opened: list[tuple[Frame, Picture, float]] = []
+        opened: list[tuple[Frame, DecodedImage, float]] = []
         for frame in frames:
             picture = self._open(frame, detector, taken)
             if picture is not None:
@@ -151,7 +151,7 @@ class Worker:
             self._show(result)
         self._measure(detector.backend, sum(map(len, seen)), times.total_ms)
 
-    def _open(self, frame: Frame, detector: Detector, taken: float) -> Picture | None:
+    def _open(self, frame: Frame, detector: Detector, taken: float) -> DecodedImage | None:
         """Return a frame's pixels; None if it is dropped."""
         stats = self._stats[frame.camera]
         age_s = (frame.transport_ms or 0.0) / 1e3 + taken - frame.received
@@ -181,7 +181,7 @@ class Worker:
         self._last_stamp_ns[frame.camera] = stamp_ns
         return False
 
-    def _windows(self, detector: Detector, camera: str, picture: Picture) -> np.ndarray:
+    def _windows(self, detector: Detector, camera: str, picture: DecodedImage) -> np.ndarray:
         """Return the windows that the network is to see of this frame within the budget."""
         windows = detector.windows(picture.width, picture.height)
         budget_ms, backend = self.settings.budget_ms, detector.backend

@@ -7,7 +7,7 @@ that the file in the package works, and nothing about how good it is.
 import cv2
 
 from drone_kd.detector import load_detector
-from drone_kd.paths import default_model_path, selftest_picture_path
+from drone_kd.paths import default_model_path, selftest_image_path
 
 
 def test_it_is_small_and_has_its_card():
@@ -21,6 +21,6 @@ def test_it_is_small_and_has_its_card():
 
 def test_it_finds_parked_cars():
     detector = load_detector()
-    found = detector(cv2.imread(str(selftest_picture_path())))
+    found = detector(cv2.imread(str(selftest_image_path())))
     assert len(found) >= 5
     assert {detector.backend.spec.classes[i] for i in found.class_ids} == {"car"}

@@ -12,7 +12,7 @@ import numpy as np
 
 from drone_kd.core.detections import Detections
 from drone_kd.detector import load_detector
-from drone_kd.paths import selftest_picture_path
+from drone_kd.paths import selftest_image_path
 from drone_kd.visualization import draw_detections
 from drone_kd_training.data.dataset import write_text
 from drone_kd_training.models.checkpoints import cost, load_model
@@ -147,7 +147,7 @@ def show(docs: Path, model: Path, plan: Plan, pictures: Path) -> None:
     the model agrees most and least with what its teachers are sure of.
     """
     detector = load_detector(model, runtime="onnxruntime")
-    image = cv2.imread(str(selftest_picture_path()))
+    image = cv2.imread(str(selftest_image_path()))
     shown = draw_detections(image, detector(image), plan.names)
     shown = cv2.resize(shown, (1000, 1000 * image.shape[0] // image.shape[1]))
     _write_picture(docs / "default-model.jpg", shown, 70)
