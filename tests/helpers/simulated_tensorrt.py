@@ -1,12 +1,13 @@
-"""A simulated TensorRT and CUDA runtime, because neither a GPU nor a Jetson is here.
+"""Simulated TensorRT and CUDA runtime, for machines without an NVIDIA GPU.
 
-What it shows: that our code uses only names that the given version has (data/tensorrt_names.json,
-made from NVIDIA's own wheels), calls them in an order that can work, waits for the GPU before it
-reads, keeps memory alive as long as it is used, and handles refusals. What it cannot show: that
-NVIDIA's code accepts what ours asks for, how fast it is, how precise it is.
+Shows that our code uses only names that the given version has (data/tensorrt_names.json, made from
+NVIDIA's wheels), calls them in a valid order, synchronizes before it reads, keeps memory alive
+while it is used, and handles errors. Cannot show that NVIDIA's code accepts the calls, nor its
+speed and precision.
 
-A "plan" is the model.onnx behind a line that names the version; the "GPU" runs it by ONNX
-Runtime, and only when the stream is waited for. Its memory is the computer's.
+A "plan" is the model.onnx behind a line with the version. The "GPU" runs it with ONNX Runtime when
+the stream is synchronized, so its numbers equal those of ONNX Runtime by construction. Its memory
+is the computer's; its clock advances only by the simulated costs.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import ctypes
 import enum
 import importlib.machinery
 import sys
-import time
 import types
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,13 +44,15 @@ _ERROR_TEXTS = {
 
 
 class SimulatedGpu:
-    """CUDA's runtime library, and the GPU behind it.
+    """CUDA runtime library and its GPU.
 
     Attributes:
-        integrated: shares the computer's memory, as a Jetson does.
-        errors: CUDA function to the error code that it answers.
-        copy_seconds, launch_seconds: what a copy and the launch of a network cost.
-        memory: address to buffer, of everything that is allocated.
+        integrated: whether it shares the computer's memory, as a Jetson does.
+        errors: CUDA function to the error code that it returns.
+        copy_seconds: cost of a copy.
+        launch_seconds: cost of launching a network outside a CUDA graph.
+        seconds: simulated time.
+        memory: address to buffer of each allocation.
     """
 
     def __init__(self) -> None:
@@ -57,7 +60,8 @@ class SimulatedGpu:
         self.errors: dict[str, int] = {}
         self.copy_seconds = 0.0
         self.launch_seconds = 0.0
-        self.memory: dict[int, ctypes.Array] = {}
+        self.seconds = 0.0
+        self.memory: dict[int, ctypes.Array[ctypes.c_byte]] = {}
         self._queues: dict[int, list[Callable[[], None]]] = {}
         self._recordings: dict[int, list[Callable[[], None]]] = {}
         self._graphs: dict[int, list[Callable[[], None]]] = {}
@@ -70,7 +74,7 @@ class SimulatedGpu:
         functions = {}
         for function, arguments in cuda._SIGNATURES.items():
             functions[function] = ctypes.CFUNCTYPE(ctypes.c_int, *arguments)(
-                self._answer(function, getattr(self, f"_{function}"))
+                self._with_errors(function, getattr(self, f"_{function}"))
             )
 
         def error_string(code: int) -> bytes:
@@ -78,19 +82,19 @@ class SimulatedGpu:
 
         return types.SimpleNamespace(cudaGetErrorString=error_string, **functions)
 
-    def _answer(self, function: str, run: Callable[..., int | None]) -> Callable[..., int]:
-        def answer(*arguments: object) -> int:
+    def _with_errors(self, function: str, run: Callable[..., int | None]) -> Callable[..., int]:
+        def call(*arguments: object) -> int:
             return self.errors.get(function) or self.fault or run(*arguments) or 0
 
-        return answer
+        return call
 
     def array(self, address: int, dtype: type, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Return what lies at an address; None and a fault if that is not allocated memory."""
+        """Return the array at an address; None and a fault if it is not allocated."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if address not in self.memory or ctypes.sizeof(self.memory[address]) < size:
             self.fault = 700
             return None
-        return np.frombuffer(self.memory[address], dtype, int(np.prod(shape))).reshape(shape)
+        return np.ndarray(shape, dtype, memoryview(self.memory[address]))
 
     def enqueue(self, stream: int, work: Callable[[], None]) -> None:
         """Queue or record work."""
@@ -100,7 +104,7 @@ class SimulatedGpu:
         return stream in self._recordings
 
     def spoil_recording(self, stream: int) -> None:
-        """Let the recording fail when it ends, as CUDA does."""
+        """Make the recording fail at its end, as CUDA does."""
         self._spoilt.add(stream)
 
     def _handle(self) -> int:
@@ -128,7 +132,8 @@ class SimulatedGpu:
     def _cudaFree(self, address: int) -> int:
         return 0 if self.memory.pop(address, None) is not None else _INVALID_VALUE
 
-    _cudaFreeHost = _cudaFree
+    def _cudaFreeHost(self, address: int) -> int:
+        return self._cudaFree(address)
 
     def _cudaHostGetDevicePointer(self, pointer, address: int, flags: int) -> None:
         pointer[0] = address
@@ -150,7 +155,7 @@ class SimulatedGpu:
 
     def _cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> int:
         def copy() -> None:
-            time.sleep(self.copy_seconds)
+            self.seconds += self.copy_seconds
             if target not in self.memory or source not in self.memory:
                 self.fault = 700
             else:
@@ -182,20 +187,259 @@ class SimulatedGpu:
     def _cudaGraphDestroy(self, graph: int) -> None:
         del self._graphs[graph]
 
-    _cudaGraphExecDestroy = _cudaGraphDestroy
+    def _cudaGraphExecDestroy(self, executable: int) -> None:
+        del self._graphs[executable]
+
+
+class _Simulated:
+    """Base of the simulated classes; `SimulatedTensorrt` derives its own copy of each.
+
+    Attributes:
+        simulation: the simulation that the class belongs to.
+    """
+
+    simulation: SimulatedTensorrt
+
+
+class _Logger(_Simulated):
+    Severity = enum.IntEnum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE", start=0)
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = Severity
+
+    def log(self, severity: int, message: str) -> None:
+        raise NotImplementedError
+
+
+class _ProgressMonitor(_Simulated):
+    pass
+
+
+class _HostMemory(bytes):
+    """Converts with bytes(), as TensorRT's own does."""
+
+
+class _TimingCache(_Simulated):
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def serialize(self) -> _HostMemory:
+        return _HostMemory(self._content + b"timed ")
+
+
+class _BuilderConfig(_Simulated):
+    builder_optimization_level = 3
+    progress_monitor: Any = None
+
+    def __init__(self) -> None:
+        self._flags = {"TF32"}
+        self._cache: _TimingCache | None = None
+
+    def set_memory_pool_limit(self, pool: int, size: int) -> None:
+        self.simulation.module.MemoryPoolType(pool)
+
+    def set_flag(self, flag: int) -> None:
+        self._flags.add(self.simulation.module.BuilderFlag(flag).name)
+
+    def clear_flag(self, flag: int) -> None:
+        self._flags.discard(self.simulation.module.BuilderFlag(flag).name)
+
+    def create_timing_cache(self, content: bytes) -> _TimingCache | None:
+        damaged = content.strip(b"timed ") != b""
+        return None if damaged else self.simulation.module.ITimingCache(content)
+
+    def set_timing_cache(self, cache: _TimingCache, ignore_mismatch: bool) -> bool:
+        self._cache = cache
+        return True
+
+
+class _NetworkDefinition(_Simulated):
+    def __init__(self) -> None:
+        self._model = b""
+
+
+class _ParserError(_Simulated):
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def desc(self) -> str:
+        return self._text
+
+
+class _OnnxParser(_Simulated):
+    def __init__(self, network: _NetworkDefinition, logger: _Logger) -> None:
+        self._network, self._logger = network, logger
+        self._errors: list[str] = []
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def parse(self, model: bytes) -> bool:
+        proto = onnx.load_from_string(model)
+        images = proto.graph.input[0]
+        if images.type.tensor_type.elem_type == onnx.TensorProto.UINT8:
+            self._errors += [
+                f"Invalid Node\n{node.op_type} of type UInt8"
+                for node in proto.graph.node
+                if images.name in node.input and node.op_type != "Cast"
+            ]
+        if self.simulation.version == "8.6" and proto.opset_import[0].version > 17:
+            self._errors.append("opset")
+        self._network._model = model
+        return not self._errors
+
+    def get_error(self, index: int) -> _ParserError:
+        return self.simulation.module.ParserError(self._errors[index])
+
+
+class _Builder(_Simulated):
+    def __init__(self, logger: _Logger) -> None:
+        self._logger = logger
+
+    def create_network(self, flags: int) -> _NetworkDefinition:
+        kinds = self.simulation.module.NetworkDefinitionCreationFlag
+        self.simulation.network_kind = next(kind.name for kind in kinds if flags == 1 << kind)
+        return self.simulation.module.INetworkDefinition()
+
+    def create_builder_config(self) -> _BuilderConfig:
+        return self.simulation.module.IBuilderConfig()
+
+    def build_serialized_network(
+        self, network: _NetworkDefinition, config: _BuilderConfig
+    ) -> _HostMemory | None:
+        simulation = self.simulation
+        simulation.builds += 1
+        simulation.flags = set(config._flags)
+        simulation.timings = config._cache._content if config._cache is not None else None
+        monitor = getattr(config, "progress_monitor", None)
+        if monitor is not None:
+            monitor.phase_start("Tactics", None, 2)
+            monitor.step_complete("Tactics", 0)
+        simulation.during_build()
+        if monitor is not None:
+            simulation.was_stopped = not monitor.step_complete("Tactics", 1)
+            monitor.phase_finish("Tactics")
+            if simulation.was_stopped:
+                return None
+        if simulation.build_error:
+            self._logger.log(_Logger.INFO, "some information")
+            self._logger.log(_Logger.ERROR, simulation.build_error)
+            self._logger.log(_Logger.ERROR, "and its consequence")
+            return None
+        return _HostMemory(simulation.plan(network._model))
+
+
+class _ExecutionContext(_Simulated):
+    def __init__(self, engine: _CudaEngine) -> None:
+        self._engine = engine
+        self._addresses: dict[str, int] = {}
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return name in self._engine._tensors
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        engine, addresses, gpu = self._engine, dict(self._addresses), self.simulation.gpu
+        if self.simulation.execute_error or addresses.keys() != engine._tensors.keys():
+            engine._logger.log(_Logger.ERROR, self.simulation.execute_error or "no address")
+            return False
+        if not gpu.is_recording(stream_handle):
+            gpu.seconds += gpu.launch_seconds
+        elif not self.simulation.records:
+            engine._logger.log(_Logger.ERROR, "cannot be recorded")
+            gpu.spoil_recording(stream_handle)
+            return True
+        gpu.enqueue(stream_handle, lambda: engine._run(addresses))
+        return True
+
+
+class _CudaEngine(_Simulated):
+    def __init__(self, model: bytes, logger: _Logger) -> None:
+        self._logger = logger
+        self._session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        (self._input,), (self._output,) = self._session.get_inputs(), self._session.get_outputs()
+        self._tensors = {node.name: node for node in (self._input, self._output)}
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self._tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> enum.IntEnum:
+        mode = self.simulation.module.TensorIOMode
+        return mode.INPUT if name == self._input.name else mode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> enum.IntEnum:
+        types = {"tensor(uint8)": "UINT8", "tensor(float)": "FLOAT"}
+        return self.simulation.module.DataType[types[self._tensors[name].type]]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def create_execution_context(self) -> _ExecutionContext:
+        return self.simulation.module.IExecutionContext(self)
+
+    def _run(self, addresses: dict[str, int]) -> None:
+        images, rows, gpu = self._input, self._output, self.simulation.gpu
+        dtype = np.uint8 if images.type == "tensor(uint8)" else np.float32
+        source = gpu.array(addresses[images.name], dtype, tuple(images.shape))
+        target = gpu.array(addresses[rows.name], np.float32, tuple(rows.shape))
+        if source is not None and target is not None:
+            target[:] = self._session.run(None, {images.name: source})[0]
+
+
+class _Runtime(_Simulated):
+    engine_host_code_allowed = True  # so that `deserialize_cuda_engine` sees that it is disabled
+
+    def __init__(self, logger: _Logger) -> None:
+        self._logger = logger
+
+    def deserialize_cuda_engine(self, plan: bytes) -> _CudaEngine | None:
+        assert self.engine_host_code_allowed is False
+        head = self.simulation.plan(b"")
+        if self.simulation.load_error or not plan.startswith(head):
+            reason = self.simulation.load_error or "the engine is of another version"
+            self._logger.log(_Logger.ERROR, reason)
+            return None
+        return self.simulation.module.ICudaEngine(plan[len(head) :], self._logger)
+
+
+_CLASSES: dict[str, type[_Simulated]] = {
+    "Builder": _Builder,
+    "IBuilderConfig": _BuilderConfig,
+    "ICudaEngine": _CudaEngine,
+    "IExecutionContext": _ExecutionContext,
+    "ILogger": _Logger,
+    "INetworkDefinition": _NetworkDefinition,
+    "IProgressMonitor": _ProgressMonitor,
+    "ITimingCache": _TimingCache,
+    "OnnxParser": _OnnxParser,
+    "ParserError": _ParserError,
+    "Runtime": _Runtime,
+}
+_ENUMERATIONS = (
+    "BuilderFlag",
+    "DataType",
+    "MemoryPoolType",
+    "NetworkDefinitionCreationFlag",
+    "TensorIOMode",
+)
 
 
 class SimulatedTensorrt:
-    """The module `tensorrt` of one version.
+    """Module `tensorrt` of one version.
 
     Attributes:
-        module: to be put into sys.modules.
-        builds: how many engines were built.
-        was_stopped: the last build was asked to stop.
-        timings: what the last build was given as timing cache.
+        module: replacement for sys.modules["tensorrt"].
+        builds: number of engines built.
+        was_stopped: whether the last build was asked to stop.
+        timings: timing cache given to the last build.
         flags: the last build's flags, by name.
         network_kind: the last network's creation flag.
-        build_error, execute_error, load_error: messages that TensorRT refuses with.
+        build_error: message with which a build fails.
+        execute_error: message with which an inference fails.
+        load_error: message with which loading an engine fails.
         records: whether a network can be recorded into a CUDA graph.
         during_build: called while an engine is built.
     """
@@ -211,252 +455,44 @@ class SimulatedTensorrt:
         self.build_error = self.execute_error = self.load_error = ""
         self.records = True
         self.during_build: Callable[[], None] = lambda: None
-        self.module = self._make_module()
+        # Any: its attributes are set at run time.
+        self.module: Any = types.SimpleNamespace(
+            __spec__=importlib.machinery.ModuleSpec("tensorrt", None), __version__=version
+        )
+        names = TABLE[version]
+        for name in _ENUMERATIONS:
+            members = sorted(member for member in names[name] if member.isupper())
+            setattr(self.module, name, enum.IntEnum(name, members, start=0))
+        for name in _CLASSES.keys() & names.keys():
+            setattr(self.module, name, self._restricted(name))
 
     def plan(self, model: bytes) -> bytes:
         return f"simulated plan of TensorRT {self.version}\n".encode() + model
 
-    def _make_module(self) -> types.ModuleType:
-        simulation, gpu, names = self, self.gpu, TABLE[self.version]
-        module = types.ModuleType("tensorrt")
-        module.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
-        module.__version__ = self.version
+    def _restricted(self, name: str) -> type:
+        """Return a copy of a simulated class with only the members that this version has."""
+        known = TABLE[self.version][name]
 
-        def add(cls: type) -> type:
-            """Take away what this version does not have."""
-            known = names.get(cls.__name__, set())
-            for name in [n for n in vars(cls) if not n.startswith("_") and n not in known]:
-                delattr(cls, name)
+        def set_attribute(instance: object, attribute: str, value: object) -> None:
+            # Subclasses, which are our own, may set any attribute.
+            if not attribute.startswith("_") and type(instance) is cls and attribute not in known:
+                raise AttributeError(f"TensorRT {self.version}: {name}.{attribute}")
+            object.__setattr__(instance, attribute, value)
 
-            def set_attribute(self, name: str, value: object) -> None:
-                if not name.startswith("_") and type(self) is cls and name not in known:
-                    raise AttributeError(f"TensorRT {simulation.version}: {cls.__name__}.{name}")
-                object.__setattr__(self, name, value)
-
-            cls.__setattr__ = set_attribute
-            if cls.__name__ in names:
-                setattr(module, cls.__name__, cls)
-            return cls
-
-        for name in (
-            "BuilderFlag",
-            "DataType",
-            "MemoryPoolType",
-            "NetworkDefinitionCreationFlag",
-            "TensorIOMode",
-        ):
-            members = sorted(member for member in names[name] if member.isupper())
-            setattr(module, name, enum.IntEnum(name, members, start=0))
-
-        @add
-        class ILogger:
-            Severity = enum.IntEnum(
-                "Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE", start=0
-            )
-            INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = Severity
-
-        @add
-        class IProgressMonitor:
-            pass
-
-        class HostMemory(bytes):
-            """bytes() of it works, as of TensorRT's own."""
-
-        @add
-        class ITimingCache:
-            def __init__(self, content: bytes) -> None:
-                self._content = content
-
-            def serialize(self) -> HostMemory:
-                return HostMemory(self._content + b"timed ")
-
-        @add
-        class IBuilderConfig:
-            def __init__(self) -> None:
-                self._flags = {"TF32"}
-                self._cache = None
-                self._pools = {}
-
-            builder_optimization_level = 3
-            progress_monitor = None
-
-            def set_memory_pool_limit(self, pool: int, size: int) -> None:
-                self._pools[module.MemoryPoolType(pool).name] = size
-
-            def set_flag(self, flag: int) -> None:
-                self._flags.add(module.BuilderFlag(flag).name)
-
-            def clear_flag(self, flag: int) -> None:
-                self._flags.discard(module.BuilderFlag(flag).name)
-
-            def create_timing_cache(self, content: bytes) -> ITimingCache | None:
-                damaged = content.strip(b"timed ") != b""
-                return None if damaged else ITimingCache(content)
-
-            def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
-                self._cache = cache
-                return True
-
-        @add
-        class INetworkDefinition:
-            def __init__(self) -> None:
-                self._model = b""
-
-        @add
-        class ParserError:
-            def __init__(self, text: str) -> None:
-                self._text = text
-
-            def desc(self) -> str:
-                return self._text
-
-        @add
-        class OnnxParser:
-            def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
-                self._network, self._logger, self._errors = network, logger, []
-
-            @property
-            def num_errors(self) -> int:
-                return len(self._errors)
-
-            def parse(self, model: bytes) -> bool:
-                proto = onnx.load_from_string(model)
-                picture = proto.graph.input[0]
-                if picture.type.tensor_type.elem_type == onnx.TensorProto.UINT8:
-                    for node in proto.graph.node:
-                        if picture.name in node.input and node.op_type != "Cast":
-                            self._errors.append(f"Invalid Node\n{node.op_type} of type UInt8")
-                if simulation.version == "8.6" and proto.opset_import[0].version > 17:
-                    self._errors.append("opset")
-                self._network._model = model
-                return not self._errors
-
-            def get_error(self, index: int) -> ParserError:
-                return ParserError(self._errors[index])
-
-        @add
-        class Builder:
-            def __init__(self, logger: ILogger) -> None:
-                self._logger = logger
-
-            def create_network(self, flags: int) -> INetworkDefinition:
-                kinds = module.NetworkDefinitionCreationFlag
-                simulation.network_kind = next(k.name for k in kinds if flags == 1 << k)
-                return INetworkDefinition()
-
-            def create_builder_config(self) -> IBuilderConfig:
-                return IBuilderConfig()
-
-            def build_serialized_network(
-                self, network: INetworkDefinition, config: IBuilderConfig
-            ) -> HostMemory | None:
-                simulation.builds += 1
-                simulation.flags = set(config._flags)
-                simulation.timings = config._cache._content
-                monitor = getattr(config, "progress_monitor", None)
-                if monitor is not None:
-                    monitor.phase_start("Tactics", None, 2)
-                    monitor.step_complete("Tactics", 0)
-                simulation.during_build()
-                if monitor is not None:
-                    simulation.was_stopped = not monitor.step_complete("Tactics", 1)
-                    monitor.phase_finish("Tactics")
-                    if simulation.was_stopped:
-                        return None
-                if simulation.build_error:
-                    self._logger.log(ILogger.INFO, "some information")
-                    self._logger.log(ILogger.ERROR, simulation.build_error)
-                    self._logger.log(ILogger.ERROR, "and its consequence")
-                    return None
-                return HostMemory(simulation.plan(network._model))
-
-        @add
-        class IExecutionContext:
-            def __init__(self, engine: ICudaEngine) -> None:
-                self._engine, self._addresses = engine, {}
-
-            def set_tensor_address(self, name: str, address: int) -> bool:
-                self._addresses[name] = address
-                return name in self._engine._tensors
-
-            def execute_async_v3(self, stream_handle: int) -> bool:
-                engine, addresses = self._engine, dict(self._addresses)
-                if simulation.execute_error or addresses.keys() != engine._tensors.keys():
-                    engine._logger.log(ILogger.ERROR, simulation.execute_error or "no address")
-                    return False
-                if gpu.is_recording(stream_handle):
-                    if not simulation.records:
-                        engine._logger.log(ILogger.ERROR, "cannot be recorded")
-                        gpu.spoil_recording(stream_handle)
-                        return True
-                else:
-                    time.sleep(gpu.launch_seconds)
-                gpu.enqueue(stream_handle, lambda: engine._run(addresses))
-                return True
-
-        @add
-        class ICudaEngine:
-            def __init__(self, model: bytes, logger: ILogger) -> None:
-                self._logger = logger
-                self._session = onnxruntime.InferenceSession(
-                    model, providers=["CPUExecutionProvider"]
-                )
-                (self._input,), (self._output,) = (
-                    self._session.get_inputs(),
-                    self._session.get_outputs(),
-                )
-                self._tensors = {node.name: node for node in (self._input, self._output)}
-
-            @property
-            def num_io_tensors(self) -> int:
-                return len(self._tensors)
-
-            def get_tensor_name(self, index: int) -> str:
-                return list(self._tensors)[index]
-
-            def get_tensor_mode(self, name: str) -> enum.IntEnum:
-                mode = module.TensorIOMode
-                return mode.INPUT if name == self._input.name else mode.OUTPUT
-
-            def get_tensor_dtype(self, name: str) -> enum.IntEnum:
-                types = {"tensor(uint8)": "UINT8", "tensor(float)": "FLOAT"}
-                return module.DataType[types[self._tensors[name].type]]
-
-            def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-                return tuple(self._tensors[name].shape)
-
-            def create_execution_context(self) -> IExecutionContext:
-                return IExecutionContext(self)
-
-            def _run(self, addresses: dict[str, int]) -> None:
-                picture, rows = self._input, self._output
-                dtype = np.uint8 if picture.type == "tensor(uint8)" else np.float32
-                source = gpu.array(addresses[picture.name], dtype, tuple(picture.shape))
-                target = gpu.array(addresses[rows.name], np.float32, tuple(rows.shape))
-                if source is not None and target is not None:
-                    target[:] = self._session.run(None, {picture.name: source})[0]
-
-        @add
-        class Runtime:
-            engine_host_code_allowed = True  # so that a test sees it being forbidden
-
-            def __init__(self, logger: ILogger) -> None:
-                self._logger = logger
-
-            def deserialize_cuda_engine(self, plan: bytes) -> ICudaEngine | None:
-                assert self.engine_host_code_allowed is False
-                head = simulation.plan(b"")
-                if simulation.load_error or not plan.startswith(head):
-                    reason = simulation.load_error or "the engine is of another version"
-                    self._logger.log(ILogger.ERROR, reason)
-                    return None
-                return ICudaEngine(plan[len(head) :], self._logger)
-
-        return module
+        members = {
+            member: value
+            for member, value in vars(_CLASSES[name]).items()
+            if member not in ("__dict__", "__weakref__")
+            and (member.startswith("_") or member in known)
+        }
+        cls = type(
+            name, (_Simulated,), {**members, "simulation": self, "__setattr__": set_attribute}
+        )
+        return cls
 
 
 def forget_modules() -> None:
-    """Make the next import of our modules meet the `tensorrt` of that moment."""
+    """Forget our modules that import `tensorrt`, so that the next import uses the current one."""
     for name in ("drone_kd.backends.tensorrt.build", "drone_kd.backends.tensorrt.runtime"):
         if sys.modules.pop(name, None) is not None:
             package, _, module = name.rpartition(".")

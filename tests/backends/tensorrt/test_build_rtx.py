@@ -1,7 +1,7 @@
-"""Our way of building, with a real builder of NVIDIA's: TensorRT-RTX, which needs no GPU for it.
+"""Engine builds with a real builder: TensorRT-RTX, which builds ahead of time without a GPU.
 
-A relative of TensorRT with the same Python API and a builder that works ahead of time. It cannot
-run here what it built, and knows no Jetson: a pass is strong evidence, not proof, for TensorRT.
+TensorRT-RTX has the Python API of TensorRT, but the engine cannot run here and Jetsons are not
+supported: a pass is strong evidence for TensorRT, not proof.
 """
 
 import sys
@@ -19,22 +19,22 @@ rtx = pytest.importorskip(
     reason="no TensorRT-RTX (requirements/rtx.txt), whose wheels are for x86-64 Linux",
 )
 
-# It has no timing cache, and warns of ours; TensorRT has one.
+# Unlike TensorRT it has no timing cache, and warns.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Timing cache operations:DeprecationWarning")
 
 
 @pytest.fixture
 def build(monkeypatch):
-    """drone_kd.backends.tensorrt.build, on top of TensorRT-RTX."""
+    """Import drone_kd.backends.tensorrt.build on top of TensorRT-RTX."""
     create = rtx.Builder.create_builder_config
 
-    def for_a_gpu_that_is_not_here(self):
+    def create_for_an_absent_gpu(self):
         config = create(self)
         config.num_compute_capabilities = 1
         config.set_compute_capability(rtx.ComputeCapability.SM86, 0)
         return config
 
-    monkeypatch.setattr(rtx.Builder, "create_builder_config", for_a_gpu_that_is_not_here)
+    monkeypatch.setattr(rtx.Builder, "create_builder_config", create_for_an_absent_gpu)
     monkeypatch.setitem(sys.modules, "tensorrt", rtx)
     forget_modules()
     from drone_kd.backends.tensorrt import build
@@ -43,28 +43,41 @@ def build(monkeypatch):
     forget_modules()
 
 
-def test_a_model_becomes_an_engine(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_PROGRESS_SECONDS", 0.001)
+def test_build_of_a_small_model(build, tmp_path):
     model = write_bright_cell_model(tmp_path / "model.onnx").read_bytes()
-    said = []
-    plan, _ = build._build_plan(model, "fp32", b"", said.append)
+    plan, _ = build._build_plan(model, "fp32", b"", print)
     assert len(plan) > 1000
-    assert [line for line in said if " of " in line], "it never said how far it is"
 
 
-def test_a_refusal_has_the_parsers_own_reason(build, tmp_path):
-    # Its first step on the uint8 picture is not a cast.
+def test_progress_monitor_is_called_with_phase_and_step(build, tmp_path, monkeypatch):
+    model = write_bright_cell_model(tmp_path / "model.onnx").read_bytes()
+    positions: list[str] = []
+
+    class Recorder(build._Monitor):
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            proceed = super().step_complete(phase_name, step)
+            positions.append(self.position)
+            return proceed
+
+    monkeypatch.setattr(build, "_Monitor", Recorder)
+    build._build_plan(model, "fp32", b"", print)
+    assert positions
+    assert all(" of " in position for position in positions)
+
+
+def test_parser_error_has_the_parsers_reason(build, tmp_path):
+    # The first node on the uint8 input is not a Cast.
     model = write_fixed_model(tmp_path / "model.onnx", np.zeros((1, 4, 6))).read_bytes()
-    with pytest.raises(ModelError, match="cannot read the model: .*UINT8") as error:
+    with pytest.raises(ModelError, match=r"cannot read the model: .*UINT8") as error:
         build._build_plan(model, "fp32", b"", print)
     assert "\n" not in str(error.value)
 
 
-def test_what_is_no_model(build):
+def test_bytes_that_are_no_model_are_rejected(build):
     with pytest.raises(ModelError, match="cannot read the model"):
         build._build_plan(b"nothing", "fp32", b"", print)
 
 
-def test_the_model_of_the_package(build):
+def test_build_of_the_packaged_model(build):
     plan, _ = build._build_plan(default_model_path().read_bytes(), "fp32", b"", print)
     assert len(plan) > 1_000_000

@@ -1,21 +1,19 @@
-"""CUDA's real runtime library where one is installed, on a machine that may have no driver."""
+"""Real CUDA runtime library, where one is installed; the machine needs no driver."""
 
 import ctypes
-import subprocess
-import sys
 from importlib import metadata
 
 import pytest
 
 from drone_kd.backends.tensorrt import cuda
 
-# The pip packages that bring libcudart; torch's own brings the first.
+# pip packages that contain libcudart; torch depends on the first.
 WHEELS = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12")
 
 
 @pytest.fixture
 def libcudart():
-    """The path of a real libcudart."""
+    """Return the path of a real libcudart."""
     for wheel in WHEELS:
         try:
             files = metadata.files(wheel) or []
@@ -24,36 +22,40 @@ def libcudart():
         for file in files:
             if file.name.startswith("libcudart.so"):
                 return str(file.locate())
-    pytest.skip(f"none of {', '.join(WHEELS)} is installed")
+    return pytest.skip(f"none of {', '.join(WHEELS)} is installed")
 
 
-def test_it_has_every_function(libcudart):
+def test_library_has_every_function(libcudart):
     library = ctypes.CDLL(libcudart)
     for function in ("cudaGetErrorString", *cuda._SIGNATURES):
         assert hasattr(library, function), function
 
 
-def test_without_a_driver_there_is_one_clear_line(libcudart, monkeypatch):
-    monkeypatch.setattr(cuda, "LIBRARIES", (libcudart,))
+@pytest.fixture
+def unloaded(monkeypatch):
+    """Forget the loaded library before and after the test."""
     cuda._library.cache_clear()
+    yield
+    monkeypatch.undo()
+    cuda._library.cache_clear()
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_missing_driver_is_one_line(libcudart, monkeypatch):
+    monkeypatch.setattr(cuda, "LIBRARIES", (libcudart,))
     try:
         device = cuda.first_device()
     except cuda.CudaError as error:
-        assert str(error).startswith("no GPU can be used: cudaGetDeviceProperties: ")
-        assert "CUDA error " in str(error) and "\n" not in str(error)
+        message = str(error)
     else:
-        pytest.skip(f"there is a driver: {device.name}")
-    finally:
-        cuda._library.cache_clear()
+        pytest.skip(f"this machine has a driver: {device.name}")
+    assert message.startswith("no usable GPU: cudaGetDeviceProperties: ")
+    assert "CUDA error " in message
+    assert "\n" not in message
 
 
-def test_without_the_library():
-    # In a process of its own, into which nobody has loaded one.
-    script = (
-        "from drone_kd.backends import cuda\n"
-        "cuda.LIBRARIES = ('libcudart.so.0',)\n"
-        "try: cuda.first_device()\n"
-        "except cuda.CudaError as error: print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "CUDA's runtime library is not here" in done.stdout, done.stderr
+@pytest.mark.usefixtures("unloaded")
+def test_missing_library_is_one_line(monkeypatch):
+    monkeypatch.setattr(cuda, "LIBRARIES", ("libcudart.so.0",))
+    with pytest.raises(cuda.CudaError, match=r"expected CUDA's runtime library \(libcudart.so\)"):
+        cuda.first_device()

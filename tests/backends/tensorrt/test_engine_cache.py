@@ -13,7 +13,7 @@ KEY = EngineKey(
 )
 
 
-def test_whatever_an_engine_depends_on_is_in_its_name():
+def test_every_field_of_the_key_changes_the_digest():
     digests = {KEY.digest()}
     for field in fields(EngineKey):
         value = getattr(KEY, field.name)

@@ -1,11 +1,12 @@
-"""Every name of TensorRT that our code uses is there in every version that it promises to run on.
+"""Every TensorRT name that our code uses exists in every supported version.
 
-The table was made from NVIDIA's wheels by tensorrt_names.py. The sources say of each variable that
-holds an object of TensorRT of which class it is (`context: trt.IExecutionContext = ...`), and
-this test reads them without running them.
+tensorrt_names.py made the table from NVIDIA's wheels. The sources annotate each variable that
+holds a TensorRT object with its class (`context: trt.IExecutionContext = ...`); this test parses
+them without running them.
 """
 
 import ast
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ NAMES = load_table()
 ON_BOARD = Path(__file__).parents[3] / "drone_kd"
 SOURCES = [path for path in ON_BOARD.rglob("*.py") if "import tensorrt as trt" in path.read_text()]
 
-# Used only behind a condition on what the version has, and then there.
+# Used only behind a condition on the version.
 SINCE_10 = ("10.3", "10.13", "11.4")
 GUARDED = {
     "NetworkDefinitionCreationFlag.STRONGLY_TYPED": ("STRONGLY_TYPED", SINCE_10),
@@ -27,7 +28,7 @@ GUARDED = {
     "IBuilderConfig.progress_monitor": ("MONITORED", SINCE_10),
 }
 
-# What TensorRT calls of ours.
+# Our methods that TensorRT calls.
 CALLBACKS = {
     "ILogger.log": tuple(WHEELS),
     "IProgressMonitor.phase_start": SINCE_10,
@@ -35,7 +36,8 @@ CALLBACKS = {
     "IProgressMonitor.step_complete": SINCE_10,
 }
 
-# An object whose class is not said may have these: they are not TensorRT's alone.
+MEMBERS = {name for table in NAMES.values() for known in table.values() for name in known}
+# Allowed on objects without an annotation: other classes have these names, too.
 COMMON = {name for cls in (np.ndarray, str, dict, list, Path, bytes) for name in dir(cls)}
 COMMON |= {"name", "value"}
 
@@ -55,62 +57,79 @@ def trt_class(annotation: ast.expr | None) -> str | None:
     return None
 
 
-def used_names(tree: ast.Module) -> list[tuple[str, list[str]]]:
-    """Return ("Class" or "Class.member", conditions around it) of all that a module uses.
-
-    Raises:
-        AssertionError: a name of TensorRT's is used of something whose class is not said.
-    """
+def annotated_classes(tree: ast.Module) -> dict[str, str]:
+    """Return variable to TensorRT class of all annotations in a module."""
     classes: dict[str, str] = {}
     for node in ast.walk(tree):
-        target = None
-        if isinstance(node, ast.AnnAssign):
-            target = ast.unparse(node.target)
-        elif isinstance(node, ast.arg):
-            target = node.arg
-        if target is not None and (cls := trt_class(node.annotation)):
+        if not isinstance(node, ast.AnnAssign | ast.arg):
+            continue
+        target = node.arg if isinstance(node, ast.arg) else ast.unparse(node.target)
+        if cls := trt_class(node.annotation):
             assert classes.setdefault(target, cls) == cls, f"{target} has two classes"
-
-    of_tensorrt = {name for table in NAMES.values() for known in table.values() for name in known}
-    used = []
-
-    def visit(node: ast.AST, conditions: list[str]) -> None:
-        if isinstance(node, ast.Attribute):
-            owner = ast.unparse(node.value)
-            if owner == "trt" and node.attr != "__version__":
-                used.append((node.attr, conditions))
-            elif owner.startswith("trt."):
-                used.append((f"{owner.removeprefix('trt.')}.{node.attr}", conditions))
-            elif owner in classes:
-                used.append((f"{classes[owner]}.{node.attr}", conditions))
-            else:
-                assert node.attr in COMMON or node.attr not in of_tensorrt or owner == "self", (
-                    f"line {node.lineno}: say of which class {owner} is, so that .{node.attr} "
-                    "can be checked"
-                )
-        if isinstance(node, ast.If | ast.IfExp):
-            visit(node.test, conditions)
-            inside = [*conditions, ast.unparse(node.test)]
-            for part in (node.body, node.orelse):
-                for child in part if isinstance(part, list) else [part]:
-                    visit(child, inside)
-            return
-        for child in ast.iter_child_nodes(node):
-            visit(child, conditions)
-
-    visit(tree, [])
-    return used
+    return classes
 
 
-def test_the_sources_were_found():
-    assert {path.name for path in SOURCES} == {"trt.py", "build.py"}
+class UsedNames(ast.NodeVisitor):
+    """Collects the TensorRT names that a module uses.
+
+    Attributes:
+        used: ("Class" or "Class.member", conditions around it).
+
+    Raises:
+        AssertionError: a TensorRT name is used on an object without an annotation.
+    """
+
+    def __init__(self, tree: ast.Module) -> None:
+        self.used: list[tuple[str, list[str]]] = []
+        self._classes = annotated_classes(tree)
+        self._conditions: list[str] = []
+        self.visit(tree)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        owner = ast.unparse(node.value)
+        if owner == "trt" and node.attr != "__version__":
+            self._add(node.attr)
+        elif owner.startswith("trt."):
+            self._add(f"{owner.removeprefix('trt.')}.{node.attr}")
+        elif owner in self._classes:
+            self._add(f"{self._classes[owner]}.{node.attr}")
+        else:
+            assert node.attr in COMMON or node.attr not in MEMBERS or owner == "self", (
+                f"line {node.lineno}: annotate {owner} with its class, so that .{node.attr} can "
+                "be checked"
+            )
+        self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> None:
+        self._visit_conditional(node.test, [*node.body, *node.orelse])
+
+    def visit_IfExp(self, node: ast.IfExp) -> None:
+        self._visit_conditional(node.test, [node.body, node.orelse])
+
+    def _visit_conditional(self, test: ast.expr, branches: Sequence[ast.AST]) -> None:
+        self.visit(test)
+        self._conditions.append(ast.unparse(test))
+        for branch in branches:
+            self.visit(branch)
+        self._conditions.pop()
+
+    def _add(self, name: str) -> None:
+        self.used.append((name, list(self._conditions)))
+
+
+def used_names(source: str) -> list[tuple[str, list[str]]]:
+    return UsedNames(ast.parse(source)).used
+
+
+def test_sources_that_import_tensorrt():
+    assert {path.name for path in SOURCES} == {"runtime.py", "build.py"}
     assert set(NAMES) == set(WHEELS)
     assert all(cls in CLASSES for table in NAMES.values() for cls in table)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
-def test_every_name_is_there_in_every_version(path):
-    used = used_names(ast.parse(path.read_text()))
+def test_every_name_exists_in_every_version(path):
+    used = used_names(path.read_text())
     assert len(used) > 10
     for name, conditions in used:
         if name in GUARDED:
@@ -122,25 +141,25 @@ def test_every_name_is_there_in_every_version(path):
         assert not missing, f"{path.name}: {name} is not in TensorRT {', '.join(missing)}"
 
 
-def test_what_tensorrt_calls_of_ours_is_there():
+def test_callbacks_exist_in_their_versions():
     for name, versions in CALLBACKS.items():
         assert all(exists(name, version) for version in versions), name
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "missing"),
     [
         ("import tensorrt as trt\nx: trt.Builder = 1\nx.build_engine()", "Builder.build_engine"),
         ("import tensorrt as trt\ntrt.BuilderFlag.INT8", "BuilderFlag.INT8"),
         ("import tensorrt as trt\ntrt.IInt8EntropyCalibrator2", "IInt8EntropyCalibrator2"),
     ],
 )
-def test_a_name_that_some_version_lacks_is_found(source, says):
-    (name,) = [name for name, _ in used_names(ast.parse(source)) if "8" in name or "." in name]
-    assert name == says
+def test_name_that_some_version_lacks_is_detected(source, missing):
+    (name,) = [name for name, _ in used_names(source) if "8" in name or "." in name]
+    assert name == missing
     assert not all(exists(name, version) for version in WHEELS)
 
 
-def test_an_object_of_unknown_class_is_found():
-    with pytest.raises(AssertionError, match="say of which class context is"):
-        used_names(ast.parse("context.execute_async_v3(0)"))
+def test_object_without_annotation_is_detected():
+    with pytest.raises(AssertionError, match="annotate context with its class"):
+        used_names("context.execute_async_v3(0)")
