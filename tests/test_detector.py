@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from drone_kd.core.postprocess import InferenceError
-from drone_kd.detector import Detector, DecodedImage, load_detector
+from drone_kd.detector import DecodedImage, Detector, load_detector
 from drone_kd.paths import parameter_defaults
 from tiny_model import tiny_spec, write_bright_cell_model, write_fixed_model
 
@@ -12,8 +12,8 @@ def detector(tmp_path):
     return load_detector(write_bright_cell_model(tmp_path / "model.onnx"), confidence=0.9)
 
 
-def test_finds_an_object_in_original_pixels(detector):
-    # 2:1 picture on a 64 x 64 canvas: a cell of 8 px is 32 px of the picture.
+def test_detections_are_in_pixels_of_the_original_image(detector):
+    # 2:1 image on a 64 x 64 canvas: a cell of 8 px is 32 px of the image.
     image = np.zeros((128, 256, 3), np.uint8)
     image[32:64, 96:128] = 255
 
@@ -24,7 +24,7 @@ def test_finds_an_object_in_original_pixels(detector):
     np.testing.assert_allclose(found.scores, [1.0], atol=1e-3)
 
 
-def test_a_model_that_takes_several_frames_at_once(tmp_path, detector):
+def test_one_image_with_a_batched_model(tmp_path, detector):
     image = np.zeros((64, 64, 3), np.uint8)
     image[8:16, 8:16] = 255
     path = write_bright_cell_model(tmp_path / "batch.onnx", tiny_spec(batch=3))
@@ -32,11 +32,11 @@ def test_a_model_that_takes_several_frames_at_once(tmp_path, detector):
     np.testing.assert_array_equal(found.xyxy, detector(image).xyxy)
 
 
-def test_an_empty_picture_gives_no_detections(detector):
+def test_black_image_has_no_detections(detector):
     assert len(detector(np.zeros((128, 256, 3), np.uint8))) == 0
 
 
-def test_a_one_pixel_picture(detector):
+def test_image_of_one_pixel(detector):
     found = detector(np.full((1, 1, 3), 255, np.uint8))
     assert len(found) == 64
     assert (found.xyxy >= 0).all() and (found.xyxy <= 1).all()
@@ -58,12 +58,12 @@ def test_stage_times_add_up(detector):
         np.zeros((0, 8, 3), np.uint8),
     ],
 )
-def test_other_images_are_refused(detector, image):
+def test_invalid_image_is_rejected(detector, image):
     with pytest.raises(ValueError, match=r"expected uint8 \(height, width, 3\), got"):
         detector(image)
 
 
-def test_a_failed_inference_is_not_an_empty_picture(tmp_path):
+def test_failed_inference_is_not_an_empty_result(tmp_path):
     output = np.full((1, 3, 6), np.nan)
     with pytest.raises(InferenceError):
         load_detector(write_fixed_model(tmp_path / "nan.onnx", output))(
@@ -82,7 +82,7 @@ def test_defaults_come_from_the_parameter_file(tmp_path):
 
 
 @pytest.mark.parametrize("setting", [{"confidence": 1.5}, {"iou": -0.1}, {"max_detections": 0}])
-def test_thresholds_out_of_range_are_refused(detector, setting):
+def test_settings_out_of_range_are_rejected(detector, setting):
     values = {"confidence": 0.5, "iou": 0.5, "max_detections": 5, **setting}
     with pytest.raises(ValueError, match=next(iter(setting))):
         Detector(detector.backend, **values)
@@ -92,7 +92,7 @@ WHOLE = np.array([[0, 0, 64, 64]])
 
 
 def bright(x, y, size=64):
-    """A dark picture with one cell of the network bright."""
+    """Return a dark image with one bright cell of the network."""
     image = np.zeros((size, size, 3), np.uint8)
     scale = size // 64
     image[y * scale : (y + 8) * scale, x * scale : (x + 8) * scale] = 255
@@ -100,42 +100,47 @@ def bright(x, y, size=64):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
-def test_several_pictures_at_once(tmp_path, batch):
+def test_batch_of_several_images(tmp_path, monkeypatch, batch):
     path = write_bright_cell_model(tmp_path / "model.onnx", tiny_spec(batch=batch))
     detector = load_detector(path, confidence=0.9)
-    calls, works = [], detector.backend.infer
-    detector.backend.infer = lambda frames: calls.append(frames.shape) or works(frames)
+    calls, infer = [], detector.backend.infer
+
+    def recording_infer(frames):
+        calls.append(frames.shape)
+        return infer(frames)
+
+    monkeypatch.setattr(detector.backend, "infer", recording_infer)
     corners = [(0, 0), (16, 8), (56, 56)]
-    found, times = detector.batch([DecodedImage(bright(*c), 64, 64) for c in corners], [WHOLE] * 3)
-    assert [f.xyxy[0, :2].tolist() for f in found] == [list(c) for c in corners]
-    assert [len(f) for f in found] == [1, 1, 1]
+    images = [DecodedImage(bright(*c), 64, 64) for c in corners]
+    results, times = detector.batch(images, [WHOLE] * 3)
+    assert [r.xyxy[:, :2].tolist() for r in results] == [[list(c)] for c in corners]
     assert calls == [(batch, 64, 64, 3)] * -(-3 // batch)
     assert min(times) > 0
 
 
-def test_boxes_of_a_reduced_picture_are_those_of_the_original(detector):
+def test_boxes_of_a_reduced_image_are_in_original_pixels(detector):
     """A JPEG of 127 x 127 px, decoded at half its size: the last pixel is a half one."""
     (found,), _ = detector.batch([DecodedImage(bright(56, 16), 127, 127, reduction=2)], [WHOLE])
     assert found.xyxy.tolist() == [[112, 32, 127, 48]]
 
 
-def test_a_picture_that_fails_does_not_take_the_others_along(tmp_path):
+def test_failed_image_does_not_affect_the_others(tmp_path, monkeypatch):
     path = write_bright_cell_model(tmp_path / "model.onnx", tiny_spec(batch=2))
     detector = load_detector(path, confidence=0.9)
-    works = detector.backend.infer
+    infer = detector.backend.infer
 
-    def infer(frames):
-        output = works(frames).copy()
+    def infer_with_nan(frames):
+        output = infer(frames).copy()
         output[0] = np.nan
         return output
 
-    detector.backend.infer = infer
-    found, _ = detector.batch([DecodedImage(bright(0, 0), 64, 64)] * 2, [WHOLE] * 2)
-    assert isinstance(found[0], InferenceError)
-    assert len(found[1]) == 1
+    monkeypatch.setattr(detector.backend, "infer", infer_with_nan)
+    results, _ = detector.batch([DecodedImage(bright(0, 0), 64, 64)] * 2, [WHOLE] * 2)
+    assert isinstance(results[0], InferenceError)
+    assert len(results[1]) == 1
 
 
-def test_classes_and_their_thresholds(detector):
+def test_class_selection_and_thresholds_per_class(detector):
     def count(**settings):
         return len(
             Detector(detector.backend, 0.9, 0.7, 100, **settings)(
@@ -153,7 +158,7 @@ def test_classes_and_their_thresholds(detector):
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_tiles(tmp_path, batch):
+def test_tiling_finds_small_objects(tmp_path, batch):
     path = write_bright_cell_model(tmp_path / "model.onnx", tiny_spec(batch=batch))
     image = np.zeros((256, 256, 3), np.uint8)
     image[8:16, 16:24] = image[200:208, 128:136] = 255
@@ -163,7 +168,7 @@ def test_tiles(tmp_path, batch):
     np.testing.assert_allclose(corners, [[16, 8], [128, 200]], atol=1e-3)
 
 
-def test_a_very_large_picture(detector):
+def test_very_large_image(detector):
     image = np.zeros((4320, 7680, 3), np.uint8)
     image[2160:3120, 960:1920] = 255
     assert len(detector(image)) == 1

@@ -6,7 +6,7 @@ from drone_kd.visualization import contact_sheet, draw_detections
 BLACK = np.zeros((60, 80, 3), np.uint8)
 
 
-def test_frame_is_drawn_around_the_object_on_a_copy():
+def test_outline_is_drawn_around_the_object_on_a_copy():
     one = Detections(
         np.array([[40, 30, 44, 34]], np.float32), np.array([0.9], np.float32), np.array([0])
     )
@@ -16,7 +16,7 @@ def test_frame_is_drawn_around_the_object_on_a_copy():
     assert not BLACK.any()
 
 
-def test_boxes_at_the_edge_and_none_at_all():
+def test_box_at_the_image_edge_and_no_box():
     edge = Detections(
         np.array([[0, 0, 80, 60]], np.float32), np.array([0.5], np.float32), np.array([7])
     )

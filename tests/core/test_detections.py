@@ -22,7 +22,7 @@ def test_length_is_the_number_of_boxes():
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "says"),
+    ("changes", "error", "message"),
     [
         ({"xyxy": np.zeros((1, 4))}, TypeError, "xyxy: expected float32, got float64"),
         ({"class_ids": np.zeros(1, np.int32)}, TypeError, "class_ids: expected int64"),
@@ -34,6 +34,6 @@ def test_length_is_the_number_of_boxes():
         ({"class_ids": np.array([-1], np.int64)}, ValueError, "class_ids: expected values >= 0"),
     ],
 )
-def test_bad_fields_are_refused(changes, error, says):
-    with pytest.raises(error, match=says):
+def test_invalid_fields_are_rejected(changes, error, message):
+    with pytest.raises(error, match=message):
         Detections(**fields(**changes))

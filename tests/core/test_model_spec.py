@@ -7,7 +7,7 @@ from tiny_model import tiny_spec
 
 
 def metadata(**changes):
-    """The tiny spec's metadata with some JSON keys changed; None removes a key."""
+    """Return the tiny spec's metadata with some JSON keys changed; None removes a key."""
     record = {**json.loads(tiny_spec().to_metadata()[METADATA_KEY]), **changes}
     return {METADATA_KEY: json.dumps({k: v for k, v in record.items() if v is not None})}
 
@@ -33,7 +33,7 @@ def test_shapes():
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"schema": 1}, "schema: expected 2, got 1"),
         ({"schema": None}, "schema: expected 2, got None"),
@@ -57,15 +57,15 @@ def test_shapes():
         ({"licence": 3}, "licence: expected a string"),
     ],
 )
-def test_metadata_that_cannot_be_honoured(changes, says):
+def test_invalid_metadata_is_rejected_in_one_line(changes, message):
     with pytest.raises(ModelError) as error:
         ModelSpec.from_metadata(metadata(**changes))
-    assert says in str(error.value)
+    assert message in str(error.value)
     assert "python -m training export" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("foreign", [{}, {"names": "{0: 'car'}"}, {METADATA_KEY: "not JSON"}])
-def test_a_foreign_model_is_told_how_to_become_ours(foreign):
-    with pytest.raises(ModelError, match="python -m training export best.pt --output model.onnx"):
+def test_foreign_model_is_rejected_with_the_export_command(foreign):
+    with pytest.raises(ModelError, match=r"training export best\.pt --output model\.onnx"):
         ModelSpec.from_metadata(foreign)

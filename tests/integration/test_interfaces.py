@@ -1,4 +1,4 @@
-"""The vision_msgs in use are the official ones, and they travel over DDS."""
+"""The installed vision_msgs equal the official ones and pass over DDS unchanged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EXPECTED_HASHES = {
 
 @pytest.fixture
 def node(ros_domain_id: int) -> Iterator[Node]:
-    """Return a node in a context and a domain of its own."""
+    """Create a node in its own context and domain."""
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=ros_domain_id)
     node = rclpy.create_node("interfaces_test", context=context)
@@ -44,12 +44,12 @@ def node(ros_domain_id: int) -> Iterator[Node]:
 
 
 def spin_until(node: Node, condition: Callable[[], bool]) -> None:
-    """Serve `node` until `condition` holds; fail when it does not within DEADLINE_S."""
+    """Spin `node` until `condition` holds; fail after DEADLINE_S."""
     executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(node)
     end = time.monotonic() + DEADLINE_S
     while not condition():
-        assert time.monotonic() < end, f"nothing came within {DEADLINE_S} s"
+        assert time.monotonic() < end, f"condition not met within {DEADLINE_S} s"
         executor.spin_once(timeout_sec=0.05)
     executor.shutdown()
 
@@ -58,7 +58,7 @@ def test_type_hashes(node: Node) -> None:
     """Every type has the hash of the official interface.
 
     The expected hashes come from the official vision_msgs, branch ros2, generated with
-    rosidl 4.9.5. The compared ones are those that Fast DDS announces for a publisher.
+    rosidl 4.9.5. The actual ones are those that Fast DDS announces for a publisher.
     """
     publishers = {
         name: node.create_publisher(getattr(vision_msgs, name), f"type_{name}", 1)
@@ -77,7 +77,7 @@ def test_type_hashes(node: Node) -> None:
 
 
 def filled_detections() -> vision_msgs.Detection2DArray:
-    """Return a message in which no field of any level has its default value."""
+    """Return a message in which no field at any level has its default value."""
     message = vision_msgs.Detection2DArray()
     message.header.stamp.sec = 1_700_000_000
     message.header.stamp.nanosec = 123_456_789
@@ -104,7 +104,7 @@ def filled_detections() -> vision_msgs.Detection2DArray:
 
 
 def test_detections_over_dds(node: Node) -> None:
-    """A filled Detection2DArray arrives as it was sent, in every field of every level."""
+    """A filled Detection2DArray arrives unchanged, at every level."""
     received: list[vision_msgs.Detection2DArray] = []
     node.create_subscription(vision_msgs.Detection2DArray, "detections", received.append, 1)
     publisher = node.create_publisher(vision_msgs.Detection2DArray, "detections", 1)

@@ -1,7 +1,6 @@
-"""The model that comes with the package, on a real drone picture.
+"""Model of the package on a real drone image (source: drone_kd/data/README.md).
 
-The picture is credited in drone_kd/data/README.md. The model has seen it in training, so this says
-that the file in the package works, and nothing about how good it is.
+The image was in the training set: this shows that the packaged file works, not how accurate it is.
 """
 
 import cv2
@@ -10,7 +9,7 @@ from drone_kd.detector import load_detector
 from drone_kd.paths import default_model_path, selftest_image_path
 
 
-def test_it_is_small_and_has_its_card():
+def test_packaged_model_is_small_and_has_its_model_card():
     path = default_model_path()
     assert path.stat().st_size <= 7_000_000
     assert "Attribution" in path.with_name("README.md").read_text()
@@ -19,7 +18,7 @@ def test_it_is_small_and_has_its_card():
     assert "HIT-UAV" in spec.attribution and spec.licence and spec.metrics["map50"] > 0
 
 
-def test_it_finds_parked_cars():
+def test_packaged_model_detects_parked_cars():
     detector = load_detector()
     found = detector(cv2.imread(str(selftest_image_path())))
     assert len(found) >= 5

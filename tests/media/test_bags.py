@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import yaml
 
-pytest.importorskip("rosbags", reason="rosbags is not here: pip install drone_kd[simulation]")
+pytest.importorskip("rosbags", reason="needs rosbags: pip install drone_kd[simulation]")
 
 from drone_kd.media.bags import inspect_bag, is_bag, message_to_bgr, read_messages
 from drone_kd.media.image_files import SourceError
@@ -14,32 +14,32 @@ SECOND = 10**9
 COUNT = 60
 
 
-def refuse(error):
+def fail(error):
     raise AssertionError(error)
 
 
 @pytest.fixture(params=["MCAP", "SQLITE3"])
 def bag(request, tmp_path):
-    """Two cameras, one of them compressed, of different sizes; once a second."""
+    """Write a bag of two cameras with different sizes, one of them compressed, at 1 Hz."""
     messages = []
     for k in range(COUNT):
         messages.append(("/left", k * SECOND, image(scene(0, k), k * SECOND + 5)))
         messages.append(("/right", k * SECOND + 1, jpeg(scene(1, k, 64, 48), k * SECOND + 6)))
-    # Noise does not compress, and fills several chunks of an MCAP.
+    # Noise does not compress, so it fills several chunks of an MCAP.
     noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
     messages += [("/noise", COUNT * SECOND + k, image(noise, k)) for k in range(12)]
     return write_bag(tmp_path / "bag", messages, request.param)
 
 
-def test_pictures_of_all_cameras_come_with_their_stamps(bag):
+def test_images_of_all_cameras_have_their_stamps(bag):
     assert is_bag(bag) and is_bag(storage_file(bag))
-    (file,) = inspect_bag(bag, refuse)
+    (file,) = inspect_bag(bag, fail)
     assert [(t.name, t.messages) for t in file.topics] == [
         ("/left", COUNT),
         ("/noise", 12),
         ("/right", COUNT),
     ]
-    messages = list(read_messages(file, {"/left", "/right"}, refuse, 10 * SECOND, 20 * SECOND))
+    messages = list(read_messages(file, {"/left", "/right"}, fail, 10 * SECOND, 20 * SECOND))
     assert len(messages) == 20
     left, stamp = message_to_bgr(messages[0])
     assert stamp == 10 * SECOND + 5
@@ -49,24 +49,24 @@ def test_pictures_of_all_cameras_come_with_their_stamps(bag):
     assert abs(right.astype(int) - scene(1, 10, 64, 48)).mean() < 6
 
 
-def test_of_a_bag_that_was_cut_off_what_is_there_is_read(bag):
+def test_truncated_bag_is_read_up_to_the_cut(bag):
     cut(storage_file(bag), 0.7)
-    said = []
-    (file,) = inspect_bag(bag, said.append)
-    assert "as far as it goes" in str(said[0])
-    assert any("metadata.yaml says" in str(line) for line in said)  # more than there is
-    assert file.broken and len(list(read_messages(file, {"/left"}, said.append))) > 0
-    assert "breaks off" in str(said[-1]) and all("\n" not in str(line) for line in said)
+    errors: list[SourceError] = []
+    (file,) = inspect_bag(bag, errors.append)
+    assert "as far as it goes" in str(errors[0])
+    assert any("metadata.yaml says" in str(line) for line in errors)
+    assert file.broken and len(list(read_messages(file, {"/left"}, errors.append))) > 0
+    assert "breaks off" in str(errors[-1]) and all("\n" not in str(line) for line in errors)
 
 
-def test_a_bag_of_which_nothing_is_left_is_refused(bag):
+def test_unreadable_bag_is_rejected(bag):
     storage_file(bag).write_bytes(b"nothing")
-    with pytest.raises(SourceError, match="not a whole bag .*reindex"):
-        inspect_bag(bag, refuse)
+    with pytest.raises(SourceError, match=r"not a whole bag .*reindex"):
+        inspect_bag(bag, fail)
 
 
 @pytest.mark.parametrize("change", ["count", "topic", "gone", "broken"])
-def test_the_files_are_believed_and_not_the_metadata(bag, change):
+def test_files_take_precedence_over_the_metadata(bag, change):
     path = bag / "metadata.yaml"
     content = yaml.safe_load(path.read_text())
     topics = content["rosbag2_bagfile_information"]["topics_with_message_count"]
@@ -77,13 +77,13 @@ def test_the_files_are_believed_and_not_the_metadata(bag, change):
     path.write_text(yaml.safe_dump(content) if change != "broken" else "a: [")
     if change == "gone":
         path.unlink()
-    said = []
-    (file,) = inspect_bag(bag, said.append)
-    assert said and "metadata.yaml" in str(said[0])
-    assert len(list(read_messages(file, {"/left"}, refuse))) == COUNT
+    errors: list[SourceError] = []
+    (file,) = inspect_bag(bag, errors.append)
+    assert errors and "metadata.yaml" in str(errors[0])
+    assert len(list(read_messages(file, {"/left"}, fail))) == COUNT
 
 
-def test_the_files_of_a_split_bag_are_in_the_order_of_recording(tmp_path):
+def test_files_of_a_split_bag_are_in_the_order_of_recording(tmp_path):
     for number, first in enumerate((20, 0, 10)):
         part = write_bag(
             tmp_path / f"part{number}",
@@ -95,21 +95,21 @@ def test_the_files_of_a_split_bag_are_in_the_order_of_recording(tmp_path):
     assert [file.start_ns // SECOND for file in files] == [0, 10, 20]
 
 
-def test_an_empty_bag_and_unusable_messages_are_named(tmp_path):
+def test_empty_bag_and_unusable_messages_are_rejected(tmp_path):
     empty = write_bag(tmp_path / "empty", [], "SQLITE3")
     with pytest.raises(SourceError, match="an empty bag"):
-        inspect_bag(empty, refuse)
+        inspect_bag(empty, fail)
     odd = write_bag(tmp_path / "odd", [("/a", 0, image(scene(0), 0, "rgb48"))])
-    (file,) = inspect_bag(odd, refuse)
-    (message,) = read_messages(file, {"/a"}, refuse)
-    with pytest.raises(SourceError, match="/a: expected an image encoded as .*'rgb48'"):
+    (file,) = inspect_bag(odd, fail)
+    (message,) = read_messages(file, {"/a"}, fail)
+    with pytest.raises(SourceError, match=r"/a: expected an image encoded as .*'rgb48'"):
         message_to_bgr(message)
     with pytest.raises(SourceError, match="/a: a damaged message"):
         message_to_bgr(message._replace(data=message.data[:20]))
 
 
-def test_a_database_that_is_no_bag_is_refused(tmp_path):
+def test_database_that_is_no_bag_is_rejected(tmp_path):
     with sqlite3.connect(tmp_path / "other.db3") as database:
         database.execute("CREATE TABLE things (id)")
     with pytest.raises(SourceError, match="not a whole bag"):
-        inspect_bag(tmp_path / "other.db3", refuse)
+        inspect_bag(tmp_path / "other.db3", fail)

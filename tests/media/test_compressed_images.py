@@ -10,13 +10,13 @@ def jpeg(width=100, height=60, value=128):
 
 
 def with_orientation(data, orientation):
-    """Add an EXIF header that asks viewers to turn the picture."""
+    """Add an EXIF header with an orientation."""
     tiff = b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01"
     exif = b"Exif\x00\x00" + tiff + orientation.to_bytes(2, "big") + bytes(6)
     return data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:]
 
 
-def test_size_of_a_jpeg():
+def test_jpeg_size():
     assert jpeg_size(jpeg(100, 60)) == (100, 60)
     assert jpeg_size(with_orientation(jpeg(100, 60), 6)) == (100, 60)
     assert jpeg_size(jpeg()[:20]) is None
@@ -26,7 +26,7 @@ def test_size_of_a_jpeg():
 @pytest.mark.parametrize(
     ("canvas", "reduction"), [(0, 1), (100, 1), (51, 1), (50, 2), (30, 2), (25, 4), (1, 8)]
 )
-def test_never_smaller_than_the_canvas(canvas, reduction):
+def test_decoded_image_is_never_smaller_than_the_canvas(canvas, reduction):
     image, got, width, height = decode_reduced(jpeg(100, 60), canvas, canvas)
     assert (got, width, height) == (reduction, 100, 60)
     assert image.shape == (-(-60 // reduction), -(-100 // reduction), 3)
@@ -34,19 +34,19 @@ def test_never_smaller_than_the_canvas(canvas, reduction):
     np.testing.assert_allclose(image, 128, atol=2)
 
 
-def test_what_the_exif_header_says_of_orientation_is_ignored():
+def test_exif_orientation_is_ignored():
     for canvas in (0, 50):
         image, *_ = decode_reduced(with_orientation(jpeg(100, 60), 6), canvas, canvas)
         assert image.shape[0] < image.shape[1]
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(30) + b"IEND"])
-def test_other_bytes_are_refused(data):
+def test_other_bytes_are_rejected(data):
     with pytest.raises(EncodedError):
         decode_reduced(data, 10, 10)
 
 
-def test_incomplete():
+def test_cut_jpeg_is_incomplete():
     assert not is_incomplete(jpeg())
     assert is_incomplete(jpeg()[:-2])
     assert is_incomplete(b"")
