@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from drone_kd.core.detections import Detections
 from drone_kd.core.postprocess import InferenceError
 from drone_kd.detector import DecodedImage, Detector, load_detector
 from drone_kd.paths import parameter_defaults
@@ -113,7 +114,8 @@ def test_batch_of_several_images(tmp_path, monkeypatch, batch):
     corners = [(0, 0), (16, 8), (56, 56)]
     images = [DecodedImage(bright(*c), 64, 64) for c in corners]
     results, times = detector.batch(images, [WHOLE] * 3)
-    assert [r.xyxy[:, :2].tolist() for r in results] == [[list(c)] for c in corners]
+    found = [r for r in results if isinstance(r, Detections)]
+    assert [f.xyxy[:, :2].tolist() for f in found] == [[list(c)] for c in corners]
     assert calls == [(batch, 64, 64, 3)] * -(-3 // batch)
     assert min(times) > 0
 
@@ -136,8 +138,9 @@ def test_failed_image_does_not_affect_the_others(tmp_path, monkeypatch):
 
     monkeypatch.setattr(detector.backend, "infer", infer_with_nan)
     results, _ = detector.batch([DecodedImage(bright(0, 0), 64, 64)] * 2, [WHOLE] * 2)
-    assert isinstance(results[0], InferenceError)
-    assert len(results[1]) == 1
+    failed, detected = results
+    assert isinstance(failed, InferenceError)
+    assert isinstance(detected, Detections) and len(detected) == 1
 
 
 def test_class_selection_and_thresholds_per_class(detector):

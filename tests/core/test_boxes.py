@@ -34,7 +34,8 @@ def test_unletterbox_undoes_letterbox_and_clips():
 def test_iou_by_hand():
     first = np.array([[0, 0, 10, 10], [5, 5, 5, 5]], np.float32)
     second = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30]], np.float32)
-    np.testing.assert_allclose(iou(first, second), [[1, 1 / 3, 0], [0, 0, 0]], rtol=1e-6)
+    expected = np.array([[1, 1 / 3, 0], [0, 0, 0]], np.float32)
+    np.testing.assert_allclose(iou(first, second), expected, rtol=1e-6)
 
 
 def test_nms_by_hand():

@@ -1,10 +1,10 @@
-"""Makes tests/data/tensorrt_names.json: which names each TensorRT version's Python module has.
+"""Write tests/data/tensorrt_names.json: the names in each TensorRT version's Python module.
 
     python tests/helpers/tensorrt_names.py
 
 Downloads the four binding wheels with pip and imports each with empty libraries in place of
-libnvinfer and its companions: the names are all there, and nothing can be run. Needs a C compiler,
-x86-64 Linux and Python 3.10 or 3.11, the last one that TensorRT 8.6 has a wheel for.
+libnvinfer and related ones: all names exist, but nothing can run. Needs a C compiler, x86-64 Linux
+and Python 3.10 or 3.11, the last version with a wheel of TensorRT 8.6.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WHEELS = {
     "11.4": "tensorrt-cu13-bindings==11.4.0.106",
 }
 
-# What drone_kd works with; a class that is not here cannot be used (test_names.py).
+# Classes that drone_kd may use (test_names.py).
 CLASSES = (
     "Builder",
     "BuilderFlag",
@@ -59,7 +59,7 @@ print(json.dumps({{
 
 
 def load_table() -> dict[str, dict[str, set[str]]]:
-    """Return version to class to its names, from the committed table."""
+    """Return version to class to member names, from the committed table."""
     versions = json.loads(TABLE.read_text())["names"]
     return {
         version: {cls: set(names.split()) for cls, names in classes.items()}
@@ -68,7 +68,7 @@ def load_table() -> dict[str, dict[str, set[str]]]:
 
 
 def names_in(wheel: str, folder: Path) -> dict[str, str]:
-    """Return class name to its public names, separated by spaces, of one wheel."""
+    """Return class name to public member names, separated by spaces, of one wheel."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     subprocess.run([*pip, wheel], check=True)
     for file in folder.glob("*.whl"):
@@ -80,7 +80,7 @@ def names_in(wheel: str, folder: Path) -> dict[str, str]:
         for name in (
             line.split()[-1] for line in _readelf("--dyn-syms", module) if " UND " in line
         )
-        # What is not Python's, and not versioned, as the C and C++ libraries' names are.
+        # Neither Python's nor versioned, unlike the names of the C and C++ libraries.
         if "@" not in name and name.startswith(("create", "get", "init", "_ZN"))
     ]
     source = folder / "empty.c"
@@ -101,8 +101,8 @@ def names_in(wheel: str, folder: Path) -> dict[str, str]:
     return json.loads(listed.stdout)
 
 
-def _readelf(what: str, path: Path) -> list[str]:
-    command = ["readelf", "--wide", what, str(path)]
+def _readelf(option: str, path: Path) -> list[str]:
+    command = ["readelf", "--wide", option, str(path)]
     return subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True
     ).stdout.splitlines()

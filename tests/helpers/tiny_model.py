@@ -1,8 +1,9 @@
-"""Makes tiny models that describe themselves, so that tests run a real runtime on real files."""
+"""Tiny models with a spec, so that tests run a real runtime on real files."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,9 +14,9 @@ from drone_kd.core.model_spec import ModelSpec
 CLASSES = ("car", "person")
 
 
-def tiny_spec(**changes: object) -> ModelSpec:
-    """Return the description of a tiny model, with some fields changed."""
-    values: dict = {
+def tiny_spec(**changes: Any) -> ModelSpec:
+    """Return the spec of a tiny model, with some fields changed."""
+    values: dict[str, Any] = {
         "classes": CLASSES,
         "input_width": 64,
         "input_height": 64,
@@ -29,11 +30,11 @@ def tiny_spec(**changes: object) -> ModelSpec:
 
 
 def write_bright_cell_model(path: Path, spec: ModelSpec | None = None, cell: int = 8) -> Path:
-    """Write a dense model that sees every bright cell of a grid as a "car".
+    """Write a dense model that detects every bright cell of a grid as a "car".
 
-    The canvas is cut into cells of `cell` px. Each cell is one row: its box is the cell, its
-    score is the cell's mean brightness / 255; so a white cell scores 1.0 and the grey padding
-    0.447. The brightest come first.
+    The canvas is divided into cells of `cell` px. Each cell is one output row: its box is the
+    cell, its score the cell's mean brightness / 255, so a white cell scores 1.0 and the grey
+    padding 0.447. Brightest first.
     """
     spec = spec or tiny_spec()
     rows, columns = spec.input_height // cell, spec.input_width // cell
@@ -68,9 +69,9 @@ def write_bright_cell_model(path: Path, spec: ModelSpec | None = None, cell: int
 
 
 def write_fixed_model(path: Path, output: np.ndarray, spec: ModelSpec | None = None) -> Path:
-    """Write a model that gives the float32 `output` whatever the picture is."""
+    """Write a model that returns the float32 `output` for every image."""
     nodes = [
-        # The picture must count for something, or the runtime drops the input.
+        # The output must depend on the input, or the runtime removes the input.
         helper.make_node("ReduceMax", ["images"], ["peak"], keepdims=0),
         helper.make_node("Cast", ["peak"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["float", "zero"], ["nothing"]),
@@ -81,9 +82,9 @@ def write_fixed_model(path: Path, output: np.ndarray, spec: ModelSpec | None = N
 
 
 def write_slow_model(path: Path, spec: ModelSpec | None = None, products: int = 10) -> Path:
-    """Write a model that sees nothing, at once in a black picture, and after long in a bright one.
+    """Write a model that detects nothing and takes longer for a brighter image.
 
-    It multiplies matrices of 512 x 512, `products` times the brightest value (0 to 255).
+    It multiplies 512 x 512 matrices, `products` times the brightest value (0 to 255).
     """
     spec = spec or tiny_spec()
     matrix = [512, 512]

@@ -4,6 +4,7 @@ The image was in the training set: this shows that the packaged file works, not 
 """
 
 import cv2
+import numpy as np
 
 from drone_kd.detector import load_detector
 from drone_kd.paths import default_model_path, selftest_image_path
@@ -20,6 +21,8 @@ def test_packaged_model_is_small_and_has_its_model_card():
 
 def test_packaged_model_detects_parked_cars():
     detector = load_detector()
-    found = detector(cv2.imread(str(selftest_image_path())))
-    assert len(found) >= 5
-    assert {detector.backend.spec.classes[i] for i in found.class_ids} == {"car"}
+    image = cv2.imread(str(selftest_image_path()))
+    assert image is not None
+    detections = detector(np.asarray(image, np.uint8))
+    assert len(detections) >= 5
+    assert {detector.backend.spec.classes[i] for i in detections.class_ids} == {"car"}

@@ -1,4 +1,5 @@
 from dataclasses import fields, replace
+from typing import Any
 
 from drone_kd.backends.tensorrt.engine_cache import EngineKey
 
@@ -17,6 +18,6 @@ def test_every_field_of_the_key_changes_the_digest():
     digests = {KEY.digest()}
     for field in fields(EngineKey):
         value = getattr(KEY, field.name)
-        other = value + 1 if isinstance(value, int) else f"{value}x"
+        other: Any = value + 1 if isinstance(value, int) else f"{value}x"
         digests.add(replace(KEY, **{field.name: other}).digest())
     assert len(digests) == 1 + len(fields(EngineKey))
