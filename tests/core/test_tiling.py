@@ -105,6 +105,17 @@ def test_parts_on_both_sides_of_a_seam_are_joined():
     assert result.scores.tolist() == pytest.approx([0.8])
 
 
+def test_joined_box_yields_to_a_whole_box():
+    """Although its score is better: parts cannot show where the object ends."""
+    whole, left, right = (
+        [(40, 40, 171, 60, 0.3, 0)],
+        [(41, 40, 120, 60, 0.6, 0)],
+        [(0, 40, 90, 60, 0.8, 0)],
+    )
+    result = merged(whole, left, right)
+    assert result.xyxy.tolist() == [[40, 40, 171, 60]]
+
+
 def test_parts_of_different_objects_are_not_joined():
     result = merged([], [(60, 10, 120, 30, 0.6, 0)], [(0, 60, 60, 80, 0.8, 0)])
     assert len(result) == 2

@@ -60,7 +60,7 @@ def test_cache_of_another_user_is_rejected(simulated_tensorrt, model, engines, m
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "problem"),
     [
         (lambda plan: plan[:-100], "is truncated"),
         (lambda plan: plan[:-1] + bytes([plan[-1] ^ 1]), "was altered"),
@@ -68,7 +68,7 @@ def test_cache_of_another_user_is_rejected(simulated_tensorrt, model, engines, m
     ],
 )
 def test_damaged_engine_never_reaches_tensorrt_and_is_rebuilt(
-    simulated_tensorrt, model, engines, monkeypatch, damage, says
+    simulated_tensorrt, model, engines, monkeypatch, damage, problem
 ):
     _, before = open_tensorrt(model)
     (plan,) = engines.glob("*.plan")
@@ -83,7 +83,7 @@ def test_damaged_engine_never_reaches_tensorrt_and_is_rebuilt(
 
     monkeypatch.setattr(runtime, "deserialize_cuda_engine", record)
     lines, after = open_tensorrt(model)
-    assert f"{plan} {says}" in lines[0] and "building it again" in lines[0]
+    assert f"{plan} {problem}" in lines[0] and "building it again" in lines[0]
     assert simulated_tensorrt.builds == 2
     assert loaded == [simulated_tensorrt.plan(model.read_bytes())]
     np.testing.assert_array_equal(before, after)
@@ -207,16 +207,18 @@ def open_in_a_process(model, tmp_path, monkeypatch):
 
 
 def read_until(process, text):
-    """Read lines up to one that contains `text`."""
+    """Read lines up to one that contains `text`; fail at a build, which would wait for a line."""
     for line in process.stdout:
         if text in line:
             return line
+        if line == "builds\n":
+            pytest.fail(f"the process builds instead of {text!r}")
     return pytest.fail(f"the process ended without a line with {text!r}")
 
 
 def test_two_processes_build_one_engine_once(open_in_a_process):
     first = open_in_a_process()
-    read_until(first, "builds")
+    read_until(first, "builds\n")
     second = open_in_a_process()
     read_until(second, "another process builds this engine; waiting for it")
     first.stdin.write("go on\n")
@@ -227,11 +229,12 @@ def test_two_processes_build_one_engine_once(open_in_a_process):
 
 def test_killed_build_releases_the_lock(open_in_a_process, engines):
     first = open_in_a_process()
-    read_until(first, "builds")
+    read_until(first, "builds\n")
     first.kill()
     first.wait()
     assert [path.suffix for path in engines.iterdir()] == [".lock"]
     second = open_in_a_process()
+    read_until(second, "builds\n")
     second.stdin.write("go on\n")
     second.stdin.flush()
     assert read_until(second, "opened") == "opened after 1 builds\n"
