@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from drone_kd.core.model_spec import ModelError, ModelSpec
+from drone_kd.core.model_spec import ModelError, ModelSpec, is_sha256
 from drone_kd.files import file_sha256
 
 LINEAGE_KEY = "drone_kd_lineage"
@@ -44,7 +44,7 @@ class Ancestor:
     data: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_sha256("sha256", self.sha256)
+        _require(is_sha256(self.sha256), "sha256", "64 hex digits", self.sha256)
         _require(
             isinstance(self.metrics, Mapping)
             and all(
@@ -196,16 +196,7 @@ def _check_origin(date: str, command: str, data: Mapping[str, str]) -> None:
     _require(isinstance(data, Mapping), "data", "names, each with a SHA-256", data)
     for name, digest in data.items():
         _require(isinstance(name, str) and name.isprintable(), "data", "printable names", name)
-        _check_sha256(f"data: {name}", digest)
-
-
-def _check_sha256(key: str, digest: object) -> None:
-    _require(
-        isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef"),
-        key,
-        "64 hex digits",
-        digest,
-    )
+        _require(is_sha256(digest), f"data: {name}", "64 hex digits", digest)
 
 
 def _require(condition: bool, key: str, expected: str, got: object) -> None:

@@ -72,78 +72,36 @@ class ModelSpec:
     normalisation: str = "in graph: /255"
 
     def __post_init__(self) -> None:
-        names = self.classes
-        _require(
-            isinstance(names, tuple)
-            and bool(names)
-            and all(isinstance(name, str) and name for name in names)
-            and len(set(names)) == len(names),
-            "classes",
-            "a list of distinct names",
-            names,
-        )
-        for key, unit in (
-            ("input_width", "pixels"),
-            ("input_height", "pixels"),
-            ("batch", "frames"),
-        ):
-            size = getattr(self, key)
-            _require(type(size) is int and size > 0, key, f"a number of {unit} > 0", size)
-        for key, known in (("head", HEADS), ("precision", PRECISIONS)):
-            _require(getattr(self, key) in known, key, " or ".join(known), getattr(self, key))
+        layouts = " or ".join(" ".join(known) for known in INPUTS.values())
         received = (self.layout, self.dtype, self.colour)
-        _require(
-            received in INPUTS.values(),
-            "layout, dtype, colour",
-            " or ".join(" ".join(known) for known in INPUTS.values()),
-            received,
-        )
-        digest = self.source_sha256
-        _require(
-            isinstance(digest, str)
-            and len(digest) == 64
-            and all(character in "0123456789abcdef" for character in digest),
-            "source_sha256",
-            "64 hex digits",
-            digest,
-        )
-        _require(
-            isinstance(self.tools, dict)
-            and all(isinstance(version, str) for version in self.tools.values()),
-            "tools",
-            "names and version strings",
-            self.tools,
-        )
-        _require(
-            isinstance(self.metrics, dict)
-            and all(
-                type(value) in (int, float) and math.isfinite(value)
-                for value in self.metrics.values()
+        _require(received in INPUTS.values(), "layout, dtype, colour", layouts, received)
+        calibration = {"frames", "data", "names_sha256"} if self.precision == "int8" else set()
+        for key, valid, expected in (
+            ("classes", _are_names(self.classes), "a list of distinct names"),
+            ("input_width", _is_positive(self.input_width), "a number of pixels > 0"),
+            ("input_height", _is_positive(self.input_height), "a number of pixels > 0"),
+            ("batch", _is_positive(self.batch), "a number of frames > 0"),
+            ("head", self.head in HEADS, " or ".join(HEADS)),
+            ("precision", self.precision in PRECISIONS, " or ".join(PRECISIONS)),
+            ("source_sha256", is_sha256(self.source_sha256), "64 hex digits"),
+            ("tools", _are_values(self.tools, str), "names and version strings"),
+            ("metrics", _are_finite(self.metrics), "names and finite numbers"),
+            (
+                "calibration",
+                isinstance(self.calibration, dict) and set(self.calibration) == calibration,
+                "frames, data and names_sha256 for int8, else nothing",
             ),
-            "metrics",
-            "names and finite numbers",
-            self.metrics,
-        )
-        _require(
-            isinstance(self.calibration, dict)
-            and set(self.calibration)
-            == ({"frames", "data", "names_sha256"} if self.precision == "int8" else set()),
-            "calibration",
-            "frames, data and names_sha256 for int8, else nothing",
-            self.calibration,
-        )
-        _require(
-            isinstance(self.gates, dict)
-            and all(
-                isinstance(gate, dict) and set(gate) == {"measured", "limit"}
-                for gate in self.gates.values()
+            (
+                "gates",
+                _are_values(self.gates, dict)
+                and all(set(gate) == {"measured", "limit"} for gate in self.gates.values()),
+                "names, each with measured and limit",
             ),
-            "gates",
-            "names, each with measured and limit",
-            self.gates,
-        )
-        for key in ("licence", "attribution", "normalisation"):
-            _require(isinstance(getattr(self, key), str), key, "a string", getattr(self, key))
+            ("licence", isinstance(self.licence, str), "a string"),
+            ("attribution", isinstance(self.attribution, str), "a string"),
+            ("normalisation", isinstance(self.normalisation, str), "a string"),
+        ):
+            _require(valid, key, expected, getattr(self, key))
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -200,6 +158,34 @@ def shape_matches(shape: Sequence[object], expected: Sequence[int | None]) -> bo
     """Return whether a shape is the expected one; None in `expected` matches any size."""
     return len(shape) == len(expected) and all(
         size is None or size == got for size, got in zip(expected, shape, strict=True)
+    )
+
+
+def is_sha256(text: object) -> bool:
+    """Return whether a value is a SHA-256 as 64 lower-case hex digits."""
+    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def _is_positive(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _are_names(values: object) -> bool:
+    return (
+        isinstance(values, tuple)
+        and bool(values)
+        and all(isinstance(value, str) and value for value in values)
+        and len(set(values)) == len(values)
+    )
+
+
+def _are_values(mapping: object, kind: type) -> bool:
+    return isinstance(mapping, dict) and all(isinstance(v, kind) for v in mapping.values())
+
+
+def _are_finite(mapping: object) -> bool:
+    return isinstance(mapping, dict) and all(
+        type(value) in (int, float) and math.isfinite(value) for value in mapping.values()
     )
 
 
