@@ -18,9 +18,11 @@ import yaml
 from scipy.spatial import ConvexHull
 
 from drone_kd.simulation.scene import CLASSES, meshes
+from drone_kd.simulation.scene.buildings import GABLES, HOUSE_SIDES
 from drone_kd.simulation.scene.layouts import build_scene
 from drone_kd.simulation.scene.meshes import FACES, NO_CLASS
-from drone_kd.simulation.scene.world import GABLES, HOUSE_SIDES, TILE_M, World
+from drone_kd.simulation.scene.shapes import TILE_M
+from drone_kd.simulation.scene.world import World
 
 HERE = Path(__file__).resolve().parent
 NAME = "aerial_traffic"
@@ -109,22 +111,22 @@ def _gazebo(xy: np.ndarray) -> np.ndarray:
 def _textures(folder: Path, world: World) -> None:
     # Gazebo makes its own shadows: take the drawn ones away.
     lit = world.ground[0].astype(np.float32)
-    lit[world.shade > 0] /= world.shade_gain
+    lit[world.shadow > 0] /= world.shadow_gain
     _picture(folder, "ground", lit.clip(0, 255).astype(np.uint8), 72)
-    for k, roof in enumerate(world.roofs):
+    for k, roof in enumerate(world.roof_textures):
         _picture(folder, f"roof{k}", roof[0], 80)
-    for k, facade in enumerate(world.facades):
+    for k, facade in enumerate(world.facade_textures):
         _picture(folder, f"facade{k}", facade[0], 80)
-    for k, tree in enumerate(world.tree_pictures):
+    for k, tree in enumerate(world.tree_textures):
         picture, alpha = tree[0][..., :3], tree[0][..., 3]
         # What lies outside the crown takes the crown's mean colour.
         mean = picture[alpha > 128].mean(0)
         _picture(folder, f"tree{k}", np.where(alpha[..., None] > 128, picture, mean), 80)
     names = ["ground", "paint"]
     for kind, count in (
-        ("roof", len(world.roofs)),
-        ("facade", len(world.facades)),
-        ("tree", len(world.tree_pictures)),
+        ("roof", len(world.roof_textures)),
+        ("facade", len(world.facade_textures)),
+        ("tree", len(world.tree_textures)),
     ):
         names += [f"{kind}{k}" for k in range(count)]
     suffix = {"paint": "png"}
@@ -172,7 +174,7 @@ def _ground() -> Obj:
 def _houses(world: World) -> Obj:
     obj = Obj()
     for k, house in enumerate(world.houses):
-        roof, facade = world.house_pictures[k]
+        roof, facade = world.house_textures[k]
         points = np.column_stack([_gazebo(house[:, :2]), house[:, 2]])
         middle = points[:8].mean(0)
         for side, ends in enumerate(HOUSE_SIDES):

@@ -12,9 +12,10 @@ from drone_kd.media.image_files import SourceError
 from drone_kd.paths import share_path
 from drone_kd.simulation.gazebo_world import read_scenery, rotation, visible_truth
 from drone_kd.simulation.scene import CLASSES
+from drone_kd.simulation.scene.camera import Camera
 from drone_kd.simulation.scene.layouts import build_scene
-from drone_kd.simulation.scene.render import Camera, render
-from drone_kd.simulation.scene.world import TILE_M
+from drone_kd.simulation.scene.render import render
+from drone_kd.simulation.scene.shapes import TILE_M
 
 WORLDS = Path(__file__).resolve().parents[2] / "worlds"
 K = np.array([[1280.0, 0, 640], [0, 1280.0, 360], [0, 0, 1]])

@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
+from drone_kd.simulation.projection import MIN_SIDE_PX
 from drone_kd.simulation.scene import (
     CLASSES,
     FRAMES_PER_WORLD,
@@ -14,9 +15,10 @@ from drone_kd.simulation.scene import (
     fly,
     meshes,
 )
+from drone_kd.simulation.scene.camera import Camera
 from drone_kd.simulation.scene.frames import _sample_camera
-from drone_kd.simulation.scene.render import MIN_SIDE_PX, Camera, View, render, roll
-from drone_kd.simulation.scene.world import build_world
+from drone_kd.simulation.scene.render import View, render, roll
+from drone_kd.simulation.scene.town import build_world
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_boxes_bound_the_pixels_an_object_changes(world, pitch_deg, monkeypatch)
     painted = dataclasses.replace(library, colours=colours)
     monkeypatch.setattr(meshes, "library", lambda: painted)
     # Shadows change pixels, too, but do not belong to the object.
-    world = dataclasses.replace(world, shade_gain=1.0)
+    world = dataclasses.replace(world, shadow_gain=1.0)
     x, y = world.poses(0)[world.class_ids == 1][0, :2]
     camera = Camera(x, y + 45, 50.0, 0.3, np.radians(pitch_deg), 0.02, 600.0, 640, 640)
     everything = world.class_ids != meshes.NO_CLASS
