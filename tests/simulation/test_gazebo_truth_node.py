@@ -17,7 +17,7 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
 from drone_kd.paths import share_path
-from drone_kd.simulation.gazebo_world import read_scenery, visible_truth
+from drone_kd.simulation.gazebo_world import read_gazebo_world, visible_truth
 from drone_kd.simulation.truth_messages import boxes_of, stamp_ns, to_camera_info
 
 MS = 10**6
@@ -78,8 +78,8 @@ def send_pose(site, name, stamp_ms, x, y, z, yaw):
 
 
 def test_truth_has_the_stamp_of_the_frame_and_the_place_of_its_moment(site):
-    scenery = read_scenery(share_path("worlds/aerial_traffic.yaml"))
-    (car, *_) = scenery.moving
+    world = read_gazebo_world(share_path("worlds/aerial_traffic.yaml"))
+    (car, *_) = world.moving
     for stamp in range(0, 200, 20):
         # 10 m/s: at 90 ms, between two poses, it is at 0.9 m.
         send_pose(site, car, stamp, stamp / 100, 0, 0, 0)
@@ -95,7 +95,7 @@ def test_truth_has_the_stamp_of_the_frame_and_the_place_of_its_moment(site):
         car: np.array([0.9, 0, 0, 0, 0, 0, 1]),
     }
     k = np.array([[1280.0, 0, 640], [0, 1280.0, 360], [0, 0, 1]])
-    wanted = visible_truth(scenery, "down", poses, k, 1280, 720)
+    wanted = visible_truth(world, "down", poses, k, 1280, 720)
     assert set(rows) == set(wanted.ids)
     for box, track, name in zip(wanted.xyxy, wanted.ids, wanted.names, strict=True):
         assert rows[track][0] == name

@@ -99,7 +99,7 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
     assert sorted(leg.truths) == sorted(leg.frames) == [10**9, 2 * 10**9, 3 * 10**9]
     assert leg.truths[10**9].ids == ("7",) and leg.truths[10**9].names == ("car",)
     np.testing.assert_allclose(leg.truths[10**9].xyxy, BOX)
-    np.testing.assert_allclose(leg.answers[0].xyxy, BOX + 100)
+    np.testing.assert_allclose(leg.predictions[0].xyxy, BOX + 100)
     assert [path.name for path in (tmp_path / "misses").iterdir()] == ["3000000000.jpg"]
 
 
