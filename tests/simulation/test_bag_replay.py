@@ -63,7 +63,7 @@ def test_a_bag_that_breaks_off_is_played_as_far_as_it_goes(bag):
     data.write_bytes(content[: len(content) // 2])
     said = []
     if data.suffix == ".mcap":  # one chunk, of which half is there
-        with pytest.raises(SourceError, match="not a whole bag .*reindex"):
+        with pytest.raises(SourceError, match=r"not a whole bag .*reindex"):
             list(read_bag(bag, said.append))
         return
     shots = list(read_bag(bag, said.append))

@@ -63,7 +63,7 @@ def test_the_committed_world_has_the_boxes_of_the_procedural_one(shapes, camera,
     assert np.median(best) > 0.9 and np.mean(np.array(best) > 0.8) > 0.75, np.sort(best)
 
 
-def test_what_moves_is_where_its_pose_says(shapes):
+def test_moving_object_is_at_its_pose(shapes):
     car = next(name for name, kind in shapes.moving_names.items() if kind == "car")
     poses = {"drone": pose(0, 0, 50, 0), car: pose(5, 10, 0, 1.0)}
     truth = visible_truth(shapes, "down", poses, K, 1280, 720)
@@ -158,7 +158,6 @@ def test_the_generator_writes_what_is_committed(tmp_path):
     pytest.importorskip("scipy", reason="scipy is not here: it comes with the training packages")
     source = (WORLDS / "generate.py").read_text()
     (tmp_path / "worlds").mkdir()
-    (tmp_path / "config").mkdir()
     (tmp_path / "worlds" / "generate.py").write_text(source)
     import runpy
 

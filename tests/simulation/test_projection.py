@@ -83,7 +83,7 @@ def test_oblique_box():
     assert box == pytest.approx([left, top, 1280 - left, bottom], abs=1e-3)
 
 
-def test_what_is_off_screen_or_behind_has_no_box():
+def test_objects_outside_the_image_or_behind_have_no_box():
     outside, behind = cuboid(60, 0, 0, 4, 2, 2), cuboid(0, 0, 60, 4, 2, 2)
     assert len(boxes(NADIR, (0, 0, 50), outside, behind)[0]) == 0
 
@@ -99,7 +99,7 @@ def test_the_border_cuts_a_box_and_lets_less_than_two_fifths_go():
     assert len(at(33)) == 0
 
 
-def test_what_reaches_behind_the_camera_is_cut_there():
+def test_solid_that_reaches_behind_the_camera_is_clipped():
     # A wall along the view, from 20 m behind to 20 m ahead, fills the picture's right side.
     wall = cuboid(6, 0, 0, 2, 40, 30)
     car = cuboid(3, 12, 9, 2, 2, 2)
@@ -112,7 +112,7 @@ def test_what_reaches_behind_the_camera_is_cut_there():
 
 def test_near_things_hide_far_ones():
     far, near = cuboid(0, 60, 0, 4, 2, 2), cuboid(0, 50, 0, 8, 2, 4)
-    found, index = boxes(LEVEL, (0, 0, 2), far, near)
+    _, index = boxes(LEVEL, (0, 0, 2), far, near)
     assert index.tolist() == [1]
     # Half of it looks out on the left.
     aside = cuboid(-5.0, 60, 0, 4, 2, 2)

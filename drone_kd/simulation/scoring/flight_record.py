@@ -127,7 +127,7 @@ class Flight:
         leg.truths_at[stamp] = at
 
     def _leg_of(self, stamp: int) -> Leg:
-        """Return the newest leg that may hold a stamp; a late event may belong to an earlier one."""
+        """Return the newest leg that may hold a stamp."""
         for leg in reversed(self.legs):
             # Topics are not ordered: a frame may arrive before its ground truth.
             if leg.truths and min(leg.truths) <= stamp <= max(leg.truths) + 10**9:

@@ -56,7 +56,7 @@ def test_score_prints_and_writes_both_ways(folder, name, capfd):
         ),
     ],
 )
-def test_what_cannot_be_scored_is_one_line_and_2(tmp_path, content, says, capfd):
+def test_unusable_record_is_one_line_and_2(tmp_path, content, says, capfd):
     if content is not None:
         (tmp_path / "flight.jsonl").write_text(content)
     assert cli.main(["score", str(tmp_path)]) == 2

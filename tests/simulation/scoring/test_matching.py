@@ -44,9 +44,11 @@ def test_predictions_count_from_arrival_until_the_next_arrive():
     leg = Leg(
         truths={t: truth(A) for t in (0, 100, 200, 300, 400)},
         truths_at={t: t for t in (0, 100, 200, 300, 400)},
-        # The second overtakes the first; the third is out at a moment's very time.
+        # The second overtakes the first; the third arrives exactly at a moment.
         predictions=[
-            predictions(A, stamp=s, at=at) for s, at in ((0, 190), (100, 150), (200, 300))
+            predictions(A, stamp=0, at=190),
+            predictions(A, stamp=100, at=150),
+            predictions(A, stamp=200, at=300),
         ],
     )
     rows = [(m.stamp_ns, m.own is not None, m.latest, m.fresh) for m in moments(leg)]

@@ -152,7 +152,7 @@ def test_no_stamp_in_common_is_said():
 def test_classes_are_compared_by_name():
     found = score(flight(fly(0, seen=lambda t: car(t, name=" Car"))))
     assert found["offline"]["map50_95"] == 1
-    with pytest.raises(FlightError, match="no class in common: .* has car; .* knows vehicle"):
+    with pytest.raises(FlightError, match=r"no class in common: .* has car; .* knows vehicle"):
         score(flight(fly(0, seen=lambda t: car(t, name="vehicle"))))
     events = fly(0)
     for event in events:
