@@ -28,7 +28,7 @@ def camera_images(ground):
 
 
 def subscribe(site, reliability):
-    received = queue.Queue()
+    received: queue.Queue[Image] = queue.Queue()
     qos = QoSProfile(depth=1, reliability=reliability)
     site.node.create_subscription(Image, "image", received.put, qos)
     return received
@@ -43,7 +43,7 @@ def test_images_are_published_in_turn_until_a_signal(camera_images, camera, tmp_
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((*size, 3), 50 + number, np.uint8))
     (tmp_path / "bad.png").write_bytes(b"not an image")
     process = camera("-p", f"source:={tmp_path}", "-p", "rate:=50.0", "-p", "frame_id:=nose")
-    images = []
+    images: list[Image] = []
     while len({image.data[0] for image in images}) < 2 or len(images) < 5:
         images.append(camera_images.get(timeout=WAIT_SECONDS))
     code, output = process.stop()
@@ -59,7 +59,7 @@ def test_images_are_published_in_turn_until_a_signal(camera_images, camera, tmp_
 def test_a_video_without_loop_ends_with_its_last_frame(ground, camera, tmp_path):
     received = subscribe(ground(), ReliabilityPolicy.RELIABLE)
     video = tmp_path / "flight.avi"
-    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     for number in range(20):
         writer.write(np.full((48, 64, 3), 10 * number, np.uint8))
     writer.release()

@@ -103,7 +103,7 @@ def test_solid_that_reaches_behind_the_camera_is_clipped():
     # A wall along the view, from 20 m behind to 20 m ahead, fills the picture's right side.
     wall = cuboid(6, 0, 0, 2, 40, 30)
     car = cuboid(3, 12, 9, 2, 2, 2)
-    found, index = boxes(LEVEL, (0, 0, 10), wall, car, labelled=[False, True])
+    _, index = boxes(LEVEL, (0, 0, 10), wall, car, labelled=[False, True])
     assert index.tolist() == [1]
     hidden = cuboid(9, 30, 9, 2, 2, 2)
     assert len(boxes(LEVEL, (0, 0, 10), wall, hidden, labelled=[False, True])[0]) == 0

@@ -1,5 +1,5 @@
-import dataclasses
 import itertools
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -66,10 +66,10 @@ def test_boxes_bound_the_pixels_an_object_changes(world, pitch_deg, monkeypatch)
     # Paint that stands out everywhere: dark shoes on asphalt would change hardly a pixel.
     library = meshes.library()
     colours = np.where(np.isnan(library.colours), np.nan, (255.0, 0.0, 255.0))
-    painted = dataclasses.replace(library, colours=colours)
+    painted = replace(library, colours=colours)
     monkeypatch.setattr(meshes, "library", lambda: painted)
     # Shadows change pixels, too, but do not belong to the object.
-    world = dataclasses.replace(world, shadow_gain=1.0)
+    world = replace(world, shadow_gain=1.0)
     x, y = world.poses(0)[world.class_ids == 1][0, :2]
     camera = Camera(x, y + 45, 50.0, 0.3, np.radians(pitch_deg), 0.02, 600.0, 640, 640)
     everything = world.class_ids != meshes.NO_CLASS
@@ -190,7 +190,7 @@ def test_altitude_and_speed_change_what_is_seen():
 
 def test_haze_and_motion_blur_take_contrast_away():
     clear, hazy, blurred = (
-        next(fly(FlightPlan(scene="crossing", **flaws))).image.std()
+        next(fly(replace(FlightPlan(scene="crossing"), **flaws))).image.std()
         for flaws in ({"haze": 0.0, "motion_px": 0.0}, {"haze": 0.7}, {"motion_px": 40.0})
     )
     assert hazy < 0.6 * clear and blurred < 0.9 * clear
