@@ -8,9 +8,9 @@ both are synthetic: places by day, and other places as a thermal camera shows th
 deployed model is YOLOv8n, the teacher YOLOv8s, both trained on the base domain alone. Training
 frames are night flights of the training split in flight order: mined by `training mine`, or
 sampled from the frames that mining may choose from. Test frames are flights of the validation
-split. Finished rows stay in the output folder: the same command continues, --rows N stops after N further
-rows, and --rows 0 only prints the tables. Once the models are trained and the first row of each
-kind is done, processes with different --seeds may run in parallel.
+split. Finished rows stay in the output folder: the same command continues, --rows N stops after N
+further rows, and --rows 0 only prints the tables. Once the models are trained and the first row of
+each kind is done, processes with different --seeds may run in parallel.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_the_committed_world_has_the_boxes_of_the_procedural_one(shapes, camera,
         for box, c in zip(view.xyxy, view.class_ids, strict=True)
     ]
     assert len(best) > 10
-    # Crowns are round here and drawn there: what looks out from below a tree differs.
+    # Crowns are hulls here and textures there: objects below a tree differ.
     assert np.median(best) > 0.9 and np.mean(np.array(best) > 0.8) > 0.75, np.sort(best)
 
 
@@ -68,7 +68,7 @@ def test_moving_object_is_at_its_pose(shapes):
     poses = {"drone": pose(0, 0, 50, 0), car: pose(5, 10, 0, 1.0)}
     truth = visible_truth(shapes, "down", poses, K, 1280, 720)
     (box,) = truth.xyxy[[i == car for i in truth.ids]]
-    # Heading east, the upper side of the picture: 5 m ahead is up, 10 m to the left is left.
+    # Heading east, the upper side of the image: 5 m ahead is up, 10 m to the left is left.
     centre = (box[:2] + box[2:]) / 2
     assert centre == pytest.approx([640 - 10 * 1280 / 49.9, 360 - 5 * 1280 / 49.9], abs=12)
     assert not any(i == car for i in visible_truth(shapes, "down", {

@@ -48,7 +48,7 @@ def scores(site):
 def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
     site, topics, process = scorer
     live = scores(site)
-    picture = np.full((90, 160, 3), 200, np.uint8)
+    image = np.full((90, 160, 3), 200, np.uint8)
     for second in (1, 2, 3):
         header = Header(frame_id="camera")
         header.stamp.sec = second
@@ -59,7 +59,7 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
             topics["detections"].publish(answer)
             site.wait_until(lambda: any(json.loads(s)["answers"] == 1 for s in live), "it came")
         topics["ground_truth"].publish(truth_to_message(Truth(BOX, ("car",), ("7",)), header))
-        topics["camera_info"].publish(to_camera_info(picture.shape, 160.0, header))
+        topics["camera_info"].publish(to_camera_info(image.shape, 160.0, header))
         if second > 1:
             topics["detections"].publish(answer)
     site.wait_until(
@@ -68,7 +68,7 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
     assert json.loads(live[-1])["recall_offline"] == 0
     # Best-effort, so more than once.
     for _ in range(3):
-        topics["image"].publish(bgr_to_image(picture, header))
+        topics["image"].publish(bgr_to_image(image, header))
         heard = len(live)
         site.wait_until(lambda heard=heard: len(live) > heard, "a second has passed")
     code, output = process.stop()

@@ -84,7 +84,7 @@ def test_boxes_bound_the_pixels_an_object_changes(world, pitch_deg, monkeypatch)
         without = everything.copy()
         without[number % len(everything)] = False
         other = render(world, camera, 0.0, without)
-        # What it hid so far that it was not drawn at all appears now: not comparable.
+        # An object that it hid completely appears now: not comparable.
         if not np.isin(other.ids, view.ids).all():
             continue
         difference = cv2.absdiff(view.image, other.image).max(-1)
@@ -190,8 +190,12 @@ def test_altitude_and_speed_change_what_is_seen():
 
 def test_haze_and_motion_blur_take_contrast_away():
     clear, hazy, blurred = (
-        next(fly(replace(FlightPlan(scene="crossing"), **flaws))).image.std()
-        for flaws in ({"haze": 0.0, "motion_px": 0.0}, {"haze": 0.7}, {"motion_px": 40.0})
+        next(fly(plan)).image.std()
+        for plan in (
+            FlightPlan(scene="crossing", haze=0.0, motion_px=0.0),
+            FlightPlan(scene="crossing", haze=0.7),
+            FlightPlan(scene="crossing", motion_px=40.0),
+        )
     )
     assert hazy < 0.6 * clear and blurred < 0.9 * clear
 

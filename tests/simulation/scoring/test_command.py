@@ -17,7 +17,7 @@ MS = 10**6
 
 @pytest.fixture
 def folder(tmp_path):
-    """The record of a car that is found late, with a picture of one moment."""
+    """The record of a car whose detections are late, with the frame of one moment."""
     writer = FlightWriter(tmp_path / "flight.jsonl")
     for k in range(20):
         t, x = 100 * k, 15 * k
@@ -65,6 +65,6 @@ def test_unusable_record_is_one_line_and_2(tmp_path, content, says, capfd):
     assert not (tmp_path / "score.json").exists()
 
 
-def test_a_flight_that_is_not_there(tmp_path, capfd):
+def test_missing_flight_is_one_line_and_2(tmp_path, capfd):
     assert cli.main(["score", str(tmp_path / "none")]) == 2
     assert capfd.readouterr().err == f"drone-kd: error: {tmp_path / 'none'}: no such flight\n"
