@@ -13,7 +13,7 @@ import time
 import pytest
 
 # Only an upper bound: a busy machine may take this long to start Python and ROS.
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 90.0
 
 
 class NodeProcess:

@@ -66,6 +66,13 @@ class Subscriber:
                 pytest.fail(f"waited {WAIT_SECONDS:g} s in vain; received {counts}")
         return value
 
+    def drain(self):
+        """Take what has arrived, until nothing more comes."""
+        count = -1
+        while count != (count := sum(map(len, self.received.values()))):
+            for _ in range(20):
+                self.executor.spin_once(timeout_sec=0.02)
+
     def complete_frames(self, count):
         """Wait for so many images that have ground truth and camera_info of the same stamp."""
 
@@ -98,7 +105,7 @@ def test_truth_and_camera_info_have_the_stamps_of_the_images(subscriber, simulat
     flight = itertools.islice(
         fly(FlightPlan(width=320, height=240, scene="car-park", seed=3)), 600
     )
-    for image, info, truth in subscriber.complete_frames(10):
+    for image, info, truth in subscriber.complete_frames(5):
         assert info.k[0] == info.k[4] == 320 and info.k[2] == 160 and info.k[5] == 120
         frame = next(frame for frame in flight if frame.image.tobytes() == bytes(image.data))
         rows = boxes_of(truth, "id")
@@ -134,32 +141,45 @@ def test_dropped_frames_outage_clock_jump_and_delay(subscriber, start):
     code, output = process.wait()
     assert code == 0, output
     ((published, lost),) = re.findall(r"(\d+) frames published, (\d+) lost", output)
-    published, lost = int(published), int(lost)
-    # The camera ends once everything is delivered; it waits in the subscriptions.
-    subscriber.spin_until(
-        lambda: (
-            len(subscriber.received["camera/ground_truth"]) >= published + lost
-            and len(subscriber.received["camera_info"]) == published
-        )
-    )
-    due = subscriber.received["camera/ground_truth"]
-    delivered = subscriber.received["camera_info"]
-    stamps = np.array([stamp_ns(message.header) for message, _ in due]) / 1e9
-    kept = np.isin(stamps, np.array([stamp_ns(m.header) for m, _ in delivered]) / 1e9)
-    assert subscriber.by_stamp("image").keys() <= subscriber.by_stamp("camera_info").keys()
+    subscriber.drain()
+    stamps, arrivals, kept = frames_due(subscriber)
+    # A busy machine discovers topics late: the seed's draws tell which frame is the first.
+    draws = np.random.default_rng(0).random(int(published) + int(lost) + 10) < 0.3
+    windows = np.lib.stride_tricks.sliding_window_view(draws, len(kept))
+    matching = [window for window in windows if follows(kept, window)]
+    assert len(kept) > 40 and len(matching) == 1, (kept, draws)
 
     (jump,) = np.flatnonzero(np.diff(stamps) < 0)
-    flown = stamps - stamps[0] + np.where(np.arange(len(stamps)) > jump, 4.0, 0.0)
-    drawn = np.random.default_rng(0).random(len(due)) < 0.3
-    # Two clocks are read one after the other, and the last frames may still be delayed at the end.
-    inside = (flown > 1.2) & (flown < 1.8)
-    outside = ((flown < 0.8) | (flown > 2.2)) & (flown < flown[-1] - 0.2)
-    assert inside.any() and not kept[inside].any()
-    np.testing.assert_array_equal(kept[outside], ~drawn[outside])
-
-    late = np.array([at - stamp_ns(message.header) / 1e9 for message, at in due])
+    late = arrivals - stamps
     assert late[jump + 1 :].min() - late[: jump + 1].min() == pytest.approx(4, abs=0.5)
-    assert all(at - stamp_ns(message.header) / 1e9 >= 0.08 for message, at in delivered)
+    (outage,) = np.nonzero(~kept & ~matching[0])
+    first, last = outage[[0, -1]]
+    assert stamps[last] - stamps[first] < 1.2
+    before, after = np.flatnonzero(kept[:first])[-1], last + 1 + kept[last + 1 :].argmax()
+    assert stamps[after] - stamps[before] > 0.8
+    assert stamps[jump + 1] + 4 - stamps[first] == pytest.approx(2, abs=0.5)
+    for info, at in subscriber.received["camera_info"]:
+        assert at - stamp_ns(info.header) / 1e9 >= 0.08
+
+
+def frames_due(subscriber):
+    """Return stamps, arrivals and delivery of due frames between the first and last delivered."""
+    due = subscriber.received["camera/ground_truth"]
+    delivered = subscriber.by_stamp("camera_info").keys()
+    assert subscriber.by_stamp("image").keys() <= delivered
+    kept = np.array([stamp_ns(message.header) in delivered for message, _ in due])
+    first, last = np.flatnonzero(kept)[[0, -1]]
+    stamps = np.array([stamp_ns(message.header) / 1e9 for message, _ in due])
+    arrivals = np.array([at for _, at in due])
+    return (column[first : last + 1] for column in (stamps, arrivals, kept))
+
+
+def follows(kept, drawn):
+    """Whether exactly the drawn frames, and those of one outage, are not kept."""
+    outage = np.flatnonzero(~kept & ~drawn)
+    if (kept & drawn).any() or not len(outage):
+        return False
+    return not kept[outage[0] : outage[-1] + 1].any()
 
 
 def test_recorded_images_with_labels(subscriber, simulate_process, tmp_path):
