@@ -29,7 +29,7 @@ from drone_kd.simulation.simulate import (
 )
 
 _POLL_S = 0.1
-_LAST_ANSWERS_S = 1.0
+_LAST_PREDICTIONS_S = 1.0
 _START_S = 60
 # Above Linux's ephemeral ports, where few look for a free domain.
 _DOMAINS = (215, 231)
@@ -73,22 +73,22 @@ def rehearse(
     pictures: int = 6,
     confidence: float = 0.25,
 ) -> dict:
-    """Fly, and score the flight.
+    """Fly a simulated flight with a detector, and score it.
 
     Args:
         camera: ROS arguments of the node `camera`; see `node_arguments`.
         output: folder for flight.jsonl, misses/, score.json and report.html.
-        detector: command of the detector, which is to listen to `image` and to answer on
-            `detector/detections`; None: it is flying already.
-        seconds: how long the camera is going to fly.
-        pictures: of the worst misses to keep.
-        confidence: from which score on a detection counts for recall.
+        detector: command of the detector, which subscribes to `image` and publishes
+            `detector/detections`; None: a detector already runs.
+        seconds: length of the flight.
+        pictures: number of frames of the worst misses to keep.
+        confidence: least score of a prediction for recall.
 
     Returns:
         The score; see `drone_kd.simulation.scoring.score.score`.
 
     Raises:
-        SourceError: a process could not do its work.
+        SourceError: a process failed.
         FlightError: the flight cannot be scored.
     """
     (output / RECORD).unlink(missing_ok=True)
@@ -123,7 +123,7 @@ def rehearse(
 def _wait(
     flown: subprocess.Popen, others: dict[str, subprocess.Popen], record: Path, seconds: float
 ) -> None:
-    """Wait until the camera has flown. Who dies on the way is named, and the flight goes on."""
+    """Wait for the end of the flight; report other processes that end early."""
     deadline = time.monotonic() + seconds + _START_S
     while flown.poll() is None:
         for name in [name for name, process in others.items() if process.poll() is not None]:
@@ -139,7 +139,7 @@ def _wait(
         time.sleep(_POLL_S)
     if flown.returncode:
         raise SourceError(f"the camera ended with exit code {flown.returncode}")
-    time.sleep(_LAST_ANSWERS_S)
+    time.sleep(_LAST_PREDICTIONS_S)
 
 
 def _has_begun(record: Path) -> bool:
@@ -147,9 +147,9 @@ def _has_begun(record: Path) -> bool:
 
 
 def detector_command(model: str, confidence: float) -> list[str]:
-    """The detector node as `rehearse` starts it."""
-    values = {"autostart": True, "model": str(Path(model).resolve()) if model else ""}
-    values["confidence"] = confidence
+    """Return the command of the detector node as `rehearse` starts it."""
+    path = str(Path(model).resolve()) if model else ""
+    values = {"autostart": True, "model": path, "confidence": confidence}
     return [sys.executable, "-m", "drone_kd.ros.detector_node", *ros_arguments(values)]
 
 
