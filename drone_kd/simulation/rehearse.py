@@ -35,11 +35,8 @@ _START_S = 60
 _DOMAINS = (215, 231)
 
 
-def add_rehearse(subparsers) -> argparse.ArgumentParser:
-    """Add the command to drone-kd's parser."""
-    parser = subparsers.add_parser(
-        "rehearse", help="fly a model in simulation on this machine, and score it"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     parser.add_argument(
         "model",
         nargs="?",
@@ -61,8 +58,7 @@ def add_rehearse(subparsers) -> argparse.ArgumentParser:
         "--pictures", type=int, default=6, metavar="N", help="of the worst misses to keep"
     )
     add_flight_options(parser)
-    parser.set_defaults(run=_rehearse, seconds=60.0, rate=10.0)
-    return parser
+    parser.set_defaults(seconds=60.0, rate=10.0)
 
 
 def rehearse(
@@ -153,7 +149,8 @@ def detector_command(model: str, confidence: float) -> list[str]:
     return [sys.executable, "-m", "drone_kd.ros.detector_node", *ros_arguments(values)]
 
 
-def _rehearse(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Run camera, detector and scorer, then print the score."""
     camera = node_arguments(arguments)
     if not arguments.seconds:
         raise SourceError("--seconds: expected more than 0: a rehearsal ends, and is scored then")

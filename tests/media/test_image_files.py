@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from drone_kd.media.image_files import SourceError, read_frames, read_picture
+from drone_kd.media.image_files import SourceError, read_frames, read_image
 
 
 def picture(value=90, shape=(48, 64, 3)):
@@ -48,11 +48,11 @@ def test_a_video_is_read_frame_by_frame(tmp_path):
 def test_a_cut_picture_is_never_a_result(tmp_path, suffix, part):
     path = tmp_path / f"cut{suffix}"
     cv2.imwrite(str(path), picture())
-    assert read_picture(path).shape == (48, 64, 3)
+    assert read_image(path).shape == (48, 64, 3)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * part)])
     with pytest.raises(SourceError, match="cut"):
-        read_picture(path)
+        read_image(path)
 
 
 def test_a_cut_jpeg_with_a_whole_thumbnail_in_its_header(tmp_path):
@@ -61,16 +61,16 @@ def test_a_cut_jpeg_with_a_whole_thumbnail_in_its_header(tmp_path):
     header = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     path = tmp_path / "camera.jpg"
     path.write_bytes(data[:2] + header + data[2:])
-    assert read_picture(path).shape == (48, 64, 3)
+    assert read_image(path).shape == (48, 64, 3)
     path.write_bytes(data[:2] + header + data[2:-50])
     with pytest.raises(SourceError, match="incomplete"):
-        read_picture(path)
+        read_image(path)
 
 
 def test_bytes_after_the_end_of_a_jpeg_are_no_fault(tmp_path):
     path = tmp_path / "motion.jpg"
     path.write_bytes(cv2.imencode(".jpg", picture())[1].tobytes() + b"\xff\xda trailing video")
-    assert read_picture(path).shape == (48, 64, 3)
+    assert read_image(path).shape == (48, 64, 3)
 
 
 def test_sources_that_can_never_work(tmp_path, capfd):

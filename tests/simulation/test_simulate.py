@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import queue
@@ -187,7 +188,8 @@ def test_it_stays_on_this_machine_unless_told_otherwise(monkeypatch):
 
 
 def test_defaults_are_those_of_the_node():
-    parser = simulate.add_simulate(cli.argparse.ArgumentParser().add_subparsers())
+    parser = argparse.ArgumentParser()
+    simulate.add_options(parser)
     command = simulate.node_arguments(parser.parse_args([]))
     assert "rate:=15.0" in command and "outage:=[0.0, 0.0]" in command
 
@@ -201,7 +203,7 @@ def test_defaults_are_those_of_the_node():
         (["--altitude", "2"], "altitude_m: expected 15 to 150, got 2.0"),
         (["--rate", "0"], "rate"),
         (["--outage", "-1", "2"], "outage: expected two numbers of seconds"),
-        (["--images", "/no/such"], "/no/such: no such picture, folder or video"),
+        (["--images", "/no/such"], "/no/such: no such image, folder or video"),
         (["--video", "v.mp4", "--labels", "/no.jsonl"], "/no.jsonl: No such file"),
     ],
 )

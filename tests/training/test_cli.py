@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from drone_kd_training.cli import main
+from drone_kd.cli import main
 
 
 def test_evaluate_prints_and_writes_json(tiny_data, tiny_teacher, tmp_path, capsys):

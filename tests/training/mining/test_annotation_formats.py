@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from drone_kd_training.cli import main
+from drone_kd.cli import main
 from drone_kd_training.mining.annotation_formats import FORMATS, read_mined
 from tiny_training import NAMES, SIZE, draw_set
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from drone_kd_training.cli import main
+from drone_kd.cli import main
 from drone_kd_training.data.dataset import image_paths, load_data, read_sample
 from drone_kd_training.mining import mine as mine_module
 from drone_kd_training.mining import stages
