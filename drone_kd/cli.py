@@ -28,19 +28,19 @@ ON_BOARD = {
     "build": ("drone_kd.commands.build", "build the TensorRT engine on this device"),
     "selftest": (
         "drone_kd.commands.selftest",
-        "compare TensorRT with ONNX Runtime on this device, and measure both",
+        "compare TensorRT with ONNX Runtime on this device",
     ),
     "lineage": (
         "drone_kd.commands.lineage",
-        "print what a model was trained from: hashes, dates, commands, data, mAP",
+        "print what a model was trained from",
     ),
     "simulate": (
         "drone_kd.simulation.simulate",
-        "publish a generated or recorded flight as a ROS 2 camera, with ground truth",
+        "publish a generated or recorded flight as a ROS 2 camera",
     ),
     "rehearse": (
         "drone_kd.simulation.rehearse",
-        "run a model on a simulated flight on this machine, and score it",
+        "run a model on a simulated flight, and score it",
     ),
     "score": ("drone_kd.simulation.scoring.command", "score a recorded flight"),
 }
@@ -52,7 +52,7 @@ TRAINING = {
     ),
     "compare": (
         "drone_kd_training.distillation.compare_command",
-        "train baseline, built-in distillation and ours on paired seeds, and compare",
+        "compare baseline and distillation on paired seeds",
     ),
     "evaluate": ("drone_kd_training.evaluation.command", "measure the mAP of a .pt or .onnx"),
     "predict": (
@@ -61,15 +61,15 @@ TRAINING = {
     ),
     "mine": (
         "drone_kd_training.mining.mine_command",
-        "select the frames of flights that are worth a label, and pseudo-label them",
+        "select frames of flights that are worth a label",
     ),
     "labels": (
         "drone_kd_training.mining.labels_command",
-        "export mined labels to an annotation tool, or import corrected ones",
+        "exchange mined labels with an annotation tool",
     ),
     "retrain": (
         "drone_kd_training.retraining.command",
-        "fine-tune the deployed model on mined frames; export it only if it is better",
+        "fine-tune the deployed model; export it only if better",
     ),
     "export": (
         "drone_kd_training.export.command",
@@ -96,7 +96,7 @@ _LIBRARIES = {
 }
 _NOTES = f"""\
 exit codes:
-  0 done   1 the work failed   2 wrong input   3 retrained model refused   130 interrupted
+  0 done  1 work failed  2 wrong input  3 retrained model refused  130 interrupted
 environment:
   DRONE_KD_TRACEBACK=1  show the traceback of an error
   DRONE_KD_VERBOSE=1    show the messages of all libraries

@@ -78,8 +78,8 @@ def test_sources_that_can_never_work(tmp_path, capfd):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     (tmp_path / "model.txt").write_text("text")
     for name, says in (
-        ("empty", "expected pictures"),
-        ("missing.jpg", "no such picture, folder or video"),
+        ("empty", "expected images"),
+        ("missing.jpg", "no such image, folder or video"),
         ("bad.mp4", "not a video"),
         ("model.txt", "expected a folder or a file that ends in"),
     ):
