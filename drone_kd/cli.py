@@ -249,8 +249,7 @@ def _run(arguments: list[str]) -> int:
         options.command_line = shlex.join(["drone-kd", *arguments])
         return int(_module(name).run(options))
     except ModuleNotFoundError as error:
-        missing = f"{name} needs the Python package {error.name}, which is not installed"
-        return _fail(f"{missing}: pip install -r requirements of its part", 2, error)
+        return _fail(f"{name} needs the Python package {error.name}: {_requirements(name)}", 2, error)
 
 
 def _without_command(arguments: list[str]) -> int:
@@ -270,6 +269,14 @@ def _without_command(arguments: list[str]) -> int:
 
 def _module(name: str) -> Any:
     return importlib.import_module(_COMMANDS[name][0])
+
+
+def _requirements(name: str) -> str:
+    """Return how to install what a command imports."""
+    if name in TRAINING:
+        return INSTALL_TRAINING
+    part = "simulation" if "simulation" in _COMMANDS[name][0] else "onboard"
+    return f"pip install -r requirements/{part}.txt in a checkout of drone_kd"
 
 
 def _interrupted(name: str = "") -> str:
