@@ -249,7 +249,9 @@ def _run(arguments: list[str]) -> int:
         options.command_line = shlex.join(["drone-kd", *arguments])
         return int(_module(name).run(options))
     except ModuleNotFoundError as error:
-        return _fail(f"{name} needs the Python package {error.name}: {_requirements(name)}", 2, error)
+        return _fail(
+            f"{name} needs the Python package {error.name}: {_requirements(name)}", 2, error
+        )
 
 
 def _without_command(arguments: list[str]) -> int:

@@ -116,7 +116,7 @@ def test_what_is_no_such_file_is_refused_and_nothing_changes(mined, tmp_path, fo
     for bad in ("bad", "bad.json", "polygon.xml", "missing"):
         assert labels(mined, "--from", format_, tmp_path / bad) == 2
         error = capsys.readouterr().err.strip()
-        assert error.startswith("error: ") and "\n" not in error
+        assert error.startswith("drone-kd: error: ") and "\n" not in error
     assert corrected(mined) == []
 
 
