@@ -185,6 +185,7 @@ def test_version_names_python_and_the_libraries(capsys):
         ("drone-kd de", {"detect"}),
         ("drone-kd detect --max", {"--max-detections"}),
         ("drone-kd detect --runtime ten", {"tensorrt"}),
+        ("drone-kd detect fra", {"frame.jpg"}),
         pytest.param(
             "drone-kd export --precision ", {"fp32", "fp16", "int8"}, marks=needs_training
         ),
@@ -194,6 +195,7 @@ def test_version_names_python_and_the_libraries(capsys):
 def test_completion(line, offered, tmp_path):
     pytest.importorskip("argcomplete", reason="completion needs argcomplete")
     answer = tmp_path / "answer"
+    (tmp_path / "frame.jpg").touch()
     environment = {
         **os.environ,
         "_ARGCOMPLETE": "1",
@@ -202,7 +204,8 @@ def test_completion(line, offered, tmp_path):
         "COMP_LINE": line,
         "COMP_POINT": str(len(line)),
     }
-    subprocess.run([sys.executable, "-m", "drone_kd.cli"], env=environment, timeout=60, check=True)
+    command = [sys.executable, "-m", "drone_kd.cli"]
+    subprocess.run(command, cwd=tmp_path, env=environment, timeout=60, check=True)
     assert {word.strip() for word in answer.read_text().splitlines()} == offered
 
 
