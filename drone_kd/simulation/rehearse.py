@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import drone_kd
 from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.media.image_files import SourceError
 from drone_kd.processes import running
@@ -42,20 +43,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="",
         metavar="MODEL",
-        help="a model file (default: the one that comes with the package)",
+        help="a model file (default: the one of the package)",
     )
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="for record, score and report"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for record, score and report",
     )
     parser.add_argument(
         "--confidence",
         type=float,
         default=0.25,
         metavar="C",
-        help="from which score on the detector reports (default: %(default)s)",
+        help="score threshold of the detector",
     )
     parser.add_argument(
-        "--pictures", type=int, default=6, metavar="N", help="of the worst misses to keep"
+        "--pictures", type=int, default=6, metavar="N", help="number of worst misses to keep"
     )
     add_flight_options(parser)
     parser.set_defaults(seconds=60.0, rate=10.0)
@@ -161,6 +166,10 @@ def run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stay_on_this_machine()
     carry_large_images()
+    # The nodes import this very package, and nothing from the working directory (Python ≥ 3.11).
+    os.environ["PYTHONSAFEPATH"] = "1"
+    paths = [str(Path(drone_kd.__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ["ROS_DOMAIN_ID"] = str(random.randint(*_DOMAINS))
     scored = rehearse(
         camera,

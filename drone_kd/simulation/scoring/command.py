@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.25,
         metavar="C",
-        help="from which score on a detection counts for recall (default: %(default)s)",
+        help="score threshold of recall",
     )
 
 
