@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class _Run(NamedTuple):
-    """One runtime on the picture."""
+    """Result of one runtime on the image."""
 
     found: Detections
     detector: Detector
@@ -84,13 +84,13 @@ class _Run(NamedTuple):
 
 
 def run_selftest(
-    model: Path, picture: Path, image: np.ndarray, frames: int, progress: Callable[[str], None]
+    model: Path, source: Path, image: np.ndarray, frames: int, progress: Callable[[str], None]
 ) -> dict:
     """Test and measure one model on this computer.
 
     Args:
         model: a model.onnx that describes itself.
-        picture: where `image` came from.
+        source: file of `image`.
         image: uint8 (h, w, 3) BGR.
         frames: how many are measured with each runtime.
         progress: gets lines of text.
@@ -101,7 +101,7 @@ def run_selftest(
 
     Raises:
         ModelError: the model cannot be used at all.
-        InferenceError: ONNX Runtime gave no usable answer.
+        InferenceError: ONNX Runtime gave no usable output.
     """
     verdict, remarks = "pass", []
     power_mode, temperatures = machine.power_mode(), machine.temperatures_c()
@@ -132,7 +132,7 @@ def run_selftest(
         )
         if not agreement["boxes"]:
             verdict = "incomplete"
-            remarks.append("nothing was compared: no runtime finds anything on this picture")
+            remarks.append("nothing was compared: no runtime detects anything in this image")
         elif not agreement["within_limits"]:
             verdict = "fail"
             remarks.append("TensorRT and ONNX Runtime do not agree")
@@ -161,7 +161,7 @@ def run_selftest(
             "input_shape": list(spec.input_shape),
             "classes": list(spec.classes),
         },
-        "picture": {"file": str(picture), "width": image.shape[1], "height": image.shape[0]},
+        "picture": {"file": str(source), "width": image.shape[1], "height": image.shape[0]},
         "frames": frames,
         "onnxruntime": reference.report,
         "tensorrt": tensorrt and tensorrt.report,
@@ -211,7 +211,7 @@ def compare(
     confidence: float,
     limits: tuple[float, float],
 ) -> dict:
-    """Compare what two runtimes found on one picture.
+    """Compare the detections of two runtimes in one image.
 
     Each box of one that is surely above the threshold is compared with the nearest box of its
     class of the other, both ways round.
@@ -254,7 +254,7 @@ def compare(
 
 def summary(report: dict) -> str:
     """Return a report of `run_selftest` as one page of text."""
-    computer, model, picture = report["machine"], report["model"], report["picture"]
+    computer, model, image = report["machine"], report["model"], report["picture"]
     lines = [
         f"machine      {computer['name']}, kernel {computer['kernel']}",
         f"power mode   {computer['power_mode'] or 'not readable'}",
@@ -263,7 +263,7 @@ def summary(report: dict) -> str:
         f"model        {model['file']}, {model['precision']}, input {model['input_shape']}, "
         f"{len(model['classes'])} classes",
         f"             sha256 {model['sha256']}",
-        f"picture      {picture['file']}, {picture['width']}x{picture['height']}",
+        f"image        {image['file']}, {image['width']}x{image['height']}",
     ]
     for runtime in ("onnxruntime", "tensorrt"):
         run = report[runtime]
