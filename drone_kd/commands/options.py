@@ -6,10 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from drone_kd.backends import RUNTIMES
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import parameter_defaults
-
-RUNTIMES = ("auto", "tensorrt", "onnxruntime")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
