@@ -94,7 +94,7 @@ def memory(minutes: list[int]) -> None:
 
 _CHILD = """
 import resource, sys
-from drone_kd_training.cli import main
+from drone_kd.cli import main
 assert main(sys.argv[1:]) == 0
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(used.ru_maxrss, used.ru_utime + used.ru_stime)

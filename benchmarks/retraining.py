@@ -29,7 +29,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from drone_kd.media.image_files import read_picture
+from drone_kd.media.image_files import read_image
 from drone_kd.simulation.scene import FlightPlan, fly
 from drone_kd_training.data.dataset import DataSet, image_paths, label_path, load_data, write_text
 from drone_kd_training.data.generate import write_data_yaml, write_drawn
@@ -38,8 +38,9 @@ from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.mining.flights import plan as plan_flights
-from drone_kd_training.mining.mine import Settings, mine
-from drone_kd_training.mining.selection import SHARES, held_out
+from drone_kd_training.mining.config import SHARES, Settings
+from drone_kd_training.mining.mine import mine
+from drone_kd_training.mining.selection import held_out
 from drone_kd_training.mining.student_and_teacher import open_models
 from drone_kd_training.retraining.retrain import CANDIDATE, GENTLE, Plan, retrain
 from drone_kd_training.tables import format_score
@@ -289,7 +290,7 @@ def answers_of(labels: str, frames: list[Path], shared: Shared) -> Path:
         return folder
     models = open_models(str(teacher), str(shared.flying))
     for path in missing:
-        image = read_picture(path)
+        image = read_image(path)
         lines = answer_lines(models.label(image), image.shape[1], image.shape[0])
         write_text(folder / f"{path.stem}.txt", lines)
     return folder

@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import drone_kd
 from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.media.image_files import SourceError
 from drone_kd.processes import running
@@ -35,34 +36,34 @@ _START_S = 60
 _DOMAINS = (215, 231)
 
 
-def add_rehearse(subparsers) -> argparse.ArgumentParser:
-    """Add the command to drone-kd's parser."""
-    parser = subparsers.add_parser(
-        "rehearse", help="fly a model in simulation on this machine, and score it"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     parser.add_argument(
         "model",
         nargs="?",
         default="",
         metavar="MODEL",
-        help="a model file (default: the one that comes with the package)",
+        help="a model file (default: the one of the package)",
     )
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="for record, score and report"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for record, score and report",
     )
     parser.add_argument(
         "--confidence",
         type=float,
         default=0.25,
         metavar="C",
-        help="from which score on the detector reports (default: %(default)s)",
+        help="score threshold of the detector",
     )
     parser.add_argument(
-        "--pictures", type=int, default=6, metavar="N", help="of the worst misses to keep"
+        "--pictures", type=int, default=6, metavar="N", help="number of worst misses to keep"
     )
     add_flight_options(parser)
-    parser.set_defaults(run=_rehearse, seconds=60.0, rate=10.0)
-    return parser
+    parser.set_defaults(seconds=60.0, rate=10.0)
 
 
 def rehearse(
@@ -153,7 +154,8 @@ def detector_command(model: str, confidence: float) -> list[str]:
     return [sys.executable, "-m", "drone_kd.ros.detector_node", *ros_arguments(values)]
 
 
-def _rehearse(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Run camera, detector and scorer, then print the score."""
     camera = node_arguments(arguments)
     if not arguments.seconds:
         raise SourceError("--seconds: expected more than 0: a rehearsal ends, and is scored then")
@@ -164,6 +166,10 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stay_on_this_machine()
     carry_large_images()
+    # The nodes import this very package, and nothing from the working directory (Python ≥ 3.11).
+    os.environ["PYTHONSAFEPATH"] = "1"
+    paths = [str(Path(drone_kd.__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ["ROS_DOMAIN_ID"] = str(random.randint(*_DOMAINS))
     scored = rehearse(
         camera,

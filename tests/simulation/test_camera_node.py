@@ -86,7 +86,7 @@ def test_generated_flight(camera_images, camera):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["-p", "source:=/no/such/folder"], "/no/such/folder: no such picture, folder or video"),
+        (["-p", "source:=/no/such/folder"], "/no/such/folder: no such image, folder or video"),
         (["-p", "rate:=0.0"], "rate out of range"),
         (["-p", "source:={bad}"], "no image can be read"),
     ],

@@ -1,3 +1,4 @@
+import argparse
 import itertools
 import json
 import os
@@ -217,7 +218,8 @@ def test_it_stays_on_this_machine_unless_told_otherwise(monkeypatch):
 
 
 def test_options_become_parameters_of_the_node():
-    parser = simulate.add_simulate(cli.argparse.ArgumentParser().add_subparsers())
+    parser = argparse.ArgumentParser()
+    simulate.add_options(parser)
     command = simulate.node_arguments(parser.parse_args([]))
     assert "rate:=15.0" in command and "outage:=[0.0, 0.0]" in command
     options = ["--drop", "0.3", "--outage", "3.5", "1.5", "--clock-jump", "6.5", "-4"]
@@ -235,7 +237,7 @@ def test_options_become_parameters_of_the_node():
         (["--altitude", "2"], "altitude_m: expected 15 to 150, got 2.0"),
         (["--rate", "0"], "rate"),
         (["--outage", "-1", "2"], "outage: expected two numbers of seconds"),
-        (["--images", "/no/such"], "/no/such: no such picture, folder or video"),
+        (["--images", "/no/such"], "/no/such: no such image, folder or video"),
         (["--video", "v.mp4", "--labels", "/no.jsonl"], "/no.jsonl: No such file"),
     ],
 )
