@@ -19,7 +19,7 @@ from drone_kd.core.detections import Detections
 from drone_kd.core.model_spec import ModelError
 from drone_kd.core.postprocess import InferenceError
 from drone_kd.detector import load_detector
-from drone_kd.files import write_whole
+from drone_kd.files import write_text
 from drone_kd.lineage import family_tree
 from drone_kd.machine import machine_name
 from drone_kd.media.image_files import PICTURE_SUFFIXES, SourceError, read_frames, read_picture
@@ -222,7 +222,7 @@ def _detect(arguments: argparse.Namespace) -> int:
             print(f"drone-kd: {len(records)} pictures so far", file=sys.stderr)
             progress_at = time.monotonic() + _PROGRESS_SECONDS
     if arguments.json is not None:
-        write_whole(arguments.json, f"{json.dumps(records, indent=1)}\n".encode())
+        write_text(arguments.json, f"{json.dumps(records, indent=1)}\n")
     if failed:
         print(f"drone-kd: {failed} of {failed + len(records)} pictures failed", file=sys.stderr)
     return 1 if failed else 0
@@ -296,7 +296,7 @@ def _selftest(arguments: argparse.Namespace) -> int:
         arguments.frames,
         _progress,
     )
-    write_whole(arguments.output, f"{json.dumps(report, indent=1)}\n".encode())
+    write_text(arguments.output, f"{json.dumps(report, indent=1)}\n")
     print(summary(report))
     print(f"report       {arguments.output}")
     return 1 if report["verdict"] == "fail" else 0

@@ -106,7 +106,7 @@ def _compare(a: argparse.Namespace) -> None:
 
 
 def _evaluate(a: argparse.Namespace) -> None:
-    from drone_kd_training.data.dataset import write_text
+    from drone_kd.files import write_text
     from drone_kd_training.evaluation.evaluate import evaluate
 
     metrics = evaluate(a.model, a.data, split=a.split, imgsz=a.imgsz, tiling=a.tiling)

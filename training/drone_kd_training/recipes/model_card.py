@@ -12,9 +12,9 @@ import numpy as np
 
 from drone_kd.core.detections import Detections
 from drone_kd.detector import load_detector
+from drone_kd.files import write_text
 from drone_kd.paths import selftest_image_path
 from drone_kd.visualization import draw_detections
-from drone_kd_training.data.dataset import write_text
 from drone_kd_training.models.checkpoints import cost, load_model
 from drone_kd_training.tables import format_score
 from drone_kd_training.teachers.fusion import count_right, fuse, translate
