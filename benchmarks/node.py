@@ -35,6 +35,7 @@ from benchmarks.rig import (
     process,
     resources,
 )
+from drone_kd.files import write_text
 from drone_kd.paths import default_model_path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
@@ -446,9 +447,7 @@ def main() -> None:
             for line in SECTIONS[name](bench):
                 print(line, flush=True)
                 lines.append(line)
-            temporary = arguments.output.with_suffix(".tmp")
-            temporary.write_text("\n".join(lines) + "\n")
-            temporary.replace(arguments.output)
+            write_text(arguments.output, "\n".join(lines) + "\n")
     finally:
         bench.listener.close()
 

@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -54,13 +55,18 @@ def test_missing_parent_is_an_error(tmp_path):
     assert tree(tmp_path) == {}
 
 
+def write_half(path, error):
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left")])
 def test_interrupted_write_keeps_the_old_file(tmp_path, error):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises((KeyboardInterrupt, OSError)), atomic_file(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise error
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        write_half(path, error)
     assert tree(tmp_path) == {"file": b"old"}
 
 
@@ -82,8 +88,8 @@ def test_content_is_on_disk_before_the_rename_and_the_folder_after(tmp_path, mon
     synced = []
 
     def fsync(descriptor):
-        name = os.readlink(f"/proc/self/fd/{descriptor}")
-        synced.append(("folder" if name == str(tmp_path) else "file", path.exists()))
+        opened = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append(("folder" if opened == tmp_path else "file", path.exists()))
 
     monkeypatch.setattr(os, "fsync", fsync)
     write_bytes(path, b"new")
@@ -134,9 +140,13 @@ def test_folder_appears_complete(tmp_path, umask, exists):
 
 
 def test_interrupted_folder_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "folder") as temporary:
-        (temporary / "deep").mkdir()
-        raise KeyboardInterrupt
+    def write_half():
+        with atomic_folder(tmp_path / "folder") as temporary:
+            (temporary / "deep").mkdir()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert tree(tmp_path) == {}
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("ray", reason="Ray is not here: pip install 'drone_kd[cluste
 pytest.importorskip("rosbags", reason="rosbags is not here: pip install drone_kd[simulation]")
 
 from drone_kd_training.mining import ray_pipeline as mining
-from drone_kd_training.ray_cluster import ClusterError, Room, connect
+from drone_kd_training.ray_cluster import ClusterError, FreeResources, connect
 from ray_nodes import HEAD, WORKER, ray_nodes, raylets
 from recorded import content, image, scene, write_bag
 from tiny_model import tiny_spec, write_bright_cell_model
@@ -76,6 +76,6 @@ def test_an_address_where_nothing_answers_is_one_line():
 
 @pytest.mark.parametrize(("cpus", "gpus", "needed"), [(0, 0, "one"), (1, 1, "two")])
 def test_a_cluster_without_room_is_said(monkeypatch, cpus, gpus, needed):
-    monkeypatch.setattr(mining, "connect", lambda address: Room(cpus, gpus))
+    monkeypatch.setattr(mining, "connect", lambda address: FreeResources(cpus, gpus))
     with pytest.raises(ClusterError, match=f"{cpus} free cores, and mining needs {needed}"):
         mining.Cluster("host:1", "teacher.onnx", None)
