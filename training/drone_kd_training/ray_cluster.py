@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -47,7 +48,7 @@ def connect(address: str) -> FreeResources:
     if not host or not port.isdigit():
         raise ClusterError(f"expected the cluster's HOST:PORT, got {address!r}")
     if not ray.is_initialized():
-        if not _answers(address):
+        if not _answers(host, int(port)):
             raise ClusterError(
                 f"no Ray cluster answers at {address}: start one with `ray start --head`, and "
                 "give the address that it prints"
@@ -88,13 +89,22 @@ def each(
             raise failure(error) from None
 
 
-def _answers(address: str) -> bool:
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+def _answers(host: str, port: int) -> bool:
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "status",
+        "--address",
+        f"{host}:{port}",
+    ]
     try:
-        asked = subprocess.run(command, capture_output=True, timeout=_ANSWER_SECONDS)
-    except subprocess.TimeoutExpired:
+        # Where nothing listens, Ray would use up the whole time.
+        socket.create_connection((host, port), timeout=_ANSWER_SECONDS).close()
+        status = subprocess.run(command, capture_output=True, timeout=_ANSWER_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
         return False
-    return asked.returncode == 0
+    return status.returncode == 0
 
 
 def failure(error: Exception) -> ClusterError:
