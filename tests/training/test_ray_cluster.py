@@ -10,8 +10,10 @@ import threading
 import psutil
 import pytest
 
-ray = pytest.importorskip("ray", reason="Ray is not here: pip install 'drone_kd[cluster]'")
+pytest.importorskip("ray", reason="Ray is not here: pip install 'drone_kd[cluster]'")
 pytest.importorskip("rosbags", reason="rosbags is not here: pip install drone_kd[simulation]")
+
+import ray
 
 import ray_nodes
 from drone_kd_training import ray_cluster

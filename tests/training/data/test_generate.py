@@ -36,7 +36,12 @@ def test_layout_and_labels(made):
     )
 
 
-def test_same_arguments_give_identical_files(made, tmp_path):
+def test_same_arguments_give_identical_files_in_any_process(made, monkeypatch, tmp_path):
+    def render_here(folder, counts, imgsz, seed):
+        for job in module._jobs(counts, seed):
+            module._render_world(folder, imgsz, job)
+
+    monkeypatch.setattr(module, "_render", render_here)
     again = generate(tmp_path / "again", train=12, val=3, imgsz=160, seed=4)
     assert files(again.parent) == files(made.parent)
 

@@ -12,8 +12,8 @@ from drone_kd.core.boxes import iou, nms
 from drone_kd_training.teachers.plan import Teacher
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND, NMS_IOU
 
-# Smallest IoU of two teachers' boxes of one object. Less than the 0.55 of the paper: an 8-pixel box
-# that is 2 pixels off has no more.
+# Smallest IoU of two teachers' boxes of one object. Less than the 0.55 of the paper: an 8-pixel
+# box that is 2 pixels off has no more.
 FUSION_IOU = 0.45
 MATCH_IOU = 0.5
 
