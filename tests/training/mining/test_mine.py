@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -39,7 +40,7 @@ def mined(bag, teacher, student, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("whole") / "mined"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert mine(output, bag, teacher=teacher, student=student) == 0
-    assert "60 frames looked at, 12 to learn from, 3 held out" in printed.getvalue()
+    assert re.search(r"60 frames.* 12 .* 3 held out", printed.getvalue())
     assert [p.name for p in output.parent.iterdir()] == ["mined"]  # no work folder is left
     return output
 
@@ -173,7 +174,7 @@ def test_unreadable_frames_are_counted_and_the_others_used(teacher, student, tmp
     bag = write_bag(tmp_path / "bag", frames)
     assert mine(tmp_path / "mined", bag, teacher=teacher, student=student, frames=4) == 0
     said = capsys.readouterr().out
-    assert "'rgb48' (20 times)" in said and "20 frames looked at" in said
+    assert "'rgb48' (20 times)" in said and "20 frames" in said
     odd = write_bag(tmp_path / "odd", frames[::2])
     assert mine(tmp_path / "no", odd, teacher=teacher, student=student) == 2
     assert "expected a readable frame in some flight, found none" in capsys.readouterr().err
@@ -181,11 +182,11 @@ def test_unreadable_frames_are_counted_and_the_others_used(teacher, student, tmp
 
 def test_two_cameras_of_different_sizes(teacher, student, tmp_path):
     frames = []
-    for k in range(40):
+    for k in range(20):
         frames.append(("/left", k * SECOND, image(scene(k // 4, k), k * SECOND)))
         frames.append(("/right", k * SECOND, jpeg(scene(50 + k // 4, k, 200, 150), k * SECOND)))
     bag = write_bag(tmp_path / "bag", frames)
-    assert mine(tmp_path / "mined", bag, teacher=teacher, student=student, frames=20) == 0
+    assert mine(tmp_path / "mined", bag, teacher=teacher, student=student, frames=10) == 0
     rows = table(tmp_path / "mined")
     assert {row["topic"] for row in rows} == {"/left", "/right"}
     for row in rows:
@@ -204,8 +205,8 @@ def test_teacher_without_confident_predictions_is_a_warning(bag, student, tmp_pa
 def test_flights_of_the_same_name_are_kept_apart(teacher, student, tmp_path, capsys):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    one = flight(tmp_path / "a" / "flight")
-    two = flight(tmp_path / "b" / "flight", seconds=50)
+    one = flight(tmp_path / "a" / "flight", seconds=20)
+    two = flight(tmp_path / "b" / "flight", seconds=24)
     shutil.copytree(one, tmp_path / "again")
     flights = [one, two, tmp_path / "again", one]
     assert mine(tmp_path / "mined", *flights, teacher=teacher, student=student, frames=20) == 0
@@ -230,7 +231,8 @@ def test_unusable_input_is_one_line(bag, teacher, student, tmp_path, capsys):
     assert not list(tmp_path.glob("*mined*"))
 
 
-def test_checkpoint_as_teacher(bag, tiny_teacher, student, tmp_path):
+def test_checkpoint_as_teacher(tiny_teacher, student, tmp_path):
+    bag = flight(tmp_path / "bag", seconds=20)
     assert mine(tmp_path / "mined", bag, teacher=tiny_teacher, student=student, frames=2) == 0
     names = (tmp_path / "mined" / "answers" / "classes.txt").read_text().split()
     assert tuple(names) == NAMES
