@@ -85,7 +85,7 @@ def test_paired_runs_are_trained_on_the_cluster(
 
 def test_failed_task_is_one_line(cluster):
     with pytest.raises(ClusterError) as error:
-        list(ray_cluster.each(cluster, int, [("1",), ("one",)]))
+        list(ray_cluster.each(cluster, lambda text: int(text), [("1",), ("one",)]))
     assert str(error.value).startswith("on the cluster: ValueError: invalid literal for int()")
     assert "\n" not in str(error.value)
 

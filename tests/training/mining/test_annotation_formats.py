@@ -81,20 +81,25 @@ def test_export_and_import_round_trip(mined, tmp_path, format_, capsys):
         assert_same(frame.labels, after[name].labels, atol=0.02)
 
 
-def test_removed_box_is_removed_and_box_beyond_the_edge_is_clipped(mined, tmp_path):
+def test_removed_box_and_box_beyond_the_edge(mined, tmp_path):
+    before = read_mined(mined)[0]
     out = tmp_path / "out.json"
     assert labels(mined, "--to", "coco", out) == 0
     content = json.loads(out.read_text())
-    first = content["images"][0]["id"]
-    own = [a for a in content["annotations"] if a["image_id"] == first]
-    own[0]["bbox"] = [-5, 50, 20, 90]
-    content["annotations"] = own[:1]
-    content["images"] = content["images"][:1]
+    content["images"] = content["images"][:2]
+    first, second = (
+        [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        for image in content["images"]
+    )
+    first[0]["bbox"] = [-5, 50, 20, 90]  # partly outside
+    first[1]["bbox"] = [SIZE + 5, 0, 20, 90]  # outside
+    content["annotations"] = [*first, second[0]]
     out.write_text(json.dumps(content))
     assert labels(mined, "--from", "coco", out) == 0
-    frame = read_mined(mined)[0]["000"]
-    assert_same(frame.labels, [(frame.labels[0][0], [0, 50, 15, SIZE])], atol=0.01)
-    assert corrected(mined) == ["000"]
+    after = read_mined(mined)[0]
+    assert_same(after["000"].labels, [(before["000"].labels[0][0], [0, 50, 15, SIZE])], atol=0.01)
+    assert_same(after["001"].labels, before["001"].labels[:1], atol=0.01)
+    assert corrected(mined) == ["000", "001"]
 
 
 def test_cvats_zip_is_imported_and_pycocotools_reads_the_export(mined, tmp_path):
