@@ -366,7 +366,9 @@ def _merge_answers(to_base: Predictions, frames: list[Path], mined: Mined, outpu
         )
     order = sorted(set(known[0]) & set(known[1]))
     with atomic_folder(output) as temporary:
-        (temporary / CLASSES_FILE).write_text("".join(f"{names[i]}\n" for i in order))
+        (temporary / CLASSES_FILE).write_text(
+            "".join(f"{names[i]}\n" for i in order), encoding="utf-8"
+        )
         for answers, pairs, paths in (
             (to_base, known[0], frames),
             (mined.answers, known[1], mined.unlabelled),
