@@ -134,7 +134,7 @@ def _tiles(root: Path, rows: list[dict[str, Any]]) -> Iterator[np.ndarray]:
         image = cv2.imread(str(path))
         if image is None:
             raise OSError(f"{path} cannot be read")
-        tile, (scale, left, top) = letterbox(image, *_TILE)
+        tile, (scale, left, top) = letterbox(np.asarray(image, np.uint8), *_TILE)
         size = np.array([image.shape[1], image.shape[0]]) * scale
         for _, x, y, w, h, score in _read_predictions(root, row["name"]):
             if score < IGNORE_BAND[0]:
