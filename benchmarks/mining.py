@@ -38,7 +38,7 @@ def speed(flight: str, teacher: str, frames: int) -> None:
     # Deferred, so that `memory` measures the imports of mining alone.
     from drone_kd_training.mining import stages
     from drone_kd_training.mining.flights import plan, read
-    from drone_kd_training.mining.frame_features import Glance, thin
+    from drone_kd_training.mining.frame_features import drop_near_duplicates
     from drone_kd_training.mining.student_and_teacher import open_models
 
     cv2.setNumThreads(1)
@@ -59,9 +59,9 @@ def speed(flight: str, teacher: str, frames: int) -> None:
         frame = timed("read", lambda: next(every, None))
         if frame is None:
             break
-        (glance,) = timed("thin", lambda: list(thin(iter([frame]))))  # noqa: B023
-        timed("look (student and teacher)", stages.look, [Glance(*glance)], models)
-        timed("teacher alone", models.glance, frame.image)
+        (features,) = timed("thin", lambda: list(drop_near_duplicates([frame])))  # noqa: B023
+        timed("look (student and teacher)", stages.score, [features], models)
+        timed("teacher alone", models.predict, frame.image)
         timed("label", stages.label, [frame], models)
     print(markdown_head(["stage", "ms per frame, median"]))
     for name, own in times.items():

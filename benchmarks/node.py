@@ -37,6 +37,7 @@ from benchmarks.rig import (
     process,
     resources,
 )
+from drone_kd.files import write_text
 from drone_kd.paths import default_model_path
 from tiny_model import tiny_spec, write_fixed_model  # `benchmarks.rig` sets the path
 
@@ -458,9 +459,7 @@ def main() -> None:
             for line in SECTIONS[name](bench):
                 print(line, flush=True)
                 lines.append(line)
-            temporary = arguments.output.with_suffix(".tmp")
-            temporary.write_text("\n".join(lines) + "\n")
-            temporary.replace(arguments.output)
+            write_text(arguments.output, "\n".join(lines) + "\n")
     finally:
         bench.listener.close()
 

@@ -44,8 +44,8 @@ from drone_kd_training.mining.selection import held_out
 from drone_kd_training.mining.student_and_teacher import open_models
 from drone_kd_training.retraining.retrain import CANDIDATE, GENTLE, Plan, retrain
 from drone_kd_training.tables import format_score
-from drone_kd_training.teachers.fusion import bend
-from drone_kd_training.teachers.predict import answer_lines, predict
+from drone_kd_training.teachers.fusion import rescale
+from drone_kd_training.teachers.predict import predict, prediction_lines
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 
 IMGSZ, BATCH, EPOCHS = 320, 16, 2
@@ -291,7 +291,7 @@ def answers_of(labels: str, frames: list[Path], shared: Shared) -> Path:
     models = open_models(str(teacher), str(shared.flying))
     for path in missing:
         image = read_image(path)
-        lines = answer_lines(models.label(image), image.shape[1], image.shape[0])
+        lines = prediction_lines(models.label(image), image.shape[1], image.shape[0])
         write_text(folder / f"{path.stem}.txt", lines)
     return folder
 
@@ -321,7 +321,7 @@ def build_mined(arm: Arm, seed: int, shared: Shared, folder: Path) -> Path:
                 found = [[*row, 0.95] for row in rows]
             else:
                 found = _rows(answers / f"{path.stem}.txt")
-                found = [[*row[:5], float(bend(np.array(row[5]), arm.sure))] for row in found]
+                found = [[*row[:5], float(rescale(np.array(row[5]), arm.sure))] for row in found]
                 rows = [row[:5] for row in found if row[5] > IGNORE_BAND[1]]
             write_text(folder / "labels" / split / f"{name}.txt", _lines(rows))
             write_text(folder / "answers" / f"{name}.txt", _lines(found))

@@ -1,9 +1,13 @@
-"""Files that are either whole or not there, and known by their content."""
+"""Atomic writes of files and folders, and content hashes."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 _CHUNK = 1 << 20
@@ -18,25 +22,76 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name and rename it into place, over an older one.
+@contextlib.contextmanager
+def atomic_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
+    """Yield a new empty file beside `path`; it replaces `path` when the block succeeds.
 
-    Whoever reads it never sees half of it, also after the power failed.
+    A reader sees either the old or the complete new content, also after a power failure. A link
+    at `path` is replaced, not followed. The mode follows the umask.
+
+    Args:
+        path: the file to write; its folder exists.
+        suffix: of the temporary file, for writers that choose a format by it.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: the file cannot be written. After any exception `path` is as it was and the
+            temporary file is gone.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _unpredictable(path, suffix)
+    temporary.open("xb").close()
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
+    """Yield a new folder beside `path`; it becomes `path` when the block succeeds.
+
+    The folder appears with all its files. Unlike `atomic_file` this does not wait until they are
+    on the disk: a power failure may still take the content of the newest ones.
+
+    Args:
+        path: the folder to make; an empty folder there is replaced. Parents are made.
+        mode: of the new folder, before the umask.
+
+    Raises:
+        OSError: the folder cannot be written, or `path` is a file or a folder with content. After
+            any exception `path` is as it was and the temporary folder is gone.
+    """
+    temporary = _unpredictable(path, ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.mkdir(mode=mode)
     try:
-        os.fsync(folder)
+        yield temporary
+        temporary.replace(path)
     finally:
-        os.close(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; see `atomic_file`."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically, and make its parent folders; see `atomic_file`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, text.encode())
+
+
+def _unpredictable(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{suffix}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,20 +1,76 @@
 import errno
 import os
+import stat
+from pathlib import Path
 
 import pytest
 
-from drone_kd.files import write_whole
+from drone_kd.files import atomic_file, atomic_folder, file_sha256, write_bytes, write_text
 
 
-def test_an_older_file_is_replaced_at_once(tmp_path):
+@pytest.fixture
+def umask():
+    """Set a umask that shows in the modes of new files."""
+    old = os.umask(0o027)
+    yield
+    os.umask(old)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def tree(folder):
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+        for p in folder.rglob("*")
+    }
+
+
+def test_sha256_of_content(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_sha256(tmp_path / "file") == expected
+
+
+def test_existing_file_is_replaced(tmp_path, umask):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    write_whole(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
+    path.chmod(0o600)
+    with path.open("rb") as reader:
+        write_bytes(path, b"new")
+        assert reader.read() == b"old"  # whoever has it open goes on reading the old content
+    assert tree(tmp_path) == {"file": b"new"}
+    assert mode(path) == 0o640
 
 
-def test_a_full_disk_leaves_the_older_file(tmp_path, monkeypatch):
+def test_text_is_utf8_and_parents_are_made(tmp_path):
+    write_text(tmp_path / "a" / "b" / "file", "ü\n")
+    assert tree(tmp_path / "a" / "b") == {"file": b"\xc3\xbc\n"}
+
+
+def test_missing_parent_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_bytes(tmp_path / "a" / "file", b"new")
+    assert tree(tmp_path) == {}
+
+
+def write_half(path, error):
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left")])
+def test_interrupted_write_keeps_the_old_file(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        write_half(path, error)
+    assert tree(tmp_path) == {"file": b"old"}
+
+
+def test_disk_full_at_sync_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
@@ -23,6 +79,89 @@ def test_a_full_disk_leaves_the_older_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device"):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+        write_bytes(path, b"new")
+    assert tree(tmp_path) == {"file": b"old"}
+
+
+def test_content_is_on_disk_before_the_rename_and_the_folder_after(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    synced = []
+
+    def fsync(descriptor):
+        opened = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append(("folder" if opened == tmp_path else "file", path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_bytes(path, b"new")
+    assert synced == [("file", False), ("folder", True)]
+
+
+def test_link_is_replaced_and_its_target_kept(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"precious")
+    link.symlink_to(target)
+    write_bytes(link, b"new")
+    assert not link.is_symlink()
+    assert tree(tmp_path) == {"target": b"precious", "link": b"new"}
+
+
+def test_link_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
+    """A name that somebody guessed is refused, and nothing is written through it."""
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * count)
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
+    link = tmp_path / ".file.00000000.tmp"
+    link.symlink_to(target)
+    with pytest.raises(FileExistsError):
+        write_bytes(tmp_path / "file", b"new")
+    assert tree(tmp_path) == {"target": b"precious", link.name: b"precious"}
+
+
+def test_temporary_names_differ_and_have_the_suffix(tmp_path):
+    path = tmp_path / "model.onnx"
+    with atomic_file(path, ".onnx") as one, atomic_file(path, ".onnx") as two:
+        assert one != two and {one.suffix, two.suffix} == {".onnx"}
+        assert one.parent == two.parent == tmp_path
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_folder_appears_complete(tmp_path, umask, exists):
+    path = tmp_path / "parent" / "folder"
+    if exists:
+        path.mkdir(parents=True)
+    with atomic_folder(path) as temporary:
+        (temporary / "file").write_bytes(b"new")
+        assert path.exists() == exists
+    assert tree(tmp_path) == {"parent": None, "parent/folder": None, "parent/folder/file": b"new"}
+    assert mode(path) == 0o750
+    with atomic_folder(tmp_path / "private", 0o700):
+        pass
+    assert mode(tmp_path / "private") == 0o700
+
+
+def test_interrupted_folder_leaves_nothing(tmp_path):
+    def write_half():
+        with atomic_folder(tmp_path / "folder") as temporary:
+            (temporary / "deep").mkdir()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("kind", ["full", "file", "link"])
+def test_folder_does_not_replace_content(tmp_path, kind):
+    path, other = tmp_path / "folder", tmp_path / "other"
+    other.mkdir()
+    if kind == "full":
+        path.mkdir()
+        (path / "precious").write_bytes(b"old")
+    elif kind == "file":
+        path.write_bytes(b"old")
+    else:
+        path.symlink_to(other)
+    before = tree(tmp_path)
+    with pytest.raises(OSError, match="folder"), atomic_folder(path) as temporary:
+        (temporary / "file").write_bytes(b"new")
+    assert tree(tmp_path) == before

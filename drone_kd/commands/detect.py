@@ -26,7 +26,7 @@ from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.thresholds import parse_thresholds
 from drone_kd.core.tiling import parse_tiling
 from drone_kd.detector import Detector, load_detector
-from drone_kd.files import write_whole
+from drone_kd.files import write_text
 from drone_kd.media.image_files import IMAGE_SUFFIXES, SourceError, read_frames
 from drone_kd.media.live_streams import StreamError, is_live, read_live
 from drone_kd.paths import parameter_defaults
@@ -160,7 +160,7 @@ class _Work:
     def write(self, path: Path | None) -> None:
         """Write the detections of all frames, if there is a path for them."""
         if path is not None:
-            write_whole(path, f"{json.dumps(self._records, indent=1)}\n".encode())
+            write_text(path, f"{json.dumps(self._records, indent=1)}\n")
 
 
 def _check(arguments: argparse.Namespace) -> None:

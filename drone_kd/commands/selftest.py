@@ -28,7 +28,7 @@ from drone_kd.core.model_spec import ModelError
 from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.preprocess import letterbox
 from drone_kd.detector import Detector, load_detector
-from drone_kd.files import file_sha256, write_whole
+from drone_kd.files import file_sha256, write_text
 from drone_kd.media.image_files import read_image
 from drone_kd.paths import default_model_path, selftest_image_path
 
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.frames,
         show_progress,
     )
-    write_whole(arguments.output, f"{json.dumps(report, indent=1)}\n".encode())
+    write_text(arguments.output, f"{json.dumps(report, indent=1)}\n")
     print(summary(report))
     print(f"report       {arguments.output}")
     return 1 if report["verdict"] == "fail" else 0

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from drone_kd.core.boxes import iou
 from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector
+from drone_kd.files import write_text
 from drone_kd.metrics import MAX_DETECTIONS
 from drone_kd.visualization import draw_detections
-from drone_kd_training.data.dataset import Sample, image_paths, load_data, read_sample, write_text
+from drone_kd_training.data.dataset import Sample, image_paths, load_data, read_sample
 from drone_kd_training.evaluation.evaluate import IOU
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend

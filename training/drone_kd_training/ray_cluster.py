@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A Ray cluster that does what one machine would take too long for. Ray schedules; nothing of our
-own does.
-"""
+"""Tasks on a Ray cluster; Ray does all the scheduling."""
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-# A cluster answers within two; Ray itself would try for minutes.
+# A cluster answers within two seconds; Ray itself would try for minutes.
 _ANSWER_SECONDS = 20.0
 
 
@@ -20,21 +19,23 @@ class ClusterError(RuntimeError):
     """A cluster cannot be used; the message is one line."""
 
 
-class Room(NamedTuple):
-    """What nobody uses on a cluster, in whole cores and GPUs."""
+class FreeResources(NamedTuple):
+    """Free resources of a cluster, in whole cores and GPUs."""
 
     cpus: int
     gpus: int
 
 
-def connect(address: str) -> Room:
-    """Connect this process with a cluster, once; every node needs this package.
+def connect(address: str) -> FreeResources:
+    """Connect this process to a cluster, once; every node needs this package.
+
+    Args:
+        address: "host:port".
 
     Raises:
-        ClusterError: Ray is not installed, nothing answers at `address` ("host:port"), or what
-            answers is no cluster.
+        ClusterError: Ray is not installed, or no cluster answers at `address`.
     """
-    # Read when Ray is imported: nothing is reported, and its C++ part says nothing of its own.
+    # Ray reads these when imported: no usage statistics, no log lines of its C++ part.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
@@ -47,7 +48,7 @@ def connect(address: str) -> Room:
     if not host or not port.isdigit():
         raise ClusterError(f"expected the cluster's HOST:PORT, got {address!r}")
     if not ray.is_initialized():
-        if not _answers(address):
+        if not _answers(host, int(port)):
             raise ClusterError(
                 f"no Ray cluster answers at {address}: start one with `ray start --head`, and "
                 "give the address that it prints"
@@ -56,25 +57,30 @@ def connect(address: str) -> Room:
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
     free = ray.available_resources()
-    return Room(int(free.get("CPU", 0)), int(free.get("GPU", 0)))
+    return FreeResources(int(free.get("CPU", 0)), int(free.get("GPU", 0)))
 
 
 def each(
     address: str, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]
 ) -> Iterator[Any]:
-    """Call a function with each of some arguments, a task per call; results in order.
+    """Call a function once per tuple of arguments, a task each; yield results in order.
 
-    A task has a GPU where the cluster has some, else a core.
+    A task takes a core, and a GPU if the cluster has any.
+
+    Args:
+        address: "host:port".
+        function: runs on a node.
+        calls: its arguments.
 
     Raises:
-        ClusterError: see `connect`; also where the cluster has no room for one task.
+        ClusterError: see `connect`; also if no core is free or a task failed.
     """
-    room = connect(address)
+    free = connect(address)
     import ray
 
-    if room.cpus < 1:
+    if free.cpus < 1:
         raise ClusterError(f"the cluster at {address} has no free core: wait, or add nodes")
-    task = ray.remote(num_cpus=1, num_gpus=1 if room.gpus else 0)(function)
+    task = ray.remote(num_cpus=1, num_gpus=1 if free.gpus else 0)(function)
     results = [task.remote(*arguments) for arguments in calls]
     for result in results:
         try:
@@ -83,17 +89,26 @@ def each(
             raise failure(error) from None
 
 
-def _answers(address: str) -> bool:
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+def _answers(host: str, port: int) -> bool:
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "status",
+        "--address",
+        f"{host}:{port}",
+    ]
     try:
-        asked = subprocess.run(command, capture_output=True, timeout=_ANSWER_SECONDS)
-    except subprocess.TimeoutExpired:
+        # Where nothing listens, Ray would use up the whole time.
+        socket.create_connection((host, port), timeout=_ANSWER_SECONDS).close()
+        status = subprocess.run(command, capture_output=True, timeout=_ANSWER_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
         return False
-    return asked.returncode == 0
+    return status.returncode == 0
 
 
 def failure(error: Exception) -> ClusterError:
-    """What went wrong in a task, in one line."""
+    """Return the error of a task with a one-line message."""
     cause = getattr(error, "cause", None) or error.__cause__ or error
     return ClusterError(f"on the cluster: {type(cause).__name__}: {_first_line(cause)}")
 

@@ -20,7 +20,7 @@ from drone_kd.backends.tensorrt.cuda import CudaError, first_device
 from drone_kd.backends.tensorrt.engine_cache import EngineKey, EngineStore, sha256
 from drone_kd.backends.tensorrt.runtime import LOGGER, EngineError, TrtBackend
 from drone_kd.core.model_spec import ModelError, ModelSpec
-from drone_kd.files import write_whole
+from drone_kd.files import write_bytes
 
 OPTIMISATION_LEVEL = 3  # TensorRT's own default; written out because engines depend on it
 _WORKSPACE_BYTES = 1 << 30  # a quarter or less of the memory of any Jetson Orin
@@ -102,7 +102,7 @@ def _build_and_store(
     plan, timings = _build_plan(model, precision, old_timings, progress)
     seconds = round(time.monotonic() - start, 1)
     store.write(plan, {"built": datetime.now(timezone.utc).isoformat(), "build_seconds": seconds})
-    write_whole(timings_path, timings)
+    write_bytes(timings_path, timings)
     progress(f"engine built in {seconds:g} s: {store.plan_path}")
     return plan
 

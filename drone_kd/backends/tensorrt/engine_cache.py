@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from drone_kd.files import write_whole
+from drone_kd.files import write_bytes
 
 SCHEMA = 1
 
@@ -123,8 +123,8 @@ class EngineStore:
             **built,
         }
         # In this order: after a power cut between the two, `read` sees that the record differs.
-        write_whole(self.plan_path, plan)
-        write_whole(self._record_path, json.dumps(record, indent=1).encode() + b"\n")
+        write_bytes(self.plan_path, plan)
+        write_bytes(self._record_path, json.dumps(record, indent=1).encode() + b"\n")
 
     def remove(self) -> None:
         """Remove the engine and its record."""

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from drone_kd.files import write_whole
+from drone_kd.files import write_text
 from drone_kd.simulation.scoring.flight_record import FlightError, read_flight
 from drone_kd.simulation.scoring.report import PICTURES_FOLDER, render_report
 from drone_kd.simulation.scoring.score import score
@@ -40,9 +40,9 @@ def write_score(folder: Path, confidence: float = 0.25, title: str = "Flight") -
     """
     flight = read_flight(folder / RECORD)
     scored = score(flight, confidence)
-    write_whole(folder / "score.json", (json.dumps(scored, indent=1) + "\n").encode())
+    write_text(folder / "score.json", json.dumps(scored, indent=1) + "\n")
     page = render_report(scored, flight, folder / PICTURES_FOLDER, title)
-    write_whole(folder / "report.html", page.encode())
+    write_text(folder / "report.html", page)
     return scored
 
 

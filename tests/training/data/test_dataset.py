@@ -1,4 +1,5 @@
 import logging
+import re
 
 import cv2
 import numpy as np
@@ -11,7 +12,6 @@ from drone_kd_training.data.dataset import (
     label_path,
     load_data,
     read_sample,
-    write_text,
 )
 
 
@@ -36,7 +36,7 @@ def test_relative_paths_are_taken_from_the_yaml(tiny_data, monkeypatch, tmp_path
         ("a: [", "not readable as yaml"),
     ],
 )
-def test_unusable_yaml_says_what_is_wrong(tmp_path, content, expected):
+def test_invalid_yaml_is_rejected_with_the_reason(tmp_path, content, expected):
     (tmp_path / "images/train").mkdir(parents=True)
     (tmp_path / "images/val").mkdir()
     (tmp_path / "data.yaml").write_text(content)
@@ -44,8 +44,8 @@ def test_unusable_yaml_says_what_is_wrong(tmp_path, content, expected):
         load_data(tmp_path / "data.yaml")
 
 
-def test_missing_yaml(tmp_path):
-    with pytest.raises(DataError, match="no data.yaml at"):
+def test_missing_yaml_is_rejected(tmp_path):
+    with pytest.raises(DataError, match=r"no data\.yaml at"):
         load_data(tmp_path / "data.yaml")
 
 
@@ -65,46 +65,41 @@ def test_sample_has_boxes_in_pixels(tiny_data):
         ("0 1.5 0.5 0.1 0.1", "outside \\[0, 1\\]"),
         ("0 0.5 0.5 0.1", "class cx cy w h"),
         ("car 0.5 0.5 0.1 0.1", "class cx cy w h"),
+        ("0 nan 0.5 0.1 0.1", "outside \\[0, 1\\]"),
     ],
 )
-def test_unusable_labels_are_ignored_with_one_line(tmp_path, caplog, label, expected):
+def test_image_with_invalid_labels_is_ignored_with_one_warning(tmp_path, caplog, label, expected):
     image = tmp_path / "images" / "a.png"
     image.parent.mkdir()
     cv2.imwrite(str(image), np.zeros((8, 8, 3), np.uint8))
-    write_text(label_path(image), label + "\n")
+    labels = label_path(image)
+    labels.parent.mkdir()
+    labels.write_text(label + "\n")
     with caplog.at_level(logging.WARNING):
         assert read_sample(image, 2) is None
-    assert len(caplog.records) == 1
-    caplog_text = caplog.records[0].getMessage()
-    import re
-
-    assert re.search(expected, caplog_text)
+    (record,) = caplog.records
+    assert re.search(expected, record.getMessage())
 
 
-def test_corrupt_picture_is_ignored_and_missing_labels_mean_no_object(tmp_path, caplog):
+def test_corrupt_image_is_ignored_and_missing_labels_mean_no_object(tmp_path, caplog):
     image = tmp_path / "images" / "a.png"
     image.parent.mkdir()
-    image.write_bytes(b"not a picture")
+    image.write_bytes(b"not an image")
     assert read_sample(image, 2) is None
-    assert "not readable as a picture" in caplog.text
+    assert "not readable as an image" in caplog.text
     cv2.imwrite(str(image), np.zeros((8, 8, 3), np.uint8))
     assert len(read_sample(image, 2).xyxy) == 0
 
 
-def test_labels_are_found_from_the_last_images_folder(tmp_path):
+def test_label_path_replaces_the_last_images_folder(tmp_path):
     assert (
         label_path(tmp_path / "images/run/images/val/a.jpg")
         == tmp_path / "images/run/labels/val/a.txt"
     )
 
 
-def test_write_text_leaves_no_temporary_file(tmp_path):
-    write_text(tmp_path / "deep" / "a.txt", "x")
-    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.txt"]
-
-
-def test_a_list_keeps_the_names_of_links(tmp_path):
-    """A picture's labels and answers are found by the name that the list has."""
+def test_list_file_keeps_the_names_of_links(tmp_path):
+    """An image's labels and predictions are found by the name in the list."""
     (tmp_path / "elsewhere.png").touch()
     (tmp_path / "images").mkdir()
     link = tmp_path / "images/new-1.png"

@@ -26,7 +26,7 @@ def test_layout_and_labels(made):
         assert [p.name for p in images] == [f"{i:06d}.jpg" for i in range(count)]
         assert [p.stem for p in labels] == [p.stem for p in images]
         assert cv2.imread(str(images[0])).shape == (160, 160, 3)
-    _, first, _ = module._jobs({"train": 12, "val": 3}, seed=4)[0]
+    _, first, _ = next(module._jobs({"train": 12, "val": 3}, seed=4))
     frame = draw_frame(first, 160)
     rows = np.loadtxt(made.parent / "labels/train/000000.txt", ndmin=2)
     centre, size = rows[:, 1:3] * 160, rows[:, 3:] * 160
@@ -36,7 +36,12 @@ def test_layout_and_labels(made):
     )
 
 
-def test_the_same_arguments_give_the_same_files(made, tmp_path):
+def test_same_arguments_give_identical_files_in_any_process(made, monkeypatch, tmp_path):
+    def render_here(folder, counts, imgsz, seed):
+        for job in module._jobs(counts, seed):
+            module._render_world(folder, imgsz, job)
+
+    monkeypatch.setattr(module, "_render", render_here)
     again = generate(tmp_path / "again", train=12, val=3, imgsz=160, seed=4)
     assert files(again.parent) == files(made.parent)
 
@@ -49,7 +54,7 @@ def test_no_world_is_in_both_splits_or_in_another_seed(monkeypatch, tmp_path):
             worlds = drawn.setdefault((seed, split), set())
             worlds.update((first + i) // FRAMES_PER_WORLD for i in frames)
 
-    monkeypatch.setattr(module, "_draw", draw)
+    monkeypatch.setattr(module, "_render", draw)
     for seed in (0, 1):
         generate(tmp_path / str(seed), train=1000, val=1000, seed=seed)
     expected = 1000 // FRAMES_PER_WORLD
@@ -58,7 +63,7 @@ def test_no_world_is_in_both_splits_or_in_another_seed(monkeypatch, tmp_path):
         assert not a & b
 
 
-def test_a_finished_set_is_kept_and_anything_else_refused(made, tmp_path):
+def test_complete_data_set_is_kept_and_other_content_is_refused(made, tmp_path):
     before = made.stat().st_mtime_ns
     assert generate(made.parent, train=12, val=3, imgsz=160, seed=4) == made
     assert made.stat().st_mtime_ns == before
@@ -70,12 +75,12 @@ def test_a_finished_set_is_kept_and_anything_else_refused(made, tmp_path):
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-def test_an_interrupted_run_leaves_nothing(monkeypatch, tmp_path):
+def test_interrupted_run_leaves_nothing(monkeypatch, tmp_path):
     def interrupted(folder, counts, imgsz, seed):
         (folder / "images").mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_draw", interrupted)
+    monkeypatch.setattr(module, "_render", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "set", train=1, val=1)
     assert not list(tmp_path.iterdir())

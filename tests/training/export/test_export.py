@@ -100,7 +100,7 @@ def test_int8_needs_frames(tiny_data, tiny_teacher, tmp_path):
     (tmp_path / "none").mkdir()
     content.update(path=str(tiny_data.parent), train=str(tmp_path / "none"))
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(DataError, match="no picture in"):
+    with pytest.raises(DataError, match="no image in"):
         export(tiny_teacher, tmp_path / "model.onnx", "int8", data=str(tmp_path / "data.yaml"))
     assert not list(tmp_path.glob("*.onnx"))
 

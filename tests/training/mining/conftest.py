@@ -1,4 +1,4 @@
-"""Flights, and models that look at them, made on the spot."""
+"""Fixtures of the mining tests: a flight and two models."""
 
 from pathlib import Path
 
@@ -13,19 +13,22 @@ import numpy as np
 from mining_flights import NAMES, flight
 
 
-@pytest.fixture
-def teacher(tmp_path) -> Path:
-    """Sees bright squares."""
-    return write_bright_cell_model(tmp_path / "teacher.onnx", tiny_spec(classes=("car", "tree")))
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    """A model that detects bright squares."""
+    return write_bright_cell_model(
+        tmp_path_factory.mktemp("models") / "teacher.onnx", tiny_spec(classes=("car", "tree"))
+    )
 
 
-@pytest.fixture
-def student(tmp_path) -> Path:
-    """Sees a car in the same place of every frame, whatever is there."""
+@pytest.fixture(scope="session")
+def student(tmp_path_factory) -> Path:
+    """A model that detects a car in the same place of every frame."""
     rows = np.array([[[4, 4, 12, 12, 0.6, 1]]], np.float32)
-    return write_fixed_model(tmp_path / "student.onnx", rows, tiny_spec(classes=NAMES))
+    path = tmp_path_factory.mktemp("models") / "student.onnx"
+    return write_fixed_model(path, rows, tiny_spec(classes=NAMES))
 
 
-@pytest.fixture
-def bag(tmp_path) -> Path:
-    return flight(tmp_path / "night")
+@pytest.fixture(scope="session")
+def bag(tmp_path_factory) -> Path:
+    return flight(tmp_path_factory.mktemp("flights") / "night")

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
+import contextlib
 import csv
 import errno
+import io
 import os
+import re
 import shutil
+from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -11,8 +16,7 @@ import pytest
 
 from drone_kd.cli import main
 from drone_kd_training.data.dataset import image_paths, load_data, read_sample
-from drone_kd_training.mining import mine as mine_module
-from drone_kd_training.mining import stages
+from drone_kd_training.mining import mined_dataset, stages
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 from drone_kd_training.teachers.teachers import open_teacher
 from mining_flights import NAMES, SECOND, flight
@@ -26,33 +30,41 @@ def mine(output, *flights, teacher, student, frames=12, extra=()):
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "mined.csv", encoding="utf-8") as file:
+    with (folder / "mined.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def test_a_flight_becomes_a_data_set(bag, teacher, student, tmp_path, capsys):
-    output = tmp_path / "mined"
-    assert mine(output, bag, teacher=teacher, student=student) == 0
-    assert "60 frames: 12 selected, 3 held out" in capsys.readouterr().out
-    data = load_data(output / "data.yaml")
-    assert data.names == NAMES  # the student's, in which the teacher's answers are
-    rows = table(output)
-    answers = open_teacher(str(output / "answers"), ())
-    assert answers.names == NAMES
-    sure = 0
+@pytest.fixture(scope="module")
+def mined(bag, teacher, student, tmp_path_factory) -> Path:
+    """The data set of one flight, by the command; read only."""
+    output = tmp_path_factory.mktemp("whole") / "mined"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert mine(output, bag, teacher=teacher, student=student) == 0
+    assert re.search(r"60 frames.* 12 .* 3 held out", printed.getvalue())
+    assert [p.name for p in output.parent.iterdir()] == ["mined"]  # no work folder is left
+    return output
+
+
+def test_frames_labels_and_predictions_of_a_flight(mined, bag):
+    data = load_data(mined / "data.yaml")
+    assert data.names == NAMES  # the student's; the teacher's predictions are translated
+    rows = table(mined)
+    predictions = open_teacher(str(mined / "answers"), ())
+    assert predictions.names == NAMES
+    confident = 0
     for split in ("train", "val"):
         own = [row for row in rows if row["split"] == split]
         paths = image_paths(getattr(data, split))
         assert sorted(row["name"] for row in own) == sorted(p.stem for p in paths)
         for path in paths:
             labels = read_sample(path, len(NAMES))
-            boxes, scores = answers.found[path.stem]
+            _, scores = predictions.found[path.stem]
             assert set(labels.class_ids.tolist()) <= {1}
             assert len(labels.xyxy) == (scores.max(axis=1) > IGNORE_BAND[1]).sum()
-            sure += len(labels.xyxy)
-            for box in labels.xyxy.round().astype(int):  # they are where it is bright
+            confident += len(labels.xyxy)
+            for box in labels.xyxy.round().astype(int):  # on bright squares
                 assert labels.image[box[1] : box[3], box[0] : box[2]].mean() > 150
-    assert sure == sum(int(row["sure"]) for row in rows) > 12
+    assert confident == sum(int(row["sure"]) for row in rows) > 12
     by_time = {split: {int(float(r["stamp_s"])) // 6 for r in rows if r["split"] == split}
                for split in ("train", "val")}  # fmt: skip
     assert not by_time["train"] & by_time["val"]
@@ -63,15 +75,12 @@ def test_a_flight_becomes_a_data_set(bag, teacher, student, tmp_path, capsys):
         "random",
     }
     assert all(row["flight"] == str(bag) and row["topic"] == "/camera/image" for row in rows)
-    assert cv2.imread(str(output / "contact-sheet.jpg")).shape[1] == 6 * 320
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    assert cv2.imread(str(mined / "contact-sheet.jpg")).shape[1] == 6 * 320
 
 
-def test_from_which_score_on_the_teacher_labels(bag, teacher, student, tmp_path, capsys):
-    """The same answers, and more of them are labels."""
+def test_lower_threshold_makes_more_pseudo_labels(mined, bag, teacher, student, tmp_path, capsys):
     models = {"teacher": teacher, "student": student}
-    assert mine(tmp_path / "usual", bag, **models) == 0
-    found = open_teacher(str(tmp_path / "usual/answers"), ()).found
+    found = open_teacher(str(mined / "answers"), ()).found
     best = np.unique(np.concatenate([scores.max(axis=1) for _, scores in found.values()]))
     edge = float(best[best < IGNORE_BAND[1]][-2:].mean())
     assert mine(tmp_path / "more", bag, **models, extra=["--sure", str(edge)]) == 0
@@ -81,53 +90,45 @@ def test_from_which_score_on_the_teacher_labels(bag, teacher, student, tmp_path,
         assert int(row["sure"]) == (scores > edge).sum()
         labels = tmp_path / "more/labels" / row["split"] / f"{row['name']}.txt"
         assert len(labels.read_text().splitlines()) == (scores > edge).sum()
-    assert sum(int(r["sure"]) for r in rows) > sum(
-        int(r["sure"]) for r in table(tmp_path / "usual")
-    )
+    assert sum(int(r["sure"]) for r in rows) > sum(int(r["sure"]) for r in table(mined))
     assert mine(tmp_path / "none", bag, **models, extra=["--sure", "1.5"]) == 2
     assert "--sure: expected a score between 0 and 1, got 1.5" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stage", ["look", "label", "finish"])
-def test_what_is_killed_goes_on_where_it_was(bag, teacher, student, tmp_path, stage, monkeypatch):
-    assert mine(tmp_path / "whole", bag, teacher=teacher, student=student) == 0
-    calls = {"look": 0, "label": 0, "finish": 0}
-    where = {"look": stages, "label": stages, "finish": mine_module.mined_dataset}
+@pytest.mark.parametrize(
+    ("stage", "calls_before"), [("score", 5), ("label", 3), ("finish", 1)], ids=str
+)
+def test_interrupted_run_resumes_with_identical_output(
+    mined, bag, teacher, student, tmp_path, stage, calls_before, monkeypatch
+):
+    places = {"score": stages, "label": stages, "finish": mined_dataset}
+    calls = Counter()
 
-    def counted(name):
-        own = getattr(where[name], name)
-
+    def counted(name, function):
         def call(*arguments):
             calls[name] += 1
-            if name == stage and calls[name] == {"look": 5, "label": 3, "finish": 1}[name]:
+            if name == stage and calls[name] == calls_before:
                 raise KeyboardInterrupt
-            return own(*arguments)
+            return function(*arguments)
 
         return call
 
-    with monkeypatch.context() as patch:
-        for name in calls:
-            patch.setattr(where[name], name, counted(name))
-        assert mine(tmp_path / "mined", bag, teacher=teacher, student=student) == 130
+    for name, place in places.items():
+        monkeypatch.setattr(place, name, counted(name, getattr(place, name)))
+    assert mine(tmp_path / "mined", bag, teacher=teacher, student=student) == 130
     assert not (tmp_path / "mined").exists()
-    with monkeypatch.context() as patch:
-        for name in calls:
-            patch.setattr(where[name], name, counted(name))
-        calls = {"look": 10, "label": 10, "finish": 10}
-        assert mine(tmp_path / "mined", bag, teacher=teacher, student=student) == 0
-        assert calls["look"] - 10 == (6 if stage == "look" else 0)  # of ten segments
-    assert content(tmp_path / "mined") == content(tmp_path / "whole")
+    scored = calls["score"]
+    assert mine(tmp_path / "mined", bag, teacher=teacher, student=student) == 0
+    # Ten segments of one batch each: the interrupted one and those behind it are scored again.
+    assert calls["score"] - scored == (6 if stage == "score" else 0)
+    assert content(tmp_path / "mined") == content(mined)
 
 
-def test_interrupted_work_of_another_command_is_not_mixed(
+def test_interrupted_work_of_another_command_is_refused(
     bag, teacher, student, tmp_path, monkeypatch, capsys
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(
-            mine_module.mined_dataset,
-            "finish",
-            lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
-        )
+        patch.setattr(mined_dataset, "finish", Mock(side_effect=KeyboardInterrupt))
         assert mine(tmp_path / "mined", bag, teacher=teacher, student=student) == 130
     assert mine(tmp_path / "mined", bag, teacher=teacher, student=student, frames=9) == 2
     assert "other frames: delete it" in capsys.readouterr().err
@@ -136,27 +137,23 @@ def test_interrupted_work_of_another_command_is_not_mixed(
     assert "exists already" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_lost(
-    bag, teacher, student, tmp_path, monkeypatch, capsys
+def test_full_disk_is_one_line_and_finished_work_is_kept(
+    mined, bag, teacher, student, tmp_path, monkeypatch, capsys
 ):
-    written = []
-
-    def full(path, data):
-        written.append(path)
-        if len(written) > 6:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        Path(path).write_bytes(data)
-
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with monkeypatch.context() as patch:
-        patch.setattr(mine_module, "write_whole", full)
+        # A file takes two calls, for itself and for its folder.
+        patch.setattr(os, "fsync", Mock(side_effect=[None] * 12 + [full]))
         assert mine(tmp_path / "mined", bag, teacher=teacher, student=student) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "No space left on device" in error and "goes on" in error
+    assert "No space left on device; finished work is kept" in error
     assert not (tmp_path / "mined").exists()
+    assert len(list((tmp_path / ".mined.mining" / "shards").glob("*.json"))) == 5
     assert mine(tmp_path / "mined", bag, teacher=teacher, student=student) == 0
+    assert content(tmp_path / "mined") == content(mined)
 
 
-def test_a_broken_bag_gives_what_is_left_of_it(teacher, student, tmp_path, capsys):
+def test_truncated_bag_is_mined_up_to_the_cut(teacher, student, tmp_path, capsys):
     noise = np.random.default_rng(0).integers(0, 90, (200, 300, 3), dtype=np.uint8)
     bag = write_bag(
         tmp_path / "bag",
@@ -169,7 +166,7 @@ def test_a_broken_bag_gives_what_is_left_of_it(teacher, student, tmp_path, capsy
     assert (tmp_path / "mined" / "mined.csv").is_file()
 
 
-def test_unusable_frames_are_counted_and_the_others_used(teacher, student, tmp_path, capsys):
+def test_unreadable_frames_are_counted_and_the_others_used(teacher, student, tmp_path, capsys):
     frames = [
         ("/a", k * SECOND, image(scene(k // 6, k), k * SECOND, "bgr8" if k % 2 else "rgb48"))
         for k in range(40)
@@ -177,19 +174,19 @@ def test_unusable_frames_are_counted_and_the_others_used(teacher, student, tmp_p
     bag = write_bag(tmp_path / "bag", frames)
     assert mine(tmp_path / "mined", bag, teacher=teacher, student=student, frames=4) == 0
     said = capsys.readouterr().out
-    assert "'rgb48' (20 times)" in said and "20 frames: " in said
+    assert "'rgb48' (20 times)" in said and "20 frames" in said
     odd = write_bag(tmp_path / "odd", frames[::2])
     assert mine(tmp_path / "no", odd, teacher=teacher, student=student) == 2
-    assert "no frame that can be read in any flight" in capsys.readouterr().err
+    assert "expected a readable frame in some flight, found none" in capsys.readouterr().err
 
 
 def test_two_cameras_of_different_sizes(teacher, student, tmp_path):
     frames = []
-    for k in range(40):
+    for k in range(20):
         frames.append(("/left", k * SECOND, image(scene(k // 4, k), k * SECOND)))
         frames.append(("/right", k * SECOND, jpeg(scene(50 + k // 4, k, 200, 150), k * SECOND)))
     bag = write_bag(tmp_path / "bag", frames)
-    assert mine(tmp_path / "mined", bag, teacher=teacher, student=student, frames=20) == 0
+    assert mine(tmp_path / "mined", bag, teacher=teacher, student=student, frames=10) == 0
     rows = table(tmp_path / "mined")
     assert {row["topic"] for row in rows} == {"/left", "/right"}
     for row in rows:
@@ -197,19 +194,19 @@ def test_two_cameras_of_different_sizes(teacher, student, tmp_path):
         assert cv2.imread(str(name)).shape[:2] == ((96, 128), (150, 200))[row["topic"] == "/right"]
 
 
-def test_a_teacher_that_sees_nothing_is_said(bag, student, tmp_path, capsys):
+def test_teacher_without_confident_predictions_is_a_warning(bag, student, tmp_path, capsys):
     blind = write_fixed_model(
         tmp_path / "blind.onnx", np.zeros((1, 1, 6), np.float32), tiny_spec(classes=("car",))
     )
     assert mine(tmp_path / "mined", bag, teacher=blind, student=student) == 0
-    assert "sure of nothing" in capsys.readouterr().out
+    assert "no chosen frame has a confident prediction" in capsys.readouterr().out
 
 
-def test_flights_of_the_same_name_do_not_overwrite_each_other(teacher, student, tmp_path, capsys):
+def test_flights_of_the_same_name_are_kept_apart(teacher, student, tmp_path, capsys):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    one = flight(tmp_path / "a" / "flight")
-    two = flight(tmp_path / "b" / "flight", seconds=50)
+    one = flight(tmp_path / "a" / "flight", seconds=20)
+    two = flight(tmp_path / "b" / "flight", seconds=24)
     shutil.copytree(one, tmp_path / "again")
     flights = [one, two, tmp_path / "again", one]
     assert mine(tmp_path / "mined", *flights, teacher=teacher, student=student, frames=20) == 0
@@ -219,7 +216,7 @@ def test_flights_of_the_same_name_do_not_overwrite_each_other(teacher, student, 
     assert len({row["name"] for row in rows}) == len(rows)
 
 
-def test_what_cannot_work_is_one_line(bag, teacher, student, tmp_path, capsys):
+def test_unusable_input_is_one_line(bag, teacher, student, tmp_path, capsys):
     answers = tmp_path / "answers"
     answers.mkdir()
     for bad, message in (
@@ -234,7 +231,8 @@ def test_what_cannot_work_is_one_line(bag, teacher, student, tmp_path, capsys):
     assert not list(tmp_path.glob("*mined*"))
 
 
-def test_checkpoints_may_teach_and_fly(bag, tiny_teacher, student, tmp_path):
+def test_checkpoint_as_teacher(tiny_teacher, student, tmp_path):
+    bag = flight(tmp_path / "bag", seconds=20)
     assert mine(tmp_path / "mined", bag, teacher=tiny_teacher, student=student, frames=2) == 0
     names = (tmp_path / "mined" / "answers" / "classes.txt").read_text().split()
     assert tuple(names) == NAMES

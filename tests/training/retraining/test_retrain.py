@@ -148,7 +148,7 @@ def no_frames(folder: Path, _: str) -> None:
         (without, "data.yaml", "no folder of `training mine`"),
         (without, "images/val", "no held-out frames"),
         (without, "answers", "no answers of a teacher"),
-        (no_frames, "", "no picture in"),
+        (no_frames, "", "no image in"),
         (empty_labels, "", "no labelled object"),
     ],
 )

@@ -1,5 +1,3 @@
-"""The file of sources and teachers: what it says, and what is refused."""
-
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from tiny_training import draw_set, save_checkpoint
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A labelled set (car, person), pictures without labels, a teacher that says auto, human."""
+    """A labelled set (car, person), unlabelled images, a teacher of auto and human."""
     root = tmp_path_factory.mktemp("sources")
     draw_set(root / "streets")
     draw_set(root / "more", train=3, seed=7)
@@ -47,27 +45,27 @@ def write(folder: Path, values: dict) -> Path:
     return path
 
 
-def test_what_the_file_says(folder):
+def test_sources_teachers_and_table_of_a_plan(folder):
     plan = read_plan(write(folder, content()))
     streets, fields = plan.sources
     assert plan.names == ("person", "car", "bus") and streets.labelled == ("car",)
     assert streets.classes == {"car": "car", "person": "person"}  # by the same name
     assert len(streets.train) == 12 and len(streets.val) == 6 and len(fields.train) == 3
     (big,) = plan.teachers
-    assert big.answers_for == ("car", "person") and plan.answered(fields) == ("person", "car")
+    assert big.taught_classes == ("car", "person") and plan.taught(fields) == ("person", "car")
     assert big.threshold("streets", "person") == 0.9 and big.threshold("fields", "person") == 0.8
-    assert big.threshold("streets", "car") == 0.6  # where nothing is said: the ignore band's edge
+    assert big.threshold("streets", "car") == 0.6  # the default: the ignore band's edge
     rows = [line.split() for line in plan.table().splitlines()]
     assert rows[1:] == [
         ["streets", "12", "x", "2", "labels", "car"],
         ["big", "car,", "person"],
-        ["nobody:", "masked", "bus"],
+        ["unlabelled:", "masked", "bus"],
         ["fields", "3", "big", "car,", "person"],
-        ["nobody:", "masked", "bus"],
+        ["unlabelled:", "masked", "bus"],
     ]
 
 
-def test_pictures_that_somebody_found_empty_are_labelled(folder):
+def test_empty_images_count_as_labelled(folder):
     values = content()
     values["sources"]["fields"]["empty"] = True
     values["teachers"]["big"]["sources"] = ["streets"]
@@ -101,18 +99,18 @@ BIG = ("teachers", "big")
         (changed(*BIG, "sure_on", value={"sky": {"car": 0.5}}), "which it does not teach"),
         (changed(*BIG, "weigth", value=1), "unknown weigth; known: classes"),
         (changed(*BIG, "weights", value="gone.pt"), "no checkpoint at"),
-        (changed("sources", "fields", "images", value="nothing"), "no picture in"),
+        (changed("sources", "fields", "images", value="nothing"), "no image in"),
         (changed("sources", "fields", "images", value="gone"), "gone does not exist"),
         (changed("sources", "fields", "labelled", value=["car"]), "labelled needs labels"),
-        (changed("sources", "fields", "crops", value={"size": 8}), "expected size from 32 on"),
+        (changed("sources", "fields", "crops", value={"size": 8}), "expected size ≥ 32"),
         (changed("sources", "streets", "labelled", value=["bus"]), "to which no label maps"),
         (changed("sources", "streets", "data", value="gone.yaml"), "no data.yaml at"),
-        (changed("sources", "streets", value=None), "nothing can be measured"),
+        (changed("sources", "streets", value=None), "nothing can be evaluated"),
         (changed("names", value=None), "lacks names"),
         (changed("names", value=["car", "car"]), "each once"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_line(folder, values, expected, capsys):
+def test_invalid_plan_is_refused_in_one_line(folder, values, expected, capsys):
     if "streets" not in values["sources"]:
         values["teachers"]["big"] |= {"sources": ["fields"], "sure_on": {}}
     path = write(folder, values)
@@ -124,7 +122,7 @@ def test_what_cannot_work_is_refused_in_one_line(folder, values, expected, capsy
     assert not output.exists()
 
 
-def test_mappings_of_one_class_that_disagree_are_refused(folder):
+def test_contradicting_class_mappings_are_refused(folder):
     """Within one mapping (where yaml itself would take the last), and between two."""
     path = write(folder, content())
     twice = path.read_text().replace("human: person", "human: person\\n      human: car")
@@ -136,20 +134,20 @@ def test_mappings_of_one_class_that_disagree_are_refused(folder):
     values["teachers"]["other"] = {
         "weights": "other.pt", "sources": ["fields"], "classes": {"car": "bus", "man": "person"},
     }  # fmt: skip
-    with pytest.raises(ValueError, match="maps 'car' to 'bus', but .*source streets to 'car'"):
+    with pytest.raises(ValueError, match=r"maps 'car' to 'bus', but .*source streets to 'car'"):
         read_plan(write(folder, values))
 
 
-def test_one_picture_in_train_and_val_is_refused(folder):
+def test_image_in_train_and_val_is_refused(folder):
     data = yaml.safe_load((folder / "streets" / "data.yaml").read_text())
     (folder / "streets" / "same.yaml").write_text(yaml.safe_dump({**data, "val": "images/train"}))
     values = content()
     values["sources"]["streets"]["data"] = "streets/same.yaml"
-    with pytest.raises(ValueError, match="000.png is in both train and val"):
+    with pytest.raises(ValueError, match=r"000\.png is in both train and val"):
         read_plan(write(folder, values))
 
 
-def test_one_teacher_and_several_do_not_go_together(folder, capsys):
+def test_teacher_and_teachers_exclude_each_other(folder, capsys):
     command = ["distill", "--teachers", "t.yaml", "--teacher", "t.pt", "--student", "s.yaml"]
     assert main([*command, "--output", str(folder / "out")]) == 2
     assert "or --teachers instead of both" in capsys.readouterr().err

@@ -1,24 +1,25 @@
-"""From sources and teachers to a run: real answers, real short trainings."""
+"""From sources and teachers to a run: real predictions, real short trainings."""
 
-import io
+import itertools
 import json
-import logging
-from dataclasses import replace
+from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock, create_autospec
 
-import cv2
 import numpy as np
 import pytest
 import yaml
 from ultralytics.utils import LOGGER
 
-import drone_kd_training.distillation.distill
-import drone_kd_training.teachers.prediction_cache
 from drone_kd.cli import main
 from drone_kd_training.data.dataset import image_paths, load_data, read_sample
+from drone_kd_training.distillation import distill as distill_module
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill
+from drone_kd_training.teachers import prediction_cache, teaching_dataset
+from drone_kd_training.teachers.fusion import translate
 from drone_kd_training.teachers.plan import Crops, read_plan
+from drone_kd_training.teachers.prediction_cache import PredictionCache
 from drone_kd_training.teachers.soft_labels import Coverage
 from drone_kd_training.teachers.teaching_dataset import (
     _spans,
@@ -39,8 +40,8 @@ SHORT = {
 }
 
 
-def write_plan(folder: Path, teachers: bool = True, **streets) -> Path:
-    """A set in which cars alone count as labelled, and like pictures without labels."""
+def write_plan(folder: Path, **streets) -> Path:
+    """Write a plan of a set in which only cars are labelled, and of unlabelled images."""
     draw_set(folder / "streets", train=12)
     draw_set(folder / "more", train=4, seed=7)
     save_checkpoint(folder / "teacher.pt", names=("car", "human"))
@@ -48,10 +49,9 @@ def write_plan(folder: Path, teachers: bool = True, **streets) -> Path:
         "names": ["person", "car"],
         "sources": {"streets": {"data": "streets/data.yaml", "labelled": ["car"], **streets}},
     }
-    if teachers:
-        content["sources"]["fields"] = {"images": "more/images/train"}
-        big = {"weights": "teacher.pt", "imgsz": SIZE, "classes": {"human": "person"}}
-        content["teachers"] = {"big": {**big, "sources": ["fields"]}}
+    content["sources"]["fields"] = {"images": "more/images/train"}
+    big = {"weights": "teacher.pt", "imgsz": SIZE, "classes": {"human": "person"}}
+    content["teachers"] = {"big": {**big, "sources": ["fields"]}}
     path = folder / "teachers.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
@@ -69,7 +69,7 @@ def config(plan: Path, **changes) -> Config:
     return Config(data="", teacher="", teachers=str(plan), **{**values, **changes})
 
 
-def test_labels_answers_and_who_speaks_for_what(tmp_path):
+def test_labels_predictions_and_coverage_of_sources(tmp_path):
     plan = read_plan(write_plan(tmp_path))
     frames = write_frames(plan, tmp_path / "frames")
     data = load_data(frames.data)
@@ -82,40 +82,86 @@ def test_labels_answers_and_who_speaks_for_what(tmp_path):
     assert first.class_ids.tolist() == [1]
     own = read_sample(plan.sources[0].train[0], 2)
     np.testing.assert_allclose(first.xyxy, own.xyxy[own.class_ids == 0], atol=0.01)
-    answers = {p.stem: p.read_text() for p in (tmp_path / "frames/answers").glob("*-*.txt")}
-    assert len(answers) == 16 and not answers["streets-00000"] and answers["fields-00000"]
+    predictions = {p.stem: p.read_text() for p in (tmp_path / "frames/answers").glob("*-*.txt")}
+    assert len(predictions) == 16
+    assert not predictions["streets-00000"] and predictions["fields-00000"]
     path, labelled = frames.val["streets"]
     assert labelled == ("car",) and len(image_paths(load_data(path).val)) == 6
 
 
-def test_answers_are_kept_by_teacher_size_and_picture(tmp_path, monkeypatch, caplog):
-    asked = []
-    ask = drone_kd_training.teachers.prediction_cache.Answers._ask
+def record_predictions(monkeypatch) -> list[tuple[str, str]]:
+    """Return a list that grows by (teacher, tiles) with every image a teacher predicts."""
+    calls = []
+    predict = prediction_cache.PredictionCache._predict
 
-    def count(self, image):
-        asked.append(self.teacher.imgsz)
-        return ask(self, image)
+    def counted(self, image):
+        calls.append((self.teacher.name, self.teacher.tiles))
+        return predict(self, image)
 
-    monkeypatch.setattr(drone_kd_training.teachers.prediction_cache.Answers, "_ask", count)
-    path = write_plan(tmp_path)
+    monkeypatch.setattr(prediction_cache.PredictionCache, "_predict", counted)
+    return calls
+
+
+def test_run_with_two_teachers_thresholds_weights_and_tiles(tmp_path, monkeypatch):
+    """Every setting of a teacher shows in a real run: `every`, `sure`, `weight` and `tiles`."""
+    path = write_plan(tmp_path, every=2)
+    save_checkpoint(tmp_path / "other.pt", names=("human", "car"))
+    content = yaml.safe_load(path.read_text())
+    content["sources"]["fields"]["every"] = 2
+    big = content["teachers"]["big"] | {"sources": ["fields", "streets"], "weight": {"person": 1}}
+    content["teachers"] = {
+        "big": big,
+        "tiled": {
+            **big,
+            "weights": "other.pt",
+            "tiles": "2x2",
+            "sure": {"person": 0.9},
+            "weight": {"person": 0.5},
+        },
+    }
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    calls = record_predictions(monkeypatch)
+    lines = []
+    monkeypatch.setattr(LOGGER, "info", lambda line, *_: lines.append(str(line)))
+    command = ["distill", "--teachers", str(path), "--student", "aerial-student.yaml"]
+    command += ["--output", str(tmp_path / "out"), "--epochs", "1", "--imgsz", str(SIZE)]
+    command += ["--batch", "6", *(f"--set={k}={v}" for k, v in SHORT.items())]
+    assert main(command) == 0
+    table = read_plan(path).table()
+    started = next(i for i, line in enumerate(lines) if "Starting training" in line)
+    assert lines.index(table) < started  # what teaches what is logged before the training
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(metrics["sources"]) == {"streets"}
+    assert set(metrics["sources"]["streets"]["per_class"]) == {"car"}
+    assert metrics["student"]["images"] == 6 and "streets car" in metrics["student"]["per_class"]
+    # Every second image: 6 of 12 and 2 of 4, once per teacher; one of them in tiles.
+    assert Counter(calls) == {("big", "off"): 8, ("tiled", "2x2"): 8}
+    weights = {line.split(":")[0]: line for line in lines if line.startswith("weight of ")}
+    assert "person 1.00 (given)" in weights["weight of big"]  # no labels of persons to measure on
+    assert "person 0.50 (given)" in weights["weight of tiled"]
+    assert "car" in weights["weight of big"]
+
     plan = read_plan(path)
-    write_frames(plan, tmp_path / "a")
-    write_frames(plan, tmp_path / "b")
-    assert len(asked) == 4
-    picture = tmp_path / "more/images/train/000.png"  # another picture of the same name
-    cv2.imwrite(str(picture), 255 - cv2.imread(str(picture)))
-    drone_kd_training.teachers.prediction_cache.file_hash.cache_clear()
-    write_frames(plan, tmp_path / "c")
-    assert len(asked) == 5
-    said = []
-    monkeypatch.setattr(drone_kd_training.teachers.prediction_cache.LOGGER, "info", said.append)
-    larger = replace(plan, teachers=(replace(plan.teachers[0], imgsz=2 * SIZE),))
-    write_frames(larger, tmp_path / "d")
-    assert len(asked) == 9
-    assert any("another input size or other tiles: computed again" in line for line in said)
+    caches = [PredictionCache(t, plan.answers, plan.names) for t in plan.teachers]
+    frames = tmp_path / "out" / "frames" / "answers"
+    for number, image in enumerate(plan.sources[1].train):
+        tables = [
+            translate(cache.of(image, (SIZE, SIZE)), teacher, "fields", plan.names)
+            for cache, teacher in zip(caches, plan.teachers, strict=True)
+        ]
+        rows = np.loadtxt(frames / f"fields-{number:05d}.txt", ndmin=2)
+        scores = np.sort(rows[rows[:, 0] == 0, 5])
+        best = max(table[table[:, 5] == 0, 4].max(initial=0) * w
+                   for table, w in zip(tables, (1.0, 0.5), strict=True))  # fmt: skip
+        assert scores[-1] == pytest.approx(best, abs=1e-3)
+    # The higher threshold of the second teacher lowers its scores.
+    own = caches[1].of(plan.sources[1].train[0], (SIZE, SIZE))
+    kept = translate(own, plan.teachers[1], "fields", plan.names)
+    persons, raw = kept[kept[:, 5] == 0, 4], own[own[:, 5] == 0, 4]
+    assert len(persons) and persons.max() == pytest.approx(raw.max() * 0.6 / 0.9, abs=1e-3)
 
 
-def test_windows_hold_what_lies_in_them():
+def test_windows_contain_the_boxes_inside_them():
     image = np.zeros((100, 250, 3), np.uint8)
     image[40:60, 200:220] = 255
     truth = np.array([[200 / 250, 0.4, 220 / 250, 0.6, 1.0]])
@@ -123,7 +169,7 @@ def test_windows_hold_what_lies_in_them():
     for suffix, pixels, window in views(image, Crops(size=100, scales=(1.0, 0.5, 2.0))):
         boxes = boxes_inside(truth, window)[:, :4] * ([pixels.shape[1], pixels.shape[0]] * 2)
         for x1, y1, x2, y2 in boxes.round().astype(int):
-            # The white square, wherever it went; enlarged, its edges are soft.
+            # The white square; enlarged, its edges are soft.
             least = 127 if suffix.startswith("-2.00") else 200
             assert pixels[y1:y2, x1:x2].min() > least
             seen.append(pixels.shape[:2])
@@ -135,52 +181,36 @@ def test_windows_hold_what_lies_in_them():
     assert len(kept) == 1  # an eighth of the first is too little
 
 
-def test_the_command_says_who_teaches_what_and_measures_each_source(tmp_path):
-    plan = write_plan(tmp_path)
-    command = ["distill", "--teachers", str(plan), "--student", "aerial-student.yaml"]
-    command += ["--output", str(tmp_path / "out"), "--epochs", "1", "--imgsz", str(SIZE)]
-    command += ["--batch", "6", *(f"--set={k}={v}" for k, v in SHORT.items())]
-    said = io.StringIO()
-    handler = logging.StreamHandler(said)
-    LOGGER.addHandler(handler)
-    try:
-        assert main(command) == 0
-    finally:
-        LOGGER.removeHandler(handler)
-    text = said.getvalue()
-    assert text.index("nobody: masked") < text.index("Starting training")
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert set(metrics["sources"]) == {"streets"}
-    assert set(metrics["sources"]["streets"]["per_class"]) == {"car"}
-    assert metrics["student"]["images"] == 6 and "streets car" in metrics["student"]["per_class"]
+def test_interrupted_run_resumes_in_every_phase(tmp_path, monkeypatch):
+    run, output = config(write_plan(tmp_path)), tmp_path / "out"
+    cached = tmp_path / "answers"
 
+    def interrupt(place, name: str, call: int) -> Mock:
+        """Interrupt at a call of a function, and return the mock that counted the calls."""
+        function, number = getattr(place, name), itertools.count(1)
 
-@pytest.mark.parametrize("phase", ["answers", "frames", "figures"])
-def test_interrupted_anywhere_it_goes_on(tmp_path, monkeypatch, phase):
-    plan = write_plan(tmp_path)
-    place = {
-        "answers": (drone_kd_training.teachers.prediction_cache.Answers, "_ask"),
-        "frames": (drone_kd_training.teachers.teaching_dataset, "fuse"),
-        "figures": (drone_kd_training.distillation.distill, "evaluate"),
-    }[phase]
-    whole = getattr(*place)
-    calls = []
+        def stop(*args, **more):
+            if next(number) == call:
+                raise KeyboardInterrupt
+            return function(*args, **more)
 
-    def stop_at_the_third(*args, **more):
-        calls.append(args)
-        if len(calls) == (1 if phase == "figures" else 3):
-            raise KeyboardInterrupt
-        return whole(*args, **more)
+        with monkeypatch.context() as patch:
+            mock = create_autospec(function, side_effect=stop)
+            patch.setattr(place, name, mock)
+            with pytest.raises(KeyboardInterrupt):
+                distill(run, output, resume=output.exists())
+        assert not (output / "best.pt").exists()
+        return mock
 
-    monkeypatch.setattr(*place, stop_at_the_third)
-    run, output = config(plan), tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        distill(run, output)
-    assert not (output / "best.pt").exists()
-    steps = (output / "results.csv").read_text() if phase == "figures" else ""
+    interrupt(prediction_cache.PredictionCache, "_predict", 3)
+    assert len(list(cached.rglob("*.npy"))) == 2
+    interrupt(teaching_dataset, "fuse", 3)
+    assert len(list(cached.rglob("*.npy"))) == 4
+    predict = create_autospec(prediction_cache.PredictionCache._predict)
+    monkeypatch.setattr(prediction_cache.PredictionCache, "_predict", predict)
+    interrupt(distill_module, "evaluate", 1)
+    steps = (output / "results.csv").read_text()
     metrics = distill(run, output, resume=True)
     assert metrics["sources"]["streets"]["images"] == 6 and (output / "best.pt").is_file()
-    if phase == "answers":
-        assert len(calls) == 3 + 2  # the two that were there were not asked for again
-    if phase == "figures":
-        assert (output / "results.csv").read_text() == steps  # nothing was trained again
+    assert not predict.called  # all predictions were cached
+    assert (output / "results.csv").read_text() == steps  # nothing was trained again

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Data sets in Ultralytics' layout: read data.yaml once, check it, and resolve every path."""
+"""Data sets in Ultralytics' layout: data.yaml, images and label files, checked when read."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import cv2
 import numpy as np
 import yaml
 
+from drone_kd.files import write_text
+
 LOGGER = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 class DataError(ValueError):
-    """A data set that cannot be used; the message says what was expected, what came and what to
-    do.
-    """
+    """A data set cannot be used; the message says what was expected and what to do."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,8 @@ class DataSet:
     test: Path | None = None
 
     def write_resolved(self, path: Path) -> Path:
-        """Write the data set as a yaml with absolute paths, which Ultralytics reads the same
-        from any folder.
-        """
-        content = {
+        """Write a data.yaml with absolute paths, for use from any folder; return its path."""
+        content: dict[str, object] = {
             "train": str(self.train),
             "val": str(self.val),
             "names": dict(enumerate(self.names)),
@@ -51,8 +49,13 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled picture: BGR uint8 (h, w, 3), boxes float32 (N, 4) xyxy in its pixels,
-    classes (N,).
+    """A labelled image.
+
+    Attributes:
+        path: of the image file.
+        image: BGR uint8 (h, w, 3).
+        xyxy: boxes in pixels, float32 (n, 4).
+        class_ids: int64 (n,).
     """
 
     path: Path
@@ -62,11 +65,12 @@ class Sample:
 
 
 def load_data(path: str | os.PathLike) -> DataSet:
-    """Read a data.yaml; relative paths in it are taken from ``path`` and that from the yaml's own
-    folder.
+    """Read a data.yaml.
+
+    Relative paths in it start at its key ``path``, which is relative to the file's own folder.
 
     Raises:
-        DataError: file missing or no yaml, a key missing, or a path in it that does not exist.
+        DataError: the file is missing or no YAML, a key is missing, or a path does not exist.
     """
     file = Path(path)
     if not file.is_file():
@@ -84,21 +88,25 @@ def load_data(path: str | os.PathLike) -> DataSet:
     missing = [key for key in ("train", "val", "names") if not content.get(key)]
     if missing:
         raise DataError(f"{file} lacks {', '.join(missing)}: train, val and names are required")
-    names = content["names"]
+    root = (file.parent / (content.get("path") or ".")).resolve()
+    train, val, test = (
+        _split_path(file, root, key, content.get(key)) for key in ("train", "val", "test")
+    )
+    assert train is not None and val is not None  # both keys have a value
+    return DataSet(file.resolve(), _class_names(file, content["names"]), train, val, test)
+
+
+def _class_names(file: Path, names: list | dict) -> tuple[str, ...]:
     if isinstance(names, dict):
         if sorted(names) != list(range(len(names))):
             raise DataError(
                 f"{file}: names must be numbered 0 to {len(names) - 1}, found {list(names)}"
             )
         names = [names[i] for i in range(len(names))]
-    names = tuple(str(name) for name in names)
-    if len(set(names)) != len(names):
-        raise DataError(f"{file}: class names must be unique, found {list(names)}")
-    root = (file.parent / (content.get("path") or ".")).resolve()
-    splits = {
-        key: _split_path(file, root, key, content.get(key)) for key in ("train", "val", "test")
-    }
-    return DataSet(yaml_path=file.resolve(), names=names, **splits)
+    found = tuple(str(name) for name in names)
+    if len(set(found)) != len(found):
+        raise DataError(f"{file}: class names must be unique, found {list(found)}")
+    return found
 
 
 def _split_path(file: Path, root: Path, key: str, value: object) -> Path | None:
@@ -117,25 +125,33 @@ def _split_path(file: Path, root: Path, key: str, value: object) -> Path | None:
 
 
 def image_paths(split: Path) -> list[Path]:
-    """All pictures of a split: a folder (searched recursively) or a text file with one path a
-    line.
+    """Return all images of a split: a folder, searched recursively, or a file of paths.
+
+    A file holds one path per line, relative to its own folder. The names of links are kept.
+
+    Raises:
+        DataError: there is no image.
     """
     if split.is_dir():
         found = sorted(p for p in split.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     else:
         lines = (line.strip() for line in split.read_text(encoding="utf-8").splitlines())
-        # Not resolved: labels and answers go by the name of a link, not of what it leads to.
-        found = [Path(os.path.abspath(split.parent / line)) for line in lines if line]
+        found = [
+            Path(os.path.abspath(split.parent / line))  # noqa: PTH100  resolve() follows links, and labels go by the link's name
+            for line in lines
+            if line
+        ]
     if not found:
         raise DataError(
-            f"no picture in {split}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            f"no image in {split}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
     return found
 
 
 def label_path(image: Path) -> Path:
-    """The YOLO label file of a picture: the last folder named ``images`` becomes ``labels``,
-    the suffix .txt.
+    """Return the YOLO label file of an image.
+
+    The last folder named ``images`` becomes ``labels``, the suffix ``.txt``.
     """
     parts = list(image.parts)
     for i in range(len(parts) - 2, -1, -1):
@@ -146,49 +162,54 @@ def label_path(image: Path) -> Path:
 
 
 def read_sample(image: Path, classes: int) -> Sample | None:
-    """Read a picture with its labels; None (and one warning line) for what training ignores, too.
+    """Read an image with its labels; return None, with one warning, if training ignores it.
 
-    A picture that does not decode, a label row that is not five numbers, a class outside
-    0..classes-1 or a coordinate outside [0, 1] makes the picture unusable: half of its labels
-    would turn the rest into errors. A missing label file means that the picture has no object.
+    An image is unusable if it does not decode, a label row is not five numbers, a class is
+    outside 0..classes-1 or a coordinate is outside [0, 1]: half of its labels would turn the rest
+    into errors. A missing label file means an image without objects.
     """
     pixels = cv2.imread(str(image), cv2.IMREAD_COLOR)
     if pixels is None:
-        LOGGER.warning("ignored %s: not readable as a picture", image)
+        LOGGER.warning("ignored %s: not readable as an image", image)
         return None
     height, width = pixels.shape[:2]
-    labels = label_path(image)
-    rows = np.zeros((0, 5), dtype=np.float64)
-    if labels.is_file():
-        try:
-            text = [
-                line.split()
-                for line in labels.read_text(encoding="utf-8").splitlines()
-                if line.strip()
-            ]
-            rows = np.array(text, dtype=np.float64).reshape(len(text), 5)
-        except ValueError:
-            LOGGER.warning("ignored %s: every line of %s must be 'class cx cy w h'", image, labels)
-            return None
-    ids = rows[:, 0].astype(np.int64)
-    if len(rows) and ((ids < 0).any() or (ids >= classes).any() or (ids != rows[:, 0]).any()):
-        LOGGER.warning("ignored %s: %s has a class outside 0..%d", image, labels, classes - 1)
-        return None
-    if len(rows) and (rows[:, 1:].min() < 0 or rows[:, 1:].max() > 1):
-        LOGGER.warning("ignored %s: %s has a coordinate outside [0, 1]", image, labels)
+    try:
+        rows = _label_rows(label_path(image), classes)
+    except ValueError as error:
+        LOGGER.warning("ignored %s: %s", image, error)
         return None
     centre, size = rows[:, 1:3], rows[:, 3:5]
     xyxy = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
     xyxy *= np.array([width, height, width, height])
-    return Sample(image, pixels, xyxy.astype(np.float32), ids)
+    return Sample(image, pixels, xyxy.astype(np.float32), rows[:, 0].astype(np.int64))
+
+
+def _label_rows(path: Path, classes: int) -> np.ndarray:
+    """Return the rows of a label file, float64 (n, 5): class, centre, size in [0, 1]."""
+    if not path.is_file():
+        return np.zeros((0, 5))
+    text = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    text = [row for row in text if row]
+    try:
+        rows = np.array(text, dtype=np.float64).reshape(len(text), 5)
+    except ValueError:
+        raise ValueError(f"every line of {path} must be 'class cx cy w h'") from None
+    if not np.isin(rows[:, 0], np.arange(classes)).all():
+        raise ValueError(f"{path} has a class outside 0..{classes - 1}")
+    if not ((rows[:, 1:] >= 0) & (rows[:, 1:] <= 1)).all():
+        raise ValueError(f"{path} has a coordinate outside [0, 1]")
+    return rows
 
 
 def label_lines(
     class_ids: Iterable[int], boxes: np.ndarray, scores: Iterable[float] | None = None
 ) -> str:
-    """Lines 'class cx cy w h', with ``scores`` 'class cx cy w h confidence'.
+    """Return label lines 'class cx cy w h', with ``scores`` 'class cx cy w h confidence'.
 
-    ``boxes``: (N, 4) centre and size in [0, 1] of the picture.
+    Args:
+        class_ids: n whole numbers.
+        boxes: (n, 4) centre and size in [0, 1] of the image.
+        scores: n confidences in [0, 1].
     """
     table = np.asarray(boxes)
     if scores is not None:
@@ -200,13 +221,5 @@ def label_lines(
 
 
 def centre_and_size(xyxy: np.ndarray) -> np.ndarray:
-    """Corners (N, 4) as centre and size (N, 4)."""
+    """Convert corners (n, 4) to centre and size (n, 4)."""
     return np.hstack([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees either the old or the whole new content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Draw a procedural aerial data set in Ultralytics' layout.
+"""Render a synthetic aerial data set in Ultralytics' layout.
 
-    python -m training generate --output runs/drawn --train 2000 --val 200
+    drone-kd generate --output runs/synthetic --train 2000 --val 200
 
 The folder holds images/ and labels/ of both splits, data.yaml, and generated.json with the
-arguments it was made with.
+arguments.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -21,26 +20,28 @@ import cv2
 import yaml
 from tqdm import tqdm
 
+from drone_kd.files import atomic_folder
 from drone_kd.simulation.scene import CLASSES, FRAMES_PER_WORLD, Frame, draw_frame
-from drone_kd_training.data.dataset import centre_and_size, label_lines, write_text
+from drone_kd_training.data.dataset import centre_and_size, label_lines
 
 JPEG_QUALITY = 92
 WORKERS = 2
 _ARGUMENTS = "generated.json"
-# Counts up when the pictures of the same arguments change.
+# Incremented when the same arguments give other images.
 _VERSION = 2
 
 
 def generate(output: Path, train: int, val: int, imgsz: int = 640, seed: int = 0) -> Path:
-    """Write a data set; the same arguments give the same pictures. Returns its data.yaml.
+    """Render a data set; return its data.yaml.
 
-    The folder appears when it is complete. One that these very arguments made before is kept.
-    No place is in both splits.
+    The same arguments give the same images. The folder appears when it is complete; one that the
+    same arguments made before is kept. No place is in both splits.
 
     Args:
         output: folder to make; it must not exist, or be empty.
-        train, val: number of frames of each split, at least 1.
-        imgsz: side of the square frames in pixels, at least 64.
+        train: number of training images, at least 1.
+        val: number of validation images, at least 1.
+        imgsz: side of the square images in pixels, 64 to 4096.
         seed: 0 or more.
 
     Raises:
@@ -69,16 +70,10 @@ def generate(output: Path, train: int, val: int, imgsz: int = 640, seed: int = 0
         raise FileExistsError(
             f"{output} exists and holds something else: remove it or choose another folder"
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        _draw(unfinished, {"train": train, "val": val}, imgsz, seed)
-        write_data_yaml(unfinished)
-        (unfinished / _ARGUMENTS).write_text(json.dumps(arguments) + "\n", encoding="utf-8")
-        unfinished.chmod(0o755)
-        unfinished.replace(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with atomic_folder(output) as folder:
+        _render(folder, {"train": train, "val": val}, imgsz, seed)
+        write_data_yaml(folder)
+        (folder / _ARGUMENTS).write_text(json.dumps(arguments) + "\n", encoding="utf-8")
     return output / "data.yaml"
 
 
@@ -89,24 +84,22 @@ def _read_arguments(output: Path) -> dict | None:
         return None
 
 
-def _jobs(counts: dict[str, int], seed: int) -> list[tuple[str, int, range]]:
-    """(split, its first seed, frame numbers) per world, which one process lays out once."""
-    jobs = []
+def _jobs(counts: dict[str, int], seed: int) -> Iterator[tuple[str, int, range]]:
+    """Yield (split, first seed of the split, frame numbers) per world: one process builds it."""
     for number, (split, count) in enumerate(counts.items()):
         # 2**32 seeds for each split of each seed; rounded up to the first of a world.
         first = -(-((2 * seed + number) << 32) // FRAMES_PER_WORLD) * FRAMES_PER_WORLD
         for start in range(0, count, FRAMES_PER_WORLD):
-            jobs.append((split, first, range(start, min(start + FRAMES_PER_WORLD, count))))
-    return jobs
+            yield split, first, range(start, min(start + FRAMES_PER_WORLD, count))
 
 
-def _draw(folder: Path, counts: dict[str, int], imgsz: int, seed: int) -> None:
-    draw = partial(_draw_world, folder, imgsz)
-    # A fresh interpreter: a fork would copy the locks of the threads that torch has started.
+def _render(folder: Path, counts: dict[str, int], imgsz: int, seed: int) -> None:
+    render = partial(_render_world, folder, imgsz)
+    # spawn: a fork would copy the locks of the threads that torch has started.
     pool = ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=_one_thread)
     try:
-        with tqdm(total=sum(counts.values()), unit="frame", desc="drawing") as bar:
-            for written in pool.map(draw, _jobs(counts, seed)):
+        with tqdm(total=sum(counts.values()), unit="frame", desc="rendering") as bar:
+            for written in pool.map(render, _jobs(counts, seed)):
                 bar.update(written)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -116,7 +109,7 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _draw_world(folder: Path, imgsz: int, job: tuple[str, int, range]) -> int:
+def _render_world(folder: Path, imgsz: int, job: tuple[str, int, range]) -> int:
     split, first, frames = job
     for i in frames:
         write_drawn(folder, split, f"{i:06d}", draw_frame(first + i, imgsz))
@@ -124,7 +117,7 @@ def _draw_world(folder: Path, imgsz: int, job: tuple[str, int, range]) -> int:
 
 
 def write_drawn(folder: Path, split: str, name: str, frame: Frame) -> None:
-    """Write a drawn frame and its labels into a data set.
+    """Write a synthetic image and its labels into a data set.
 
     Raises:
         OSError: it cannot be written.
@@ -136,11 +129,13 @@ def write_drawn(folder: Path, split: str, name: str, frame: Frame) -> None:
         raise OSError(f"{image} could not be written")
     height, width = frame.image.shape[:2]
     boxes = centre_and_size(frame.xyxy / [width, height, width, height])
-    write_text(folder / "labels" / split / f"{name}.txt", label_lines(frame.class_ids, boxes))
+    labels = folder / "labels" / split / f"{name}.txt"
+    labels.write_text(label_lines(frame.class_ids, boxes), encoding="utf-8")
 
 
 def write_data_yaml(folder: Path) -> Path:
-    """Write the data.yaml of drawn frames; returns it."""
+    """Write the data.yaml of a synthetic data set; return its path."""
     content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(CLASSES))}
-    write_text(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False))
-    return folder / "data.yaml"
+    path = folder / "data.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from drone_kd_training.data.dataset import image_paths, load_data, write_text
+from drone_kd.files import write_text
+from drone_kd_training.data.dataset import image_paths, load_data
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.evaluation.evaluate import evaluate

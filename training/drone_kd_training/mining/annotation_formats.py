@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Labels of mined frames to annotation tools and back: COCO, CVAT and labelme.
+"""Export and import of labels for annotation tools: COCO, CVAT and labelme.
 
-python -m training labels mined --to cvat labels.xml
-python -m training labels mined --from cvat corrected.xml
+drone-kd labels mined --to cvat labels.xml
+drone-kd labels mined --from cvat corrected.xml
+
+Written by hand, because no library covers the three formats: labelformat 0.1 and supervision lack
+labelme, datumaro 1.13 reads labelme's XML of old and pins pandas and pyarrow, pylabel needs
+opencv-python. labelformat also drops polygons silently, which must be refused here.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -20,7 +23,7 @@ import cv2
 import numpy as np
 import yaml
 
-from drone_kd.files import write_whole
+from drone_kd.files import atomic_folder, write_bytes, write_text
 from drone_kd.metrics import annotation
 from drone_kd_training.data.dataset import (
     DataError,
@@ -31,34 +34,36 @@ from drone_kd_training.data.dataset import (
 )
 
 CORRECTED_FILE = "corrected.txt"
-# Tools round what they write; a box that moved by less, in pixels, is as it was.
+_CVAT_EDGES = ("xtl", "ytl", "xbr", "ybr")
+# Tools round coordinates; a box that moved by less, in pixels, is unchanged.
 _SAME_PX = 0.5
 
-
-class Labels(NamedTuple):
-    """Of one frame: class names, and float (n, 4) xyxy in its pixels."""
-
-    names: list[str]
-    xyxy: np.ndarray
+# Class name, and float64 (4,) xyxy in pixels of the image.
+Label = tuple[str, np.ndarray]
 
 
 class MinedFrame(NamedTuple):
-    """A mined frame: its picture's path and size in pixels, its label file, and its labels."""
+    """A mined frame: its path, size in pixels, label file and labels."""
 
-    picture: Path
+    path: Path
     width: int
     height: int
     label_file: Path
-    labels: Labels
+    labels: list[Label]
+
+
+# By the stem of the file's name.
+Frames = dict[str, MinedFrame]
 
 
 def export_labels(mined: Path, format_: str, output: Path) -> int:
-    """Write the labels of all mined frames for an annotation tool; returns how many frames.
+    """Write the labels of all mined frames for an annotation tool; return the number of frames.
 
     Args:
-        mined: what `python -m training mine` made.
+        mined: folder that `drone-kd mine` made.
         format_: "coco" (one .json), "cvat" (CVAT for images 1.1, one .xml) or "labelme" (a folder
-            of .json, one per frame).
+            with one .json per frame).
+        output: file or folder to make.
 
     Raises:
         DataError: there are no mined frames.
@@ -67,245 +72,224 @@ def export_labels(mined: Path, format_: str, output: Path) -> int:
     frames, classes = read_mined(mined)
     if output.exists():
         raise FileExistsError(f"{output} exists already: choose another, or delete it")
-    FORMATS[format_][0](frames, classes, output)
+    FORMATS[format_].write(frames, classes, output)
     return len(frames)
 
 
 def import_labels(mined: Path, format_: str, source: Path, checked: bool) -> tuple[int, int]:
-    """Take corrected labels over into a mined data set.
+    """Import corrected labels into a mined data set; nothing is written unless all is valid.
 
     Args:
-        mined, format_: see `export_labels`; of cvat, the .zip that CVAT exports is read as well.
-        source: the file or folder with the corrections; all of it is checked before anything is
-            written.
-        checked: whether a person has looked at every frame in it; else those count as corrected
-            whose labels have changed.
+        mined: folder that `drone-kd mine` made.
+        format_: see `export_labels`; "cvat" also reads the .zip that CVAT exports.
+        source: file or folder with the corrections.
+        checked: whether a person has checked every frame in it; otherwise the frames whose labels
+            have changed count as corrected.
 
     Returns:
-        How many frames were in the source, and how many of them are a person's now.
+        The number of frames in the source, and of corrected ones.
 
     Raises:
-        DataError: not such a file, a frame or class that is not there, or no box.
+        DataError: the source has another format, an unknown frame or class, or an invalid box.
     """
     frames, classes = read_mined(mined)
-    found: dict[str, Labels] = {}
-    for picture, labels in FORMATS[format_][1](source):
-        # Only the name counts: wherever a path in the file points to, nothing is written there.
-        name = Path(picture).stem
-        if name not in frames:
-            raise DataError(f"{source}: {picture!r} is no frame of {mined}")
-        if unknown := sorted(set(labels.names) - set(classes)):
+    found: dict[str, list[Label]] = {}
+    for name, labels in _read(format_, source):
+        # The stem only: whatever path the file holds, nothing is written there.
+        stem = Path(name).stem
+        if stem not in frames:
+            raise DataError(f"{source}: {name!r} is no frame of {mined}")
+        if unknown := sorted({label for label, _ in labels} - set(classes)):
             raise DataError(
-                f"{source}: {picture!r} has the class {unknown[0]!r}; the classes are "
+                f"{source}: {name!r} has the class {unknown[0]!r}; the classes are "
                 f"{', '.join(classes)}"
             )
-        if not np.isfinite(labels.xyxy).all():
-            raise DataError(f"{source}: {picture!r} has a box that is no box")
-        found[name] = _inside(labels, frames[name])
+        if not all(np.isfinite(box).all() for _, box in labels):
+            raise DataError(f"{source}: {name!r} has a box with coordinates that are no numbers")
+        found[stem] = _clip(labels, frames[stem])
     changed = [n for n, new in found.items() if checked or not _same(new, frames[n].labels)]
     listed = mined / CORRECTED_FILE
     before = set(listed.read_text(encoding="utf-8").split()) if listed.is_file() else set()
     if changed:
-        # First: after a kill the same command finds these frames changed still.
-        write_whole(listed, "".join(f"{n}\n" for n in sorted(before | set(changed))).encode())
+        # First: after an interruption the same command still finds these frames changed.
+        write_text(listed, "".join(f"{n}\n" for n in sorted(before | set(changed))))
     for name in changed:
-        write_whole(frames[name].label_file, _lines(found[name], frames[name], classes))
+        write_text(frames[name].label_file, _lines(found[name], frames[name], classes))
     return len(found), len(changed)
 
 
-def read_mined(mined: Path) -> tuple[dict[str, MinedFrame], tuple[str, ...]]:
-    """All frames of a mined data set by name, and its classes.
+def _read(format_: str, source: Path) -> list[tuple[str, list[Label]]]:
+    try:
+        return list(FORMATS[format_].read(source))
+    except (OSError, ValueError, KeyError, TypeError, ElementTree.ParseError) as error:
+        raise DataError(
+            f"{source}: expected {FORMATS[format_].description} ({type(error).__name__}: {error})"
+        ) from None
+
+
+def read_mined(mined: Path) -> tuple[Frames, tuple[str, ...]]:
+    """Return all frames of a mined data set, and its classes.
 
     Raises:
-        DataError: this is none.
+        DataError: the folder is no mined data set, or an image in it cannot be read.
     """
     try:
         names = yaml.safe_load((mined / "data.yaml").read_text(encoding="utf-8"))["names"]
     except (OSError, KeyError, TypeError, yaml.YAMLError):
-        raise DataError(f"{mined}: expected what `python -m training mine` makes") from None
+        raise DataError(f"{mined}: expected a folder that `drone-kd mine` made") from None
     classes = tuple(names[i] for i in range(len(names)))
     frames = {}
-    for picture in image_paths(mined / "images"):
-        height, width = cv2.imread(str(picture)).shape[:2]
-        file = label_path(picture)
+    for path in image_paths(mined / "images"):
+        image = cv2.imread(str(path))
+        if image is None:
+            raise DataError(f"{path} is not readable as an image")
+        height, width = image.shape[:2]
+        file = label_path(path)
         lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
         rows = np.array(lines, np.float64).reshape(-1, 5)
         half = rows[:, 3:] / 2
         xyxy = np.hstack([rows[:, 1:3] - half, rows[:, 1:3] + half]) * ([width, height] * 2)
-        labels = Labels([classes[int(i)] for i in rows[:, 0]], xyxy)
-        frames[picture.stem] = MinedFrame(picture, width, height, file, labels)
+        labels = [(classes[int(i)], box) for i, box in zip(rows[:, 0], xyxy, strict=True)]
+        frames[path.stem] = MinedFrame(path, width, height, file, labels)
     return frames, classes
 
 
-def _lines(labels: Labels, frame: MinedFrame, classes: tuple[str, ...]) -> bytes:
-    """A label file: lines 'class cx cy w h'."""
-    boxes = centre_and_size(labels.xyxy) / ([frame.width, frame.height] * 2)
-    return label_lines(map(classes.index, labels.names), boxes).encode()
+def _lines(labels: list[Label], frame: MinedFrame, classes: tuple[str, ...]) -> str:
+    xyxy = np.array([box for _, box in labels]).reshape(-1, 4)
+    boxes = centre_and_size(xyxy) / ([frame.width, frame.height] * 2)
+    return label_lines([classes.index(name) for name, _ in labels], boxes)
 
 
-def _inside(labels: Labels, frame: MinedFrame) -> Labels:
-    """The part of the boxes that lies in the picture; corners may come in any order."""
-    corners = np.sort(labels.xyxy.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
-    xyxy = np.clip(corners, 0, [frame.width, frame.height] * 2)
-    real = (xyxy[:, 2:] > xyxy[:, :2]).all(axis=1)
-    return Labels([n for n, r in zip(labels.names, real, strict=True) if r], xyxy[real])
+def _clip(labels: list[Label], frame: MinedFrame) -> list[Label]:
+    """Return the parts of boxes inside the frame; their corners may come in any order."""
+    size = [frame.width, frame.height]
+    clipped = [
+        (name, np.clip(np.sort(box.reshape(2, 2), axis=0), 0, size).ravel())
+        for name, box in labels
+    ]
+    return [(name, box) for name, box in clipped if (box[2:] > box[:2]).all()]
 
 
-def _same(new: Labels, old: Labels) -> bool:
-    """Whether these are the same boxes, in whatever order."""
-    if len(new.names) != len(old.names):
-        return False
-    left = list(range(len(old.names)))
-    for name, box in zip(new.names, new.xyxy, strict=True):
-        twin = next(
-            (
-                i
-                for i in left
-                if old.names[i] == name and np.abs(old.xyxy[i] - box).max() <= _SAME_PX
-            ),
-            None,
-        )
-        if twin is None:
+def _same(new: list[Label], old: list[Label]) -> bool:
+    """Return whether these are the same boxes, in any order."""
+    left = list(old)
+    for name, box in new:
+        for i, (other, twin) in enumerate(left):
+            if name == other and np.abs(twin - box).max() <= _SAME_PX:
+                del left[i]
+                break
+        else:
             return False
-        left.remove(twin)
-    return True
+    return not left
 
 
-def _write_coco(frames: dict[str, MinedFrame], classes: tuple[str, ...], output: Path) -> None:
-    images, boxes = [], []
+def _write_coco(frames: Frames, classes: tuple[str, ...], output: Path) -> None:
+    images: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
     for number, frame in enumerate(frames.values(), start=1):
-        picture = f"{frame.picture.parent.name}/{frame.picture.name}"
+        name = f"{frame.path.parent.name}/{frame.path.name}"
         size = {"width": frame.width, "height": frame.height}
-        images.append({"id": number, "file_name": picture, **size})
-        for name, box in zip(frame.labels.names, frame.labels.xyxy, strict=True):
-            boxes.append(annotation(len(boxes) + 1, number, box, classes.index(name) + 1))
+        images.append({"id": number, "file_name": name, **size})
+        for label, box in frame.labels:
+            boxes.append(annotation(len(boxes) + 1, number, box, classes.index(label) + 1))
     categories = [{"id": i, "name": name} for i, name in enumerate(classes, start=1)]
     content = {"images": images, "annotations": boxes, "categories": categories}
-    write_whole(output, json.dumps(content).encode())
+    write_text(output, json.dumps(content))
 
 
-def _read_coco(source: Path) -> Iterator[tuple[str, Labels]]:
-    try:
-        content = json.loads(source.read_bytes())
-        classes = {c["id"]: str(c["name"]) for c in content["categories"]}
-        boxes: dict[Any, list] = {image["id"]: [] for image in content["images"]}
-        for entry in content["annotations"]:
-            x, y, w, h = map(float, entry["bbox"])
-            row = classes[entry["category_id"]], [x, y, x + w, y + h]
-            boxes[entry["image_id"]].append(row)
-        found = [(str(i["file_name"]), _labels(boxes[i["id"]])) for i in content["images"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{source}: not a COCO data set with boxes ({_what(error)})") from None
-    yield from found
+def _read_coco(source: Path) -> Iterator[tuple[str, list[Label]]]:
+    content = json.loads(source.read_bytes())
+    classes = {c["id"]: str(c["name"]) for c in content["categories"]}
+    labels: dict[Any, list[Label]] = {image["id"]: [] for image in content["images"]}
+    for entry in content["annotations"]:
+        x, y, w, h = map(float, entry["bbox"])
+        label = classes[entry["category_id"]], np.array([x, y, x + w, y + h])
+        labels[entry["image_id"]].append(label)
+    for image in content["images"]:
+        yield str(image["file_name"]), labels[image["id"]]
 
 
-def _write_cvat(frames: dict[str, MinedFrame], classes: tuple[str, ...], output: Path) -> None:
+def _write_cvat(frames: Frames, classes: tuple[str, ...], output: Path) -> None:
     # CVAT for images 1.1: https://docs.cvat.ai, "CVAT annotation format".
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     for number, frame in enumerate(frames.values()):
         size = {"width": str(frame.width), "height": str(frame.height)}
-        image = ElementTree.SubElement(
-            root, "image", {"id": str(number), "name": frame.picture.name, **size}
-        )
-        for name, box in zip(frame.labels.names, frame.labels.xyxy, strict=True):
-            edges = zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)
-            ElementTree.SubElement(
-                image,
-                "box",
-                {
-                    "label": name,
-                    "occluded": "0",
-                    "source": "auto",
-                    **{edge: f"{value:.2f}" for edge, value in edges},
-                    "z_order": "0",
-                },
-            )
+        attributes = {"id": str(number), "name": frame.path.name, **size}
+        image = ElementTree.SubElement(root, "image", attributes)
+        for label, box in frame.labels:
+            edges = {edge: f"{v:.2f}" for edge, v in zip(_CVAT_EDGES, box, strict=True)}
+            attributes = {"label": label, "occluded": "0", "source": "auto", "z_order": "0"}
+            ElementTree.SubElement(image, "box", attributes | edges)
     ElementTree.indent(root)
-    write_whole(output, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
+    write_bytes(output, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
 
 
-def _read_cvat(source: Path) -> Iterator[tuple[str, Labels]]:
-    try:
-        if zipfile.is_zipfile(source):
-            with zipfile.ZipFile(source) as archive:
-                root = ElementTree.fromstring(archive.read("annotations.xml"))
-        else:
-            root = ElementTree.fromstring(source.read_bytes())
-        if root.tag != "annotations":
-            raise ValueError(f"<{root.tag}>")
-        for image in root.iter("image"):
-            if other := [shape.tag for shape in image if shape.tag not in ("box", "tag")]:
-                raise ValueError(f"a {other[0]} in {image.get('name')}")
-            rows = [
-                (box.attrib["label"], [float(box.attrib[e]) for e in ("xtl", "ytl", "xbr", "ybr")])
+def _read_cvat(source: Path) -> Iterator[tuple[str, list[Label]]]:
+    content = source.read_bytes()
+    if zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            content = archive.read("annotations.xml")
+    root = ElementTree.fromstring(content)
+    if root.tag != "annotations":
+        raise ValueError(f"found <{root.tag}>")
+    for image in root.iter("image"):
+        if other := [shape.tag for shape in image if shape.tag not in ("box", "tag")]:
+            raise ValueError(f"found a {other[0]} in {image.get('name')}")
+        yield (
+            image.attrib["name"],
+            [
+                (box.attrib["label"], np.array([float(box.attrib[e]) for e in _CVAT_EDGES]))
                 for box in image.iter("box")
-            ]
-            yield image.attrib["name"], _labels(rows)
-    except (OSError, ValueError, KeyError, ElementTree.ParseError) as error:
-        raise DataError(
-            f"{source}: not 'CVAT for images 1.1' with boxes alone ({_what(error)})"
-        ) from None
+            ],
+        )
 
 
-def _write_labelme(frames: dict[str, MinedFrame], classes: tuple[str, ...], output: Path) -> None:
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+def _write_labelme(frames: Frames, classes: tuple[str, ...], output: Path) -> None:
+    with atomic_folder(output) as folder:
+        rectangle: dict[str, Any] = {"group_id": None, "shape_type": "rectangle", "flags": {}}
         for stem, frame in frames.items():
-            shapes = [
-                {
-                    "label": name,
-                    "points": box.reshape(2, 2).tolist(),
-                    "group_id": None,
-                    "shape_type": "rectangle",
-                    "flags": {},
-                }
-                for name, box in zip(frame.labels.names, frame.labels.xyxy, strict=True)
-            ]
-            content = {
+            content: dict[str, Any] = {
                 "version": "5.0.0",
                 "flags": {},
-                "shapes": shapes,
-                "imagePath": os.path.relpath(frame.picture.resolve(), output.resolve()),
+                "shapes": [
+                    {"label": label, "points": box.reshape(2, 2).tolist(), **rectangle}
+                    for label, box in frame.labels
+                ],
+                "imagePath": os.path.relpath(frame.path.resolve(), output.resolve()),
                 "imageData": None,
                 "imageHeight": frame.height,
                 "imageWidth": frame.width,
             }
-            (temporary / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8")
-        os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (folder / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def _read_labelme(source: Path) -> Iterator[tuple[str, Labels]]:
+def _read_labelme(source: Path) -> Iterator[tuple[str, list[Label]]]:
     files = sorted(source.glob("*.json"))
     if not files:
-        raise DataError(f"{source}: expected a folder of labelme's .json files")
+        raise ValueError("found no .json file")
     for file in files:
-        try:
-            rows = []
-            for shape in json.loads(file.read_bytes())["shapes"]:
-                if shape["shape_type"] != "rectangle":
-                    raise ValueError(f"a {shape['shape_type']}")
-                (x1, y1), (x2, y2) = shape["points"]
-                rows.append((str(shape["label"]), [float(v) for v in (x1, y1, x2, y2)]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}: not labelme's, with rectangles ({_what(error)})") from None
-        yield file.name, _labels(rows)
+        labels = []
+        for shape in json.loads(file.read_bytes())["shapes"]:
+            if shape["shape_type"] != "rectangle":
+                raise ValueError(f"found a {shape['shape_type']} in {file.name}")
+            points = np.array(shape["points"], np.float64).reshape(4)
+            labels.append((str(shape["label"]), points))
+        yield file.name, labels
 
 
-def _labels(rows: list[tuple[str, list[float]]]) -> Labels:
-    return Labels([name for name, _ in rows], np.array([b for _, b in rows], float).reshape(-1, 4))
+class Format(NamedTuple):
+    """An annotation format: its description, and how to write and read it."""
+
+    description: str
+    write: Callable[[Frames, tuple[str, ...], Path], None]
+    read: Callable[[Path], Iterator[tuple[str, list[Label]]]]
 
 
-def _what(error: Exception) -> str:
-    return f"{type(error).__name__} {error}"
-
-
-# How to write and how to read each format.
-FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path], Iterable]]] = {
-    "coco": (_write_coco, _read_coco),
-    "cvat": (_write_cvat, _read_cvat),
-    "labelme": (_write_labelme, _read_labelme),
+FORMATS = {
+    "coco": Format("a COCO .json with boxes", _write_coco, _read_coco),
+    "cvat": Format("'CVAT for images 1.1' with boxes only", _write_cvat, _read_cvat),
+    "labelme": Format(
+        "a folder of labelme's .json with rectangles", _write_labelme, _read_labelme
+    ),
 }

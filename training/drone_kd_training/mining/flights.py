@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Flights: bags, videos and folders of pictures, cut into segments that are read one by one.
+"""Flights (bags, videos, folders of images), split into segments that are read independently.
 
-A segment is what one machine reads at a time, and what is done again after a kill. It covers
-whole time blocks, so that no result depends on how a flight was cut.
+A segment is the unit of work: one process reads it, and an interrupted run repeats it. It covers
+whole time blocks, so that no result depends on how a flight was split.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ import cv2
 import fsspec
 import numpy as np
 
+from drone_kd.files import atomic_folder
 from drone_kd.media.bags import (
     COMPRESSED,
     IMAGE,
@@ -32,13 +33,13 @@ from drone_kd.media.bags import (
 )
 from drone_kd.media.image_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, SourceError, read_image
 
-# A flight has about ten time blocks, of which some are held out; longer flights have more, since a
-# block is no longer than this, and short flights fewer: of shorter blocks most frames would have
-# neighbours on the other side.
+# A flight has about ten time blocks, and some of them are held out. The limits of a block's length
+# give long flights more blocks and short flights fewer: in shorter blocks most frames would have
+# neighbours in another split.
 BLOCKS = 10
 LONGEST_NS, SHORTEST_NS = 30 * 10**9, 2 * 10**9
 LONGEST_FRAMES, SHORTEST_FRAMES = 300, 5
-# How much of each end of a file is looked at to know it again.
+# A fingerprint covers this much of each end of a file.
 _FINGERPRINT_BYTES = 1 << 20
 
 
@@ -47,14 +48,16 @@ class Segment:
     """A part of a flight.
 
     Attributes:
-        flight: path or URL, as it was given.
-        name: of the flight: safe in a file name, the same wherever a copy of it lies.
-        topic: of the camera; empty for videos and pictures.
+        flight: path or URL, as given.
+        name: of the flight: safe in a file name, equal for all copies of it.
+        topic: of the camera; empty for videos and images.
         number: of the segment within the flight and topic.
         file: of the bag, relative to the flight ("" for the flight itself).
-        start, stop: nanoseconds in a bag, else numbers of frames.
-        origin, block: a frame at `t` is in the time block (t - origin) // block.
-        broken: a file of a bag that was cut off.
+        start: first time in nanoseconds (bags) or first frame number (others).
+        stop: end, exclusive for frame numbers.
+        origin: of the time blocks, in the unit of `start`.
+        block: length of a time block; a frame at `t` is in block (t - origin) // block.
+        broken: whether the bag's file is truncated.
     """
 
     flight: str
@@ -70,47 +73,47 @@ class Segment:
 
     @property
     def key(self) -> str:
-        """Names the segment, safe in a file name."""
+        """Unique name of the segment, safe in a file name."""
         return "-".join(filter(None, (self.name, safe(self.topic), f"{self.number:05d}")))
 
 
 class Frame(NamedTuple):
-    """One picture of a segment: its number there, stamp, time block, and uint8 BGR pixels."""
+    """A frame of a segment: number in it, stamp, time block, BGR uint8 pixels (h, w, 3)."""
 
-    index: int
+    number: int
     stamp_s: float
     block: int
     image: np.ndarray
 
 
 def safe(text: str) -> str:
-    """`text` as a part of a file name: letters, digits, "_" and "-" alone."""
+    """Return `text` reduced to letters, digits, "_" and "-", for a file name."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:60]
 
 
 def plan(
     flights: list[str], topics: list[str], on_error: Callable[[SourceError], None]
 ) -> list[Segment]:
-    """Cut flights into segments.
+    """Split flights into segments.
 
     Args:
-        flights: paths or fsspec URLs; the same flight twice counts once.
-        topics: of the bags; empty: all that hold images.
-        on_error: told what is wrong, where something can be used all the same.
+        flights: paths or fsspec URLs; a flight given twice counts once.
+        topics: of the bags; empty: all with images.
+        on_error: gets each defect that leaves something usable.
 
     Raises:
-        SourceError: a flight that cannot be used at all.
+        SourceError: a flight cannot be used at all.
     """
     segments: list[Segment] = []
     known: dict[str, str] = {}
     for flight in flights:
         path = local(flight)
-        print_ = fingerprint(path)
-        if print_ in known:
-            on_error(SourceError(f"{flight}: the same flight as {known[print_]}, used once"))
+        digest = fingerprint(path)
+        if digest in known:
+            on_error(SourceError(f"{flight}: the same flight as {known[digest]}, used once"))
             continue
-        known[print_] = flight
-        name = f"{safe(path.stem) or 'flight'}-{print_}"
+        known[digest] = flight
+        name = f"{safe(path.stem) or 'flight'}-{digest}"
         if is_bag(path):
             segments += _plan_bag(flight, path, name, topics, on_error)
         else:
@@ -124,19 +127,20 @@ def read(
     """Yield the frames of a segment.
 
     Args:
-        on_error: told of what cannot be read; the rest follows.
-        wanted: numbers of the frames that are decoded at all (default: all).
+        segment: from `plan`.
+        on_error: gets each frame that cannot be read; the others follow.
+        wanted: numbers of the frames to decode (default: all).
     """
     path = local(segment.flight)
     if segment.topic:
         yield from _read_bag(segment, path, on_error, wanted)
     elif path.is_dir():
-        pictures = _pictures(path)[segment.start : segment.stop]
-        for i, picture in enumerate(pictures):
+        files = _image_files(path)[segment.start : segment.stop]
+        for i, file in enumerate(files):
             if wanted is not None and i not in wanted:
                 continue
             try:
-                yield _numbered(segment, i, float(segment.start + i), read_image(picture))
+                yield _numbered(segment, i, float(segment.start + i), read_image(file))
             except SourceError as error:
                 on_error(error)
     else:
@@ -144,7 +148,7 @@ def read(
 
 
 def local(flight: str) -> Path:
-    """The path of a flight on this machine: of a URL, its copy in a cache.
+    """Return the path of a flight on this machine; a URL is downloaded into a cache, once.
 
     Raises:
         SourceError: there is no such flight.
@@ -157,28 +161,24 @@ def local(flight: str) -> Path:
     name = flight.rstrip("/").rpartition("/")[2]
     cache = Path(tempfile.gettempdir()) / f"drone_kd-flights-{os.getuid()}" / digest
     if not (cache / name).exists():
-        temporary = cache.with_name(f"{digest}.{os.getpid()}.tmp")
         try:
             files, root = fsspec.core.url_to_fs(flight)
-            temporary.mkdir(parents=True, mode=0o700)
-            files.get(root, str(temporary / name), recursive=files.isdir(root))
-            if not cache.exists():
-                os.replace(temporary, cache)
+            with atomic_folder(cache, mode=0o700) as folder:
+                files.get(root, str(folder / name), recursive=files.isdir(root))
         except (OSError, ValueError, ImportError) as error:
-            raise SourceError(f"{flight}: cannot be fetched ({error})") from None
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if not (cache / name).exists():  # another process may have been faster
+                raise SourceError(f"{flight}: cannot be fetched ({error})") from None
     return cache / name
 
 
 def fingerprint(path: Path) -> str:
-    """Eight hex digits of a flight's content: of names, sizes and both ends of every file."""
+    """Return 8 hex digits that identify a flight: names, sizes and both ends of its files."""
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         size = file.stat().st_size
         name = file.relative_to(path) if path.is_dir() else ""
         digest.update(f"{name} {size}\n".encode())
-        with open(file, "rb") as content:
+        with file.open("rb") as content:
             digest.update(content.read(_FINGERPRINT_BYTES))
             content.seek(max(0, size - _FINGERPRINT_BYTES))
             digest.update(content.read())
@@ -213,7 +213,7 @@ def _plan_bag(
             if file.indexed:
                 first = start + ((file.start_ns - start) // block + 1) * block
                 edges[1:1] = range(first, file.stop_ns, block)
-            parts += [(inside, a, b, file.broken) for a, b in zip(edges, edges[1:], strict=False)]
+            parts += [(inside, a, b, file.broken) for a, b in pairwise(edges)]
         segments += [
             Segment(flight, name, topic, number, inside, a, b, start, block, broken)
             for number, (inside, a, b, broken) in enumerate(parts)
@@ -230,34 +230,33 @@ def _plan_frames(flight: str, name: str, count: int) -> list[Segment]:
 
 
 def _count(path: Path) -> int:
-    """The number of frames of a folder of pictures or a video."""
+    """Return the number of frames of a folder of images or a video."""
     if path.is_dir():
-        if pictures := _pictures(path):
-            return len(pictures)
-        raise SourceError(f"{path}: an empty flight: neither a bag nor pictures in it")
+        if files := _image_files(path):
+            return len(files)
+        raise SourceError(f"{path}: expected a bag or images in it, found neither")
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise SourceError(
-            f"{path}: expected a bag, a folder of pictures or a video "
-            f"({', '.join(VIDEO_SUFFIXES)})"
+            f"{path}: expected a bag, a folder of images or a video ({', '.join(VIDEO_SUFFIXES)})"
         )
     capture = cv2.VideoCapture(str(path))
     try:
-        # What the container says; where it says nothing, one segment up to the end.
+        # Without a frame count in the container, one segment covers everything.
         readable = capture.grab()
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     finally:
         capture.release()
     if not readable:
-        raise SourceError(f"{path}: not a video that OpenCV can read (damaged?)")
+        raise SourceError(f"{path}: OpenCV cannot read it as a video (damaged?)")
     return max(count, 1)
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _numbered(segment: Segment, index: int, stamp_s: float, image: np.ndarray) -> Frame:
-    return Frame(index, stamp_s, (segment.start + index) // segment.block, image)
+def _numbered(segment: Segment, number: int, stamp_s: float, image: np.ndarray) -> Frame:
+    return Frame(number, stamp_s, (segment.start + number) // segment.block, image)
 
 
 def _read_bag(
@@ -268,8 +267,8 @@ def _read_bag(
 ) -> Iterator[Frame]:
     file = BagFile(path / segment.file, (), segment.start, segment.stop, broken=segment.broken)
     messages = read_messages(file, {segment.topic}, on_error, segment.start, segment.stop)
-    for index, message in enumerate(messages):
-        if wanted is not None and index not in wanted:
+    for number, message in enumerate(messages):
+        if wanted is not None and number not in wanted:
             continue
         try:
             image, stamp_ns = message_to_bgr(message)
@@ -277,7 +276,7 @@ def _read_bag(
             on_error(SourceError(f"{segment.flight}: {error}"))
             continue
         block = (message.logged_ns - segment.origin) // segment.block
-        yield Frame(index, stamp_ns / 1e9, block, image)
+        yield Frame(number, stamp_ns / 1e9, block, image)
 
 
 def _read_video(segment: Segment, path: Path, wanted: set[int] | None) -> Iterator[Frame]:
@@ -290,13 +289,12 @@ def _read_video(segment: Segment, path: Path, wanted: set[int] | None) -> Iterat
             capture = cv2.VideoCapture(str(path))
             for _ in range(segment.start):
                 capture.grab()
-        for index in range(segment.stop - segment.start):
+        for number in range(segment.stop - segment.start):
             if not capture.grab():
                 return
-            if wanted is None or index in wanted:
-                read, image = capture.retrieve()
-                if read:
-                    stamp_s = (segment.start + index) / rate
-                    yield _numbered(segment, index, stamp_s, image)
+            if wanted is None or number in wanted:
+                decoded, image = capture.retrieve()
+                if decoded:
+                    yield _numbered(segment, number, (segment.start + number) / rate, image)
     finally:
         capture.release()

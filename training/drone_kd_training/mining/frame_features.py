@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What a frame looks like, cheaply: is it new, and how did the camera move?
+"""Cheap image features: near-duplicate removal, camera motion and an image descriptor.
 
-Thumbnails are uint8 (64, 64) grey; embeddings float32 (80,), of distances between 0 and about 1.
+Thumbnails are uint8 (64, 64) grey; embeddings float32 (80,) with distances of 0 to about 1.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ import numpy as np
 from drone_kd_training.mining.flights import Frame
 
 THUMBNAIL = 64
-# Two frames are nearly the same if fewer cells of their thumbnails than this share differ by more
+# Two frames are near duplicates if at most this share of their thumbnails' cells differs by more
 # than these grey levels: a cell is a few pixels, so that one small car that moved counts.
 _SAME_SHARE, _SAME_LEVELS = 0.001, 8
 _GRID = 4
 
 
-class Glance(NamedTuple):
-    """A frame that is kept, with what was seen of it in passing.
+class FrameFeatures(NamedTuple):
+    """A frame that is kept, with its features.
 
-    `shift`: by how much of its width and height the scene moved since the last kept frame of the
-    same block, (x, y); None for the first one.
+    Attributes:
+        frame: with pixels.
+        embedding: see `embed`.
+        shift: (x, y) motion of the scene since the last kept frame of the same block, as shares
+            of width and height; None for the first one.
     """
 
     frame: Frame
@@ -33,8 +36,8 @@ class Glance(NamedTuple):
     shift: tuple[float, float] | None
 
 
-def thin(frames: Iterable[Frame]) -> Iterator[Glance]:
-    """Leave out frames that are nearly the same as the last one that was kept in their block."""
+def drop_near_duplicates(frames: Iterable[Frame]) -> Iterator[FrameFeatures]:
+    """Yield the frames that differ from the last one kept in their block, with features."""
     last, block = None, None
     for frame in frames:
         thumb = thumbnail(frame.image)
@@ -47,25 +50,25 @@ def thin(frames: Iterable[Frame]) -> Iterator[Glance]:
             (x, y), _ = cv2.phaseCorrelate(last.astype(np.float32), thumb.astype(np.float32))
             shift = x / THUMBNAIL, y / THUMBNAIL
         last = thumb
-        yield Glance(frame, embed(frame.image), shift)
+        yield FrameFeatures(frame, embed(frame.image), shift)
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """A picture, uint8 (h, w, 3) BGR, as its thumbnail."""
+    """Return the thumbnail of a BGR uint8 (h, w, 3) image."""
     small = cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     return cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
 
 
 def nearly_same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Tell whether two thumbnails show the same."""
-    return np.count_nonzero(cv2.absdiff(a, b) > _SAME_LEVELS) <= _SAME_SHARE * a.size
+    """Return whether two thumbnails are near duplicates."""
+    return bool(np.count_nonzero(cv2.absdiff(a, b) > _SAME_LEVELS) <= _SAME_SHARE * a.size)
 
 
 def embed(image: np.ndarray) -> np.ndarray:
-    """Where a picture, uint8 (h, w, 3) BGR, has which colours and how much texture.
+    """Return the descriptor of a BGR uint8 (h, w, 3) image: colour and texture on a grid.
 
-    The mean of L, a, b, their spread in L, and the mean gradient, in each cell of a grid: crude,
-    but a picture of another place, light or height is far away, and it costs next to nothing.
+    Each cell has the mean of L, a and b, the mean gradient and the spread of L. It is crude and
+    costs next to nothing, but images of another place, light or height are far apart.
     """
     side = _GRID * 16
     small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)

@@ -9,19 +9,23 @@ from scipy.optimize import linear_sum_assignment
 from drone_kd.core.boxes import iou
 from drone_kd.core.detections import Detections
 
-# Answers below this are noise to both models.
+# Predictions below this confidence are noise in both models.
 CONFIDENCE = 0.1
 _SAME_IOU = 0.5
-# Two boxes of neighbouring frames are one object if their centres, the camera's motion taken
-# away, are no farther apart than this many times their size.
+# Two boxes in neighbouring frames are one object if the distance of their centres, after motion
+# compensation, is at most this many times their size.
 _SAME_DISTANCE = 1.5
 
 
 def disagreement(teacher: Detections, student: Detections) -> float:
-    """How much of what either sees the other does not, from 0 to (almost) 1.
+    """Return the share of predictions that only one model has, 0 to (almost) 1.
 
-    Classes are the student's in both. Of a pair the difference of its scores counts, of what has
-    no partner its whole score; against all scores, and 1: a single weak box is no disagreement.
+    A pair counts with the difference of its scores, an unmatched box with its whole score. The
+    sum is divided by all scores plus 1: a single weak box is no disagreement.
+
+    Args:
+        teacher: predictions for one frame, in the student's classes.
+        student: predictions for the same frame.
     """
     overlap = iou(teacher.xyxy, student.xyxy)
     overlap[teacher.class_ids[:, None] != student.class_ids[None, :]] = 0
@@ -31,11 +35,13 @@ def disagreement(teacher: Detections, student: Detections) -> float:
 def flicker(
     before: Detections, now: Detections, shift: tuple[float, float], size: tuple[int, int]
 ) -> float:
-    """How much of what the student sees is missing in the neighbouring frame, 0 to (almost) 1.
+    """Return the share of predictions missing in the neighbouring frame, 0 to (almost) 1.
 
     Args:
-        before, now: in two frames of one flight.
-        shift: of the scene between them, as shares of `size`, (width, height) in pixels.
+        before: the student's predictions for a frame of a flight.
+        now: its predictions for the next one.
+        shift: motion of the scene between them, as shares of `size`.
+        size: (width, height) of the frames in pixels.
     """
     centre = [(d.xyxy[:, :2] + d.xyxy[:, 2:]) / 2 for d in (before, now)]
     extent = [np.sqrt(np.prod(d.xyxy[:, 2:] - d.xyxy[:, :2], axis=1)) for d in (before, now)]
@@ -47,9 +53,9 @@ def flicker(
     return _unmatched(before.scores, now.scores, near, 0.0)
 
 
-def _unmatched(a: np.ndarray, b: np.ndarray, alike: np.ndarray, least: float) -> float:
-    rows, columns = linear_sum_assignment(alike, maximize=True)
-    paired = alike[rows, columns] > least
+def _unmatched(a: np.ndarray, b: np.ndarray, similarity: np.ndarray, least: float) -> float:
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    paired = similarity[rows, columns] > least
     rows, columns = rows[paired], columns[paired]
     left = a.sum() - a[rows].sum() + b.sum() - b[columns].sum()
     gap = np.abs(a[rows] - b[columns]).sum()

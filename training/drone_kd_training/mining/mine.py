@@ -1,27 +1,26 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Mine flights: choose the frames that are worth a label, and let a teacher label them.
+"""Mine flights: choose the frames that are worth a label, and pseudo-label them by a teacher.
 
-python -m training mine flight.mcap video.mp4 --teacher teacher.pt --output mined --frames 300
+drone-kd mine flight.mcap video.mp4 --teacher teacher.pt --output mined --frames 300
 
-The work is done in a folder beside the output, segment by segment; what is finished there is not
-done again. The output appears when it is whole.
+The work is done segment by segment in a folder beside the output, and an interrupted run
+continues there. The output appears when it is complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from drone_kd.files import file_sha256, write_whole
+from drone_kd.files import file_sha256, write_text
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import default_model_path
 from drone_kd_training.data.dataset import DataError
@@ -32,6 +31,9 @@ from drone_kd_training.mining.selection import add_scenes, pick
 from drone_kd_training.mining.student_and_teacher import Models, open_models
 from drone_kd_training.models.checkpoints import resolve_model
 
+if TYPE_CHECKING:  # imported on demand: only a cluster needs it
+    from drone_kd_training.mining.ray_pipeline import Cluster
+
 
 def mine(
     flights: list[str],
@@ -41,22 +43,24 @@ def mine(
     cluster: str | None = None,
     warn: Callable[[str], None] = tqdm.write,
 ) -> dict[str, int]:
-    """Mine flights into a data set; see `mining.mined_dataset` for what it holds.
+    """Mine flights into a data set; `mining.mined_dataset` describes its files.
 
     Args:
-        flights: bags, videos, folders of pictures: paths or fsspec URLs.
+        flights: bags, videos, folders of images: paths or fsspec URLs.
         output: folder to make.
+        settings: decide the result.
         topics: of the bags' cameras; empty: all.
         cluster: "host:port" of a Ray cluster that does the work (default: this process).
-        warn: told, a line at a time, of what is wrong but was got round.
+        warn: gets warnings, one line each.
 
     Returns:
-        How many frames were looked at, and how many are in "train" and "val".
+        The number of scored "frames", and of frames in "train" and "val".
 
     Raises:
-        SourceError, UnusableModelError, ModelError, DataError, FileExistsError: input that cannot
-            work.
-        OSError: the output cannot be written; what is done is kept.
+        ValueError: a setting is out of its range.
+        SourceError, UnusableModelError, ModelError, DataError, FileExistsError: the input cannot
+            be used.
+        OSError: the output cannot be written; finished work is kept.
     """
     if settings.frames < 1 or settings.per_scene < 1:
         raise ValueError("--frames and --per-scene: expected at least 1")
@@ -68,29 +72,29 @@ def mine(
     segments = plan(flights, list(topics), lambda error: warn(f"WARNING {error}"))
     work = _work_folder(output, settings, segments)
     if cluster is None:
-        score, label = _Here(models).score, _Here(models).label
+        workers: InProcess | Cluster = InProcess(models)
     else:
         from drone_kd_training.mining.ray_pipeline import Cluster
 
         workers = Cluster(cluster, settings.teacher, settings.student)
-        score, label = workers.score, workers.label
-
     try:
-        done = _score(work, segments, settings, score)
+        done = _score(work, segments, settings, workers.score)
         _report(done, warn)
         chosen = _choose(segments, done, settings, warn)
-        _label(work, chosen, label, settings.sure)
+        _label(work, chosen, workers.label, settings.sure)
         rows = [row for _, rows in chosen for row in rows]
         if not mined_dataset.finish(work, rows, models.names):
             warn(
-                "WARNING the teacher is sure of nothing in any chosen frame: as they are, they "
-                "teach that there is nothing; correct their labels, or use another teacher"
+                "WARNING no chosen frame has a confident prediction of the teacher: these frames "
+                "would teach that they are empty; correct their labels, lower --sure or use "
+                "another teacher"
             )
-        _publish(work, output)
+        shutil.rmtree(work / "shards")
+        work.replace(output)
     except OSError as error:
         raise OSError(
-            f"{error.filename or work}: {error.strerror or error}; what is done is kept: the same "
-            "command goes on from there"
+            f"{error.filename or work}: {error.strerror or error}; finished work is kept: the "
+            "same command continues it"
         ) from error
     splits = Counter(row["split"] for row in rows)
     return {
@@ -100,27 +104,29 @@ def mine(
     }
 
 
-class _Here:
-    """The stages in this process, one after the other, a batch at a time."""
+class InProcess:
+    """Scoring and labelling of segments in this process, one batch after the other."""
 
     def __init__(self, models: Models) -> None:
         self.models = models
 
-    def score(self, segments: list[Segment]) -> Iterator[tuple[Segment, list, Counter]]:
-        """Yield segments with all that was seen in them, and what went wrong."""
+    def score(
+        self, segments: list[Segment]
+    ) -> Iterator[tuple[Segment, list[stages.ScoredFrame], Counter[str]]]:
+        """Yield segments with their scored frames and problems."""
         for segment in segments:
-            said: Counter = Counter()
-            seen = []
-            for batch in stages.glances(segment, said):
-                seen += stages.look(batch, self.models)
-            yield segment, seen, said
+            problems: Counter[str] = Counter()
+            scored: list[stages.ScoredFrame] = []
+            for batch in stages.read_features(segment, problems):
+                scored += stages.score(batch, self.models)
+            yield segment, scored, problems
 
     def label(
         self, wanted: list[tuple[Segment, set[int]]]
-    ) -> Iterator[tuple[Segment, list[stages.Labelled]]]:
-        """Yield segments with some of their chosen frames."""
-        for segment, indices in wanted:
-            for batch in stages.chosen(segment, indices):
+    ) -> Iterator[tuple[Segment, list[stages.LabelledFrame]]]:
+        """Yield segments with some of their labelled frames."""
+        for segment, numbers in wanted:
+            for batch in stages.read_chosen(segment, numbers):
                 yield segment, stages.label(batch, self.models)
 
 
@@ -130,15 +136,15 @@ def _score(
     settings: Settings,
     score: Callable[[list[Segment]], Iterator],
 ) -> dict[str, dict[str, Any]]:
-    """Summaries of all segments by key; those that an earlier run left are read."""
+    """Return the summaries of all segments by key; those of an interrupted run are reused."""
     shards = {segment.key: work / "shards" / f"{segment.key}.json" for segment in segments}
     missing = [segment for segment in segments if not shards[segment.key].exists()]
     with tqdm(total=len(segments), desc="score", unit="segment") as bar:
         bar.update(len(segments) - len(missing))
         frames = 0
-        for segment, seen, said in score(missing):
-            summary = stages.summarise(segment, seen, said, settings.per_scene)
-            write_whole(shards[segment.key], json.dumps(summary).encode())
+        for segment, scored, problems in score(missing):
+            summary = stages.summarise(segment, scored, problems, settings.per_scene)
+            write_text(shards[segment.key], json.dumps(summary))
             frames += summary["frames"]
             bar.set_postfix(frames=frames)
             bar.update()
@@ -146,14 +152,14 @@ def _score(
 
 
 def _report(done: dict[str, dict[str, Any]], warn: Callable[[str], None]) -> None:
-    said: Counter = Counter()
+    problems: Counter[str] = Counter()
     for part in done.values():
-        said.update(part["said"])
-    for line, times in said.items():
+        problems.update(part["said"])
+    for line, times in problems.items():
         warn(f"WARNING {line}" + (f" ({times} times)" if times > 1 else ""))
     if not sum(part["frames"] for part in done.values()):
-        reason = next(iter(said), "all flights are empty")
-        raise SourceError(f"no frame that can be read in any flight: {reason}")
+        reason = next(iter(problems), "all flights are empty")
+        raise SourceError(f"expected a readable frame in some flight, found none: {reason}")
 
 
 def _choose(
@@ -162,8 +168,10 @@ def _choose(
     settings: Settings,
     warn: Callable[[str], None],
 ) -> list[tuple[Segment, list[dict[str, Any]]]]:
-    """The chosen frames of every segment that has some."""
-    candidates, leaders, segment_of = [], [], {}
+    """Return the segments with chosen frames, and these."""
+    candidates: list[dict[str, Any]] = []
+    leaders: list[int] = []
+    segment_of: dict[str, Segment] = {}
     for segment in segments:
         first = len(candidates)
         for candidate in done[segment.key]["candidates"]:
@@ -176,8 +184,8 @@ def _choose(
     if train < settings.frames:
         scenes = len({c["scene"] for c in candidates})
         warn(
-            f"WARNING {train} frames instead of {settings.frames}: {scenes} scenes, and at most "
-            f"{settings.per_scene} frames of each (--per-scene)"
+            f"WARNING {train} frames instead of {settings.frames}: {scenes} scenes with at most "
+            f"{settings.per_scene} frames each (--per-scene)"
         )
     by_segment: dict[Segment, list[dict[str, Any]]] = {}
     for row in rows:
@@ -189,25 +197,26 @@ def _label(
     work: Path,
     chosen: list[tuple[Segment, list[dict[str, Any]]]],
     label: Callable[[list[tuple[Segment, set[int]]]], Iterator],
-    sure: float,
+    confident: float,
 ) -> None:
-    """Write every chosen frame that an earlier run has not written."""
+    """Write the chosen frames that an interrupted run has not written."""
     rows = {(segment.key, row["index"]): row for segment, own in chosen for row in own}
     missing = []
     for segment, own in chosen:
-        indices = {row["index"] for row in own if not mined_dataset.is_written(work, row)}
-        if indices:
-            missing.append((segment, indices))
+        numbers = {row["index"] for row in own if not mined_dataset.is_written(work, row)}
+        if numbers:
+            missing.append((segment, numbers))
     with tqdm(total=len(rows), desc="label", unit="frame") as bar:
-        bar.update(len(rows) - sum(len(indices) for _, indices in missing))
+        bar.update(len(rows) - sum(len(numbers) for _, numbers in missing))
         for segment, found in label(missing):
             for labelled in found:
-                mined_dataset.write_frame(work, rows[segment.key, labelled.index], labelled, sure)
+                row = rows[segment.key, labelled.number]
+                mined_dataset.write_frame(work, row, labelled, confident)
                 bar.update()
 
 
 def _work_folder(output: Path, settings: Settings, segments: list[Segment]) -> Path:
-    """The folder beside the output that the work is done in; new, or of the same command."""
+    """Return the work folder beside the output: new, or of the same command."""
     models = [settings.teacher, settings.student or str(default_model_path())]
     content = {
         **asdict(settings),
@@ -222,20 +231,15 @@ def _work_folder(output: Path, settings: Settings, segments: list[Segment]) -> P
         before = json.loads(settings_file.read_bytes())
         if changed := sorted(key for key in content if before.get(key) != content[key]):
             raise DataError(
-                f"{work} is of an interrupted run with other {', '.join(changed)}: delete it, or "
+                f"{work} holds an interrupted run with other {', '.join(changed)}: delete it, or "
                 "choose another --output"
             )
     mined_dataset.make_folders(work)
     (work / "shards").mkdir(exist_ok=True)
-    write_whole(settings_file, json.dumps(content).encode())
+    write_text(settings_file, json.dumps(content))
     return work
 
 
 def _digest(model: str) -> str:
     path = Path(model if model.endswith(".onnx") else resolve_model(model))
     return file_sha256(path) if path.is_file() else model
-
-
-def _publish(work: Path, output: Path) -> None:
-    shutil.rmtree(work / "shards")
-    os.replace(work, output)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The data set that mining writes, in Ultralytics' layout with what the teacher is unsure of.
+"""The data set that mining writes: Ultralytics' layout, with the teacher's predictions.
 
-data.yaml               the flying model's classes
-images/{train,val}/     chosen frames; val: of held-out time blocks, for the guard alone
-labels/{train,val}/     'class cx cy w h': what the teacher is sure of, or a person's corrections
-answers/                'class cx cy w h confidence': all that the teacher answered
+data.yaml               the deployed model's classes
+images/{train,val}/     chosen frames; val: of held-out time blocks, for the guard only
+labels/{train,val}/     'class cx cy w h': pseudo-labels, or a person's corrections
+answers/                'class cx cy w h confidence': all predictions of the teacher
 corrected.txt           names of frames whose labels are a person's
 mined.csv               why each frame was chosen
-contact-sheet.jpg       all of that to look at
+contact-sheet.jpg       thumbnails with pseudo-labels and ignore regions
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import numpy as np
 import yaml
 
 from drone_kd.core.preprocess import letterbox
-from drone_kd.files import write_whole
+from drone_kd.files import write_bytes, write_text
 from drone_kd.visualization import draw_text
-from drone_kd_training.mining.stages import Labelled
-from drone_kd_training.teachers.fusion import bend
-from drone_kd_training.teachers.predict import answer_lines
+from drone_kd_training.mining.stages import LabelledFrame
+from drone_kd_training.teachers.fusion import rescale
+from drone_kd_training.teachers.predict import prediction_lines
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 from drone_kd_training.teachers.teachers import CLASSES_FILE
 
@@ -38,13 +38,13 @@ COLUMNS = (
     "name", "split", "flight", "topic", "stamp_s", "scene", "reason",
     "disagreement", "uncertainty", "novelty", "sure", "unsure",
 )  # fmt: skip
-# Of the contact sheet: frames, at most, and their size in pixels.
+# The contact sheet: maximum number of frames, columns, size of a frame in pixels.
 _SHEET_FRAMES, _SHEET_COLUMNS, _TILE = 60, 6, (320, 240)
-_SURE, _UNSURE = (90, 230, 60), (0, 160, 255)
+_LABEL_COLOUR, _IGNORED_COLOUR = (90, 230, 60), (0, 160, 255)
 
 
 def make_folders(root: Path) -> None:
-    """Make the empty folders of a data set; those that are there stay."""
+    """Make the folders of a data set that do not exist yet."""
     for kind in ("images", "labels"):
         for split in SPLITS:
             (root / kind / split).mkdir(parents=True, exist_ok=True)
@@ -52,60 +52,68 @@ def make_folders(root: Path) -> None:
 
 
 def write_frame(
-    root: Path, row: dict[str, Any], labelled: Labelled, sure: float = IGNORE_BAND[1]
+    root: Path, row: dict[str, Any], labelled: LabelledFrame, confident: float = IGNORE_BAND[1]
 ) -> None:
-    """Write a frame, its labels and its answers; the labels last, which say that it is done.
+    """Write a frame, its predictions and, last, its pseudo-labels.
 
-    Scores are bent, so that ``sure`` stands at the upper edge of the ignore band.
+    Args:
+        root: of the data set.
+        row: of the frame, see `selection.pick`.
+        labelled: the frame.
+        confident: score above which a prediction is a pseudo-label. Scores are rescaled so that
+            it becomes the upper edge of the ignore band.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     name, split = row["name"], row["split"]
-    scores = bend(labelled.answers.scores, sure).astype(np.float32)
-    lines = answer_lines(replace(labelled.answers, scores=scores), *labelled.size)
-    sure = [line for line in lines.splitlines() if float(line.split()[5]) > IGNORE_BAND[1]]
-    labels = "".join(" ".join(line.split()[:5]) + "\n" for line in sure)
-    write_whole(root / "images" / split / f"{name}.jpg", labelled.jpeg)
-    write_whole(root / "answers" / f"{name}.txt", lines.encode())
-    write_whole(root / "labels" / split / f"{name}.txt", labels.encode())
+    scores = rescale(labelled.predictions.scores, confident).astype(np.float32)
+    lines = prediction_lines(replace(labelled.predictions, scores=scores), *labelled.size)
+    rows = [line.split() for line in lines.splitlines()]
+    labels = "".join(f"{' '.join(row[:5])}\n" for row in rows if float(row[5]) > IGNORE_BAND[1])
+    write_bytes(root / "images" / split / f"{name}.jpg", labelled.jpeg)
+    write_text(root / "answers" / f"{name}.txt", lines)
+    write_text(root / "labels" / split / f"{name}.txt", labels)
 
 
 def is_written(root: Path, row: dict[str, Any]) -> bool:
-    """Whether `write_frame` has come to its end for a row."""
+    """Return whether `write_frame` has finished for a row."""
     return (root / "labels" / row["split"] / f"{row['name']}.txt").exists()
 
 
-def read_answers(root: Path, name: str) -> np.ndarray:
-    """The answers of a frame: (n, 6) of class, centre and size in [0, 1], confidence."""
-    text = (root / "answers" / f"{name}.txt").read_text(encoding="utf-8")
-    return np.array([line.split() for line in text.splitlines()], np.float64).reshape(-1, 6)
-
-
 def finish(root: Path, rows: list[dict[str, Any]], names: tuple[str, ...]) -> int:
-    """Write what goes with the frames; returns how many sure boxes there are in all.
+    """Write the files that describe the frames; return the number of pseudo-labels.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: a file cannot be written.
     """
     table = io.StringIO()
     writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     total = 0
     for row in rows:
-        scores = read_answers(root, row["name"])[:, 5]
-        sure = int((scores > IGNORE_BAND[1]).sum())
-        unsure = int(((scores >= IGNORE_BAND[0]) & (scores <= IGNORE_BAND[1])).sum())
+        scores = _read_predictions(root, row["name"])[:, 5]
+        confident = int((scores > IGNORE_BAND[1]).sum())
+        ignored = int(((scores >= IGNORE_BAND[0]) & (scores <= IGNORE_BAND[1])).sum())
         figures = {key: f"{row[key]:.6f}" for key in ("disagreement", "uncertainty", "novelty")}
-        stamp = f"{row['stamp_s']:.6f}"
-        writer.writerow({**row, **figures, "stamp_s": stamp, "sure": sure, "unsure": unsure})
-        total += sure
-    write_whole(root / "mined.csv", table.getvalue().encode())
-    write_whole(root / "answers" / CLASSES_FILE, "".join(f"{n}\n" for n in names).encode())
-    content = {"path": ".", "train": "images/train"}
+        counts = {"stamp_s": f"{row['stamp_s']:.6f}", "sure": confident, "unsure": ignored}
+        writer.writerow({**row, **figures, **counts})
+        total += confident
+    write_text(root / "mined.csv", table.getvalue())
+    write_text(root / "answers" / CLASSES_FILE, "".join(f"{n}\n" for n in names))
+    content: dict[str, Any] = {"path": ".", "train": "images/train"}
     if any(row["split"] == "val" for row in rows):
         content["val"] = "images/val"
     content["names"] = dict(enumerate(names))
-    write_whole(root / "contact-sheet.jpg", _sheet(root, rows))
-    write_whole(root / "data.yaml", yaml.safe_dump(content, sort_keys=False).encode())
+    write_bytes(root / "contact-sheet.jpg", _sheet(root, rows))
+    write_text(root / "data.yaml", yaml.safe_dump(content, sort_keys=False))
     return total
+
+
+def _read_predictions(root: Path, name: str) -> np.ndarray:
+    """Return a frame's predictions (n, 6): class, centre and size in [0, 1], confidence."""
+    text = (root / "answers" / f"{name}.txt").read_text(encoding="utf-8")
+    return np.array([line.split() for line in text.splitlines()], np.float64).reshape(-1, 6)
 
 
 def _sheet(root: Path, rows: list[dict[str, Any]]) -> bytes:
@@ -120,19 +128,24 @@ def _sheet(root: Path, rows: list[dict[str, Any]]) -> bytes:
 
 
 def _tiles(root: Path, rows: list[dict[str, Any]]) -> Iterator[np.ndarray]:
-    """Frames with the teacher's sure boxes in green, what it is unsure of in orange."""
+    """Yield thumbnails with pseudo-labels in green and predictions to ignore in orange."""
     for row in rows:
-        image = cv2.imread(str(root / "images" / row["split"] / f"{row['name']}.jpg"))
-        tile, (scale, left, top) = letterbox(image, *_TILE)
+        path = root / "images" / row["split"] / f"{row['name']}.jpg"
+        image = cv2.imread(str(path))
+        if image is None:
+            raise OSError(f"{path} cannot be read")
+        tile, (scale, left, top) = letterbox(np.asarray(image, np.uint8), *_TILE)
         size = np.array([image.shape[1], image.shape[0]]) * scale
-        for _, x, y, w, h, score in read_answers(root, row["name"]):
+        for _, x, y, w, h, score in _read_predictions(root, row["name"]):
             if score < IGNORE_BAND[0]:
                 continue
-            corners = [
+            (x1, y1), (x2, y2) = (
                 np.rint((np.array([x, y]) + side * np.array([w, h]) / 2) * size + [left, top])
+                .astype(int)
+                .tolist()
                 for side in (-1, 1)
-            ]
-            colour = _SURE if score > IGNORE_BAND[1] else _UNSURE
-            cv2.rectangle(tile, *(c.astype(int).tolist() for c in corners), colour, 1)
+            )
+            colour = _LABEL_COLOUR if score > IGNORE_BAND[1] else _IGNORED_COLOUR
+            cv2.rectangle(tile, (x1, y1), (x2, y2), colour, 1)
         draw_text(tile, f"{row['reason']}, scene {row['scene']} ({row['split']})")
         yield tile

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The stages of mining on a Ray cluster: the same functions, as stages of Ray Data.
 
-Segments go in; frames stream from the readers to actors that hold both models; what comes back is
-committed here, once, whoever computed it and however often.
+Segments go in; frames stream from the readers to actors that hold both models. A result is used
+once, even if a node died and another one computed it again.
 """
 
 from __future__ import annotations
@@ -22,48 +22,48 @@ from drone_kd_training.ray_cluster import ClusterError, connect, failure
 
 
 class Cluster:
-    """Scores and labels segments on a cluster; see `mining.mine` for the same in one
-    process.
-    """
+    """Scoring and labelling of segments on a cluster; `mine.InProcess` does the same here."""
 
     def __init__(self, address: str, teacher: str, student: str | None) -> None:
-        room = connect(address)
-        self.gpus = 1 if room.gpus else 0
-        # On cores the teachers take them all: a reader is idle most of the time. Beside GPUs the
-        # readers are what takes cores.
-        self.actors = min(room.gpus, room.cpus - 1) if room.gpus else room.cpus
-        self.readers = max(1, room.cpus - self.actors) if room.gpus else room.cpus
+        free = connect(address)
+        self.gpus = 1 if free.gpus else 0
+        # Without GPUs the actors take all cores, as a reader is idle most of the time. With GPUs
+        # the readers take cores.
+        self.actors = min(free.gpus, free.cpus - 1) if free.gpus else free.cpus
+        self.readers = max(1, free.cpus - self.actors) if free.gpus else free.cpus
         if self.actors < 1:
-            needed = "two, for a teacher's GPU and to read," if room.gpus else "one"
+            needed = "two, for a teacher's GPU and to read," if free.gpus else "one"
             raise ClusterError(
-                f"the cluster at {address} has {room.cpus} free cores, and mining needs {needed} "
+                f"the cluster at {address} has {free.cpus} free cores, and mining needs {needed} "
                 "at least: wait, or add nodes"
             )
         self.models = _load(teacher), None if student is None else _load(student)
 
-    def score(self, segments: list[Segment]) -> Iterator[tuple[Segment, list, Counter]]:
-        """Yield segments with all that was seen in them, and what went wrong."""
-        seen: dict[Segment, dict[int, stages.Seen]] = {s: {} for s in segments}
-        ends: dict[Segment, tuple[int, Counter]] = {}
-        for segment, kind, found in self._run(segments, _read_segment, stages.look):
-            if segment not in seen:
-                continue  # done before
+    def score(
+        self, segments: list[Segment]
+    ) -> Iterator[tuple[Segment, list[stages.ScoredFrame], Counter[str]]]:
+        """Yield segments with their scored frames and problems."""
+        scored: dict[Segment, dict[int, stages.ScoredFrame]] = {s: {} for s in segments}
+        ends: dict[Segment, tuple[int, Counter[str]]] = {}
+        for segment, kind, found in self._run(segments, _read_segment, stages.score):
+            if segment not in scored:
+                continue  # complete
             if kind == "end":
                 ends[segment] = found
             else:
-                seen[segment].update({one.index: one for one in found})
-            if segment in ends and len(seen[segment]) == ends[segment][0]:
-                yield segment, list(seen.pop(segment).values()), ends.pop(segment)[1]
+                scored[segment].update({frame.number: frame for frame in found})
+            if segment in ends and len(scored[segment]) == ends[segment][0]:
+                yield segment, list(scored.pop(segment).values()), ends.pop(segment)[1]
 
     def label(
         self, wanted: list[tuple[Segment, set[int]]]
-    ) -> Iterator[tuple[Segment, list[stages.Labelled]]]:
-        """Yield segments with some of their chosen frames."""
+    ) -> Iterator[tuple[Segment, list[stages.LabelledFrame]]]:
+        """Yield segments with some of their labelled frames."""
         for segment, _, found in self._run(wanted, _read_chosen, stages.label):
             yield segment, found
 
     def _run(
-        self, items: list, read: Callable[[Any], Iterator], look: Callable
+        self, items: list, read: Callable[[Any], Iterator], stage: Callable
     ) -> Iterator[tuple[Segment, str, Any]]:
         if not items:
             return
@@ -75,8 +75,8 @@ class Cluster:
         rows = ray.data.from_items(
             [{"payload": pickle.dumps(item)} for item in items], override_num_blocks=len(items)
         )
-        # A reader that asked for a core of its own would wait for ever where teachers have them
-        # all.
+        # Without GPUs readers ask for no core: the actors have them all, and they would wait
+        # forever.
         rows = rows.map_batches(
             _Reader(read),
             batch_size=1,
@@ -85,8 +85,8 @@ class Cluster:
             num_cpus=self.gpus,
         )
         rows = rows.map_batches(
-            _Looker,
-            fn_constructor_args=(look, *self.models),
+            _ModelActor,
+            fn_constructor_args=(stage, *self.models),
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=self.actors),
@@ -101,21 +101,21 @@ class Cluster:
 
 
 def _read_segment(segment: Segment) -> Iterator[tuple[Segment, str, Any]]:
-    said: Counter = Counter()
+    problems: Counter[str] = Counter()
     frames = 0
-    for batch in stages.glances(segment, said):
+    for batch in stages.read_features(segment, problems):
         frames += len(batch)
         yield segment, "batch", batch
-    yield segment, "end", (frames, said)
+    yield segment, "end", (frames, problems)
 
 
 def _read_chosen(wanted: tuple[Segment, set[int]]) -> Iterator[tuple[Segment, str, Any]]:
-    for batch in stages.chosen(*wanted):
+    for batch in stages.read_chosen(*wanted):
         yield wanted[0], "batch", batch
 
 
 class _Reader:
-    """A stage that reads: what `read` yields for each row, one row at a time."""
+    """Reading stage: yields what `read` yields for each row, one row at a time."""
 
     def __init__(self, read: Callable[[Any], Iterator]) -> None:
         self.read = read
@@ -126,29 +126,32 @@ class _Reader:
                 yield {"payload": [pickle.dumps(found)]}
 
 
-class _Looker:
-    """An actor with both models, which looks at the batches that pass."""
+class _ModelActor:
+    """Actor that holds both models and runs a stage on batches of frames."""
 
-    def __init__(self, look: Callable, teacher: tuple, student: tuple | None) -> None:
-        # Here, and not in every reader's process: it imports torch.
+    def __init__(
+        self, stage: Callable, teacher: tuple[str, bytes], student: tuple[str, bytes] | None
+    ) -> None:
+        # Imports torch, which the readers' processes do not need.
         from drone_kd_training.mining.student_and_teacher import open_models
 
-        self.look = look
+        self.stage = stage
         with tempfile.TemporaryDirectory() as folder:
-            paths = [model and _store(model, Path(folder)) for model in (teacher, student)]
-            self.models = open_models(*paths)
+            self.models = open_models(
+                _store(teacher, Path(folder)), student and _store(student, Path(folder))
+            )
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list]:
         found = []
         for payload in rows["payload"]:
             segment, kind, batch = pickle.loads(payload)
-            done = self.look(batch, self.models) if kind == "batch" else batch
+            done = self.stage(batch, self.models) if kind == "batch" else batch
             found.append(pickle.dumps((segment, kind, done)))
         return {"payload": found}
 
 
 def _load(model: str) -> tuple[str, bytes]:
-    """A model's file name and content: it goes to the nodes, which need no copy of their own."""
+    """Return a model's file name and content, which go to nodes without a copy of the file."""
     from drone_kd_training.models.checkpoints import resolve_model
 
     path = Path(model if model.endswith(".onnx") else resolve_model(model))

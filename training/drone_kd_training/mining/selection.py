@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Which frames are worth a label: pure functions on what `stages.summarise` kept."""
+"""Frame selection: pure functions on the candidates of `stages.summarise`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from drone_kd_training.mining.config import SHARES
 from drone_kd_training.mining.stages import SCENE_DISTANCE
 
-# Of every five time blocks one is held out for the guard, and a quarter as many frames are taken
-# from these, drawn: hard frames alone would not say how good a model is.
+# One of five time blocks is held out for the guard. A quarter as many frames are chosen there, at
+# random: hard frames alone do not measure a model.
 _HELD_OUT_OF = 5
 _HELD_OUT_SHARE = 0.25
-# A frame is as novel as these scenes, the nearest other ones, are far.
+# Novelty is the mean distance to this many nearest other scenes.
 _NEIGHBOURS = 3
 
 
 def held_out(block: int) -> bool:
-    """Whether a time block is for the guard alone."""
+    """Return whether a time block is for the guard only."""
     return block % _HELD_OUT_OF == 2
 
 
@@ -29,40 +29,40 @@ def pick(
     per_scene: int,
     shares: dict[str, float] = SHARES,
 ) -> list[dict[str, Any]]:
-    """Choose frames to learn from, and frames of held-out blocks.
+    """Choose training frames, and validation frames from held-out blocks.
 
     Args:
-        candidates: of all flights, in order; "scene" says which of them show the same, see
-            `add_scenes`.
-        frames: how many to learn from, at most.
-        per_scene: at most this many of one scene in each split.
-        shares: of the frames to learn from by reason; what rounding leaves over is the first's.
+        candidates: of all flights, in order, with the fields of `add_scenes`.
+        frames: maximum number of training frames.
+        per_scene: maximum number of frames of one scene in each split.
+        shares: of the training frames, by reason; the first one gets what rounding leaves.
 
     Returns:
-        The chosen ones with "split" and "reason", in the order of `candidates`.
+        The chosen candidates with "split" and "reason", in the order of `candidates`.
     """
-    learn = [c for c in candidates if not held_out(c["block"])]
-    apart = [c for c in candidates if held_out(c["block"])]
+    train = [c for c in candidates if not held_out(c["block"])]
+    val = [c for c in candidates if held_out(c["block"])]
     wanted = {reason: round(frames * share) for reason, share in shares.items()}
     wanted[next(iter(shares))] += frames - sum(wanted.values())
-    picked = _take(learn, wanted, frames, per_scene)
-    drawn = max(1, round(frames * _HELD_OUT_SHARE))
-    guard = _take(apart, {"random": drawn}, drawn, per_scene)
-    split = {name: ("train", why) for name, why in picked.items()}
-    split |= {name: ("val", why) for name, why in guard.items()}
-    return [
-        {**c, "split": split[c["name"]][0], "reason": split[c["name"]][1]}
-        for c in candidates
-        if c["name"] in split
-    ]
+    most = max(1, round(frames * _HELD_OUT_SHARE))
+    taken = {
+        "train": _take(train, wanted, frames, per_scene),
+        "val": _take(val, {"random": most}, most, per_scene),
+    }
+    chosen = {
+        name: {"split": split, "reason": reason}
+        for split, reasons in taken.items()
+        for name, reason in reasons.items()
+    }
+    return [{**c, **chosen[c["name"]]} for c in candidates if c["name"] in chosen]
 
 
 def add_scenes(candidates: list[dict[str, Any]], leaders: list[int]) -> None:
-    """Number the scenes, over all segments and flights, and tell how novel each frame is.
+    """Number the scenes over all flights, and measure the novelty of each frame.
 
     Args:
-        candidates: get "scene" and "novelty".
-        leaders: per candidate, the index of the one that stands for its scene.
+        candidates: get "scene" and "novelty" in place.
+        leaders: per candidate, the index of the one that represents its scene.
     """
     centres = np.zeros((0, len(candidates[0]["embedding"])), np.float32)
     scene_of: dict[int, int] = {}
@@ -84,7 +84,7 @@ def add_scenes(candidates: list[dict[str, Any]], leaders: list[int]) -> None:
 def _take(
     candidates: list[dict[str, Any]], wanted: dict[str, int], total: int, per_scene: int
 ) -> dict[str, str]:
-    """Name to reason. What one reason leaves over goes to the first one, and so on."""
+    """Return {name: reason}; the first reasons get what others leave over."""
     taken: dict[str, str] = {}
     of_scene: dict[int, int] = {}
     for reason, most in [*wanted.items(), *((r, total) for r in wanted)]:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The stages of mining, as functions over batches of frames: in this process or on a cluster.
+"""The stages of mining, as functions on batches of frames: in this process or on a cluster.
 
-    read -> thin -> look (both models)     per batch, in any order, on any machine
+    read -> drop near duplicates -> score (both models)    per batch, in any order, anywhere
     summarise                              per segment: neighbours, scenes, the best of each scene
     pick                                   over all segments (mining/selection.py)
     read -> label (the teacher)            per chosen frame
 
-Whatever runs them, and however often it is stopped, the result is the same.
+The result is the same wherever the stages run and however often they are interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
@@ -23,25 +23,36 @@ import numpy as np
 
 from drone_kd.core.detections import Detections
 from drone_kd_training.mining.flights import Frame, Segment, read
-from drone_kd_training.mining.frame_features import Glance, thin
+from drone_kd_training.mining.frame_features import FrameFeatures, drop_near_duplicates
 from drone_kd_training.mining.hardness import disagreement, flicker
 
 if TYPE_CHECKING:  # readers on a cluster need no torch
     from drone_kd_training.mining.student_and_teacher import Models
 
-# Frames that are in memory at a time, per reader and per pair of models.
+# Frames in memory at a time, per reader and per pair of models.
 BATCH = 8
-# A scene ends where a frame is this far from the scene's first one; see `look.embed`.
+# A scene ends at a frame whose embedding is this far from that of the scene's first frame.
 SCENE_DISTANCE = 0.06
 REASONS = ("disagreement", "uncertainty", "random")
 _JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A frame that was looked at, without its pixels."""
+class ScoredFrame:
+    """A frame after inference, without its pixels.
 
-    index: int
+    Attributes:
+        number: in the segment.
+        stamp_s: time stamp in seconds.
+        block: time block.
+        size: (width, height) in pixels.
+        embedding: see `frame_features.embed`.
+        shift: see `frame_features.FrameFeatures`.
+        student: the student's predictions.
+        disagreement: of student and teacher, see `hardness.disagreement`.
+    """
+
+    number: int
     stamp_s: float
     block: int
     size: tuple[int, int]
@@ -51,88 +62,91 @@ class Seen:
     disagreement: float
 
 
-class Labelled(NamedTuple):
-    """A chosen frame: its number in the segment, JPEG bytes, (width, height), and the answers."""
+class LabelledFrame(NamedTuple):
+    """A chosen frame: number in the segment, JPEG, (width, height), the teacher's predictions."""
 
-    index: int
+    number: int
     jpeg: bytes
     size: tuple[int, int]
-    answers: Detections
+    predictions: Detections
 
 
-def glances(segment: Segment, said: Counter) -> Iterator[list[Glance]]:
-    """Read and thin a segment: batches of frames. `said` counts what went wrong."""
-    return batches(thin(read(segment, lambda error: said.update([str(error)]))))
+def read_features(segment: Segment, problems: Counter[str]) -> Iterator[list[FrameFeatures]]:
+    """Yield a segment's frames without near duplicates, in batches; count `problems`."""
+    return batches(
+        drop_near_duplicates(read(segment, lambda error: problems.update([str(error)])))
+    )
 
 
-def chosen(segment: Segment, wanted: set[int]) -> Iterator[list[Frame]]:
-    """Read the chosen frames of a segment once more: batches."""
+def read_chosen(segment: Segment, wanted: set[int]) -> Iterator[list[Frame]]:
+    """Yield the frames of a segment with the `wanted` numbers, in batches."""
     return batches(read(segment, lambda error: None, wanted))
 
 
-def look(batch: list[Glance], models: Models) -> list[Seen]:
-    """Let student and teacher look at frames."""
+def score(batch: list[FrameFeatures], models: Models) -> list[ScoredFrame]:
+    """Run student and teacher on frames."""
     found = []
     for frame, embedding, shift in batch:
         height, width = frame.image.shape[:2]
         student = models.student(frame.image)
-        gap = disagreement(models.glance(frame.image), student)
         found.append(
-            Seen(
-                frame.index,
+            ScoredFrame(
+                frame.number,
                 frame.stamp_s,
                 frame.block,
                 (width, height),
                 embedding,
                 shift,
                 student,
-                gap,
+                disagreement(models.predict(frame.image), student),
             )
         )
     return found
 
 
-def label(batch: list[Frame], models: Models) -> list[Labelled]:
+def label(batch: list[Frame], models: Models) -> list[LabelledFrame]:
     """Let the teacher label frames."""
     found = []
     for frame in batch:
         height, width = frame.image.shape[:2]
         _, jpeg = cv2.imencode(".jpg", frame.image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-        answers = models.label(frame.image)
-        found.append(Labelled(frame.index, jpeg.tobytes(), (width, height), answers))
+        predictions = models.label(frame.image)
+        found.append(LabelledFrame(frame.number, jpeg.tobytes(), (width, height), predictions))
     return found
 
 
-def summarise(segment: Segment, seen: list[Seen], said: Counter, per_scene: int) -> dict[str, Any]:
-    """What is kept of a segment: of each of its scenes the best frames, by each reason.
+def summarise(
+    segment: Segment, scored: list[ScoredFrame], problems: Counter[str], per_scene: int
+) -> dict[str, Any]:
+    """Reduce a segment to candidates: the best frames of each scene, by each reason.
 
     Returns:
-        JSON: "said", "frames" (how many were looked at) and "candidates".
+        JSON: "said" (the problems), "frames" (how many were scored) and "candidates".
     """
-    seen = sorted(seen, key=lambda s: s.index)
+    scored = sorted(scored, key=lambda s: s.number)
     candidates: list[dict[str, Any]] = []
-    for scene in _scenes(seen):
-        rows = [_candidate(segment, seen, i) for i in scene]
-        best = {0}  # the first frame stands for the scene
+    for scene in _scenes(scored):
+        rows = [_candidate(segment, scored, i) for i in scene]
+        best = {0}  # the first frame represents the scene
         for reason in REASONS:
             best |= set(sorted(range(len(rows)), key=lambda i: -rows[i][reason])[:per_scene])
         leader = len(candidates)
         candidates += [{**rows[i], "leader": leader} for i in sorted(best)]
-    return {"said": dict(said), "frames": len(seen), "candidates": candidates}
+    return {"said": dict(problems), "frames": len(scored), "candidates": candidates}
 
 
 def batches(items: Iterable, size: int = BATCH) -> Iterator[list]:
-    """`items` in lists of `size`; the last one may be shorter."""
+    """Yield lists of `size` items; the last one may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
-def _scenes(seen: list[Seen]) -> Iterator[list[int]]:
+def _scenes(scored: list[ScoredFrame]) -> Iterator[list[int]]:
     scene: list[int] = []
-    for i, frame in enumerate(seen):
+    for i, frame in enumerate(scored):
         if scene:
-            first = seen[scene[0]]
+            first = scored[scene[0]]
             far = np.linalg.norm(frame.embedding - first.embedding) > SCENE_DISTANCE
             if far or frame.block != first.block:
                 yield scene
@@ -142,22 +156,23 @@ def _scenes(seen: list[Seen]) -> Iterator[list[int]]:
         yield scene
 
 
-def _candidate(segment: Segment, seen: list[Seen], i: int) -> dict[str, Any]:
-    frame = seen[i]
-    # How the student's answers change to the frame before and to the one after.
-    changes = []
-    for a, b in ((i - 1, i), (i, i + 1)):
-        if a >= 0 and b < len(seen) and seen[b].shift is not None:
-            changes.append(flicker(seen[a].student, seen[b].student, seen[b].shift, seen[b].size))
-    name = f"{segment.key}-{frame.index:06d}"
+def _candidate(segment: Segment, scored: list[ScoredFrame], i: int) -> dict[str, Any]:
+    frame = scored[i]
+    # Changes of the student's predictions from the frame before and to the frame after.
+    changes = [
+        flicker(a.student, b.student, b.shift, b.size)
+        for a, b in pairwise(scored[max(i - 1, 0) : i + 2])
+        if b.shift is not None
+    ]
+    name = f"{segment.key}-{frame.number:06d}"
     return {
         "name": name,
-        "index": frame.index,
+        "index": frame.number,
         "stamp_s": frame.stamp_s,
         "block": frame.block,
         "embedding": frame.embedding.tolist(),
         "disagreement": frame.disagreement,
         "uncertainty": float(np.mean(changes)) if changes else 0.0,
-        # The same in every run, and on every machine.
+        # Random, but equal in every run and on every machine.
         "random": int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48,
     }

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
+from drone_kd.files import atomic_file
 from drone_kd_training.models.checkpoints import class_names, load_model
 from drone_kd_training.models.torch_backend import trained_imgsz
 
@@ -31,6 +31,5 @@ def blend(trained: str | Path, start: str | Path, share: float, output: Path) ->
         mixed[name] = torch.lerp(new, own, share) if new.is_floating_point() else new
     model.load_state_dict(mixed)
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_suffix(".tmp")
-    torch.save({"model": model, "train_args": {"imgsz": trained_imgsz(model)}}, temporary)
-    os.replace(temporary, output)
+    with atomic_file(output) as temporary:
+        torch.save({"model": model, "train_args": {"imgsz": trained_imgsz(model)}}, temporary)

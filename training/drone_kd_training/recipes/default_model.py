@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shutil
 import sys
 import time
@@ -33,6 +32,7 @@ from tqdm import tqdm
 import drone_kd
 from drone_kd.backends import open_backend
 from drone_kd.detector import Detector
+from drone_kd.files import atomic_file, atomic_folder, write_text
 from drone_kd.paths import parameter_defaults
 from drone_kd_training.data.dataset import (
     centre_and_size,
@@ -40,7 +40,6 @@ from drone_kd_training.data.dataset import (
     label_lines,
     load_data,
     read_sample,
-    write_text,
 )
 from drone_kd_training.data.generate import generate
 from drone_kd_training.distillation.config import NO_TEACHER, Config
@@ -270,18 +269,15 @@ def prepare(shared: Path, work: Path, recipe: Recipe) -> None:
         write_text(work / f"{name}.txt", "".join(f"{path}\n" for path in own))
     folder = work / "replay"
     if not folder.is_dir():
-        temporary = folder.with_name(".replay.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        video = cv2.VideoCapture(str(shared / "replay" / HOVER))
-        number = 0
-        while True:
-            known, frame = video.read()
-            if not known:
-                break
-            cv2.imwrite(str(temporary / f"{number:04d}.png"), frame)
-            number += 1
-        os.replace(temporary, folder)
+        with atomic_folder(folder) as temporary:
+            video = cv2.VideoCapture(str(shared / "replay" / HOVER))
+            number = 0
+            while True:
+                known, frame = video.read()
+                if not known:
+                    break
+                cv2.imwrite(str(temporary / f"{number:04d}.png"), frame)
+                number += 1
 
 
 def start(coco: Path, output: Path) -> Path:
@@ -292,9 +288,8 @@ def start(coco: Path, output: Path) -> Path:
         model, _ = load_model(str(coco))
         names = {"motorcycle": "two-wheeler"}
         model.names = {i: names.get(name, name) for i, name in model.names.items()}
-        temporary = output.with_name(".start.tmp")
-        torch.save({"model": model, "train_args": {}}, temporary)
-        os.replace(temporary, output)
+        with atomic_file(output) as temporary:
+            torch.save({"model": model, "train_args": {}}, temporary)
     return output
 
 
@@ -347,10 +342,9 @@ def calibrate(checkpoint: Path, plan: Plan, output: Path) -> tuple[Path, dict]:
         for branch in model.model[-1].cv3:
             branch[-1].bias.data += float(shift)
         model.args = {"imgsz": INPUT_PX}
-        temporary = output / ".calibrated.tmp"
-        # Half precision, as Ultralytics keeps its checkpoints.
-        torch.save({"model": model.half(), "train_args": {"imgsz": INPUT_PX}}, temporary)
-        os.replace(temporary, saved)
+        with atomic_file(saved) as temporary:
+            # Half precision, as Ultralytics keeps its checkpoints.
+            torch.save({"model": model.half(), "train_args": {"imgsz": INPUT_PX}}, temporary)
         write_text(found_file, json.dumps(found, indent=1))
     return saved, json.loads(found_file.read_text(encoding="utf-8"))
 

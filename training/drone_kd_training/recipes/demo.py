@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drone_kd.backends.onnx_runtime import read_spec
-from drone_kd_training.data.dataset import load_data, write_text
+from drone_kd.files import write_text
+from drone_kd_training.data.dataset import load_data
 from drone_kd_training.data.generate import generate
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
 from drone_kd_training.distillation.distill import distill

@@ -30,6 +30,7 @@ import cv2
 
 from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.detector import load_detector
+from drone_kd.files import write_text
 from drone_kd.processes import running
 from drone_kd.simulation.rehearse import detector_command, rehearse
 from drone_kd.simulation.scene import CLASSES, FlightPlan
@@ -37,7 +38,7 @@ from drone_kd.simulation.scene import fly as scenery
 from drone_kd.simulation.scoring.text import rows
 from drone_kd.simulation.simulate import ros_arguments
 from drone_kd.visualization import contact_sheet, draw_detections
-from drone_kd_training.data.dataset import image_paths, load_data, write_text
+from drone_kd_training.data.dataset import image_paths, load_data
 from drone_kd_training.data.generate import generate, write_data_yaml, write_drawn
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
 from drone_kd_training.distillation.distill import distill

@@ -12,14 +12,14 @@ import numpy as np
 
 from drone_kd.core.detections import Detections
 from drone_kd.detector import load_detector
+from drone_kd.files import write_text
 from drone_kd.paths import selftest_image_path
 from drone_kd.visualization import draw_detections
-from drone_kd_training.data.dataset import write_text
 from drone_kd_training.models.checkpoints import cost, load_model
 from drone_kd_training.tables import format_score
 from drone_kd_training.teachers.fusion import count_right, fuse, translate
 from drone_kd_training.teachers.plan import Plan
-from drone_kd_training.teachers.prediction_cache import Answers
+from drone_kd_training.teachers.prediction_cache import PredictionCache
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 
 # Only these may be shown in the repository: public domain and CC0.
@@ -151,7 +151,7 @@ def show(docs: Path, model: Path, plan: Plan, pictures: Path) -> None:
     shown = draw_detections(image, detector(image), plan.names)
     shown = cv2.resize(shown, (1000, 1000 * image.shape[0] // image.shape[1]))
     _write_picture(docs / "default-model.jpg", shown, 70)
-    answers = {t.name: Answers(t, plan.answers, plan.names) for t in plan.teachers}
+    answers = {t.name: PredictionCache(t, plan.answers, plan.names) for t in plan.teachers}
     rated = []
     for source in (s for s in plan.sources if s.name in SHOWN):
         teachers = plan.teachers_of(source)
@@ -166,7 +166,7 @@ def show(docs: Path, model: Path, plan: Plan, pictures: Path) -> None:
                 tables,
                 [
                     np.array([t.weight[n] for n in plan.names])
-                    * [n in t.answers_for for n in plan.names]
+                    * [n in t.taught_classes for n in plan.names]
                     for t in teachers
                 ],
             )

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,7 +21,7 @@ import numpy as np
 from ultralytics.utils.torch_utils import is_qat
 
 from drone_kd.backends.onnx_runtime import read_spec
-from drone_kd.files import file_sha256
+from drone_kd.files import atomic_folder, file_sha256, write_text
 from drone_kd.lineage import Ancestor, Lineage, descend
 from drone_kd_training.data.dataset import (
     DataError,
@@ -32,7 +30,6 @@ from drone_kd_training.data.dataset import (
     label_lines,
     label_path,
     load_data,
-    write_text,
 )
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill
@@ -190,7 +187,7 @@ def _export(plan: Plan, candidate: Path, output: Path, base: DataSet, lineage: L
         lineage=lineage,
     )
     named = output / f"model-{file_sha256(temporary)[:12]}.onnx"
-    os.replace(temporary, named)
+    temporary.replace(named)
     return named
 
 
@@ -342,10 +339,10 @@ def _merge_answers(to_base: Predictions, frames: list[Path], mined: Mined, outpu
             f"{missing[0].name}: `training predict` writes them"
         )
     order = sorted(set(known[0]) & set(known[1]))
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        write_text(temporary / CLASSES_FILE, "".join(f"{names[i]}\n" for i in order))
+    with atomic_folder(output) as temporary:
+        (temporary / CLASSES_FILE).write_text(
+            "".join(f"{names[i]}\n" for i in order), encoding="utf-8"
+        )
         for answers, pairs, paths in (
             (to_base, known[0], frames),
             (mined.answers, known[1], mined.unlabelled),
@@ -357,7 +354,7 @@ def _merge_answers(to_base: Predictions, frames: list[Path], mined: Mined, outpu
                 kept = np.isin(class_ids, list(position))
                 ids = [position[c] for c in class_ids[kept].tolist()]
                 lines = label_lines(ids, boxes[kept], scores[kept].max(axis=1))
-                write_text(temporary / f"{path.stem}.txt", lines)
+                (temporary / f"{path.stem}.txt").write_text(lines)
         for path in mined.labelled:
             labels = label_path(path)
             text = labels.read_text(encoding="utf-8") if labels.is_file() else ""
@@ -366,10 +363,7 @@ def _merge_answers(to_base: Predictions, frames: list[Path], mined: Mined, outpu
             table = table[np.isin(table[:, 0], order)]
             ids = [order.index(c) for c in table[:, 0].tolist()]
             lines = label_lines(ids, table[:, 1:], np.ones(len(ids)))
-            write_text(temporary / f"{path.stem}.txt", lines)
-        os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (temporary / f"{path.stem}.txt").write_text(lines)
 
 
 def _classes_found(answers: Predictions) -> set[int]:

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Several sources of frames, several teachers: what `distill --teachers FILE` reads.
+"""Plan of sources and teachers, the file of `distill --teachers FILE`.
 
     names: [person, two-wheeler, car, truck, bus]     # the student's classes
     sources:
       thermal:
         data: hit-uav/data.yaml        # labelled, with a validation split
         labelled: [person, two-wheeler, car]   # default: every class that its names map to
-        classes: {bicycle: two-wheeler, other_vehicle: null}   # others: by the same name
-        every: 2                       # every second frame
+        classes: {bicycle: two-wheeler, other_vehicle: null}   # default: by the same name
+        every: 2                       # every second image
       streets:
-        images: pictures               # a folder or a list: nobody labelled them
-        crops: {size: 416, scales: [1, 0.5]}   # the student sees windows of them
+        images: pictures               # unlabelled: a folder or a list file
+        crops: {size: 416, scales: [1, 0.5]}   # train on windows of them
       fields:
         images: fields
-        empty: true                    # somebody looked: no object of any class is in them
+        empty: true                    # checked: they show no object of any class
     teachers:
       visdrone:
         weights: visdrone.pt           # or a folder of predictions, or a COCO results .json
@@ -21,20 +21,21 @@
         tiles: auto                    # see `drone_kd.detector.Detector`; default: off
         sources: [streets]
         classes: {pedestrian: person, van: car}
-        sure: 0.5                      # or {person: 0.7, car: 0.4}: from this score on it is right
+        sure: 0.5                      # pseudo-label threshold; or {person: 0.7, car: 0.4}
         sure_on: {streets: {person: 0.8}}
         weight: {person: 0.5}          # where its precision cannot be measured
-    answers: answers                   # folder where answers are kept; default: this one
+    answers: answers                   # folder of the prediction cache; this is the default
 
-Relative paths are taken from the file's own folder. A frame is taught by the teachers of its
-source; a class that neither its labels nor a teacher cover teaches nothing there.
+Relative paths start at the file's own folder. An image is taught by the teachers of its source; a
+class that neither its labels nor a teacher covers is masked there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -46,9 +47,13 @@ from drone_kd_training.teachers.teachers import open_teacher
 
 @dataclass(frozen=True)
 class Crops:
-    """Windows of ``size`` px that the student sees of each picture reduced or enlarged to each of
-    ``scales`` (at most twice its size): every ``every``-th, and of those without an object every
-    ``empty_every``-th.
+    """Training windows of images that are larger than the student's input.
+
+    Attributes:
+        size: side of a window in pixels, at least 32.
+        scales: factors by which an image is resized first, above 0 and at most 2.
+        every: use every n-th window.
+        empty_every: of the windows without an object use every n-th.
     """
 
     size: int
@@ -59,15 +64,24 @@ class Crops:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
         if self.size < 32 or min(self.every, self.empty_every) < 1 or not self.scales:
-            raise ValueError("expected size from 32 on, scales, every and empty_every from 1 on")
+            raise ValueError("expected size ≥ 32, some scales, every ≥ 1 and empty_every ≥ 1")
         if not all(0 < scale <= 2 for scale in self.scales):
             raise ValueError(f"expected scales above 0 and at most 2, got {list(self.scales)}")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Frames of one kind. ``names``: of its own labels, () where nobody labelled it; ``classes``:
-    own name -> the student's; ``labelled``: which of the student's its labels cover.
+    """Images of one kind.
+
+    Attributes:
+        name: of the source.
+        train: training images.
+        val: validation images.
+        names: classes of its labels, () if it is unlabelled.
+        classes: own class -> the student's.
+        labelled: the student's classes that its labels cover.
+        repeat: how often each image is used per epoch.
+        crops: windows to train on; None: whole images.
     """
 
     name: str
@@ -82,8 +96,19 @@ class Source:
 
 @dataclass(frozen=True)
 class Teacher:
-    """Who answers for which sources. ``names``: its own classes; ``classes``: own name -> the
-    student's; ``sure`` and ``weight``: by the student's class.
+    """A teacher and its sources.
+
+    Attributes:
+        name: of the teacher.
+        weights: checkpoint, folder of predictions or COCO results .json.
+        names: its own classes.
+        sources: names of the sources that it teaches.
+        classes: own class -> the student's.
+        imgsz: square input in pixels; None: as trained.
+        tiles: see `drone_kd.detector.Detector`.
+        sure: pseudo-label threshold by the student's class.
+        sure_on: the same by source, where it differs.
+        weight: by the student's class, used where its precision cannot be measured.
     """
 
     name: str
@@ -98,18 +123,25 @@ class Teacher:
     weight: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def answers_for(self) -> tuple[str, ...]:
+    def taught_classes(self) -> tuple[str, ...]:
         """The student's classes that it knows."""
         return tuple(dict.fromkeys(self.classes.values()))
 
     def threshold(self, source: str, class_name: str) -> float:
-        """The score from which on its answer is right on this source."""
+        """Return the score above which its prediction is a pseudo-label on a source."""
         return self.sure_on.get(source, {}).get(class_name, self.sure[class_name])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the file says, checked; ``names``: the student's classes."""
+    """The checked file.
+
+    Attributes:
+        names: the student's classes.
+        sources: of images.
+        teachers: may be empty.
+        answers: folder of the prediction cache.
+    """
 
     names: tuple[str, ...]
     sources: tuple[Source, ...]
@@ -117,23 +149,25 @@ class Plan:
     answers: Path
 
     def teachers_of(self, source: Source) -> list[Teacher]:
-        """Who teaches a source."""
+        """Return the teachers of a source."""
         return [t for t in self.teachers if source.name in t.sources]
 
-    def answered(self, source: Source) -> tuple[str, ...]:
-        """The student's classes for which some teacher answers on a source."""
-        known = {name for t in self.teachers_of(source) for name in t.answers_for}
+    def taught(self, source: Source) -> tuple[str, ...]:
+        """Return the student's classes that some teacher of a source knows."""
+        known = {name for t in self.teachers_of(source) for name in t.taught_classes}
         return tuple(name for name in self.names if name in known)
 
     def table(self) -> str:
-        """Source x teacher x classes x frames, as text."""
-        lines = [f"{'source':<18}{'frames':>7}  {'from':<18} classes"]
+        """Return a text table of sources, their images, teachers and classes."""
+        lines = [f"{'source':<18}{'images':>7}  {'from':<18} classes"]
         for source in self.sources:
-            rows = [("labels", source.labelled)] if source.labelled else []
-            rows += [(t.name, t.answers_for) for t in self.teachers_of(source)]
+            rows: list[tuple[str, Sequence[str]]] = []
+            if source.labelled:
+                rows.append(("labels", source.labelled))
+            rows += [(t.name, t.taught_classes) for t in self.teachers_of(source)]
             covered = {name for _, names in rows for name in names}
             masked = [name for name in self.names if name not in covered]
-            rows += [("nobody: masked", masked)] if masked else []
+            rows += [("unlabelled: masked", masked)] if masked else []
             for number, (who, names) in enumerate(rows):
                 repeat = f" x {source.repeat}" if source.repeat > 1 else ""
                 first = f"{source.name:<18}{str(len(source.train)) + repeat:>7}"
@@ -142,7 +176,7 @@ class Plan:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys without a word."""
+    """YAML loader that refuses a key given twice; PyYAML silently takes the last one."""
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
@@ -165,7 +199,7 @@ def read_plan(path: str | Path) -> Plan:
     """Read and check the file of sources and teachers.
 
     Raises:
-        DataError, UnusableModelError: what cannot work, in one line.
+        DataError, UnusableModelError: the file cannot be used; the message is one line.
     """
     file = Path(path)
     if not file.is_file():
@@ -193,13 +227,13 @@ def read_plan(path: str | Path) -> Plan:
         )
     plan = Plan(names, tuple(sources), tuple(teachers), root / content.get("answers", "answers"))
     for source in sources:
-        if not source.labelled and not plan.answered(source):
+        if not source.labelled and not plan.taught(source):
             raise DataError(
-                f"{file}: source {source.name} teaches nothing: nobody labelled it and no teacher "
+                f"{file}: source {source.name} teaches nothing: it is unlabelled and no teacher "
                 "names it among its sources"
             )
     if not any(s.labelled and s.val for s in sources):
-        raise DataError(f"{file}: no source has labels and a val split: nothing can be measured")
+        raise DataError(f"{file}: no source has labels and a val split: nothing can be evaluated")
     return plan
 
 
@@ -231,7 +265,7 @@ def _source(where: str, name: str, entry: dict, root: Path, names: tuple, agreed
         )
     every, repeat = (entry.get(key, 1) for key in ("every", "repeat"))
     if not all(isinstance(n, int) and n >= 1 for n in (every, repeat)):
-        raise DataError(f"{where}: every and repeat must be whole numbers from 1 on")
+        raise DataError(f"{where}: expected whole numbers ≥ 1 for every and repeat")
     own: tuple[str, ...] = ()
     classes: dict[str, str] = {}
     labelled: tuple[str, ...] = ()
@@ -271,7 +305,7 @@ def _teacher(
     weights = root / entry["weights"]
     if unknown := set(entry["sources"]) - {s.name for s in sources}:
         raise DataError(f"{where} names no source of this file: {', '.join(sorted(unknown))}")
-    if predicted(weights):
+    if holds_predictions(weights):
         known = open_teacher(str(weights), names).names
     else:
         model, _ = load_model(str(weights))
@@ -298,15 +332,15 @@ def _teacher(
     )
 
 
-def predicted(weights: Path) -> bool:
-    """Whether a teacher is no checkpoint, but what one said."""
+def holds_predictions(weights: Path) -> bool:
+    """Return whether a teacher is given by its predictions, not by a checkpoint."""
     return weights.is_dir() or weights.suffix == ".json"
 
 
 def _classes(
     where: str, entry: dict, own: tuple[str, ...], names: tuple[str, ...], agreed: dict
 ) -> dict[str, str]:
-    """Own name -> the student's name: as given, else by the same name."""
+    """Return {own class: the student's class}: as given, else by the same name."""
     given = entry.get("classes") or {}
     same = {name.strip().lower(): name for name in names}
     known = {name.strip().lower() for name in own}
@@ -337,10 +371,10 @@ def _classes(
 
 
 def _per_class(
-    where: str, key: str, given: object, names: tuple[str, ...], default: float | None = None
+    where: str, key: str, given: Any, names: tuple[str, ...], default: float | None = None
 ) -> dict[str, float]:
-    """{class: number in (0, 1]} of one number for all, or of some classes' own."""
-    values = given if isinstance(given, dict) else dict.fromkeys(names, given)
+    """Return {class: number in (0, 1]} from one number for all, or numbers for some classes."""
+    values: dict[str, Any] = given if isinstance(given, dict) else dict.fromkeys(names, given)
     for name, value in values.items():
         if name not in names or not isinstance(value, (int, float)) or not 0 < value <= 1:
             raise DataError(

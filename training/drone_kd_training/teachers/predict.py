@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Write down what a teacher finds in a data set's frames, once, for many runs to learn from.
+"""Write a teacher's predictions for a data set, once, for many distillation runs.
 
-python -m training predict teacher.pt --data data.yaml --imgsz 1280 --output answers
-python -m training distill --teacher answers ...
+drone-kd predict teacher.pt --data data.yaml --imgsz 1280 --output predictions
+drone-kd distill --teacher predictions ...
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from tqdm import tqdm
 
 from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector
+from drone_kd.files import atomic_folder
 from drone_kd.metrics import MAX_DETECTIONS
 from drone_kd_training.data.dataset import (
     DataError,
@@ -30,8 +29,8 @@ from drone_kd_training.models.torch_backend import TorchBackend
 from drone_kd_training.teachers.teachers import CLASSES_FILE, LOWEST_SCORE
 
 
-def answer_lines(found: Detections, width: int, height: int) -> str:
-    """Answers of a picture of this size in pixels as lines 'class cx cy w h confidence'."""
+def prediction_lines(found: Detections, width: int, height: int) -> str:
+    """Return predictions for an image of this size in pixels as label lines with confidence."""
     boxes = centre_and_size(found.xyxy) / ([width, height] * 2)
     return label_lines(found.class_ids, boxes, found.scores)
 
@@ -39,22 +38,23 @@ def answer_lines(found: Detections, width: int, height: int) -> str:
 def predict(
     model: str, data: str | Path, output: Path, split: str = "train", imgsz: int | None = None
 ) -> int:
-    """Run a teacher over a split; write a ``.txt`` per frame as `teachers.teachers` reads it.
+    """Run a teacher on a split; write one ``.txt`` per image, as `teachers.teachers` reads it.
+
+    The classes are the teacher's, listed in ``classes.txt``.
 
     Args:
         model: a checkpoint with a Detect head.
-        data: data.yaml in Ultralytics' format, for its frames: the classes are the teacher's,
-            named in ``classes.txt``.
-        output: folder to make; nothing is left there when this is interrupted.
+        data: data.yaml of the images.
+        output: folder to make; it appears when it is complete.
         split: train, val or test.
         imgsz: square input in pixels, which may be larger than the student's (default: as
             trained).
 
     Returns:
-        The number of frames.
+        The number of images.
 
     Raises:
-        DataError, UnusableModelError, FileExistsError: input that cannot work.
+        DataError, UnusableModelError, FileExistsError: the input cannot be used.
     """
     dataset = load_data(data)
     folder = getattr(dataset, split, None) if split in ("train", "val", "test") else None
@@ -64,23 +64,17 @@ def predict(
         raise FileExistsError(f"{output} exists already: choose another folder, or delete it")
     backend = TorchBackend(load_model(model)[0], imgsz)
     detector = Detector(backend, LOWEST_SCORE, IOU, MAX_DETECTIONS)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    frames = 0
-    try:
+    images = 0
+    with atomic_folder(output) as partial:
         names = "".join(f"{name}\n" for name in backend.spec.classes)
-        (temporary / CLASSES_FILE).write_text(names, encoding="utf-8")
+        (partial / CLASSES_FILE).write_text(names, encoding="utf-8")
         paths = image_paths(folder)
-        for path in tqdm(paths, desc=f"predict {split}", unit="frame", leave=False):
+        for path in tqdm(paths, desc=f"predict {split}", unit="image", leave=False):
             sample = read_sample(path, len(dataset.names))
             if sample is None:
                 continue
             height, width = sample.image.shape[:2]
-            lines = answer_lines(detector(sample.image), width, height)
-            target = temporary / f"{path.stem}.txt"
-            target.write_text(lines, encoding="utf-8")
-            frames += 1
-        os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return frames
+            lines = prediction_lines(detector(sample.image), width, height)
+            (partial / f"{path.stem}.txt").write_text(lines, encoding="utf-8")
+            images += 1
+    return images

@@ -1,49 +1,56 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What a teacher finds in each picture, computed once and kept.
+"""Cache of a teacher's predictions, by image content.
 
-An answer's file lies in a folder named by teacher and a hash of its weights, input size and tiles,
-and is itself named by a hash of the picture: nothing of another teacher, size or picture is ever
-taken for it, and an interrupted run goes on where it was.
+The folder is named by the teacher and a hash of its weights, input size and tiles; a file in it by
+a hash of the image. Predictions of another teacher, input size or image are never mistaken for
+these, and an interrupted run continues.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 from ultralytics.utils import LOGGER
 
+from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector
-from drone_kd.files import file_sha256
+from drone_kd.files import atomic_file, file_sha256, write_text
 from drone_kd.metrics import MAX_DETECTIONS
 from drone_kd.paths import parameter_defaults
-from drone_kd_training.data.dataset import DataError, write_text
+from drone_kd_training.data.dataset import DataError
 from drone_kd_training.evaluation.evaluate import IOU
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend
-from drone_kd_training.teachers.plan import Teacher, predicted
-from drone_kd_training.teachers.teachers import LOWEST_SCORE, open_teacher
+from drone_kd_training.teachers.plan import Teacher, holds_predictions
+from drone_kd_training.teachers.teachers import LOWEST_SCORE, Predictions, open_teacher
 
-# Counts up when the same teacher would be asked in another way.
+# Incremented when the same settings give other predictions.
 _VERSION = 1
 
 
-class Answers:
-    """The answers of one teacher, by picture."""
+class PredictionCache:
+    """The predictions of one teacher, by image."""
 
     def __init__(self, teacher: Teacher, folder: Path, names: tuple[str, ...]) -> None:
-        """``folder``: of all teachers; ``names``: the student's classes."""
+        """Open the cache of a teacher.
+
+        Args:
+            teacher: a checkpoint, or predictions that are read in place of the cache.
+            folder: of the caches of all teachers.
+            names: the student's classes.
+        """
         self.teacher = teacher
-        self._given = (
-            open_teacher(str(teacher.weights), names) if predicted(teacher.weights) else None
-        )
+        self._given: Predictions | None = None
+        if holds_predictions(teacher.weights):
+            self._given = cast("Predictions", open_teacher(str(teacher.weights), names))
         self._detector: Detector | None = None
         if self._given is None:
             made_by = {
@@ -57,40 +64,47 @@ class Answers:
             others = [p for p in folder.glob(f"{teacher.name}-*") if p != self.folder]
             if others and not self.folder.exists():
                 LOGGER.info(
-                    f"{teacher.name}: the answers in {others[0]} are of other weights, another "
-                    "input size or other tiles: computed again"
+                    f"{teacher.name}: the predictions in {others[0]} are of other weights, "
+                    "another input size or other tiles: computed again"
                 )
             write_text(self.folder / "teacher.json", json.dumps(made_by, indent=1))
 
-    def compute(self, pictures: Iterable[Path]) -> None:
-        """Ask the teacher about the pictures for which there is no answer yet."""
+    def compute(self, images: Iterable[Path]) -> None:
+        """Run the teacher on the images that are not in the cache.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
         if self._given is not None:
             return
-        missing = [p for p in dict.fromkeys(pictures) if not self._file(p).is_file()]
-        for path in tqdm(missing, desc=f"answers of {self.teacher.name}", unit="frame"):
+        missing = [p for p in dict.fromkeys(images) if not self._file(p).is_file()]
+        for path in tqdm(missing, desc=f"predictions of {self.teacher.name}", unit="image"):
             image = cv2.imread(str(path))
             if image is None:
-                raise DataError(f"{path} is not readable as a picture")
-            found = self._ask(image)
+                raise DataError(f"{path} is not readable as an image")
+            found = self._predict(image)
             height, width = image.shape[:2]
             size = np.array([width, height] * 2, np.float32)
             table = np.concatenate(
                 [found.xyxy / size, found.scores[:, None], found.class_ids[:, None]], axis=1
             )
-            target = self._file(path)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.npy")
-            np.save(temporary, table.astype(np.float32))
-            os.replace(temporary, target)
+            with atomic_file(self._file(path)) as temporary, temporary.open("wb") as file:
+                np.save(file, table.astype(np.float32))
 
-    def of(self, picture: Path, shape: tuple[int, int]) -> np.ndarray:
-        """Float32 (n, 6): x1, y1, x2, y2 in [0, 1] of the picture, score, the teacher's class.
+    def of(self, image: Path, shape: tuple[int, int]) -> np.ndarray:
+        """Return an image's predictions.
 
-        ``shape``: (height, width) of the picture.
+        Args:
+            image: its path.
+            shape: (height, width) in pixels.
+
+        Returns:
+            Float32 (n, 6): x1, y1, x2, y2 in [0, 1] of the image, score, the teacher's class.
         """
         if self._given is None:
-            return np.load(self._file(picture))
+            return np.load(self._file(image))
         boxes, scores = self._given.found.get(
-            picture.stem, (np.zeros((0, 4)), np.zeros((0, len(self._given.names))))
+            image.stem, (np.zeros((0, 4)), np.zeros((0, len(self._given.names))))
         )
         height, width = shape
         if self._given.pixels:
@@ -103,10 +117,10 @@ class Answers:
             [corners, scores.max(1, initial=0)[:, None], best[:, None]], 1
         ).astype(np.float32)
 
-    def _file(self, picture: Path) -> Path:
-        return self.folder / f"{file_hash(picture)[:24]}.npy"
+    def _file(self, image: Path) -> Path:
+        return self.folder / f"{file_hash(image)[:24]}.npy"
 
-    def _ask(self, image: np.ndarray):
+    def _predict(self, image: np.ndarray) -> Detections:
         if self._detector is None:
             model, _ = load_model(str(self.teacher.weights))
             self._detector = Detector(
@@ -120,5 +134,5 @@ class Answers:
         return self._detector(image)
 
 
-# Every picture is asked for more than once.
+# Every image is hashed more than once.
 file_hash = cache(file_sha256)

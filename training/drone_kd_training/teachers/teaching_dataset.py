@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""From sources and teachers to one data set: frames, labels, answers, and who speaks for what.
+"""The training set of a plan: images, labels and fused predictions of all its sources.
 
-The folder that `write_frames` leaves:
+The folder that `write_frames` makes:
 
-    images/train, labels/train   every frame (a link, or a window of a picture), by source
-    answers/                     the fused answers, as a folder of predictions (`--teacher`)
+    images/train, labels/train   every image (a link, or a window of one), by source
+    answers/                     the fused predictions, as a folder of predictions (`--teacher`)
     val/SOURCE/                  images and labels of the validation splits, in our classes
-    data.yaml, regions.json      the data set; which classes labels and teachers cover, by frame
+    data.yaml, regions.json      the data set; which classes labels and teachers cover, by image
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,34 +24,40 @@ import yaml
 from tqdm import tqdm
 from ultralytics.utils import LOGGER
 
+from drone_kd.files import write_text
 from drone_kd_training.data.dataset import (
     DataError,
     Sample,
     centre_and_size,
     label_lines,
     read_sample,
-    write_text,
 )
 from drone_kd_training.teachers.fusion import count_right, fuse, translate
-from drone_kd_training.teachers.plan import Crops, Plan, Source
-from drone_kd_training.teachers.prediction_cache import Answers
+from drone_kd_training.teachers.plan import Crops, Plan, Source, Teacher
+from drone_kd_training.teachers.prediction_cache import PredictionCache
 from drone_kd_training.teachers.soft_labels import Coverage
 from drone_kd_training.teachers.teachers import CLASSES_FILE
 
 REGIONS = "regions.json"
-# Of an object at a window's edge at least this share must be inside for it to count.
+# A window shows an object if at least this share of its box is inside.
 INSIDE = 0.3
-# A precision is measured on so many labelled pictures of a source.
-MEASURED_PICTURES = 100
-# Of fewer labels of a class nothing follows.
+# A window without labels shows an object if a prediction has at least this score.
+OBJECT_SCORE = 0.3
+# Precision is measured on up to this many labelled images of a source,
+MEASURED_IMAGES = 100
+# if they have at least this many labels of the class.
 MEASURED_LABELS = 20
 JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True)
 class Frames:
-    """What was written: ``data`` (data.yaml), ``answers`` (folder), ``val`` by source: its
-    data.yaml and the classes that its labels cover.
+    """The files of a training set.
+
+    Attributes:
+        data: data.yaml.
+        answers: folder of the fused predictions.
+        val: by source, its data.yaml and the classes that its labels cover.
     """
 
     data: Path
@@ -60,15 +66,15 @@ class Frames:
 
 
 def write_frames(plan: Plan, folder: Path) -> Frames:
-    """Ask the teachers, fuse what they say, and write frames with labels and answers.
+    """Run the teachers, fuse their predictions, and write the training set.
 
-    What is done is not done again: answers are kept by picture, and a folder that is complete is
-    left as it is.
+    Predictions are cached by image, and a complete folder is left as it is.
 
     Raises:
-        DataError: a picture that cannot be read.
+        DataError: an image that a teacher needs cannot be read, or a source has no usable image.
+        OSError: a file cannot be written.
     """
-    found = Frames(
+    frames = Frames(
         folder / "data.yaml",
         folder / "answers",
         {
@@ -78,52 +84,53 @@ def write_frames(plan: Plan, folder: Path) -> Frames:
         },
     )
     if (folder / REGIONS).is_file():
-        return found
-    answers = {t.name: Answers(t, plan.answers, plan.names) for t in plan.teachers}
+        return frames
+    caches = {t.name: PredictionCache(t, plan.answers, plan.names) for t in plan.teachers}
     for teacher in plan.teachers:
-        pictures = [p for s in plan.sources if s.name in teacher.sources for p in s.train]
-        answers[teacher.name].compute(pictures)
-    weights = measure_weights(plan, answers)
+        caches[teacher.name].compute(
+            [p for s in plan.sources if s.name in teacher.sources for p in s.train]
+        )
+    weights = measure_weights(plan, caches)
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("images/train", "labels/train", "answers"):
         (folder / part).mkdir(parents=True)
-    write_text(folder / "answers" / CLASSES_FILE, "".join(f"{n}\n" for n in plan.names))
+    write_text(frames.answers / CLASSES_FILE, "".join(f"{n}\n" for n in plan.names))
     listed: list[Path] = []
     kind_of: dict[str, int] = {}
     for kind, source in enumerate(plan.sources):
-        written = _write_source(plan, source, answers, weights, folder)
-        LOGGER.info(f"{source.name}: {len(source.train)} pictures, {len(written)} frames")
+        written = _write_source(plan, source, caches, weights, folder)
+        LOGGER.info(f"{source.name}: {len(source.train)} images, {len(written)} frames")
         kind_of.update({str(path): kind for path in written})
         listed += written * source.repeat
-        if source.name in found.val:
+        if source.name in frames.val:
             _write_val(plan, source, folder / "val" / source.name)
     write_text(folder / "train.txt", "".join(f"{path}\n" for path in listed))
-    first = next(iter(found.val.values()))[0].parent
+    first = next(iter(frames.val.values()))[0].parent
     content = {
         "train": str(folder / "train.txt"),
         "val": str(first / "images"),
         "names": dict(enumerate(plan.names)),
     }
-    write_text(found.data, yaml.safe_dump(content, sort_keys=False))
+    write_text(frames.data, yaml.safe_dump(content, sort_keys=False))
     coverage = [
         Coverage(
             tuple(name in source.labelled for name in plan.names),
-            tuple(name in plan.answered(source) for name in plan.names),
+            tuple(name in plan.taught(source) for name in plan.names),
         )
         for source in plan.sources
     ]
     write_regions(folder / REGIONS, coverage, kind_of)  # last: its presence means complete
-    return found
+    return frames
 
 
 def write_regions(path: Path, coverage: list[Coverage], kind_of: dict[str, int]) -> None:
-    """Write which classes labels and teachers cover, and which of these kinds each frame is."""
+    """Write the kinds of images (classes with labels, with teachers) and each image's kind."""
     content = {"kinds": [asdict(c) for c in coverage], "frames": kind_of}
     write_text(path, json.dumps(content))
 
 
 def read_regions(path: Path) -> tuple[list[Coverage], dict[str, int]]:
-    """Read what `write_regions` wrote."""
+    """Read the kinds of images, and each image's kind, from `write_regions`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     kinds = [
         Coverage(*(tuple(kind[k]) for k in ("labelled", "answered"))) for kind in content["kinds"]
@@ -131,53 +138,65 @@ def read_regions(path: Path) -> tuple[list[Coverage], dict[str, int]]:
     return kinds, content["frames"]
 
 
-def measure_weights(plan: Plan, answers: dict[str, Answers]) -> dict[str, np.ndarray]:
-    """By teacher (C,): the precision of its sure answers on labelled training pictures of its
-    sources; the plan's weight where no labels tell; 0 for what it does not know.
+def measure_weights(plan: Plan, caches: dict[str, PredictionCache]) -> dict[str, np.ndarray]:
+    """Return the weight of each teacher by class, (C,): its precision, or what the plan gives.
 
-    It is measured where two teachers answer for a class alone: elsewhere it does not matter.
+    Precision is measured on labelled training images of sources where two teachers know the
+    class: elsewhere the weight does not matter. A class that the teacher does not know has 0.
     """
     found = {}
     for teacher in plan.teachers:
         weights = np.zeros(len(plan.names))
-        told = []
-        for name in teacher.answers_for:
-            class_id = plan.names.index(name)
+        lines = []
+        for name in teacher.taught_classes:
             shared = [
                 s
                 for s in plan.sources
-                if sum(name in t.answers_for for t in plan.teachers_of(s)) > 1
-                and teacher in plan.teachers_of(s)
+                if teacher in plan.teachers_of(s)
+                and sum(name in t.taught_classes for t in plan.teachers_of(s)) > 1
             ]
-            right = total = labels = 0
-            for source in shared:
-                if name not in source.labelled:
-                    continue
-                step = max(1, math.ceil(len(source.train) / MEASURED_PICTURES))
-                for path in source.train[::step]:
-                    sample = read_sample(path, len(source.names))
-                    if sample is None:
-                        continue
-                    table = answers[teacher.name].of(path, sample.image.shape[:2])
-                    truth = _truth(plan, source, sample)
-                    labels += (truth[:, 4] == class_id).sum()
-                    table = translate(table, teacher, source.name, plan.names)
-                    counts = count_right(table, truth, class_id)
-                    right, total = right + counts[0], total + counts[1]
+            right, total, labels = np.sum(
+                [(0, 0, 0)]
+                + [
+                    _count_on_labels(plan, teacher, s, name, caches[teacher.name])
+                    for s in shared
+                    if name in s.labelled
+                ],
+                axis=0,
+            )
             measured = labels >= MEASURED_LABELS and total > 0
-            # With one right and one wrong answer more: of two answers little follows.
-            weights[class_id] = (right + 1) / (total + 2) if measured else teacher.weight[name]
+            # Plus one true and one false positive: two predictions do not prove a precision of 1.
+            weight = (right + 1) / (total + 2) if measured else teacher.weight[name]
+            weights[plan.names.index(name)] = weight
             if shared:
                 how = f"{right} of {total} right" if measured else "given"
-                told.append(f"{name} {weights[class_id]:.2f} ({how})")
-        if told:
-            LOGGER.info(f"weight of {teacher.name}: {', '.join(told)}")
+                lines.append(f"{name} {weight:.2f} ({how})")
+        if lines:
+            LOGGER.info(f"weight of {teacher.name}: {', '.join(lines)}")
         found[teacher.name] = weights
     return found
 
 
+def _count_on_labels(
+    plan: Plan, teacher: Teacher, source: Source, name: str, cache: PredictionCache
+) -> tuple[int, int, int]:
+    """Return the true positives, predictions and labels of a class on a source's images."""
+    class_id = plan.names.index(name)
+    right = total = labels = 0
+    for path in source.train[:: math.ceil(len(source.train) / MEASURED_IMAGES)]:
+        sample = read_sample(path, len(source.names))
+        if sample is None:
+            continue
+        truth = _truth(plan, source, sample)
+        table = cache.of(path, sample.image.shape[:2])
+        counts = count_right(translate(table, teacher, source.name, plan.names), truth, class_id)
+        right, total = right + counts[0], total + counts[1]
+        labels += int((truth[:, 4] == class_id).sum())
+    return right, total, labels
+
+
 def _truth(plan: Plan, source: Source, sample: Sample) -> np.ndarray:
-    """Labels (m, 5) as in `fusion.count_right`, of the classes that the source's labels cover."""
+    """Return labels (m, 5) as in `fusion.count_right`, of the classes that labels cover."""
     ours = np.array([_class_of(plan, source, name) for name in source.names])
     height, width = sample.image.shape[:2]
     boxes = sample.xyxy / np.array([width, height] * 2, np.float32)
@@ -188,72 +207,87 @@ def _truth(plan: Plan, source: Source, sample: Sample) -> np.ndarray:
 
 def _class_of(plan: Plan, source: Source, name: str) -> int:
     target = source.classes.get(name)
-    return plan.names.index(target) if target in source.labelled else -1
+    return -1 if target is None or target not in source.labelled else plan.names.index(target)
 
 
 def _write_source(
     plan: Plan,
     source: Source,
-    answers: dict[str, Answers],
+    caches: dict[str, PredictionCache],
     weights: dict[str, np.ndarray],
     folder: Path,
 ) -> list[Path]:
-    """Frames, labels and answers of one source; returns the frames."""
+    """Write images, labels and predictions of one source; return the images."""
     written: list[Path] = []
     teachers = plan.teachers_of(source)
-    seen_views = empty = 0
-    for number, path in enumerate(
-        tqdm(source.train, desc=f"frames of {source.name}", leave=False)
-    ):
+    choose = _Thinning(source.crops)
+    paths = tqdm(source.train, desc=f"frames of {source.name}", leave=False)
+    for number, path in enumerate(paths):
         sample = read_sample(path, len(source.names)) if source.labelled else _unlabelled(path)
         if sample is None:
             continue
         shape = sample.image.shape[:2]
         tables = [
-            translate(answers[t.name].of(path, shape), t, source.name, plan.names)
-            for t in teachers
+            translate(caches[t.name].of(path, shape), t, source.name, plan.names) for t in teachers
         ]
         fused = fuse(tables, [weights[t.name] for t in teachers])
         truth = _truth(plan, source, sample)
-        stem = f"{source.name}-{number:05d}"
         for suffix, image, window in views(sample.image, source.crops):
-            seen_views += 1
-            if source.crops and seen_views % source.crops.every:
+            labels, predictions = boxes_inside(truth, window), boxes_inside(fused, window)
+            if not choose(labels, predictions):
                 continue
-            labels, seen = boxes_inside(truth, window), boxes_inside(fused, window)
-            if source.crops and not len(labels) and not (seen[:, 4] >= 0.3).any():
-                empty += 1
-                if empty % source.crops.empty_every:
-                    continue
-            target = folder / "images/train" / f"{stem}{suffix}"
+            target = folder / "images/train" / f"{source.name}-{number:05d}{suffix}"
             if image is None:
                 target = target.with_suffix(path.suffix)
                 target.symlink_to(path)
             elif not cv2.imwrite(str(target), image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)):
                 raise OSError(f"{target} could not be written")
+            name = f"{target.stem}.txt"
+            _write_rows(folder / "labels/train" / name, labels[:, :4], labels[:, 4])
             _write_rows(
-                folder / "labels/train" / f"{target.stem}.txt", labels[:, :4], labels[:, 4]
-            )
-            _write_rows(
-                folder / "answers" / f"{target.stem}.txt", seen[:, :4], seen[:, 5], seen[:, 4]
+                folder / "answers" / name, predictions[:, :4], predictions[:, 5], predictions[:, 4]
             )
             written.append(target)
     if not written:
-        raise DataError(f"source {source.name}: none of its pictures can be used")
+        raise DataError(f"source {source.name}: none of its images can be used")
     return written
+
+
+class _Thinning:
+    """Decides which windows to use: every n-th, and of the empty ones every m-th of these."""
+
+    def __init__(self, crops: Crops | None) -> None:
+        self._crops = crops
+        self._windows = self._empty = 0
+
+    def __call__(self, labels: np.ndarray, predictions: np.ndarray) -> bool:
+        if self._crops is None:
+            return True
+        self._windows += 1
+        if self._windows % self._crops.every:
+            return False
+        if len(labels) or (predictions[:, 4] >= OBJECT_SCORE).any():
+            return True
+        self._empty += 1
+        return self._empty % self._crops.empty_every == 0
 
 
 def _unlabelled(path: Path) -> Sample | None:
     image = cv2.imread(str(path))
     if image is None:
-        LOGGER.warning(f"ignored {path}: not readable as a picture")
+        LOGGER.warning(f"ignored {path}: not readable as an image")
         return None
     return Sample(path, image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
 
 
-def views(image: np.ndarray, crops: Crops | None):
-    """What the student sees of a picture: suffix of the name, pixels (None: the picture itself),
-    and the window (x1, y1, x2, y2) in [0, 1] of the picture.
+def views(
+    image: np.ndarray, crops: Crops | None
+) -> Iterator[tuple[str, np.ndarray | None, tuple[float, float, float, float]]]:
+    """Yield the windows of an image to train on; without `crops` the whole image.
+
+    Yields:
+        A suffix for the file name, BGR uint8 pixels (None: the file itself), and the window
+        (x1, y1, x2, y2) in [0, 1] of the image.
     """
     if crops is None:
         yield "", None, (0.0, 0.0, 1.0, 1.0)
@@ -271,14 +305,14 @@ def views(image: np.ndarray, crops: Crops | None):
 
 
 def _spans(length: int, size: int) -> list[tuple[int, int]]:
-    """Windows of ``size`` that cover ``length``, as few as it takes, evenly spread."""
+    """Return the fewest evenly spaced windows of ``size`` that cover ``length``."""
     size = min(size, length)
     starts = np.linspace(0, length - size, math.ceil(length / size)).round().astype(int)
     return [(int(start), int(start) + size) for start in starts]
 
 
 def boxes_inside(table: np.ndarray, window: tuple[float, float, float, float]) -> np.ndarray:
-    """The boxes (first four columns) that lie in a window, clipped to and relative to it."""
+    """Return the rows with boxes (first four columns) in a window, clipped and relative to it."""
     x1, y1, x2, y2 = window
     clipped = np.clip(table[:, :4], [x1, y1, x1, y1], [x2, y2, x2, y2])
     area, inside = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (table[:, :4], clipped))
@@ -290,14 +324,14 @@ def boxes_inside(table: np.ndarray, window: tuple[float, float, float, float]) -
 def _write_rows(
     path: Path, xyxy: np.ndarray, class_ids: np.ndarray, scores: np.ndarray | None = None
 ) -> None:
-    """YOLO's lines: class, centre, size, and where there are some, scores."""
+    """Write a label file."""
     boxes = centre_and_size(xyxy).clip(0, 1)
-    sure = None if scores is None else scores.clip(0, 1)
-    path.write_text(label_lines(class_ids, boxes, sure), encoding="utf-8")
+    scores = None if scores is None else scores.clip(0, 1)
+    path.write_text(label_lines(class_ids, boxes, scores), encoding="utf-8")
 
 
 def _write_val(plan: Plan, source: Source, folder: Path) -> None:
-    """The validation split of a source with labels in the student's classes."""
+    """Write the validation split of a source, with labels in the student's classes."""
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
     for number, path in enumerate(source.val):
@@ -305,7 +339,7 @@ def _write_val(plan: Plan, source: Source, folder: Path) -> None:
         if sample is None:
             continue
         stem = f"{number:05d}-{path.stem}"
-        os.symlink(path, folder / "images" / f"{stem}{path.suffix}")
+        (folder / "images" / f"{stem}{path.suffix}").symlink_to(path)
         truth = _truth(plan, source, sample)
         _write_rows(folder / "labels" / f"{stem}.txt", truth[:, :4], truth[:, 4])
     content = {"train": "images", "val": "images", "names": dict(enumerate(plan.names))}
