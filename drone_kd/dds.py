@@ -1,7 +1,7 @@
-"""How ROS traffic travels: on this machine only, and in a memory that large images fit in.
+"""DDS settings: local discovery only, and shared memory for large images.
 
-Environment variables: they hold for nodes that are made afterwards, here and in processes that
-are started from here.
+They are environment variables, so they apply to nodes created afterwards in this process and in
+its child processes.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ import os
 
 from drone_kd.paths import config_path
 
-# Fast DDS 2, of Humble and Jazzy, knows the older name alone; Fast DDS 3 warns about it.
+# Fast DDS 2 (Humble, Jazzy) knows only the older name; Fast DDS 3 warns about it.
 _PROFILES_FILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 _OLD_NAME = ("humble", "jazzy")
 
 
 def stay_on_this_machine() -> None:
-    """Let nodes meet nobody beyond this machine. Call it before rclpy is imported."""
+    """Restrict discovery to this machine. Call this before rclpy is imported."""
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    if os.environ.get("ROS_DISTRO") == "humble":  # which knows only the older name
+    if os.environ.get("ROS_DISTRO") == "humble":  # knows only the older name
         os.environ["ROS_LOCALHOST_ONLY"] = "1"
-    # Both would lead elsewhere all the same.
+    # Both would still connect to other machines.
     os.environ.pop("ROS_STATIC_PEERS", None)
     os.environ.pop("ROS_DISCOVERY_SERVER", None)
 
 
 def carry_large_images() -> None:
-    """Let large images arrive over Fast DDS; see `large_image_settings`."""
+    """Make large images arrive over Fast DDS; see `large_image_settings`."""
     os.environ.update(large_image_settings())
 
 
 def large_image_settings() -> dict[str, str]:
     """Return the environment variables that make large best-effort images arrive over Fast DDS.
 
-    None where the user has chosen a transport or a profile.
+    Empty if the user has chosen a transport or a profile.
     """
     if _is_chosen():
         return {}
@@ -41,16 +41,16 @@ def large_image_settings() -> dict[str, str]:
 
 
 def remedy() -> tuple[str, str]:
-    """Return the environment variable and its value that a process with large images needs."""
+    """Return the name and value of the environment variable that large images need."""
     old = os.environ.get("ROS_DISTRO") in _OLD_NAME
     return _PROFILES_FILES[old], str(config_path("fastdds.xml"))
 
 
 def large_images_are_lost() -> bool:
-    """Tell whether this process uses Fast DDS's own small shared memory."""
+    """Return whether this process uses Fast DDS's default, small shared memory."""
     if not _is_chosen():
         return True
-    # Where discovery stays on this machine, rmw_fastrtps does not look at the transport's name.
+    # With local discovery rmw_fastrtps ignores the name of the transport.
     is_local = os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE") == "LOCALHOST"
     return is_local and not any(os.environ.get(name) for name in _PROFILES_FILES)
 

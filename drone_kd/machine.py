@@ -1,4 +1,4 @@
-"""What a computer says of itself: name, power mode, temperatures, memory."""
+"""Facts about this computer: name, power mode, temperatures, memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _THERMAL = Path("/sys/class/thermal")
 
 
 def machine_name() -> str:
-    """Name the board or processor; `platform` alone does not on Linux."""
+    """Return the board or processor, the number of cores and the system.
+
+    On Linux `platform` knows neither board nor processor.
+    """
     name = _read(_PROC / "device-tree" / "model").rstrip("\0")
     for line in _read(_PROC / "cpuinfo").splitlines():
         if not name and line.startswith("model name"):
@@ -23,7 +26,7 @@ def machine_name() -> str:
 
 
 def power_mode() -> str:
-    """Return a Jetson's power mode, e.g. "MAXN"; empty where it cannot be read."""
+    """Return a Jetson's power mode, e.g. "MAXN"; empty if it is not readable."""
     command = shutil.which("nvpmodel")
     if command is None:
         return ""
@@ -38,7 +41,7 @@ def power_mode() -> str:
 
 
 def temperatures_c(zones: Path = _THERMAL) -> dict[str, float]:
-    """Return each thermal zone's temperature in °C, but for zones that cannot be read."""
+    """Return the temperature of each readable thermal zone in °C."""
     temperatures = {}
     for zone in sorted(zones.glob("thermal_zone*")):
         name, millidegrees = _read(zone / "type").strip(), _read(zone / "temp").strip()
@@ -48,7 +51,7 @@ def temperatures_c(zones: Path = _THERMAL) -> dict[str, float]:
 
 
 def process_memory_mb() -> float:
-    """Return the memory that this process holds in MB (10^6 bytes)."""
+    """Return the resident memory of this process in MB (10^6 bytes)."""
     pages = int(_read(_PROC / "self" / "statm").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -56,5 +59,5 @@ def process_memory_mb() -> float:
 def _read(path: Path) -> str:
     try:
         return path.read_text(errors="replace")
-    except OSError:  # also of zones that are asleep
+    except OSError:  # missing, or a zone that is asleep
         return ""

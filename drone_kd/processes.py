@@ -1,4 +1,4 @@
-"""Processes that end with us."""
+"""Child processes that end with the block that started them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import contextlib
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 _STOP_S = 10.0
 
 
 @contextlib.contextmanager
-def running(command: Sequence[object], **options: object) -> Iterator[subprocess.Popen]:
-    """Run a command, and end it with SIGINT, or after 10 s by force.
+def running(command: Sequence[object], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Run a command; at the end of the block, stop it with SIGINT, or after 10 s with SIGKILL.
 
     Args:
         command: program and arguments.
         options: of `subprocess.Popen`.
     """
-    # Of its own group: Ctrl-C is for us, who end the processes in their order.
+    # In a process group of its own: Ctrl-C reaches this process only, which ends its children in
+    # order.
     process = subprocess.Popen([*map(str, command)], start_new_session=True, **options)
     try:
         yield process

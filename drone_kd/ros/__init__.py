@@ -1,4 +1,4 @@
-"""The border to ROS 2: nodes, parameters, messages. Only here is rclpy imported."""
+"""ROS 2 interface: the detector node, its parameters and messages."""
 
 from drone_kd.ros.memory import share_one_heap
 

@@ -1,4 +1,4 @@
-"""The node's state for /diagnostics: what a pilot must know, and the figures behind it."""
+"""Diagnostics: levels of the node and its cameras, and the figures behind them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ OK, WARN, ERROR, STALE = (
 )
 Verdict = tuple[bytes, str]
 
-# Parts of the names of the zones that say how hot the processors are (Jetson, x86, ARM boards).
+# Parts of the names of the processors' thermal zones (Jetson, x86, ARM boards).
 _PROCESSORS = ("cpu", "gpu", "soc", "tj", "x86_pkg")
 
 
 def processor_temperatures(zones: Mapping[str, float]) -> dict[str, float]:
-    """Of the temperatures of all thermal zones, in °C by name, those of the processors."""
+    """Return the processors' share of all temperatures, in °C by thermal zone."""
     return {
         name: temperature
         for name, temperature in zones.items()
@@ -40,20 +40,20 @@ def judge_node(
     temperatures: Mapping[str, float],
     settings: Settings,
 ) -> Verdict:
-    """Return the level of the node as a whole, and why.
+    """Return the level of the node as a whole, and the reason.
 
     Args:
-        state: of the life cycle.
-        enabled: by ~/enable.
-        problem: what went wrong with the model; empty: nothing.
-        temperatures: in degrees Celsius by name.
+        state: name of the lifecycle state.
+        enabled: as set by ~/enable.
+        problem: what is wrong with the model; empty: nothing.
+        temperatures: in °C by name.
         settings: hold the thresholds.
     """
     hottest = max(temperatures.values(), default=0.0)
     if hottest >= settings.temperature_error_c:
         return ERROR, f"{hottest:.0f} degrees Celsius"
     if problem:
-        # With a model in flight there are detections, if not those that were asked for.
+        # An active node has a model, though not the requested one.
         return (WARN if state == "active" else ERROR), problem
     if state != "active":
         return WARN, f"{state}: no detections"
@@ -65,11 +65,11 @@ def judge_node(
 
 
 def judge_camera(report: CameraReport, why_silent: str, settings: Settings) -> Verdict:
-    """Return the level of a camera of an active node, and why.
+    """Return the level of a camera of an active node, and the reason.
 
     Args:
         report: of the camera.
-        why_silent: the likely reason if nothing arrives.
+        why_silent: likely reason if no image arrives.
         settings: hold the thresholds.
     """
     if report.silent_s > settings.silence_s:

@@ -1,4 +1,4 @@
-"""What a camera publishes: image messages to BGR pixels."""
+"""Image messages to BGR pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from drone_kd.media.raw_images import RawError, raw_to_bgr
 
 
 class ImageError(ValueError):
-    """An image message cannot be used; the message is one line."""
+    """An image message is unusable; the message is one line."""
 
 
 def to_picture(message: Image | CompressedImage, width: int, height: int) -> DecodedImage:
@@ -19,11 +19,12 @@ def to_picture(message: Image | CompressedImage, width: int, height: int) -> Dec
 
     Args:
         message: of a camera.
-        width, height: of the canvas that the picture will be scaled down to, in pixels; a JPEG is
-            decoded no larger than that takes. 0: the picture is wanted in full.
+        width: of the network's input in pixels; a JPEG is decoded at the smallest scale that is
+            not below it; 0: at full size.
+        height: likewise.
 
     Raises:
-        ImageError: the message cannot be used.
+        ImageError: the message is unusable.
     """
     if isinstance(message, Image):
         image = image_to_bgr(message)

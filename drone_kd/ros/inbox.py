@@ -1,4 +1,4 @@
-"""The place between the executor, which receives, and the worker, which detects."""
+"""Mailbox between the executor, which receives frames, and the worker, which detects."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from sensor_msgs.msg import CompressedImage, Image
 
 
 class Frame(NamedTuple):
-    """A camera's message, as received.
+    """A camera's image message.
 
     Attributes:
         camera: name of the camera.
+        topic: full name of the topic it came from.
         message: the image.
-        transport_ms: from the camera's stamp to here; None where the stamp is zero.
+        transport_ms: from the image's stamp to reception; None if the stamp is zero.
         received: `perf_counter` seconds.
     """
 
     camera: str
+    topic: str
     message: Image | CompressedImage
     transport_ms: float | None
     received: float
 
 
 class Inbox:
-    """Holds the newest frame of every camera; a newer one replaces it.
+    """Holds the newest frame of each camera.
 
     Args:
         cameras: their names.
@@ -36,14 +38,14 @@ class Inbox:
     def __init__(self, cameras: Sequence[str]) -> None:
         self._condition = threading.Condition()
         self._frames: dict[str, Frame] = {}
-        # Cameras in the order of their turns, and the time before which none has its next one.
+        # Least recently served camera first, and the earliest time of each camera's next turn.
         self._turns = list(cameras)
         self._not_before = dict.fromkeys(cameras, 0.0)
         self._woken = False
         self._closed = False
 
     def put(self, frame: Frame) -> bool:
-        """Leave a frame; returns whether it replaced one that nobody took."""
+        """Store a frame; return whether it replaced one that was not taken."""
         with self._condition:
             replaced = frame.camera in self._frames
             self._frames[frame.camera] = frame
@@ -54,11 +56,11 @@ class Inbox:
         """Wait for frames.
 
         Args:
-            limit: take the frames of so many cameras at most; those served longest ago first.
-            max_rate: frames per second and camera at most; 0: as they come.
+            limit: maximum number of frames, from the least recently served cameras.
+            max_rate: frames per second per camera; 0: no limit.
 
         Returns:
-            At least one frame, none after `wake`, or None once the inbox is closed.
+            At least one frame; none after `wake`; None once the inbox is closed.
         """
         with self._condition:
             while True:
@@ -79,8 +81,7 @@ class Inbox:
                 self._turns.remove(camera)
                 self._turns.append(camera)
                 if max_rate:
-                    # A frame that came a little after its time does not delay the next one, so
-                    # that the rate is met on average.
+                    # A slightly late frame does not delay the next one: the average rate is met.
                     period = 1 / max_rate
                     late = now - self._not_before[camera]
                     slack = min(late, period / 2) if late < period else 0.0
@@ -88,14 +89,14 @@ class Inbox:
             return [self._frames.pop(camera) for camera in due]
 
     def wake(self) -> None:
-        """Make `take` return, so that the worker looks at its settings; limits of rate restart."""
+        """Make `take` return, so that the worker rereads its settings; rate limits restart."""
         with self._condition:
             self._not_before = dict.fromkeys(self._not_before, 0.0)
             self._woken = True
             self._condition.notify()
 
     def clear(self) -> list[Frame]:
-        """Take all frames that wait."""
+        """Remove and return all waiting frames."""
         with self._condition:
             frames = list(self._frames.values())
             self._frames.clear()

@@ -1,4 +1,4 @@
-"""How a node's process takes memory, and gives it back."""
+"""Settings of glibc's malloc for a node that loads and frees models."""
 
 import ctypes
 
@@ -6,22 +6,22 @@ _M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def share_one_heap() -> None:
-    """Make all threads of this process take memory from one heap.
+    """Make all threads of this process allocate from one heap.
 
-    glibc gives a thread a heap of its own, and keeps in it what a freed model leaves between what
-    is still in use: with threads for each load, a node grew from 297 to 341 MB in 13 swaps. It
-    has to be said before rclpy is imported, which starts threads.
+    By default glibc gives each thread a heap, which keeps the gaps that a freed model leaves: with
+    a thread per load, a node grew from 297 to 341 MB in 13 swaps. Call this before rclpy is
+    imported, which starts threads.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # another C library
+    if mallopt is not None:  # glibc only
         mallopt(_M_ARENA_MAX, 1)
 
 
 def return_memory() -> None:
-    """Give the pieces that loading a model and a freed model leave back to the system.
+    """Return free memory to the system after a model was loaded or freed.
 
-    glibc would keep them: loading took 16 MB, and four swaps made a node grow from 210 to 283 MB.
+    Otherwise glibc keeps it: 16 MB after a load, and a node grew from 210 to 283 MB in four swaps.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # another C library
+    if trim is not None:  # glibc only
         trim(0)

@@ -1,4 +1,4 @@
-"""Models that were tried before they fly."""
+"""Loading models: each one runs once before it is used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Model:
     """A loaded model that has run once.
 
     Attributes:
-        parameter: the value of the parameter `model` that it was loaded for.
+        parameter: value of the parameter `model` that it was loaded for.
         path: of its file.
         sha256: of its file, 64 hex digits.
         backend: runs it.
@@ -42,15 +42,16 @@ class Model:
 def load_model(
     parameter: str, settings: Settings, may_build: bool, progress: Callable[[str], None]
 ) -> Model:
-    """Load a model and run it once on a black picture.
+    """Load a model and run it once on a black image.
 
     Args:
-        parameter: path of a model file; empty: the one that comes with the package.
+        parameter: path of a model file; empty: the default model of the package.
         settings: name the runtime, and must suit the model's classes.
-        may_build, progress: see `open_backend`.
+        may_build: whether a TensorRT engine may be built; see `open_backend`.
+        progress: called with lines of text.
 
     Raises:
-        ModelError, InferenceError, ValueError: it cannot be used; the message is one line.
+        ModelError, InferenceError, ValueError: the model is unusable; the message is one line.
     """
     path = Path(parameter) if parameter else default_model_path()
     backend = open_backend(
@@ -66,11 +67,11 @@ def load_model(
 
 
 class Loader:
-    """Loads models in a thread of its own, one at a time; of several requests the last counts.
+    """Loads models in a background thread, one at a time; the latest request replaces others.
 
     Args:
-        ready: called in that thread when `take` has something.
-        progress: gets lines of text.
+        ready: called in that thread when `take` has a result.
+        progress: called with lines of text.
     """
 
     def __init__(self, ready: Callable[[], None], progress: Callable[[str], None]) -> None:
@@ -82,7 +83,7 @@ class Loader:
         self._outcome: tuple[str, Model | Exception] | None = None
 
     def request(self, parameter: str, settings: Settings) -> None:
-        """Begin to load; see `load_model`."""
+        """Start to load; see `load_model`."""
         with self._lock:
             self._wanted = parameter, settings
             self._outcome = None
@@ -91,18 +92,18 @@ class Loader:
                 self._thread.start()
 
     def take(self) -> tuple[str, Model | Exception] | None:
-        """Return the parameter of the last request and what came of it; None: nothing new."""
+        """Return the parameter and the outcome of the last request, once; None: nothing new."""
         with self._lock:
             outcome, self._outcome = self._outcome, None
             return outcome
 
     def forget(self) -> None:
-        """Drop what was requested; a load that runs ends without a word."""
+        """Drop the request; a load in progress ends without a result."""
         with self._lock:
             self._wanted = self._outcome = None
 
     def stop(self) -> bool:
-        """Forget everything; False if a load is still running."""
+        """Drop the request; False if a load is still in progress."""
         self.forget()
         return self._thread is None
 
@@ -113,15 +114,16 @@ class Loader:
                 if wanted is None:
                     self._thread = None
                     return
+            outcome: Model | Exception
             try:
-                # To build an engine would take the GPU from the model that flies.
+                # Building an engine would take the GPU from the current model.
                 outcome = load_model(*wanted, may_build=False, progress=self._progress)
-            except Exception as error:  # whatever it was, the model that flies goes on
+            except Exception as error:  # of any kind: the current model stays in use
                 outcome = error
             with self._lock:
-                if self._wanted is not wanted:  # another request, or none any more
+                if self._wanted is not wanted:  # replaced or dropped
                     continue
                 self._wanted = None
                 self._outcome = wanted[0], outcome
-            del outcome
+            del outcome  # or a freed model would live until the next request
             self._ready()

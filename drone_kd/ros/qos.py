@@ -1,8 +1,10 @@
-"""Hearing a camera whatever it offers, and saying why not."""
+"""Quality of service: subscribing to any camera, and reasons for silence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -27,14 +29,17 @@ _FIXED = {
 
 
 class ImageSubscription:
-    """A subscription to a camera, of depth 1: a late frame is worth nothing, so none waits.
+    """A subscription to a camera, of depth 1, because stale frames are useless.
 
     Args:
-        node: its owner.
+        node: owner of the subscription.
         topic: base name of the topic; remapping applies.
-        transport: "raw", or "compressed" for the topic's neighbour of that name.
+        transport: "raw", or "compressed" for TOPIC/compressed.
         reliability: "auto", "reliable" or "best_effort".
-        callback: called with each message.
+        callback: called with the full topic name and each message.
+
+    Attributes:
+        topic: full name of the topic.
     """
 
     def __init__(
@@ -43,28 +48,28 @@ class ImageSubscription:
         topic: str,
         transport: str,
         reliability: str,
-        callback: Callable[[Image | CompressedImage], None],
+        callback: Callable[[str, Image | CompressedImage], None],
     ) -> None:
         self._node = node
-        self._callback = callback
         self._base = topic
-        # As image_transport does it: beside the topic that the base name is remapped to.
+        # As in image_transport: remapping the base name moves the compressed topic, too.
         names = {"raw": topic, "compressed": f"{node.resolve_topic_name(topic)}/compressed"}
         self._type = {"raw": Image, "compressed": CompressedImage}[transport]
         self._name = names.pop(transport)
         ((self._other_transport, self._other_name),) = names.items()
         self.topic = node.resolve_topic_name(self._name)
+        self._callback = partial(callback, self.topic)
         self._auto = reliability == "auto"
         self._subscribe(self._wanted() if self._auto else _FIXED[reliability])
 
     def match(self) -> None:
-        """With "auto": follow publishers that have come, or gone."""
+        """With "auto": follow publishers that appear or disappear."""
         if self._auto and self._offered() and self._wanted() != self._reliability:
             self.destroy()
             self._subscribe(self._wanted())
 
     def why_silent(self) -> str:
-        """Return the likely reason why nothing arrives, and the remedy."""
+        """Return the likely reason why no image arrives, and the remedy."""
         offered = self._offered()
         if not offered:
             other = self._node.resolve_topic_name(self._other_name)
@@ -95,7 +100,7 @@ class ImageSubscription:
         )
 
     def destroy(self) -> None:
-        """Stop to listen."""
+        """Unsubscribe."""
         self._node.destroy_subscription(self._subscription)
 
     def _offered(self) -> set[ReliabilityPolicy]:
@@ -103,9 +108,9 @@ class ImageSubscription:
         return {publisher.qos_profile.reliability for publisher in publishers}
 
     def _wanted(self) -> ReliabilityPolicy:
-        """Reliable if every publisher offers that, else best-effort, which hears all.
+        """Return reliable if all publishers offer it, else best-effort, which matches any.
 
-        An image of some megabytes is many packets, and without repair one lost packet loses it.
+        A large image is many packets; without retransmission one lost packet loses the image.
         """
         if self._offered() == {ReliabilityPolicy.RELIABLE}:
             return ReliabilityPolicy.RELIABLE
@@ -123,14 +128,14 @@ class ImageSubscription:
         events = SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible)
         try:
             self._subscription = self._node.create_subscription(*arguments, event_callbacks=events)
-        except UnsupportedEventTypeError:  # not every middleware tells
+        except UnsupportedEventTypeError:  # depends on the middleware
             self._subscription = self._node.create_subscription(*arguments)
 
-    def _on_incompatible(self, event: object) -> None:
-        # With "auto" this is how a publisher that changed its mind looks until the next `match`.
+    def _on_incompatible(self, event: Any) -> None:
+        # With "auto", a publisher that changed its reliability causes this until the next `match`.
         if not self._auto:
             self._node.get_logger().error(
-                f"a publisher of {self.topic} offers an incompatible quality of service "
-                f"(policy {event.last_policy_kind}), nothing of it will arrive: "
+                f"A publisher of {self.topic} offers an incompatible quality of service "
+                f"(policy {event.last_policy_kind}), its images will not arrive: "
                 "set the parameter reliability to auto"
             )

@@ -1,4 +1,4 @@
-"""How both nodes start and end."""
+"""Running a node as a process: start, signals, exit code."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import rclpy
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from drone_kd.media.image_files import SourceError
 from drone_kd.ros.params import SettingsError
 
-# How long a signal may have to wait for the executor.
+# Longest time until a signal is noticed.
 _POLL_SECONDS = 0.1
 
 
@@ -28,7 +29,7 @@ class StoppableNode(Protocol):
         """End the threads; False if one of them hangs."""
 
     def destroy_node(self) -> None:
-        """Take the node down."""
+        """Destroy the node."""
 
 
 def run_node(
@@ -37,15 +38,15 @@ def run_node(
     """Make a node and spin it until SIGINT, SIGTERM or its own end.
 
     Args:
-        name: the program, for its error line.
-        make_node: makes the node; the node sets the event it is given when it has finished.
-        args: command line without the program's name; None: the process's own.
+        name: of the program, for its error line.
+        make_node: returns the node, which sets the given event when it has finished.
+        args: command line without the program's name; None: that of this process.
 
     Returns:
-        0: it ended as asked; 2: wrong input, said in one line on standard error.
+        0: ended as requested; 2: wrong input, one line on standard error.
     """
-    # rclpy's own handlers shut ROS down at once: no last message or log line would get out, and
-    # KeyboardInterrupt would be raised at any place of the shutdown.
+    # rclpy's own handlers shut ROS down at once: last messages and log lines would be lost, and
+    # KeyboardInterrupt could be raised anywhere during shutdown.
     finished = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: finished.set())
@@ -57,7 +58,7 @@ def run_node(
     try:
         node = make_node(finished)
         executor = SingleThreadedExecutor()
-        executor.add_node(node)
+        executor.add_node(cast(Node, node))  # no Protocol can inherit from Node
         while not finished.is_set():
             executor.spin_once(timeout_sec=_POLL_SECONDS)
     except (ParameterException, SettingsError, SourceError) as error:
@@ -68,7 +69,7 @@ def run_node(
             node.destroy_node()
         rclpy.try_shutdown()
     if not stopped:
-        # A thread is deep inside a runtime and cannot be interrupted: leave without it.
+        # A thread inside a runtime cannot be interrupted: exit without it.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

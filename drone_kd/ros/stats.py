@@ -1,4 +1,4 @@
-"""What became of a camera's frames, and how long that took."""
+"""Outcome counts and stage times of a camera's frames."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from time import monotonic
 
 import numpy as np
 
-# Rates and percentiles are those of the last so many seconds.
+# Rates and percentiles cover this window.
 WINDOW_SECONDS = 10.0
 
-# transport: camera's stamp to received; wait: for the worker; decode: message to BGR; prepare,
-# infer, post: of the whole batch; publish; total: camera's stamp to published.
+# transport: stamp to reception; wait: for the worker; decode: message to BGR; prepare, infer,
+# post: of the whole batch; publish; total: stamp to publication.
 STAGES = ("transport", "wait", "decode", "prepare", "infer", "post", "publish", "total")
 
 PROCESSED = "processed"
 OLD, SUPERSEDED, UNDECODABLE, FAILED, DISABLED = DROPS = (
-    "old",  # than max_age, or than what was published before
-    "superseded",  # by a newer one before the worker was free
-    "undecodable",  # not an image that can be read
+    "old",  # older than max_age, or out of order
+    "superseded",  # replaced by a newer one before the worker was free
+    "undecodable",  # not a readable image
     "failed",  # the inference failed
     "disabled",  # by ~/enable
 )
@@ -33,11 +33,12 @@ class CameraReport:
 
     Attributes:
         received: frames since activation.
-        processed, dropped: what became of them: published, and not by reason.
+        processed: frames published.
+        dropped: frames not published, by reason.
         recent: the same outcomes within the window.
         rate_hz: frames published per second within the window.
-        silent_s: seconds since the last frame, or since activation if there was none.
-        stages: per stage p50, p95 and p99 in ms within the window; only those measured.
+        silent_s: seconds since the last frame, or since activation before the first one.
+        stages: per stage p50, p95 and p99 in ms within the window; only measured ones.
     """
 
     received: int
@@ -54,7 +55,7 @@ class CameraReport:
 
 
 class CameraStats:
-    """Counts the frames of a camera; for several threads."""
+    """Counts the frames of a camera; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -64,17 +65,17 @@ class CameraStats:
         self._started = self._last_received = monotonic()
 
     def count_received(self) -> None:
-        """Count a frame that came in."""
+        """Count a received frame."""
         with self._lock:
             self._received += 1
             self._last_received = monotonic()
 
     def count_drop(self, reason: str) -> int:
-        """Count a frame dropped for one of `DROPS`; returns how many there were."""
+        """Count a frame dropped for one of `DROPS`; return that reason's count."""
         return self._count(reason, {})
 
     def count_processed(self, stages_ms: Mapping[str, float]) -> None:
-        """Count a published frame, with its stages in ms."""
+        """Count a published frame with its stage times in ms."""
         self._count(PROCESSED, stages_ms)
 
     def _count(self, outcome: str, stages_ms: Mapping[str, float]) -> int:
@@ -90,7 +91,7 @@ class CameraStats:
             self._events.popleft()
 
     def report(self) -> CameraReport:
-        """Return the state of this moment."""
+        """Return the current state."""
         now = monotonic()
         with self._lock:
             self._forget(now)

@@ -1,4 +1,4 @@
-"""The thread that turns frames into detections."""
+"""Thread that turns frames into detections."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from drone_kd.ros.params import Settings
 from drone_kd.ros.stats import FAILED, OLD, UNDECODABLE, CameraStats
 
 _THROTTLE_SECONDS = 5.0
-# A stamp that jumps back by less is a frame that was overtaken, and comes too late; by more, a
-# clock that was set, or a recording that starts again.
+# A stamp that jumps back by less is an out-of-order frame; by more, a clock that was set back or
+# a recording that restarted.
 _CLOCK_RESET_NS = 1_000_000_000
-# How much a new measurement of what a window costs counts.
+# Weight of a new measurement in the running average of the time per call.
 _COST_SHARE = 0.2
 
 
 class Result(NamedTuple):
-    """What was found in a frame.
+    """Detections of a frame.
 
     Attributes:
-        frame: where it was found.
-        picture: the frame's pixels.
-        detections: in pixels of the original.
-        classes: of the model that found them.
+        frame: the frame.
+        picture: its pixels.
+        detections: in pixels of the original image.
+        classes: names of the model's classes.
     """
 
     frame: Frame
@@ -46,23 +46,24 @@ class Result(NamedTuple):
     classes: tuple[str, ...]
 
     def latency_ms(self) -> float:
-        """From the camera's stamp (without one: from reception) to now."""
+        """Return the time since the stamp, or since reception if there is no stamp, in ms."""
         return (self.frame.transport_ms or 0.0) + (perf_counter() - self.frame.received) * 1e3
 
 
 class Worker:
-    """Detects in the newest frames, one batch after the other.
+    """Runs inference on the newest frames, batch by batch.
 
-    `model` and `settings` may be replaced at any time; the next batch has them.
+    `model` and `settings` may be replaced at any time; the next batch uses them.
 
     Args:
-        inbox: where the frames are.
+        inbox: holds the frames.
         stats: per camera.
-        model, settings: to begin with.
-        publish: takes a result.
-        show: takes it afterwards, for those who can wait.
-        wants_full_size: whether somebody wants the camera's pictures in full.
-        logger: for what goes wrong.
+        model: the first one.
+        settings: the first ones.
+        publish: called with each result.
+        show: called with it afterwards, for consumers that can wait.
+        wants_full_size: returns whether a camera's images are needed at full size.
+        logger: gets failures.
     """
 
     def __init__(
@@ -85,14 +86,14 @@ class Worker:
         self._logger = logger
         self._last_stamp_ns: dict[str, int] = {}
         self._next_tile: dict[str, int] = {}
-        # What one call of this model costs, with all that is around it.
+        # Time per call of this backend, pre- and postprocessing included.
         self._measured: Backend | None = None
         self._call_ms = 0.0
         self._thread = threading.Thread(target=self._run, name="detector", daemon=True)
         self._thread.start()
 
     def stop(self, timeout: float) -> bool:
-        """Finish the batch that is being worked on; False if that takes longer (seconds).
+        """Finish the current batch; False if that takes longer than `timeout` seconds.
 
         A batch that ends later publishes nothing.
         """
@@ -102,7 +103,7 @@ class Worker:
 
     def _run(self) -> None:
         while True:
-            # Tiles of one frame fill the batches of a model; else the frames of several cameras.
+            # A batch holds the tiles of one frame, or without tiling frames of several cameras.
             limit = self.model.backend.spec.batch if self.settings.tiling == OFF else 1
             frames = self._inbox.take(limit, self.settings.max_rate)
             if frames is None:
@@ -111,7 +112,7 @@ class Worker:
                 continue
             try:
                 self._process(frames)
-            except Exception as error:  # whatever it was, the next frame deserves its chance
+            except Exception as error:  # of any kind: continue with the next frame
                 for frame in frames:
                     self._fail(frame, error)
 
@@ -152,10 +153,10 @@ class Worker:
         self._measure(detector.backend, sum(map(len, seen)), times.total_ms)
 
     def _open(self, frame: Frame, detector: Detector, taken: float) -> DecodedImage | None:
-        """Return a frame's pixels; None if it is dropped."""
+        """Return a frame's pixels; None if the frame is dropped."""
         stats = self._stats[frame.camera]
         age_s = (frame.transport_ms or 0.0) / 1e3 + taken - frame.received
-        if 0 < self.settings.max_age < age_s or self._is_overtaken(frame):
+        if 0 < self.settings.max_age < age_s or self._is_out_of_order(frame):
             stats.count_drop(OLD)
             return None
         spec = detector.backend.spec
@@ -165,14 +166,12 @@ class Worker:
             return to_picture(frame.message, *size)
         except ImageError as error:
             count = stats.count_drop(UNDECODABLE)
-            self._logger.warning(
-                f"image dropped: {error} ({count} dropped so far)",
-                throttle_duration_sec=_THROTTLE_SECONDS,
-            )
+            line = f"Image dropped: {error} ({count} dropped so far)"
+            self._logger.warning(line, throttle_duration_sec=_THROTTLE_SECONDS)
             return None
 
-    def _is_overtaken(self, frame: Frame) -> bool:
-        """Tell whether a later frame of this camera has been worked on already."""
+    def _is_out_of_order(self, frame: Frame) -> bool:
+        """Return whether a later frame of this camera was processed before."""
         stamp = frame.message.header.stamp
         stamp_ns = stamp.sec * 10**9 + stamp.nanosec
         before_ns = self._last_stamp_ns.get(frame.camera, 0)
@@ -182,12 +181,12 @@ class Worker:
         return False
 
     def _windows(self, detector: Detector, camera: str, picture: DecodedImage) -> np.ndarray:
-        """Return the windows that the network is to see of this frame within the budget."""
+        """Return the windows of this frame that fit the time budget."""
         windows = detector.windows(picture.width, picture.height)
         budget_ms, backend = self.settings.budget_ms, detector.backend
         if not budget_ms or len(windows) == 1:
             return windows
-        # Before anything was measured only the whole picture is affordable.
+        # Before the first measurement only the whole image is affordable.
         calls = int(budget_ms / self._call_ms) if self._measured is backend else 1
         chosen, self._next_tile[camera] = fit_budget(
             len(windows), max(calls, 1) * backend.spec.batch, self._next_tile.get(camera, 0)
@@ -197,15 +196,15 @@ class Worker:
     def _measure(self, backend: Backend, windows: int, total_ms: float) -> None:
         call_ms = total_ms / -(-windows // backend.spec.batch)
         if self._measured is not backend:
-            # Since a swap nothing refers to the model before the one before.
+            # After a swap the model before the previous one has been freed.
             self._measured, self._call_ms = backend, call_ms
             return_memory()
         self._call_ms += _COST_SHARE * (call_ms - self._call_ms)
 
     def _fail(self, frame: Frame, error: Exception) -> None:
         count = self._stats[frame.camera].count_drop(FAILED)
-        self._logger.error(
-            f"inference failed, nothing is published for this image: "
-            f"{type(error).__name__}: {error} ({count} failed so far)",
-            throttle_duration_sec=_THROTTLE_SECONDS,
+        line = (
+            "Inference failed, nothing is published for this image: "
+            f"{type(error).__name__}: {error} ({count} failed so far)"
         )
+        self._logger.error(line, throttle_duration_sec=_THROTTLE_SECONDS)

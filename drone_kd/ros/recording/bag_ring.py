@@ -1,4 +1,4 @@
-"""Bags of bounded size in a folder; the oldest makes room for the newest."""
+"""Ring of rosbag2 bags: bounded total size, the oldest bag is deleted first."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from time import monotonic
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from drone_kd.ros.recording.message_definitions import MessageType
 
-# A bag ends at this share of the budget, or after so long: a crash costs no more.
+if TYPE_CHECKING:
+    from rosbags.interfaces import Connection
+    from rosbags.rosbag2 import Writer
+
+# A bag ends at this share of the budget or after this time: a crash loses no more than that.
 _BAGS = 8
 _BAG_SECONDS = 60.0
-# What a bag takes besides its messages: definitions, twice, and its index; and each message.
+# Overhead of a bag (definitions, twice, and index) and of each message.
 _BAG_BYTES = 65536
 _MESSAGE_BYTES = 128
-# So much is left to others on the disk, and for a bag to be finished.
+# Disk space left free for others and for finishing a bag.
 _RESERVE_BYTES = 64 * 2**20
 
 
@@ -29,7 +33,7 @@ class Message(NamedTuple):
     """A message for a bag.
 
     Attributes:
-        topic: its topic's full name.
+        topic: full name of the topic.
         type: of the message.
         data: the message as CDR.
     """
@@ -40,15 +44,15 @@ class Message(NamedTuple):
 
 
 class BagRing:
-    """Writes messages to bags, rosbag2 with MCAP, that never take more than a budget.
+    """Writes messages to rosbag2 MCAP bags that never exceed a total size.
 
-    Each bag is a folder PREFIX-NUMBER-TIME. Only a finished one has its metadata.yaml: another one
+    Each bag is a folder PREFIX-NUMBER-TIME. Only a finished bag has a metadata.yaml; one without
     is being written, or was when the program was killed.
 
     Args:
-        folder: holds the bags; other files in it are left alone.
+        folder: holds the bags; other files in it are not touched.
         prefix: of this writer's bags.
-        budget_bytes: for all of them.
+        budget_bytes: maximum size of all bags together.
     """
 
     def __init__(self, folder: Path, prefix: str, budget_bytes: int) -> None:
@@ -56,17 +60,14 @@ class BagRing:
         self._prefix = prefix
         self._budget = budget_bytes
         self._limit = budget_bytes // _BAGS
-        self._writer = None
-        self._connections = {}
-        self._size = 0
-        self._began = 0.0
+        self._bag: _OpenBag | None = None
 
     def write(self, stamp_ns: int, messages: Sequence[Message]) -> int:
-        """Write messages that belong together into one bag; returns their size in bytes.
+        """Write messages that belong together into one bag; return their size in bytes.
 
         Raises:
-            OSError: the disk is full, or does not work.
-            ValueError: they are larger than the budget.
+            OSError: the disk is full or fails.
+            ValueError: they exceed the budget.
         """
         size = sum(len(message.data) + _MESSAGE_BYTES for message in messages)
         if size + _BAG_BYTES > self._budget:
@@ -79,33 +80,34 @@ class BagRing:
             raise OSError(
                 errno.ENOSPC, f"only {free / 1e6:.0f} MB are left on the disk", str(self._folder)
             )
-        if self._writer is not None and self._size + size > self._limit:
+        if self._bag is not None and self._bag.size + size > self._limit:
             self.finish()
-        if self._writer is None:
-            self._open(max(self._limit, size + _BAG_BYTES))
+        if self._bag is None:
+            self._bag = self._open(max(self._limit, size + _BAG_BYTES))
         for message in messages:
-            self._writer.write(self._connection(message), stamp_ns, message.data)
-        self._size += size
+            self._bag.write(stamp_ns, message)
+        self._bag.size += size
         return size
 
     def finish_old(self) -> None:
-        """Finish a bag that has been open for long.
+        """Finish a bag that has been open for a minute.
 
         Raises:
             OSError: see `write`.
         """
-        if self._writer is not None and monotonic() - self._began > _BAG_SECONDS:
+        if self._bag is not None and monotonic() - self._bag.opened > _BAG_SECONDS:
             self.finish()
 
     def finish(self) -> None:
-        """Finish the open bag, if there is one, so that it survives a power cut.
+        """Finish the open bag, if any, so that it survives a power cut.
 
         Raises:
-            OSError: it could not be finished, and has no metadata.yaml.
+            OSError: it could not be finished and has no metadata.yaml.
         """
-        writer, self._writer = self._writer, None
-        if writer is None:
+        bag, self._bag = self._bag, None
+        if bag is None:
             return
+        writer = bag.writer
         try:
             writer.close()
             for path in (*writer.path.iterdir(), writer.path, self._folder):
@@ -115,11 +117,11 @@ class BagRing:
                 writer.abort()
             raise
 
-    def _open(self, room: int) -> None:
+    def _open(self, room: int) -> _OpenBag:
         from rosbags.rosbag2 import StoragePlugin, Writer  # deferred: only bags need it
 
         bags = _bags_of(self._folder, self._prefix)
-        number = max(bags, default=(0, None))[0] + 1
+        number = bags[-1][0] + 1 if bags else 1
         sizes = [_size(path) for _, path in bags]
         while bags and sum(sizes) + room > self._budget:
             _delete(bags.pop(0)[1])
@@ -129,20 +131,36 @@ class BagRing:
         # Humble cannot read the metadata of version 9; all since can read 8.
         writer = Writer(path, version=8, storage_plugin=StoragePlugin.MCAP)
         writer.open()
-        self._writer, self._connections = writer, {}
-        self._size, self._began = _BAG_BYTES, monotonic()
+        return _OpenBag(writer)
 
-    def _connection(self, message: Message):
-        if message.topic not in self._connections:
-            kind = message.type
-            self._connections[message.topic] = self._writer.add_connection(
-                message.topic, kind.name, msgdef=kind.definition, rihs01=kind.digest
+
+class _OpenBag:
+    """A bag that is being written.
+
+    Attributes:
+        writer: writes it.
+        size: estimated size in bytes.
+        opened: `monotonic` seconds.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.size = _BAG_BYTES
+        self.opened = monotonic()
+        self._connections: dict[str, Connection] = {}
+
+    def write(self, stamp_ns: int, message: Message) -> None:
+        """Write a message; its topic is added to the bag if it is new."""
+        topic, kind = message.topic, message.type
+        if topic not in self._connections:
+            self._connections[topic] = self.writer.add_connection(
+                topic, kind.name, msgdef=kind.definition, rihs01=kind.digest
             )
-        return self._connections[message.topic]
+        self.writer.write(self._connections[topic], stamp_ns, message.data)
 
 
 def _bags_of(folder: Path, prefix: str) -> list[tuple[int, Path]]:
-    """Return a writer's bags with their numbers, oldest first: a drone's clock may be wrong."""
+    """Return a writer's bags with their numbers, by number: a drone's clock may be wrong."""
     name = re.compile(rf"{re.escape(prefix)}-(\d{{6,}})-\d{{8}}T\d{{6}}Z")
     found = ((name.fullmatch(path.name), path) for path in folder.iterdir())
     return sorted((int(match[1]), path) for match, path in found if match)
@@ -159,7 +177,7 @@ def _size(bag: Path) -> int:
 
 
 def _delete(bag: Path) -> None:
-    """Delete a bag, and its folder unless somebody has put something else into it."""
+    """Delete a bag, and its folder unless it holds other files."""
     for path in _files(bag):
         path.unlink()
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Which frames of a flight a model may learn most from, and a few that chance picks."""
+"""Selection of hard frames, from which a model may learn most, and of random frames."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import numpy as np
 from drone_kd.core.boxes import iou
 from drone_kd.core.detections import Detections
 
-# A frame is hard when a measure, 0 to 1, reaches this.
+# A frame is hard when one of its measures (0 to 1) reaches this threshold.
 THRESHOLDS = {"uncertainty": 0.5, "disagreement": 0.34, "novelty": 0.3}
 RANDOM = "random"
 
-# Frames further apart in seconds do not show the same: they cannot disagree.
+# Frames further apart in seconds are not compared: the scene has changed.
 _NEIGHBOURS_S = 0.5
 _SAME_IOU = 0.3
-# Pixels of the thumbnail's side, and levels of each colour in its histogram.
+# Side of the thumbnail in pixels, and histogram levels per channel.
 _SIDE, _LEVELS = 64, 8
 _WINDOW = cv2.createHanningWindow((_SIDE, _SIDE), cv2.CV_32F)
-# A weaker peak of the phase correlation is no movement of the picture as a whole.
+# Below this peak of the phase correlation there is no movement of the image as a whole.
 _LEAST_RESPONSE = 0.3
-# So many of the frames chosen before are what a new one is compared with.
+# Number of earlier selected frames that a new one is compared with.
 _REMEMBERED = 64
 
 
-class Sight(NamedTuple):
-    """What of a picture is remembered.
+class ImageDescriptor(NamedTuple):
+    """Thumbnail and colour histogram of an image.
 
     Attributes:
-        grey: float32 (64, 64), the whole picture; its mean is 0.
-        colours: float32 (512,), shares of colours; they sum to 1.
+        grey: float32 (64, 64), the whole image; its mean is 0.
+        colours: float32 (512,), histogram; it sums to 1.
     """
 
     grey: np.ndarray
@@ -41,12 +41,12 @@ class Sight(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A chosen frame.
+    """A selected frame.
 
     Attributes:
-        frame: as it was given.
-        reasons: names of THRESHOLDS that it reached, or RANDOM.
-        measures: by the names of THRESHOLDS.
+        frame: as passed to `Selector.see`.
+        reasons: keys of THRESHOLDS that it reached, or RANDOM.
+        measures: by the keys of THRESHOLDS.
     """
 
     frame: Any
@@ -54,33 +54,36 @@ class Choice(NamedTuple):
     measures: Mapping[str, float]
 
 
-def look(image: np.ndarray) -> Sight:
-    """Return what is remembered of a uint8 (h, w, 3) BGR picture."""
+def describe(image: np.ndarray) -> ImageDescriptor:
+    """Return the descriptor of a uint8 (h, w, 3) BGR image."""
     step = max(1, min(image.shape[:2]) // (2 * _SIDE))
     small = cv2.resize(image[::step, ::step], (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     levels = (small // (256 // _LEVELS)).astype(np.int64)
     bins = (levels[..., 0] * _LEVELS + levels[..., 1]) * _LEVELS + levels[..., 2]
     colours = np.bincount(bins.ravel(), minlength=_LEVELS**3).astype(np.float32) / bins.size
     grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).astype(np.float32)
-    return Sight(grey - grey.mean(), colours)
+    return ImageDescriptor(grey - grey.mean(), colours)
 
 
 def uncertainty(scores: np.ndarray) -> float:
-    """Return how far scores (N,) are from sure: mean of 1 at 0.5, 0 at 0 and 1; none: 0."""
+    """Return the mean uncertainty of scores (N,): 1 at 0.5, 0 at 0 and 1; 0 without scores."""
     return float(np.mean(1 - np.abs(2 * scores - 1))) if len(scores) else 0.0
 
 
 def disagreement(
     before: Detections, after: Detections, movement: np.ndarray, width: int, height: int
 ) -> float:
-    """Return the share of boxes of two neighbouring frames that only one of them has.
+    """Return the fraction of boxes that only one of two neighbouring frames has.
 
-    A box is in both if one of its class overlaps it by an IoU of 0.3, once the picture's movement
-    is undone. Boxes that this movement takes out of the picture, or brings in, do not count.
+    Boxes of one class match at an IoU of 0.3, after compensating the movement of the image. Boxes
+    that this movement takes out of the image or brings into it do not count.
 
     Args:
-        movement: float32 (2,), of the picture, x and y in its pixels.
-        width, height: of the pictures in pixels.
+        before: detections of the earlier frame.
+        after: detections of the later frame.
+        movement: float32 (2,), of the image content, x and y in pixels.
+        width: of both images in pixels.
+        height: of both images in pixels.
     """
     offset = np.tile(movement, 2).astype(np.float32)
     moved, came_from = before.xyxy + offset, after.xyxy - offset
@@ -95,26 +98,28 @@ def disagreement(
     return float((stay & ~same.any(axis=1)).sum() + (were & ~same.any(axis=0)).sum()) / total
 
 
-def movement(before: Sight, after: Sight, width: int, height: int) -> np.ndarray:
-    """Return by how many pixels, x and y, a picture of width x height px moved as a whole.
+def movement(
+    before: ImageDescriptor, after: ImageDescriptor, width: int, height: int
+) -> np.ndarray:
+    """Return the movement of an image of width x height px: float32 (2,), x and y in pixels.
 
     By phase correlation (Kuglin and Hines 1975).
     """
     shift, response = cv2.phaseCorrelate(before.grey, after.grey, _WINDOW)
-    if not response >= _LEAST_RESPONSE:  # of a black picture it may be NaN
+    if not response >= _LEAST_RESPONSE:  # NaN for black images
         return np.zeros(2, np.float32)
     return np.array(shift, np.float32) * (width, height) / _SIDE
 
 
-def novelty(sight: Sight, known: Sequence[Sight]) -> float:
-    """Return the share of a picture's colours that the known picture most like it lacks.
+def novelty(descriptor: ImageDescriptor, known: Sequence[ImageDescriptor]) -> float:
+    """Return one minus the histogram intersection with the most similar known image.
 
-    1 if none is known.
+    1 if `known` is empty.
     """
     if not known:
         return 1.0
     colours = np.stack([other.colours for other in known])
-    return 1.0 - float(np.minimum(colours, sight.colours).sum(axis=1).max())
+    return 1.0 - float(np.minimum(colours, descriptor.colours).sum(axis=1).max())
 
 
 def _is_inside(xyxy: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -123,29 +128,29 @@ def _is_inside(xyxy: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 class Selector:
-    """Chooses from the frames of one camera: at most one in every 60 / `per_minute` seconds.
+    """Selects at most one frame of a camera per slot of 60 / `per_minute` seconds.
 
-    These slots belong to the reasons in turn. A frame that is hard for the slot's own reason is
-    preferred, the hardest of several; else one that is hard for another reason; if none is, the
-    slot stays empty. In a random slot every frame has the same chance, hard or not, so that what
-    a model is blind to is not missed for ever.
+    The slots belong to the reasons in turn. The hardest frame for the slot's own reason is
+    preferred, then the hardest one for another reason; without a hard frame the slot stays empty.
+    In a random slot every frame has the same chance, hard or not, so that objects a model never
+    detects are not always missed.
 
     Args:
-        per_minute: frames per minute at most, more than 0.
-        random_share: of the slots, 0 to 1.
-        seed: of chance.
+        per_minute: maximum frames per minute, more than 0.
+        random_share: fraction of random slots, 0 to 1.
+        seed: of the random choices.
     """
 
     def __init__(self, per_minute: float, random_share: float, seed: int) -> None:
         self._slot_s = 60.0 / per_minute
         self._random_share = random_share
         self._rng = np.random.default_rng(seed)
-        self._known: deque[Sight] = deque(maxlen=_REMEMBERED)
-        self._before: tuple[float, Sight, Detections, tuple[int, int]] | None = None
+        self._known: deque[ImageDescriptor] = deque(maxlen=_REMEMBERED)
+        self._before: tuple[float, ImageDescriptor, Detections, tuple[int, int]] | None = None
         self._turns = deque(THRESHOLDS)
         self._ends = float("-inf")
         self._is_random = False
-        self._best: tuple[tuple[bool, float], Choice, Sight] | None = None
+        self._best: tuple[tuple[bool, float], Choice, ImageDescriptor] | None = None
         self._seen = 0
 
     def see(
@@ -157,24 +162,25 @@ class Selector:
         width: int,
         height: int,
     ) -> None:
-        """Consider a frame; call `take` before, or the slot that has ended loses its choice.
+        """Consider a frame; call `take` before, or the choice of a slot that has ended is lost.
 
         Args:
-            now: seconds of any clock that never goes back.
-            frame: handed back by `take`.
+            now: seconds of a monotonic clock.
+            frame: returned by `take`.
             image: uint8 (h, w, 3) BGR, at any scale.
-            detections: in pixels of the original.
-            width, height: of the original.
+            detections: in pixels of the original image.
+            width: of the original image in pixels.
+            height: of the original image in pixels.
         """
         if now >= self._ends:
             self._begin(now)
-        sight = look(image)
-        measures = self._measure(now, sight, detections, width, height)
-        self._before = now, sight, detections, (width, height)
+        descriptor = describe(image)
+        measures = self._measure(now, descriptor, detections, width, height)
+        self._before = now, descriptor, detections, (width, height)
         self._seen += 1
         if self._is_random:
             if self._rng.random() < 1 / self._seen:
-                self._best = (False, 0.0), Choice(frame, (RANDOM,), measures), sight
+                self._best = (False, 0.0), Choice(frame, (RANDOM,), measures), descriptor
             return
         hardness = {name: measures[name] / THRESHOLDS[name] for name in THRESHOLDS}
         reasons = tuple(name for name in THRESHOLDS if hardness[name] >= 1)
@@ -183,14 +189,14 @@ class Selector:
         own = self._turns[0]
         rank = (True, hardness[own]) if own in reasons else (False, max(hardness.values()))
         if self._best is None or rank > self._best[0]:
-            self._best = rank, Choice(frame, reasons, measures), sight
+            self._best = rank, Choice(frame, reasons, measures), descriptor
 
     def take(self, now: float) -> Choice | None:
-        """Return the choice of a slot that has ended, once; None: there is none."""
+        """Return the choice of a slot that has ended, once; else None."""
         if self._best is None or now < self._ends:
             return None
-        (_, choice, sight), self._best = self._best, None
-        self._known.append(sight)
+        (_, choice, descriptor), self._best = self._best, None
+        self._known.append(descriptor)
         return choice
 
     def _begin(self, now: float) -> None:
@@ -201,16 +207,21 @@ class Selector:
             self._turns.rotate(-1)
 
     def _measure(
-        self, now: float, sight: Sight, detections: Detections, width: int, height: int
+        self,
+        now: float,
+        descriptor: ImageDescriptor,
+        detections: Detections,
+        width: int,
+        height: int,
     ) -> dict[str, float]:
         differs = 0.0
         if self._before is not None:
-            then, sight_before, detections_before, size = self._before
+            then, descriptor_before, detections_before, size = self._before
             if now - then <= _NEIGHBOURS_S and size == (width, height):
-                shift = movement(sight_before, sight, width, height)
+                shift = movement(descriptor_before, descriptor, width, height)
                 differs = disagreement(detections_before, detections, shift, width, height)
         return {
             "uncertainty": uncertainty(detections.scores),
             "disagreement": differs,
-            "novelty": novelty(sight, self._known),
+            "novelty": novelty(descriptor, self._known),
         }

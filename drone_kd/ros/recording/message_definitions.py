@@ -1,21 +1,21 @@
-"""Message definitions for bags, from the message classes that are in use."""
+"""Message definitions for bags, generated from the message classes in use."""
 
 from __future__ import annotations
 
 import importlib
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-# Names of IDL to those of .msg files; the others are the same.
+# IDL names to .msg names, where they differ.
 _BASIC = {"boolean": "bool", "octet": "byte", "float": "float32", "double": "float64"}
 
 
 class MessageType(NamedTuple):
-    """What a bag says of a type of messages.
+    """Message type as described in a bag.
 
     Attributes:
         name: such as sensor_msgs/msg/Image.
-        definition: text of the .msg file and of all that it names.
+        definition: text of the .msg file and of all types that it uses.
         digest: its hash (REP-2011, RIHS01).
     """
 
@@ -24,19 +24,20 @@ class MessageType(NamedTuple):
     digest: str
 
 
-def message_type(message_class: type) -> MessageType:
-    """Return what a bag says of a message class. Constants and defaults are left out."""
+def message_type(message_class: Any) -> MessageType:
+    """Return the type description of a message class, without constants and defaults."""
     from rosbags.typesys import Stores, get_typestore  # deferred: only bags need it
 
-    store, types = get_typestore(Stores.EMPTY), {}
+    store = get_typestore(Stores.EMPTY)
+    types: dict[str, Any] = {}
     name = _collect(message_class, types)
     store.register(types)
     definition, _ = store.generate_msgdef(name, ros_version=2)
     return MessageType(name, definition, store.hash_rihs01(name))
 
 
-def _collect(message_class: type, types: dict) -> str:
-    """Add the types of a class and of its fields; returns the name of the class's own."""
+def _collect(message_class: Any, types: dict[str, Any]) -> str:
+    """Add the types of a class and its fields to `types`; return the name of the class's own."""
     from rosbags.typesys import get_types_from_msg  # deferred: only bags need it
 
     package = message_class.__module__.partition(".")[0]
@@ -55,7 +56,7 @@ def _collect(message_class: type, types: dict) -> str:
 
 
 def _element(kind: str) -> tuple[str, str]:
-    """Read "sequence<double>" and "double[36]" as a type and what makes an array of it."""
+    """Split "sequence<double>" or "double[36]" into element type and .msg array suffix."""
     if sequence := re.fullmatch(r"sequence<([^,]*)(?:, (\d+))?>", kind):
         bound = f"<={sequence[2]}" if sequence[2] else ""
         return sequence[1], f"[{bound}]"

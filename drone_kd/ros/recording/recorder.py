@@ -1,53 +1,54 @@
-"""Hard frames of the flight, in bags on the disk, for the next training."""
+"""Recorder: selects hard frames in flight and writes them to bags for the next training."""
 
 from __future__ import annotations
 
 import importlib.util
 import queue
 import threading
-from array import array
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter, time_ns
 
-import cv2
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
 from drone_kd.media.raw_images import is_8_bit
-from drone_kd.ros.detection_messages import to_detection_array
+from drone_kd.ros.detection_messages import bgr_to_jpeg, to_detection_array
 from drone_kd.ros.params import Settings, SettingsError
 from drone_kd.ros.recording.bag_ring import BagRing, Message
 from drone_kd.ros.recording.frame_selection import RANDOM, THRESHOLDS, Choice, Selector
 from drone_kd.ros.recording.message_definitions import message_type
 from drone_kd.ros.worker import Result
 
-# Frames that wait; each may be a picture of several megabytes.
+# Waiting frames; each may take several megabytes.
 _QUEUE = 4
-# Small objects do not survive more loss.
+# Small objects do not survive stronger compression.
 _JPEG_QUALITY = 95
 _IDLE_SECONDS = 0.5
-# Too slow: more than half of the frames of so many seconds could not be looked at.
+# Too slow: more than half of the frames in this window were dropped.
 _WINDOW_SECONDS = 10.0
 _THROTTLE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class RecordReport:
-    """What the recorder did until now.
+    """State and counts of the recorder.
 
     Attributes:
-        state: "on", "finishing" (switched off, but not done), "off", or "stopped" by a problem.
-        problem: why it stopped, or cannot keep up; empty: nothing is wrong.
-        seen: frames that were looked at.
-        dropped: frames that could not be, because the disk or the processor is too slow.
-        kept: frames written, and for which reasons; a frame may have several.
-        written_bytes: in all.
+        state: "on", "finishing" (switched off, but still writing), "off", or "stopped" by a
+            problem.
+        problem: why it stopped, or cannot keep up; empty: no problem.
+        seen: frames that were considered.
+        dropped: frames that were not, because the disk or the processor is too slow.
+        kept: frames written.
+        reasons: frames written by reason; a frame may have several.
+        written_bytes: in total.
     """
 
     state: str
@@ -60,14 +61,14 @@ class RecordReport:
 
 
 class Recorder:
-    """Looks at frames in a thread of its own and writes the hard ones; never makes one wait.
+    """Selects and writes hard frames in its own thread; never delays detection.
 
     Args:
-        node: whose topics it records.
-        settings: say where, how much and how.
+        node: owner of the recorded topics.
+        settings: folder, limits and format.
 
     Raises:
-        SettingsError: it cannot record there, or rosbags is missing; the message is one line.
+        SettingsError: the folder is not writable, or rosbags is missing; the message is one line.
     """
 
     def __init__(self, node: Node, settings: Settings) -> None:
@@ -96,7 +97,7 @@ class Recorder:
             for camera in settings.cameras
         }
         self._logger = node.get_logger()
-        self._queue: queue.Queue[tuple[Result, str]] = queue.Queue(_QUEUE)
+        self._queue: queue.Queue[Result] = queue.Queue(_QUEUE)
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._outcomes: deque[tuple[float, bool]] = deque()
@@ -106,12 +107,12 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
-    def offer(self, result: Result, image_topic: str) -> None:
-        """Let it look at a frame, unless it is busy; returns at once."""
+    def offer(self, result: Result) -> None:
+        """Consider a frame, unless the queue is full; return at once."""
         if self._closing.is_set():
             return
         try:
-            self._queue.put_nowait((result, image_topic))
+            self._queue.put_nowait(result)
             dropped = False
         except queue.Full:
             dropped = True
@@ -125,17 +126,17 @@ class Recorder:
             self._logger.warning(slow, throttle_duration_sec=_THROTTLE_SECONDS)
 
     def close(self) -> None:
-        """Switch it off: it writes what it has chosen, finishes the bag and ends."""
+        """Switch recording off: the thread writes selected frames, finishes the bag and ends."""
         self._problem = ""
         self._closing.set()
 
     def join(self, timeout: float) -> bool:
-        """Wait until it has ended; False if that takes longer (seconds)."""
+        """Wait for the end of the thread; False if it takes longer than `timeout` seconds."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def report(self) -> RecordReport:
-        """Return what it did until now."""
+        """Return the current state and counts."""
         if self._thread.is_alive():
             state = "finishing" if self._closing.is_set() else "on"
         else:
@@ -148,13 +149,13 @@ class Recorder:
         )
 
     def _slow(self) -> str:
-        """Say that it cannot keep up; empty: it can."""
+        """Return a line if it cannot keep up; empty: it can."""
         with self._lock:
-            dropped, all_ = sum(drop for _, drop in self._outcomes), len(self._outcomes)
-        if 2 * dropped <= all_:
+            dropped, total = sum(drop for _, drop in self._outcomes), len(self._outcomes)
+        if 2 * dropped <= total:
             return ""
         return (
-            f"recording cannot keep up: {dropped} of the last {all_} frames were not looked at "
+            f"Recording cannot keep up: {dropped} of the last {total} frames were skipped "
             "(is the disk too slow?)"
         )
 
@@ -166,24 +167,25 @@ class Recorder:
             )
             self._work(ring)
             ring.finish()
-        except Exception as error:  # whatever it was, detecting goes on
-            line = " ".join(str(error).split()) or type(error).__name__
-            self._problem = f"recording stopped: {line}"
-            self._logger.warning(f"{self._problem}; detecting goes on")
+        except Exception as error:  # of any kind: detection continues
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self._problem = f"Recording stopped: {reason}"
+            line = f"{self._problem}; detection continues"
+            self._logger.warning(line)
             self._closing.set()
             self._rescue(ring)
         finally:
-            while not self._queue.empty():  # pictures are large
+            while not self._queue.empty():  # images are large
                 self._queue.get_nowait()
 
     def _rescue(self, ring: BagRing | None) -> None:
-        """After a problem: finish what was written before, if that can be."""
+        """Try to finish the open bag after a problem."""
         try:
             if ring is not None:
                 ring.finish()
         except Exception as error:
-            line = " ".join(str(error).split())
-            self._logger.warning(f"the newest bag could not be finished: {line}")
+            line = f"The newest bag could not be finished: {' '.join(str(error).split())}"
+            self._logger.warning(line)
 
     def _work(self, ring: BagRing) -> None:
         types = {
@@ -197,7 +199,7 @@ class Recorder:
         }
         while True:
             try:
-                result, topic = self._queue.get(timeout=_IDLE_SECONDS)
+                result = self._queue.get(timeout=_IDLE_SECONDS)
             except queue.Empty:
                 ended = float("inf") if self._closing.is_set() else perf_counter()
                 for selector in selectors.values():
@@ -210,7 +212,7 @@ class Recorder:
                 self._keep(ring, selector.take(received), types)
                 selector.see(
                     received,
-                    (result, topic),
+                    result,
                     picture.image,
                     result.detections,
                     picture.width,
@@ -220,21 +222,18 @@ class Recorder:
             ring.finish_old()
 
     def _keep(self, ring: BagRing, choice: Choice | None, types: Mapping) -> None:
-        """Write a chosen frame with its detections and the reasons."""
+        """Write a selected frame with its detections and the reasons."""
         if choice is None:
             return
-        result, image_topic = choice.frame
+        result = choice.frame
         header = result.frame.message.header
         detections_topic, reasons_topic = self._topics[result.frame.camera]
         messages = [
-            _image(result, image_topic, self._settings.record_format),
-            (
-                detections_topic,
-                to_detection_array(result.detections, result.classes, header),
-            ),
+            _image(result, self._settings.record_format),
+            (detections_topic, to_detection_array(result.detections, result.classes, header)),
             (reasons_topic, _reasons(choice, header)),
         ]
-        # As the image has it; a camera without a clock gives none.
+        # The image's stamp; it is zero for a camera without a clock.
         stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
         self._written += ring.write(
             stamp_ns if stamp_ns > 0 else time_ns(),
@@ -250,26 +249,21 @@ def reason_names() -> tuple[str, ...]:
     return (*THRESHOLDS, RANDOM)
 
 
-def _image(result: Result, topic: str, format_: str) -> tuple[str, Image | CompressedImage]:
-    """Return the topic and the message to write: as it came, or as JPEG if it has 8 bits."""
-    message = result.frame.message
-    if format_ == "raw" or isinstance(message, CompressedImage) or not is_8_bit(message):
+def _image(result: Result, record_format: str) -> tuple[str, Image | CompressedImage]:
+    """Return the topic and the message to write: unchanged, or as JPEG if it has 8 bits."""
+    topic, message = result.frame.topic, result.frame.message
+    if record_format == "raw" or isinstance(message, CompressedImage) or not is_8_bit(message):
         return topic, message
-    _, jpeg = cv2.imencode(".jpg", result.picture.image, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
-    data = array("B")
-    data.frombytes(jpeg.tobytes())
-    # As image_transport names it.
-    return f"{topic}/compressed", CompressedImage(
-        header=message.header, format="bgr8; jpeg compressed bgr8", data=data
-    )
+    jpeg = bgr_to_jpeg(result.picture.image, _JPEG_QUALITY, message.header)
+    return f"{topic}/compressed", jpeg
 
 
-def _reasons(choice: Choice, header) -> DiagnosticArray:
-    """Why a frame was kept, with the frame's own header and all that was measured."""
+def _reasons(choice: Choice, header: Header) -> DiagnosticArray:
+    """Return the reasons for a selected frame and its measures, with the frame's header."""
     values = [KeyValue(key=name, value=f"{value:.3f}") for name, value in choice.measures.items()]
     status = DiagnosticStatus(
         level=DiagnosticStatus.OK,
-        name=choice.frame[0].frame.camera or "image",
+        name=choice.frame.frame.camera or "image",
         message=", ".join(choice.reasons),
         hardware_id="drone_kd",
         values=values,
