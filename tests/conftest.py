@@ -1,11 +1,14 @@
-"""What all tests share: ROS traffic and downloads that stay on this machine, and domain ids."""
+"""Fixtures and environment of all tests: ROS traffic stays local, nothing is downloaded."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
+import random
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,35 +22,44 @@ if TYPE_CHECKING:
     from ground_station import Ground
     from simulated_tensorrt import SimulatedTensorrt
 
-# Set here, and not in a fixture, because rclpy and ultralytics read them when imported.
+# Set at import, not in a fixture, because rclpy and Ultralytics read them when imported.
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 if os.environ.get("ROS_DISTRO") == "humble":
-    # Humble knows only this older name, which newer distributions warn about.
+    # Humble knows only this older name; newer distributions warn about it.
     os.environ["ROS_LOCALHOST_ONLY"] = "1"
 # Fast DDS loses large best-effort images over its default shared memory.
 os.environ.pop("FASTDDS_BUILTIN_TRANSPORTS", None)
 carry_large_images()
-# A shell lets what it runs in the background ignore Ctrl-C, and so would what the tests start.
+# A shell's background jobs ignore SIGINT, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["YOLO_OFFLINE"] = "1"
 os.environ["YOLO_AUTOINSTALL"] = "False"
 
-# Processes that start together have neighbouring ids: 37 keeps their domains apart.
-_domain_ids = itertools.count(os.getpid() * 37)
+# Above 100 the ports of a domain meet Linux's ephemeral ports.
+_DOMAIN_IDS = range(1, 101)
+# A domain that was just used may still hold dying participants: start with a different one.
+_next_domain_ids = itertools.cycle(random.sample(_DOMAIN_IDS, len(_DOMAIN_IDS)))
 
 
 @pytest.fixture
-def ros_domain_id(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Set a ROS_DOMAIN_ID that no other test uses, for the length of one test."""
-    # From 101 on, the ports of a domain meet Linux's ephemeral ports.
-    domain_id = next(_domain_ids) % 100 + 1
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain_id))
-    return domain_id
+def ros_domain_id(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Set a ROS_DOMAIN_ID that no other test uses now, in this or any other pytest process."""
+    with socket.socket(socket.AF_UNIX) as lock:
+        for domain_id in itertools.islice(_next_domain_ids, len(_DOMAIN_IDS)):
+            # The kernel gives an abstract name to one socket at a time, and frees it when its
+            # process ends, however it ends.
+            with contextlib.suppress(OSError):
+                lock.bind(f"\0drone_kd/ros_domain_id/{domain_id}")
+                break
+        else:
+            pytest.fail("expected a free ROS domain id, all are in use by other tests")
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain_id))
+        yield domain_id
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A model that finds a car where a cell of 8 x 8 px is bright."""
+    """A model that detects a car at each bright cell of 8 x 8 px."""
     from tiny_model import write_bright_cell_model
 
     return write_bright_cell_model(tmp_path / "model.onnx")
@@ -59,9 +71,9 @@ def simulated_tensorrt(
 ) -> Iterator[SimulatedTensorrt]:
     """Put a simulated TensorRT 10.3 on a simulated Jetson, with an empty engine cache.
 
-    Other versions: parametrize it indirectly.
+    For other versions parametrize it indirectly.
     """
-    # Deferred: it needs ONNX Runtime and onnx, which the tests of ROS alone do not.
+    # Deferred: needs ONNX Runtime and onnx, which the pure ROS tests do not.
     from simulated_tensorrt import SimulatedGpu, SimulatedTensorrt, forget_modules
 
     simulation = SimulatedTensorrt(getattr(request, "param", "10.3"), SimulatedGpu())
@@ -78,7 +90,7 @@ def ground(
     ros_domain_id: int, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Ground]]:
     """Start ROS with parameters: ground(model=..., autostart=True)."""
-    import rclpy  # deferred: most tests need no ROS
+    import rclpy  # deferred: most tests do not need ROS
 
     from ground_station import Ground
 

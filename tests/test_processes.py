@@ -1,46 +1,59 @@
-"""Processes end with the block that started them."""
+"""Child processes end with the block that started them."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from drone_kd import processes
 
-_READY = "print('ready', flush=True); "
+# Says when it is ready: a signal while Python starts has other effects.
+WAITS = "import time; print('ready', flush=True); time.sleep(600)"
+IGNORES_SIGINT = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); {WAITS}"
 
 
-def _child(code: str) -> list[str]:
-    return [sys.executable, "-c", code]
+def wait_until_ready(process: subprocess.Popen[Any]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
 
 
-def test_ends_with_an_interrupt() -> None:
-    with processes.running(
-        _child(f"import time; {_READY} time.sleep(60)"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        assert process.stdout.readline() == b"ready\n"
+def python(code: str) -> Any:
+    return processes.running(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+
+
+def test_process_is_interrupted_at_the_end_of_the_block() -> None:
+    with python(WAITS) as process:
+        wait_until_ready(process)
     assert process.returncode == -signal.SIGINT
 
 
-def test_one_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_that_ignores_the_interrupt_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_STOP_S", 0.2)
-    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-    with processes.running(
-        _child(f"{deaf}{_READY} time.sleep(60)"), stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout.readline() == b"ready\n"
+    with python(IGNORES_SIGINT) as process:
+        wait_until_ready(process)
     assert process.returncode == -signal.SIGKILL
 
 
-def test_ends_when_the_block_fails() -> None:
-    with (
-        pytest.raises(RuntimeError, match="ours"),
-        processes.running(_child("import time; time.sleep(60)")) as process,
-    ):
-        raise RuntimeError("ours")
-    assert process.returncode == -signal.SIGINT
+def test_process_is_interrupted_when_the_block_fails() -> None:
+    def fail() -> None:
+        with python(WAITS) as process:
+            started.append(process)
+            wait_until_ready(process)
+            raise RuntimeError("ours")
+
+    started: list[subprocess.Popen[Any]] = []
+    with pytest.raises(RuntimeError, match="ours"):
+        fail()
+    assert started[0].returncode == -signal.SIGINT
+
+
+def test_process_that_has_ended_is_left_alone() -> None:
+    with python("raise SystemExit(3)") as process:
+        process.wait(60)
+    assert process.returncode == 3

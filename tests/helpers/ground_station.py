@@ -1,25 +1,64 @@
-"""The other side of a detector node: publishes images and collects what comes back."""
+"""Ground station: publishes images to a detector node and collects its messages."""
 
 from __future__ import annotations
 
 import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import rclpy
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
+from drone_kd.backends import Backend
 from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.detector_node import DetectorNode
 
-WAIT_SECONDS = 15.0
+# Only a failing test waits this long: the tests await events, and a busy machine is slow.
+WAIT_SECONDS = 60.0
+
+_Message = TypeVar("_Message")
+
+
+class HeldInference:
+    """Holds each inference of a backend until it is released.
+
+    Attributes:
+        calls: inferences begun.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._infer = backend.infer
+        self._permits = threading.Semaphore(0)
+        self._open = threading.Event()
+        self.calls = 0
+        backend.infer = self._hold  # type: ignore[method-assign]  # a stand-in for a slow network
+
+    def release(self) -> None:
+        """Let one inference pass."""
+        self._permits.release()
+
+    def open(self) -> None:
+        """Let all inferences pass from now on."""
+        self._open.set()
+        self._permits.release()
+
+    def _hold(self, batch: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        if not self._open.is_set():
+            assert self._permits.acquire(timeout=2 * WAIT_SECONDS), "nobody released the inference"
+        return self._infer(batch)
 
 
 class Ground:
@@ -48,36 +87,96 @@ class Ground:
         self.executor.add_node(self.detector)
         return self.detector
 
+    @property
+    def backend(self) -> Backend:
+        """The backend of the detector in this process."""
+        assert self.detector is not None
+        slot = self.detector._slot
+        assert slot is not None, "the detector is not configured"
+        return slot.model.backend
+
+    @contextlib.contextmanager
+    def held_inference(self) -> Iterator[HeldInference]:
+        """Hold each inference of the detector until it is released, or the block ends."""
+        held = HeldInference(self.backend)
+        try:
+            yield held
+        finally:
+            held.open()
+
+    def dropped(self, reason: str, camera: str = "") -> int:
+        """Return how many frames the detector dropped for a reason."""
+        assert self.detector is not None
+        return self.detector.reports()[camera].dropped[reason]
+
+    def received(self, camera: str = "") -> int:
+        """Return how many frames the detector received."""
+        assert self.detector is not None
+        return self.detector.reports()[camera].received
+
+    def set_parameter(self, name: str, value: object) -> None:
+        """Set a parameter of the detector, which must accept it."""
+        result = self.try_parameter(name, value)
+        assert result.successful, result.reason
+
+    def try_parameter(self, name: str, value: object) -> SetParametersResult:
+        """Set a parameter of the detector in the executor's thread, as its service does."""
+        assert self.detector is not None
+        task = self.executor.create_task(
+            self.detector.set_parameters, [Parameter(name, value=value)]
+        )
+        self.wait_until(task.done, f"{name} is set")
+        return task.result()[0]
+
+    def call(self, service_type: Any, name: str, request: Any) -> Any:
+        """Call a service; return its response."""
+        client = self.node.create_client(service_type, name)
+        self.wait_until(client.service_is_ready, f"{name} is available")
+        future = client.call_async(request)
+        self.wait_until(future.done, f"{name} responds")
+        self.node.destroy_client(client)
+        return future.result()
+
     def offer_images(self, reliability: ReliabilityPolicy = ReliabilityPolicy.RELIABLE) -> None:
         """Start to publish images."""
         qos = QoSProfile(depth=10, reliability=reliability)
         self.images = self.node.create_publisher(Image, "image", qos)
 
-    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
         """Wait for a condition on the state of other threads or of the ROS graph."""
-        for _ in range(int(WAIT_SECONDS / 0.01)):
-            if condition():
-                return
+        deadline = monotonic() + WAIT_SECONDS
+        while not condition():
+            if monotonic() > deadline:
+                pytest.fail(f"expected within {WAIT_SECONDS:g} s: {what}")
             self._tick.clear()
             self._tick.wait(0.1)
-        pytest.fail(f"waited {WAIT_SECONDS:g} s in vain until {what}")
 
     def wait_for_detector(self) -> None:
-        """Wait until the detector hears our images as we offer them, and we its detections."""
+        """Wait until the detector subscribes to the images and offers detections."""
+        self.wait_for_subscriber(self.images)
+        self.wait_until(
+            lambda: self.node.count_publishers("/detector/detections") == 1,
+            "the detector offers detections",
+        )
 
-        def connected() -> bool:
-            listeners = self.node.get_subscriptions_info_by_topic("/image")
+    def wait_for_subscriber(self, publisher: Publisher) -> None:
+        """Wait for one subscriber with the publisher's reliability.
+
+        A detector that still changes to that reliability may lose an image meanwhile.
+        """
+
+        def is_subscribed() -> bool:
+            found = self.node.get_subscriptions_info_by_topic(publisher.topic_name)
             return (
-                [listener.qos_profile.reliability for listener in listeners]
-                == [self.images.qos_profile.reliability]
-                and self.images.get_subscription_count() == 1
-                and self.node.count_publishers("/detector/detections") == 1
+                [subscriber.qos_profile.reliability for subscriber in found]
+                == [publisher.qos_profile.reliability]
+                and publisher.get_subscription_count() == 1
             )
 
-        self.wait_until(connected, "the detector is connected")
+        self.wait_until(is_subscribed, f"{publisher.topic_name} has its subscriber")
 
     def send(self, image: np.ndarray | Image, seconds: float = 1) -> Header:
-        """Publish a bgr8 picture or an image message; returns its header."""
+        """Publish a BGR image or an image message; return its header."""
         if isinstance(image, np.ndarray):
             image = bgr_to_image(image, Header(frame_id="camera"))
         image.header.stamp.sec = int(seconds)
@@ -85,20 +184,44 @@ class Ground:
         self.images.publish(image)
         return image.header
 
-    def exchange(self, image: np.ndarray, seconds: int = 1) -> Detection2DArray:
-        """Send a picture to another process until detections come back.
+    def send_and_wait(self, image: np.ndarray | Image, seconds: float = 1) -> None:
+        """Publish an image, and wait until the detector in this process has received it."""
+        before = self.received()
+        self.send(image, seconds)
+        self.wait_until(lambda: self.received() > before, "the image is received")
 
-        One end of a connection may be up before the other, and best-effort does not repeat.
+    def exchange(self, image: np.ndarray, seconds: int = 1) -> Detection2DArray:
+        """Send an image to another process until its detections come back.
+
+        One direction may be connected before the other, and best-effort does not repeat.
         """
-        for _ in range(int(WAIT_SECONDS / 0.2)):
+        deadline = monotonic() + WAIT_SECONDS
+        while monotonic() < deadline:
             self.send(image, seconds)
             with contextlib.suppress(queue.Empty):
-                return self.detections.get(timeout=0.2)
-        pytest.fail(f"no detections within {WAIT_SECONDS:g} s")
+                found = self.detections.get(timeout=0.2)
+                if found.header.stamp.sec == seconds:
+                    return found
+        pytest.fail(f"expected detections within {WAIT_SECONDS:g} s")
 
     def receive(self) -> Detection2DArray:
         """Wait for the next detections."""
         return self.detections.get(timeout=WAIT_SECONDS)
+
+    def receive_until(
+        self,
+        messages: queue.Queue[_Message],
+        condition: Callable[[_Message], object],
+        what: str,
+    ) -> _Message:
+        """Return the first message that meets a condition; drop those before it."""
+        deadline = monotonic() + WAIT_SECONDS
+        while (left := deadline - monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                message = messages.get(timeout=left)
+                if condition(message):
+                    return message
+        pytest.fail(f"expected a message within {WAIT_SECONDS:g} s: {what}")
 
     def log(self) -> str:
         """Return what this process has logged."""
@@ -111,18 +234,18 @@ class Ground:
         def lines() -> list[str]:
             return [line for line in self.log().splitlines() if text in line]
 
-        self.wait_until(lambda: bool(lines()), f"{text!r} is logged")
+        self.wait_until(lines, f"{text!r} is logged")
         return lines()[-1]
 
-    def collect(self, message_type: type, topic: str, depth: int = 10) -> queue.Queue:
+    def collect(self, message_type: type, topic: str, depth: int = 10) -> queue.Queue[Any]:
         """Subscribe to a topic, and wait until its publisher is there."""
-        received: queue.Queue = queue.Queue()
+        received: queue.Queue[Any] = queue.Queue()
         self.node.create_subscription(message_type, topic, received.put, depth)
         self.wait_until(lambda: self.node.count_publishers(topic) > 0, f"{topic} is published")
         return received
 
     def labels(self) -> queue.Queue[LabelInfo]:
-        """Subscribe to the label info, as somebody who comes late."""
+        """Subscribe to the label info as a late subscriber."""
         received: queue.Queue[LabelInfo] = queue.Queue()
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.node.create_subscription(LabelInfo, "/detector/label_info", received.put, latched)
