@@ -1,4 +1,4 @@
-"""Which settings let large images through, and what a user has chosen is kept."""
+"""DDS settings: large images, local discovery; a user's choice is kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUILTIN = "FASTDDS_BUILTIN_TRANSPORTS"
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (NEW, OLD, BUILTIN, "ROS_DISTRO", "ROS_AUTOMATIC_DISCOVERY_RANGE"):
-        # Set first, so that what the test itself sets is undone, too.
+        # Set first, so that monkeypatch also undoes what the test itself sets.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -33,13 +33,13 @@ def test_profile_has_the_name_that_the_distribution_reads(
 
 
 @pytest.mark.parametrize("name", [NEW, OLD])
-def test_profile_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_profile_chosen_by_the_user_is_kept(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "/mine.xml")
     assert dds.large_image_settings() == {}
     assert not dds.large_images_are_lost()
 
 
-def test_transport_of_the_user_is_kept_and_known_to_fail_within_the_machine(
+def test_transport_chosen_by_the_user_is_kept_but_has_no_effect_with_local_discovery(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(BUILTIN, "LARGE_DATA?max_msg_size=1MB")
@@ -49,7 +49,7 @@ def test_transport_of_the_user_is_kept_and_known_to_fail_within_the_machine(
     assert dds.large_images_are_lost()
 
 
-def test_nobody_beyond_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_discovery_stays_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROS_STATIC_PEERS", "192.0.2.1")
     monkeypatch.setenv("ROS_DISCOVERY_SERVER", "192.0.2.1:11811")
     dds.stay_on_this_machine()

@@ -1,7 +1,9 @@
+"""Name, temperatures, memory and power mode of a computer."""
+
 from drone_kd import machine
 
 
-def test_a_jetson_is_named_by_its_board(tmp_path, monkeypatch):
+def test_jetson_is_named_by_its_board(tmp_path, monkeypatch):
     (tmp_path / "device-tree").mkdir()
     (tmp_path / "device-tree" / "model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
     monkeypatch.setattr(machine, "_PROC", tmp_path)
@@ -13,7 +15,7 @@ def test_this_computer_has_a_name_and_memory():
     assert 1 < machine.process_memory_mb() < 100_000
 
 
-def test_thermal_zones_that_cannot_be_read_are_left_out(tmp_path):
+def test_unreadable_thermal_zones_are_left_out(tmp_path):
     for number, (name, temperature) in enumerate(
         [("cpu-thermal", "51500\n"), ("cv0-thermal", ""), ("cold", "-5000")]
     ):
@@ -25,7 +27,7 @@ def test_thermal_zones_that_cannot_be_read_are_left_out(tmp_path):
     assert machine.temperatures_c(tmp_path) == {"cpu-thermal": 51.5, "cold": -5.0}
 
 
-def test_the_power_mode_of_nvpmodel(tmp_path, monkeypatch):
+def test_power_mode_of_nvpmodel(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.power_mode() == ""
     command = tmp_path / "nvpmodel"

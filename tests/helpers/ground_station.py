@@ -119,18 +119,19 @@ class Ground:
         result = self.try_parameter(name, value)
         assert result.successful, result.reason
 
-    def try_parameter(self, name: str, value: object) -> SetParametersResult:
+    def try_parameter(self, name: str, value: Any) -> SetParametersResult:
         """Set a parameter of the detector in the executor's thread, as its service does."""
         assert self.detector is not None
         task = self.executor.create_task(
             self.detector.set_parameters, [Parameter(name, value=value)]
         )
         self.wait_until(task.done, f"{name} is set")
-        return task.result()[0]
+        (result,) = task.result() or ()
+        return result
 
     def call(self, service_type: Any, name: str, request: Any) -> Any:
         """Call a service; return its response."""
-        client = self.node.create_client(service_type, name)
+        client: Any = self.node.create_client(service_type, name)
         self.wait_until(client.service_is_ready, f"{name} is available")
         future = client.call_async(request)
         self.wait_until(future.done, f"{name} responds")
@@ -167,11 +168,9 @@ class Ground:
 
         def is_subscribed() -> bool:
             found = self.node.get_subscriptions_info_by_topic(publisher.topic_name)
-            return (
-                [subscriber.qos_profile.reliability for subscriber in found]
-                == [publisher.qos_profile.reliability]
-                and publisher.get_subscription_count() == 1
-            )
+            return [subscriber.qos_profile.reliability for subscriber in found] == [
+                publisher.qos_profile.reliability
+            ] and publisher.get_subscription_count() == 1
 
         self.wait_until(is_subscribed, f"{publisher.topic_name} has its subscriber")
 

@@ -115,7 +115,9 @@ def model_that_lacks_the_class(path):
     ("make", "says"),
     [(damaged_model, "cannot load it"), (model_that_lacks_the_class, "knows no class 'car'")],
 )
-def test_unusable_model_is_rejected_and_the_parameter_set_back(flying, model, tmp_path, make, says):
+def test_unusable_model_is_rejected_and_the_parameter_set_back(
+    flying, model, tmp_path, make, says
+):
     stats = flying.collect(DiagnosticArray, "/detector/stats")
     flying.set_parameter("classes", ["car"])
     make(tmp_path / "other.onnx")
@@ -136,7 +138,9 @@ def test_unusable_model_is_rejected_and_the_parameter_set_back(flying, model, tm
     )
 
 
-def test_class_filter_set_during_a_load_is_checked_against_the_new_model(flying, model, tmp_path, monkeypatch):
+def test_class_filter_set_during_a_load_is_checked_against_the_new_model(
+    flying, model, tmp_path, monkeypatch
+):
     other = write_bright_cell_model(tmp_path / "other.onnx", tiny_spec(classes=("bus", "dog")))
     loading, gate, works = threading.Event(), threading.Event(), model_loader.load_model
 
@@ -187,7 +191,10 @@ def test_roll_back_needs_no_file_and_can_be_undone(flying, model, tmp_path):
     assert response.success and "rolled back to model model.onnx" in response.message
     assert class_of_one(flying) == "car"
     assert flying.detector.get_parameter("model").value == str(model)
-    assert [labels.get(timeout=WAIT_SECONDS).class_map[0].class_name for _ in range(2)] == ["bus", "car"]
+    assert [labels.get(timeout=WAIT_SECONDS).class_map[0].class_name for _ in range(2)] == [
+        "bus",
+        "car",
+    ]
     assert roll_back(flying).success and class_of_one(flying) == "bus"
 
 

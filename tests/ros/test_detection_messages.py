@@ -1,8 +1,6 @@
+"""Arrays to ROS messages."""
+
 import numpy as np
-import pytest
-
-pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
-
 from std_msgs.msg import Header
 
 from drone_kd.core.detections import Detections
@@ -10,12 +8,12 @@ from drone_kd.ros.detection_messages import bgr_to_image, to_detection_array, to
 from drone_kd.ros.image_conversion import image_to_bgr
 
 
-def test_picture_to_message_and_back():
+def test_image_to_message_and_back():
     wide = np.random.default_rng(0).integers(0, 256, (4, 9, 3), dtype=np.uint8)
-    for picture in (wide, wide[:, 2:7]):
-        sent = bgr_to_image(picture, Header(frame_id="camera"))
+    for image in (wide, wide[:, 2:7]):
+        sent = bgr_to_image(image, Header(frame_id="camera"))
         assert sent.header.frame_id == "camera"
-        np.testing.assert_array_equal(image_to_bgr(sent), picture)
+        np.testing.assert_array_equal(image_to_bgr(sent), image)
 
 
 def test_detections_to_message():

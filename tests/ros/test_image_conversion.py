@@ -1,19 +1,17 @@
+"""Image messages of every encoding become BGR; unusable ones are rejected in one line."""
+
 from array import array
 
 import cv2
 import numpy as np
 import pytest
-
-pytest.importorskip("rclpy", reason="ROS 2 is not here")
-pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
-
 from sensor_msgs.msg import CompressedImage, Image
 
 from drone_kd.ros.image_conversion import ImageError, image_to_bgr, to_picture
 
 BLUE, GREEN, RED, ALPHA = 10, 20, 30, 40
 BGR = (BLUE, GREEN, RED)
-# ITU-R BT.601, limited range: what OpenCV and cameras use.
+# ITU-R BT.601, limited range, as in OpenCV and cameras.
 Y = round(16 + 0.257 * RED + 0.504 * GREEN + 0.098 * BLUE)
 U = round(128 - 0.148 * RED - 0.291 * GREEN + 0.439 * BLUE)
 V = round(128 + 0.439 * RED - 0.368 * GREEN - 0.071 * BLUE)
@@ -89,7 +87,7 @@ def test_planar_yuv(encoding, pair, padding):
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
 def test_bayer(pattern, bits):
-    """The name gives the colours of the first two rows: what a sensor before a plain wall sees."""
+    """The name gives the colours of the first two rows, here of a sensor facing a plain wall."""
     colours = {"r": RED, "g": GREEN, "b": BLUE}
     rows = [[colours[pattern[2 * (y % 2) + x % 2]] for x in range(8)] for y in range(6)]
     if bits == 16:
@@ -112,7 +110,7 @@ def test_thermal_values_are_stretched(bigendian):
     assert (np.diff(image[1:, 5, 0].astype(int)) >= 0).all()
 
 
-def test_a_thermal_picture_without_contrast():
+def test_thermal_image_without_contrast_is_black():
     assert (image_to_bgr(plain("16UC1", (5, 5))) == 0).all()
 
 
@@ -150,7 +148,7 @@ def broken(encoding="bgr8", **changes):
         ({"encoding": "bayer_rggb8"}, "of at least 3x3 pixels, got 4x2"),
     ],
 )
-def test_images_that_cannot_be_used(changes, says):
+def test_unusable_image_is_rejected(changes, says):
     with pytest.raises(ImageError, match=says):
         image_to_bgr(broken(**changes))
 
@@ -161,7 +159,7 @@ def compressed(image, suffix):
     return CompressedImage(format=suffix[1:], data=data)
 
 
-def test_a_compressed_picture_is_decoded_no_larger_than_needed():
+def test_compressed_image_is_decoded_no_larger_than_needed():
     image = np.full((480, 641, 3), BGR, np.uint8)
     for suffix, canvas, reduction in (
         (".jpg", (0, 0), 1),
@@ -177,7 +175,7 @@ def test_a_compressed_picture_is_decoded_no_larger_than_needed():
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_a_compressed_picture_that_was_cut_off(suffix):
+def test_truncated_compressed_image_is_rejected(suffix):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     message = compressed(noise, suffix)
     message.data = message.data[: len(message.data) // 2]
@@ -186,6 +184,6 @@ def test_a_compressed_picture_that_was_cut_off(suffix):
 
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", b"\xff\xd8" + bytes(50) + b"\xff\xd9"])
-def test_bytes_that_are_no_picture(data):
+def test_bytes_that_are_no_image_are_rejected(data):
     with pytest.raises(ImageError, match="compressed image"):
         to_picture(CompressedImage(format="jpeg", data=array("B", data)), 64, 64)

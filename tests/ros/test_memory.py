@@ -1,13 +1,11 @@
-"""How the threads of a node take memory: see drone_kd/ros/memory.py."""
+"""malloc settings of the node; see drone_kd/ros/memory.py."""
 
 import subprocess
 import sys
 
 import pytest
 
-pytest.importorskip("rclpy", reason="ROS 2 is not here")
-
-# Counts glibc's heaps after many threads took memory from them.
+# Prints glibc's heaps after several threads have allocated at once.
 COUNT_HEAPS = """
 import ctypes, importlib, sys, threading
 

@@ -1,26 +1,19 @@
-"""Publisher's reliability x subscriber's setting x size of the frames, between two processes."""
+"""Reliability of publisher and subscriber, frame sizes, and reasons for silence."""
 
-import contextlib
 import os
-import queue
 import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-
-from tiny_model import write_bright_cell_model
-
-pytest.importorskip("rclpy", reason="ROS 2 is not here")
-pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
-
 import rclpy
-from rclpy.qos import ReliabilityPolicy
-from sensor_msgs.msg import CompressedImage
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.utilities import get_rmw_implementation_identifier
+from sensor_msgs.msg import CompressedImage, Image
 
 from drone_kd import dds
-from drone_kd.ros import detector_node as node_module
+from ground_station import WAIT_SECONDS
 
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
@@ -41,47 +34,71 @@ def start(model, **parameters):
 
 def end(process):
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=10)
+    output, _ = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 0, output
     return output
 
 
-@pytest.mark.parametrize("setting", ["auto", "reliable", "best_effort"])
-def test_frames_arrive(ground, tmp_path, setting):
+@pytest.mark.parametrize(
+    ("setting", "offers"),
+    [
+        ("auto", (RELIABLE, BEST_EFFORT)),
+        ("reliable", (RELIABLE,)),
+        ("best_effort", (RELIABLE, BEST_EFFORT)),
+    ],
+)
+def test_frames_of_any_size_arrive(ground, model, setting, offers):
     site = ground()
-    process = start(write_bright_cell_model(tmp_path / "model.onnx"), reliability=setting)
+    process = start(model, reliability=setting)
     stamp = 0
     try:
-        for offered in (RELIABLE, BEST_EFFORT):
+        for offered in offers:
             site.node.destroy_publisher(site.images)
             site.offer_images(offered)
-            if (setting, offered) == ("reliable", BEST_EFFORT):
-                continue  # incompatible: see the log below
             for width, height in SIZES:
                 stamp += 1
-                image = np.zeros((height, width, 3), np.uint8)
-                while site.exchange(image, seconds=stamp).header.stamp.sec != stamp:
-                    pass  # of the size before
-        if setting == "reliable":
-            with contextlib.suppress(queue.Empty):
-                while True:  # what was sent before
-                    site.detections.get(timeout=0.5)
-            for _ in range(10):
-                site.send(np.zeros((480, 640, 3), np.uint8), seconds=9)
-            with pytest.raises(queue.Empty):
-                site.detections.get(timeout=1)
+                site.exchange(np.zeros((height, width, 3), np.uint8), seconds=stamp)
         output = end(process)
     finally:
         process.kill()
-    incompatible = "offers an incompatible quality of service"
-    assert (incompatible in output) == (setting == "reliable"), output
-    if setting == "reliable":
-        assert "set the parameter reliability to auto" in output
+    assert "offers an incompatible quality of service" not in output
 
 
-def test_why_nothing_arrives(ground, tmp_path, monkeypatch):
-    monkeypatch.setattr(node_module, "REPORT_SECONDS", 0.1)
-    model = write_bright_cell_model(tmp_path / "model.onnx")
+def test_reliable_subscriber_rejects_a_best_effort_publisher_with_a_remedy(ground, model):
+    site = ground(model=model, autostart=True, reliability="reliable")
+    site.node.destroy_publisher(site.images)
+    site.offer_images(BEST_EFFORT)
+    site.add_detector()
+    line = site.wait_for_log("offers an incompatible quality of service")
+    assert "set the parameter reliability to auto" in line
+    assert site.images.get_subscription_count() == 0
+
+
+def test_reliable_and_best_effort_publishers_are_received_at_once(ground, model):
+    """With "auto" the detector subscribes as best-effort, which matches both."""
+    site = ground(model=model, confidence=0.9, autostart=True)
+    site.add_detector()
+    reliable, best_effort = (
+        site.images,
+        site.node.create_publisher(Image, "image", QoSProfile(depth=10, reliability=BEST_EFFORT)),
+    )
+
+    def is_subscribed_as_best_effort():
+        found = site.node.get_subscriptions_info_by_topic("/image")
+        return [s.qos_profile.reliability for s in found] == [BEST_EFFORT] and all(
+            publisher.get_subscription_count() == 1 for publisher in (reliable, best_effort)
+        )
+
+    site.wait_until(is_subscribed_as_best_effort, "the detector subscribes to both")
+    for seconds, site.images in ((1, reliable), (2, best_effort), (3, reliable)):
+        site.exchange(np.zeros((64, 64, 3), np.uint8), seconds)
+    site.node.destroy_publisher(best_effort)
+    site.images = reliable
+    site.wait_for_detector()  # reliable again
+    site.exchange(np.zeros((64, 64, 3), np.uint8), seconds=4)
+
+
+def test_reason_for_silence_is_logged(ground, model):
     site = ground(model=model, autostart=True, silence_s=0.1, cameras="[nose]")
     site.add_detector()
     site.wait_for_log("nobody publishes it; remap it with -r nose/image:=/your/topic")
@@ -100,18 +117,16 @@ def test_why_nothing_arrives(ground, tmp_path, monkeypatch):
         rclpy.shutdown(context=elsewhere)
 
 
-def test_the_default_transport_is_named_when_nothing_arrives(ground, tmp_path, monkeypatch):
-    """Large best-effort frames over the default shared memory of Fast DDS."""
-    from rclpy.utilities import get_rmw_implementation_identifier
-
+def test_default_transport_is_named_as_the_reason_for_silence(ground, model, monkeypatch):
+    """Large best-effort frames are lost in the default shared memory of Fast DDS."""
     site = ground()
     if "fastrtps" not in get_rmw_implementation_identifier():
         pytest.skip("the middleware is not Fast DDS")
     name, value = dds.remedy()
     monkeypatch.delenv(name)
-    process = start(write_bright_cell_model(tmp_path / "model.onnx"), silence_s=0.5)
+    process = start(model, silence_s=0.5)
     try:
-        site.wait_until(lambda: site.images.get_subscription_count() > 0, "it listens")
+        site.wait_until(lambda: site.images.get_subscription_count() > 0, "it is subscribed")
         for line in process.stdout:
             if f"set {name}={value} for both" in line:
                 break

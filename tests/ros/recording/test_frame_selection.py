@@ -1,3 +1,5 @@
+"""Selection of hard frames: measures, reasons, slots."""
+
 from collections import Counter
 
 import cv2
@@ -8,8 +10,8 @@ from drone_kd.core.detections import Detections
 from drone_kd.ros.recording.frame_selection import (
     RANDOM,
     Selector,
+    describe,
     disagreement,
-    look,
     movement,
     novelty,
     uncertainty,
@@ -18,9 +20,9 @@ from drone_kd.ros.recording.frame_selection import (
 WIDTH, HEIGHT = 320, 240
 STILL = np.zeros(2, np.float32)
 rng = np.random.default_rng(0)
-# Ground with structure of every size, larger than the picture.
+# Ground texture with structure of every size, larger than the image.
 GROUND = cv2.GaussianBlur(rng.integers(0, 256, (600, 600, 3), dtype=np.uint8), (0, 0), 5)
-GROUND = cv2.normalize(GROUND, None, 0, 255, cv2.NORM_MINMAX)
+GROUND = cv2.normalize(GROUND, GROUND.copy(), 0, 255, cv2.NORM_MINMAX)
 
 
 def view(x=100, y=100):
@@ -56,7 +58,7 @@ def test_uncertainty():
         (boxes((50, 50), (100, 50)), boxes((50, 50)), (0, 0), 1 / 3),
         (boxes((50, 50)), boxes((90, 50)), (0, 0), 1),
         (boxes((50, 50)), boxes((90, 50)), (40, 0), 0),  # the drone moved, not the object
-        (boxes((310, 50), (50, 50)), boxes((90, 50)), (40, 0), 0),  # one left the picture
+        (boxes((310, 50), (50, 50)), boxes((90, 50)), (40, 0), 0),  # one left the image
         (boxes((50, 50)), boxes((90, 50), (5, 50)), (40, 0), 0),  # one came into it
         (boxes((50, 50)), boxes((50, 50), classes=[1]), (0, 0), 1),
     ],
@@ -66,21 +68,23 @@ def test_disagreement(before, after, moved, share):
     assert disagreement(before, after, moved, WIDTH, HEIGHT) == pytest.approx(share)
 
 
-def test_movement_is_that_of_the_whole_picture():
-    moved = movement(look(view(100, 100)), look(view(90, 106)), WIDTH, HEIGHT)
+def test_movement_is_that_of_the_whole_image():
+    moved = movement(describe(view(100, 100)), describe(view(90, 106)), WIDTH, HEIGHT)
     np.testing.assert_allclose(moved, (10, -6), atol=1.5)
     noise = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(movement(look(view()), look(noise), WIDTH, HEIGHT), STILL)
+    np.testing.assert_array_equal(
+        movement(describe(view()), describe(noise), WIDTH, HEIGHT), STILL
+    )
 
 
-def test_novelty_is_of_the_scene_and_not_of_the_place_in_it():
-    here = look(view())
+def test_novelty_ignores_the_position_in_the_scene():
+    here = describe(view())
     assert novelty(here, []) == 1
     assert novelty(here, [here]) == pytest.approx(0, abs=1e-5)
-    assert novelty(look(view(130, 120)), [here]) < 0.3
+    assert novelty(describe(view(130, 120)), [here]) < 0.3
     night = (view() * 0.2).astype(np.uint8)
-    assert novelty(look(night), [here]) > 0.7
-    assert novelty(look(night), [here, look(night)]) == pytest.approx(0, abs=1e-5)
+    assert novelty(describe(night), [here]) > 0.7
+    assert novelty(describe(night), [here, describe(night)]) == pytest.approx(0, abs=1e-5)
 
 
 def choose(frames, per_minute=60, random_share=0.0, seed=0):
@@ -93,13 +97,13 @@ def choose(frames, per_minute=60, random_share=0.0, seed=0):
     return [choice for choice in chosen if choice is not None]
 
 
-def test_what_is_easy_and_known_is_left():
+def test_easy_known_frames_are_not_selected():
     frames = [(k / 10, view(), boxes((50, 50))) for k in range(100)]
     (first,) = choose(frames)
     assert first.reasons == ("novelty",) and first.measures["novelty"] == 1
 
 
-def test_each_reason_finds_its_frame():
+def test_each_reason_selects_its_frame():
     sure, night = boxes((50, 50)), (view() * 0.2).astype(np.uint8)
     frames = [[k / 10, view(), sure] for k in range(100)]
     frames[33][2] = boxes((50, 50), scores=[0.5])
@@ -109,11 +113,11 @@ def test_each_reason_finds_its_frame():
     chosen = {choice.frame: choice.reasons for choice in choose(frames)}
     assert chosen[33] == ("uncertainty",)
     assert "novelty" in chosen[57]
-    # It vanishes in the one, comes back in the other.
+    # The object vanishes in the first, and returns in the second.
     assert {chosen.get(75), chosen.get(79)} & {("disagreement",)}
 
 
-def test_the_hardest_of_a_slot_wins():
+def test_hardest_frame_of_a_slot_is_selected():
     scores = (0.9, 0.6, 0.52, 0.7)
     frames = [(k / 10, view(), boxes((50, 50), scores=[scores[k]])) for k in range(4)]
     frames = [(-2.0, view(), boxes((50, 50))), (-1.5, view(), boxes((50, 50)))] + frames
@@ -121,17 +125,17 @@ def test_the_hardest_of_a_slot_wins():
 
 
 def test_never_more_than_per_minute():
-    frames = [(k / 10, view(), boxes((50, 50), scores=[0.5])) for k in range(600)]
-    assert len(choose(frames, per_minute=30)) == 30
-    assert len(choose(frames, per_minute=6)) == 6
+    frames = [(k / 10, view(), boxes((50, 50), scores=[0.5])) for k in range(300)]
+    assert len(choose(frames, per_minute=30)) == 15
+    assert len(choose(frames, per_minute=6)) == 3
 
 
-def test_a_random_share_sees_what_the_model_is_blind_to():
-    frames = [(k / 10, view(), NOTHING) for k in range(1500)]
+def test_random_slots_select_any_frame():
+    frames = [(k / 10, view(), NOTHING) for k in range(600)]
     chosen = [c for c in choose(frames, random_share=0.2) if c.reasons == (RANDOM,)]
-    assert 20 < len(chosen) < 40  # of 150 slots
+    assert 6 <= len(chosen) <= 18  # of 60 slots
     places = Counter(choice.frame % 10 for choice in chosen)
-    assert len(places) >= 7, "any frame of a slot"
+    assert len(places) >= 5, "any frame of a slot"
     again = [c for c in choose(frames, random_share=0.2) if c.reasons == (RANDOM,)]
     other = [c for c in choose(frames, random_share=0.2, seed=1) if c.reasons == (RANDOM,)]
     assert [c.frame for c in again] == [c.frame for c in chosen] != [c.frame for c in other]
@@ -142,7 +146,7 @@ def test_frames_far_apart_do_not_disagree():
     assert all("disagreement" not in choice.reasons for choice in choose(frames))
 
 
-def test_pictures_of_any_size():
+def test_images_of_any_size():
     for shape in ((1, 1, 3), (48, 3000, 3), (2160, 3840, 3)):
-        sight = look(np.full(shape, 200, np.uint8))
-        assert sight.grey.shape == (64, 64) and sight.colours.sum() == pytest.approx(1)
+        descriptor = describe(np.full(shape, 200, np.uint8))
+        assert descriptor.grey.shape == (64, 64) and descriptor.colours.sum() == pytest.approx(1)

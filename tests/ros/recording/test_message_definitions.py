@@ -1,8 +1,8 @@
+"""Message definitions in bags equal the official ones."""
+
 import pytest
 
-pytest.importorskip("rclpy", reason="ROS 2 is not here")
-pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
-pytest.importorskip("rosbags", reason="rosbags is not here: pip install 'drone_kd[record]'")
+pytest.importorskip("rosbags", reason="rosbags is not installed: pip install 'drone_kd[record]'")
 
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovariance

@@ -1,18 +1,17 @@
-"""~/record: a real node over real DDS writes real bags, which rosbags reads back."""
+"""~/record: a node writes bags, and rosbags reads them back."""
 
 import errno
 import importlib.util
 import threading
+from time import perf_counter
 
 import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip("rclpy", reason="ROS 2 is not here")
-pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
-pytest.importorskip("rosbags", reason="rosbags is not here: pip install 'drone_kd[record]'")
+pytest.importorskip("rosbags", reason="rosbags is not installed: pip install 'drone_kd[record]'")
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.serialization import deserialize_message
 from rosbags.rosbag2 import Reader, Writer
 from sensor_msgs.msg import CompressedImage, Image
@@ -20,10 +19,11 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Detection2DArray
 
-from drone_kd.ros import detector_node as node_module
+from drone_kd.ros import pipeline
 from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.image_conversion import image_to_bgr
 from drone_kd.ros.recording import bag_ring, recorder
+from ground_station import WAIT_SECONDS
 
 KINDS = {
     f"{kind.__module__.partition('.')[0]}/msg/{kind.__name__}": kind
@@ -37,13 +37,31 @@ BRIGHT = np.full((64, 64, 3), 60, np.uint8)
 BRIGHT[8:16, 8:16] = 255
 
 
+# Longer than a slot of the selector at 600 frames per minute.
+SLOT_SECONDS = 0.11
+
+
+class Clock:
+    """Clock of the received frames and the recorder; it stands still unless a test moves it."""
+
+    def __init__(self):
+        self.now = perf_counter()
+
+    def __call__(self):
+        return self.now
+
+
 @pytest.fixture(autouse=True)
-def frequent_reports(monkeypatch):
-    monkeypatch.setattr(node_module, "REPORT_SECONDS", 0.1)
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(pipeline, "perf_counter", clock)
+    monkeypatch.setattr(recorder, "perf_counter", clock)
+    monkeypatch.setattr(recorder, "_IDLE_SECONDS", 0.02)
+    return clock
 
 
 @pytest.fixture
-def recording(ground, model, tmp_path):
+def recording(ground, model, tmp_path, clock):
     """Start an active detector whose bags go to tmp_path/bags: recording(record_format="raw")."""
 
     def start(**parameters):
@@ -59,17 +77,14 @@ def recording(ground, model, tmp_path):
             },
         )
         site.add_detector()
+        site.clock = clock
         return site
 
     return start
 
 
 def record(site, on):
-    client = site.node.create_client(SetBool, "/detector/record")
-    assert client.wait_for_service(10)
-    future = client.call_async(SetBool.Request(data=on))
-    site.wait_until(future.done, "the service answers")
-    return future.result()
+    return site.call(SetBool, "/detector/record", SetBool.Request(data=on))
 
 
 def stop(site):
@@ -79,37 +94,18 @@ def stop(site):
     site.wait_until(lambda: report().state != "finishing", "the bag is finished")
 
 
-def see(site, image, seconds):
-    """Let the node, and its recorder, see a frame of its own slot."""
+def see(site, image, seconds, then=SLOT_SECONDS):
+    """Let the node and its recorder process a frame; then move the clock."""
     before = site.detector._recorder.report().seen
     site.send(image, seconds)
     site.receive()
-    site.wait_until(lambda: site.detector._recorder.report().seen > before, "it is looked at")
-    site.wait_until(SLOTS.ended, "the slot has ended")
-
-
-class _Slots:
-    """Lets a test wait for the end of a slot of a tenth of a second."""
-
-    def __init__(self):
-        self._begun = None
-
-    def ended(self):
-        now = recorder.perf_counter()
-        if self._begun is None:
-            self._begun = now
-        if now - self._begun < 0.11:
-            return False
-        self._begun = None
-        return True
-
-
-SLOTS = _Slots()
+    site.wait_until(lambda: site.detector._recorder.report().seen > before, "it is recorded")
+    site.clock.now += then
 
 
 def read(folder):
     """Return {topic: {stamp in ns: message}} of all bags of a folder."""
-    found = {}
+    found: dict[str, dict[int, object]] = {}
     for bag in sorted(folder.iterdir()):
         with Reader(bag) as reader:
             assert [path.suffix for path in bag.glob("*.mcap")] == [".mcap"]
@@ -123,14 +119,14 @@ def why(message):
     return message.status[0].message
 
 
-def test_off_by_default_and_off_again(recording, tmp_path):
+def test_recording_is_off_by_default_and_can_be_switched(recording, tmp_path):
     site = recording()
     site.wait_for_detector()
     site.send(SURE)
     site.receive()
     assert not (tmp_path / "bags").exists()
-    answer = record(site, True)
-    assert answer.success and str(tmp_path / "bags") in answer.message
+    response = record(site, True)
+    assert response.success and str(tmp_path / "bags") in response.message
     assert record(site, True).success, "it is on already"
     see(site, SURE, 2)
     stop(site)
@@ -143,7 +139,7 @@ def test_off_by_default_and_off_again(recording, tmp_path):
     assert list(read(tmp_path / "bags")["/image/compressed"]) == [2 * 10**9, 4 * 10**9]
 
 
-def test_a_frame_its_detections_and_the_reason(recording, tmp_path):
+def test_hard_frames_are_written_with_detections_and_reasons(recording, tmp_path):
     site = recording()
     site.wait_for_detector()
     assert record(site, True).success
@@ -170,6 +166,7 @@ def test_a_frame_its_detections_and_the_reason(recording, tmp_path):
         seconds = stamp // 10**9
         assert image.header.stamp.sec == seconds and image.header.frame_id == "camera"
         decoded = cv2.imdecode(np.frombuffer(image.data, np.uint8), cv2.IMREAD_COLOR)
+        assert decoded is not None
         assert np.abs(decoded.astype(int) - frames[seconds]).mean() < 3
         found = bags["/detector/detections"][stamp]
         assert found.header == image.header == reasons[seconds].header
@@ -178,20 +175,19 @@ def test_a_frame_its_detections_and_the_reason(recording, tmp_path):
         assert detection.results[0].hypothesis.score == pytest.approx(score, abs=0.01)
 
 
-def test_frames_that_disagree_with_their_neighbours(recording, tmp_path):
+def test_flickering_detections_are_a_reason(recording, tmp_path):
     site = recording(record_per_minute=60.0)
     site.wait_for_detector()
     assert record(site, True).success
     empty = np.zeros((64, 64, 3), np.uint8)
     for k in range(12):
-        site.send(SURE if k % 2 else empty, k + 1)
-        site.receive()
+        see(site, SURE if k % 2 else empty, k + 1, then=0.04)
     stop(site)
     (kept,) = read(tmp_path / "bags")["/detector/record/reasons"].values()
     assert "disagreement" in why(kept)
 
 
-def test_by_chance(recording, tmp_path):
+def test_random_frames_are_written(recording, tmp_path):
     site = recording(record_random=1.0)
     site.wait_for_detector()
     assert record(site, True).success
@@ -202,7 +198,7 @@ def test_by_chance(recording, tmp_path):
     assert [why(message) for message in kept.values()] == ["random"] * 3
 
 
-def test_raw_and_what_jpeg_cannot_hold(recording, tmp_path):
+def test_16_bit_image_is_written_unchanged(recording, tmp_path):
     site = recording()
     site.wait_for_detector()
     assert record(site, True).success
@@ -214,13 +210,13 @@ def test_raw_and_what_jpeg_cannot_hold(recording, tmp_path):
     assert image == thermal
 
 
-def test_the_budget_in_raw(recording, tmp_path):
+def test_raw_bags_stay_within_the_budget(recording, tmp_path):
     site = recording(record_format="raw", record_budget_mb=10.0, record_random=1.0)
     site.wait_for_detector()
     assert record(site, True).success
-    picture = np.zeros((900, 1200, 3), np.uint8)  # 3.2 MB
+    image = np.zeros((900, 1200, 3), np.uint8)  # 3.2 MB
     for seconds in range(1, 9):
-        see(site, picture + seconds, seconds)
+        see(site, image + seconds, seconds)
     stop(site)
     size = sum(path.stat().st_size for path in (tmp_path / "bags").rglob("*.*"))
     kept = read(tmp_path / "bags")["/image"]
@@ -229,7 +225,7 @@ def test_the_budget_in_raw(recording, tmp_path):
     assert all((image_to_bgr(image) == stamp // 10**9).all() for stamp, image in kept.items())
 
 
-def test_several_cameras_and_compressed_ones(recording, tmp_path):
+def test_several_cameras_with_compressed_images(recording, tmp_path):
     site = recording(cameras="[front, down]", image_transport="compressed")
     assert record(site, True).success
     sent = {}
@@ -237,14 +233,14 @@ def test_several_cameras_and_compressed_ones(recording, tmp_path):
         detections = site.collect(Detection2DArray, f"/detector/{camera}/detections")
         topic = f"{camera}/image/compressed"
         publisher = site.node.create_publisher(CompressedImage, topic, 1)
-        site.wait_until(lambda p=publisher: p.get_subscription_count() == 1, "it listens")
+        site.wait_for_subscriber(publisher)
         data = cv2.imencode(".jpg", SURE)[1].tobytes()
         header = Header(frame_id=camera)
         header.stamp.sec = 7
         sent[f"/{topic}"] = CompressedImage(header=header, format="jpeg", data=data)
         publisher.publish(sent[f"/{topic}"])
-        detections.get(timeout=10)
-    site.wait_until(lambda: site.detector._recorder.report().seen == 2, "it has seen both")
+        detections.get(timeout=WAIT_SECONDS)
+    site.wait_until(lambda: site.detector._recorder.report().seen == 2, "both are recorded")
     stop(site)
     bags = read(tmp_path / "bags")
     for topic, message in sent.items():
@@ -256,27 +252,35 @@ def test_several_cameras_and_compressed_ones(recording, tmp_path):
         assert reason.status[0].name == camera
 
 
-def status_of(messages):
-    """Return the recorder's next status."""
-    while True:
-        for status in messages.get(timeout=5).status:
-            if status.name == "/detector: record":
-                return status
+def wait_for_status(site, messages, condition, what):
+    """Return the recorder's first status that meets a condition."""
+
+    def recorder_status(message):
+        (status,) = (s for s in message.status if s.name == "/detector: record")
+        return status
+
+    found = site.receive_until(
+        messages, lambda m: len(m.status) == 3 and condition(recorder_status(m)), what
+    )
+    return recorder_status(found)
 
 
-def test_what_it_says_of_itself(recording, tmp_path):
+def test_diagnostics_report_the_recorder(recording, tmp_path):
     site = recording()
     site.wait_for_detector()
     received = [site.collect(DiagnosticArray, t) for t in ("/diagnostics", "/detector/stats")]
-    assert all(len(messages.get(timeout=5).status) == 2 for messages in received)
+    assert all(len(messages.get(timeout=WAIT_SECONDS).status) == 2 for messages in received)
     assert record(site, True).success
     see(site, SURE, 1)
     see(site, UNSURE, 2)
     site.wait_until(lambda: site.detector._recorder.report().kept == 2, "both are written")
     for messages in received:
-        while not messages.empty():
-            messages.get()
-        status = status_of(messages)
+        status = wait_for_status(
+            site,
+            messages,
+            lambda s: KeyValue(key="frames kept", value="2") in s.values,
+            "both frames are reported",
+        )
         assert (status.level, status.message) == (DiagnosticStatus.OK, "recording on")
         values = {pair.key: pair.value for pair in status.values}
         assert values["folder"] == str(tmp_path / "bags")
@@ -285,12 +289,11 @@ def test_what_it_says_of_itself(recording, tmp_path):
         assert (values["kept for random"], values["frames dropped"]) == ("0", "0")
         assert float(values["written (MB)"]) >= 0
     stop(site)
-    while status_of(received[0]).message != "recording off":
-        pass
+    wait_for_status(site, received[0], lambda s: s.message == "recording off", "it is off")
 
 
-def test_disk_full_stops_recording_and_nothing_else(recording, tmp_path, monkeypatch):
-    """ENOSPC is raised by hand where rosbags writes: no full disk can be had here."""
+def test_full_disk_stops_recording_but_not_detection(recording, tmp_path, monkeypatch):
+    """ENOSPC is raised where rosbags writes, in place of a really full disk."""
     site = recording()
     site.wait_for_detector()
     messages = site.collect(DiagnosticArray, "/diagnostics")
@@ -303,12 +306,12 @@ def test_disk_full_stops_recording_and_nothing_else(recording, tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "write", full)
-        site.send(UNSURE, 2)
-        site.receive()
-        line = site.wait_for_log("recording stopped")
+        see(site, UNSURE, 2)
+        line = site.wait_for_log("Recording stopped")
     assert "WARN" in line and "No space left on device" in line
-    while (status := status_of(messages)).level != DiagnosticStatus.WARN:
-        pass
+    status = wait_for_status(
+        site, messages, lambda s: s.level == DiagnosticStatus.WARN, "the problem is reported"
+    )
     assert "No space left on device" in status.message
     for seconds in (3, 4):
         site.send(SURE, seconds)
@@ -323,22 +326,25 @@ def test_disk_full_stops_recording_and_nothing_else(recording, tmp_path, monkeyp
     assert list(read(tmp_path / "bags")["/image/compressed"]) == [10**9, 5 * 10**9]
 
 
-def test_a_slow_disk_costs_frames_of_the_recording_only(recording, monkeypatch):
+def test_slow_disk_drops_frames_of_the_recording_only(recording, monkeypatch):
     site = recording()
     site.wait_for_detector()
     messages = site.collect(DiagnosticArray, "/diagnostics")
     gate, writes = threading.Event(), bag_ring.BagRing.write
-    monkeypatch.setattr(bag_ring.BagRing, "write", lambda *a: gate.wait(20) and writes(*a))
+    monkeypatch.setattr(
+        bag_ring.BagRing, "write", lambda *a: gate.wait(2 * WAIT_SECONDS) and writes(*a)
+    )
     assert record(site, True).success
     for seconds in range(1, 30):
         site.send(SURE, seconds)
         assert site.receive().header.stamp.sec == seconds
-        site.wait_until(SLOTS.ended, "a moment has passed")
-    line = site.wait_for_log("recording cannot keep up")
+        site.clock.now += SLOT_SECONDS
+    line = site.wait_for_log("Recording cannot keep up")
     assert "WARN" in line
-    while (status := status_of(messages)).level != DiagnosticStatus.WARN:
-        pass
-    assert "frames were not looked at" in status.message
+    status = wait_for_status(
+        site, messages, lambda s: s.level == DiagnosticStatus.WARN, "the problem is reported"
+    )
+    assert "frames were skipped" in status.message
     assert site.detector._recorder.report().dropped > 10
     gate.set()
     stop(site)
@@ -353,24 +359,24 @@ def test_the_end_of_the_node_finishes_the_bag(recording, tmp_path):
     assert list(read(tmp_path / "bags")["/image/compressed"]) == [10**9]
 
 
-def test_where_it_cannot_record_it_says_why(recording, tmp_path, monkeypatch):
+def test_impossible_recording_is_rejected_with_the_reason(recording, tmp_path, monkeypatch):
     (tmp_path / "bags").write_text("a file")
     site = recording()
-    answer = record(site, True)
-    assert not answer.success
-    assert "record_directory: expected a folder that can be written" in answer.message
+    response = record(site, True)
+    assert not response.success
+    assert "record_directory: expected a folder that can be written" in response.message
     with monkeypatch.context() as patch:  # rosbags is here; this is what its absence looks like
         patch.setattr(importlib.util, "find_spec", lambda name, *_: None)
-        answer = record(site, True)
+        response = record(site, True)
     assert (
-        not answer.success
-        and "recording needs rosbags, which is not installed: pip" in answer.message
+        not response.success
+        and "recording needs rosbags, which is not installed: pip" in response.message
     )
-    assert "\n" not in answer.message
+    assert "\n" not in response.message
     assert record(site, False).success
 
 
-def test_a_camera_without_a_clock(recording, tmp_path):
+def test_camera_without_stamps_is_recorded_at_the_current_time(recording, tmp_path):
     site = recording()
     site.wait_for_detector()
     assert record(site, True).success
