@@ -126,8 +126,9 @@ class Ground:
             self.detector.set_parameters, [Parameter(name, value=value)]
         )
         self.wait_until(task.done, f"{name} is set")
-        (result,) = task.result() or ()
-        return result
+        results = task.result()
+        assert results is not None
+        return results[0]
 
     def call(self, service_type: Any, name: str, request: Any) -> Any:
         """Call a service; return its response."""

@@ -1,125 +1,282 @@
-"""The launch files with the real launch_ros, where there is one."""
+"""Launch files: the real ones, in processes, with simulated Gazebo.
 
-import multiprocessing
+They run under the real `launch_ros` where it is installed, and under a simulation of it otherwise
+(tests/helpers/simulated_launch.py).
+"""
+
+from __future__ import annotations
+
+import json
 import os
-import queue
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tiny_model import write_bright_cell_model
-
-pytest.importorskip("rclpy", reason="ROS 2 is not here")
-pytest.importorskip("launch_ros", reason="launch_ros is not here (it is not among the wheels)")
+pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not installed")
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
-
-try:
-    LAUNCH = Path(get_package_share_directory("drone_kd")) / "launch"
-except PackageNotFoundError:
-    pytest.skip("drone_kd is not built with colcon and sourced", allow_module_level=True)
-
-import rclpy
-from launch import LaunchService
-from launch.actions import IncludeLaunchDescription
-from launch.launch_description_sources import (
-    PythonLaunchDescriptionSource,
-    get_launch_description_from_python_launch_file,
-)
+from lifecycle_msgs.srv import GetState
+from rcl_interfaces.srv import GetParameters
+from rclpy.parameter import parameter_value_to_python
 from vision_msgs.msg import Detection2DArray
 
+from ground_station import WAIT_SECONDS, Ground
 
-def fly(file, arguments):
-    source = PythonLaunchDescriptionSource(str(LAUNCH / file))
-    os.setpgrp()
-    service = LaunchService()
-    service.include_launch_description(
-        IncludeLaunchDescription(source, launch_arguments=arguments.items())
-    )
-    service.run()
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = {
+    "detector": "drone_kd.ros.detector_node",
+    "camera": "drone_kd.simulation.camera_node",
+    "scorer": "drone_kd.simulation.scorer_node",
+    "gazebo_truth": "drone_kd.simulation.gazebo_truth_node",
+}
+# Waits for Ctrl-C after it has noted how it was started.
+SIMULATED_PROGRAM = """#!{python}
+import json, pathlib, signal, sys
+signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+pathlib.Path({note!r}).write_text(json.dumps(sys.argv[1:]))
+signal.pause()
+"""
+SIMULATED_GZ_LAUNCH = """
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
 
-
-def test_arguments():
-    names = {}
-    for file in ("fly.launch.py", "replay.launch.py", "sim.launch.py"):
-        description = get_launch_description_from_python_launch_file(str(LAUNCH / file))
-        names[file] = {a.name for a in description.get_launch_arguments()}
-    assert names["fly.launch.py"] == {
-        *("model", "image", "namespace", "params_file", "use_sim_time")
-    }
-    assert {"source", "rate"} <= names["replay.launch.py"]
-    assert names["sim.launch.py"] == {
-        *("world", "headless", "camera", "output", "shapes", "bridge", "boxes", "label_names")
-    }
-
-
-def run_launch(file, *arguments):
-    code = (
-        "import sys; from test_launch import fly; "
-        "fly(sys.argv[1], dict(a.split(':=') for a in sys.argv[2:]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, file, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=40,
-        cwd=Path(__file__).resolve().parent,
-    )
-    return done.stdout
+def generate_launch_description():
+    return LaunchDescription([
+        DeclareLaunchArgument("gz_args"),
+        DeclareLaunchArgument("on_exit_shutdown"),
+        Node(package="ros_gz_sim", executable="gz", name="gz",
+             arguments=[LaunchConfiguration("gz_args")]),
+    ])
+"""
 
 
-def has(package):
+def has(package: str) -> bool:
     try:
         get_package_share_directory(package)
-    except PackageNotFoundError:
+    except (PackageNotFoundError, OSError):  # OSError: no ROS environment is sourced
         return False
     return True
 
 
-@pytest.mark.skipif(has("ros_gz_sim"), reason="ros_gz_sim is here")
-def test_a_missing_gazebo_is_one_line_with_what_to_install(ros_domain_id):
-    output = run_launch("sim.launch.py")
-    (line,) = [line for line in output.splitlines() if "ERROR" in line]
-    assert "expected the package ros_gz_sim, found none: apt install ros-" in line
-    assert "Traceback" not in output
+def write_program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
 
 
-@pytest.mark.skipif(not has("ros_gz_sim"), reason="ros_gz_sim is not here")
-def test_a_missing_world_is_one_line(ros_domain_id):
-    output = run_launch("sim.launch.py", "world:=/no/such.sdf")
-    (line,) = [line for line in output.splitlines() if "ERROR" in line]
-    assert "world: expected a file, found none at /no/such.sdf" in line
+def register(prefix: Path, package: str) -> Path:
+    """Add a package to an ament prefix; return its share folder."""
+    marker = prefix / "share" / "ament_index" / "resource_index" / "packages" / package
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    share = prefix / "share" / package
+    share.mkdir()
+    return share
 
 
-def test_replay_brings_detections_in_its_namespace(tmp_path, ros_domain_id):
-    arguments = {
-        "model": str(write_bright_cell_model(tmp_path / "model.onnx")),
-        "namespace": "drone1",
-        "image": "front/image",
-        "rate": "10.0",
-    }
-    process = multiprocessing.get_context("spawn").Process(
-        target=fly, args=("replay.launch.py", arguments)
+@pytest.fixture
+def prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An ament prefix with this checkout, unless drone_kd is installed in another one."""
+    prefix = tmp_path / "prefix"
+    prefix.mkdir()
+    if not has("drone_kd"):
+        share = register(prefix, "drone_kd")
+        for folder in ("launch", "config", "worlds"):
+            (share / folder).symlink_to(ROOT / folder)
+        for executable, module in MODULES.items():
+            write_program(
+                prefix / "lib" / "drone_kd" / executable,
+                f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n',
+            )
+    others = os.environ.get("AMENT_PREFIX_PATH", "")
+    monkeypatch.setenv("AMENT_PREFIX_PATH", os.pathsep.join(filter(None, (str(prefix), others))))
+    return prefix
+
+
+def simulate_gazebo(prefix: Path) -> dict[str, Path]:
+    """Add a simulated Gazebo and bridge; return where each notes its arguments."""
+    notes = {}
+    for package, executable in (("ros_gz_sim", "gz"), ("ros_gz_bridge", "parameter_bridge")):
+        register(prefix, package)
+        notes[executable] = prefix / f"{executable}.json"
+        text = SIMULATED_PROGRAM.format(python=sys.executable, note=str(notes[executable]))
+        write_program(prefix / "lib" / package / executable, text)
+    (prefix / "share" / "ros_gz_sim" / "launch").mkdir()
+    launch_file = prefix / "share" / "ros_gz_sim" / "launch" / "gz_sim.launch.py"
+    launch_file.write_text(SIMULATED_GZ_LAUNCH)
+    return notes
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """Run tests/helpers/ros2_launch.py; the name of a launch file becomes its path."""
+    launch = Path(get_package_share_directory("drone_kd")) / "launch"
+    command = [str(launch / a) if str(a).endswith(".launch.py") else str(a) for a in arguments]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "helpers" / "ros2_launch.py"), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
-    process.start()
-    rclpy.init()
-    try:
-        node = rclpy.create_node("listener")
-        received = queue.Queue()
-        node.create_subscription(Detection2DArray, "/drone1/detector/detections", received.put, 10)
-        deadline = time.monotonic() + 40
-        while received.empty() and time.monotonic() < deadline:
-            rclpy.spin_once(node, timeout_sec=0.1)
-        assert received.get_nowait().header.frame_id == "camera_optical_frame"
-        node.destroy_node()
-    finally:
-        rclpy.try_shutdown()
-        # As Ctrl-C in a terminal: to launch and the nodes alike, or the nodes would outlive it.
+
+
+@pytest.fixture
+def launched(prefix: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Launch a file, and end it as Ctrl-C in a terminal does: the signal reaches every process."""
+    processes = []
+
+    def launch(*arguments: object) -> subprocess.Popen[str]:
+        processes.append(start(*arguments))
+        return processes[-1]
+
+    yield launch
+    for process in processes:
         os.killpg(process.pid, signal.SIGINT)
-        process.join(timeout=20)
-    assert not process.is_alive()
+        try:
+            output, _ = process.communicate(timeout=WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        assert process.returncode == 0, output
+        assert "Traceback" not in output
+
+
+def parameter(site: Ground, node: str, name: str) -> Any:
+    response = site.call(
+        GetParameters, f"{node}/get_parameters", GetParameters.Request(names=[name])
+    )
+    return parameter_value_to_python(response.values[0])
+
+
+def error_line(prefix: Path, *arguments: str) -> str:
+    """Launch sim.launch.py, which fails; return its error line."""
+    process = start("sim.launch.py", *arguments)
+    output, _ = process.communicate(timeout=WAIT_SECONDS)
+    assert "Traceback" not in output
+    (line,) = [line for line in output.splitlines() if "ERROR" in line]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("fly.launch.py", {"model", "image", "namespace", "params_file", "use_sim_time"}),
+        ("replay.launch.py", {"source", "rate"}),
+        (
+            "sim.launch.py",
+            {"world", "headless", "camera", "output", "shapes", "bridge", "boxes", "label_names"},
+        ),
+    ],
+)
+def test_launch_arguments(prefix: Path, file: str, expected: set[str]) -> None:
+    process = start("--arguments", file)
+    output, _ = process.communicate(timeout=WAIT_SECONDS)
+    assert set(output.split()) == expected
+
+
+def test_fly_detects_on_the_image_topic(
+    ground: Callable[..., Ground], launched: Callable[..., subprocess.Popen[str]], model: Path
+) -> None:
+    site = ground()
+    launched("fly.launch.py", f"model:={model}", "image:=/image")
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[8:16, 8:16] = 255
+    assert len(site.exchange(image).detections) == 1
+    assert parameter(site, "/detector", "use_sim_time") is False
+
+
+def test_fly_takes_the_parameter_file_and_simulated_time(
+    ground: Callable[..., Ground],
+    launched: Callable[..., subprocess.Popen[str]],
+    model: Path,
+    tmp_path: Path,
+) -> None:
+    site = ground()
+    file = tmp_path / "my.yaml"
+    file.write_text(f"/**:\n  ros__parameters:\n    model: {model}\n    confidence: 0.75\n")
+    launched("fly.launch.py", f"params_file:={file}", "use_sim_time:=true", "namespace:=drone1")
+    assert parameter(site, "/drone1/detector", "confidence") == 0.75
+    assert parameter(site, "/drone1/detector", "model") == str(model)
+    assert parameter(site, "/drone1/detector", "use_sim_time") is True
+    state = site.call(GetState, "/drone1/detector/get_state", GetState.Request())
+    assert state.current_state.label == "active"
+
+
+def test_replay_brings_detections_in_its_namespace(
+    ground: Callable[..., Ground], launched: Callable[..., subprocess.Popen[str]], model: Path
+) -> None:
+    site = ground()
+    launched(
+        "replay.launch.py",
+        f"model:={model}",
+        "namespace:=drone1",
+        "image:=front/image",
+        "rate:=10.0",
+    )
+    detections = site.collect(Detection2DArray, "/drone1/detector/detections")
+    assert detections.get(timeout=WAIT_SECONDS).header.frame_id == "camera_optical_frame"
+
+
+@pytest.mark.skipif(has("ros_gz_sim"), reason="Gazebo is installed: the simulated one is not used")
+@pytest.mark.parametrize("boxes", ["", "/boxes"])
+def test_sim_starts_gazebo_bridge_detector_scorer_and_truth(
+    ground: Callable[..., Ground],
+    launched: Callable[..., subprocess.Popen[str]],
+    prefix: Path,
+    tmp_path: Path,
+    boxes: str,
+) -> None:
+    notes = simulate_gazebo(prefix)
+    site = ground()
+    arguments = ["headless:=true", "camera:=down", f"output:={tmp_path / 'record'}"]
+    launched("sim.launch.py", *arguments, *([f"boxes:={boxes}"] if boxes else []))
+
+    site.wait_until(notes["gz"].exists, "Gazebo is started")
+    site.wait_until(notes["parameter_bridge"].exists, "the bridge is started")
+    (gz_arguments, *_) = json.loads(notes["gz"].read_text())
+    assert gz_arguments.startswith("-r -s --headless-rendering /")
+    assert gz_arguments.endswith("worlds/aerial_traffic.sdf")
+
+    assert parameter(site, "/scorer", "output") == str(tmp_path / "record")
+    assert parameter(site, "/scorer", "use_sim_time") is True
+    assert parameter(site, "/detector", "use_sim_time") is True
+    truth = boxes or "/gazebo_truth/ground_truth"
+    for topic in ("/drone/down/image", truth, "/detector/detections"):
+        site.wait_until(
+            lambda t=topic: site.node.count_subscribers(t), f"{topic} is subscribed"
+        )
+    site.wait_until(
+        lambda: site.node.count_publishers("/gazebo_truth/ground_truth") == (not boxes),
+        "projected truth is published unless Gazebo's boxes are used",
+    )
+
+
+@pytest.mark.skipif(has("ros_gz_sim"), reason="Gazebo is installed")
+def test_missing_gazebo_is_one_line_with_what_to_install(ros_domain_id: int, prefix: Path) -> None:
+    line = error_line(prefix)
+    assert "expected the package ros_gz_sim, found none: apt install ros-" in line
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("world:=/no/such.sdf", "world: expected a file, found none at /no/such.sdf"),
+        ("bridge:=/no/such.yaml", "bridge: expected a file, found none at /no/such.yaml"),
+        ("camera:=left", "left"),
+    ],
+)
+def test_wrong_argument_of_sim_is_one_line(
+    ros_domain_id: int, prefix: Path, argument: str, expected: str
+) -> None:
+    if not has("ros_gz_sim"):
+        simulate_gazebo(prefix)
+    assert expected in error_line(prefix, argument)
