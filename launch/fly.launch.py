@@ -1,4 +1,4 @@
-"""The detector on a camera topic.
+"""Detector on a camera topic.
 
 ros2 launch drone_kd fly.launch.py model:=model.onnx image:=/camera/image_raw
 """
@@ -18,28 +18,29 @@ DEFAULTS = Path(get_package_share_directory("drone_kd")) / "config" / "detector.
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Declare what users change, and start the node, which activates itself."""
+    """Declare the arguments, and start the detector, which activates itself."""
     return LaunchDescription(
         [
             DeclareLaunchArgument(
                 "model",
                 default_value="",
-                description="Path of a model.onnx; empty: the one that params_file names, or else "
-                "the one that comes with the package.",
+                description="Path of a model.onnx; empty: the one in params_file, or the default model.",
             ),
             DeclareLaunchArgument(
-                "image", default_value="image", description="Topic of the camera's images."
+                "image", default_value="image", description="Image topic of the camera."
             ),
-            DeclareLaunchArgument("namespace", default_value="", description="Of the node."),
+            DeclareLaunchArgument(
+                "namespace", default_value="", description="Namespace of the node."
+            ),
             DeclareLaunchArgument(
                 "params_file",
                 default_value=str(DEFAULTS),
                 description="ROS parameter file of the detector.",
             ),
             DeclareLaunchArgument(
-                "use_sim_time", default_value="false", description="Time comes from /clock."
+                "use_sim_time", default_value="false", description="Take the time from /clock."
             ),
-            # Large best-effort images do not arrive over Fast DDS's default shared memory.
+            # Large best-effort images are lost in Fast DDS's default shared memory.
             *(SetEnvironmentVariable(*item) for item in large_image_settings().items()),
             OpaqueFunction(function=_detector),
         ]

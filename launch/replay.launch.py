@@ -1,4 +1,4 @@
-"""The detector on a camera that replays a folder, a video or a procedural flight.
+"""Detector on a camera that replays an image folder, a video or a procedural flight.
 
 ros2 launch drone_kd replay.launch.py source:=flight.mp4 rate:=30.0 model:=model.onnx
 """
@@ -19,16 +19,16 @@ DEFAULTS = SHARE / "config" / "camera.yaml"
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Include the flight's launch file, so that both start the detector the same way."""
+    """Start a camera, and the detector by including fly.launch.py."""
     return LaunchDescription(
         [
             DeclareLaunchArgument(
                 "source",
                 default_value="",
-                description="A folder of pictures or a video; empty: a procedural flight.",
+                description="Image folder or video; empty: a procedural flight.",
             ),
             DeclareLaunchArgument("rate", default_value="15.0", description="Frames per second."),
-            # Declares the other arguments, and sets the transport for both nodes.
+            # Declares the other arguments, and configures DDS for both nodes.
             IncludeLaunchDescription(PythonLaunchDescriptionSource(str(FLY))),
             Node(
                 package="drone_kd",

@@ -1,4 +1,4 @@
-"""The detector in a Gazebo world, with ground truth beside it and a record to score.
+"""Detector in a Gazebo world, with ground truth and a flight record for scoring.
 
 ros2 launch drone_kd sim.launch.py headless:=true camera:=down output:=runs/sim
 drone-kd score runs/sim
@@ -9,6 +9,7 @@ Gazebo Fortress with Humble, Harmonic with Jazzy and Kilted.
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from launch import LaunchContext, LaunchDescription
@@ -24,53 +25,53 @@ SIMULATED = {"use_sim_time": True}
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Declare what users change, and start what they have installed."""
+    """Declare the arguments, and start Gazebo, bridge, detector, ground truth and scorer."""
     return LaunchDescription(
         [
             DeclareLaunchArgument(
                 "world",
                 default_value=str(SHARE / "worlds" / "aerial_traffic.sdf"),
-                description="SDF file. One of your own needs its own shapes and bridge, too.",
+                description="SDF file of the world; another world needs its own shapes and bridge.",
             ),
             DeclareLaunchArgument(
-                "headless", default_value="false", description="Without a window or a display."
+                "headless", default_value="false", description="Run Gazebo without a window."
             ),
             DeclareLaunchArgument(
                 "camera",
                 default_value="front",
                 choices=["front", "down"],
-                description="Which camera of the drone the detector sees.",
+                description="Camera of the drone that the detector uses.",
             ),
             DeclareLaunchArgument(
-                "output", default_value="sim-flight", description="Folder for the record."
+                "output", default_value="sim-flight", description="Folder for the flight record."
             ),
             DeclareLaunchArgument(
                 "shapes",
                 default_value=str(SHARE / "worlds" / "aerial_traffic.yaml"),
-                description="Shapes and classes of what is in the world, for ground truth.",
+                description="Shapes and classes of the objects in the world, for ground truth.",
             ),
             DeclareLaunchArgument(
                 "bridge",
                 default_value=str(SHARE / "worlds" / "bridge.yaml"),
-                description="Topics that ros_gz_bridge carries.",
+                description="Topics of ros_gz_bridge.",
             ),
             DeclareLaunchArgument(
                 "boxes",
                 default_value="",
-                description="Topic of a bounding-box camera's boxes, through the bridge: "
-                "truth in the place of projected shapes.",
+                description="Bridged topic of a bounding-box camera, used as ground truth instead of "
+                "projected shapes.",
             ),
             DeclareLaunchArgument(
                 "label_names",
                 default_value="['']",
-                description="Names of that camera's labels from 0 on, such as ['', car, person].",
+                description="Names of that camera's labels 0, 1, ..., such as ['', car, person].",
             ),
             OpaqueFunction(function=_simulation),
         ]
     )
 
 
-def _simulation(context: LaunchContext) -> list:
+def _simulation(context: LaunchContext) -> list[Any]:
     gazebo = _share("ros_gz_sim") / "launch" / "gz_sim.launch.py"
     _share("ros_gz_bridge")
     for name in ("world", "shapes", "bridge"):
@@ -112,7 +113,7 @@ def _simulation(context: LaunchContext) -> list:
             launch_arguments={
                 "gz_args": ("-r -s --headless-rendering " if headless else "-r ")
                 + shlex.quote(world),
-                # Without its world the rest would wait for ever.
+                # The other nodes would wait forever without Gazebo.
                 "on_exit_shutdown": "true",
             }.items(),
         ),
@@ -132,7 +133,9 @@ def _simulation(context: LaunchContext) -> list:
     ]
 
 
-def _own_node(executable: str, parameters: dict, remappings: list[tuple[str, str]]) -> Node:
+def _own_node(
+    executable: str, parameters: dict[str, Any], remappings: list[tuple[str, str]]
+) -> Node:
     return Node(
         package="drone_kd",
         executable=executable,
