@@ -31,7 +31,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "world",
                 default_value=str(SHARE / "worlds" / "aerial_traffic.sdf"),
-                description="SDF file of the world; another world needs its own shapes and bridge.",
+                description="SDF file; another world needs its own shapes and bridge.",
             ),
             DeclareLaunchArgument(
                 "headless", default_value="false", description="Run Gazebo without a window."
@@ -64,7 +64,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "label_names",
                 default_value="['']",
-                description="Names of that camera's labels 0, 1, ..., such as ['', car, person].",
+                description="Names of that camera's labels 0, 1, ...: ['', car, person].",
             ),
             OpaqueFunction(function=_simulation),
         ]
