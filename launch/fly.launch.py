@@ -24,7 +24,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "model",
                 default_value="",
-                description="Path of a model.onnx; empty: as in params_file, or the default model.",
+                description="Path of a model.onnx; empty: as in params_file, or the default.",
             ),
             DeclareLaunchArgument(
                 "image", default_value="image", description="Image topic of the camera."

@@ -58,8 +58,8 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "boxes",
                 default_value="",
-                description="Bridged topic of a bounding-box camera, used as ground truth instead of "
-                "projected shapes.",
+                description="Bridged topic of a bounding-box camera; replaces projected shapes as "
+                "ground truth.",
             ),
             DeclareLaunchArgument(
                 "label_names",
