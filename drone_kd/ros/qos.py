@@ -75,10 +75,10 @@ class ImageSubscription:
             other = self._node.resolve_topic_name(self._other_name)
             if self._node.count_publishers(other):
                 return (
-                    f"nobody publishes it, but {other}: set image_transport to "
+                    f"it has no publisher, but {other} has: set image_transport to "
                     f"{self._other_transport}"
                 )
-            return f"nobody publishes it; remap it with -r {self._base}:=/your/topic"
+            return f"it has no publisher; remap it with -r {self._base}:=/your/topic"
         wanted = f"sensor_msgs/msg/{self._type.__name__}"
         types = {
             publisher.topic_type

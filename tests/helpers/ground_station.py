@@ -57,7 +57,9 @@ class HeldInference:
     def _hold(self, batch: np.ndarray) -> np.ndarray:
         self.calls += 1
         if not self._open.is_set():
-            assert self._permits.acquire(timeout=2 * WAIT_SECONDS), "nobody released the inference"
+            assert self._permits.acquire(timeout=2 * WAIT_SECONDS), (
+                "expected the test to release the inference"
+            )
         return self._infer(batch)
 
 

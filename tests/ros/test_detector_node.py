@@ -109,7 +109,7 @@ def test_camera_that_stops_is_reported_and_may_return(ground, model):
     assert "No image on /image" in site.wait_for_log("there is a publisher")
 
     site.node.destroy_publisher(site.images)
-    site.wait_for_log("nobody publishes it; remap it with -r image:=/your/topic")
+    site.wait_for_log("it has no publisher; remap it with -r image:=/your/topic")
 
     site.offer_images()
     site.wait_for_detector()

@@ -91,9 +91,9 @@ def test_levels_of_a_camera(counted, changes, level, says):
 
 
 def test_silent_camera_is_stale():
-    level, message = judge_camera(replace(report(), silent_s=2.5), "nobody publishes it", SETTINGS)
+    level, message = judge_camera(replace(report(), silent_s=2.5), "it has no publisher", SETTINGS)
     assert level == STALE
-    assert message == "no image for 2.5 s: nobody publishes it"
+    assert message == "no image for 2.5 s: it has no publisher"
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_age_follows_simulated_time_and_reports_continue_while_it_is_paused(grou
     detector = site.add_detector()
     site.wait_for_detector()
     stats = site.collect(DiagnosticArray, "/detector/stats")
-    for _ in range(3):  # nobody publishes /clock
+    for _ in range(3):  # without a /clock
         stats.get(timeout=WAIT_SECONDS)
     clock, now = site.node.create_publisher(Clock, "/clock", 1), Clock()
     now.clock.sec = 100
@@ -174,7 +174,7 @@ def test_shutdown_during_an_inference(hanging):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_a_process_during_a_long_inference(ground, tmp_path, number):
     site = ground()
-    # More than ten minutes on any processor of today: nobody waits for its end.
+    # More than ten minutes on any processor of today: the test never waits for its end.
     model = write_slow_model(tmp_path / "slow.onnx", products=100_000)
     process = subprocess.Popen(
         [sys.executable, "-m", "drone_kd.ros.detector_node", "--ros-args", "-p", f"model:={model}"]

@@ -101,9 +101,9 @@ def test_reliable_and_best_effort_publishers_are_received_at_once(ground, model)
 def test_reason_for_silence_is_logged(ground, model):
     site = ground(model=model, autostart=True, silence_s=0.1, cameras="[nose]")
     site.add_detector()
-    site.wait_for_log("nobody publishes it; remap it with -r nose/image:=/your/topic")
+    site.wait_for_log("it has no publisher; remap it with -r nose/image:=/your/topic")
     compressed = site.node.create_publisher(CompressedImage, "/nose/image/compressed", 1)
-    site.wait_for_log("but /nose/image/compressed: set image_transport to compressed")
+    site.wait_for_log("but /nose/image/compressed has: set image_transport to compressed")
     site.node.destroy_publisher(compressed)
     # One DDS participant has one type per topic.
     elsewhere = rclpy.Context()
