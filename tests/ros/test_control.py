@@ -227,7 +227,8 @@ def test_roll_back_drops_a_load_in_progress(flying, model, tmp_path, monkeypatch
     assert loading.wait(WAIT_SECONDS)
     assert roll_back(flying).success
     gate.set()
-    flying.wait_until(lambda: flying.detector._loader.stop(), "the load has ended")
+    flying.wait_until(lambda: flying.detector._loader._thread is None, "the load has ended")
+    assert class_of_one(flying) == "car"  # the executor has handled what the loader left
     assert flying.detector.get_parameter("model").value == str(model)
     assert "Swapped to model third.onnx" not in flying.log()
 
