@@ -40,9 +40,10 @@ MODULES = {
 }
 # Waits for Ctrl-C after it has noted how it was started.
 SIMULATED_PROGRAM = """#!{python}
-import json, pathlib, signal, sys
+import json, os, pathlib, signal, sys
 signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
-pathlib.Path({note!r}).write_text(json.dumps(sys.argv[1:]))
+pathlib.Path({note!r} + ".tmp").write_text(json.dumps(sys.argv[1:]))
+os.replace({note!r} + ".tmp", {note!r})
 signal.pause()
 """
 SIMULATED_GZ_LAUNCH = """
@@ -263,7 +264,10 @@ def test_sim_starts_gazebo_bridge_detector_scorer_and_truth(
     truth = boxes or "/gazebo_truth/ground_truth"
     for topic in ("/drone/down/image", truth, "/detector/detections"):
         site.wait_until(partial(site.node.count_subscribers, topic), f"{topic} is subscribed")
-    # By now all are started: projected truth, too, unless Gazebo's boxes replace it.
+    if not boxes:  # a signal while Python starts would end in a traceback
+        topic = "/gazebo_truth/ground_truth"
+        site.wait_until(partial(site.node.count_publishers, topic), f"{topic} is published")
+    # All are started by now: projected truth, too, unless Gazebo's boxes replace it.
     assert ("__node:=gazebo_truth" in session_arguments(process.pid)) == (not boxes)
 
 
