@@ -37,11 +37,10 @@ class DebugImages:
 
     def publish(self, result: Result) -> None:
         """Draw and publish, each topic only if it has a subscriber."""
-        if (
-            result.picture.reduction > 1 or not self.wanted()
-        ):  # decoded before there was a subscriber
+        # A reduced image was decoded before there was a subscriber.
+        if result.decoded.reduction > 1 or not self.wanted():
             return
-        image = draw_detections(result.picture.image, result.detections, result.classes)
+        image = draw_detections(result.decoded.image, result.detections, result.classes)
         draw_text(image, f"{len(result.detections)} found, {result.latency_ms():.0f} ms")
         header = result.frame.message.header
         if self._raw.get_subscription_count():

@@ -14,7 +14,7 @@ class ImageError(ValueError):
     """An image message is unusable; the message is one line."""
 
 
-def to_picture(message: Image | CompressedImage, width: int, height: int) -> DecodedImage:
+def decode_message(message: Image | CompressedImage, width: int, height: int) -> DecodedImage:
     """Return a message's pixels.
 
     Args:

@@ -15,7 +15,7 @@ from drone_kd.core.detections import Detections
 from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.tiling import OFF, fit_budget
 from drone_kd.detector import DecodedImage, Detector
-from drone_kd.ros.image_conversion import ImageError, to_picture
+from drone_kd.ros.image_conversion import ImageError, decode_message
 from drone_kd.ros.inbox import Frame, Inbox
 from drone_kd.ros.memory import return_memory
 from drone_kd.ros.model_loader import Model
@@ -35,13 +35,13 @@ class Result(NamedTuple):
 
     Attributes:
         frame: the frame.
-        picture: its pixels.
+        decoded: its pixels.
         detections: in pixels of the original image.
         classes: names of the model's classes.
     """
 
     frame: Frame
-    picture: DecodedImage
+    decoded: DecodedImage
     detections: Detections
     classes: tuple[str, ...]
 
@@ -121,21 +121,21 @@ class Worker:
         taken = perf_counter()
         opened: list[tuple[Frame, DecodedImage, float]] = []
         for frame in frames:
-            picture = self._open(frame, detector, taken)
-            if picture is not None:
-                opened.append((frame, picture, (perf_counter() - taken) * 1e3))
+            decoded = self._open(frame, detector, taken)
+            if decoded is not None:
+                opened.append((frame, decoded, (perf_counter() - taken) * 1e3))
         if not opened:
             return
-        seen = [self._windows(detector, frame.camera, picture) for frame, picture, _ in opened]
-        found, times = detector.batch([picture for _, picture, _ in opened], seen)
-        for (frame, picture, decode_ms), detections in zip(opened, found, strict=True):
+        seen = [self._windows(detector, frame.camera, decoded) for frame, decoded, _ in opened]
+        found, times = detector.batch([decoded for _, decoded, _ in opened], seen)
+        for (frame, decoded, decode_ms), detections in zip(opened, found, strict=True):
             if self._inbox.closed:
                 return
             if isinstance(detections, InferenceError):
                 self._fail(frame, detections)
                 continue
             started = perf_counter()
-            result = Result(frame, picture, detections, detector.backend.spec.classes)
+            result = Result(frame, decoded, detections, detector.backend.spec.classes)
             self._publish(result)
             stages = {
                 "wait": (taken - frame.received) * 1e3,
@@ -163,7 +163,7 @@ class Worker:
         full = detector.tiling != OFF or self._wants_full_size(frame.camera)
         size = (0, 0) if full else (spec.input_width, spec.input_height)
         try:
-            return to_picture(frame.message, *size)
+            return decode_message(frame.message, *size)
         except ImageError as error:
             count = stats.count_drop(UNDECODABLE)
             line = f"Image dropped: {error} ({count} dropped so far)"
@@ -180,9 +180,9 @@ class Worker:
         self._last_stamp_ns[frame.camera] = stamp_ns
         return False
 
-    def _windows(self, detector: Detector, camera: str, picture: DecodedImage) -> np.ndarray:
+    def _windows(self, detector: Detector, camera: str, decoded: DecodedImage) -> np.ndarray:
         """Return the windows of this frame that fit the time budget."""
-        windows = detector.windows(picture.width, picture.height)
+        windows = detector.windows(decoded.width, decoded.height)
         budget_ms, backend = self.settings.budget_ms, detector.backend
         if not budget_ms or len(windows) == 1:
             return windows

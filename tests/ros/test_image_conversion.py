@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sensor_msgs.msg import CompressedImage, Image
 
-from drone_kd.ros.image_conversion import ImageError, image_to_bgr, to_picture
+from drone_kd.ros.image_conversion import ImageError, decode_message, image_to_bgr
 
 BLUE, GREEN, RED, ALPHA = 10, 20, 30, 40
 BGR = (BLUE, GREEN, RED)
@@ -168,10 +168,10 @@ def test_compressed_image_is_decoded_no_larger_than_needed():
         (".jpg", (64, 64), 8),
         (".png", (64, 64), 1),
     ):
-        picture = to_picture(compressed(image, suffix), *canvas)
-        assert (picture.width, picture.height, picture.reduction) == (641, 480, reduction)
-        assert picture.image.shape[1] == -(-641 // reduction)
-        np.testing.assert_allclose(picture.image[5, 5], BGR, atol=3)
+        decoded = decode_message(compressed(image, suffix), *canvas)
+        assert (decoded.width, decoded.height, decoded.reduction) == (641, 480, reduction)
+        assert decoded.image.shape[1] == -(-641 // reduction)
+        np.testing.assert_allclose(decoded.image[5, 5], BGR, atol=3)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -180,10 +180,10 @@ def test_truncated_compressed_image_is_rejected(suffix):
     message = compressed(noise, suffix)
     message.data = message.data[: len(message.data) // 2]
     with pytest.raises(ImageError, match="cut off"):
-        to_picture(message, 64, 64)
+        decode_message(message, 64, 64)
 
 
-@pytest.mark.parametrize("data", [b"", b"not a picture", b"\xff\xd8" + bytes(50) + b"\xff\xd9"])
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8" + bytes(50) + b"\xff\xd9"])
 def test_bytes_that_are_no_image_are_rejected(data):
     with pytest.raises(ImageError, match="compressed image"):
-        to_picture(CompressedImage(format="jpeg", data=array("B", data)), 64, 64)
+        decode_message(CompressedImage(format="jpeg", data=array("B", data)), 64, 64)

@@ -207,16 +207,16 @@ class Recorder:
                 if self._closing.is_set():
                     return
             else:
-                selector, picture = selectors[result.frame.camera], result.picture
+                selector, decoded = selectors[result.frame.camera], result.decoded
                 received = result.frame.received
                 self._keep(ring, selector.take(received), types)
                 selector.see(
                     received,
                     result,
-                    picture.image,
+                    decoded.image,
                     result.detections,
-                    picture.width,
-                    picture.height,
+                    decoded.width,
+                    decoded.height,
                 )
                 self._seen += 1
             ring.finish_old()
@@ -254,7 +254,7 @@ def _image(result: Result, record_format: str) -> tuple[str, Image | CompressedI
     topic, message = result.frame.topic, result.frame.message
     if record_format == "raw" or isinstance(message, CompressedImage) or not is_8_bit(message):
         return topic, message
-    jpeg = bgr_to_jpeg(result.picture.image, _JPEG_QUALITY, message.header)
+    jpeg = bgr_to_jpeg(result.decoded.image, _JPEG_QUALITY, message.header)
     return f"{topic}/compressed", jpeg
 
 
