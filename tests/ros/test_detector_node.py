@@ -113,8 +113,7 @@ def test_camera_that_stops_is_reported_and_may_return(ground, model):
 
     site.offer_images()
     site.wait_for_detector()
-    site.send(ONE)
-    assert len(site.receive().detections) == 1
+    assert len(site.exchange(ONE).detections) == 1
 
 
 def test_subscription_follows_the_reliability_of_the_publisher(flying):
