@@ -16,7 +16,7 @@ from drone_kd_training.distillation.config import Config
 from drone_kd_training.export.export import export
 from drone_kd_training.export.qat import _verdict
 from drone_kd_training.models.checkpoints import load_model
-from drone_kd_training.models.torch_backend import FlightGraph, TorchBackend
+from drone_kd_training.models.torch_backend import ExportGraph, TorchBackend
 from tiny_training import SIZE, save_checkpoint
 
 pytest.importorskip("modelopt", reason="no nvidia-modelopt (training/requirements.txt)")
@@ -55,7 +55,7 @@ def test_the_file_computes_what_was_trained(run, tiny_data):
     """Its scales are those of training, and its answers those of the simulated INT8."""
     model, _ = load_model(str(run[0] / "best.pt"))
     assert is_qat(model)
-    graph = FlightGraph(model, half=True)
+    graph = ExportGraph(model, half=True)
     inputs, weights = graph.ranges
     assert not is_qat(graph) and inputs.keys() == weights.keys()
     proto = onnx.load(run[0] / "model.onnx")

@@ -12,7 +12,7 @@ from drone_kd_training.export import graph_checks
 from drone_kd_training.export.export import _trace
 from drone_kd_training.export.quantize import calibrate, names_sha256, quantize, spread
 from drone_kd_training.models.checkpoints import load_model
-from drone_kd_training.models.torch_backend import FlightGraph, TorchBackend
+from drone_kd_training.models.torch_backend import ExportGraph, TorchBackend
 from tiny_training import SIZE
 
 
@@ -31,8 +31,8 @@ def half(tiny_teacher, tmp_path):
     path = tmp_path / "half.onnx"
     calibration = {"frames": 1, "data": "", "names_sha256": ""}
     spec = replace(backend.spec, precision="int8", calibration=calibration)
-    _trace(FlightGraph(model, half=True), spec, path)
-    return onnx.load(path), FlightGraph(model), backend.spec
+    _trace(ExportGraph(model, half=True), spec, path)
+    return onnx.load(path), ExportGraph(model), backend.spec
 
 
 def test_calibration_finds_the_largest_input(tiny_data, half):
