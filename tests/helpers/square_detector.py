@@ -1,7 +1,6 @@
 """Detector with weights set by hand: finds bright squares and dark bars without any training.
 
-Its scores and boxes depend on the image only, so that figures of merit are far from zero and equal
-on every machine.
+Its mAP is far from zero and practically the same on every machine.
 """
 
 from __future__ import annotations
@@ -67,20 +66,20 @@ def save_square_detector(path: Path, box_wh: tuple[float, float] = (11.0, 15.0))
     return path
 
 
-def draw_squares(
-    root: Path, side: int, count: int = 60, prefix: str = "", splits: Sequence[str] = ("val",)
-) -> Path:
-    """Draw one bright square (car) per image, centred on the detector's grid; return data.yaml.
+def draw_squares(root: Path, side: int, train: int = 6, val: int = 60, prefix: str = "") -> Path:
+    """Draw one bright square (car) per image, centred on the detector's grid.
 
     Args:
         root: folder of the data set, in Ultralytics' layout.
-        side: of every square, an even number of pixels.
-        count: images per split.
+        side: side of every square, an even number of pixels.
+        train, val: images per split.
         prefix: start of the images' names.
-        splits: which of ``train`` and ``val`` get images.
+
+    Returns:
+        The data.yaml.
     """
     rng = np.random.default_rng(side)
-    for split in splits:
+    for split, count in (("train", train), ("val", val)):
         for kind in ("images", "labels"):
             (root / kind / split).mkdir(parents=True)
         for i in range(count):

@@ -44,10 +44,10 @@ def test_calibration_finds_the_largest_input(tiny_data, half):
 def test_frames_of_another_size_and_unreadable_ones(half, tmp_path):
     _, graph, spec = half
     cv2.imwrite(str(tmp_path / "large.png"), np.full((300, 500, 3), 200, np.uint8))
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     both = calibrate(graph, spec, [tmp_path / "broken.png", tmp_path / "large.png"])
     assert both["model.model.0.conv.weight"] == pytest.approx(200 / 255, abs=1e-3)
-    with pytest.raises(DataError, match="none of 1 frames is readable"):
+    with pytest.raises(DataError, match="none of 1 images is readable"):
         calibrate(graph, spec, [tmp_path / "broken.png"])
 
 
@@ -61,10 +61,12 @@ def test_codes_and_scales(half):
     quantized = quantize(proto, inputs, {"model.model.0.conv.weight": trained})
     constants = {i.name: numpy_helper.to_array(i) for i in quantized.graph.initializer}
     scale = constants["model.model.0.conv.weight_scale"]
-    assert scale.dtype == np.float16 and scale == pytest.approx(trained / 127, rel=1e-3)
+    assert scale.dtype == np.float16
+    assert scale == pytest.approx(trained / 127, rel=1e-3)
     codes = constants["model.model.0.conv.weight_quantized"]
     expected = np.clip(np.round(first / scale[0]), -128, 127)
-    assert codes.dtype == np.int8 and np.abs(codes - expected).max() <= 1
+    assert codes.dtype == np.int8
+    assert np.abs(codes - expected).max() <= 1
     own = constants["model.model.1.conv.weight_quantized"]
     assert (np.abs(own.reshape(len(own), -1)).max(axis=1) == 127).all()
     assert graph_checks.problems(quantized, "int8") == []
