@@ -52,7 +52,7 @@ def test_frames_of_another_size_and_unreadable_ones(half, tmp_path):
 
 
 def test_codes_and_scales(half):
-    proto, graph, spec = half
+    proto, graph, _ = half
     constants = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
     first = constants["model.model.0.conv.weight"].astype(np.float32)
     names = [n for n, m in graph.named_modules() if type(m).__name__ == "Conv2d"]

@@ -19,7 +19,7 @@ pytest.importorskip(
     "tensorrt_rtx_bindings",
     reason="no TensorRT-RTX (requirements/rtx.txt), whose wheels are for x86-64 Linux",
 )
-from benchmarks import rtx  # noqa: E402
+from benchmarks import rtx
 
 # Number of convolutions that stay float: two per level and head, and DFL.
 FLOAT = {"aerial-student.yaml": 5, "yolo11n.yaml": 7, "yolo26n.yaml": 6}

@@ -26,10 +26,8 @@ def few_resamples(monkeypatch):
     monkeypatch.setattr(guard, "RESAMPLES", 200)
 
 
-def predictions(
-    frames: int, share: float, shift_px: float = 0.0, swap: bool = False, seed=0
-):
-    """Return two cars and a person per frame, of which a share is found, moved or misclassified."""
+def predictions(frames: int, share: float, shift_px: float = 0.0, swap: bool = False, seed=0):
+    """Return two cars and a person per frame; a share is found, moved or misclassified."""
     rng, chance = np.random.default_rng(0), np.random.default_rng(seed)
     truth, boxes = [], []
     for frame in range(frames):

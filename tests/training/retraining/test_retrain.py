@@ -14,7 +14,6 @@ import drone_kd_training.retraining.guard
 import drone_kd_training.retraining.retrain
 from drone_kd.cli import main
 from drone_kd.lineage import generations
-from drone_kd_training.data.dataset import image_paths
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.export.export import export
 from drone_kd_training.models.checkpoints import load_model
@@ -46,12 +45,12 @@ def mine(root: Path, names=NAMES, prefix: str = "flight-", train: int = 6, val: 
 
 @pytest.fixture(scope="module")
 def mined(tmp_path_factory) -> Path:
-    return mine(tmp_path_factory.mktemp("mined") / "mined", val=60)
+    return mine(tmp_path_factory.mktemp("mined") / "mined", val=52)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    return draw_squares(tmp_path_factory.mktemp("base"), BASE_SIDE, train=12, val=60)
+    return draw_squares(tmp_path_factory.mktemp("base"), BASE_SIDE, train=12, val=52)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +214,7 @@ def test_interrupted_run_is_resumed_without_predicting_again(
 
 def test_parent_is_part_of_the_lineage(mined, base, deployed, training, tmp_path):
     training.side = 15
-    parent, _ = export(deployed, tmp_path / "parent.onnx", data=str(base))
+    parent, _ = export(deployed, tmp_path / "parent.onnx")
     arguments = command(deployed, mined, base, tmp_path / "out", "--parent", str(parent))
     assert main(arguments) == 0
     model = json.loads((tmp_path / "out" / "accepted.json").read_text())["model"]
