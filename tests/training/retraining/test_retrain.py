@@ -17,7 +17,7 @@ from drone_kd.lineage import generations
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.export.export import export
 from drone_kd_training.models.checkpoints import load_model
-from drone_kd_training.retraining.guard import HOLDS, MIN_OBJECTS, WORSE
+from drone_kd_training.retraining.guard import FEW, HOLDS, MIN_OBJECTS, WORSE
 from drone_kd_training.retraining.training_set import read_mined
 from square_detector import draw_squares, save_square_detector
 from tiny_training import NAMES, save_checkpoint
@@ -170,10 +170,14 @@ def test_candidate_that_is_not_better_is_refused_with_exit_code_3(
     assert main(arguments) == 3  # it stays refused
 
 
-def test_training_uses_mined_frames_and_replayed_base_frames(mined, base, deployed, tmp_path):
-    """A real training run; whether its candidate is accepted does not matter here."""
+def test_training_uses_mined_frames_and_replayed_base_frames(deployed, tmp_path):
+    """A real training run; two held-out frames are too few to accept any candidate."""
     output = tmp_path / "out"
-    assert main(command(deployed, mined, base, output, "--set", "workers=0")) in (0, 3)
+    base = draw_squares(tmp_path / "base", BASE_SIDE, train=12, val=2)
+    mined = mine(tmp_path / "mined")
+    assert main(command(deployed, mined, base, output, "--set", "workers=0")) == 3
+    rows = read_rows(output / "refused.json").values()
+    assert {row["verdict"] for row in rows} == {FEW}
     # Six mined frames, and as many base frames for a share of a half.
     assert len((output / "unlabelled.txt").read_text().splitlines()) == 6
     assert len((output / "labelled.txt").read_text().splitlines()) == 6
