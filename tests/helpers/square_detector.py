@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import torch
 import yaml
 from torch import nn
-from ultralytics.nn.modules import Conv
 from ultralytics.nn.tasks import DetectionModel
 
 from tiny_training import NAMES, SIZE
@@ -45,10 +45,11 @@ def save_square_detector(path: Path, box_wh: tuple[float, float] = (11.0, 15.0))
     """
     model = DetectionModel(ARCHITECTURE, verbose=False)
     model.names = dict(enumerate(NAMES))
-    head = model.model[-1]
+    layers: Any = model.model
+    head = layers[-1]
     with torch.no_grad():
-        _set_conv(model.model[0], [[GAIN / 27] * 3, [-GAIN / 27] * 3], bias=[0.0, GAIN])
-        for conv in (model.model[1], *head.cv3[0][:2]):
+        _set_conv(layers[0], [[GAIN / 27] * 3, [-GAIN / 27] * 3], bias=[0.0, GAIN])
+        for conv in (layers[1], *head.cv3[0][:2]):
             _set_conv(conv, [[1 / 9, 0], [0, 1 / 9]])
         for conv in head.cv2[0][:2]:
             _set_conv(conv, [[1 / 9]])
@@ -61,7 +62,7 @@ def save_square_detector(path: Path, box_wh: tuple[float, float] = (11.0, 15.0))
         distances.weight.zero_()
         width, height = (side / 2 / STRIDE for side in box_wh)
         distances.bias.copy_(torch.cat([_dfl(d, head.reg_max) for d in (width, height) * 2]))
-    model.args = {"imgsz": SIZE}
+    cast(Any, model).args = {"imgsz": SIZE}
     torch.save({"model": model.eval(), "train_args": {"imgsz": SIZE}}, path)
     return path
 
@@ -95,7 +96,7 @@ def draw_squares(root: Path, side: int, train: int = 6, val: int = 60, prefix: s
     return root / "data.yaml"
 
 
-def _set_conv(conv: Conv, weights: list[list[float]], bias: Sequence[float] = (0.0,)) -> None:
+def _set_conv(conv: Any, weights: list[list[float]], bias: Sequence[float] = (0.0,)) -> None:
     """Give the first channels a uniform kernel per input channel; switch the others off."""
     conv.conv.weight.zero_()
     for out, row in enumerate(weights):

@@ -75,7 +75,8 @@ def calibrate(graph: ExportGraph, spec: ModelSpec, frames: list[Path]) -> dict[s
             image = cv2.imread(str(path))
             if image is None:
                 continue
-            canvas, _ = letterbox(image, spec.input_width, spec.input_height)
+            pixels = np.asarray(image, np.uint8)
+            canvas, _ = letterbox(pixels, spec.input_width, spec.input_height)
             with torch.inference_mode():
                 graph(torch.from_numpy(network_input(canvas[np.newaxis], spec)))
     finally:
