@@ -114,7 +114,7 @@ def test_qat_checkpoint_is_exported_as_int8_only(run, squares, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--student", "yolo11n.yaml", "--quantize", "int8"], "--from best.pt"),
         (["--from", "yolo11n.yaml", "--quantize", "int8"], "needs a trained checkpoint"),
@@ -122,11 +122,12 @@ def test_qat_checkpoint_is_exported_as_int8_only(run, squares, tmp_path):
         (["--from", "best.pt"], "--quantize int8 goes with --from"),
     ],
 )
-def test_bad_input(options, says, tiny_data, tmp_path, capsys):
+def test_bad_input(options, message, tiny_data, tmp_path, capsys):
     command = ["distill", "--data", str(tiny_data), "--teacher", "none", *options]
     assert main([*command, "--output", str(tmp_path / "run")]) == 2
-    message = capsys.readouterr().err
-    assert says in message and len(message.strip().splitlines()) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
 
 
 def test_quantize_does_not_go_with_unlabelled_frames():

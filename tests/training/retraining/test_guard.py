@@ -36,8 +36,8 @@ def predictions(frames: int, share: float, shift_px: float = 0.0, swap: bool = F
             box = np.array([x, y, x + 24, y + 24])
             truth.append(annotation(len(truth) + 1, frame, box, class_id))
             if chance.random() < share:
-                said = 1 - class_id if swap else class_id
-                boxes.append({**annotation(0, frame, box + shift_px, said), "score": 0.9})
+                predicted = 1 - class_id if swap else class_id
+                boxes.append({**annotation(0, frame, box + shift_px, predicted), "score": 0.9})
     images = [{"id": i, "width": 640, "height": 640} for i in range(frames)]
     paths = [Path(f"{i:03d}.jpg") for i in range(frames)]
     return SplitPredictions(NAMES, [0, 1], paths, images, truth, boxes, 0)
