@@ -8,8 +8,8 @@ import pytest
 import torch
 from torchvision.ops import box_convert, box_iou
 
+from drone_kd.cli import main
 from drone_kd.detector import Detector
-from drone_kd_training.cli import main
 from drone_kd_training.data.dataset import DataError
 from drone_kd_training.evaluation.evaluate import CONFIDENCE, IOU, evaluate
 from drone_kd_training.export.export import export

@@ -12,8 +12,8 @@ from onnx import numpy_helper
 from ultralytics.nn.tasks import ClassificationModel
 
 import drone_kd_training.export.export
-from drone_kd.cli import main
 from drone_kd.backends import open_backend
+from drone_kd.cli import main
 from drone_kd.core.model_spec import INPUTS, PRECISIONS
 from drone_kd.lineage import descend, generations
 from drone_kd_training.data.dataset import DataError, image_paths, load_data
