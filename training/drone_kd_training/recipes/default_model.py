@@ -296,8 +296,8 @@ def start(coco: Path, output: Path) -> Path:
 def choose_share(
     checkpoint: Path, start: Path, grounds: dict[str, Path], output: Path
 ) -> tuple[float, Path, dict[str, dict[str, dict]]]:
-    """How much of the start the weights keep (see `interpolate_weights`): of `SHARES` the one with the best mean
-    AP50 over ``grounds``, so that what is hardly taught is not forgotten.
+    """How much of the start the weights keep (see `interpolate_weights`): of `SHARES` the one with
+    the best mean AP50 over ``grounds``, so that what is hardly taught is not forgotten.
 
     Returns:
         The share, its checkpoint, and what `evaluate` says by share and ground.
