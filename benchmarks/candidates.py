@@ -14,7 +14,7 @@ import numpy as np
 
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.models.checkpoints import load_model
-from drone_kd_training.models.torch_backend import FlightGraph, TorchBackend
+from drone_kd_training.models.torch_backend import ExportGraph, TorchBackend
 
 # 3840 is the limit of TensorRT's TopK.
 ROWS = (100, 300, 500, 1000, 2000, 3840)
@@ -47,7 +47,7 @@ def main() -> None:
     a = parser.parse_args()
     model, _ = load_model(a.model)
     backend = TorchBackend(model, a.imgsz)
-    backend.graph = FlightGraph(model, candidates=10**6)
+    backend.graph = ExportGraph(model, candidates=10**6)
     first = FirstRows(backend)
     whole = evaluate(first, a.data)["map50_95"]
     print(f"{a.model} at {a.imgsz} on {a.data}")

@@ -24,7 +24,7 @@ import yaml
 from drone_kd_training.data.dataset import load_data, write_text
 from drone_kd_training.distillation.compare import as_csv
 from drone_kd_training.distillation.distill import distill
-from drone_kd_training.models.weight_interpolation import blend
+from drone_kd_training.models.weight_interpolation import interpolate_weights
 from drone_kd_training.recipes.default_model import (
     GROUNDS,
     KINDS,
@@ -101,7 +101,7 @@ def run(arm: str, seed: int, a: argparse.Namespace) -> list[dict]:
     for kept in KEPT:
         model = folder / f"kept-{kept:g}.pt"
         if not model.is_file():
-            blend(folder / "best.pt", student, kept, model)
+            interpolate_weights(folder / "best.pt", student, kept, model)
         row = {"arm": arm, "seed": seed, "kept": kept, "frames": frames, "seconds": seconds}
         for ground in GROUNDS:
             data = a.output / "grounds" / ground / "data.yaml"

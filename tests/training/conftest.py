@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from drone_kd_training.export.export import export
+from square_detector import save_square_detector
 from tiny_training import draw_set, save_checkpoint
 
 # On pictures of 64 px threads cost more than they bring.
@@ -23,7 +24,13 @@ def tiny_teacher(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def int8_model(tiny_data, tiny_teacher, tmp_path_factory) -> Path:
-    """The tiny teacher as an INT8 file, whatever its gates say."""
+def square_detector(tmp_path_factory) -> Path:
+    """A checkpoint that detects the objects of ``tiny_data``, and is smaller than the teacher."""
+    return save_square_detector(tmp_path_factory.mktemp("detector") / "detector.pt")
+
+
+@pytest.fixture(scope="session")
+def int8_model(tiny_data, square_detector, tmp_path_factory) -> Path:
+    """The square detector as an INT8 file."""
     output = tmp_path_factory.mktemp("int8") / "model.onnx"
-    return export(tiny_teacher, output, precision="int8", data=str(tiny_data), force=True)[0]
+    return export(square_detector, output, precision="int8", data=str(tiny_data))[0]

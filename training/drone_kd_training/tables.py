@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Figures as text: one way to print a score and a table of models."""
+"""Text tables of scores and models."""
 
 from __future__ import annotations
 
 
 def format_score(score: float | None) -> str:
-    """An AP in [0, 1] as points with one decimal ("31.4"), or "-" where there was no object of the
-    kind.
-    """
+    """Return an AP in [0, 1] as points with one decimal ("31.4"); "-" for None."""
     return "-" if score is None else f"{100 * score:.1f}"
 
 
 def format_table(rows: dict[str, dict]) -> str:
-    """One line per model: name -> what `evaluate` and `cost` return, merged."""
+    """Return one line per model.
+
+    Args:
+        rows: model name -> merged results of `evaluation.evaluate.evaluate` and
+            `models.checkpoints.cost`.
+    """
     lines = [f"{'':<16}{'mAP50-95':>10}{'mAP50':>8}{'AP tiny':>9}{'parameters':>12}{'GFLOPs':>8}"]
     for name, row in rows.items():
         scores = "".join(

@@ -1,4 +1,4 @@
-"""Graphs that TensorRT would refuse, or take and compute otherwise, made from a sound one."""
+"""Faulty graphs that TensorRT refuses or computes differently, made from a sound one."""
 
 import numpy as np
 import onnx
@@ -22,7 +22,7 @@ def graph(sound):
 
 
 def constant(model, end):
-    """The first initializer whose name ends so."""
+    """Return the first initializer whose name ends in ``end``."""
     return next(i for i in model.graph.initializer if i.name.endswith(end))
 
 
@@ -34,21 +34,21 @@ def first(model, op_type):
     return next(n for n in model.graph.node if n.op_type == op_type)
 
 
-def test_a_sound_graph(graph):
+def test_sound_graph_has_no_problems(graph):
     assert problems(graph, "int8") == []
 
 
-def test_another_precision_than_promised(graph):
+def test_other_precision_is_reported(graph):
     assert any("expected weights of fp16, got INT8" in p for p in problems(graph, "fp16"))
     assert any("opset: expected 17" in p for p in problems(graph, "fp16"))
 
 
-def test_asymmetric_zero_point(graph):
+def test_asymmetric_zero_point_is_reported(graph):
     change(constant(graph, "_zero_point"), np.array(3, np.int8))
     assert any("zero points must be 0" in p for p in problems(graph, "int8"))
 
 
-def test_one_scale_for_all_channels(graph):
+def test_one_scale_for_all_channels_is_reported(graph):
     scale = constant(graph, "weight_scale")
     zero = next(i for i in graph.graph.initializer if i.name == scale.name[:-5] + "zero_point")
     change(scale, np.array(0.1, np.float16))
@@ -56,33 +56,33 @@ def test_one_scale_for_all_channels(graph):
     assert any("one scale per output channel" in p for p in problems(graph, "int8"))
 
 
-def test_scale_of_zero(graph):
+def test_scale_of_zero_is_reported(graph):
     scale = constant(graph, "weight_scale")
     change(scale, numpy_helper.to_array(scale) * 0)
     assert any("scales must be above 0" in p for p in problems(graph, "int8"))
 
 
-def test_quantized_bias(graph):
+def test_quantized_bias_is_reported(graph):
     quantize_bias(graph)
     assert any("the bias is quantized" in p for p in problems(graph, "int8"))
 
 
-def test_float_list(graph):
-    sigmoid = graph.graph.node[-1]
-    assert sigmoid.op_type == "Concat"
+def test_float16_in_the_decoding_is_reported(graph):
+    concat = graph.graph.node[-1]
+    assert concat.op_type == "Concat"
     graph.graph.node.insert(
         len(graph.graph.node) - 1,
-        onnx.helper.make_node("Cast", [sigmoid.input[0]], ["half"], "c", to=TensorProto.FLOAT16),
+        onnx.helper.make_node("Cast", [concat.input[0]], ["half"], "c", to=TensorProto.FLOAT16),
     )
     graph.graph.node.insert(
         len(graph.graph.node) - 1,
         onnx.helper.make_node("Cast", ["half"], ["back"], "d", to=TensorProto.FLOAT),
     )
-    sigmoid.input[0] = "back"
+    concat.input[0] = "back"
     assert "c: must stay float32, but is float16" in problems(graph, "int8")
 
 
-def test_uint8_that_is_not_cast_first(graph):
+def test_uint8_that_is_not_cast_first_is_reported(graph):
     cast = first(graph, "Cast")
     assert list(cast.input) == ["frames"]
     graph.graph.node.insert(0, onnx.helper.make_node("Identity", ["frames"], ["same"], "i"))
@@ -90,6 +90,6 @@ def test_uint8_that_is_not_cast_first(graph):
     assert "frames: uint8 can only be cast, but enters Identity" in problems(graph, "int8")
 
 
-def test_shape_that_is_not_fixed(graph):
+def test_dynamic_shape_is_reported(graph):
     graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
     assert "frames: the shape is not fixed" in problems(graph, "int8")

@@ -12,7 +12,7 @@ from drone_kd_training.export import graph_checks
 from drone_kd_training.export.export import _trace
 from drone_kd_training.export.quantize import calibrate, names_sha256, quantize, spread
 from drone_kd_training.models.checkpoints import load_model
-from drone_kd_training.models.torch_backend import FlightGraph, TorchBackend
+from drone_kd_training.models.torch_backend import ExportGraph, TorchBackend
 from tiny_training import SIZE
 
 
@@ -31,8 +31,8 @@ def half(tiny_teacher, tmp_path):
     path = tmp_path / "half.onnx"
     calibration = {"frames": 1, "data": "", "names_sha256": ""}
     spec = replace(backend.spec, precision="int8", calibration=calibration)
-    _trace(FlightGraph(model, half=True), spec, path)
-    return onnx.load(path), FlightGraph(model), backend.spec
+    _trace(ExportGraph(model, half=True), spec, path)
+    return onnx.load(path), ExportGraph(model), backend.spec
 
 
 def test_calibration_finds_the_largest_input(tiny_data, half):
@@ -44,15 +44,15 @@ def test_calibration_finds_the_largest_input(tiny_data, half):
 def test_frames_of_another_size_and_unreadable_ones(half, tmp_path):
     _, graph, spec = half
     cv2.imwrite(str(tmp_path / "large.png"), np.full((300, 500, 3), 200, np.uint8))
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     both = calibrate(graph, spec, [tmp_path / "broken.png", tmp_path / "large.png"])
     assert both["model.model.0.conv.weight"] == pytest.approx(200 / 255, abs=1e-3)
-    with pytest.raises(DataError, match="none of 1 frames is readable"):
+    with pytest.raises(DataError, match="none of 1 images is readable"):
         calibrate(graph, spec, [tmp_path / "broken.png"])
 
 
 def test_codes_and_scales(half):
-    proto, graph, spec = half
+    proto, graph, _ = half
     constants = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
     first = constants["model.model.0.conv.weight"].astype(np.float32)
     names = [n for n, m in graph.named_modules() if type(m).__name__ == "Conv2d"]
@@ -61,10 +61,12 @@ def test_codes_and_scales(half):
     quantized = quantize(proto, inputs, {"model.model.0.conv.weight": trained})
     constants = {i.name: numpy_helper.to_array(i) for i in quantized.graph.initializer}
     scale = constants["model.model.0.conv.weight_scale"]
-    assert scale.dtype == np.float16 and scale == pytest.approx(trained / 127, rel=1e-3)
+    assert scale.dtype == np.float16
+    assert scale == pytest.approx(trained / 127, rel=1e-3)
     codes = constants["model.model.0.conv.weight_quantized"]
     expected = np.clip(np.round(first / scale[0]), -128, 127)
-    assert codes.dtype == np.int8 and np.abs(codes - expected).max() <= 1
+    assert codes.dtype == np.int8
+    assert np.abs(codes - expected).max() <= 1
     own = constants["model.model.1.conv.weight_quantized"]
     assert (np.abs(own.reshape(len(own), -1)).max(axis=1) == 127).all()
     assert graph_checks.problems(quantized, "int8") == []

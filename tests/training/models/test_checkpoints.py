@@ -11,10 +11,11 @@ from drone_kd_training.models.checkpoints import (
 from tiny_training import save_checkpoint
 
 
-def test_classes_match_by_name_and_the_table_shows_what_does_not():
+def test_classes_match_by_name_and_the_table_shows_the_rest():
     match = match_classes(("Car", "minibus", "person"), ("person", "car", "boat"))
     assert match.pairs == ((0, 1), (2, 0))
-    assert "minibus (1)" in match.table() and "labels only" in match.table()
+    assert "minibus (1)" in match.table()
+    assert "labels only" in match.table()
     assert "not used: boat" in match.table()
 
 
@@ -23,24 +24,24 @@ def test_no_common_class_is_refused_with_both_lists():
         match_classes(("ship",), ("car",))
 
 
-def test_models_of_this_project_are_found_by_name():
-    assert resolve_model("aerial-student.yaml").endswith("models/aerial-student.yaml")
+def test_packaged_models_are_found_by_name():
+    assert resolve_model("aerial-student.yaml").endswith("recipes/aerial-student.yaml")
     assert resolve_model("yolo11n.yaml") == "yolo11n.yaml"
 
 
 @pytest.mark.parametrize("name", ["model.txt", "nowhere/model.pt", "no-such-model.yaml"])
-def test_models_that_do_not_exist_are_refused(name):
+def test_missing_models_are_refused(name):
     with pytest.raises(UnusableModelError):
         resolve_model(name)
 
 
-def test_a_yaml_that_is_no_model_is_refused(tiny_data):
+def test_yaml_without_a_model_is_refused(tiny_data):
     with pytest.raises(UnusableModelError, match="expected keys backbone and head"):
         resolve_model(str(tiny_data))
 
 
 @pytest.mark.parametrize("content", [b"", b"just text", b"PK\x03\x04 truncated"])
-def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path, content):
+def test_file_that_is_not_a_checkpoint_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "model.pt"
     path.write_bytes(content)
     with pytest.raises(UnusableModelError, match="not an Ultralytics checkpoint") as error:
@@ -48,7 +49,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-def test_a_model_that_is_no_detector_is_refused(tmp_path):
+def test_model_that_is_not_a_detector_is_refused(tmp_path):
     with pytest.raises(UnusableModelError, match="Detect head, found Classify"):
         load_model("yolo11n-cls.yaml")
 

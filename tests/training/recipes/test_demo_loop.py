@@ -21,8 +21,8 @@ def test_a_flight_at_night_ends_with_another_model_in_the_same_node(
     for bar in ("GAIN", "MARGIN", "PART_MARGIN"):  # so short a training makes nothing better
         monkeypatch.setattr(drone_kd_training.retraining.guard, bar, -1.1)
     monkeypatch.setattr(drone_kd_training.retraining.guard, "AGREEMENT", 0.0)
-    monkeypatch.setattr(drone_kd_training.retraining.guard, "FEWEST_OBJECTS", 1)
-    monkeypatch.setattr(drone_kd_training.retraining.guard, "DRAWS", 20)
+    monkeypatch.setattr(drone_kd_training.retraining.guard, "MIN_OBJECTS", 1)
+    monkeypatch.setattr(drone_kd_training.retraining.guard, "RESAMPLES", 20)
     plan = Plan(
         output=tmp_path / "loop",
         teacher=drone_kd_training.recipes.demo_loop.Plan.model,  # the smallest there is

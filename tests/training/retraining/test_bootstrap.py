@@ -2,15 +2,13 @@ import numpy as np
 import pytest
 
 from drone_kd.metrics import annotation, mean_precision, precision
-from drone_kd_training.retraining.bootstrap import AREAS, Matches, draw_frames
+from drone_kd_training.retraining.bootstrap import AREAS, Matches, resample_frames
 
-pytest.importorskip(
-    "pycocotools", reason="pycocotools is not here: pip install drone_kd[simulation]"
-)
+pytest.importorskip("pycocotools", reason="needs pycocotools: pip install drone_kd[simulation]")
 
 
-def random_answers(seed: int, frames: int = 12) -> tuple[list, list, list]:
-    """Objects of two classes and several sizes, and answers that are about some of them."""
+def random_predictions(seed: int, frames: int = 12) -> tuple[list, list, list]:
+    """Draw objects of two classes and several sizes, and predictions near some of them."""
     rng = np.random.default_rng(seed)
     images, truth, found = [{"id": i} for i in range(frames)], [], []
     for frame in range(1, frames):  # the first one is empty
@@ -27,8 +25,8 @@ def random_answers(seed: int, frames: int = 12) -> tuple[list, list, list]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_frame_once_is_pycocotools_own_figure(seed):
-    data = (*random_answers(seed), [0, 1])
+def test_every_frame_once_gives_the_figure_of_pycocotools(seed):
+    data = (*random_predictions(seed), [0, 1])
     expected, matches = precision(*data), Matches(*data)
     once = np.ones((1, 12), np.int64)
     for area in AREAS:
@@ -37,10 +35,11 @@ def test_every_frame_once_is_pycocotools_own_figure(seed):
             assert (wanted is None and np.isnan(found)) or found == pytest.approx(wanted, abs=1e-5)
 
 
-def test_a_frame_drawn_twice_counts_as_two_frames():
-    images, truth, found = random_answers(3)
-    counts = draw_frames(12, 1, seed=5)[0]
-    assert counts.sum() == 12 and counts.max() > 1
+def test_frame_drawn_twice_counts_as_two_frames():
+    images, truth, found = random_predictions(3)
+    counts = resample_frames(12, 1, seed=5)[0]
+    assert counts.sum() == 12
+    assert counts.max() > 1
     drawn = [frame for frame, n in enumerate(counts) for _ in range(n)]
     copies = [
         [{**box, "image_id": new} for new, frame in enumerate(drawn) for box in boxes
@@ -49,22 +48,22 @@ def test_a_frame_drawn_twice_counts_as_two_frames():
     ]  # fmt: skip
     numbered = [{**box, "id": i} for i, box in enumerate(copies[0], start=1)]
     expected = precision([{"id": i} for i in range(12)], numbered, copies[1], [0, 1])
-    weighed = Matches(images, truth, found, [0, 1]).precision("all", counts[None])[:, 0]
+    weighted = Matches(images, truth, found, [0, 1]).precision("all", counts[None])[:, 0]
     for k in (0, 1):
-        # Equal scores of copies: pycocotools sees them one by one, here they are seen together.
-        assert weighed[k] == pytest.approx(mean_precision(expected["all"][..., k]), abs=0.01)
+        # Copies have equal scores: pycocotools counts them one by one, the bootstrap together.
+        assert weighted[k] == pytest.approx(mean_precision(expected["all"][..., k]), abs=0.01)
 
 
 def test_objects_are_counted_by_class_and_size():
-    images, truth, found = random_answers(4)
+    images, truth, found = random_predictions(4)
     matches = Matches(images, truth, found, [0, 1])
     assert matches.objects("all").sum() == len(truth)
     tiny = [box for box in truth if box["area"] <= 16**2]
     assert matches.objects("tiny").sum() == len(tiny)
 
 
-def test_where_nothing_of_a_kind_was_drawn_there_is_no_figure():
-    images, truth, found = random_answers(5)
+def test_resample_without_an_object_has_no_figure():
+    images, truth, found = random_predictions(5)
     nothing = np.zeros((1, 12), np.int64)
     nothing[0, 0] = 12  # twelve times the empty frame
     assert np.isnan(Matches(images, truth, found, [0, 1]).precision("all", nothing)).all()

@@ -1,40 +1,43 @@
-"""Retraining on what `training mine` writes; the teacher here answers with the true boxes."""
+"""Retraining on the output of `mine`; the teacher predicts the true boxes."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 import drone_kd_training.retraining.guard
+import drone_kd_training.retraining.retrain
 from drone_kd.cli import main
 from drone_kd.lineage import generations
-from drone_kd_training.data.dataset import image_paths
+from drone_kd_training.evaluation.evaluate import evaluate
+from drone_kd_training.export.export import export
 from drone_kd_training.models.checkpoints import load_model
-from drone_kd_training.retraining.retrain import Plan, read_mined, retrain
-from tiny_training import NAMES, draw_set, interrupt_when_written, save_checkpoint
+from drone_kd_training.retraining.guard import FEW, HOLDS, MIN_OBJECTS, WORSE
+from drone_kd_training.retraining.training_set import read_mined
+from square_detector import draw_squares, save_square_detector
+from tiny_training import NAMES, save_checkpoint
 
-SHORT = {"mosaic": 0.0, "close_mosaic": 0}
+# Squares of the base and of the mined flight, in pixels; boxes of the deployed model.
+BASE_SIDE, NEW_SIDE, DEPLOYED_SIDE = 14, 16, 12
 
 
-def mine(root: Path, names=NAMES, prefix: str = "flight-", **counts) -> Path:
-    """A mined folder: the drawn set under the names of a flight, with a teacher's answers."""
-    draw_set(root, seed=7, **counts)
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(drone_kd_training.retraining.guard, "RESAMPLES", 50)
+
+
+def mine(root: Path, names=NAMES, prefix: str = "flight-", train: int = 6, val: int = 2) -> Path:
+    """Draw a folder as `mine` writes it, with a teacher's predictions."""
+    draw_squares(root, NEW_SIDE, train, val, prefix)
     (root / "answers").mkdir()
     (root / "answers" / "classes.txt").write_text("".join(f"{name}\n" for name in names))
-    for split in ("train", "val"):
-        for picture in sorted((root / "images" / split).iterdir()):
-            name = f"{prefix}{split}-{picture.stem}"
-            label = root / "labels" / split / f"{picture.stem}.txt"
-            rows = label.read_text().splitlines()
-            (root / "answers" / f"{name}.txt").write_text("".join(f"{r} 0.9\n" for r in rows))
-            label.rename(label.with_stem(name))
-            picture.rename(picture.with_stem(name))
+    for label in (root / "labels").rglob("*.txt"):
+        (root / "answers" / label.name).write_text(f"{label.read_text().strip()} 0.9\n")
     content = yaml.safe_load((root / "data.yaml").read_text())
     (root / "data.yaml").write_text(yaml.safe_dump({**content, "names": dict(enumerate(names))}))
     return root
@@ -42,90 +45,197 @@ def mine(root: Path, names=NAMES, prefix: str = "flight-", **counts) -> Path:
 
 @pytest.fixture(scope="module")
 def mined(tmp_path_factory) -> Path:
-    return mine(tmp_path_factory.mktemp("mined") / "mined", train=6, val=6)
+    return mine(tmp_path_factory.mktemp("mined") / "mined", val=52)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return draw_squares(tmp_path_factory.mktemp("base"), BASE_SIDE, train=12, val=52)
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("deployed") / "deployed.pt"
+    return save_square_detector(path, (DEPLOYED_SIDE, DEPLOYED_SIDE))
+
+
+@dataclass
+class ReplacedTraining:
+    """Training whose result is known: a square detector with boxes of ``side`` pixels.
+
+    Attributes:
+        interrupted: whether the next run is stopped by Ctrl-C.
+        resumed: argument ``resume`` of each run.
+    """
+
+    side: float = DEPLOYED_SIDE
+    interrupted: bool = False
+    resumed: list[bool] = field(default_factory=list)
+
+    def distill(self, config, output: Path, resume: bool) -> None:
+        """Stand in for `drone_kd_training.distillation.distill.distill`."""
+        self.resumed.append(resume)
+        output.mkdir(exist_ok=True)
+        (output / "config.yaml").touch()
+        if self.interrupted:
+            self.interrupted = False
+            raise KeyboardInterrupt
+        save_square_detector(output / "best.pt", (self.side, self.side))
+
+
+@pytest.fixture
+def training(monkeypatch) -> ReplacedTraining:
+    replaced = ReplacedTraining()
+    monkeypatch.setattr(drone_kd_training.retraining.retrain, "distill", replaced.distill)
+    return replaced
 
 
 def command(model: Path, mined: Path, data: Path, output: Path, *more: str) -> list[str]:
     return [
         *("retrain", str(model), "--mined", str(mined), "--data", str(data)),
         *("--teacher", str(model), "--output", str(output), "--epochs", "1", "--batch", "6"),
-        *("--replay", "0.5", "--set", "mosaic=0", "--set", "close_mosaic=0", *more),
+        *("--replay", "0.5", *more),
     ]
 
 
-def lower_the_bars(monkeypatch) -> None:
-    """Of a guard that lets everything pass: what comes after it is what is looked at."""
-    for name in ("GAIN", "MARGIN", "PART_MARGIN"):
-        monkeypatch.setattr(drone_kd_training.retraining.guard, name, -1.1)
-    monkeypatch.setattr(drone_kd_training.retraining.guard, "FEWEST_OBJECTS", 1)
+def read_rows(path: Path) -> dict[tuple[str, str], dict]:
+    rows = json.loads(path.read_text())["rows"]
+    return {(row["domain"], row["part"]): row for row in rows}
 
 
-def test_an_accepted_candidate_is_exported_under_its_hash_with_its_lineage(
-    mined, tiny_data, tiny_teacher, tmp_path, monkeypatch, capsys
+def first_weights(path: Path) -> torch.Tensor:
+    return load_model(str(path))[0].state_dict()["model.2.cv2.0.2.bias"]
+
+
+def test_better_candidate_is_accepted_and_exported_with_its_lineage(
+    mined, base, deployed, training, tmp_path, capsys
 ):
-    lower_the_bars(monkeypatch)
-    monkeypatch.setattr(drone_kd_training.retraining.guard, "DRAWS", 20)
+    training.side = 15
     output = tmp_path / "out"
-    arguments = command(tiny_teacher, mined, tiny_data, output)
+    arguments = command(deployed, mined, base, output)
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "new all" in printed and "base all" in printed and "accepted" in printed
-    found = json.loads((output / "accepted.json").read_text())
-    model = Path(found["model"])
+    assert all(text in printed for text in ("new all", "base all", "accepted"))
+    rows = read_rows(output / "accepted.json")
+    for part in (("new", "all"), ("base", "all"), ("new", "labels")):
+        assert rows[part]["verdict"] == HOLDS
+        assert rows[part]["objects"] >= MIN_OBJECTS
+    assert rows["new", "all"]["low"] > 0
+    model = Path(json.loads((output / "accepted.json").read_text())["model"])
     itself, parent = generations(model)
     assert model.name == f"model-{itself.sha256[:12]}.onnx"
-    assert "retrain" in itself.command and set(itself.data) == {"base", "mined"}
+    assert "retrain" in itself.command
+    assert set(itself.data) == {"base", "mined"}
     assert parent.sha256 == json.loads((output / "retrain.json").read_text())["model_sha256"]
-    # Six mined frames, and for a share of a half as many of the base.
-    assert len((output / "unlabelled.txt").read_text().splitlines()) == 6
-    assert len((output / "labelled.txt").read_text().splitlines()) == 6
-    assert len(list((output / "answers").glob("*.txt"))) == 12 + 1
+    gain = evaluate(model, mined / "data.yaml")["map50_95"] - rows["new", "all"]["before"]
+    assert gain == pytest.approx(
+        rows["new", "all"]["after"] - rows["new", "all"]["before"], abs=1e-3
+    )
 
-    # Half of the flying model stays.
-    weights = [
-        load_model(str(path))[0].state_dict()["model.0.conv.weight"]
-        for path in (tiny_teacher, output / "run" / "best.pt", output / "candidate.pt")
-    ]
-    assert (weights[0] != weights[1]).any()
-    assert torch.allclose(weights[2], (weights[0] + weights[1]) / 2, atol=1e-6)
+    # The candidate lies halfway between the deployed and the trained weights.
+    before, trained, candidate = (
+        first_weights(path)
+        for path in (deployed, output / "run" / "best.pt", output / "candidate.pt")
+    )
+    assert (before != trained).any()
+    assert torch.allclose(candidate, (before + trained) / 2, atol=1e-6)
 
-    before = model.stat().st_mtime_ns
-    assert main(arguments) == 0  # again: nothing is left to do
-    assert model.stat().st_mtime_ns == before
+    written = model.stat().st_mtime_ns
+    assert main(arguments) == 0  # again: everything is finished
+    assert model.stat().st_mtime_ns == written
+    assert training.resumed == [False]
     assert main([*arguments, "--seed", "1"]) == 2
     assert "seed" in capsys.readouterr().err
 
 
-def test_nothing_learnt_is_refused_with_exit_code_3(
-    mined, tiny_data, tiny_teacher, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(
+    ("side", "new", "old"),
+    [
+        pytest.param(DEPLOYED_SIDE, WORSE, HOLDS, id="nothing learned"),
+        pytest.param(20, HOLDS, WORSE, id="base forgotten"),
+        pytest.param(9, WORSE, WORSE, id="worse everywhere"),
+    ],
+)
+def test_candidate_that_is_not_better_is_refused_with_exit_code_3(
+    side, new, old, mined, base, deployed, training, tmp_path, capsys
 ):
-    monkeypatch.setattr(drone_kd_training.retraining.guard, "DRAWS", 20)
-    arguments = command(tiny_teacher, mined, tiny_data, tmp_path, "--set", "lr0=1e-9")
+    training.side = side
+    arguments = command(deployed, mined, base, tmp_path, "--keep", "0")
     assert main(arguments) == 3
     assert "refused" in capsys.readouterr().out
-    found = json.loads((tmp_path / "refused.json").read_text())
-    assert not found["accepted"] and found["rows"][0]["domain"] == "new"
+    rows = read_rows(tmp_path / "refused.json")
+    assert (rows["new", "all"]["verdict"], rows["base", "all"]["verdict"]) == (new, old)
+    assert all(rows[domain, "all"]["objects"] >= MIN_OBJECTS for domain in ("new", "base"))
     assert not list(tmp_path.glob("*.onnx"))
     assert main(arguments) == 3  # it stays refused
 
 
-def test_a_corrected_frame_has_a_person_s_boxes_as_labels_and_as_answers(
-    mined, tiny_data, tiny_teacher, tmp_path, monkeypatch
-):
+def test_training_uses_mined_frames_and_replayed_base_frames(deployed, tmp_path):
+    """A real training run; two held-out frames are too few to accept any candidate."""
+    output = tmp_path / "out"
+    base = draw_squares(tmp_path / "base", BASE_SIDE, train=12, val=2)
+    mined = mine(tmp_path / "mined")
+    assert main(command(deployed, mined, base, output, "--set", "workers=0")) == 3
+    rows = read_rows(output / "refused.json").values()
+    assert {row["verdict"] for row in rows} == {FEW}
+    # Six mined frames, and as many base frames for a share of a half.
+    assert len((output / "unlabelled.txt").read_text().splitlines()) == 6
+    assert len((output / "labelled.txt").read_text().splitlines()) == 6
+    assert len(list((output / "answers").glob("*.txt"))) == 12 + 1
+    trained = load_model(str(output / "run" / "best.pt"))[0].state_dict()
+    before = load_model(str(deployed))[0].state_dict()
+    assert any((trained[name] != before[name]).any() for name in trained if "weight" in name)
+
+
+def test_corrected_frame_has_its_labels_as_predictions(mined, base, deployed, training, tmp_path):
     folder = shutil.copytree(mined, tmp_path / "mined")
     name = "flight-train-002"
     (folder / "corrected.txt").write_text(f"{name}\n")
     (folder / "labels" / "train" / f"{name}.txt").write_text("1 0.5 0.5 0.25 0.25\n")
     read = read_mined(folder)
-    assert [path.stem for path in read.labelled] == [name] and len(read.unlabelled) == 5
-    monkeypatch.setattr(drone_kd_training.retraining.guard, "DRAWS", 20)
-    plan = Plan(str(tiny_teacher), str(folder), str(tiny_data), str(tiny_teacher), epochs=1,
-                batch=6, replay=0.0, overrides=SHORT)  # fmt: skip
-    retrain(plan, tmp_path / "out", "retrain")
-    answer = (tmp_path / "out" / "answers" / f"{name}.txt").read_text().split()
-    assert [float(x) for x in answer] == [1, 0.5, 0.5, 0.25, 0.25, 1.0]
+    assert [path.stem for path in read.labelled] == [name]
+    assert len(read.unlabelled) == 5
+    # The teacher of the base frames has to know what was mined: cars and persons.
+    assert main(command(deployed, folder, base, tmp_path / "out", "--replay", "0")) == 3
+    rows = np.loadtxt(tmp_path / "out" / "answers" / f"{name}.txt")
+    assert rows.tolist() == [1, 0.5, 0.5, 0.25, 0.25, 1.0]
     # Without replay a single frame of the base is left.
     assert len((tmp_path / "out" / "base.txt").read_text().splitlines()) == 1
+
+
+def test_interrupted_run_is_resumed_without_predicting_again(
+    mined, base, deployed, training, tmp_path, capsys
+):
+    training.interrupted = True
+    arguments = command(deployed, mined, base, tmp_path / "out")
+    assert main(arguments) == 130
+    assert "Traceback" not in capsys.readouterr().err
+    written = (tmp_path / "out" / "answers").stat().st_mtime_ns
+    assert main(arguments) == 3
+    assert (tmp_path / "out" / "answers").stat().st_mtime_ns == written
+    assert training.resumed == [False, True]
+
+
+def test_parent_is_part_of_the_lineage(mined, base, deployed, training, tmp_path):
+    training.side = 15
+    parent, _ = export(deployed, tmp_path / "parent.onnx")
+    arguments = command(deployed, mined, base, tmp_path / "out", "--parent", str(parent))
+    assert main(arguments) == 0
+    model = json.loads((tmp_path / "out" / "accepted.json").read_text())["model"]
+    _, ancestor = generations(Path(model))
+    assert ancestor == generations(parent)[0]
+
+
+def test_parent_of_another_checkpoint_is_refused(mined, base, deployed, tmp_path, capsys):
+    other = save_square_detector(tmp_path / "other.pt", (16, 16))
+    parent, _ = export(other, tmp_path / "parent.onnx")
+    arguments = command(deployed, mined, base, tmp_path / "out", "--parent", str(parent))
+    assert main(arguments) == 2
+    line = capsys.readouterr().err
+    assert "--parent" in line
+    assert "was exported from" in line
+    assert len(line.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def without(folder: Path, name: str) -> None:
@@ -143,66 +253,53 @@ def no_frames(folder: Path, _: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "what", "said"),
+    ("spoil", "name", "message"),
     [
-        (without, "data.yaml", "no folder of `training mine`"),
+        (without, "data.yaml", "is not a folder of `drone-kd mine`"),
         (without, "images/val", "no held-out frames"),
-        (without, "answers", "no answers of a teacher"),
-        (no_frames, "", "no image in"),
+        (without, "answers", "has no teacher predictions"),
+        (no_frames, "", "images/train"),
         (empty_labels, "", "no labelled object"),
     ],
 )
-def test_a_mined_folder_that_cannot_do_is_one_line_and_exit_code_2(
-    spoil, what, said, mined, tiny_data, tiny_teacher, tmp_path, capsys
+def test_unusable_mined_folder_is_refused_in_one_line(
+    spoil, name, message, mined, base, deployed, tmp_path, capsys
 ):
     folder = shutil.copytree(mined, tmp_path / "mined")
-    spoil(folder, what)
-    assert main(command(tiny_teacher, folder, tiny_data, tmp_path / "out")) == 2
+    spoil(folder, name)
+    assert main(command(deployed, folder, base, tmp_path / "out")) == 2
     line = capsys.readouterr().err
-    assert said in line and len(line.strip().splitlines()) == 1
+    assert message in line
+    assert len(line.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_class_lists_that_differ_are_both_shown(mined, tiny_data, tiny_teacher, tmp_path, capsys):
+def test_different_class_lists_are_both_shown(mined, base, deployed, tmp_path, capsys):
     folder = mine(tmp_path / "mined", names=("person", "car"), train=2, val=2)
-    assert main(command(tiny_teacher, folder, tiny_data, tmp_path / "out")) == 2
+    assert main(command(deployed, folder, base, tmp_path / "out")) == 2
     line = capsys.readouterr().err
-    assert "['car', 'person']" in line and "['person', 'car']" in line
+    assert "['car', 'person']" in line
+    assert "['person', 'car']" in line
     assert not (tmp_path / "out").exists()
 
 
-def test_other_input_that_cannot_work(mined, tiny_data, tiny_teacher, tmp_path, capsys):
+def test_unusable_arguments_are_refused(mined, base, deployed, tmp_path, capsys):
     out = tmp_path / "out"
     same = mine(tmp_path / "same", prefix="", train=2, val=2)
-    for picture in image_paths(same / "images" / "train"):  # named like frames of the base
-        name = picture.stem.removeprefix("train-")
-        picture.rename(picture.with_stem(name))
     cases = (
-        (command(tiny_teacher.with_suffix(".onnx"), mined, tiny_data, out), "checkpoint (.pt)"),
-        (command(tiny_teacher, same, tiny_data, out), "same name, such as 000"),
-        (command(tiny_teacher, mined, tiny_data, out, "--replay", "1"), "below 1"),
-        (command(tiny_teacher, mined, tiny_data, out, "--keep", "1"), "--keep must be"),
+        (command(deployed.with_suffix(".onnx"), mined, base, out), "checkpoint (.pt)"),
+        (command(deployed, same, base, out), "same name, such as train-000"),
+        (command(deployed, mined, base, out, "--replay", "1"), "below 1"),
+        (command(deployed, mined, base, out, "--keep", "1"), "--keep must be"),
     )
-    for arguments, said in cases:
+    for arguments, message in cases:
         assert main(arguments) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert not out.exists()
+    folder = shutil.copytree(mined, tmp_path / "persons")
+    (folder / "answers" / "flight-train-000.txt").write_text("1 0.5 0.5 0.25 0.25 0.9\n")
     other = save_checkpoint(tmp_path / "cars.pt", names=("car", "ship"))
-    arguments = command(tiny_teacher, mined, tiny_data, out, "--teacher", str(other))
+    arguments = command(deployed, folder, base, out, "--teacher", str(other))
     assert main(arguments) == 2
-    assert "['person'], of which --teacher knows nothing" in capsys.readouterr().err
+    assert "['person'], which --teacher does not know" in capsys.readouterr().err
     assert not (out / "answers").exists()
-
-
-def test_interrupted_and_resumed(mined, tiny_data, tiny_teacher, tmp_path):
-    arguments = command(tiny_teacher, mined, tiny_data, tmp_path / "out", "--epochs", "4")
-    typed = [sys.executable, "-m", "training", *arguments]
-    state = tmp_path / "out" / "run" / "weights" / "resume.pt"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    assert "goes on where it was" in interrupt_when_written(typed, state, 100, environment)
-    written = (tmp_path / "out" / "answers").stat().st_mtime_ns
-    again = subprocess.run(typed, capture_output=True, text=True, timeout=110, env=environment)
-    assert again.returncode == 3, again.stderr[-2000:]
-    assert (tmp_path / "out" / "answers").stat().st_mtime_ns == written
-    results = (tmp_path / "out" / "run" / "results.csv").read_text().splitlines()
-    assert [line.split(",")[0].strip() for line in results[1:]] == ["1", "2", "3", "4"]

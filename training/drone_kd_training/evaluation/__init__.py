@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Measure a detector on a labelled split."""
+"""Evaluation of a detector on a labelled split."""

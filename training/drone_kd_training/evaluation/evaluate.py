@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Measure a .pt or .onnx detector on a split: mAP50-95, mAP50, AP by object size and per class.
+"""Evaluation of a .pt or .onnx detector: mAP50-95, mAP50, AP by object size and per class.
 
-A .onnx runs through `drone_kd.detector.Detector`, and a .pt through the same letterbox, decode and
-NMS with torch in the place of the runtime: what is measured is what flies. The figures are
-pycocotools'.
+An .onnx runs through `drone_kd.detector.Detector`. A .pt runs through the same letterbox, decoding
+and NMS, with torch as the runtime. The figures are those of pycocotools.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from drone_kd.backends import open_backend
+from drone_kd.backends import Backend, open_backend
 from drone_kd.core.boxes import nms
+from drone_kd.core.detections import Detections
 from drone_kd.core.model_spec import ModelError
 from drone_kd.detector import Detector
 from drone_kd.metrics import (
@@ -28,20 +28,35 @@ from drone_kd.metrics import (
     precision,
 )
 from drone_kd.paths import parameter_defaults
-from drone_kd_training.data.dataset import DataError, image_paths, load_data, read_sample
+from drone_kd_training.data.dataset import (
+    DataError,
+    DataSet,
+    image_paths,
+    load_data,
+    read_sample,
+)
 from drone_kd_training.models.checkpoints import UnusableModelError, load_model
 from drone_kd_training.models.torch_backend import ImageSize, TorchBackend
 
-# Evaluation keeps boxes down to almost nothing, so that the curve of precision over recall is
-# complete; the IoU threshold is that of Ultralytics' validator, the field's yardstick.
+# The confidence is close to zero so that the precision-recall curve is complete; the IoU threshold
+# is that of Ultralytics' validator.
 CONFIDENCE, IOU = 0.001, 0.7
+
+Evaluable = str | Path | nn.Module | Backend
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model found in the frames of a split, as `drone_kd.metrics` takes it.
+class SplitPredictions:
+    """Ground truth and predictions of one split, in the format of `drone_kd.metrics`.
 
-    ``known``: the classes that the model has; ``paths`` of the frames, whose ids are their index.
+    Attributes:
+        names: classes of the data set.
+        known: indices of the classes that the model has.
+        paths: every image of the split; an image's id is its index here.
+        images: {"id", "width", "height"} of each image that was used.
+        truth: annotations of the ground truth.
+        predictions: annotations with a "score".
+        ignored: number of images that could not be used.
     """
 
     names: tuple[str, ...]
@@ -49,12 +64,12 @@ class Answers:
     paths: list[Path]
     images: list[dict]
     truth: list[dict]
-    found: list[dict]
+    predictions: list[dict]
     ignored: int
 
 
 def evaluate(
-    model,
+    model: Evaluable,
     data: str | Path,
     split: str = "val",
     imgsz: ImageSize | None = None,
@@ -69,53 +84,55 @@ def evaluate(
         data: data.yaml in Ultralytics' format; classes are matched to the model's by name.
         split: train, val or test.
         imgsz: input of a .pt: side of a square, or height and width (default: the square it was
-            trained at); a .onnx has its own.
+            trained at); an .onnx has its own.
         tiling: see `drone_kd.detector.Detector`.
-        only: the classes of the data to measure (default: all), where not all are labelled.
-        classes: the model's name -> the data's, where they differ; of two boxes that become one
-            class the better one counts.
+        only: classes of the data set to evaluate (default: all), for partly labelled data.
+        classes: the model's class name -> the data set's, where they differ; predictions that
+            become duplicates of one class go through NMS again.
 
     Returns:
         {"map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large", "per_class": {name:
-        {...}}, "classes_not_in_model", "images", "images_ignored", "boxes"}; APs in [0, 1], None
-        where no object is of that kind. The means are over the classes that the model knows.
+        {...}}, "classes_not_in_model", "images", "images_ignored", "boxes"}. APs are in [0, 1], or
+        None without an object of that kind. Means cover the classes that the model has.
 
     Raises:
-        DataError, ModelError, UnusableModelError: input that cannot be measured, with what to do.
+        DataError: the split is missing or has no usable image.
+        ModelError: the model file cannot be opened.
+        UnusableModelError: not a detector, or no class in common with the data.
     """
-    a = answer(model, data, split, imgsz, tiling, only, classes)
-    scores = precision(a.images, a.truth, a.found, a.known)
+    result = predict_split(model, data, split, imgsz, tiling, only, classes)
+    scores = precision(result.images, result.truth, result.predictions, result.known)
     return {
         "map50_95": mean_precision(scores["all"]),
         "map50": mean_precision(scores["all"][:1]),
         **{f"ap_{size}": mean_precision(scores[size]) for size in SIZES},
         "per_class": {
-            a.names[i]: {
+            result.names[i]: {
                 "ap50_95": mean_precision(scores["all"][..., k]),
                 "ap50": mean_precision(scores["all"][:1, ..., k]),
             }
-            for k, i in enumerate(a.known)
+            for k, i in enumerate(result.known)
         },
         "classes_not_in_model": [
             name
-            for i, name in enumerate(a.names)
-            if i not in a.known and (not only or name in only)
+            for i, name in enumerate(result.names)
+            if i not in result.known and (not only or name in only)
         ],
-        "images": len(a.images),
-        "images_ignored": a.ignored,
-        "boxes": len(a.truth),
+        "images": len(result.images),
+        "images_ignored": result.ignored,
+        "boxes": len(result.truth),
     }
 
 
-def answer(
-    model,
+def predict_split(
+    model: Evaluable,
     data: str | Path,
     split: str = "val",
     imgsz: ImageSize | None = None,
     tiling: str = "off",
     only: tuple[str, ...] = (),
     classes: Mapping[str, str] | None = None,
-) -> Answers:
+) -> SplitPredictions:
     """Run a model over one split of a data set; arguments and errors are those of `evaluate`."""
     dataset = load_data(data)
     folder = getattr(dataset, split, None) if split in ("train", "val", "test") else None
@@ -132,47 +149,69 @@ def answer(
         tiling=tiling,
         tile_overlap=parameter_defaults("detector.yaml")["tile_overlap"],
     )
-    index = {name.strip().lower(): i for i, name in enumerate(dataset.names)}
-    renamed = classes or {}
-    to_data = [index.get(renamed.get(name, name).strip().lower()) for name in backend.spec.classes]
-    if only:
-        to_data = [i if i is not None and dataset.names[i] in only else None for i in to_data]
-    known = sorted({i for i in to_data if i is not None})
-    if not known:
-        raise UnusableModelError(
-            f"the model knows {list(backend.spec.classes)[:12]}, the data has "
-            f"{list(dataset.names)}: no class in common"
-        )
-
-    images, truth, found, ignored = [], [], [], 0
+    to_data = _class_map(backend.spec.classes, dataset, only, classes or {})
+    known = sorted({*to_data.tolist()} - {-1})
     paths = image_paths(folder)
+    images: list[dict] = []
+    truth: list[dict] = []
+    predictions: list[dict] = []
     for image_id, path in enumerate(
         tqdm(paths, desc=f"evaluate {split}", unit="frame", leave=False)
     ):
         sample = read_sample(path, len(dataset.names))
         if sample is None:
-            ignored += 1
             continue
         height, width = sample.image.shape[:2]
         images.append({"id": image_id, "width": width, "height": height})
         for box, class_id in zip(sample.xyxy, sample.class_ids, strict=True):
             truth.append(annotation(len(truth) + 1, image_id, box, class_id))
-        detections = detector(sample.image)
-        ids = np.array([-1 if i is None else i for i in to_data])[detections.class_ids]
-        kept = np.arange(len(ids))
-        if classes:
-            kept = nms(detections.xyxy, detections.scores, ids, IOU, MAX_DETECTIONS)
-        for box, score, class_id in zip(
-            detections.xyxy[kept], detections.scores[kept], ids[kept], strict=True
-        ):
-            if class_id >= 0:
-                found.append({**annotation(0, image_id, box, class_id), "score": float(score)})
+        predictions += _annotations(
+            detector(sample.image), image_id, to_data, merged=bool(classes)
+        )
     if not images:
-        raise DataError(f"no usable picture in {folder}")
-    return Answers(dataset.names, known, paths, images, truth, found, ignored)
+        raise DataError(f"no usable image in {folder}")
+    ignored = len(paths) - len(images)
+    return SplitPredictions(dataset.names, known, paths, images, truth, predictions, ignored)
 
 
-def _open(model, imgsz: ImageSize | None):
+def _class_map(
+    model_classes: tuple[str, ...],
+    dataset: DataSet,
+    only: tuple[str, ...],
+    renamed: Mapping[str, str],
+) -> np.ndarray:
+    """Return the data set's class of each class of the model, int64 (C,); -1 without one."""
+    index = {
+        name.strip().lower(): i for i, name in enumerate(dataset.names) if not only or name in only
+    }
+    to_data = [index.get(renamed.get(name, name).strip().lower(), -1) for name in model_classes]
+    if max(to_data, default=-1) < 0:
+        raise UnusableModelError(
+            f"no class in common: the model has {list(model_classes)[:12]}, the data has "
+            f"{list(dataset.names)}"
+        )
+    return np.array(to_data)
+
+
+def _annotations(
+    detections: Detections, image_id: int, to_data: np.ndarray, merged: bool
+) -> list[dict]:
+    """Convert detections to the data set's classes; ``merged`` classes go through NMS again."""
+    ids = to_data[detections.class_ids]
+    kept = np.arange(len(ids))
+    if merged:
+        kept = nms(detections.xyxy, detections.scores, ids, IOU, MAX_DETECTIONS)
+    return [
+        {
+            **annotation(0, image_id, detections.xyxy[i], ids[i]),
+            "score": float(detections.scores[i]),
+        }
+        for i in kept
+        if ids[i] >= 0
+    ]
+
+
+def _open(model: Evaluable, imgsz: ImageSize | None) -> Backend:
     if isinstance(model, nn.Module):
         return TorchBackend(model, imgsz)
     if not isinstance(model, (str, Path)):
@@ -182,4 +221,4 @@ def _open(model, imgsz: ImageSize | None):
         return open_backend(model, runtime="onnxruntime")
     if suffix == ".pt":
         return TorchBackend(load_model(str(model))[0], imgsz)
-    raise ModelError(f"{model}: expected a .pt or a .onnx file")
+    raise ModelError(f"{model}: expected a .pt or .onnx file")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Write a checkpoint as a self-describing ONNX file that passes its gates."""
+"""Export of a checkpoint to an ONNX file that describes itself and passed its gates."""

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Write a checkpoint as a self-describing ONNX file, kept only if it passes its gates.
+"""Export of a checkpoint to an ONNX file, kept only if it passes its gates.
 
-python -m training export runs/car/best.pt --output model.onnx --precision int8 --data data.yaml
+    drone-kd export runs/car/best.pt --output model.onnx --precision int8 --data data.yaml
 
-The precision is in the graph: what ONNX Runtime measures here is what a strongly typed TensorRT
-network computes there.
+Steps: check the arguments, describe the model, write the graph, measure the gates, keep the file.
+The precision is part of the graph, so ONNX Runtime here computes what a strongly typed TensorRT
+network computes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -36,23 +38,28 @@ from drone_kd_training.export.parity import compare
 from drone_kd_training.export.quantize import calibrate, names_sha256, quantize, spread
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import (
-    FlightGraph,
+    ExportGraph,
     ImageSize,
     TorchBackend,
-    describe,
+    make_spec,
     trained_imgsz,
 )
 
 LICENCE = "AGPL-3.0"
 PARITY_FRAMES = 8
-# From as many batches of the training split Ultralytics takes the ranges of aware training.
+# Training batches from which Ultralytics takes the ranges of quantization-aware training.
 QAT_BATCHES = 8
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a precision may lie from float32: ``share`` of the better rows within ``box_px`` and
-    ``score``, and ``points`` of mAP50-95.
+    """Largest differences of a precision from float32.
+
+    Attributes:
+        share: share of the better half of the rows that must lie within ``box_px`` and ``score``.
+        box_px: largest difference of a box coordinate, in input pixels.
+        score: largest difference of a score, in [0, 1].
+        points: largest loss of mAP50-95, in points.
     """
 
     share: float
@@ -61,8 +68,8 @@ class Tolerance:
     points: float
 
 
-# FP32 differs by the order of sums alone. INT8 moves single boxes far, so that its rows are only
-# asked for what a wrong scale would break; how good it is, mAP50-95 says.
+# FP32 differs by the order of sums only. INT8 moves single boxes far, so its row gates only catch
+# wrong scales; its quality is judged by mAP50-95.
 TOLERANCES = {
     "fp32": Tolerance(share=1.0, box_px=0.05, score=0.001, points=0.1),
     "fp16": Tolerance(share=0.99, box_px=1.0, score=0.01, points=0.1),
@@ -72,7 +79,7 @@ TOLERANCES = {
 
 
 class ExportError(RuntimeError):
-    """The exported graph does not pass its gates."""
+    """Exported graph that fails a gate."""
 
 
 def export(
@@ -92,73 +99,48 @@ def export(
     """Export ``checkpoint``, check the file, and keep it only if every gate holds.
 
     Args:
-        checkpoint: an Ultralytics detector (.pt); a ``metrics.json`` beside it goes into the
-            metadata where ``data`` does not give the file's own figures.
+        checkpoint: an Ultralytics detector (.pt); without ``data`` the metrics come from a
+            ``metrics.json`` beside it.
         output: the .onnx to write.
         precision: fp32, fp16 or int8.
-        data: a data.yaml: its training split calibrates INT8, its validation split is what files
-            and checkpoint are compared on. Without: noise, and no mAP.
-        imgsz: of the input: side of a square in pixels, or height and width, such as (384, 640)
-            for frames of 16:9; default: the square it was trained at.
+        data: a data.yaml: its training split calibrates INT8, its validation split compares file
+            and checkpoint. Without it the comparison runs on noise, and no mAP is measured.
+        imgsz: input size: side of a square in pixels, or height and width, such as (384, 640)
+            for 16:9 frames (default: the square it was trained at).
         batch: frames per inference.
         input_: a name of `drone_kd.core.model_spec.INPUTS`.
-        force: write a file that fails under another name.
-        before: the checkpoint from which a quantization-aware one was trained: what its mAP is
-            compared with. Such a checkpoint needs it; every other is compared with itself.
-        licence, attribution: of the weights and of what they were trained on, for the metadata.
-        lineage: what the weights come from, for the metadata; `drone_kd.lineage.descend` makes it.
+        force: write a file that fails a gate as NAME.failed.onnx.
+        before: float checkpoint that a quantization-aware one was trained from; required for
+            such a checkpoint, whose mAP is compared with it.
+        licence: licence of the weights, for the metadata.
+        attribution: credit that the training data ask for, for the metadata.
+        lineage: origin of the weights, for the metadata; see `drone_kd.lineage.descend`.
 
     Returns:
-        The file that was written (not ``output`` if it was forced), and what it says of itself.
+        The file that was written (not ``output`` if it was forced) and its metadata.
 
     Raises:
-        UnusableModelError, DataError, ValueError: input that cannot work.
-        ExportError: a gate does not hold; nothing is written.
+        UnusableModelError: ``checkpoint`` is not a detector.
+        DataError: ``data`` cannot be used.
+        ValueError: arguments that do not go together.
+        ExportError: a gate fails; nothing is written.
     """
-    if output.suffix != ".onnx":
-        raise ValueError(f"--output must end in .onnx, got {output}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision}")
-    if batch < 1:
-        raise ValueError(f"--batch must be 1 or more, got {batch}")
-    if precision == "int8" and data is None:
-        raise ValueError("INT8 is calibrated on your own frames: give --data data.yaml")
-    dataset = None if data is None else load_data(data)
+    _check_arguments(output, precision, batch, data)
+    dataset = load_data(data) if data is not None else None
     model, saved = load_model(str(checkpoint))
     imgsz = imgsz or trained_imgsz(model)
-    stride = int(max(model.stride))
-    if (np.atleast_1d(imgsz) % stride).any():
-        raise ValueError(f"imgsz must be a multiple of the stride {stride}, got {imgsz}")
-    aware = is_qat(model)
-    if aware and precision != "int8":
-        raise ValueError(f"{checkpoint} was trained for INT8: export it with --precision int8")
-    if aware and before is None:
-        raise ValueError(f"{checkpoint} was trained for INT8: name the float one with --from")
-    frames = image_paths(dataset.train) if precision == "int8" else []
-    if not aware:
-        frames = spread(frames)
+    _check_model(checkpoint, model, imgsz, precision, before)
+    frames, calibration = _calibration(model, saved, precision, dataset)
     layout, dtype, colour = INPUTS[input_]
-    spec = describe(
+    spec = make_spec(
         model,
         imgsz,
         batch=batch,
         precision=precision,
-        calibration={
-            "frames": QAT_BATCHES * saved["train_args"]["batch"] if aware else len(frames),
-            "data": dataset.yaml_path.parent.name,
-            "names_sha256": names_sha256(frames),
-        }
-        if frames
-        else {},
+        calibration=calibration,
         source_sha256=file_sha256(checkpoint),
-        tools={
-            "ultralytics": ultralytics_version,
-            "trained_with_ultralytics": str(saved.get("version", "")),
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "opset": str(graph_checks.OPSETS[precision]),
-        },
-        metrics=_metrics(checkpoint.with_name("metrics.json")),
+        tools=_tools(saved, precision),
+        metrics=_training_metrics(checkpoint.with_name("metrics.json")),
         licence=licence,
         attribution=attribution,
         layout=layout,
@@ -171,36 +153,105 @@ def export(
     try:
         write(model, spec, frames, temporary)
         reference = load_model(str(before))[0] if before else model
-        spec = _measure(model, reference, spec, dataset, temporary, lineage)
-        failed = [name for name, gate in spec.gates.items() if gate["measured"] > gate["limit"]]
-        if failed and not force:
-            raise ExportError(f"not written: {'; '.join(_failures(spec, failed, temporary))}")
-        if failed:
+        spec = _measure(model, reference, spec, dataset, temporary)
+        _save(onnx.load(temporary), spec, temporary, lineage)
+        failures = _failures(spec, temporary)
+        if failures and not force:
+            raise ExportError(f"not written: {'; '.join(failures)}")
+        if failures:
             output = output.with_name(f"{output.stem}.failed{output.suffix}")
-        os.replace(temporary, output)
+        temporary.replace(output)
     finally:
         temporary.unlink(missing_ok=True)
     return output, spec
 
 
+def _check_arguments(output: Path, precision: str, batch: int, data: str | None) -> None:
+    if output.suffix != ".onnx":
+        raise ValueError(f"--output must end in .onnx, got {output}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision}")
+    if batch < 1:
+        raise ValueError(f"--batch must be 1 or more, got {batch}")
+    if precision == "int8" and data is None:
+        raise ValueError("INT8 is calibrated on your own frames: give --data data.yaml")
+
+
+def _check_model(
+    checkpoint: Path, model: nn.Module, imgsz: ImageSize, precision: str, before: Path | None
+) -> None:
+    stride = int(cast(torch.Tensor, model.stride).max())
+    if (np.atleast_1d(imgsz) % stride).any():
+        raise ValueError(f"--imgsz must be a multiple of the stride {stride}, got {imgsz}")
+    if not is_qat(model):
+        return
+    if precision != "int8":
+        raise ValueError(f"{checkpoint} was trained for INT8: export it with --precision int8")
+    if before is None:
+        raise ValueError(f"{checkpoint} was trained for INT8: name the float one with --from")
+
+
+def _calibration(
+    model: nn.Module, saved: dict, precision: str, dataset: DataSet | None
+) -> tuple[list[Path], dict[str, int | str]]:
+    """Return the calibration frames of an INT8 export, and their entry in the metadata."""
+    if precision != "int8" or dataset is None:
+        return [], {}
+    frames = image_paths(dataset.train)
+    if is_qat(model):
+        count = QAT_BATCHES * saved["train_args"]["batch"]
+    else:
+        frames = spread(frames)
+        count = len(frames)
+    name = dataset.yaml_path.parent.name
+    return frames, {"frames": count, "data": name, "names_sha256": names_sha256(frames)}
+
+
+def _tools(saved: dict, precision: str) -> dict[str, str]:
+    return {
+        "ultralytics": ultralytics_version,
+        "trained_with_ultralytics": str(saved.get("version", "")),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "opset": str(graph_checks.OPSETS[precision]),
+    }
+
+
+def _training_metrics(path: Path) -> dict[str, float]:
+    if not path.is_file():
+        return {}
+    student = json.loads(path.read_text(encoding="utf-8"))["student"]
+    return {key: student[key] for key in ("map50_95", "map50") if student.get(key) is not None}
+
+
 def write(model: nn.Module, spec: ModelSpec, frames: list[Path], path: Path) -> None:
-    """Write the graph that ``spec`` describes, unchecked; ``frames`` calibrate INT8."""
+    """Write the graph that ``spec`` describes, without measuring any gate.
+
+    Args:
+        model: an Ultralytics detector.
+        spec: metadata; decides precision, input and batch.
+        frames: images that calibrate INT8.
+        path: the .onnx to write.
+
+    Raises:
+        DataError: none of ``frames`` can be read.
+    """
     nchw = spec.layout == "NCHW"
-    graph = FlightGraph(model, nchw, half=spec.precision != "fp32")
+    graph = ExportGraph(model, nchw, half=spec.precision != "fp32")
     _trace(graph, spec, path)
     proto = onnxslim.slim(onnx.load(path))
     if spec.precision == "int8":
-        ranges = graph.ranges or (calibrate(FlightGraph(model, nchw), spec, frames),)
+        ranges = graph.ranges or (calibrate(ExportGraph(model, nchw), spec, frames), None)
         proto = quantize(proto, *ranges)
     _save(proto, spec, path)
 
 
-def _trace(graph: FlightGraph, spec: ModelSpec, path: Path) -> None:
+def _trace(graph: ExportGraph, spec: ModelSpec, path: Path) -> None:
     frames = torch.zeros(spec.input_shape, dtype=getattr(torch, spec.dtype))
     graph(frames)  # builds the anchor grid, which must not be traced
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes on constants, which are meant to be constant
+        warnings.simplefilter("ignore")  # notes on values that are constant on purpose
         torch.onnx.export(
             graph,
             (frames,),
@@ -222,20 +273,19 @@ def _save(
 
 
 def _measure(
-    model: nn.Module,
-    before: nn.Module,
-    spec: ModelSpec,
-    dataset: DataSet | None,
-    path: Path,
-    lineage: Lineage | None,
+    model: nn.Module, reference: nn.Module, spec: ModelSpec, dataset: DataSet | None, path: Path
 ) -> ModelSpec:
-    """Run every gate, and write what it measured into the file, with the lineage."""
+    """Return ``spec`` with the measured gates, and with metrics where there is a data set.
+
+    ``reference``: the model whose mAP the file must keep.
+    """
     tolerance = TOLERANCES["int8 aware" if is_qat(model) else spec.precision]
     imgsz = spec.input_height, spec.input_width
     backend = TorchBackend(model, imgsz, spec.batch)
-    parity = compare(backend, open_backend(path, runtime="onnxruntime"), _frames(dataset, *imgsz))
+    frames = _parity_frames(dataset, *imgsz)
+    parity = compare(backend, open_backend(path, runtime="onnxruntime"), frames)
     share = f"{100 * tolerance.share:g} % of rows"
-    gates = {
+    gates: dict[str, tuple[float, float]] = {
         "graph problems": (len(graph_checks.problems(onnx.load(path), spec.precision)), 0),
         f"box, px, {share}": (_quantile(parity.box_px, tolerance.share), tolerance.box_px),
         f"score, {share}": (_quantile(parity.score, tolerance.share), tolerance.score),
@@ -245,39 +295,16 @@ def _measure(
         figures = evaluate(path, dataset.yaml_path)
         metrics = {key: figures[key] or 0.0 for key in ("map50_95", "map50")}
         if spec.precision != "fp32":
-            whole = evaluate(before, dataset.yaml_path, imgsz=imgsz)["map50_95"] or 0.0
-            metrics["map50_95_fp32"] = whole
-            loss = round(100 * (whole - metrics["map50_95"]), 3)
-            gates["mAP50-95 lost, points"] = (loss, tolerance.points)
+            full = evaluate(reference, dataset.yaml_path, imgsz=imgsz)["map50_95"] or 0.0
+            metrics["map50_95_fp32"] = full
+            lost = round(100 * (full - metrics["map50_95"]), 3)
+            gates["mAP50-95 lost, points"] = (lost, tolerance.points)
     named = {name: {"measured": m, "limit": limit} for name, (m, limit) in gates.items()}
-    spec = replace(spec, gates=named, metrics=metrics)
-    _save(onnx.load(path), spec, path, lineage)
-    return spec
+    return replace(spec, gates=named, metrics=metrics)
 
 
-def _quantile(differences: np.ndarray, share: float) -> float:
-    worst = float(np.quantile(differences, share, method="higher"))
-    return round(min(worst, 1e6), 6)  # where a row is missing: JSON has no infinity
-
-
-def _failures(spec: ModelSpec, failed: list[str], path: Path) -> list[str]:
-    lines = [
-        f"{name}: {spec.gates[name]['measured']:.4g}, at most {spec.gates[name]['limit']:g}"
-        for name in failed
-    ]
-    return lines + graph_checks.problems(onnx.load(path), spec.precision)[:1]
-
-
-def gate_table(spec: ModelSpec) -> str:
-    """The gates as text, one line each."""
-    lines = [f"{'gate':<28}{'measured':>12}{'at most':>10}"]
-    for name, gate in spec.gates.items():
-        verdict = "holds" if gate["measured"] <= gate["limit"] else "FAILS"
-        lines.append(f"{name:<28}{gate['measured']:>12.4g}{gate['limit']:>10g}  {verdict}")
-    return "\n".join(lines)
-
-
-def _frames(dataset: DataSet | None, height: int, width: int) -> list[np.ndarray]:
+def _parity_frames(dataset: DataSet | None, height: int, width: int) -> list[np.ndarray]:
+    """Return letterboxed validation frames, or noise: uint8 (height, width, 3) each."""
     if dataset is None:
         rng = np.random.default_rng(0)
         shape = (PARITY_FRAMES, height, width, 3)
@@ -286,12 +313,33 @@ def _frames(dataset: DataSet | None, height: int, width: int) -> list[np.ndarray
     samples = (read_sample(path, len(dataset.names)) for path in paths)
     frames = [letterbox(s.image, width, height)[0] for s in samples if s is not None]
     if not frames:
-        raise DataError(f"no usable picture in {dataset.val}")
+        raise DataError(f"no usable image in {dataset.val}")
     return frames
 
 
-def _metrics(path: Path) -> dict[str, float]:
-    if not path.is_file():
-        return {}
-    student = json.loads(path.read_text(encoding="utf-8"))["student"]
-    return {key: student[key] for key in ("map50_95", "map50") if student.get(key) is not None}
+def _quantile(differences: np.ndarray, share: float) -> float:
+    worst = float(np.quantile(differences, share, method="higher"))
+    return round(min(worst, 1e6), 6)  # a missing row is infinite, which JSON does not know
+
+
+def _failed(gate: dict[str, float]) -> bool:
+    return gate["measured"] > gate["limit"]
+
+
+def _failures(spec: ModelSpec, path: Path) -> list[str]:
+    """Return one text per gate that fails, and the first problem of the graph."""
+    lines = [
+        f"{name}: {gate['measured']:.4g}, at most {gate['limit']:g}"
+        for name, gate in spec.gates.items()
+        if _failed(gate)
+    ]
+    return lines + graph_checks.problems(onnx.load(path), spec.precision)[:1]
+
+
+def gate_table(spec: ModelSpec) -> str:
+    """Return the gates as text, one line each."""
+    lines = [f"{'gate':<28}{'measured':>12}{'at most':>10}"]
+    for name, gate in spec.gates.items():
+        verdict = "FAILS" if _failed(gate) else "holds"
+        lines.append(f"{name:<28}{gate['measured']:>12.4g}{gate['limit']:>10g}  {verdict}")
+    return "\n".join(lines)

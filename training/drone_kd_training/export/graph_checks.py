@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What every exported graph must be, read from the graph itself: nothing is run.
+"""Static checks of an exported graph against the rules of TensorRT.
 
-The rules are those under which a strongly typed TensorRT network (10.3 or later; FP32 and FP16
-also 8.6) takes the file and keeps its types.
+A strongly typed TensorRT network (10.3 or later; for FP32 and FP16 also 8.6) accepts a graph
+without problems and keeps its types.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-# FP32 and FP16: what every TensorRT from 8.6 on parses. INT8: the first opset whose Q/DQ know
-# float16, which TensorRT parses from 10.0 on.
+# FP32 and FP16: parsed by TensorRT ≥ 8.6. INT8: the first opset with float16 Q/DQ, parsed by
+# TensorRT ≥ 10.0.
 OPSETS = {"fp32": 17, "fp16": 17, "int8": 19}
 MOST_ROWS = 3840  # TensorRT's TopK
 _WEIGHTS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
@@ -22,17 +22,17 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def problems(model: onnx.ModelProto, precision: str) -> list[str]:
-    """Say what is wrong with an exported graph, one line each; empty where nothing is.
+    """Return the problems of an exported graph, one line each.
 
     Args:
         model: the exported graph.
-        precision: what it should be: "fp32", "fp16" or "int8".
+        precision: its intended precision: "fp32", "fp16" or "int8".
     """
     return list(_problems(_Graph(model), precision))
 
 
 class _Graph:
-    """A graph with its types, and who makes and who takes each tensor."""
+    """Graph with the type, the producer and the consumers of each tensor."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.opsets = {opset.domain: opset.version for opset in model.opset_import}
@@ -42,34 +42,29 @@ class _Graph:
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self.constants[node.output[0]] = node.attribute[0].t
-        self.makers = {name: node for node in graph.node for name in node.output}
+        self.producers = {name: node for node in graph.node for name in node.output}
         self.types = {name: tensor.data_type for name, tensor in self.constants.items()}
         for value in (*graph.input, *graph.output, *graph.value_info):
             self.types[value.name] = value.type.tensor_type.elem_type
 
-    def takers(self, name: str) -> list[onnx.NodeProto]:
+    def consumers(self, name: str) -> list[onnx.NodeProto]:
         return [node for node in self.nodes if name in node.input]
 
     def value(self, name: str) -> np.ndarray:
         return numpy_helper.to_array(self.constants[name])
 
-    def source(self, name: str) -> onnx.NodeProto | None:
-        """What made a tensor, if that is a DequantizeLinear."""
-        maker = self.makers.get(name)
-        return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
+    def dequantizer(self, name: str) -> onnx.NodeProto | None:
+        """Return the producer of a tensor if it is a DequantizeLinear."""
+        producer = self.producers.get(name)
+        is_one = producer is not None and producer.op_type == "DequantizeLinear"
+        return producer if is_one else None
 
 
 def _problems(graph: _Graph, precision: str) -> Iterator[str]:
     if graph.opsets != {"": OPSETS[precision]}:
         yield f"opset: expected {OPSETS[precision]}, and of no other domain, got {graph.opsets}"
     for value in (*graph.inputs, *graph.outputs):
-        dimensions = [d.dim_value for d in value.type.tensor_type.shape.dim]
-        if not all(dimensions):
-            yield f"{value.name}: the shape is not fixed"
-        if graph.types[value.name] == TensorProto.UINT8:
-            wrong = {n.op_type for n in graph.takers(value.name)} - {"Cast"}
-            if wrong:
-                yield f"{value.name}: uint8 can only be cast, but enters {', '.join(wrong)}"
+        yield from _value_problems(graph, value)
     for node in graph.nodes:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             yield from _quantizer_problems(graph, node)
@@ -82,6 +77,15 @@ def _problems(graph: _Graph, precision: str) -> Iterator[str]:
     for node in graph.nodes:
         if node.op_type == "Conv" and node.name not in names:
             yield from _convolution_problems(graph, node, precision)
+
+
+def _value_problems(graph: _Graph, value: onnx.ValueInfoProto) -> Iterator[str]:
+    if not all(d.dim_value for d in value.type.tensor_type.shape.dim):
+        yield f"{value.name}: the shape is not fixed"
+    if graph.types[value.name] == TensorProto.UINT8:
+        wrong = {n.op_type for n in graph.consumers(value.name)} - {"Cast"}
+        if wrong:
+            yield f"{value.name}: uint8 can only be cast, but enters {', '.join(wrong)}"
 
 
 def _quantizer_problems(graph: _Graph, node: onnx.NodeProto) -> Iterator[str]:
@@ -98,18 +102,20 @@ def _quantizer_problems(graph: _Graph, node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _kept_in_float(graph: _Graph) -> list[onnx.NodeProto]:
-    """Decoding and selection, and the head's last convolutions: all that lies between the output
-    and the first convolutions on the way back from it. (DFL's is no convolution but a mean.)
+    """Return decoding, selection and the last convolutions of the head.
+
+    These are the nodes between the outputs and the first convolutions on the way back from them.
+    The convolution of DFL does not count: it computes a mean.
     """
     found: dict[str, onnx.NodeProto] = {}
-    waiting = [value.name for value in graph.outputs]
-    while waiting:
-        node = graph.makers.get(waiting.pop())
+    open_names = [value.name for value in graph.outputs]
+    while open_names:
+        node = graph.producers.get(open_names.pop())
         if node is None or node.name in found:
             continue
         found[node.name] = node
         if node.op_type != "Conv" or _is_mean(graph, node):
-            waiting.extend(node.input)
+            open_names.extend(node.input)
     return list(found.values())
 
 
@@ -122,17 +128,17 @@ def _is_mean(graph: _Graph, node: onnx.NodeProto) -> bool:
 
 def _float_problems(graph: _Graph, node: onnx.NodeProto) -> Iterator[str]:
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-        yield f"{node.name}: quantizes what must stay float32"
+        yield f"{node.name}: quantizes a node that must stay float32"
         return
     names = [*node.output, *(node.input if node.op_type == "Conv" else [])]
     if any(graph.types.get(name) == TensorProto.FLOAT16 for name in names):
         yield f"{node.name}: must stay float32, but is float16"
-    if node.op_type == "Conv" and any(graph.source(name) for name in node.input):
+    if node.op_type == "Conv" and any(graph.dequantizer(name) for name in node.input):
         yield f"{node.name}: must stay float32, but is quantized"
 
 
 def _convolution_problems(graph: _Graph, node: onnx.NodeProto, precision: str) -> Iterator[str]:
-    sources = [graph.source(name) for name in node.input]
+    sources = [graph.dequantizer(name) for name in node.input]
     weights = sources[1].input[0] if sources[1] is not None else node.input[1]
     if graph.types.get(weights) != _WEIGHTS[precision]:
         got = TensorProto.DataType.Name(graph.types.get(weights, 0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""How far the answers of two backends lie apart, on the same frames."""
+"""Differences between the outputs of two backends on the same frames."""
 
 from __future__ import annotations
 
@@ -7,17 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The weaker half of the rows is left out: at the end of the list the smallest difference decides
-# which anchors are on it at all.
+from drone_kd.backends import Backend
+
+# Only the better half of the rows is compared: at the end of the list the smallest difference
+# decides which anchors are in it.
 SHARE = 0.5
-# Up to this score a row does not say which class it is of: the next one may be as good as level.
-UNTOLD = 0.001
+# Up to this score the class of a row is not compared: the runner-up may score the same.
+MIN_CLASS_SCORE = 0.001
+# Pixels of box difference that count as much as a score difference of 1 when rows are matched.
+_PX_PER_SCORE = 100
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Differences of matched rows over ``frames`` frames: boxes in input pixels (the largest of
-    the four coordinates), scores in [0, 1].
+    """Differences of matched rows.
+
+    Attributes:
+        box_px: largest difference of the four coordinates per row, in input pixels.
+        score: difference of the scores per row, in [0, 1].
+        frames: number of frames compared.
     """
 
     box_px: np.ndarray
@@ -25,17 +33,20 @@ class Parity:
     frames: int
 
 
-def compare(first, second, frames: list[np.ndarray], least_score: float = 0.0) -> Parity:
+def compare(
+    first: Backend, second: Backend, frames: list[np.ndarray], least_score: float = 0.0
+) -> Parity:
     """Match the better rows of ``first`` with rows of ``second``, and take the differences.
 
     Args:
-        first, second: backends of the same input size, batch and classes.
+        first: reference backend.
+        second: backend of the same input size, batch and classes.
         frames: uint8 (H, W, 3) BGR of that size.
         least_score: rows of ``first`` below it are left out.
 
     Returns:
         One difference per row of ``first``; infinite where ``second`` has no row of that class
-        (of any, for scores up to `UNTOLD`).
+        (of any class, for scores up to `MIN_CLASS_SCORE`).
     """
     box, score = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
     for frame in frames:
@@ -49,18 +60,16 @@ def compare(first, second, frames: list[np.ndarray], least_score: float = 0.0) -
 
 
 def _differences(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row of ``a`` to the row of ``b`` that is most like it, of the same class if both
-    scores are high enough to tell.
-    """
-    # Rows of equal score change places, so they are found again by what they say.
+    """Return box and score difference of each row of ``a`` to the most similar row of ``b``."""
+    # Matched by content, because rows of equal score change places.
     box = np.abs(a[:, None, :4] - b[None, :, :4]).max(axis=2)
     score = np.abs(a[:, None, 4] - b[None, :, 4])
-    told = np.maximum(a[:, None, 4], b[None, :, 4]) > UNTOLD
-    other = told & (a[:, None, 5] != b[None, :, 5])
-    cost = np.where(other, np.inf, box + 100 * score)
-    partner = cost.argmin(axis=1)[:, None]
-    missing = np.isinf(np.take_along_axis(cost, partner, axis=1)[:, 0])
-    return tuple(
-        np.where(missing, np.inf, np.take_along_axis(d, partner, axis=1)[:, 0])
-        for d in (box, score)
+    has_class = np.maximum(a[:, None, 4], b[None, :, 4]) > MIN_CLASS_SCORE
+    other_class = has_class & (a[:, None, 5] != b[None, :, 5])
+    cost = np.where(other_class, np.inf, box + _PX_PER_SCORE * score)
+    rows, partner = np.arange(len(a)), cost.argmin(axis=1)
+    missing = np.isinf(cost[rows, partner])
+    return (
+        np.where(missing, np.inf, box[rows, partner]),
+        np.where(missing, np.inf, score[rows, partner]),
     )

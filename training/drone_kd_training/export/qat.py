@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""After quantization-aware distillation: both INT8 files, and what they lost."""
+"""Export after quantization-aware distillation: the calibrated and the trained INT8 file."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from drone_kd.core.model_spec import ModelSpec
@@ -14,23 +15,23 @@ CALIBRATED, TRAINED = "calibrated.onnx", "model.onnx"
 
 
 def export_both(config: Config, output: Path) -> str:
-    """Export the student that a run started from, calibrated, and the one it ended with.
+    """Export the student that a run started from, calibrated, and the student it ended with.
 
     Args:
         config: a finished run with ``quantize``.
         output: its folder; gets ``calibrated.onnx`` and ``model.onnx``.
 
     Returns:
-        Both tables of gates, the figures, and which of the two to fly.
+        Both tables of gates, the mAP of both files, and which of the two to fly.
 
     Raises:
-        ExportError: the trained student does not pass its gates.
+        ExportError: the trained student fails a gate.
     """
-    before, data = Path(config.student), str(output / "data.yaml")
-    settings = {"precision": "int8", "data": data, "imgsz": config.imgsz}
-    # Shown whatever it lost: it is what training is measured against.
-    calibrated_file, calibrated = export(before, output / CALIBRATED, force=True, **settings)
-    trained_file, trained = export(output / "best.pt", output / TRAINED, before=before, **settings)
+    before = Path(config.student)
+    int8 = partial(export, precision="int8", data=str(output / "data.yaml"), imgsz=config.imgsz)
+    # Forced: it is the baseline of training, whatever it lost.
+    calibrated_file, calibrated = int8(before, output / CALIBRATED, force=True)
+    trained_file, trained = int8(output / "best.pt", output / TRAINED, before=before)
     lines = [
         f"calibrated: {calibrated_file}",
         gate_table(calibrated),
@@ -53,5 +54,5 @@ def _verdict(calibrated: ModelSpec, trained: ModelSpec) -> str:
     better = trained.metrics["map50_95"] > calibrated.metrics["map50_95"]
     return (
         f"calibration alone holds ({lost:.2f} points lost, at most {limit}): training was not "
-        f"needed, and its file is {'the better' if better else 'no better'} one here"
+        f"needed, and its file is {'better' if better else 'no better'} here"
     )

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""INT8 in an ONNX graph: symmetric Q/DQ round every convolution that is not kept in float.
+"""INT8 quantization of an ONNX graph: symmetric Q/DQ around every convolution not kept in float.
 
-TensorRT's rules for explicit quantization: zero points 0, one scale per tensor for what enters a
+TensorRT's rules for explicit quantization: zero points 0, one scale per tensor for the input of a
 convolution and one per output channel for its weights, no quantized bias. The rest of the graph
-stays as it is.
+does not change.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -25,41 +26,41 @@ from tqdm import tqdm
 from drone_kd.core.model_spec import ModelSpec
 from drone_kd.core.preprocess import letterbox, network_input
 from drone_kd_training.data.dataset import DataError
-from drone_kd_training.models.torch_backend import FlightGraph
+from drone_kd_training.models.torch_backend import ExportGraph
 
-# The largest code; the smallest one, -128, is not used.
+# The largest code; -128 is not used.
 CODES = 127
 CALIBRATION_FRAMES = 512
-# A channel of zeros still needs a scale: the smallest that float16 has.
+# Scale of an all-zero channel: the smallest positive float16.
 _SMALLEST_SCALE = 2.0**-24
 
 
 def spread(paths: list[Path], count: int = CALIBRATION_FRAMES) -> list[Path]:
-    """At most ``count`` paths, evenly spread: neighbours are frames of one flight."""
+    """Return up to ``count`` paths, evenly spaced: neighbours are frames of one flight."""
     count = min(count, len(paths))
     return [paths[i * len(paths) // count] for i in range(count)]
 
 
 def names_sha256(paths: list[Path]) -> str:
-    """SHA-256 of the names, one a line."""
+    """Return the SHA-256 of the file names, one per line."""
     return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()
 
 
-def calibrate(graph: FlightGraph, spec: ModelSpec, frames: list[Path]) -> dict[str, float]:
-    """The largest magnitude that enters each convolution, by the name of its weights.
+def calibrate(graph: ExportGraph, spec: ModelSpec, frames: list[Path]) -> dict[str, float]:
+    """Return the largest input magnitude of each convolution, by the name of its weights.
 
     Args:
-        graph: computes in float32.
-        spec: what it takes.
-        frames: pictures, one at a time; those that cannot be read are left out.
+        graph: the float32 graph.
+        spec: its metadata.
+        frames: images, run one at a time; unreadable ones are skipped.
 
     Raises:
         DataError: none of the frames can be read.
     """
     largest: dict[str, float] = {}
 
-    def watch(name: str):
-        def hook(_, inputs: tuple[Tensor]) -> None:
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
             largest[name] = max(largest.get(name, 0.0), float(inputs[0].abs().max()))
 
         return hook
@@ -74,14 +75,15 @@ def calibrate(graph: FlightGraph, spec: ModelSpec, frames: list[Path]) -> dict[s
             image = cv2.imread(str(path))
             if image is None:
                 continue
-            canvas, _ = letterbox(image, spec.input_width, spec.input_height)
+            pixels = np.asarray(image, np.uint8)
+            canvas, _ = letterbox(pixels, spec.input_width, spec.input_height)
             with torch.inference_mode():
                 graph(torch.from_numpy(network_input(canvas[np.newaxis], spec)))
     finally:
         for hook in hooks:
             hook.remove()
     if not largest:
-        raise DataError(f"calibration: none of {len(frames)} frames is readable: {frames[0]}")
+        raise DataError(f"calibration: none of {len(frames)} images is readable: {frames[0]}")
     return largest
 
 
@@ -90,14 +92,13 @@ def quantize(
     inputs: dict[str, float],
     weights: dict[str, np.ndarray] | None = None,
 ) -> onnx.ModelProto:
-    """Put Q/DQ round every convolution whose weights are float16.
+    """Insert Q/DQ around every convolution whose weights are float16.
 
     Args:
-        model: an FP16 graph of opset 19 or later, in which float32 marks what stays float.
-        inputs: name of the weights of each such convolution to the largest magnitude that enters
-            it.
-        weights: the same to the magnitudes, float32 (output channels,), that its weights were
-            trained with; default: those that they have.
+        model: an FP16 graph of opset 19 or later; float32 convolutions stay float.
+        inputs: largest input magnitude of each such convolution, by the name of its weights.
+        weights: weight magnitudes of quantization-aware training, float32 (output channels,), by
+            the same name (default: taken from the weights).
 
     Returns:
         The quantized graph.
@@ -129,7 +130,7 @@ def quantize(
             "WeightSymmetric": True,
             "QuantizeBias": False,
             "DedicatedQDQPair": True,
-            # TensorRT fuses the activation that follows; between them a Q/DQ would only cost.
+            # TensorRT fuses the activation that follows, unless a Q/DQ stands between them.
             "OpTypesToExcludeOutputQuantization": ["Conv"],
             "TensorQuantOverrides": overrides,
         },

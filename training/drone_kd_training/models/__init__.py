@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Checkpoints: load, compare classes, run as a detector, interpolate weights."""
+"""Checkpoints: loading, class matching, weight interpolation, inference with torch."""

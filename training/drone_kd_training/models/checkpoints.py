@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Teacher and student models: loading with clear errors, what they cost, how their classes
-match.
-"""
+"""Teacher and student checkpoints: loading with clear errors, cost, class matching."""
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 from ultralytics.nn.modules.head import Detect
@@ -15,18 +15,31 @@ from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_loa
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 PACKAGED_MODELS = Path(__file__).parents[1] / "recipes"
+_SHOWN_NAMES = 8
+# What Ultralytics' loader raises for a file that is not one of its checkpoints.
+_LOAD_ERRORS = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ModuleNotFoundError,
+    pickle.UnpicklingError,
+)
 
 
 class UnusableModelError(ValueError):
-    """A model that cannot be used; the message says what was expected, what came and what to
-    do.
-    """
+    """Model that cannot be used; the message says what was expected, what came, what to do."""
 
 
 @dataclass(frozen=True)
 class ClassMatch:
-    """Which student class is which teacher class, by name; ``pairs`` holds (student index, teacher
-    index).
+    """Classes that student and teacher share, matched by name.
+
+    Attributes:
+        student_names, teacher_names: class names by index.
+        pairs: (student index, teacher index) of each shared class.
     """
 
     student_names: tuple[str, ...]
@@ -34,24 +47,21 @@ class ClassMatch:
     pairs: tuple[tuple[int, int], ...]
 
     def table(self) -> str:
-        """One line per class of the student: what the teacher calls it, or that it is learnt from
-        labels alone.
-        """
+        """Return one line per student class with the teacher's class, or "labels only"."""
         teacher = dict(self.pairs)
         lines = [f"{'student class':<24} teacher class"]
         for index, name in enumerate(self.student_names):
-            found = (
-                f"{self.teacher_names[teacher[index]]} ({teacher[index]})"
-                if index in teacher
-                else None
-            )
-            lines.append(f"{f'{name} ({index})':<24} {found or '- (labels only)'}")
+            found = "- (labels only)"
+            if index in teacher:
+                found = f"{self.teacher_names[teacher[index]]} ({teacher[index]})"
+            lines.append(f"{f'{name} ({index})':<24} {found}")
         unused = [n for i, n in enumerate(self.teacher_names) if i not in teacher.values()]
         if unused:
-            shown = ", ".join(unused[:8]) + (
-                f" and {len(unused) - 8} more" if len(unused) > 8 else ""
+            shown = ", ".join(unused[:_SHOWN_NAMES])
+            more = len(unused) - _SHOWN_NAMES
+            lines.append(
+                f"teacher classes not used: {shown}{f' and {more} more' if more > 0 else ''}"
             )
-            lines.append(f"teacher classes not used: {shown}")
         return "\n".join(lines)
 
 
@@ -59,7 +69,7 @@ def match_classes(student_names: tuple[str, ...], teacher_names: tuple[str, ...]
     """Match classes by name, ignoring case and surrounding space.
 
     Raises:
-        UnusableModelError: not one class in common.
+        UnusableModelError: no class in common.
     """
     where = {name.strip().lower(): i for i, name in enumerate(teacher_names)}
     keys = [name.strip().lower() for name in student_names]
@@ -74,23 +84,27 @@ def match_classes(student_names: tuple[str, ...], teacher_names: tuple[str, ...]
 
 
 def resolve_model(name: str) -> str:
-    """The path of a model file, or the name of a yaml that this project or Ultralytics has.
+    """Return the path of a model file, or the name of a yaml of this project or Ultralytics.
+
+    The name of a released checkpoint is returned as it is: Ultralytics downloads it.
 
     Raises:
-        UnusableModelError: a file that does not exist, or neither .pt nor .yaml.
+        UnusableModelError: the file does not exist, or is neither a .pt nor a model yaml.
     """
     path = Path(name)
     if path.suffix not in {".pt", ".yaml", ".yml"}:
-        raise UnusableModelError(f"a model is a checkpoint (.pt) or a model yaml, not {name!r}")
+        raise UnusableModelError(f"expected a checkpoint (.pt) or a model yaml, got {name!r}")
     if path.is_file():
         if path.suffix != ".pt" and not {"backbone", "head"} <= set(yaml_model_load(path)):
-            raise UnusableModelError(f"{name} is no model yaml: expected keys backbone and head")
+            raise UnusableModelError(
+                f"{name} is not a model yaml: expected keys backbone and head"
+            )
         return str(path)
-    if (PACKAGED_MODELS / path.name).is_file() and path.parent == Path("."):
+    if (PACKAGED_MODELS / path.name).is_file() and path.parent == Path():
         return str(PACKAGED_MODELS / path.name)
     if path.suffix == ".pt":
-        if path.parent == Path("."):
-            return name  # a release's name: Ultralytics fetches it where there is a network
+        if path.parent == Path():
+            return name
         raise UnusableModelError(f"no checkpoint at {name}")
     try:
         yaml_model_load(name)
@@ -100,40 +114,51 @@ def resolve_model(name: str) -> str:
 
 
 def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, dict]:
-    """Load a detector in float32 and eval mode with its checkpoint dictionary (empty for a yaml).
+    """Load a detector in float32 and evaluation mode.
 
-    ``also``: names of other heads that are accepted beside Detect.
+    Args:
+        name: see `resolve_model`.
+        also: names of other heads that are accepted beside Detect.
+
+    Returns:
+        The model and its checkpoint's dictionary, which is empty for a yaml.
 
     Raises:
         UnusableModelError: not a checkpoint, or a model with another head.
     """
     source = resolve_model(name)
-    if not source.endswith(".pt"):
-        model = DetectionModel(source, verbose=False).eval()
-        checkpoint: dict = {}
-    else:
+    checkpoint: dict = {}
+    if source.endswith(".pt"):
         try:
             model, checkpoint = load_checkpoint(source)
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError,
-        ModuleNotFoundError,
-                pickle.UnpicklingError) as error:  # fmt: skip
+        except _LOAD_ERRORS as error:
             raise UnusableModelError(
                 f"{name} is not an Ultralytics checkpoint: {_first_line(error)}"
             ) from error
-    head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
+    else:
+        model = DetectionModel(source, verbose=False).eval()
+    layers = getattr(model, "model", None)
+    head = layers[-1] if isinstance(layers, nn.Sequential) else model
     if type(head) is not Detect and type(head).__name__ not in also:
-        found = type(head).__name__ if head is not None else type(model).__name__
-        raise UnusableModelError(f"{name} must be a detector with a Detect head, found {found}")
+        raise UnusableModelError(
+            f"{name} must be a detector with a Detect head, found {type(head).__name__}"
+        )
     return model, checkpoint
 
 
-def class_names(model: DetectionModel) -> tuple[str, ...]:
-    """The class names of a model in the order of their index."""
-    return tuple(str(model.names[i]) for i in range(len(model.names)))
+def detect_head(model: nn.Module) -> Detect:
+    """Return the detection head: the last layer of an Ultralytics detector."""
+    return cast(Detect, cast(nn.Sequential, model.model)[-1])
+
+
+def class_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the class names of an Ultralytics model in the order of their index."""
+    names = cast(Mapping[int, object], model.names)
+    return tuple(str(names[i]) for i in range(len(names)))
 
 
 def cost(model: DetectionModel, imgsz: int) -> dict[str, float]:
-    """Number of parameters and GFLOPs of one square frame of ``imgsz`` pixels."""
+    """Return the number of parameters and the GFLOPs of one square frame of ``imgsz`` pixels."""
     return {
         "parameters": int(get_num_params(model)),
         "gflops": round(float(get_flops(model, imgsz)), 3),
@@ -141,6 +166,5 @@ def cost(model: DetectionModel, imgsz: int) -> dict[str, float]:
 
 
 def _first_line(error: BaseException) -> str:
-    return next(
-        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-    )
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The graph that is exported, and the same graph run by torch as a backend of
-`drone_kd.detector.Detector`.
-"""
+"""The exported graph as a torch module, and torch as a backend of `drone_kd.detector.Detector`."""
 
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,25 +13,41 @@ from torchvision.ops import box_convert
 from ultralytics.utils.torch_utils import is_qat, strip_qat
 
 from drone_kd.core.model_spec import ModelSpec
-from drone_kd_training.models.checkpoints import class_names
+from drone_kd_training.models.checkpoints import class_names, detect_head
 
-# Side of a square in pixels, or height and width, as Ultralytics has it.
+# Side of a square in pixels, or height and width, as in Ultralytics.
 ImageSize = int | tuple[int, int]
-# Rows that a dense head gives. Measured on three data sets (benchmarks/export.md).
+# By the name of a convolution's weights: the largest input magnitude; the largest weight magnitude
+# per output channel, float32 (C,).
+QuantizationRanges = tuple[dict[str, float], dict[str, np.ndarray]]
+# Output rows of a dense head, from measurements on three data sets (benchmarks/export.md).
 CANDIDATES = 1000
+# A graph without a file has no hash and no licence yet.
+_NO_FILE: dict[str, Any] = {
+    "source_sha256": "0" * 64,
+    "tools": {},
+    "metrics": {},
+    "licence": "",
+}
 
 
-class FlightGraph(nn.Module):
-    """What flies: frames in, rows out; colour, scale, decoding and the choice of rows are in the
-    graph.
+class ExportGraph(nn.Module):
+    """Deployed graph: preprocessing, network, decoding and candidate selection.
 
-    Input uint8 (B, H, W, 3) BGR, or with ``nchw`` float32 (B, 3, H, W) RGB from 0 to 1. Output
-    float32 (B, K, 6): x1, y1, x2, y2 in input pixels, score, class; best first. Of a dense head
-    the best class of the ``candidates`` best anchors, of an end-to-end head its detections.
+    Input: uint8 (B, H, W, 3) BGR, or with ``nchw`` float32 (B, 3, H, W) RGB in [0, 1].
+    Output: float32 (B, K, 6) as x1, y1, x2, y2 in input pixels, score, class; best first. A dense
+    head gives the best class of its K best anchors, an end-to-end head its detections.
 
-    With ``half`` the network computes in float16, but for the head's last convolutions and all
-    that follows them: logits and pixels need the digits. Of a quantization-aware checkpoint it is
-    the network without its quantizers, whose ranges are in ``ranges`` (see `trained_ranges`).
+    Args:
+        model: an Ultralytics detector; it is copied.
+        nchw: whether the input is float32 NCHW.
+        half: compute in float16, except the last convolutions of the head and all that follows
+            them: logits and pixel coordinates need float32. The quantizers of a
+            quantization-aware checkpoint are removed; ``ranges`` keeps what they learned.
+        candidates: output rows of a dense head.
+
+    Attributes:
+        ranges: see `trained_ranges`; None unless ``half``.
     """
 
     def __init__(
@@ -43,17 +58,17 @@ class FlightGraph(nn.Module):
         candidates: int = CANDIDATES,
     ) -> None:
         super().__init__()
-        self.model = deepcopy(model).float().eval().fuse(verbose=False)
+        self.model = cast(Any, deepcopy(model)).float().eval().fuse(verbose=False)
         self.nchw = nchw
         self.dtype = torch.float16 if half else torch.float32
-        head = self.model.model[-1]
+        head = detect_head(self.model)
         head.export = True
         self.dense = not head.end2end
         if self.dense:
             head.xyxy = True
-            # Ultralytics' own selection, told to give the best class of each anchor.
+            # Ultralytics' own selection, set to give the best class of each anchor.
             head.agnostic_nms, head.max_det = True, candidates
-        self.ranges = None
+        self.ranges: QuantizationRanges | None = None
         if half:
             self.ranges = trained_ranges(self)
             strip_qat(self.model)
@@ -65,28 +80,29 @@ class FlightGraph(nn.Module):
             parameter.requires_grad_(False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        # TensorRT takes uint8 as an input, and can do nothing with it but cast it.
+        """Run a batch of frames; see the class for shapes."""
+        # TensorRT accepts a uint8 input only if a cast follows.
         frames = frames.to(self.dtype)
         if not self.nchw:
             frames = frames.permute(0, 3, 1, 2).flip(1) / 255
-        found = self.model(frames)
-        return self.model.model[-1].postprocess(found.permute(0, 2, 1)) if self.dense else found
+        rows = self.model(frames)
+        if not self.dense:
+            return rows
+        return detect_head(self.model).postprocess(rows.permute(0, 2, 1))
 
 
-def trained_ranges(graph: nn.Module) -> tuple[dict, dict] | None:
-    """What a quantization-aware checkpoint was trained with; None for every other.
-
-    By the name of a convolution's weights: the largest magnitude that enters it, and those of its
-    weights, float32 (output channels,).
-    """
+def trained_ranges(graph: nn.Module) -> QuantizationRanges | None:
+    """Return the ranges of a quantization-aware model; None for any other model."""
     if not is_qat(graph):
         return None
     inputs, weights = {}, {}
     for name, module in graph.named_modules():
-        # (Ultralytics trains with a quantizer before each pooling, too, which changes no range.)
-        if isinstance(module, nn.Conv2d) and module.input_quantizer.is_enabled:
-            inputs[f"{name}.weight"] = float(module.input_quantizer.amax)
-            weights[f"{name}.weight"] = module.weight_quantizer.amax.flatten().cpu().numpy()
+        # Ultralytics also quantizes before each pooling, which changes no range.
+        quantizer = cast(Any, getattr(module, "input_quantizer", None))
+        if isinstance(module, nn.Conv2d) and quantizer.is_enabled:
+            inputs[f"{name}.weight"] = float(quantizer.amax)
+            amax = cast(Any, module.weight_quantizer).amax
+            weights[f"{name}.weight"] = amax.flatten().cpu().numpy()
     return inputs, weights
 
 
@@ -95,12 +111,15 @@ class _ToFloat(nn.Module):
         return features.float()
 
 
-# No file stands behind a graph yet, so there is nothing to hash or to license.
-_NO_FILE = {"source_sha256": "0" * 64, "tools": {}, "metrics": {}, "licence": ""}
-
-
 class TorchBackend:
-    """Runs an Ultralytics detector behind the interface of `drone_kd.backends.Backend`."""
+    """Ultralytics detector behind the interface of `drone_kd.backends.Backend`.
+
+    Args:
+        model: an Ultralytics detector with a Detect head; it is copied.
+        imgsz: input size (default: the square it was trained at).
+        batch: frames per inference.
+        device: a torch device.
+    """
 
     name = "torch"
     fallback = ""
@@ -112,21 +131,18 @@ class TorchBackend:
         batch: int = 1,
         device: str = "cpu",
     ) -> None:
-        """``imgsz``: of the input; default: the square that the model was trained at. ``batch``:
-        frames per inference. ``device``: as torch names it.
-        """
         self.device = device
-        self.graph = FlightGraph(model).to(device)
-        self.spec = describe(model, imgsz or trained_imgsz(model), batch=batch, **_NO_FILE)
+        self.graph = ExportGraph(model).to(device)
+        self.spec = make_spec(model, imgsz or trained_imgsz(model), batch=batch, **_NO_FILE)
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
-        """Run uint8 (B, H, W, 3) frames; returns what the exported graph returns."""
+        """Run uint8 (B, H, W, 3) BGR frames; return float32 (B, K, 6), see `ExportGraph`."""
         with torch.inference_mode():
             return self.graph(torch.tensor(batch, device=self.device)).cpu().numpy()
 
 
 class BoxBackend:
-    """Runs RT-DETR behind the same interface: its queries are the rows."""
+    """RT-DETR behind the interface of `drone_kd.backends.Backend`; each query is one row."""
 
     name = "torch"
     fallback = ""
@@ -143,10 +159,10 @@ class BoxBackend:
         )
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
-        """Run uint8 (B, H, W, 3) BGR frames; returns float32 (B, queries, 6), best first."""
+        """Run uint8 (B, H, W, 3) BGR frames; return float32 (B, queries, 6), best first."""
         with torch.inference_mode():
             frames = torch.tensor(batch, device=self.device).permute(0, 3, 1, 2).flip(1) / 255
-            boxes, logits = self.model(frames)[1][:2]  # of every layer; the last counts
+            boxes, logits = self.model(frames)[1][:2]  # one entry per decoder layer
             scores, class_ids = logits[-1].sigmoid().max(dim=-1)
             size = torch.tensor([*batch.shape[2:0:-1]] * 2, device=self.device)
             xyxy = box_convert(boxes[-1], "cxcywh", "xyxy").clamp(0, 1) * size
@@ -156,22 +172,26 @@ class BoxBackend:
 
 
 def trained_imgsz(model: nn.Module) -> int:
-    """The square input that a checkpoint was trained at (640, Ultralytics' default, where it
-    does not say).
-    """
+    """Return the square input size of training; 640, Ultralytics' default, if not recorded."""
     args = getattr(model, "args", None)
     size = args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)
     size = size[0] if isinstance(size, (list, tuple)) else size
     return int(size or 640)
 
 
-def describe(model: nn.Module, imgsz: ImageSize, **extra) -> ModelSpec:
-    """What the exported file says of itself; ``extra``: further fields of `ModelSpec`."""
+def make_spec(model: nn.Module, imgsz: ImageSize, **fields: Any) -> ModelSpec:
+    """Return the metadata of a detector.
+
+    Args:
+        model: an Ultralytics detector.
+        imgsz: input size.
+        fields: further fields of `ModelSpec`.
+    """
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     return ModelSpec(
         classes=class_names(model),
         input_width=width,
         input_height=height,
-        head="end2end" if model.model[-1].end2end else "dense",
-        **extra,
+        head="end2end" if detect_head(model).end2end else "dense",
+        **fields,
     )

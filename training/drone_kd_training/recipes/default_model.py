@@ -48,7 +48,7 @@ from drone_kd_training.evaluation.evaluate import IOU, evaluate
 from drone_kd_training.export.export import ExportError, export
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend
-from drone_kd_training.models.weight_interpolation import blend
+from drone_kd_training.models.weight_interpolation import interpolate_weights
 from drone_kd_training.recipes.model_card import write_card
 from drone_kd_training.teachers.fusion import count_right
 from drone_kd_training.teachers.plan import Plan, read_plan
@@ -296,8 +296,8 @@ def start(coco: Path, output: Path) -> Path:
 def choose_share(
     checkpoint: Path, start: Path, grounds: dict[str, Path], output: Path
 ) -> tuple[float, Path, dict[str, dict[str, dict]]]:
-    """How much of the start the weights keep (see `blend`): of `SHARES` the one with the best mean
-    AP50 over ``grounds``, so that what is hardly taught is not forgotten.
+    """How much of the start the weights keep (see `interpolate_weights`): of `SHARES` the one with
+    the best mean AP50 over ``grounds``, so that what is hardly taught is not forgotten.
 
     Returns:
         The share, its checkpoint, and what `evaluate` says by share and ground.
@@ -306,7 +306,7 @@ def choose_share(
     for share in tqdm(SHARES, desc="blending with the start", unit="share"):
         files[share] = output / "blends" / f"{share}.pt"
         if not files[share].is_file():
-            blend(checkpoint, start, share, files[share])
+            interpolate_weights(checkpoint, start, share, files[share])
         found[str(share)] = {
             name: measure(files[share], data, output / "figures", classes=KINDS)
             for name, data in grounds.items()

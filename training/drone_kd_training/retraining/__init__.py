@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Train the deployed model on with mined frames, and judge the candidate."""
+"""Retraining of the deployed model on mined frames, and the guard that judges the candidate."""

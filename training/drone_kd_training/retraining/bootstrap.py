@@ -1,7 +1,8 @@
-"""Average precision over frames drawn anew: frames are matched once, then only weighed.
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Bootstrap of average precision over frames: frames are matched once, then only re-weighted.
 
-Efron, "Bootstrap methods" (Annals of Statistics 1979): what a figure would be on other frames of
-the same kind is seen by drawing as many frames from those at hand, with replacement.
+Efron, "Bootstrap methods" (Annals of Statistics 1979): resampling the frames with replacement
+estimates how a figure varies between sets of frames of the same kind.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import numpy as np
 
 from drone_kd.metrics import SIZES, match_frames
 
-# The parts of a score: every size, and each of SIZES.
+# Object sizes of a score: all, and each of SIZES.
 AREAS = ("all", *SIZES)
 
 
 @dataclass(frozen=True, eq=False)
-class _Kind:
-    """Objects of one class and size: what was found of them, best scores first.
+class _Matched:
+    """Matched predictions of one class and size, in descending order of score.
 
-    ``frame`` (D,) index of each answer's frame; ``hit`` and ``counts`` bool (T, D) by IoU
-    threshold: a hit, and neither ignored; ``objects`` (F,) in each frame.
+    Attributes:
+        frame: int64 (P,) index of each prediction's frame.
+        hit: bool (T, P), true positives at each IoU threshold.
+        counts: bool (T, P), predictions that are not ignored.
+        objects: int64 (F,) objects in each frame.
     """
 
     frame: np.ndarray
@@ -31,73 +35,79 @@ class _Kind:
 
 
 class Matches:
-    """A model's answers over the frames of a split, each matched with its frame's objects."""
+    """Predictions over the frames of a split, each matched with the objects of its frame.
+
+    The arguments are those of `drone_kd.metrics.precision`.
+    """
 
     def __init__(
-        self, images: list[dict], truth: list[dict], found: list[dict], classes: list[int]
+        self, images: list[dict], truth: list[dict], predictions: list[dict], classes: list[int]
     ) -> None:
-        """Match once; the arguments are those of `drone_kd.metrics.precision`."""
-        evaluation = match_frames(images, truth, found, classes)
+        evaluation = match_frames(images, truth, predictions, classes)
         self.frames = len(images)
         self.recalls = evaluation.params.recThrs
         self.classes = len(classes)
         frames = iter(evaluation.evalImgs)  # by class, then size, then frame
         thresholds = len(evaluation.params.iouThrs)
-        self.kinds = {
-            (k, area): _kind([next(frames) for _ in range(self.frames)], thresholds)
+        self.matched = {
+            (k, area): _join([next(frames) for _ in range(self.frames)], thresholds)
             for k in range(self.classes)
             for area in AREAS
         }
 
     def objects(self, area: str) -> np.ndarray:
-        """How many objects of a size there are, by class: int64 (C,)."""
-        return np.array([self.kinds[k, area].objects.sum() for k in range(self.classes)])
+        """Return the number of objects of a size by class, int64 (C,)."""
+        return np.array([self.matched[k, area].objects.sum() for k in range(self.classes)])
 
-    def precision(self, area: str, draws: np.ndarray) -> np.ndarray:
-        """Mean AP over IoU 0.5 to 0.95 of objects of a size, by class, in each draw.
+    def precision(self, area: str, resamples: np.ndarray) -> np.ndarray:
+        """Return the AP over IoU 0.5 to 0.95 of objects of a size, by class and resample.
 
         Args:
             area: one of AREAS.
-            draws: (N, F), how often each frame was drawn; all ones: the plain figure.
+            resamples: int64 (N, F), count of each frame; all ones give the plain figure.
 
         Returns:
-            float64 (C, N) in [0, 1]; NaN where no such object was drawn.
+            float64 (C, N) in [0, 1]; NaN for a resample without such an object.
         """
-        kinds = [self.kinds[k, area] for k in range(self.classes)]
-        return np.array([[_average(kind, w, self.recalls) for w in draws] for kind in kinds])
+        return np.array(
+            [
+                [_average(self.matched[k, area], weights, self.recalls) for weights in resamples]
+                for k in range(self.classes)
+            ]
+        )
 
 
-def draw_frames(frames: int, times: int, seed: int = 0) -> np.ndarray:
+def resample_frames(frames: int, times: int, seed: int = 0) -> np.ndarray:
     """Draw ``frames`` frames with replacement, ``times`` times: int64 (times, frames), counts."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(frames, np.full(frames, 1 / frames), size=times)
 
 
-def _kind(evaluated: list[dict | None], thresholds: int) -> _Kind:
-    """Put pycocotools' results of single frames (None: nothing there) into one table."""
+def _join(evaluated: list[dict | None], thresholds: int) -> _Matched:
+    """Join pycocotools' results of single frames; None: a frame without object and prediction."""
     objects = np.array([0 if e is None else int((e["gtIgnore"] == 0).sum()) for e in evaluated])
     present = [(i, e) for i, e in enumerate(evaluated) if e is not None]
-    scores = np.concatenate([e["dtScores"] for _, e in present] or [np.zeros(0)])
-    frame = np.concatenate([np.full(len(e["dtScores"]), i) for i, e in present] or [[]])
     empty = np.zeros((thresholds, 0))
-    matched = np.concatenate([e["dtMatches"] for _, e in present] or [empty], axis=1) > 0
-    ignored = np.concatenate([e["dtIgnore"] for _, e in present] or [empty], axis=1) > 0
-    order = np.argsort(-scores, kind="mergesort")  # as pycocotools sorts
+    scores = np.concatenate([np.zeros(0), *(e["dtScores"] for _, e in present)])
+    frame = np.concatenate([np.zeros(0), *(np.full(len(e["dtScores"]), i) for i, e in present)])
+    matched = np.concatenate([empty, *(e["dtMatches"] for _, e in present)], axis=1) > 0
+    ignored = np.concatenate([empty, *(e["dtIgnore"] for _, e in present)], axis=1) > 0
+    order = np.argsort(-scores, kind="mergesort")  # stable, as in pycocotools
     hit, counts = (matched & ~ignored)[:, order], (~ignored)[:, order]
-    return _Kind(frame.astype(np.int64)[order], hit, counts, objects)
+    return _Matched(frame.astype(np.int64)[order], hit, counts, objects)
 
 
-def _average(kind: _Kind, weights: np.ndarray, recalls: np.ndarray) -> float:
-    """AP over the IoU thresholds, each frame counted ``weights`` (F,) times; pycocotools' sums.
+def _average(matched: _Matched, weights: np.ndarray, recalls: np.ndarray) -> float:
+    """Return the AP over the IoU thresholds with each frame counted ``weights`` (F,) times.
 
-    The curve of precision can only rise at a hit, so that it is looked at there alone.
+    Precision rises only at hits, so the curve is evaluated at hits alone.
     """
-    objects = int(weights @ kind.objects)
+    objects = int(weights @ matched.objects)
     if not objects:
         return np.nan
-    weight = weights[kind.frame]
+    weight = weights[matched.frame]
     total = 0.0
-    for hit, counts in zip(kind.hit, kind.counts, strict=True):
+    for hit, counts in zip(matched.hit, matched.counts, strict=True):
         at = np.flatnonzero(hit & (weight > 0))
         if not len(at):
             continue
@@ -106,4 +116,4 @@ def _average(kind: _Kind, weights: np.ndarray, recalls: np.ndarray) -> float:
         envelope = np.maximum.accumulate(precision[::-1])[::-1]
         reached = np.searchsorted(hits / objects, recalls, side="left")
         total += envelope[reached[reached < len(at)]].sum()
-    return total / (len(kind.hit) * len(recalls))
+    return total / (len(matched.hit) * len(recalls))

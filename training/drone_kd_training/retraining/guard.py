@@ -1,53 +1,60 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Is the candidate better on the new flight, and nowhere worse? What it is not shown, it refuses.
+"""Guard of retraining: accept a candidate that is better on the new flight, not worse elsewhere.
 
-Both models are run over the same frames, and both scores are taken again and again over frames
-drawn anew from these (`retraining.bootstrap`): the interval of their difference says what other
-frames of the same kind might have shown.
+Deployed model and candidate run over the same frames. The bootstrap over these frames
+(`retraining.bootstrap`) gives the interval of the difference of their mAP. What the interval does
+not show is not accepted.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from drone_kd.core.boxes import iou
-from drone_kd_training.evaluation.evaluate import Answers, answer
-from drone_kd_training.retraining.bootstrap import AREAS, Matches, draw_frames
+from drone_kd_training.evaluation.evaluate import Evaluable, SplitPredictions, predict_split
+from drone_kd_training.retraining.bootstrap import AREAS, Matches, resample_frames
 from drone_kd_training.tables import format_score
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 from drone_kd_training.teachers.teachers import Predictions
 
-DRAWS = 1000
+RESAMPLES = 1000
 CONFIDENCE = 0.95
-# What the lower end of the interval must be above, mAP50-95 in [0, 1]: of the new flight as a
-# whole, of the base as a whole, and of every class and size of either (fewer objects, so that
-# less can be shown of them).
+# Bounds for the lower end of the interval of the gain, in mAP50-95 in [0, 1]: new flight as a
+# whole, base as a whole, and each class and size (which have fewer objects, so wider intervals).
 GAIN, MARGIN, PART_MARGIN = 0.0, -0.01, -0.03
-# A class of fewer objects (of a size, where it is about a size) does not count: it is shown, but
-# neither judged nor in a mean.
-FEWEST_OBJECTS = 50
-# The teacher's labels can be wrong in the frames to judge by as in those to learn from: no gain on
-# them says so. What the flying model is sure of is to be labelled so at least this many times as
-# often as it is in the base.
+# Classes and sizes with fewer objects are shown, but neither judged nor part of a mean.
+MIN_OBJECTS = 50
+# The teacher's labels may be wrong in the held-out frames, too, where no gain can reveal it.
+# Confident predictions of the deployed model must agree with labels at least this many times as
+# often as they do on the base.
 AGREEMENT = 0.5
 LABELS = "labels"
-# From this overlap on an answer is about a box, as in mAP50.
-ABOUT_IOU = 0.5
+# IoU from which a prediction matches a box, as in mAP50.
+MATCH_IOU = 0.5
 
-HOLDS, WORSE, UNSHOWN, FEW = "holds", "worse", "not shown", "too few objects"
+HOLDS, WORSE, NOT_SHOWN, FEW = "holds", "worse", "not shown", "too few objects"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: ``domain`` "new" or "base", ``part`` "all", a class or a size; mAP50-95 in
-    [0, 1], the interval of the gain, and what its lower end must be above.
+    """One comparison of the deployed model with the candidate.
 
-    Of the part "labels": ``objects`` that the flying model is sure of, the shares of them that are
-    labelled so in the base (``before``) and on the new flight (``after``, ``low``, ``high``).
+    The part "labels" is about the deployed model alone: ``objects`` confident predictions, and
+    the share that agrees with labels on the base (``before``) and on the new flight (``after``).
+
+    Attributes:
+        domain: "new" or "base".
+        part: "all", a class, a size, or "labels".
+        objects: number of objects.
+        before, after: mAP50-95 of deployed model and candidate, in [0, 1].
+        low, high: interval of the gain (of "labels": of ``after``).
+        least: bound that ``low`` must exceed (of "labels": that ``high`` must exceed).
+        verdict: one of HOLDS, WORSE, NOT_SHOWN, FEW.
     """
 
     domain: str
@@ -62,96 +69,117 @@ class Row:
 
 
 def compare_models(
-    before, after, base: Path, mined: Path, answers: Predictions, corrected: set[str]
+    before: Evaluable,
+    after: Evaluable,
+    base: Path,
+    mined: Path,
+    teacher: Predictions,
+    corrected: set[str],
 ) -> list[Row]:
     """Compare two models on the validation splits of the base and of the mined frames.
 
     Args:
-        before, after: what `evaluation.evaluate.evaluate` takes.
-        base, mined: data.yaml.
-        answers: of the teacher to the mined frames: what it is unsure of is left out there.
-        corrected: stems of the frames whose labels are a person's, and complete.
+        before: the deployed model, as `evaluation.evaluate.evaluate` takes it.
+        after: the candidate.
+        base: data.yaml of the base.
+        mined: data.yaml of the mined frames.
+        teacher: predictions for the mined frames; the uncertain ones are ignore regions.
+        corrected: stems of the frames whose labels a person corrected, so that they are complete.
 
     Raises:
         DataError, UnusableModelError: see `evaluation.evaluate.evaluate`.
     """
-    found = {
-        domain: [answer(model, data) for model in (before, after)]
+    results = {
+        domain: [predict_split(model, data) for model in (before, after)]
         for domain, data in (("new", mined), ("base", base))
     }
-    found["new"] = [leave_out_unsure(a, answers, corrected) for a in found["new"]]
-    rows = [row for domain, both in found.items() for row in _compare(domain, *both)]
-    return [*rows, _agreement(found["new"][0], found["base"][0], corrected)]
+    results["new"] = [drop_uncertain(r, teacher, corrected) for r in results["new"]]
+    rows = [row for domain, both in results.items() for row in _compare(domain, *both)]
+    return [*rows, _agreement(results["new"][0], results["base"][0], corrected)]
 
 
 def accepted(rows: list[Row]) -> bool:
-    """Whether everything that is judged holds, and something is."""
+    """Return whether both domains were judged and every judged row holds."""
     judged = [row for row in rows if row.verdict != FEW]
     whole = {row.domain for row in judged if row.part == "all"}
     return whole == {"new", "base"} and all(row.verdict == HOLDS for row in judged)
 
 
-def _agreement(new: Answers, base: Answers, corrected: set[str]) -> Row:
-    """Do the teacher's labels say what the flying model is sure of?"""
-    sure, labelled = _sure_and_labelled(new, corrected)
+def _agreement(new: SplitPredictions, base: SplitPredictions, corrected: set[str]) -> Row:
+    """Compare how often labels agree with confident predictions, on the new flight and base."""
+    confident, agreeing = _confident_and_agreeing(new, corrected)
     share, usual = (
         float(n.sum() / max(1, of.sum()))
-        for of, n in ((sure, labelled), _sure_and_labelled(base, set()))
+        for of, n in ((confident, agreeing), _confident_and_agreeing(base, set()))
     )
     least, low, high, verdict = AGREEMENT * usual, float("nan"), float("nan"), FEW
-    if sure.sum() >= FEWEST_OBJECTS:
-        draws = draw_frames(len(sure), DRAWS)
+    if confident.sum() >= MIN_OBJECTS:
+        resamples = resample_frames(len(confident), RESAMPLES)
         with np.errstate(invalid="ignore"):
-            low, high = _interval((draws @ labelled) / (draws @ sure))
+            low, high = _interval((resamples @ agreeing) / (resamples @ confident))
         verdict = WORSE if high <= least else HOLDS
-    return Row("new", LABELS, int(sure.sum()), usual, share, low, high, least, verdict)
+    return Row("new", LABELS, int(confident.sum()), usual, share, low, high, least, verdict)
 
 
-def _sure_and_labelled(found: Answers, corrected: set[str]) -> tuple[np.ndarray, np.ndarray]:
-    """How many answers are sure in each frame that no person labelled, and how many of them are
-    about a label of their class: int64 (F,).
+def _confident_and_agreeing(
+    result: SplitPredictions, corrected: set[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count confident predictions, and those that match a label of their class: int64 (F,) each.
+
+    Frames that a person corrected are not counted.
     """
-    numbers = {image["id"]: k for k, image in enumerate(found.images)}
-    counts = np.zeros((2, len(numbers)), np.int64)
-    truth: dict[int, list[dict]] = {}
-    for box in found.truth:
-        truth.setdefault(box["image_id"], []).append(box)
-    for box in found.found:
-        frame = box["image_id"]
-        if box["score"] <= IGNORE_BAND[1] or found.paths[frame].stem in corrected:
+    truth, predictions = _by_frame(result.truth), _by_frame(result.predictions)
+    counts = np.zeros((2, len(result.images)), np.int64)
+    for k, image in enumerate(result.images):
+        if result.paths[image["id"]].stem in corrected:
             continue
-        same = [t for t in truth.get(frame, []) if t["category_id"] == box["category_id"]]
-        about = iou(_xyxy([box]), _xyxy(same)).max(initial=0.0) >= ABOUT_IOU
-        counts[:, numbers[frame]] += (1, about)
+        for box in predictions[image["id"]]:
+            if box["score"] > IGNORE_BAND[1]:
+                same = [t for t in truth[image["id"]] if t["category_id"] == box["category_id"]]
+                counts[:, k] += (1, bool(_matches(_xyxy([box]), _xyxy(same))[0]))
     return counts[0], counts[1]
 
 
-def leave_out_unsure(found: Answers, answers: Predictions, corrected: set[str]) -> Answers:
-    """Drop what a model found where the teacher was unsure: neither a hit nor a false alarm.
+def drop_uncertain(
+    result: SplitPredictions, teacher: Predictions, corrected: set[str]
+) -> SplitPredictions:
+    """Drop predictions in the teacher's uncertain boxes: neither hits nor false positives.
 
-    An answer that is about a label stays, whatever the teacher was unsure of beside it.
+    A prediction that matches a label stays. Frames in ``corrected`` do not change.
     """
-    kept = []
-    by_frame: dict[int, tuple[list, list]] = {image["id"]: ([], []) for image in found.images}
-    for number, boxes in enumerate((found.truth, found.found)):
-        for box in boxes:
-            by_frame[box["image_id"]][number].append(box)
-    for image in found.images:
-        truth, own = by_frame[image["id"]]
-        stem = found.paths[image["id"]].stem
-        boxes, scores = answers.found.get(stem, (np.zeros((0, 4)), np.zeros((0, 1))))
-        best = scores.max(axis=1, initial=0.0)
-        unsure = boxes[(best >= IGNORE_BAND[0]) & (best <= IGNORE_BAND[1])]
-        if stem in corrected or not len(unsure) or not own:
-            kept += own
-            continue
-        size = np.array([image["width"], image["height"]] * 2)
-        band = np.hstack([unsure[:, :2] - unsure[:, 2:] / 2, unsure[:, :2] + unsure[:, 2:] / 2])
-        looked_at = _xyxy(own)
-        about_band = iou(looked_at, (band * size).astype(np.float32)).max(axis=1) >= ABOUT_IOU
-        about_label = iou(looked_at, _xyxy(truth)).max(axis=1, initial=0.0) >= ABOUT_IOU
-        kept += [box for box, drop in zip(own, about_band & ~about_label, strict=True) if not drop]
-    return replace(found, found=kept)
+    truth, predictions = _by_frame(result.truth), _by_frame(result.predictions)
+    kept: list[dict] = []
+    for image in result.images:
+        own = predictions[image["id"]]
+        stem = result.paths[image["id"]].stem
+        uncertain = _uncertain(teacher, stem, image)
+        if stem not in corrected and len(uncertain):
+            boxes = _xyxy(own)
+            dropped = _matches(boxes, uncertain) & ~_matches(boxes, _xyxy(truth[image["id"]]))
+            own = [box for box, drop in zip(own, dropped, strict=True) if not drop]
+        kept += own
+    return replace(result, predictions=kept)
+
+
+def _uncertain(teacher: Predictions, stem: str, image: dict) -> np.ndarray:
+    """Return the teacher's uncertain boxes in an image, float32 (N, 4) xyxy in pixels."""
+    boxes, scores = teacher.found.get(stem, (np.zeros((0, 4)), np.zeros((0, 1))))
+    best = scores.max(axis=1, initial=0.0)
+    centre, size = np.hsplit(boxes[(best >= IGNORE_BAND[0]) & (best <= IGNORE_BAND[1])], 2)
+    xyxy = np.hstack([centre - size / 2, centre + size / 2])
+    return (xyxy * np.array([image["width"], image["height"]] * 2)).astype(np.float32)
+
+
+def _by_frame(annotations: list[dict]) -> defaultdict[int, list[dict]]:
+    frames: defaultdict[int, list[dict]] = defaultdict(list)
+    for box in annotations:
+        frames[box["image_id"]].append(box)
+    return frames
+
+
+def _matches(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return for each box (N, 4) whether it overlaps one of ``others`` (M, 4): bool (N,)."""
+    return iou(boxes, others).max(axis=1, initial=0.0) >= MATCH_IOU
 
 
 def _xyxy(annotations: list[dict]) -> np.ndarray:
@@ -159,24 +187,27 @@ def _xyxy(annotations: list[dict]) -> np.ndarray:
     return np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
 
 
-def _compare(domain: str, before: Answers, after: Answers) -> list[Row]:
-    models = [Matches(a.images, a.truth, a.found, a.known) for a in (before, after)]
+def _compare(domain: str, before: SplitPredictions, after: SplitPredictions) -> list[Row]:
+    models = [Matches(r.images, r.truth, r.predictions, r.known) for r in (before, after)]
     frames = models[0].frames
-    # The first draw is of every frame once: the plain figure.
-    draws = np.vstack([np.ones((1, frames), np.int64), draw_frames(frames, DRAWS)])
+    # The first resample has every frame once: the plain figure.
+    resamples = np.vstack([np.ones((1, frames), np.int64), resample_frames(frames, RESAMPLES)])
     rows = []
     for area in AREAS:
-        values = [model.precision(area, draws) for model in models]
+        values = [model.precision(area, resamples) for model in models]
         objects = models[0].objects(area)
-        counts = objects >= FEWEST_OBJECTS
-        classes = counts if counts.any() else objects > 0
+        enough = objects >= MIN_OBJECTS
+        classes = enough if enough.any() else objects > 0
         means = [_mean(v[classes]) for v in values]
         whole = area == "all"
         least = (GAIN if domain == "new" else MARGIN) if whole else PART_MARGIN
-        rows.append(_row(domain, area, objects[classes].sum(), means, least, counts.any()))
+        judged = bool(enough.any())
+        rows.append(_row(domain, area, objects[classes].sum(), means, least, judged))
         if whole:
             rows += [
-                _row(domain, name, objects[k], [v[k] for v in values], PART_MARGIN, counts[k])
+                _row(
+                    domain, name, objects[k], [v[k] for v in values], PART_MARGIN, bool(enough[k])
+                )
                 for k, name in enumerate(before.names[i] for i in before.known)
             ]
     return rows
@@ -184,19 +215,19 @@ def _compare(domain: str, before: Answers, after: Answers) -> list[Row]:
 
 def _mean(values: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of nothing, the mean is NaN
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is NaN
         return np.nanmean(values, axis=0)
 
 
 def _row(
-    domain: str, part: str, objects: int, values: list[np.ndarray], least: float, counts: bool
+    domain: str, part: str, objects: int, values: list[np.ndarray], least: float, judged: bool
 ) -> Row:
     gains = values[1] - values[0]
     low = high = float("nan")
     verdict = FEW
-    if counts:
+    if judged:
         low, high = _interval(gains[1:])
-        verdict = HOLDS if low > least else WORSE if high <= least else UNSHOWN
+        verdict = HOLDS if low > least else WORSE if high <= least else NOT_SHOWN
     before, after = (float(v[0]) for v in values)
     return Row(domain, part, int(objects), before, after, low, high, least, verdict)
 
@@ -208,33 +239,35 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def as_table(rows: list[Row]) -> str:
-    """The comparisons as text, mAP50-95 in points, one line each."""
-    lines = [
+    """Return the comparisons as text, mAP50-95 in points, one line each."""
+    header = (
         f"{'mAP50-95':<22}{'objects':>8}{'before':>8}{'after':>8}{'gain':>7}"
         f"{'95 %':>16}{'must be':>12}"
-    ]
-    for row in rows:
-        if row.part == LABELS:
-            lines.append(
-                f"of {row.objects} boxes that the flying model is sure of in new frames "
-                f"{100 * row.after:.0f} % are labelled so (base: {100 * row.before:.0f} %; at "
-                f"least {100 * row.least:.0f} %)  {row.verdict}"
-            )
-            continue
-        figures = [None if np.isnan(x) else x for x in (row.before, row.after)]
-        line = f"{row.domain + ' ' + row.part:<22}{row.objects:>8}"
-        line += "".join(f"{format_score(x):>8}" for x in figures)
-        if row.verdict == FEW:
-            lines.append(f"{line}{'':>35}  {row.verdict}")
-            continue
-        interval = f"[{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
-        line += f"{100 * (row.after - row.before):>+7.1f}{interval:>16}"
-        lines.append(f"{line}{f'> {100 * row.least:+.1f}':>12}  {row.verdict}")
-    return "\n".join(lines)
+    )
+    return "\n".join([header, *(_labels_line(r) if r.part == LABELS else _line(r) for r in rows)])
+
+
+def _labels_line(row: Row) -> str:
+    return (
+        f"labels agree with {100 * row.after:.0f} % of the deployed model's {row.objects} "
+        f"confident boxes in new frames (base: {100 * row.before:.0f} %; must be at least "
+        f"{100 * row.least:.0f} %)  {row.verdict}"
+    )
+
+
+def _line(row: Row) -> str:
+    figures = [None if np.isnan(x) else x for x in (row.before, row.after)]
+    line = f"{row.domain + ' ' + row.part:<22}{row.objects:>8}"
+    line += "".join(f"{format_score(x):>8}" for x in figures)
+    if row.verdict == FEW:
+        return f"{line}{'':>35}  {row.verdict}"
+    interval = f"[{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+    line += f"{100 * (row.after - row.before):>+7.1f}{interval:>16}"
+    return f"{line}{f'> {100 * row.least:+.1f}':>12}  {row.verdict}"
 
 
 def as_dicts(rows: list[Row]) -> list[dict]:
-    """The comparisons for JSON, which has no NaN."""
+    """Return the comparisons for JSON, with None in place of NaN."""
     return [
         {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in asdict(row).items()}
         for row in rows

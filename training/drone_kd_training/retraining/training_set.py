@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Training set of a retraining: mined and replayed base frames with teacher predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from drone_kd.files import atomic_folder, write_text
+from drone_kd_training.data.dataset import (
+    DataError,
+    DataSet,
+    image_paths,
+    label_lines,
+    label_path,
+    load_data,
+)
+from drone_kd_training.export.quantize import spread
+from drone_kd_training.models.checkpoints import UnusableModelError, match_classes
+from drone_kd_training.teachers.predict import predict
+from drone_kd_training.teachers.teachers import CLASSES_FILE, Predictions, open_teacher
+
+
+@dataclass(frozen=True)
+class Mined:
+    """Folder written by ``drone-kd mine``.
+
+    Attributes:
+        data: its data set; the validation split holds the held-out frames.
+        labelled: training frames whose labels a person corrected.
+        unlabelled: the other training frames.
+        teacher: predictions for all frames.
+        corrected: stems of all corrected frames.
+    """
+
+    data: DataSet
+    labelled: list[Path]
+    unlabelled: list[Path]
+    teacher: Predictions
+    corrected: set[str]
+
+    @property
+    def train(self) -> list[Path]:
+        """All training frames."""
+        return self.labelled + self.unlabelled
+
+
+def read_mined(folder: Path) -> Mined:
+    """Read a folder of ``drone-kd mine``.
+
+    Raises:
+        DataError: something that retraining needs is missing.
+    """
+    for name, problem in (
+        ("data.yaml", "is not a folder of `drone-kd mine`"),
+        ("images/train", "has no frames to train on"),
+        ("images/val", "has no held-out frames to judge a candidate by: mine a longer flight"),
+        ("answers", "has no teacher predictions"),
+    ):
+        if not (folder / name).exists():
+            raise DataError(f"{folder} {problem} ({name} is missing)")
+    data = load_data(folder / "data.yaml")
+    train = image_paths(data.train)
+    if not any(_label_text(path).strip() for path in image_paths(data.val)):
+        raise DataError(f"{data.val} has no labelled object: nothing to judge a candidate by")
+    listed = folder / "corrected.txt"
+    corrected = set(listed.read_text(encoding="utf-8").splitlines()) if listed.is_file() else set()
+    return Mined(
+        data,
+        [path for path in train if path.stem in corrected],
+        [path for path in train if path.stem not in corrected],
+        open_teacher(str(folder / "answers"), data.names),
+        corrected,
+    )
+
+
+def replay_frames(base: DataSet, mined: Mined, replay: float) -> list[Path]:
+    """Return the base frames for the training set: at least one, evenly spaced over the base.
+
+    Args:
+        base: the base data set.
+        mined: the mined frames.
+        replay: share of base frames in the training set, in [0, 1).
+
+    Raises:
+        DataError: a base frame and a mined frame have the same name.
+    """
+    count = max(1, round(len(mined.train) * replay / (1 - replay)))
+    frames = spread(image_paths(base.train), count)
+    own = {path.stem for path in mined.train}
+    if both := sorted(own & {path.stem for path in frames}):
+        raise DataError(
+            f"{len(both)} frames of base and mined have the same name, such as {both[0]}, and "
+            "predictions go by name: rename the flight and mine it again"
+        )
+    return frames
+
+
+def write_training_set(
+    folder: Path, base: DataSet, frames: Sequence[Path], mined: Mined, teacher: str
+) -> tuple[Path, Path, Path]:
+    """Write lists of frames, data.yaml and teacher predictions; finished steps are not repeated.
+
+    Args:
+        folder: folder of the run.
+        base: the base data set.
+        frames: its frames in the training set.
+        mined: the mined frames.
+        teacher: checkpoint, or folder of predictions for the base's training frames.
+
+    Returns:
+        data.yaml, the list of unlabelled frames, and the folder of predictions for all frames.
+
+    Raises:
+        DataError: base frames without predictions.
+        UnusableModelError: a teacher that cannot be used.
+    """
+    lists = {
+        "base.txt": [*frames],
+        "labelled.txt": [*frames, *mined.labelled],
+        "unlabelled.txt": mined.unlabelled,
+    }
+    for name, paths in lists.items():
+        write_text(folder / name, "".join(f"{path}\n" for path in paths))
+    split = replace(base, train=(folder / "labelled.txt").resolve(), test=None)
+    data = split.write_resolved(folder / "data.yaml")
+    predictions = folder / "answers"
+    if not predictions.is_dir():
+        _merge_predictions(_predict_base(teacher, base, folder), frames, mined, predictions)
+    return data.resolve(), (folder / "unlabelled.txt").resolve(), predictions.resolve()
+
+
+def _predict_base(teacher: str, base: DataSet, folder: Path) -> Predictions:
+    """Return a teacher's predictions for the base frames; a checkpoint runs only once."""
+    if Path(teacher).is_dir():
+        return open_teacher(teacher, base.names)
+    if Path(teacher).suffix != ".pt":
+        raise UnusableModelError(
+            f"--teacher must be a checkpoint (.pt) or a folder of YOLO .txt, got {teacher}"
+        )
+    written = folder / "base-answers"
+    if not written.is_dir():
+        listed = replace(base, train=(folder / "base.txt").resolve(), test=None)
+        predict(teacher, listed.write_resolved(folder / "base.yaml"), written)
+    return open_teacher(str(written), base.names)
+
+
+def _merge_predictions(
+    teacher: Predictions, frames: Sequence[Path], mined: Mined, output: Path
+) -> None:
+    """Write the predictions for all frames into one folder, in the model's classes.
+
+    A corrected frame gets its labels, with a score of 1, in place of predictions.
+    """
+    names = mined.data.names
+    base_classes, mined_classes = (
+        dict(match_classes(names, predictions.names).pairs)
+        for predictions in (teacher, mined.teacher)
+    )
+    _check_teacher(teacher, frames, mined, base_classes, mined_classes)
+    order = sorted(base_classes.keys() & mined_classes.keys())
+    texts = {
+        path.stem: _prediction_lines(predictions, path.stem, [classes[i] for i in order])
+        for predictions, classes, paths in (
+            (teacher, base_classes, frames),
+            (mined.teacher, mined_classes, mined.unlabelled),
+        )
+        for path in paths
+    }
+    for path in mined.labelled:
+        rows = _labels(path)
+        rows = rows[np.isin(rows[:, 0], order)]
+        ids = np.searchsorted(order, rows[:, 0])
+        texts[path.stem] = label_lines(ids, rows[:, 1:], np.ones(len(ids)))
+    with atomic_folder(output) as temporary:
+        class_list = "".join(f"{names[i]}\n" for i in order)
+        (temporary / CLASSES_FILE).write_text(class_list, encoding="utf-8")
+        for stem, text in texts.items():
+            (temporary / f"{stem}.txt").write_text(text, encoding="utf-8")
+
+
+def _check_teacher(
+    teacher: Predictions,
+    frames: Sequence[Path],
+    mined: Mined,
+    base_classes: dict[int, int],
+    mined_classes: dict[int, int],
+) -> None:
+    """Raise unless ``teacher`` has predictions for all frames and knows all predicted classes.
+
+    ``base_classes``, ``mined_classes``: the model's class -> the predictions' class.
+    """
+    # The list of the mined predictions names the model's classes, whatever their teacher knows.
+    predicted = {c for _, s in mined.teacher.found.values() for c in s.argmax(axis=1).tolist()}
+    unknown = {i for i, c in mined_classes.items() if c in predicted} - base_classes.keys()
+    if unknown:
+        names = [mined.data.names[i] for i in sorted(unknown)]
+        raise UnusableModelError(
+            f"the mined frames have predictions of {names}, which --teacher does not know (it "
+            f"knows {list(teacher.names)}): give the teacher that they were mined with"
+        )
+    if missing := [path for path in frames if path.stem not in teacher.found]:
+        raise DataError(
+            f"{len(missing)} of {len(frames)} base frames have no predictions, such as "
+            f"{missing[0].name}: `drone-kd predict` writes them"
+        )
+
+
+def _prediction_lines(predictions: Predictions, stem: str, classes: list[int]) -> str:
+    """Return a frame's predictions as label lines with confidence.
+
+    ``classes``: the classes to keep, by the predictions' numbers; their position is written.
+    """
+    boxes, scores = predictions.found.get(stem, (np.zeros((0, 4)), np.zeros((0, 1))))
+    position = {class_id: k for k, class_id in enumerate(classes)}
+    class_ids = scores.argmax(axis=1)
+    kept = np.isin(class_ids, classes)
+    ids = [position[c] for c in class_ids[kept].tolist()]
+    return label_lines(ids, boxes[kept], scores[kept].max(axis=1))
+
+
+def _label_text(image: Path) -> str:
+    path = label_path(image)
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _labels(image: Path) -> np.ndarray:
+    """Read an image's labels, float64 (N, 5): class, centre and size."""
+    rows = [line.split() for line in _label_text(image).splitlines() if line.strip()]
+    return np.array(rows, np.float64).reshape(-1, 5)
