@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,10 @@ class ModelPair:
     temperature: float
     adapters: nn.ModuleDict
     hidden: Hidden = field(default_factory=dict)
+
+    def layers(self, name: str) -> nn.ModuleList:
+        """Return the adapters of a term or branch, one per matched level."""
+        return cast(nn.ModuleList, self.adapters[name])
 
 
 class Comparison:
@@ -123,16 +128,14 @@ class LevelComparison(Comparison):
         teacher_raw = take_levels(self.teacher, "boxes", self.pair.levels.teacher)
         bins = head.reg_max
         if bins == self.teacher_head.reg_max and bins > 1:
-            sides = (x.unflatten(-1, (4, bins)) for x in (raw, teacher_raw))
-            return "dfl", losses.dfl_divergence(*sides, self.confidence)
+            student_bins, teacher_bins = (x.unflatten(-1, (4, bins)) for x in (raw, teacher_raw))
+            return "dfl", losses.dfl_divergence(student_bins, teacher_bins, self.confidence)
         # Both in pixels of the student's image, on the same grid.
         grids = [self.student["feats"][i] for i in self.pair.levels.student]
         strides = self.pair.student_head.stride[self.pair.levels.student]
-        boxes = (
-            decode_boxes(x, h.reg_max, grids, strides)
-            for x, h in ((raw, head), (teacher_raw, self.teacher_head))
-        )
-        return "box", losses.decoded_box(*boxes, self.confidence, self.size)
+        xyxy = decode_boxes(raw, head.reg_max, grids, strides)
+        teacher_xyxy = decode_boxes(teacher_raw, self.teacher_head.reg_max, grids, strides)
+        return "box", losses.decoded_box(xyxy, teacher_xyxy, self.confidence, self.size)
 
     def through_teacher(self, branch: str) -> Tensor:
         """Run the student's hidden features through the rest of a branch of the teacher's head.
@@ -141,8 +144,7 @@ class LevelComparison(Comparison):
             (B, N, channels) over the matched levels.
         """
         outputs = []
-        adapters = self.pair.adapters[branch]
-        for adapter, (i, j) in zip(adapters, self.pair.levels.pairs, strict=True):
+        for adapter, (i, j) in zip(self.pair.layers(branch), self.pair.levels.pairs, strict=True):
             rest = getattr(self.teacher_head, branch)[j][1:]
             hidden = self.pair.hidden.pop((branch, i)).float()
             outputs.append(rest(adapter(hidden)).flatten(2))

@@ -23,6 +23,7 @@ from drone_kd_training.distillation.comparison import (
 from drone_kd_training.distillation.heads import (
     anchor_centers,
     confident_boxes,
+    detect_head,
     in_float32,
     input_size,
     raw_predictions,
@@ -120,10 +121,15 @@ class DistillationLoss(InFloat32):
         self.teacher = teacher
         if teacher.module is not None:
             teacher.module.to(device)
-        classes = (torch.tensor(ids, device=device) for ids in zip(*match.pairs, strict=True))
-        head = student.model[-1]
+        head = detect_head(student)
         self.pair = ModelPair(
-            head, teacher.head, *classes, levels, temperature, adapters.to(device)
+            student_head=head,
+            teacher_head=teacher.head,
+            student_classes=torch.tensor([i for i, _ in match.pairs], device=device),
+            teacher_classes=torch.tensor([j for _, j in match.pairs], device=device),
+            levels=levels,
+            temperature=temperature,
+            adapters=adapters.to(device),
         )
         self.terms = terms
         self.balance = balance

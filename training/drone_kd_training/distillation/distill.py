@@ -26,6 +26,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -35,6 +36,7 @@ from ultralytics.utils.torch_utils import strip_optimizer
 
 from drone_kd_training.data.dataset import DataSet, image_paths, load_data, write_text
 from drone_kd_training.distillation.config import Config, read_config
+from drone_kd_training.distillation.heads import detect_head
 from drone_kd_training.distillation.interrupt import interrupt_between_batches
 from drone_kd_training.distillation.levels import match_levels
 from drone_kd_training.distillation.run_report import (
@@ -169,7 +171,7 @@ def _open_inputs(run: Run) -> Run:
     teacher = open_teacher(config.teacher, data.names) if config.distils else None
     if teacher is not None:
         LOGGER.info(match_classes(data.names, teacher.names).table())
-        levels = match_levels(student.model[-1], teacher.head, config.teacher_scale)
+        levels = match_levels(detect_head(student), teacher.head, config.teacher_scale)
         LOGGER.info(levels.table())
         levels.check_terms(config.terms, config.teacher)
     if config.unlabelled:
@@ -302,7 +304,7 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
     }
     scores = mean_of_sources(sources) if sources else evaluate(student, data, imgsz=config.imgsz)
     has_head = run.teacher is not None and run.teacher.head is not None
-    metrics = {
+    metrics: dict[str, Any] = {
         "student": {**scores, **cost(student, config.imgsz)},
         "teacher": _teacher_figures(data, config) if has_head and measure_teacher else None,
         "teacher_cost": _read_cost(output),

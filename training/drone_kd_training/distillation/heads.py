@@ -3,14 +3,21 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import box_convert
 from ultralytics.nn.modules.head import Detect
 from ultralytics.utils.tal import dist2bbox, make_anchors
 
 from drone_kd_training.distillation.losses import BACKGROUND
 from drone_kd_training.teachers.soft_labels import Boxes
+
+
+def detect_head(model: nn.Module) -> Detect:
+    """Return the head of a model, the last of its layers."""
+    return cast(Any, model).model[-1]
 
 
 def raw_predictions(preds) -> dict:

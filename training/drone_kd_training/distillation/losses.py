@@ -119,6 +119,8 @@ def feature_correlation(student: Tensor, teacher: Tensor, confidence: Tensor) ->
     prediction-guided distillation (PGD, Yang et al. ECCV 2022, arXiv:2203.05469): most of an
     aerial image is background.
     """
-    normal = [F.batch_norm(x.float(), None, None, training=True) for x in (student, teacher)]
-    distance = F.mse_loss(*normal, reduction="none").mean(dim=1) / 2
+    student, teacher = (
+        F.batch_norm(x.float(), None, None, training=True) for x in (student, teacher)
+    )
+    distance = F.mse_loss(student, teacher, reduction="none").mean(dim=1) / 2
     return (distance * confidence).sum() / confidence.sum().clamp(min=1.0)

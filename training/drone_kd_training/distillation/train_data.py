@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from copy import copy
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -83,7 +84,7 @@ class TrainData:
         if (regions := run / FRAMES / REGIONS).is_file():
             self.kinds, self.kind_of = read_regions(regions)
 
-    def build_dataset(self, args, images: str, batch: int | None, stride: int):
+    def build_dataset(self, args, images: str, batch: int | None, stride: int) -> Any:
         """Return Ultralytics' dataset with the extended labels.
 
         Args:
@@ -95,7 +96,9 @@ class TrainData:
         Raises:
             UnusableModelError: stored predictions that belong to other images.
         """
-        dataset = build_yolo_dataset(args, images, batch, self.data, mode="train", stride=stride)
+        # Ultralytics annotates less than it takes (batch) and returns (labels).
+        build: Any = build_yolo_dataset
+        dataset = build(args, images, batch, self.data, mode="train", stride=stride)
         if self.predictions is None and self.kinds is None:
             return dataset
         self.scores, frames = extend_labels(

@@ -23,6 +23,7 @@ from drone_kd_training.data.dataset import write_text
 from drone_kd_training.distillation.comparison import make_adapters
 from drone_kd_training.distillation.config import read_config
 from drone_kd_training.distillation.criterion import DistillationLoss, InFloat32
+from drone_kd_training.distillation.heads import detect_head
 from drone_kd_training.distillation.levels import match_levels
 from drone_kd_training.distillation.loss_balancing import (
     Balance,
@@ -43,6 +44,11 @@ class DistillTrainer(DetectionTrainer):
     It reads its configuration from the folder of the run, because Ultralytics gives the processes
     of a multi-GPU run nothing but its own settings.
     """
+
+    # Ultralytics annotates the types that these have before its set-up.
+    model: Any
+    ema: Any
+    optimizer: Any
 
     def __init__(
         self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None
@@ -65,6 +71,11 @@ class DistillTrainer(DetectionTrainer):
         self.add_callback("on_model_save", type(self)._save_state)
         self.add_callback("on_train_end", type(self)._report_cost)
 
+    @property
+    def student(self) -> Any:
+        """The model that is trained, out of its DDP wrapper."""
+        return unwrap_model(self.model)
+
     def _mix_precision(self) -> None:
         """Compute in bfloat16 on a CPU, losses aside, if ``amp=bf16`` (Ultralytics callback).
 
@@ -76,10 +87,9 @@ class DistillTrainer(DetectionTrainer):
             return
         # Ultralytics refuses "bf16" on a CPU; with True, torch's choice there is bfloat16.
         self.args.amp = self.amp = True
-        student = unwrap_model(self.model)
         if not self.config.distils:
-            criterion = getattr(student, "criterion", None) or student.init_criterion()
-            student.criterion = InFloat32(criterion)
+            criterion = getattr(self.student, "criterion", None) or self.student.init_criterion()
+            self.student.criterion = InFloat32(criterion)
 
     def _seed_epoch(self) -> None:
         """Make the images of an epoch depend on seed and epoch alone (Ultralytics callback).
@@ -105,14 +115,14 @@ class DistillTrainer(DetectionTrainer):
         tile = self.config.imgsz if self.config.teacher_tiles else None
         return open_teacher(self.config.teacher, names, tile)
 
-    def auto_batch(self) -> int:
+    def auto_batch(self, *args, **kwargs) -> int:
         """Fit the batch to the GPU's memory, including what the teacher needs."""
         if not self.config.distils or self.teacher.module is None:
-            return super().auto_batch()
+            return super().auto_batch(*args, **kwargs)
         student = self.model
         self.model = _WithTeacher(student, self.teacher, self.config.teacher_imgsz)
         try:
-            return super().auto_batch()
+            return super().auto_batch(*args, **kwargs)
         finally:
             self.model = student
 
@@ -121,7 +131,7 @@ class DistillTrainer(DetectionTrainer):
         if mode != "train" or not self.config.distils:
             return super().build_dataset(img_path, mode, batch)
         args = with_size(self.args, self.config.teacher_imgsz)
-        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        stride = max(int(self.student.stride.max()), 32)
         self.train_data = TrainData(self.save_dir, self.config.teacher, self.teacher, self.data)
         return self.train_data.build_dataset(args, img_path, batch, stride)
 
@@ -140,7 +150,7 @@ class DistillTrainer(DetectionTrainer):
         optimizer = super().build_optimizer(model, *args, **kwargs)
         config = self.config
         if config.distils:
-            heads = unwrap_model(model).model[-1], self.teacher.head
+            heads = detect_head(unwrap_model(model)), self.teacher.head
             self.levels = match_levels(*heads, config.teacher_scale)
             self.adapters = make_adapters(config.terms, self.levels, *heads, seed=config.seed)
             self.adapters.to(self.device)
@@ -160,7 +170,7 @@ class DistillTrainer(DetectionTrainer):
 
     def _attach(self) -> None:
         """Put the distillation criterion in the place of the student's (Ultralytics callback)."""
-        student = unwrap_model(self.model)
+        student = self.student
         if getattr(student, "criterion", None) is None:
             student.criterion = student.init_criterion()
         batches, close = len(self.train_loader), self.args.close_mosaic
@@ -188,7 +198,7 @@ class DistillTrainer(DetectionTrainer):
 
     def _float_student_criterion(self, schedule: Schedule) -> DistillationLoss:
         """Return a criterion whose teacher is the student before it was quantized."""
-        student = unwrap_model(self.model)
+        student = self.student
         names = class_names(student)
         teacher = open_teacher(self.config.student, names)
         return DistillationLoss(
@@ -196,7 +206,7 @@ class DistillTrainer(DetectionTrainer):
             teacher,
             student,
             match_classes(names, teacher.names),
-            match_levels(student.model[-1], teacher.head),
+            match_levels(detect_head(student), teacher.head),
             nn.ModuleDict(),
             ("class", "box"),
             self.config.temperature,
@@ -209,7 +219,7 @@ class DistillTrainer(DetectionTrainer):
     def _report_cost(self) -> None:
         """Log the teacher's cost and write it for the report (Ultralytics callback)."""
         if RANK in {-1, 0} and self.config.distils:
-            cost = unwrap_model(self.model).criterion.cost
+            cost = self.student.criterion.cost
             found = cost.figures(time.time() - self.train_time_start)
             LOGGER.info(found.pop("text"))
             write_text(self.save_dir / COST, json.dumps(found))
@@ -225,8 +235,8 @@ class DistillTrainer(DetectionTrainer):
         That checkpoint holds the averaged weights only, and these and SGD's momentum in half
         precision: a run resumed from it differs from an uninterrupted one.
         """
-        student = unwrap_model(self.model)
-        state = {
+        student = self.student
+        state: dict[str, Any] = {
             "epoch": self.epoch,
             "student": student.state_dict(),
             "average": self.ema.ema.state_dict(),
@@ -254,7 +264,7 @@ class DistillTrainer(DetectionTrainer):
                 "adapters start from the beginning"
             )
             return
-        student = unwrap_model(self.model)
+        student = self.student
         student.load_state_dict(state["student"])
         self.ema.ema.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -161,9 +161,8 @@ def _predictions_of(label: dict, predictions: Predictions) -> tuple[np.ndarray, 
         return None
     boxes, scores = found
     height, width = label["shape"]
-    return boxes / (
-        np.array([width, height, width, height]) if predictions.pixels else 1.0
-    ), scores
+    size = np.array([width, height, width, height]) if predictions.pixels else 1.0
+    return boxes / size, scores
 
 
 def split_batch(batch: dict, classes: int, kinds: list[Coverage] | None, scores: Tensor) -> dict:

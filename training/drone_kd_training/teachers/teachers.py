@@ -13,11 +13,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.tasks import DetectionModel
 
 from drone_kd_training.models.checkpoints import UnusableModelError, class_names, load_model
 from drone_kd_training.teachers.soft_labels import Boxes
@@ -57,23 +59,21 @@ class Predictions:
 class DetectTeacher:
     """A detector with a Detect head; it predicts images larger than ``tile`` pixels in tiles."""
 
-    def __init__(self, model: nn.Module, tile: int | None = None) -> None:
+    def __init__(self, model: DetectionModel, tile: int | None = None) -> None:
         self.tile = tile
         self.names = class_names(model)
-        self.head = model.model[-1]
+        self.head: Detect = cast(Any, model).model[-1]
         if not hasattr(self.head, "one2one_cv2"):  # fused, YOLO26 would lose its one-to-many head
             model = model.fuse(verbose=False)
         # Fused and channels-last, the teacher takes a quarter less time on a CPU.
-        model = model.to(memory_format=torch.channels_last)
-        self.module = model.eval().requires_grad_(False)
+        channels_last: nn.Module = cast(Any, model).to(memory_format=torch.channels_last)
+        self.module = channels_last.eval().requires_grad_(False)
 
     def __call__(self, images: Tensor, batch: dict) -> RawPredictions:
         """Return the raw predictions for square images (B, 3, S, S)."""
         if self.tile is None or images.shape[-1] <= self.tile:
             return self._predict(images)
-        return predict_in_tiles(
-            self._predict, images, self.tile, [int(s) for s in self.head.stride]
-        )
+        return predict_in_tiles(self._predict, images, self.tile, self.head.stride.int().tolist())
 
     def _predict(self, images: Tensor) -> RawPredictions:
         predictions = self.module(images.contiguous(memory_format=torch.channels_last))
@@ -141,8 +141,8 @@ class BoxTeacher:
 
     head: ClassVar[None] = None
 
-    def __init__(self, model: nn.Module) -> None:
-        self.module = model.eval().requires_grad_(False)
+    def __init__(self, model: DetectionModel) -> None:
+        self.module: nn.Module = model.eval().requires_grad_(False)
         self.names = class_names(model)
 
     def __call__(self, images: Tensor, batch: dict) -> Boxes:
@@ -178,7 +178,7 @@ def open_teacher(source: str, names: tuple[str, ...], tile: int | None = None) -
     if path.suffix == ".json":
         return _check(Predictions(names, _read_coco(path, len(names)), pixels=True), source)
     model, _ = load_model(source, also=BOX_HEADS)
-    head = type(model.model[-1]).__name__
+    head = type(cast(Any, model).model[-1]).__name__
     return BoxTeacher(model) if head in BOX_HEADS else DetectTeacher(model, tile)
 
 

@@ -8,6 +8,8 @@ import torch, so that the help stays fast.
 
 from __future__ import annotations
 
+from typing import Any
+
 from drone_kd_training.distillation.terms.assignment import AssignmentTerm
 from drone_kd_training.distillation.terms.base import Term
 from drone_kd_training.distillation.terms.box import BoxTerm
@@ -15,7 +17,7 @@ from drone_kd_training.distillation.terms.class_response import ClassTerm, Softm
 from drone_kd_training.distillation.terms.cross_head import CrossHeadTerm
 from drone_kd_training.distillation.terms.feature import FeatureTerm
 
-TERMS: dict[str, Term] = {
+TERMS: dict[str, Term[Any]] = {
     "class": ClassTerm(),
     "softmax": SoftmaxTerm(),
     "box": BoxTerm(),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from drone_kd_training.distillation.comparison import Comparison, LevelComparison
 
 
-class AssignmentTerm(Term):
+class AssignmentTerm(Term["Comparison"]):
     """Labels are assigned to the anchors that the teacher predicts best.
 
     This adds no loss: it moves the targets of the detection loss. A teacher that predicts boxes

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from drone_kd_training.distillation.levels import LevelMatch
 
 
-class Term:
+C = TypeVar("C", bound="Comparison")
+
+
+class Term(Generic[C]):
     """One distillation term; without state, because several criteria share it.
+
+    ``C`` is what it can compare: any `Comparison`, or a `LevelComparison` if it needs levels.
 
     Attributes:
         help: one line for ``--help``: what the term compares.
@@ -27,11 +32,8 @@ class Term:
     paper: str
     needs_levels: bool = True
 
-    def compute(self, comparison: Comparison) -> dict[str, Tensor]:
-        """Return the losses of one batch: column of results.csv -> scalar.
-
-        Only called with a `LevelComparison` if the term needs levels.
-        """
+    def compute(self, comparison: C) -> dict[str, Tensor]:
+        """Return the losses of one batch: column of results.csv -> scalar."""
         raise NotImplementedError
 
     def assignment(self, comparison: LevelComparison) -> tuple[Tensor, Tensor] | None:

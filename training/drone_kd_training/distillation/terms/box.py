@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from drone_kd_training.distillation.comparison import Comparison
 
 
-class BoxTerm(Term):
+class BoxTerm(Term["Comparison"]):
     """Box distributions, or decoded boxes where the distributions cannot be compared."""
 
     help = "box distributions (DFL), or decoded boxes where a head has none"

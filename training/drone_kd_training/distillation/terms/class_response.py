@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from drone_kd_training.distillation.comparison import Comparison, LevelComparison
 
 
-class ClassTerm(Term):
+class ClassTerm(Term["Comparison"]):
     """Class probabilities, each class by itself (sigmoid)."""
 
     help = "class probabilities, per class"
@@ -33,7 +33,7 @@ class ClassTerm(Term):
         return {"kd_cls_loss": loss}
 
 
-class SoftmaxTerm(Term):
+class SoftmaxTerm(Term["LevelComparison"]):
     """The classical form: a softmax over the classes."""
 
     help = "class probabilities, softmax over the classes"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BOX, CLASS = "cv2", "cv3"
 
 
-class CrossHeadTerm(Term):
+class CrossHeadTerm(Term["LevelComparison"]):
     """The student's hidden features, seen through the rest of the teacher's head."""
 
     help = "class and box predictions that the teacher's head makes from the student's features"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from drone_kd_training.distillation.levels import LevelMatch
 
 
-class FeatureTerm(Term):
+class FeatureTerm(Term["LevelComparison"]):
     """The features that enter both heads, weighted by the teacher's confidence."""
 
     help = "features that enter the head, where the teacher sees objects"
@@ -34,7 +34,7 @@ class FeatureTerm(Term):
                 adapter(x), comparison.teacher["feats"][j], weight.unflatten(-1, grid)
             )
             for adapter, x, j, weight, grid in zip(
-                pair.adapters["feature"],
+                pair.layers("feature"),
                 features,
                 pair.levels.teacher,
                 weights,
@@ -42,7 +42,7 @@ class FeatureTerm(Term):
                 strict=True,
             )
         ]
-        return {"kd_feature_loss": sum(terms) / len(terms)}
+        return {"kd_feature_loss": sum(terms[1:], terms[0]) / len(terms)}
 
     def make_adapters(
         self, student_head: Detect, teacher_head: Detect, levels: LevelMatch
