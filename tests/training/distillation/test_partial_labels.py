@@ -72,22 +72,22 @@ def test_a_person_in_a_cars_only_set_is_not_unlearned(samples):
     student.args = DEFAULT_CFG
     student.train()
 
+    with torch.no_grad():
+        raw = raw_predictions(student(as_batch(samples, CARS_ONLY)["img"]))
+
     def logit_gradient(criterion, kind: Coverage) -> Tensor:
         """Return the gradient of the loss with respect to the class logits, (B, C, N)."""
-        batch = as_batch(samples, kind)
-        predictions = student(batch["img"])
-        predictions["scores"].retain_grad()
-        criterion(predictions, batch)[0].sum().backward()
-        return predictions["scores"].grad
+        feats = [x.clone().requires_grad_() for x in raw["feats"]]
+        leaves = {key: raw[key].clone().requires_grad_() for key in ("boxes", "scores")}
+        criterion({**leaves, "feats": feats}, as_batch(samples, kind))[0].sum().backward()
+        return leaves["scores"].grad
 
     masked = logit_gradient(distillation_criterion(student), CARS_ONLY)
     unmasked = logit_gradient(student.init_criterion(), CARS_ONLY)
     labelled = logit_gradient(distillation_criterion(student), EVERYTHING)
     expected = logit_gradient(student.init_criterion(), EVERYTHING)
 
-    with torch.no_grad():
-        grids = raw_predictions(student(as_batch(samples, CARS_ONLY)["img"]))["feats"]
-    centers = anchor_centers(grids, student.model[-1].stride)
+    centers = anchor_centers(raw["feats"], student.model[-1].stride)
     persons = torch.stack([inside(centers, s, PERSON, margin=0) for s in samples])
     # Ultralytics enlarges boxes below 16 px before it assigns them.
     cars = torch.stack([inside(centers, s, CAR, margin=2) for s in samples])
