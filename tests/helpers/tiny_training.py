@@ -84,7 +84,7 @@ def save_checkpoint(path: Path, names=NAMES, architecture: str = "aerial-student
 
 
 def _calibrate_norms(model: DetectionModel) -> None:
-    """Set the batch norms to their inputs: else an untrained network predicts the same everywhere."""
+    """Fit the batch norms to their inputs, or an untrained network predicts one constant."""
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     momentum = [norm.momentum for norm in norms]
     for norm in norms:
