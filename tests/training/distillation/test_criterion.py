@@ -73,7 +73,7 @@ def loss_on_one_batch(
     assert {x.dtype for x in features} == {torch.bfloat16 if half else torch.float32}
     loss.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
-    assert all(p.grad is not None for p in criterion.adapters.parameters())
+    assert all(p.grad is not None for p in criterion.pair.adapters.parameters())
     assert all(p.grad is None for p in teacher.parameters())
     assert type(deepcopy(criterion)) is type(criterion.innermost)
     return items
