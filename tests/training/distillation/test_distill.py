@@ -150,37 +150,44 @@ class Stop(Exception):  # noqa: N818 - an interruption at a known place, not an 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"optimizer": "AdamW"}, {"optimizer": "SGD"}, {"amp": "bf16"}],
-    ids=lambda changes: "-".join(changes.values()),
+    [
+        {"optimizer": "SGD"},
+        {"optimizer": "AdamW", "amp": "bf16"},
+        # An optimizer step every three batches, in epochs of two.
+        {"optimizer": "AdamW", "nbs": 18},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
 )
 def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(
     changes, tiny_data, tiny_teacher, tmp_path, monkeypatch
 ):
-    """Balance, schedule, adapters, momentum and precision continue where they were."""
+    """Balance, schedule, adapters, momentum, gradients and precision continue."""
     # As on a CPU without bfloat16: the teacher's precision follows from that of the training.
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     run = config(
         tiny_data,
         tiny_teacher,
+        epochs=3,
         terms=("class", "box", "cross", "feature"),
         overrides={**SHORT, **changes},
     )
     whole = train_only(run, tmp_path / "whole")
 
-    class StopsAfterTheFirstEpoch(DistillTrainer):
+    class StopsAfterTheSecondEpoch(DistillTrainer):
         def _save_state(self) -> None:
             super()._save_state()
-            raise Stop
+            if self.epoch == 1:
+                raise Stop
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            "drone_kd_training.distillation.distill.DistillTrainer", StopsAfterTheFirstEpoch
+            "drone_kd_training.distillation.distill.DistillTrainer", StopsAfterTheSecondEpoch
         )
         with pytest.raises(Stop):
             train_only(run, tmp_path / "halves")
     halves = train_only(run, tmp_path / "halves", resume=True)
     assert whole.shape == halves.shape
-    assert len(whole) == 2
+    assert len(whole) == 3
     for name in whole.columns:
         assert whole[name].to_list() == pytest.approx(halves[name].to_list(), rel=1e-5), name
 

@@ -53,6 +53,10 @@ class DistillTrainer(DetectionTrainer):
     def __init__(
         self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None
     ) -> None:
+        self._accumulate = 1
+        self._resume_offset = 0
+        self._batches_since_step = 0
+        self._pending_gradients: dict[str, torch.Tensor] = {}
         super().__init__(cfg, overrides, _callbacks)
         self.config = read_config(self.save_dir)
         if RANK != -1 and self.world_size:
@@ -68,6 +72,9 @@ class DistillTrainer(DetectionTrainer):
         if self.config.distils:
             self.add_callback("on_pretrain_routine_end", type(self)._attach)
         self.add_callback("on_pretrain_routine_end", type(self)._load_state)
+        self.add_callback("on_train_start", type(self)._resume_accumulation)
+        self.add_callback("on_train_epoch_start", type(self)._restore_gradients)
+        self.add_callback("on_train_batch_start", type(self)._count_batch)
         self.add_callback("on_model_save", type(self)._save_state)
         self.add_callback("on_train_end", type(self)._report_cost)
 
@@ -160,8 +167,48 @@ class DistillTrainer(DetectionTrainer):
                 optimizer.add_param_group(group)
         return optimizer
 
+    @property
+    def accumulate(self) -> int:
+        """Batches per optimizer step, as Ultralytics compares it with those since the last step.
+
+        Ultralytics forgets that step when a run is resumed; the offset corrects its count.
+        """
+        return self._accumulate + self._resume_offset
+
+    @accumulate.setter
+    def accumulate(self, batches: int) -> None:
+        self._accumulate = batches
+
+    def _count_batch(self) -> None:
+        """Count the batches whose gradients are accumulated (Ultralytics callback)."""
+        self._batches_since_step += 1
+
+    def _resume_accumulation(self) -> None:
+        """Continue a resumed run between two optimizer steps (Ultralytics callback)."""
+        if self.start_epoch:
+            # Ultralytics counts from batch -1.
+            batches = self.start_epoch * len(self.train_loader)
+            self._resume_offset = batches - self._batches_since_step
+
+    def _restore_gradients(self) -> None:
+        """Restore gradients that wait for an optimizer step (Ultralytics callback).
+
+        They are set at the start of an epoch, because the loop zeroes gradients before.
+        """
+        parameters = self._trained_parameters()
+        for name, gradient in self._pending_gradients.items():
+            parameters[name].grad = gradient
+        self._pending_gradients = {}
+
+    def _trained_parameters(self) -> dict[str, nn.Parameter]:
+        found = dict(self.student.named_parameters(prefix="student"))
+        if self.config.distils:
+            found.update(self.adapters.named_parameters(prefix="adapters"))
+        return found
+
     def optimizer_step(self) -> None:
         """Average the adapters' gradients: DDP does so for the student alone."""
+        self._batches_since_step = self._resume_offset = 0
         if self.config.distils:
             for parameter in self.adapters.parameters():
                 if parameter.grad is not None:
@@ -241,6 +288,12 @@ class DistillTrainer(DetectionTrainer):
             "student": student.state_dict(),
             "average": self.ema.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "batches_since_step": self._batches_since_step,
+            "gradients": {
+                name: parameter.grad
+                for name, parameter in self._trained_parameters().items()
+                if self._batches_since_step and parameter.grad is not None
+            },
         }
         if self.config.distils:
             state["balance"] = student.criterion.balance.state()
@@ -268,6 +321,9 @@ class DistillTrainer(DetectionTrainer):
         student.load_state_dict(state["student"])
         self.ema.ema.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # Runs of earlier releases lack these two.
+        self._batches_since_step = state.get("batches_since_step", 0)
+        self._pending_gradients = state.get("gradients", {})
         if self.config.distils:
             self.adapters.load_state_dict(state["adapters"])
             student.criterion.balance = Balance(self.config.balance, state["balance"])
