@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from drone_kd_training.distillation import distill as distill_module
+from drone_kd_training.distillation import trainer as trainer_module
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.loss_balancing import average_over_processes
 from drone_kd_training.distillation.trainer import DistillTrainer
@@ -45,6 +46,8 @@ class CpuParallel(nn.parallel.DistributedDataParallel):
 shared: dict[str, GlooTrainer] = {}
 nn.parallel.DistributedDataParallel = CpuParallel
 distill_module.DistillTrainer = GlooTrainer
+torch.set_num_threads(1)
+trainer_module._cores = torch.get_num_threads  # as in the other tests
 folder = Path(sys.argv[1])
 config = Config(**json.loads((folder / "config.json").read_text()))
 metrics = distill_module.distill(config, folder / "out", measure_teacher=False)
