@@ -332,7 +332,9 @@ def test_two_processes_train_one_student(tiny_data, tmp_path):
     command += ["--nproc-per-node=2", str(script), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    first, second = (
+        torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)
+    )
     assert first["metrics"]["student"]["images"] == 6
     assert second["metrics"] == {}  # the first process reports
     assert first["average"] == second["average"] == [0.5, 10.0]

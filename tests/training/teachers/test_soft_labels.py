@@ -53,9 +53,11 @@ def test_predictions_and_frames_travel_as_rows_of_the_labels():
     kinds = [BOTH, TEACHER]
     kind_of = {"/d/a.png": 0, "/d/b.png": 1, "/d/000123.png": 0}
     scores, frames = extend_labels(labels, 2, kinds, kind_of, predictions)
-    assert frames == 2 and scores.shape == (3, 2)
+    assert frames == 2
+    assert scores.shape == (3, 2)
     batch = split_batch(as_batch(labels), 2, kinds, scores)
-    assert batch["cls"].tolist() == [[1.0]] and batch["batch_idx"].tolist() == [0]
+    assert batch["cls"].tolist() == [[1.0]]
+    assert batch["batch_idx"].tolist() == [0]
     boxes = batch["predictions"]
     assert boxes.image.tolist() == [0, 2, 2]
     assert boxes.cxcywh[0].tolist() == pytest.approx([0.5, 0.5, 0.1, 0.1])
@@ -66,6 +68,16 @@ def test_predictions_and_frames_travel_as_rows_of_the_labels():
     assert areas.labelled.tolist() == [[True, True], [False, False], [True, True]]
     assert areas.pseudo_labelled.tolist() == [[False, False], [True, True], [False, False]]
     assert areas.partial
+
+
+@pytest.mark.parametrize(("stem", "image_id"), [("000123", "123"), ("000000", "0"), ("a", "a")])
+def test_predictions_are_found_by_the_number_of_the_image(stem, image_id):
+    found = {image_id: (np.array([[0.5, 0.5, 0.1, 0.1]]), np.array([[0.4, 0.0]], np.float32))}
+    labels = [label(stem)]
+    scores, frames = extend_labels(
+        labels, 2, None, {}, Predictions(("car", "person"), found, pixels=False)
+    )
+    assert frames == len(scores) == 1
 
 
 def test_without_kinds_every_class_is_labelled():

@@ -155,8 +155,8 @@ def extend_labels(
 def _predictions_of(label: dict, predictions: Predictions) -> tuple[np.ndarray, np.ndarray] | None:
     """Return boxes (n, 4), cxcywh in [0, 1], and scores (n, C) of one frame, or None."""
     stem = Path(label["im_file"]).stem
-    # Tools that write COCO results turn "000123" into 123.
-    found = predictions.found.get(stem) or predictions.found.get(stem.lstrip("0"))
+    # Tools that write COCO results turn "000123" into 123, and "000000" into 0.
+    found = predictions.found.get(stem) or predictions.found.get(stem.lstrip("0") or "0")
     if found is None:
         return None
     boxes, scores = found
