@@ -51,7 +51,7 @@ from drone_kd_training.html_report import write_report
 from drone_kd_training.models.checkpoints import cost, load_model, match_classes, resolve_model
 from drone_kd_training.teachers.plan import Plan, read_plan
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
-from drone_kd_training.teachers.teaching_dataset import REGIONS, write_frames
+from drone_kd_training.teachers.teaching_dataset import write_frames
 
 # Quantization-aware training adapts a trained student; it must not start over.
 QUANTIZED = {
@@ -182,12 +182,19 @@ def _open_inputs(run: Run) -> Run:
 def prepare_data(run: Run) -> tuple[Run, Path]:
     """Write the settings, the frames of a plan, and the list of training frames.
 
+    Only the first of torchrun's processes writes; the others wait for it.
+
     Returns:
         The run with its data, and the data.yaml to train from.
     """
+    output, resolved = run.output, run.output / "data.yaml"
+    while RANK > 0 and not resolved.is_file():
+        time.sleep(1)  # the file of another process, and there is no process group yet
     if run.plan is not None:
         run = _write_plan(run, run.plan)
-    data, teacher, config, output = run.data, run.teacher, run.config, run.output
+    if RANK > 0:
+        return run, resolved
+    data, teacher, config = run.data, run.teacher, run.config
     assert data is not None  # opened by `validate`, or just now
     _write_config(config, output)
     if config.fraction < 1:
@@ -198,14 +205,13 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
         assert teacher is not None  # checked by `Config`
         unlabelled = image_paths(Path(config.unlabelled).resolve())
         data = replace(data, train=add_unlabelled(data, unlabelled, teacher.names, output))
-    return run, data.write_resolved(output / "data.yaml")
+    return run, data.write_resolved(resolved)  # last: the other processes wait for it
 
 
 def _write_plan(run: Run, plan: Plan) -> Run:
     """Write the frames of a plan: pseudo-labels of its teachers and all labels there are."""
-    _write_config(run.config, run.output)
-    while RANK > 0 and not (run.output / FRAMES / REGIONS).is_file():
-        time.sleep(1)  # the first of torchrun's processes writes them; there is no group yet
+    if RANK <= 0:
+        _write_config(run.config, run.output)
     frames = write_frames(plan, run.output / FRAMES)
     config = replace(run.config, data=str(frames.data), teacher=str(frames.answers))
     return _open_inputs(replace(run, config=config, sources=frames.val))
