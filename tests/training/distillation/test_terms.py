@@ -8,8 +8,9 @@ def test_every_term_has_one_line_of_help_with_its_paper():
     assert list(TERMS) == ["class", "softmax", "box", "cross", "feature", "assign"]
     assert set(BOX_TERMS) == {"class", "box", "assign"}
     for name, line in TERM_HELP.items():
-        assert TERMS[name].paper in line, name
-        assert "arXiv" in line, name
+        method, paper = TERMS[name].paper.split(", ")
+        assert line.endswith(f"({method})"), name
+        assert paper.startswith("arXiv:"), name
         assert "\n" not in line, name
 
 

@@ -25,7 +25,7 @@ TERMS: dict[str, Term[Any]] = {
     "feature": FeatureTerm(),
     "assign": AssignmentTerm(),
 }
-# One help line per term, with its paper.
-TERM_HELP = {name: f"{term.help} ({term.paper})" for name, term in TERMS.items()}
+# One short help line per term, with the name of its method.
+TERM_HELP = {name: f"{term.help} ({term.paper.split(',')[0]})" for name, term in TERMS.items()}
 # Terms that a teacher without a Detect head can teach.
 BOX_TERMS = frozenset(name for name, term in TERMS.items() if not term.needs_levels)

@@ -20,7 +20,7 @@ class AssignmentTerm(Term["Comparison"]):
     alone leaves them where they are.
     """
 
-    help = "no loss: the teacher's predictions decide which anchor gets which label"
+    help = "no loss: labels go to the anchors that the teacher predicts best"
     paper = "LAD, arXiv:2108.10520"
     needs_levels = False
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class BoxTerm(Term["Comparison"]):
     """Box distributions, or decoded boxes where the distributions cannot be compared."""
 
-    help = "box distributions (DFL), or decoded boxes where a head has none"
+    help = "box distributions, or decoded boxes"
     paper = "LD, arXiv:2102.12252"
     needs_levels = False
 

@@ -36,8 +36,8 @@ class ClassTerm(Term["Comparison"]):
 class SoftmaxTerm(Term["LevelComparison"]):
     """The classical form: a softmax over the classes."""
 
-    help = "class probabilities, softmax over the classes"
-    paper = "Hinton et al., arXiv:1503.02531"
+    help = "class probabilities, over the classes"
+    paper = "Hinton, arXiv:1503.02531"
 
     def compute(self, comparison: LevelComparison) -> dict[str, Tensor]:
         """Return ``kd_softmax_loss``."""

@@ -21,7 +21,7 @@ BOX, CLASS = "cv2", "cv3"
 class CrossHeadTerm(Term["LevelComparison"]):
     """The student's hidden features, seen through the rest of the teacher's head."""
 
-    help = "class and box predictions that the teacher's head makes from the student's features"
+    help = "student features through the teacher's head"
     paper = "CrossKD, arXiv:2306.11369"
 
     def compute(self, comparison: LevelComparison) -> dict[str, Tensor]:
