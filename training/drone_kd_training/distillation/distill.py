@@ -34,7 +34,8 @@ from ultralytics import __version__ as ultralytics_version
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import strip_optimizer
 
-from drone_kd_training.data.dataset import DataSet, image_paths, load_data, write_text
+from drone_kd.files import write_text
+from drone_kd_training.data.dataset import DataSet, image_paths, load_data
 from drone_kd_training.distillation.config import Config, read_config
 from drone_kd_training.distillation.heads import detect_head
 from drone_kd_training.distillation.interrupt import interrupt_between_batches

@@ -12,7 +12,8 @@ from torch import Tensor
 from ultralytics.data import build_yolo_dataset
 from ultralytics.utils import LOGGER
 
-from drone_kd_training.data.dataset import DataSet, image_paths, write_text
+from drone_kd.files import write_text
+from drone_kd_training.data.dataset import DataSet, image_paths
 from drone_kd_training.models.checkpoints import UnusableModelError, match_classes
 from drone_kd_training.teachers.soft_labels import Coverage, extend_labels, split_batch
 from drone_kd_training.teachers.teachers import Predictions, Teacher

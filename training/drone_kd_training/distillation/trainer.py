@@ -19,7 +19,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
-from drone_kd_training.data.dataset import write_text
+from drone_kd.files import write_text
 from drone_kd_training.distillation.comparison import make_adapters
 from drone_kd_training.distillation.config import read_config
 from drone_kd_training.distillation.criterion import DistillationLoss, InFloat32
