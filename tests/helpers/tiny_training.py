@@ -1,6 +1,4 @@
-"""A tiny data set and a tiny teacher, made on the spot, so that a real training run takes
-seconds.
-"""
+"""A tiny data set and tiny teachers, so that a real training run takes seconds."""
 
 import signal
 import subprocess
@@ -11,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 import yaml
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
 from drone_kd_training.models.checkpoints import resolve_model
 
@@ -22,17 +20,18 @@ SIZE = 64
 def interrupt_when_written(
     command: list[str], file: Path, seconds: float, env: dict[str, str] | None = None
 ) -> str:
-    """Start a command and stop it as Ctrl-C does once it has written a file; returns its errors.
+    """Start a command, interrupt it once it has written a file, and return its stderr.
 
-    It has to end with exit code 130 and without a traceback.
+    It must end with exit code 130 and without a traceback.
     """
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env
     )
     deadline = time.monotonic() + seconds
     while not file.is_file():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)  # a file written by another process: there is nothing to wait on
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        assert time.monotonic() < deadline, f"{file} was not written within {seconds} s"
+        time.sleep(0.05)  # another process writes the file: there is no event to wait for
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 130
@@ -41,7 +40,7 @@ def interrupt_when_written(
 
 
 def draw_set(root: Path, train: int = 12, val: int = 6, seed: int = 0) -> Path:
-    """Bright squares (car) and dark bars (person) on grey noise, in Ultralytics' layout."""
+    """Draw bright squares (car) and dark bars (person) on grey noise, in Ultralytics' layout."""
     rng = np.random.default_rng(seed)
     for split, count in (("train", train), ("val", val)):
         for kind in ("images", "labels"):
@@ -68,15 +67,13 @@ def draw_set(root: Path, train: int = 12, val: int = 6, seed: int = 0) -> Path:
 
 
 def save_checkpoint(path: Path, names=NAMES, architecture: str = "aerial-student.yaml") -> Path:
-    """An untrained detector as an Ultralytics checkpoint: its answers are arbitrary, but it has
-    some.
-    """
+    """Save an untrained detector that predicts arbitrary objects, as an Ultralytics checkpoint."""
     torch.manual_seed(1)
     model = DetectionModel(resolve_model(architecture), nc=len(names), verbose=False)
     model.names = dict(enumerate(names))
-    _wake(model)
+    _calibrate_norms(model)
     head = model.model[-1]
-    with torch.no_grad():  # an untrained head says "nothing" everywhere: let it say something
+    with torch.no_grad():  # an untrained head predicts no objects
         for name in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
             for branch in getattr(head, name, None) or []:
                 branch[-1].weight.mul_(0.1)
@@ -86,10 +83,8 @@ def save_checkpoint(path: Path, names=NAMES, architecture: str = "aerial-student
     return path
 
 
-def _wake(model: DetectionModel) -> None:
-    """Let the batch norms know their inputs: the signal of an untrained network otherwise dies
-    away, and its answer is the same everywhere.
-    """
+def _calibrate_norms(model: DetectionModel) -> None:
+    """Fit the batch norms to their inputs, or an untrained network predicts one constant."""
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     momentum = [norm.momentum for norm in norms]
     for norm in norms:
@@ -99,3 +94,21 @@ def _wake(model: DetectionModel) -> None:
     for norm, value in zip(norms, momentum, strict=True):
         norm.momentum = value
     model.eval()
+
+
+def save_rtdetr(path: Path, score_bias: float = 1.0) -> Path:
+    """Save an untrained, tiny RT-DETR: 3 strides, 20 queries, one decoder layer.
+
+    Every query has a score near sigmoid(score_bias) for each class.
+    """
+    torch.manual_seed(0)
+    layers = [[-1, 1, "Conv", [16, 3, 2]] for _ in range(5)]  # strides 2 to 32
+    head = [[[2, 3, 4], 1, "RTDETRDecoder", ["nc", 32, 20, 2, 2, 1, 32]]]
+    model = RTDETRDetectionModel(
+        {"nc": len(NAMES), "backbone": layers, "head": head}, nc=len(NAMES), verbose=False
+    )
+    model.names = dict(enumerate(NAMES))
+    model.model[-1].dec_score_head[-1].bias.data.fill_(score_bias)
+    model.args = {"imgsz": SIZE}
+    torch.save({"model": model, "train_args": {"imgsz": SIZE}}, path)
+    return path

@@ -1,6 +1,9 @@
 import json
+import os
+import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import polars
@@ -9,15 +12,23 @@ import torch
 import yaml
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.torch_utils import unwrap_model
 
 from drone_kd_training.data.dataset import load_data
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
-from drone_kd_training.distillation.distill import _thin, _warn_if_weaker, distill
+from drone_kd_training.distillation.distill import distill, prepare_data, train, validate
+from drone_kd_training.distillation.run_report import warn_if_teacher_is_weaker
+from drone_kd_training.distillation.train_data import spread_fraction
 from drone_kd_training.distillation.trainer import DistillTrainer
 from drone_kd_training.models.checkpoints import UnusableModelError, resolve_model
 from drone_kd_training.teachers.teaching_dataset import read_regions
-from tiny_training import NAMES, SIZE, draw_set, interrupt_when_written, save_checkpoint
+from tiny_training import (
+    NAMES,
+    SIZE,
+    draw_set,
+    interrupt_when_written,
+    save_checkpoint,
+    save_rtdetr,
+)
 
 SHORT = {
     "warmup_epochs": 0.0,
@@ -49,18 +60,18 @@ def run(tiny_data, tiny_teacher, tmp_path_factory) -> Path:
     return output
 
 
-def test_run_leaves_a_plain_student_and_its_figures(run):
+def test_run_writes_a_plain_student_and_its_figures(run):
     assert {"best.pt", "metrics.json", "results.csv", "config.yaml", "curves.png"} <= {
         p.name for p in run.iterdir()
     }
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["student"]["images"] == 6 and metrics["teacher"]["images"] == 6
+    assert metrics["student"]["images"] == metrics["teacher"]["images"] == 6
     student = YOLO(run / "best.pt")  # plain Ultralytics
     assert student.names == dict(enumerate(NAMES))
     reference = DetectionModel(resolve_model("aerial-student.yaml"), nc=2, verbose=False)
     assert set(student.model.state_dict()) == set(reference.state_dict())
     assert read_config(run).teacher.endswith("teacher.pt")
-    # Ultralytics' own 0.1 would shake the biases of a pretrained student to pieces.
+    # Ultralytics' own 0.1 would destroy the biases of a pretrained student.
     assert yaml.safe_load((run / "args.yaml").read_text())["warmup_bias_lr"] == 0.0
 
 
@@ -75,9 +86,7 @@ def test_every_loss_term_is_logged_every_epoch_and_none_is_zero(run):
         assert (table[name] > 0).all(), name
 
 
-def test_a_used_folder_is_refused_and_a_finished_run_is_not_run_again(
-    run, tiny_data, tiny_teacher
-):
+def test_used_folder_is_refused_and_finished_run_is_not_repeated(run, tiny_data, tiny_teacher):
     with pytest.raises(ValueError, match="not an empty folder"):
         distill(config(tiny_data, tiny_teacher), run)
     before = (run / "best.pt").stat().st_mtime_ns
@@ -85,92 +94,99 @@ def test_a_used_folder_is_refused_and_a_finished_run_is_not_run_again(
     assert (run / "best.pt").stat().st_mtime_ns == before
 
 
-def test_interrupt_then_resume_finishes_the_run(tiny_data, tiny_teacher, tmp_path):
-    output = tmp_path / "out"
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "training",
-            "distill",
-            "--data",
-            str(tiny_data),
-            "--teacher",
-            str(tiny_teacher),
-        ),
-        *(
-            "--student",
-            "aerial-student.yaml",
-            "--output",
-            str(output),
-            "--epochs",
-            "6",
-            "--imgsz",
-            str(SIZE),
-        ),
-        *(
-            "--batch",
-            "6",
-            "--no-val",
-            "--device",
-            "cpu",
-            "--set",
-            "mosaic=0",
-            "--set",
-            "close_mosaic=0",
-        ),
-    ]
-    state = output / "weights" / "resume.pt"
-    assert "--resume" in interrupt_when_written(command, state, 120)
-    assert not (output / "metrics.json").exists()
-    before = torch.load(state, weights_only=True)["balance"]["batches"]
-
-    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=240)
-    assert again.returncode == 0, again.stderr[-2000:]
-    assert polars.read_csv(output / "results.csv")["epoch"].to_list() == [1, 2, 3, 4, 5, 6]
-    assert before < 12 and not state.exists()  # a finished run has nothing to resume
-
-
-def loss_curve(output: Path) -> list[list[float]]:
+def train_only(run: Config, output: Path, resume: bool = False) -> polars.DataFrame:
+    """Train without evaluating; return the logged losses."""
+    validated, data = prepare_data(validate(run, output, resume))
+    train(validated, data)
     table = polars.read_csv(output / "results.csv")
-    return table.select(sorted(c for c in table.columns if c.startswith("train/"))).rows()
+    return table.select(sorted(c for c in table.columns if c.startswith("train/")))
 
 
-class Stop(Exception):
-    """An interruption at a known place."""
+def test_command_interrupted_by_ctrl_c_says_how_to_resume(tiny_data, tiny_teacher, tmp_path):
+    output = tmp_path / "out"
+    options = {
+        "data": tiny_data,
+        "teacher": tiny_teacher,
+        "student": "aerial-student.yaml",
+        "output": output,
+        "epochs": 100,  # far from done when the first one is saved
+        "imgsz": SIZE,
+        "batch": 6,
+        "device": "cpu",
+    }
+    command = [sys.executable, "-m", "training", "distill", "--no-val"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    assert "--resume" in interrupt_when_written(command, output / "weights" / "resume.pt", 50)
+    assert not (output / "metrics.json").exists()
+
+
+def test_interrupt_then_resume_finishes_the_run(tiny_data, tiny_teacher, tmp_path, monkeypatch):
+    class InterruptedInTheSecondEpoch(DistillTrainer):
+        def _seed_epoch(self) -> None:
+            super()._seed_epoch()
+            if self.epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    run, output = config(tiny_data, tiny_teacher), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "drone_kd_training.distillation.distill.DistillTrainer", InterruptedInTheSecondEpoch
+        )
+        with pytest.raises(KeyboardInterrupt):
+            distill(run, output)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not (output / "metrics.json").exists()
+    state = output / "weights" / "resume.pt"
+    assert torch.load(state, weights_only=True)["balance"]["batches"] == 2
+
+    distill(run, output, resume=True, measure_teacher=False)
+    assert polars.read_csv(output / "results.csv")["epoch"].to_list() == [1, 2]
+    assert not state.exists()  # a finished run has nothing to resume
+
+
+class Stop(Exception):  # noqa: N818 - an interruption at a known place, not an error
+    pass
 
 
 @pytest.mark.parametrize(
-    "changes", [{"optimizer": "AdamW"}, {"optimizer": "SGD"}, {"amp": "bf16"}]
+    ("epochs", "changes"),
+    [
+        pytest.param(2, {"optimizer": "SGD"}, id="SGD"),
+        pytest.param(2, {"amp": "bf16"}, id="bf16"),
+        # An optimizer step every three batches, in epochs of two: one gradient waits.
+        pytest.param(4, {"nbs": 18}, id="accumulated"),
+    ],
 )
 def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(
-    changes, tiny_data, tiny_teacher, tmp_path, monkeypatch
+    epochs, changes, tiny_data, tiny_teacher, tmp_path, monkeypatch
 ):
-    """Balance, schedule, adapters and momentum go on where they were."""
+    """Balance, schedule, adapters, momentum, gradients and precision continue."""
+    # As on a CPU without bfloat16: the teacher's precision follows from that of the training.
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     run = config(
         tiny_data,
         tiny_teacher,
-        epochs=4,
+        epochs=epochs,
         terms=("class", "box", "cross", "feature"),
         overrides={**SHORT, **changes},
     )
-    distill(run, tmp_path / "whole")
+    whole = train_only(run, tmp_path / "whole")
 
-    class StopsAfterTwo(DistillTrainer):
+    class StopsHalfway(DistillTrainer):
         def _save_state(self) -> None:
             super()._save_state()
-            if self.epoch == 1:
+            if self.epoch + 1 == epochs // 2:
                 raise Stop
 
-    monkeypatch.setattr("drone_kd_training.distillation.distill.DistillTrainer", StopsAfterTwo)
-    with pytest.raises(Stop):
-        distill(run, tmp_path / "halves")
-    monkeypatch.undo()
-    distill(run, tmp_path / "halves", resume=True)
-    whole, halves = loss_curve(tmp_path / "whole"), loss_curve(tmp_path / "halves")
-    assert len(whole) == len(halves) == 4
-    for a, b in zip(whole, halves, strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
+    with monkeypatch.context() as patch:
+        patch.setattr("drone_kd_training.distillation.distill.DistillTrainer", StopsHalfway)
+        with pytest.raises(Stop):
+            train_only(run, tmp_path / "halves")
+    halves = train_only(run, tmp_path / "halves", resume=True)
+    assert whole.shape == halves.shape
+    assert len(whole) == epochs
+    for name in whole.columns:
+        assert whole[name].to_list() == pytest.approx(halves[name].to_list(), rel=1e-5), name
 
 
 @pytest.mark.parametrize(
@@ -185,14 +201,13 @@ def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(
 def test_a_cpu_computes_in_bfloat16_where_that_is_asked_for(
     teacher, overrides, expected, tiny_data, tiny_teacher, tmp_path, monkeypatch
 ):
-    seen = set()
+    dtypes = set()
 
     class Watched(DistillTrainer):
         def _load_state(self) -> None:
             super()._load_state()
-            body = unwrap_model(self.model)
-            body = getattr(body, "student_model", body).model
-            body[0].register_forward_hook(lambda *call: seen.add(call[2].dtype))
+            layers = getattr(self.student, "student_model", self.student).model
+            layers[0].register_forward_hook(lambda *call: dtypes.add(call[2].dtype))
 
     monkeypatch.setattr("drone_kd_training.distillation.distill.DistillTrainer", Watched)
     names = {"tiny": str(tiny_teacher)}
@@ -200,29 +215,32 @@ def test_a_cpu_computes_in_bfloat16_where_that_is_asked_for(
     run = config(
         tiny_data, names.get(teacher, teacher), epochs=1, overrides={**SHORT, **overrides}
     )
-    found = distill(run, tmp_path / "out")
-    assert seen == {expected}
-    assert found["student"]["map50_95"] is not None
-    table = polars.read_csv(tmp_path / "out" / "results.csv")
-    for name in (c for c in table.columns if c.startswith("train/")):
-        assert 0 < table[name][0] < float("inf"), name
+    losses = train_only(run, tmp_path / "out")
+    assert dtypes == {expected}
+    for name in losses.columns:
+        assert 0 < losses[name][0] < float("inf"), name
 
 
-def test_the_teacher_may_see_the_frame_at_twice_the_size(tiny_data, tiny_teacher, tmp_path):
+def test_teacher_sees_the_image_at_twice_the_size(tiny_data, tiny_teacher, tmp_path):
     run = config(tiny_data, tiny_teacher, teacher_scale=2, epochs=1)
     metrics = distill(run, tmp_path / "out")
     assert metrics["teacher"]["gflops"] == pytest.approx(4 * metrics["student"]["gflops"])
     table = polars.read_csv(tmp_path / "out" / "results.csv")
-    assert table["train/kd_cls_loss"][0] > 0 and table["train/kd_dfl_loss"][0] > 0
+    assert table["train/kd_cls_loss"][0] > 0
+    assert table["train/kd_dfl_loss"][0] > 0
 
 
-def test_a_teacher_between_the_levels_teaches_with_its_boxes(tiny_data, tiny_teacher, tmp_path):
+def test_a_teacher_without_a_common_level_teaches_with_its_boxes(
+    tiny_data, tiny_teacher, tmp_path
+):
     run = config(tiny_data, tiny_teacher, teacher_scale=1.5, teacher_tiles=True, epochs=1)
-    metrics = distill(run, tmp_path / "out")
-    table = polars.read_csv(tmp_path / "out" / "results.csv")
-    assert table["train/kd_cls_loss"][0] > 0 and "train/kd_box_loss" in table.columns
-    cost = metrics["teacher_cost"]
-    assert 0 < cost["share"] < 1 and cost["seconds_per_batch"] > 0 and cost["peak_mb"] >= 0
+    losses = train_only(run, tmp_path / "out")
+    assert losses["train/kd_cls_loss"][0] > 0
+    assert "train/kd_box_loss" in losses.columns
+    cost = json.loads((tmp_path / "out" / "teacher_cost.json").read_text())
+    assert 0 < cost["share"] < 1
+    assert cost["seconds_per_batch"] > 0
+    assert cost["peak_mb"] >= 0
     with pytest.raises(UnusableModelError, match=r"no level in common .* but not feature; use"):
         distill(
             config(tiny_data, tiny_teacher, teacher_scale=1.5, terms=("class", "feature")),
@@ -231,67 +249,121 @@ def test_a_teacher_between_the_levels_teaches_with_its_boxes(tiny_data, tiny_tea
     assert not (tmp_path / "b").exists()
 
 
-def test_the_teacher_is_counted_in_where_the_batch_is_fitted_to_memory(
-    tiny_data, tiny_teacher, tmp_path, monkeypatch
-):
-    """Without a GPU Ultralytics takes its default: what it would have measured is looked at."""
-    seen = {}
+def test_automatic_batch_counts_the_teacher(tiny_data, tiny_teacher, tmp_path, monkeypatch):
+    """Without a GPU Ultralytics takes its default: the test looks at what it would measure."""
+    grids = {}
 
     def measure(model, imgsz, **_) -> int:
-        student, answer = model.train()(torch.rand(1, 3, imgsz, imgsz))
-        seen["student"] = [tuple(f.shape[-2:]) for f in student["feats"]]
-        seen["teacher"] = [tuple(f.shape[-2:]) for f in answer["feats"]]
-        return 6
+        student, teacher = model.train()(torch.rand(1, 3, imgsz, imgsz))
+        grids["student"] = [tuple(f.shape[-2:]) for f in student["feats"]]
+        grids["teacher"] = [tuple(f.shape[-2:]) for f in teacher["feats"]]
+        raise Stop
 
     monkeypatch.setattr("ultralytics.engine.trainer.check_train_batch_size", measure)
     run = config(tiny_data, tiny_teacher, batch=-1, teacher_scale=2, epochs=1)
-    distill(run, tmp_path / "out")
-    assert seen["teacher"] == [(2 * h, 2 * w) for h, w in seen["student"]]
+    with pytest.raises(Stop):
+        train_only(run, tmp_path / "out")
+    assert grids["teacher"] == [(2 * h, 2 * w) for h, w in grids["student"]]
 
 
-def write_predictions(data: Path, folder: Path) -> Path:
-    """The labels of the training frames, as a teacher would have found them, with confidences."""
-    folder.mkdir()
+def write_predictions(data: Path, output: Path) -> Path:
+    """Write the labels of the training frames with confidences, as .txt files or COCO .json."""
+    coco = output.suffix == ".json"
+    entries = []
+    if not coco:
+        output.mkdir()
     for path in (data.parent / "labels" / "train").glob("*.txt"):
-        rows = [f"{line} 0.9" for line in path.read_text().splitlines()]
-        (folder / path.name).write_text("\n".join(rows) + "\n")
-    return folder
+        lines = path.read_text().splitlines()
+        if not coco:
+            (output / path.name).write_text("".join(f"{line} 0.9\n" for line in lines))
+        for line in lines:
+            class_id, x, y, w, h = (float(value) for value in line.split())
+            bbox = [(x - w / 2) * SIZE, (y - h / 2) * SIZE, w * SIZE, h * SIZE]
+            entry = {"image_id": int(path.stem), "category_id": int(class_id)}
+            entries.append({**entry, "bbox": bbox, "score": 0.9})
+    if coco:
+        output.write_text(json.dumps(entries))
+    return output
 
 
-def test_a_folder_of_predictions_teaches(tiny_data, tmp_path):
-    folder = write_predictions(tiny_data, tmp_path / "predictions")
-    run = config(tiny_data, folder, overrides={**SHORT, "mosaic": 1.0, "close_mosaic": 1})
-    metrics = distill(run, tmp_path / "out")
-    assert metrics["teacher"] is None
-    table = polars.read_csv(tmp_path / "out" / "results.csv")
-    assert table["train/kd_cls_loss"][0] > 0 and table["train/kd_box_loss"][0] > 0
+def test_stored_predictions_teach_the_same_from_yolo_and_coco_files(tiny_data, tmp_path):
+    overrides = {**SHORT, "mosaic": 1.0, "close_mosaic": 1}
+    losses = []
+    for name in ("predictions", "predictions.json"):
+        source = write_predictions(tiny_data, tmp_path / name)
+        run = config(tiny_data, source, overrides=overrides)
+        losses.append(train_only(run, tmp_path / f"run-{name}"))
+    assert losses[0]["train/kd_cls_loss"][0] > 0
+    assert losses[0]["train/kd_box_loss"][0] > 0
+    for column in losses[0].columns:
+        yolo, coco = (table[column].to_list() for table in losses)
+        assert coco == pytest.approx(yolo, rel=1e-3), column
+
+
+def test_unusable_stored_predictions_are_refused(tiny_data, tmp_path):
+    source = write_predictions(tiny_data, tmp_path / "predictions")
     with pytest.raises(UnusableModelError, match="but not cross, feature; use --terms"):
-        distill(config(tiny_data, folder, terms=("class", "cross", "feature")), tmp_path / "b")
+        distill(config(tiny_data, source, terms=("class", "cross", "feature")), tmp_path / "b")
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "zebra.txt").write_text("0 0.5 0.5 0.1 0.1 0.5\n")
     with pytest.raises(UnusableModelError, match="no prediction is named like a training frame"):
         distill(config(tiny_data, tmp_path / "others"), tmp_path / "c")
 
 
-def test_frames_without_labels_are_trained_on(tiny_data, tiny_teacher, tmp_path):
+def test_rtdetr_teaches_a_run(tiny_data, tmp_path):
+    teacher = save_rtdetr(tmp_path / "rtdetr.pt", score_bias=1.0)
+    metrics = distill(config(tiny_data, teacher, epochs=1), tmp_path / "out")
+    assert metrics["teacher"] is None  # only Detect teachers are evaluated
+    table = polars.read_csv(tmp_path / "out" / "results.csv")
+    assert table["train/kd_cls_loss"][0] > 0
+    assert table["train/kd_box_loss"][0] > 0
+
+
+def test_two_processes_train_one_student(tiny_data, tiny_teacher, tmp_path):
+    """On the CPU with gloo, started by torchrun as on several machines."""
+    run = config(tiny_data, tiny_teacher, epochs=1, terms=("class", "feature"), device="cpu")
+    values = asdict(run)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    script = Path(__file__).parents[2] / "helpers" / "distill_on_two_cpus.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", str(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (
+        torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)
+    )
+    assert first["metrics"]["student"]["images"] == 6
+    assert second["metrics"] == {}  # the first process reports
+    assert first["average"] == second["average"] == [0.5, 10.0]
+    assert first["balance"] == second["balance"]
+    assert set(first["balance"]["sums"]) == {"kd_cls_loss", "kd_feature_loss"}
+    for part in ("student", "adapters"):
+        assert first[part]
+        for name, value in first[part].items():
+            assert torch.equal(value, second[part][name]), (part, name)
+    assert first["images"].isdisjoint(second["images"])  # each trains on its half
+    assert len(first["images"] | second["images"]) == 12
+
+
+def test_unlabelled_frames_are_trained_on(tiny_data, tiny_teacher, tmp_path):
     unlabelled = draw_set(tmp_path / "more", train=6, seed=5).parent / "images" / "train"
-    run = config(tiny_data, tiny_teacher, unlabelled=str(unlabelled))
-    distill(run, tmp_path / "out")
+    run = config(tiny_data, tiny_teacher, unlabelled=str(unlabelled), epochs=1)
+    losses = train_only(run, tmp_path / "out")
     listed = (tmp_path / "out" / "train.txt").read_text().splitlines()
-    assert len(listed) == 18 and len(set(listed)) == 18
+    assert len(listed) == len(set(listed)) == 18
     kinds, kind_of = read_regions(tmp_path / "out" / "frames" / "regions.json")
     assert sum(not any(kinds[kind].labelled) for kind in kind_of.values()) == 6
-    assert polars.read_csv(tmp_path / "out" / "results.csv")["train/kd_cls_loss"][1] > 0
+    assert losses["train/kd_cls_loss"][0] > 0
     with pytest.raises(ValueError, match="unlabelled frames need a teacher"):
         config(tiny_data, NO_TEACHER, unlabelled=str(unlabelled))
 
 
-def test_resume_needs_something_to_resume(tiny_data, tmp_path):
+def test_resume_needs_a_run_to_resume(tiny_data, tmp_path):
     with pytest.raises(ValueError, match="nothing to resume"):
         distill(config(tiny_data, NO_TEACHER), tmp_path / "new", resume=True)
 
 
-def test_a_teacher_that_is_not_finite_is_refused(tiny_data, tmp_path):
+def test_non_finite_teacher_is_refused(tiny_data, tmp_path):
     teacher = save_checkpoint(tmp_path / "t.pt")
     checkpoint = torch.load(teacher, weights_only=False)
     checkpoint["model"].model[-1].cv3[0][-1].bias.data.fill_(torch.nan)
@@ -300,31 +372,35 @@ def test_a_teacher_that_is_not_finite_is_refused(tiny_data, tmp_path):
         distill(config(tiny_data, teacher), tmp_path / "out")
 
 
-def test_a_teacher_weaker_than_its_student_is_named_with_both_figures(monkeypatch):
-    said = []
-    monkeypatch.setattr("drone_kd_training.distillation.distill.LOGGER.warning", said.append)
-    _warn_if_weaker({"student": {"map50_95": 0.31}, "teacher": {"map50_95": 0.25}})
-    assert len(said) == 1 and "25.0 against 31.0" in said[0]
-    _warn_if_weaker({"student": {"map50_95": 0.31}, "teacher": {"map50_95": 0.45}})
-    _warn_if_weaker({"student": {"map50_95": 0.31}, "teacher": None})
-    assert len(said) == 1
+def test_weaker_teacher_is_reported_with_both_figures(monkeypatch):
+    messages = []
+    monkeypatch.setattr(
+        "drone_kd_training.distillation.run_report.LOGGER.warning", messages.append
+    )
+    warn_if_teacher_is_weaker({"student": {"map50_95": 0.31}, "teacher": {"map50_95": 0.25}})
+    assert len(messages) == 1
+    assert "25.0 against 31.0" in messages[0]
+    warn_if_teacher_is_weaker({"student": {"map50_95": 0.31}, "teacher": {"map50_95": 0.45}})
+    warn_if_teacher_is_weaker({"student": {"map50_95": 0.31}, "teacher": None})
+    assert len(messages) == 1
 
 
-def test_out_of_memory_says_what_to_lower(tiny_data, tmp_path, monkeypatch):
-    def too_much(self) -> None:
+def test_out_of_memory_names_the_options_to_lower(tiny_data, tmp_path, monkeypatch):
+    def allocate(self) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(DistillTrainer, "train", too_much)
+    monkeypatch.setattr(DistillTrainer, "train", allocate)
     with pytest.raises(RuntimeError, match=r"lower --batch \(now 6\) or --imgsz \(now 64\)"):
         distill(config(tiny_data, NO_TEACHER), tmp_path / "out")
 
 
 def test_a_fraction_is_spread_over_the_training_frames(tiny_data, tmp_path):
-    chosen = _thin(load_data(tiny_data).train, 0.25, tmp_path / "train.txt").read_text().split()
+    listed = spread_fraction(load_data(tiny_data).train, 0.25, tmp_path / "train.txt")
+    chosen = listed.read_text().split()
     assert [Path(path).stem for path in chosen] == ["000", "004", "008"]
 
 
-def test_what_cannot_work_is_refused_before_anything_is_written(tiny_data, tmp_path):
+def test_unusable_input_is_refused_before_anything_is_written(tiny_data, tmp_path):
     ships = save_checkpoint(tmp_path / "ships.pt", names=("ship",))
     with pytest.raises(UnusableModelError, match="no class in common"):
         distill(config(tiny_data, ships), tmp_path / "out")

@@ -21,7 +21,7 @@ def test_response_is_zero_for_equal_logits_and_positive_otherwise(response, temp
 
 
 @pytest.mark.parametrize("response", RESPONSES)
-def test_following_the_gradient_brings_the_student_to_the_teacher(response):
+def test_gradient_descent_brings_the_student_to_the_teacher(response):
     teacher, student = logits(0, 1, 20, 3), logits(1, 1, 20, 3).requires_grad_()
     before = response(student, teacher, 2.0).item()
     optimizer = torch.optim.Adam([student], lr=0.1)
@@ -33,8 +33,7 @@ def test_following_the_gradient_brings_the_student_to_the_teacher(response):
 
 
 def test_softmax_form_is_hintons_kl_times_temperature_squared():
-    # One anchor, so that the weighting by confidence cancels: what is left is the textbook's
-    # formula.
+    # One anchor, so the weighting by confidence cancels and leaves the textbook formula.
     teacher, student, temperature = logits(0, 1, 1, 5), logits(1, 1, 1, 5), 3.0
     p = torch.softmax(teacher / temperature, -1)
     q = torch.softmax(student / temperature, -1)
@@ -56,7 +55,7 @@ def test_softmax_gradient_does_not_shrink_with_temperature():
 
 
 @pytest.mark.parametrize("response", RESPONSES)
-def test_empty_background_does_not_dilute_the_loss(response):
+def test_background_does_not_dilute_the_loss(response):
     teacher, student = logits(0, 1, 10, 3), logits(1, 1, 10, 3)
     background = torch.full((1, 5000, 3), -12.0)
     alone = response(student, teacher).item()
@@ -66,7 +65,7 @@ def test_empty_background_does_not_dilute_the_loss(response):
     assert with_background == pytest.approx(alone, rel=0.02)
 
 
-def test_dfl_is_zero_for_equal_bins_and_ignores_what_the_teacher_does_not_see():
+def test_dfl_is_zero_for_equal_bins_and_ignores_anchors_without_confidence():
     teacher, student = logits(0, 1, 6, 4, 16), logits(1, 1, 6, 4, 16)
     confidence = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]])
     assert losses.dfl_divergence(teacher.clone(), teacher, confidence).item() == pytest.approx(
@@ -88,7 +87,7 @@ def test_decoded_box_grows_with_the_distance_and_is_zero_for_the_same_box():
     assert values == sorted(values) and values[1] > 0.1
 
 
-def test_feature_correlation_ignores_scale_and_offset_but_not_the_picture():
+def test_feature_correlation_ignores_scale_and_offset_only():
     teacher, everywhere = logits(0, 2, 4, 8, 8), torch.ones(2, 8, 8)
 
     def loss(student, confidence=everywhere) -> float:
@@ -108,7 +107,7 @@ def test_feature_correlation_ignores_scale_and_offset_but_not_the_picture():
     assert loss(other) == pytest.approx(expected, rel=1e-3)
 
 
-def test_features_are_compared_where_the_teacher_sees_objects():
+def test_features_are_compared_where_the_teacher_is_confident():
     teacher, confidence = logits(0, 2, 4, 8, 8), torch.zeros(2, 8, 8)
     confidence[:, 2:4, 2:4] = 0.5
     ground = teacher.clone()

@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torchvision.ops import box_convert
-from ultralytics.nn.tasks import RTDETRDetectionModel
 
 from drone_kd_training.models.checkpoints import UnusableModelError, load_model
 from drone_kd_training.models.torch_backend import BoxBackend
@@ -12,67 +11,72 @@ from drone_kd_training.teachers.teachers import (
     BOX_HEADS,
     BoxTeacher,
     DetectTeacher,
-    _in_tiles,
     open_teacher,
+    predict_in_tiles,
 )
-from tiny_training import NAMES, SIZE, save_checkpoint
+from tiny_training import NAMES, SIZE, save_checkpoint, save_rtdetr
 
 
-def test_a_detector_answers_per_anchor(tmp_path):
+def test_detector_predicts_per_anchor(tmp_path):
     teacher = open_teacher(str(save_checkpoint(tmp_path / "t.pt")), NAMES)
-    assert isinstance(teacher, DetectTeacher) and teacher.names == NAMES
-    answer = teacher(torch.rand(2, 3, SIZE, SIZE), {})
-    assert answer["scores"].shape[:2] == (2, len(NAMES))
+    assert isinstance(teacher, DetectTeacher)
+    assert teacher.names == NAMES
+    prediction = teacher(torch.rand(2, 3, SIZE, SIZE), {})
+    assert prediction["scores"].shape[:2] == (2, len(NAMES))
 
 
-def test_tiles_are_put_together_as_if_the_picture_had_been_seen_whole():
-    def look(pictures: torch.Tensor) -> dict:
-        """A detector whose answers depend on a few pixels round each anchor."""
-        feats = [F.avg_pool2d(pictures, s + 8, s, padding=4) for s in (8, 16)]
+def test_merged_tiles_equal_the_prediction_of_the_whole_image():
+    def predict(images: torch.Tensor) -> dict:
+        """A detector whose predictions depend on a few pixels around each anchor."""
+        feats = [F.avg_pool2d(images, s + 8, s, padding=4) for s in (8, 16)]
         flat = torch.cat([f.flatten(2) for f in feats], dim=-1)
         return {"feats": feats, "boxes": flat[:, :2] * 2, "scores": flat[:, 2:] + 1}
 
-    pictures = torch.rand(2, 3, 480, 480)
-    whole, tiled = look(pictures), _in_tiles(look, pictures, 320, [8, 16])
+    images = torch.rand(2, 3, 480, 480)
+    whole, tiled = predict(images), predict_in_tiles(predict, images, 320, [8, 16])
     for key in ("boxes", "scores"):
         assert torch.allclose(whole[key], tiled[key], atol=1e-6)
     for a, b in zip(whole["feats"], tiled["feats"], strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_rt_detr_answers_with_boxes(tmp_path):
-    torch.manual_seed(0)
-    model = RTDETRDetectionModel("rtdetr-l.yaml", nc=2, verbose=False)
-    model.names = dict(enumerate(NAMES))
-    torch.save({"model": model}, tmp_path / "rtdetr.pt")
-    teacher = open_teacher(str(tmp_path / "rtdetr.pt"), NAMES)
-    assert isinstance(teacher, BoxTeacher) and teacher.head is None
-    model.model[-1].dec_score_head[-1].bias.data.fill_(2.0)
-    torch.save({"model": model}, tmp_path / "rtdetr.pt")
-    picture = torch.rand(2, 3, 128, 128)
+def test_rtdetr_predicts_the_boxes_that_ultralytics_decodes(tmp_path):
+    checkpoint = save_rtdetr(tmp_path / "rtdetr.pt")
+    teacher = open_teacher(str(checkpoint), NAMES)
+    assert isinstance(teacher, BoxTeacher)
+    assert teacher.head is None
+    images = torch.rand(2, 3, SIZE, SIZE)
     with torch.no_grad():
-        answer = open_teacher(str(tmp_path / "rtdetr.pt"), NAMES)(picture, {})
-        plain = model.float().eval()(picture)[0]  # (B, 300, 4 + C), what Ultralytics decodes
-    assert set(answer.frame.tolist()) == {0, 1} and answer.scores.shape[1] == 2
-    first = answer.frame == 0
-    assert torch.allclose(answer.scores[first].amax(-1).sort()[0], plain[0, :, 4].sort()[0],
-                          atol=1e-5) or plain.shape[-1] != 6  # fmt: skip
+        boxes = teacher(images, {})
+        model, _ = load_model(str(checkpoint), also=BOX_HEADS)
+        decoded = model.eval()(images)[0]  # (B, k, 6): cxcywh, score, class
+    assert boxes.image.bincount().tolist() == [20, 20]  # every query is above LOWEST_SCORE
+    for image, rows in enumerate(decoded):
+        own = boxes[boxes.image == image]
+        best = own.scores.flatten().sort(descending=True).values[: len(rows)]
+        assert torch.allclose(best, rows[:, 4], atol=1e-5)
+        for row in rows:
+            same_score = (own.scores[:, int(row[5])] - row[4]).abs() < 1e-5
+            assert torch.isclose(own.cxcywh[same_score], row[:4], atol=1e-5).all(dim=1).any()
 
 
-def test_rt_detr_behind_the_detectors_interface_gives_the_same_boxes(tmp_path):
-    torch.manual_seed(0)
-    model = RTDETRDetectionModel("rtdetr-l.yaml", nc=2, verbose=False)
-    model.names = dict(enumerate(NAMES))
-    torch.save({"model": model, "train_args": {"imgsz": 128}}, tmp_path / "rtdetr.pt")
-    teacher = open_teacher(str(tmp_path / "rtdetr.pt"), NAMES)
-    backend = BoxBackend(load_model(str(tmp_path / "rtdetr.pt"), also=BOX_HEADS)[0])
-    assert backend.spec.classes == NAMES and backend.spec.input_width == 128
-    frames = torch.randint(0, 255, (1, 128, 128, 3), dtype=torch.uint8)
+def test_rtdetr_drops_predictions_below_the_lowest_score(tmp_path):
+    teacher = open_teacher(str(save_rtdetr(tmp_path / "rtdetr.pt", score_bias=-9.0)), NAMES)
+    assert len(teacher(torch.rand(1, 3, SIZE, SIZE), {}).image) == 0
+
+
+def test_rtdetr_behind_the_detectors_interface_gives_the_same_boxes(tmp_path):
+    checkpoint = str(save_rtdetr(tmp_path / "rtdetr.pt"))
+    teacher = open_teacher(checkpoint, NAMES)
+    backend = BoxBackend(load_model(checkpoint, also=BOX_HEADS)[0])
+    assert backend.spec.classes == NAMES
+    assert backend.spec.input_width == SIZE
+    frames = torch.randint(0, 255, (1, SIZE, SIZE, 3), dtype=torch.uint8)
     (rows,) = backend.infer(frames.numpy())
     with torch.no_grad():
-        answer = teacher(frames.permute(0, 3, 1, 2).flip(1) / 255, {})
-    xyxy = box_convert(answer.cxcywh, "cxcywh", "xyxy").clamp(0, 1) * 128
-    scores, class_ids = answer.scores.max(dim=1)
+        boxes = teacher(frames.permute(0, 3, 1, 2).flip(1) / 255, {})
+    xyxy = box_convert(boxes.cxcywh, "cxcywh", "xyxy").clamp(0, 1) * SIZE
+    scores, class_ids = boxes.scores.max(dim=1)
     expected = torch.cat([xyxy, scores[:, None], class_ids[:, None]], dim=1)
     found = torch.from_numpy(rows)
     assert (found[1:, 4] <= found[:-1, 4]).all()  # best first
@@ -97,12 +101,13 @@ def test_predictions_are_read_from_yolo_files_and_from_coco(tmp_path):
     ("content", "expected"),
     [
         ("0 0.5 0.5 0.1 0.1", "6 numbers"),
-        ("7 0.5 0.5 0.1 0.1 0.5", "class 7, but there are 2 classes"),
-        ("0 0.5 0.5 0.1 0.1 50", r"confidence of 50 is not in \[0, 1\]"),
+        ("7 0.5 0.5 0.1 0.1 0.5", "expected classes 0 to 1, got 7; list the class names in"),
+        ("0 0.5 0.5 0.1 0.1 50", r"expected confidences in \[0, 1\], got 50"),
+        ("0 0.5 0.5 0.1 0.1 -0.5", r"expected confidences in \[0, 1\], got -0.5"),
         (None, "holds no predictions"),
     ],
 )
-def test_predictions_that_cannot_be_used_are_refused(tmp_path, content, expected):
+def test_unusable_predictions_are_refused(tmp_path, content, expected):
     if content:
         (tmp_path / "a.txt").write_text(content + "\n")
     with pytest.raises(UnusableModelError, match=expected):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The paired experiment: what distillation brings, against the student alone and the built-in.
+"""Paired experiment: distillation against the baseline and Ultralytics' own distillation.
 
 Every arm trains the same student from the same weights on the same batches, once per seed; the
-figures are differences within a seed. Finished runs are kept, so that the same command goes on
-where it was.
+figures are differences within a seed. Finished runs are kept, so the same command continues an
+interrupted experiment.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -30,19 +31,21 @@ from drone_kd_training.ray_cluster import each
 from drone_kd_training.tables import format_score
 
 PLAIN, DISTILLED, BUILTIN = "plain", "distilled", "builtin"
-# Ultralytics' own distillation has one weight, `dis` (default 6): tuned over these.
+# Values to tune the one weight of Ultralytics' own distillation, `dis` (default 6).
 BUILTIN_WEIGHTS = (0.5, 1.0, 2.0, 6.0)
-# From how many places `hold_out` takes its frames.
+# Number of stretches of frames that `hold_out` takes.
 STRETCHES = 8
+# The share of a smaller gap between teacher and baseline means nothing, in mAP.
+MIN_GAP = 0.03
 SCORES = ("map50_95", "map50", "ap_tiny", "ap_small", "ap_medium")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One arm over all its seeds; scores in [0, 1], intervals of 95 % by Student's t over seeds.
+    """One arm over all its seeds; scores in [0, 1], 95 % intervals by Student's t over seeds.
 
-    ``gain`` and ``gap_share`` are against the student alone of the same seed; None where it is
-    missing, or where there are too few seeds for an interval.
+    ``gain`` and ``gap_share`` are against the baseline of the same seed; None if it is missing, or
+    if there are too few seeds for an interval.
     """
 
     arm: str
@@ -56,7 +59,7 @@ class Summary:
 
 
 def default_arms(config: Config) -> list[str]:
-    """The student alone, the tuned built-in, ours, and ours minus each of its terms."""
+    """Return the baseline, the tuned built-in, ours, and ours minus each of its terms."""
     without = [
         "terms=" + "+".join(t for t in config.terms if t != left_out)
         for left_out in config.terms
@@ -66,10 +69,11 @@ def default_arms(config: Config) -> list[str]:
 
 
 def arm_config(arm: str, config: Config) -> Config:
-    """The run of an arm.
+    """Return the settings of an arm.
 
-    ``plain``; ``distilled``; ``builtin:W``, Ultralytics' distill_model with dis=W; or changes to
-    ``distilled`` as ``key=value`` joined by ``;`` (several terms joined by ``+``).
+    An arm is ``plain`` (the baseline); ``distilled``; ``builtin:W``, Ultralytics' distill_model
+    with dis=W; or changes to ``distilled`` as ``key=value`` joined by ``;`` (several terms joined
+    by ``+``).
 
     Raises:
         ValueError: an arm that is none of these.
@@ -89,7 +93,7 @@ def arm_config(arm: str, config: Config) -> Config:
             f"arm {arm!r}: {', '.join(sorted(unknown))} is neither {PLAIN}, {DISTILLED}, "
             f"{BUILTIN}:WEIGHT nor a setting (key=value)"
         )
-    values = {k: read_value(v) for k, v in changes.items()}
+    values: dict[str, Any] = {k: read_value(v) for k, v in changes.items()}
     if "terms" in values:
         values["terms"] = tuple(str(values["terms"]).split("+"))
     return replace(config, **values)
@@ -103,20 +107,23 @@ def compare(
     select: float = 0.0,
     cluster: str | None = None,
 ) -> tuple[dict, list[Summary]]:
-    """Run what is not done yet; write compare.csv, compare.md, metrics.json, report.html.
+    """Run the missing runs; write compare.csv, compare.md, metrics.json and report.html.
 
     Args:
-        config: the run of the arm ``distilled``; its seed is ignored.
+        config: settings of the arm ``distilled``; its seed is ignored.
         output: folder of the experiment; each run has its own in ``runs``.
         seeds: every arm is trained once with each.
         arms: see `arm_config`.
-        select: measure on this share of the training frames (not trained on, see `hold_out`)
-            instead of the validation split: for choosing settings.
-        cluster: "host:port" of a Ray cluster, whose nodes all see `output`, the data and the
-            models under these paths: a task per run (default: one after the other, here).
+        select: evaluate on this share of the training frames (not trained on, see `hold_out`)
+            instead of the validation split, to choose settings.
+        cluster: "host:port" of a Ray cluster, one task per run; its nodes must see ``output``, the
+            data and the models under the same paths. None: one run after the other, here.
 
     Returns:
         The teacher's figures, and a summary per arm.
+
+    Raises:
+        ValueError: no teacher, an unknown arm, or a folder with a run of other settings.
     """
     if not config.distils:
         raise ValueError("compare needs a teacher")
@@ -125,38 +132,44 @@ def compare(
     data = Path(config.data)
     if select:
         data = hold_out(data, select, output)
-    teacher_file = output / "teacher.json"
-    if not teacher_file.is_file():
-        size = config.teacher_imgsz
-        teacher = evaluate(load_model(config.teacher)[0], data, imgsz=size)
-        write_text(teacher_file, json.dumps(teacher, indent=1))
-    teacher = json.loads(teacher_file.read_text(encoding="utf-8"))
-    names, runs = [], []
-    for seed in seeds:
-        for arm in arms:
-            # Absolute: a task runs elsewhere.
-            folder = _run_folder(output, arm, seed).resolve()
-            run = replace(configs[arm], data=str(data.resolve()), seed=seed)
-            started = (folder / "config.yaml").is_file()
-            if started and read_config(folder) != run:
-                raise ValueError(
-                    f"{folder} is of a run with other settings: choose another --output"
-                )
-            names.append((arm, seed))
-            runs.append((run, folder, started))
+    teacher = _evaluate_teacher(config, data, output / "teacher.json")
+    names = [(arm, seed) for seed in seeds for arm in arms]
+    runs = [
+        _plan_run(
+            replace(configs[arm], data=str(data.resolve()), seed=seed),
+            _run_folder(output, arm, seed),
+        )
+        for arm, seed in names
+    ]
     results = each(cluster, _train, runs) if cluster else (_train(*run) for run in runs)
     rows: list[dict] = []
     for number, (arm, seed) in enumerate(names, start=1):
         print(f"[{number}/{len(names)}] {arm}, seed {seed}", flush=True)
         metrics = next(results)
-        figures = {score: metrics["student"][score] for score in SCORES}
-        rows.append({"arm": arm, "seed": seed, **figures, "seconds": metrics["seconds"]})
+        scores = {score: metrics["student"][score] for score in SCORES}
+        rows.append({"arm": arm, "seed": seed, **scores, "seconds": metrics["seconds"]})
         write_text(output / "compare.csv", as_csv(rows))
         summaries = summarise(rows, teacher["map50_95"] or 0.0)
         write_text(output / "compare.md", as_markdown(teacher, summaries, rows))
         write_text(output / "metrics.json", as_json(teacher, summaries, rows))
     _write_report(output, data, config, teacher, arms, seeds[0])
     return teacher, summaries
+
+
+def _evaluate_teacher(config: Config, data: Path, cached: Path) -> dict:
+    if not cached.is_file():
+        teacher = evaluate(load_model(config.teacher)[0], data, imgsz=config.teacher_imgsz)
+        write_text(cached, json.dumps(teacher, indent=1))
+    return json.loads(cached.read_text(encoding="utf-8"))
+
+
+def _plan_run(run: Config, folder: Path) -> tuple[Config, Path, bool]:
+    """Return the arguments of `_train`; absolute, because a task runs elsewhere."""
+    folder = folder.resolve()
+    started = (folder / "config.yaml").is_file()
+    if started and read_config(folder) != run:
+        raise ValueError(f"{folder} has a run with other settings: choose another --output")
+    return run, folder, started
 
 
 def _train(run: Config, folder: Path, started: bool) -> dict:
@@ -166,7 +179,7 @@ def _train(run: Config, folder: Path, started: bool) -> dict:
 def _write_report(
     output: Path, data: Path, config: Config, teacher: dict, arms: list[str], seed: int
 ) -> None:
-    """The page of the experiment; figures and pictures of models are those of one seed."""
+    """Write the page of the experiment; figures and images of models are those of one seed."""
     models, curves = {"teacher": teacher}, {}
     for arm in arms:
         folder = _run_folder(output, arm, seed)
@@ -175,8 +188,10 @@ def _write_report(
         curves[f"{arm}, seed {seed}"] = folder / "curves.png"
     sides = None
     if PLAIN in arms and DISTILLED in arms:
-        pair = (_run_folder(output, arm, seed) / "best.pt" for arm in (PLAIN, DISTILLED))
-        sides = compare_frames(*pair, data, config.imgsz)
+        plain, distilled = (
+            _run_folder(output, arm, seed) / "best.pt" for arm in (PLAIN, DISTILLED)
+        )
+        sides = compare_frames(plain, distilled, data, config.imgsz)
     table = (output / "compare.md").read_text(encoding="utf-8")
     write_report(output / "report.html", "Distillation compared", models, curves, sides, table)
 
@@ -187,62 +202,79 @@ def _run_folder(output: Path, arm: str, seed: int) -> Path:
 
 
 def hold_out(data: Path, share: float, output: Path) -> Path:
-    """Write a data set whose validation split are stretches of the training frames, ``share`` of
-    them in all.
+    """Write a data set whose validation split is a share of the training frames.
 
-    By name, so that most frames have no neighbour on the other side; in several places, so that
-    the part kept apart shows what the whole does.
+    Stretches of consecutive frames are held out, so that most frames have no neighbor on the other
+    side; in several places, so that they are representative.
+
+    Args:
+        data: data.yaml of the whole data set.
+        share: of the training frames, in (0, 1).
+        output: folder for data.yaml and the lists.
+
+    Returns:
+        The new data.yaml.
+
+    Raises:
+        ValueError: no frame would be left on one side.
     """
     dataset = load_data(data)
     paths = image_paths(dataset.train)
     places = min(STRETCHES, round(len(paths) * share))
     if share >= 1 or places < 1:
         raise ValueError(f"a share of {share} of {len(paths)} frames leaves nothing on one side")
-    kept, apart = [], []
+    lists: dict[str, list[Path]] = {"train": [], "val": []}
     for i, path in enumerate(paths):
-        # Of each of the equal parts of the list the end is kept apart.
-        within = i * places / len(paths) % 1
-        (apart if within >= 1 - share else kept).append(path)
-    lists = {"train": kept, "val": apart}
-    for name, chosen in lists.items():
-        write_text(output / f"{name}.txt", "\n".join(map(str, chosen)) + "\n")
-    split = replace(dataset, **{n: (output / f"{n}.txt").resolve() for n in lists}, test=None)
+        # The end of each of the equal parts of the list is held out.
+        position = i * places / len(paths) % 1
+        lists["val" if position >= 1 - share else "train"].append(path)
+    train, val = ((output / f"{name}.txt").resolve() for name in lists)
+    for path, chosen in zip((train, val), lists.values(), strict=True):
+        write_text(path, "\n".join(map(str, chosen)) + "\n")
+    split = replace(dataset, train=train, val=val, test=None)
     return split.write_resolved(output / "data.yaml")
 
 
 def summarise(rows: list[dict], teacher: float) -> list[Summary]:
-    """One `Summary` per arm, in the order of the rows; ``teacher``: its mAP50-95."""
+    """Return one `Summary` per arm, in the order of the rows; ``teacher``: its mAP50-95."""
     plain = {row["seed"]: row for row in rows if row["arm"] == PLAIN}
-    found = []
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        own = [row for row in rows if row["arm"] == arm]
-        scores = [row["map50_95"] or 0.0 for row in own]
-        pairs = [(row, plain[row["seed"]]) for row in own if row["seed"] in plain]
-        gains = [(a["map50_95"] or 0.0) - (b["map50_95"] or 0.0) for a, b in pairs]
-        gaps = [teacher - (b["map50_95"] or 0.0) for _, b in pairs]
-        mean_gap = float(np.mean(gaps)) if gaps else 0.0
-        found.append(
-            Summary(
-                arm=arm,
-                seeds=len(own),
-                mean=float(np.mean(scores)),
-                spread=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
-                gain=float(np.mean(gains)) if gains and arm != PLAIN else None,
-                gain_interval=interval(gains) if arm != PLAIN else None,
-                # A share of next to nothing says nothing: quoted from 3 points of AP on.
-                gap_share=float(np.mean(gains)) / mean_gap
-                if arm != PLAIN and mean_gap >= 0.03
-                else None,
-                time_ratio=float(np.median([a["seconds"] / b["seconds"] for a, b in pairs]))
-                if pairs
-                else None,
-            )
-        )
-    return found
+    return [
+        _summarise_arm(arm, [row for row in rows if row["arm"] == arm], plain, teacher)
+        for arm in dict.fromkeys(row["arm"] for row in rows)
+    ]
+
+
+def _summarise_arm(arm: str, own: list[dict], plain: dict[int, dict], teacher: float) -> Summary:
+    """Summarise the runs of one arm; ``plain``: the baseline's run by seed."""
+    scores = [_score(row) for row in own]
+    pairs = [(row, plain[row["seed"]]) for row in own if row["seed"] in plain]
+    gains = [_score(row) - _score(baseline) for row, baseline in pairs]
+    gaps = [teacher - _score(baseline) for _, baseline in pairs]
+    times = [row["seconds"] / baseline["seconds"] for row, baseline in pairs]
+    compared = bool(pairs) and arm != PLAIN
+    gain = float(np.mean(gains)) if compared else None
+    mean_gap = float(np.mean(gaps)) if gaps else 0.0
+    return Summary(
+        arm=arm,
+        seeds=len(own),
+        mean=float(np.mean(scores)),
+        spread=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+        gain=gain,
+        gain_interval=interval(gains) if compared else None,
+        gap_share=gain / mean_gap if gain is not None and mean_gap >= MIN_GAP else None,
+        time_ratio=float(np.median(times)) if times else None,
+    )
+
+
+def _score(row: dict) -> float:
+    return row["map50_95"] or 0.0
 
 
 def interval(differences: list[float]) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of paired differences (Student's t); None below 2 pairs."""
+    """Return the 95 % interval of the mean of paired differences by Student's t.
+
+    None for fewer than two pairs.
+    """
     n = len(differences)
     if n < 2:
         return None
@@ -253,20 +285,20 @@ def interval(differences: list[float]) -> tuple[float, float] | None:
 
 
 def best_builtin(summaries: list[Summary]) -> Summary | None:
-    """The built-in with the weight that scored best on this very table, which favours it."""
+    """Return the built-in with the weight that scored best in this table, which favors it."""
     own = [s for s in summaries if s.arm.startswith(BUILTIN)]
     return max(own, key=lambda s: s.mean, default=None)
 
 
 def against(rows: list[dict], arm: str) -> list[float]:
-    """mAP50-95 of ours minus that of another arm, seed by seed."""
-    other = {r["seed"]: r["map50_95"] or 0.0 for r in rows if r["arm"] == arm}
-    own = {r["seed"]: r["map50_95"] or 0.0 for r in rows if r["arm"] == DISTILLED}
+    """Return the mAP50-95 of ours minus that of another arm, seed by seed."""
+    other = {row["seed"]: _score(row) for row in rows if row["arm"] == arm}
+    own = {row["seed"]: _score(row) for row in rows if row["arm"] == DISTILLED}
     return [own[seed] - other[seed] for seed in own if seed in other]
 
 
 def as_json(teacher: dict, summaries: list[Summary], rows: list[dict]) -> str:
-    """The experiment's figures, scores in [0, 1]."""
+    """Return the figures of the experiment as JSON, scores in [0, 1]."""
     best = best_builtin(summaries)
     differences = [] if best is None else against(rows, best.arm)
     return json.dumps(
@@ -283,7 +315,7 @@ def as_json(teacher: dict, summaries: list[Summary], rows: list[dict]) -> str:
 
 
 def as_csv(rows: list[dict]) -> str:
-    """The rows as CSV text, one line per run."""
+    """Return the rows as CSV text, one line per run."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -292,7 +324,7 @@ def as_csv(rows: list[dict]) -> str:
 
 
 def as_markdown(teacher: dict, summaries: list[Summary], rows: list[dict]) -> str:
-    """The table of an experiment, with ours against the best built-in and against other terms."""
+    """Return the table of an experiment, and ours against the best built-in and other terms."""
     lines = [
         "| arm | seeds | mAP50-95 | against the student alone [95 %] | gap share | time |",
         "|---|---|---|---|---|---|",

@@ -10,18 +10,10 @@ from pathlib import Path
 
 import yaml
 
+from drone_kd_training.distillation.terms import TERM_HELP
 from drone_kd_training.options import option
 
 NO_TEACHER = "none"
-# Distillation terms and what they compare.
-TERM_HELP = {
-    "class": "class probabilities, per class",
-    "softmax": "class probabilities, over the classes (Hinton)",
-    "box": "box distributions or boxes",
-    "cross": "student features through the teacher's head (CrossKD)",
-    "feature": "features that enter the head (PKD)",
-    "assign": "labels go to the anchors that the teacher predicts best (LAD)",
-}
 _INPUT, _TRAINING, _DISTILLATION = "data and models", "training", "distillation"
 
 

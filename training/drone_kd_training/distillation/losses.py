@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Distillation losses: each a function of tensors that returns one scalar.
 
-Shapes: B frames, N anchors (all levels concatenated), C classes that teacher and student share, R
+Shapes: B images, N anchors (all levels concatenated), C common classes of teacher and student, R
 bins of the distance distribution (DFL). The teacher's tensors carry no gradient. Every loss is
-zero where the student equals the teacher; those over anchors are normalised by the teacher's
-summed confidence, so that they do not grow with empty background.
+zero where the student equals the teacher. Losses over anchors are divided by the teacher's summed
+confidence, so that they do not grow with empty background.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
 
-# Thousands of anchors on empty ground at 0.01 each would together weigh as much as the objects.
+# Lowest confidence that counts: thousands of background anchors at 0.01 each would together weigh
+# as much as the objects.
 BACKGROUND = 0.05
 
 
 def teacher_confidence(teacher_logits: Tensor) -> Tensor:
-    """Best class probability of the teacher per anchor, 0 where below ``BACKGROUND``.
+    """Return the teacher's best class probability per anchor, 0 where below ``BACKGROUND``.
 
     (B, N, C) logits -> (B, N) in [0, 1].
     """
@@ -31,22 +32,27 @@ def class_response_sigmoid(
     student_logits: Tensor,
     teacher_logits: Tensor,
     temperature: float = 1.0,
-    counts: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Per-class binary distillation of class logits, both (B, N, C).
+    """Return the binary distillation loss per class, for class logits (B, N, C).
 
     The divergence of Bernoulli(sigmoid(z_s / T)) from Bernoulli(sigmoid(z_t / T)), times T^2
     (Hinton et al. 2015, arXiv:1503.02531, so that the gradient does not shrink with T), weighted
     by |p_t - p_s| (BCKD, Yang et al. ICCV 2023, arXiv:2308.14286, after the quality focal loss),
-    and divided by the teacher's summed confidence. ``counts`` (B, N, C) of 1 and 0: where it is
-    taken (default: everywhere).
+    and divided by the teacher's summed confidence.
+
+    Args:
+        student_logits: (B, N, C).
+        teacher_logits: (B, N, C).
+        temperature: T.
+        mask: (B, N, C) of 1 and 0, where the loss counts; None: everywhere.
     """
     target = (teacher_logits / temperature).sigmoid()
     logits = student_logits / temperature
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     entropy = -(torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target))
     weight = (target - logits.detach().sigmoid()).abs()
-    weight = weight if counts is None else weight * counts
+    weight = weight if mask is None else weight * mask
     confidence = teacher_confidence(teacher_logits).sum().clamp(min=1.0)
     return ((cross_entropy - entropy) * weight).sum() * temperature**2 / confidence
 
@@ -54,10 +60,11 @@ def class_response_sigmoid(
 def class_response_softmax(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """The classical form: KL of softmax(z / T) over the classes times T^2, logits (B, N, C).
+    """Return the KL of softmax(z / T) over the classes times T^2, for logits (B, N, C).
 
-    Hinton et al. 2015 (arXiv:1503.02531). Anchors are weighted by the teacher's confidence: a
-    softmax has no "no object" class, so that the distribution over background says nothing.
+    The classical form (Hinton et al. 2015, arXiv:1503.02531). Anchors are weighted by the
+    teacher's confidence: a softmax has no "no object" class, so the distribution over background
+    means nothing.
     """
     teacher_log = F.log_softmax(teacher_logits / temperature, dim=-1)
     student_log = F.log_softmax(student_logits / temperature, dim=-1)
@@ -67,11 +74,15 @@ def class_response_softmax(
 
 
 def dfl_divergence(student_bins: Tensor, teacher_bins: Tensor, confidence: Tensor) -> Tensor:
-    """KL between the distance distributions of the four box sides: logits (B, N, 4, R), confidence
-    (B, N).
+    """Return the KL of the distance distributions of the four box sides.
 
-    Localisation distillation (Zheng et al. CVPR 2022, arXiv:2102.12252), weighted by the teacher's
-    confidence.
+    Localization distillation (LD, Zheng et al. CVPR 2022, arXiv:2102.12252), weighted by the
+    teacher's confidence.
+
+    Args:
+        student_bins: logits (B, N, 4, R).
+        teacher_bins: logits (B, N, 4, R).
+        confidence: the teacher's, (B, N).
     """
     teacher_log = F.log_softmax(teacher_bins, dim=-1)
     student_log = F.log_softmax(student_bins, dim=-1)
@@ -82,11 +93,17 @@ def dfl_divergence(student_bins: Tensor, teacher_bins: Tensor, confidence: Tenso
 def decoded_box(
     student_xyxy: Tensor, teacher_xyxy: Tensor, confidence: Tensor, size: float
 ) -> Tensor:
-    """GIoU loss + L1 / size between decoded boxes (B, N, 4) and size, both in pixels.
+    """Return the GIoU loss + L1 / size of decoded boxes.
 
-    For heads whose distributions cannot be compared (YOLO26 has none): CrossKD (Wang et al. CVPR
+    For heads whose distributions cannot be compared (YOLO26 has none). CrossKD (Wang et al. CVPR
     2024, arXiv:2306.11369) distils decoded boxes with GIoU; the L1 term is DETR's
     (arXiv:2005.12872).
+
+    Args:
+        student_xyxy: (B, N, 4), pixels.
+        teacher_xyxy: (B, N, 4), pixels.
+        confidence: the teacher's, (B, N).
+        size: width of the square input, pixels.
     """
     giou = generalized_box_iou_loss(student_xyxy, teacher_xyxy, reduction="none")
     distance = (student_xyxy - teacher_xyxy).abs().mean(dim=-1) / size
@@ -94,14 +111,16 @@ def decoded_box(
 
 
 def feature_correlation(student: Tensor, teacher: Tensor, confidence: Tensor) -> Tensor:
-    """Distance of two feature maps (B, F, H, W), where the teacher sees objects.
+    """Return the distance of two feature maps (B, F, H, W) where the teacher sees objects.
 
     PKD (Cao et al. NeurIPS 2022, arXiv:2207.02039): half the mean squared distance of the maps
-    after each channel was brought to mean 0 and variance 1, so that neither scale nor offset of
-    the teacher's features matters. It is weighted by the teacher's best class probability
-    ``confidence`` (B, H, W), after prediction-guided distillation (PGD, Yang et al. ECCV 2022,
-    arXiv:2203.05469): most of an aerial frame is ground.
+    after each channel is normalized to mean 0 and variance 1, so that scale and offset of the
+    teacher's features do not matter. The teacher's ``confidence`` (B, H, W) weights it, after
+    prediction-guided distillation (PGD, Yang et al. ECCV 2022, arXiv:2203.05469): most of an
+    aerial image is background.
     """
-    normal = [F.batch_norm(x.float(), None, None, training=True) for x in (student, teacher)]
-    distance = F.mse_loss(*normal, reduction="none").mean(dim=1) / 2
+    student, teacher = (
+        F.batch_norm(x.float(), None, None, training=True) for x in (student, teacher)
+    )
+    distance = F.mse_loss(student, teacher, reduction="none").mean(dim=1) / 2
     return (distance * confidence).sum() / confidence.sum().clamp(min=1.0)

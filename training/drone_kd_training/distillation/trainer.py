@@ -7,166 +7,157 @@ import json
 import os
 import random
 import time
-from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from ultralytics.data import build_yolo_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
-from drone_kd_training.data.dataset import write_text
+from drone_kd.files import write_text
+from drone_kd_training.distillation.comparison import make_adapters
 from drone_kd_training.distillation.config import read_config
-from drone_kd_training.distillation.criterion import (
+from drone_kd_training.distillation.criterion import DistillationLoss, InFloat32
+from drone_kd_training.distillation.heads import detect_head
+from drone_kd_training.distillation.levels import match_levels
+from drone_kd_training.distillation.loss_balancing import (
     Balance,
-    DistillationLoss,
-    InFloat32,
+    Schedule,
     average_over_processes,
-    downsample,
-    make_adapters,
-    match_levels,
 )
-from drone_kd_training.models.checkpoints import UnusableModelError, class_names, match_classes
-from drone_kd_training.teachers.soft_labels import extend_labels, split_batch
-from drone_kd_training.teachers.teachers import Predictions, open_teacher
-from drone_kd_training.teachers.teaching_dataset import REGIONS, read_regions
+from drone_kd_training.distillation.train_data import TrainData, downsample, with_size
+from drone_kd_training.models.checkpoints import class_names, match_classes
+from drone_kd_training.teachers.teachers import Teacher, open_teacher
 
-# Below a run's folder: frames in which not every class is labelled, with `REGIONS`.
-FRAMES = "frames"
 COST = "teacher_cost.json"
 STATE = "resume.pt"
 
 
 class DistillTrainer(DetectionTrainer):
-    """Ultralytics' trainer with the distillation loss; configured by the run's folder.
+    """Ultralytics' trainer with the distillation loss.
 
-    (From the folder, since the processes of a multi-GPU run are given nothing but Ultralytics' own
-    settings.)
+    It reads its configuration from the folder of the run, because Ultralytics gives the processes
+    of a multi-GPU run nothing but its own settings.
     """
+
+    # Ultralytics annotates the types that these have before its set-up.
+    model: Any
+    ema: Any
+    optimizer: Any
 
     def __init__(
         self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None
     ) -> None:
+        self._accumulate = 1
+        self._resume_offset = 0
+        self._batches_since_step = 0
+        self._pending_gradients: dict[str, torch.Tensor] = {}
         super().__init__(cfg, overrides, _callbacks)
         self.config = read_config(self.save_dir)
         if RANK != -1 and self.world_size:
             # Under torchrun: Ultralytics counts the GPUs of this machine alone.
             self.world_size = int(os.environ["WORLD_SIZE"])
         if self.device.type == "cpu":
-            # Ultralytics trains on one core less than there are, and loads in the training
-            # process: on a small machine that costs almost half of the speed.
+            # Ultralytics trains on all cores but one, and loads in the training process: on a
+            # small machine that costs almost half of the speed.
             self.args.workers = min(2, _cores())
             self.add_callback("on_train_start", lambda _: torch.set_num_threads(_cores()))
-            self.add_callback("on_train_start", type(self)._mix_precision)
+            self.add_callback("on_pretrain_routine_end", type(self)._mix_precision)
         self.add_callback("on_train_epoch_start", type(self)._seed_epoch)
         if self.config.distils:
             self.add_callback("on_pretrain_routine_end", type(self)._attach)
         self.add_callback("on_pretrain_routine_end", type(self)._load_state)
+        self.add_callback("on_train_start", type(self)._resume_accumulation)
+        self.add_callback("on_train_epoch_start", type(self)._restore_gradients)
+        self.add_callback("on_train_batch_start", type(self)._count_batch)
         self.add_callback("on_model_save", type(self)._save_state)
         self.add_callback("on_train_end", type(self)._report_cost)
 
+    @property
+    def student(self) -> Any:
+        """The model that is trained, out of its DDP wrapper."""
+        return unwrap_model(self.model)
+
     def _mix_precision(self) -> None:
-        """Compute in bfloat16 on a CPU, losses aside, where ``amp=bf16`` asks for it: Ultralytics
-        itself does so on GPUs alone (Ultralytics callback).
+        """Compute in bfloat16 on a CPU, losses aside, if ``amp=bf16`` (Ultralytics callback).
+
+        Ultralytics does so on GPUs only. This runs before `_attach`: in a resumed run Ultralytics
+        has switched mixed precision off by then, and the teacher's precision follows from it.
         """
         # From the run's own file: a resumed run has Ultralytics' settings from the checkpoint.
         if self.config.overrides.get("amp") != "bf16":
             return
-        # What Ultralytics calls bf16 it refuses on a CPU; torch's own choice there is the same.
+        # Ultralytics refuses "bf16" on a CPU; with True, torch's choice there is bfloat16.
         self.args.amp = self.amp = True
-        student = unwrap_model(self.model)
         if not self.config.distils:
-            criterion = getattr(student, "criterion", None) or student.init_criterion()
-            student.criterion = InFloat32(criterion)
+            criterion = getattr(self.student, "criterion", None) or self.student.init_criterion()
+            self.student.criterion = InFloat32(criterion)
 
     def _seed_epoch(self) -> None:
-        """Make the frames of an epoch depend on seed and epoch alone (Ultralytics callback).
+        """Make the images of an epoch depend on seed and epoch alone (Ultralytics callback).
 
-        So a resumed run sees what an uninterrupted one would have seen, and runs that are paired
-        by their seed see the same, whatever else they draw.
+        So a resumed run sees the same images as an uninterrupted one, and paired runs see the
+        same images whatever other random numbers they draw.
         """
         seed = (self.config.seed * 100_003 + self.epoch) * 1009 + max(RANK, 0)
         random.seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - Ultralytics' augmentation uses this generator
         torch.manual_seed(seed)
         self.train_loader.generator.manual_seed(seed)
         self.train_loader.reset()
 
     def _close_dataloader_mosaic(self) -> None:
         super()._close_dataloader_mosaic()
-        self._seed_epoch()  # the workers start anew, with other numbers than before otherwise
+        self._seed_epoch()  # the workers restart, otherwise with other random numbers
 
     @cached_property
-    def teacher(self):
+    def teacher(self) -> Teacher:
         """The run's teacher."""
         names = tuple(self.data["names"].values())
         tile = self.config.imgsz if self.config.teacher_tiles else None
         return open_teacher(self.config.teacher, names, tile)
 
-    def auto_batch(self) -> int:
-        """Fit the batch to the GPU's memory, with what the teacher needs beside the student."""
+    def auto_batch(self, *args, **kwargs) -> int:
+        """Fit the batch to the GPU's memory, including what the teacher needs."""
         if not self.config.distils or self.teacher.module is None:
-            return super().auto_batch()
+            return super().auto_batch(*args, **kwargs)
         student = self.model
         self.model = _WithTeacher(student, self.teacher, self.config.teacher_imgsz)
         try:
-            return super().auto_batch()
+            return super().auto_batch(*args, **kwargs)
         finally:
             self.model = student
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None):
-        """Read training frames at the size that the teacher sees, with its answers if it has
-        them ready.
-        """
+        """Read training images at the size that the teacher sees, with stored predictions."""
         if mode != "train" or not self.config.distils:
             return super().build_dataset(img_path, mode, batch)
-        args = copy(self.args)
-        args.imgsz = self.config.teacher_imgsz
-        stride = max(int(unwrap_model(self.model).stride.max()), 32)
-        dataset = build_yolo_dataset(args, img_path, batch, self.data, mode=mode, stride=stride)
-        predictions = self.teacher if isinstance(self.teacher, Predictions) else None
-        self.soft_scores = self.kinds = None
-        regions = self.save_dir / FRAMES / REGIONS
-        if predictions or regions.is_file():
-            kind_of: dict[str, int] = {}
-            if regions.is_file():
-                self.kinds, kind_of = read_regions(regions)
-            self.soft_scores, frames = extend_labels(
-                dataset.labels, self.data["nc"], self.kinds, kind_of, predictions
-            )
-            if predictions and not frames:
-                raise UnusableModelError(
-                    f"{self.config.teacher}: no prediction is named like a training frame"
-                )
-            bare = [i for i, kind in enumerate(self.kinds or []) if not any(kind.labelled)]
-            count = sum(kind_of.get(label["im_file"]) in bare for label in dataset.labels)
-            LOGGER.info(
-                f"{len(dataset.labels)} training frames, {count} of them without labels"
-                + (f", {frames} with predictions of the teacher" if predictions else "")
-            )
-        return dataset
+        args = with_size(self.args, self.config.teacher_imgsz)
+        stride = max(int(self.student.stride.max()), 32)
+        self.train_data = TrainData(self.save_dir, self.config.teacher, self.teacher, self.data)
+        return self.train_data.build_dataset(args, img_path, batch, stride)
 
     def preprocess_batch(self, batch: dict) -> dict:
-        """Reduce the frames for the student, and part what travelled with the labels."""
+        """Downsample the images for the student, and split off what came with the labels."""
         batch = super().preprocess_batch(batch)
-        if self.config.teacher_scale > 1 and self.config.distils:
+        if not self.config.distils:
+            return batch
+        if self.config.teacher_scale > 1:
             batch["teacher_img"] = batch["img"]
             batch["img"] = downsample(batch["img"], self.config.imgsz)
-        if self.config.distils and self.soft_scores is not None:
-            batch = split_batch(batch, self.data["nc"], self.kinds, self.soft_scores)
-        return batch
+        return self.train_data.split(batch)
 
     def build_optimizer(self, model, *args, **kwargs):
         """Match teacher and student, and train the adapters in a parameter group of their own."""
         optimizer = super().build_optimizer(model, *args, **kwargs)
         config = self.config
         if config.distils:
-            student = unwrap_model(model)
-            heads = student.model[-1], self.teacher.head
+            heads = detect_head(unwrap_model(model)), self.teacher.head
             self.levels = match_levels(*heads, config.teacher_scale)
             self.adapters = make_adapters(config.terms, self.levels, *heads, seed=config.seed)
             self.adapters.to(self.device)
@@ -176,8 +167,48 @@ class DistillTrainer(DetectionTrainer):
                 optimizer.add_param_group(group)
         return optimizer
 
+    @property
+    def accumulate(self) -> int:
+        """Batches per optimizer step, as Ultralytics compares it with those since the last step.
+
+        Ultralytics forgets that step when a run is resumed; the offset corrects its count.
+        """
+        return self._accumulate + self._resume_offset
+
+    @accumulate.setter
+    def accumulate(self, batches: int) -> None:
+        self._accumulate = batches
+
+    def _count_batch(self) -> None:
+        """Count the batches whose gradients are accumulated (Ultralytics callback)."""
+        self._batches_since_step += 1
+
+    def _resume_accumulation(self) -> None:
+        """Continue a resumed run between two optimizer steps (Ultralytics callback)."""
+        if self.start_epoch:
+            # Ultralytics counts from batch -1.
+            batches = self.start_epoch * len(self.train_loader)
+            self._resume_offset = batches - self._batches_since_step
+
+    def _restore_gradients(self) -> None:
+        """Restore gradients that wait for an optimizer step (Ultralytics callback).
+
+        They are set at the start of an epoch, because the loop zeroes gradients before.
+        """
+        parameters = self._trained_parameters()
+        for name, gradient in self._pending_gradients.items():
+            parameters[name].grad = gradient
+        self._pending_gradients = {}
+
+    def _trained_parameters(self) -> dict[str, nn.Parameter]:
+        found = dict(self.student.named_parameters(prefix="student"))
+        if self.config.distils:
+            found.update(self.adapters.named_parameters(prefix="adapters"))
+        return found
+
     def optimizer_step(self) -> None:
         """Average the adapters' gradients: DDP does so for the student alone."""
+        self._batches_since_step = self._resume_offset = 0
         if self.config.distils:
             for parameter in self.adapters.parameters():
                 if parameter.grad is not None:
@@ -186,19 +217,18 @@ class DistillTrainer(DetectionTrainer):
 
     def _attach(self) -> None:
         """Put the distillation criterion in the place of the student's (Ultralytics callback)."""
-        config = self.config
-        student = unwrap_model(self.model)
+        student = self.student
         if getattr(student, "criterion", None) is None:
             student.criterion = student.init_criterion()
         batches, close = len(self.train_loader), self.args.close_mosaic
-        steps = (
-            self.start_epoch * batches,
-            self._get_warmup_iterations(batches),
-            (self.epochs - close) * batches,
-            close > 0,
+        schedule = Schedule(
+            warmup_steps=self._get_warmup_iterations(batches),
+            total_steps=(self.epochs - close) * batches,
+            closes=close > 0,
+            step=self.start_epoch * batches,
         )
-        if config.quantize:
-            student.criterion = self.before = self._learn_from_before(student, steps)
+        if self.config.quantize:
+            student.criterion = self.float_criterion = self._float_student_criterion(schedule)
         student.criterion = DistillationLoss(
             student.criterion,
             self.teacher,
@@ -206,38 +236,37 @@ class DistillTrainer(DetectionTrainer):
             match_classes(class_names(student), self.teacher.names),
             self.levels,
             self.adapters,
-            config.terms,
-            config.temperature,
-            Balance(config.balance),
+            self.config.terms,
+            self.config.temperature,
+            Balance(self.config.balance),
+            schedule,
             amp=bool(self.amp),
         )
-        student.criterion.steps = steps
 
-    def _learn_from_before(self, student: nn.Module, steps: tuple) -> DistillationLoss:
-        """The student as it was before it was quantized, as a teacher of classes and boxes."""
+    def _float_student_criterion(self, schedule: Schedule) -> DistillationLoss:
+        """Return a criterion whose teacher is the student before it was quantized."""
+        student = self.student
         names = class_names(student)
-        before = open_teacher(self.config.student, names)
-        heads = student.model[-1], before.head
-        criterion = DistillationLoss(
+        teacher = open_teacher(self.config.student, names)
+        return DistillationLoss(
             student.criterion,
-            before,
+            teacher,
             student,
-            match_classes(names, before.names),
-            match_levels(*heads),
+            match_classes(names, teacher.names),
+            match_levels(detect_head(student), teacher.head),
             nn.ModuleDict(),
             ("class", "box"),
             self.config.temperature,
             Balance(self.config.balance),
+            replace(schedule),
             prefix="kd_float",
             amp=bool(self.amp),
         )
-        criterion.steps = steps
-        return criterion
 
     def _report_cost(self) -> None:
-        """Say what the teacher cost, and leave it for the figures (Ultralytics callback)."""
+        """Log the teacher's cost and write it for the report (Ultralytics callback)."""
         if RANK in {-1, 0} and self.config.distils:
-            cost = unwrap_model(self.model).criterion.cost
+            cost = self.student.criterion.cost
             found = cost.figures(time.time() - self.train_time_start)
             LOGGER.info(found.pop("text"))
             write_text(self.save_dir / COST, json.dumps(found))
@@ -248,44 +277,59 @@ class DistillTrainer(DetectionTrainer):
         return self.save_dir / "weights" / STATE
 
     def _save_state(self) -> None:
-        """Keep beside each checkpoint what it lacks (Ultralytics callback).
+        """Write what Ultralytics' checkpoint lacks (Ultralytics callback).
 
-        Ultralytics' own checkpoint holds the averaged weights alone, and them and SGD's momentum
-        in half precision: from there a run goes on, but not as if it had not been interrupted.
+        That checkpoint holds the averaged weights only, and these and SGD's momentum in half
+        precision: a run resumed from it differs from an uninterrupted one.
         """
-        student = unwrap_model(self.model)
-        state = {
+        student = self.student
+        state: dict[str, Any] = {
             "epoch": self.epoch,
             "student": student.state_dict(),
             "average": self.ema.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "batches_since_step": self._batches_since_step,
+            "gradients": {
+                name: parameter.grad
+                for name, parameter in self._trained_parameters().items()
+                if self._batches_since_step and parameter.grad is not None
+            },
         }
         if self.config.distils:
             state["balance"] = student.criterion.balance.state()
             state["adapters"] = self.adapters.state_dict()
         if self.config.quantize:
-            state["balance_before"] = self.before.balance.state()
+            state["balance_before"] = self.float_criterion.balance.state()
         temporary = self.state_file.with_name(".resume.pt.tmp")
         torch.save(state, temporary)
-        os.replace(temporary, self.state_file)
+        temporary.replace(self.state_file)
 
     def _load_state(self) -> None:
-        """Go on exactly where an interrupted run was (Ultralytics callback)."""
+        """Continue exactly where an interrupted run was (Ultralytics callback)."""
         if not self.start_epoch or not self.state_file.is_file():
             return
-        state = torch.load(self.state_file, map_location=self.device, weights_only=True)
+        state: dict[str, Any] = torch.load(
+            self.state_file, map_location=self.device, weights_only=True
+        )
         if state["epoch"] != self.start_epoch - 1:
-            LOGGER.warning("interrupted between two files: balance and adapters start anew")
+            LOGGER.warning(
+                "Interrupted between two files of a checkpoint: the balance of the terms and the "
+                "adapters start from the beginning"
+            )
             return
-        student = unwrap_model(self.model)
+        student = self.student
         student.load_state_dict(state["student"])
         self.ema.ema.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # Runs of earlier releases lack these two.
+        self._batches_since_step = state.get("batches_since_step", 0)
+        self._pending_gradients = state.get("gradients", {})
         if self.config.distils:
             self.adapters.load_state_dict(state["adapters"])
             student.criterion.balance = Balance(self.config.balance, state["balance"])
         if self.config.quantize:
-            self.before.balance = Balance(self.config.balance, state["balance_before"])
+            balance = Balance(self.config.balance, state["balance_before"])
+            self.float_criterion.balance = balance
 
     def label_loss_items(self, loss_items=None, prefix: str = "train"):
         """Leave out columns of terms that validation does not compute: they would read as 0."""
@@ -296,24 +340,24 @@ class DistillTrainer(DetectionTrainer):
         return {k: named[k] for k in kept} if isinstance(named, dict) else kept
 
     def validate(self):
-        """Validate when asked to: Ultralytics does so at the last epoch in any case."""
+        """Validate only if asked to: Ultralytics always does at the last epoch."""
         return super().validate() if self.args.val else (self.metrics, self.fitness)
 
     def final_eval(self) -> None:
-        """Make the checkpoints small; the figures are taken by `evaluation.evaluate`."""
+        """Make the checkpoints small; `evaluation.evaluate` measures the student."""
         if RANK in {-1, 0}:
             for path in filter(Path.exists, (self.last, self.best)):
                 strip_optimizer(path)
 
     def save_model(self) -> bool:
-        """Write checkpoints beside their place, then rename: an interrupt keeps the old ones."""
+        """Write checkpoints under temporary names and rename them: an interrupt keeps the old."""
         last, best = self.last, self.best
         self.last, self.best = (p.with_name(f".{p.name}.tmp") for p in (last, best))
         try:
             saved = super().save_model()
             for path, temporary in ((last, self.last), (best, self.best)):
                 if temporary.exists():
-                    os.replace(temporary, path)
+                    temporary.replace(path)
         finally:
             self.last, self.best = last, best
         return saved
@@ -322,22 +366,24 @@ class DistillTrainer(DetectionTrainer):
 class _WithTeacher(nn.Module):
     """Both models as one, for Ultralytics to measure the memory of a batch."""
 
-    def __init__(self, student: nn.Module, teacher, teacher_imgsz: int) -> None:
+    def __init__(self, student: nn.Module, teacher: Teacher, teacher_imgsz: int) -> None:
         super().__init__()
         self.student, self.module = student, teacher.module
-        self.answer = teacher
+        self.teacher = teacher
         self.teacher_imgsz = teacher_imgsz
         self.yaml, self.stride, self.names = student.yaml, student.stride, student.names
 
     def train(self, mode: bool = True) -> _WithTeacher:
+        """Switch the student alone: the teacher stays in evaluation mode."""
         self.student.train(mode)
         return self
 
-    def forward(self, pictures: torch.Tensor) -> list:
+    def forward(self, images: torch.Tensor) -> list:
+        """Return the student's and the teacher's predictions."""
         side = (self.teacher_imgsz, self.teacher_imgsz)
-        with torch.no_grad(), torch.autocast(pictures.device.type, enabled=False):
-            answer = self.answer(nn.functional.interpolate(pictures, size=side).float(), {})
-        return [self.student(pictures), answer]
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            prediction = self.teacher(nn.functional.interpolate(images, size=side).float(), {})
+        return [self.student(images), prediction]
 
 
 def _cores() -> int:

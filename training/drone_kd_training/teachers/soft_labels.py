@@ -1,58 +1,64 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Soft labels: boxes with class probabilities, and frames in which not every class is labelled.
 
-Both travel through Ultralytics' augmentation as rows of the label table, so that whatever moves a
-label moves them: a row's class number is then no class but says which answer it is, or that its
-box is a whole frame, and of which kind (`Coverage`).
+Both pass through Ultralytics' augmentation as rows of the label table, so every transform of the
+labels moves them too. The class id of such a row is not a class: it says which predicted box the
+row is, or that the row is a whole frame, and of which kind (`Coverage`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
-from ultralytics.utils.tal import TaskAlignedAssigner
 
 from drone_kd_training.teachers import IGNORE_BAND
+
+if TYPE_CHECKING:
+    from drone_kd_training.teachers.teachers import Predictions
 
 NMS_IOU = 0.6
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """Answers over a batch: ``frame`` (n,) index, ``cxcywh`` (n, 4) in [0, 1] of the input,
-    ``scores`` (n, C) in [0, 1].
+    """Predicted boxes over a batch.
+
+    Attributes:
+        image: (n,) int64, index of the image in the batch.
+        cxcywh: (n, 4), in [0, 1] of the input.
+        scores: (n, C), in [0, 1].
     """
 
-    frame: Tensor
+    image: Tensor
     cxcywh: Tensor
     scores: Tensor
 
     def __getitem__(self, chosen: Tensor) -> Boxes:
-        return Boxes(self.frame[chosen], self.cxcywh[chosen], self.scores[chosen])
+        """Return the boxes at an index or mask."""
+        return Boxes(self.image[chosen], self.cxcywh[chosen], self.scores[chosen])
 
-    def without_duplicates(self, floor: float) -> Boxes:
-        """The answers from ``floor`` on that survive non-maximum suppression per frame, class."""
+    def without_duplicates(self, min_score: float) -> Boxes:
+        """Return the boxes with a score ≥ ``min_score`` after NMS per image and class."""
         best, class_id = self.scores.max(dim=-1)
-        kept = (best >= floor).nonzero().flatten()
+        kept = (best >= min_score).nonzero().flatten()
         xyxy = box_convert(self.cxcywh[kept], "cxcywh", "xyxy")
-        group = self.frame[kept] * self.scores.shape[-1] + class_id[kept]
+        group = self.image[kept] * self.scores.shape[-1] + class_id[kept]
         return self[kept[batched_nms(xyxy.float(), best[kept].float(), group, NMS_IOU)]]
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Who speaks for which classes in one kind of frame: ``labelled``, ``answered`` (C,) bool.
+    """Which classes labels and teachers cover in one kind of frame, each (C,) bool.
 
-    A class that labels cover is learnt from them. One that a teacher alone answers for is learnt
-    from what it is sure of. One that neither covers teaches nothing: its objects are no
-    background.
+    A class that is ``labelled`` is learned from its labels. One that is only ``answered`` (a
+    teacher predicts it) is learned from pseudo-labels. One that is neither is masked: its objects
+    are not background.
     """
 
     labelled: tuple[bool, ...]
@@ -61,32 +67,44 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Areas:
-    """Frames within the pictures of a batch: ``frame`` (n,) index of the picture, ``cxcywh``
-    (n, 4) in [0, 1] of the input, ``labelled`` and ``answered`` (n, C) bool.
+    """Where the frames lie within the augmented images of a batch, and what covers them.
+
+    Attributes:
+        image: (n,) int64, index of the image in the batch.
+        cxcywh: (n, 4), in [0, 1] of the input.
+        labelled: (n, C) bool, as in `Coverage`.
+        answered: (n, C) bool, as in `Coverage`.
     """
 
-    frame: Tensor
+    image: Tensor
     cxcywh: Tensor
     labelled: Tensor
     answered: Tensor
 
     @property
-    def open(self) -> Tensor:
-        """(n, C) bool: the classes that are learnt from a teacher's sure answers."""
+    def pseudo_labelled(self) -> Tensor:
+        """(n, C) bool: the classes that are learned from pseudo-labels."""
         return self.answered & ~self.labelled
 
     @property
     def partial(self) -> bool:
-        """Whether there is a class that is not labelled somewhere."""
+        """Whether a class is unlabelled somewhere."""
         return not bool(self.labelled.all())
 
-    def over(self, values: Tensor, points: Tensor, pictures: int) -> Tensor:
-        """(B, N, C): ``values`` (n, C) at the points (N, 2) of each picture; 0 outside of every
-        frame.
+    def at(self, values: Tensor, points: Tensor, images: int) -> Tensor:
+        """Return ``values`` at points of each image, 0 outside of every frame.
+
+        Args:
+            values: (n, C), one row per frame.
+            points: (N, 2) in [0, 1] of the input.
+            images: batch size B.
+
+        Returns:
+            (B, N, C).
         """
-        found = points.new_zeros(pictures, len(points), values.shape[-1])
-        for frame, box, value in zip(self.frame.tolist(), self.cxcywh, values, strict=True):
-            found[frame][_within(points, box)] = value.to(found)
+        found = points.new_zeros(images, len(points), values.shape[-1])
+        for image, box, value in zip(self.image.tolist(), self.cxcywh, values, strict=True):
+            found[image][_inside(points, box)] = value.to(found)
         return found
 
 
@@ -95,9 +113,9 @@ def extend_labels(
     classes: int,
     kinds: list[Coverage] | None,
     kind_of: dict[str, int],
-    predictions=None,
+    predictions: Predictions | None = None,
 ) -> tuple[Tensor, int]:
-    """Append rows to Ultralytics' label dictionaries, in place.
+    """Append the frame and the predictions to the rows of each label dictionary, in place.
 
     Args:
         labels: of a YOLODataset.
@@ -105,209 +123,138 @@ def extend_labels(
         kinds: the kinds of frames, or None where every class is labelled in every frame.
         kind_of: im_file -> index into ``kinds``; labels of a class that is not labelled are
             dropped.
-        predictions: a `teachers.teachers.Predictions`, or None.
+        predictions: boxes of a teacher, or None.
 
     Returns:
-        The scores (n, C) of all rows that are answers, and the number of frames that have some.
+        The scores (n, C) of all appended predictions, and the number of frames with some.
     """
     scores: list[np.ndarray] = []
-    first = classes + len(kinds or [])
-    count = frames = 0
+    next_id = classes + len(kinds or [])
     for label in labels:
-        own = np.ones(len(label["cls"]), bool)
-        rows = []
+        rows = [(label["cls"], label["bboxes"])]
         if kinds is not None:
             kind = kind_of[label["im_file"]]
-            own = np.array(kinds[kind].labelled)[label["cls"].astype(int).flatten()]
-            rows.append((np.array([[classes + kind]]), np.array([[0.5, 0.5, 1.0, 1.0]])))
-        rows.insert(0, (label["cls"][own], label["bboxes"][own]))
-        stem = Path(label["im_file"]).stem
-        answer = None
-        if predictions is not None:
-            # Tools that write COCO results turn "000123" into 123.
-            answer = predictions.found.get(stem) or predictions.found.get(stem.lstrip("0"))
-        if answer is not None:
-            boxes, own_scores = answer
-            height, width = label["shape"]
-            size = np.array([width, height, width, height]) if predictions.pixels else 1.0
-            ids = first + count + np.arange(len(own_scores))
-            rows.append((ids[:, None], boxes / size))
-            scores.append(own_scores)
-            count += len(own_scores)
-            frames += 1
-        label["cls"] = np.concatenate([r[0] for r in rows]).astype(np.float32).reshape(-1, 1)
-        label["bboxes"] = np.concatenate([r[1] for r in rows]).astype(np.float32).reshape(-1, 4)
+            labelled = np.array(kinds[kind].labelled)[label["cls"].astype(int).flatten()]
+            rows = [
+                (label["cls"][labelled], label["bboxes"][labelled]),
+                (np.array([[classes + kind]]), np.array([[0.5, 0.5, 1.0, 1.0]])),
+            ]
+        if predictions is not None and (found := _predictions_of(label, predictions)) is not None:
+            boxes, box_scores = found
+            ids = next_id + np.arange(len(box_scores))
+            rows.append((ids[:, None], boxes))
+            scores.append(box_scores)
+            next_id += len(box_scores)
+        ids, boxes = (np.concatenate(column) for column in zip(*rows, strict=True))
+        label["cls"] = ids.astype(np.float32).reshape(-1, 1)
+        label["bboxes"] = boxes.astype(np.float32).reshape(-1, 4)
     table = np.concatenate(scores) if scores else np.zeros((0, classes), np.float32)
-    return torch.from_numpy(table), frames
+    return torch.from_numpy(table), len(scores)
+
+
+def _predictions_of(label: dict, predictions: Predictions) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return boxes (n, 4), cxcywh in [0, 1], and scores (n, C) of one frame, or None."""
+    stem = Path(label["im_file"]).stem
+    # Tools that write COCO results turn "000123" into 123, and "000000" into 0.
+    found = predictions.found.get(stem) or predictions.found.get(stem.lstrip("0") or "0")
+    if found is None:
+        return None
+    boxes, scores = found
+    height, width = label["shape"]
+    size = np.array([width, height, width, height]) if predictions.pixels else 1.0
+    return boxes / size, scores
 
 
 def split_batch(batch: dict, classes: int, kinds: list[Coverage] | None, scores: Tensor) -> dict:
-    """Take the rows that `extend_labels` appended out of a batch again.
+    """Return a batch without the rows that `extend_labels` appended.
 
-    Adds ``answers`` (`Boxes`) and, where there are kinds, ``areas`` (`Areas`).
+    The batch gets ``predictions`` (`Boxes`) and, where there are kinds, ``areas`` (`Areas`).
     """
     row = batch["cls"].flatten().long()
     first = classes + len(kinds or [])
-    answer, area = row >= first, (row >= classes) & (row < first)
-    frame, boxes = batch["batch_idx"].long(), batch["bboxes"]
-    found = {"answers": Boxes(frame[answer], boxes[answer], scores.to(boxes)[row[answer] - first])}
+    predicted, area, labelled = row >= first, (row >= classes) & (row < first), row < classes
+    image, boxes = batch["batch_idx"].long(), batch["bboxes"]
+    found: dict[str, Boxes | Areas] = {
+        "predictions": Boxes(
+            image[predicted], boxes[predicted], scores.to(boxes)[row[predicted] - first]
+        )
+    }
     if kinds is not None:
         kind = row[area] - classes
         table = torch.tensor([[k.labelled, k.answered] for k in kinds], device=boxes.device)[kind]
-        found["areas"] = Areas(frame[area], boxes[area], table[:, 0], table[:, 1])
-    true = row < classes
-    labels = {key: batch[key][true] for key in ("cls", "bboxes", "batch_idx")}
+        found["areas"] = Areas(image[area], boxes[area], table[:, 0], table[:, 1])
+    labels = {key: batch[key][labelled] for key in ("cls", "bboxes", "batch_idx")}
     return {**batch, **labels, **found}
 
 
-def add_sure_answers(batch: dict, answers: Boxes) -> dict:
-    """Labels for what the teacher is sure of, of the classes that are open where it lies: a batch
-    with them.
+def add_pseudo_labels(batch: dict, boxes: Boxes) -> dict:
+    """Return a batch with the confident predictions of unlabelled classes as labels.
 
-    ``answers``: without duplicates, scores in the student's classes.
+    Args:
+        batch: with ``areas``.
+        boxes: the teacher's after NMS, scores in the student's classes.
     """
-    sure = (answers.scores > IGNORE_BAND[1]) & _open(answers, batch["areas"])
-    index, class_id = sure.nonzero(as_tuple=True)
-    rows = {
+    confident = (boxes.scores > IGNORE_BAND[1]) & _pseudo_labelled_at(boxes, batch["areas"])
+    index, class_id = confident.nonzero(as_tuple=True)
+    added = {
         "cls": class_id[:, None],
-        "bboxes": answers.cxcywh[index],
-        "batch_idx": answers.frame[index],
+        "bboxes": boxes.cxcywh[index],
+        "batch_idx": boxes.image[index],
     }
-    rows = {key: torch.cat([batch[key], value.to(batch[key])]) for key, value in rows.items()}
-    # Ultralytics' criterion takes them for granted picture by picture.
+    rows = {key: torch.cat([batch[key], value.to(batch[key])]) for key, value in added.items()}
+    # Ultralytics' criterion expects the labels of an image in one stretch, image after image.
     order = rows["batch_idx"].argsort(stable=True)
     return {**batch, **{key: value[order] for key, value in rows.items()}}
 
 
-def negatives_kept(batch: dict, answers: Boxes, centres: Tensor) -> Tensor:
-    """Which anchors may be told that there is no object of a class: (B, N, C) of 1 and 0.
+def negatives_mask(batch: dict, boxes: Boxes, centers: Tensor) -> Tensor:
+    """Return where "no object of this class" is known: (B, N, C) of 1 and 0.
 
-    Where a class is labelled or a teacher answers for it, but for the anchors inside an answer of
-    the ignore band, if it is not labelled. (Of a frame of which next to nothing is left,
-    augmentation drops the row: there, and in the padding, nothing is told.)
+    That is where a class is labelled, or where a teacher predicts it and no prediction of the
+    ignore band covers the anchor. It is 0 in the padding, and in frames of which augmentation left
+    so little that it dropped their row.
 
-    ``centres``: (N, 2) of the anchors, in [0, 1] of the input.
+    Args:
+        batch: with ``areas``.
+        boxes: the teacher's after NMS, scores in the student's classes.
+        centers: (N, 2) of the anchors, in [0, 1] of the input.
     """
     areas: Areas = batch["areas"]
-    kept = areas.over(areas.labelled | areas.answered, centres, len(batch["img"]))
+    mask = areas.at(areas.labelled | areas.answered, centers, len(batch["img"]))
     low, high = IGNORE_BAND
-    band = (answers.scores >= low) & (answers.scores <= high) & _open(answers, areas)
-    for index in band.any(dim=-1).nonzero().flatten().tolist():
-        inside = _within(centres, answers.cxcywh[index])
-        kept[answers.frame[index]][inside[:, None] & band[index]] = 0.0
-    return kept
+    ignored = (boxes.scores >= low) & (boxes.scores <= high) & _pseudo_labelled_at(boxes, areas)
+    for index in ignored.any(dim=-1).nonzero().flatten().tolist():
+        inside = _inside(centers, boxes.cxcywh[index])
+        mask[boxes.image[index]][inside[:, None] & ignored[index]] = 0.0
+    return mask
 
 
-def answers_count(batch: dict, wanted: Tensor, centres: Tensor) -> Tensor:
-    """Where the distance from the answers ``wanted`` (B, N, C) counts: (B, N, C) of 1 and 0.
+def distilled_classes(batch: dict, targets: Tensor, centers: Tensor) -> Tensor:
+    """Return where the student is compared with the teacher: (B, N, C) of 1 and 0.
 
-    Where a teacher answers for the class; and if labels cover it, too, only where it sees an
-    object: what it misses, the labels know better.
+    That is where a teacher predicts the class. If labels cover the class too, only where the
+    teacher sees an object: its misses are not background.
+
+    Args:
+        batch: with ``areas``.
+        targets: (B, N, C), the teacher's probabilities at the anchors.
+        centers: (N, 2) of the anchors, in [0, 1] of the input.
     """
     areas: Areas = batch["areas"]
-    pictures = len(batch["img"])
-    alone = areas.over(areas.open, centres, pictures)
-    both = areas.over(areas.answered & areas.labelled, centres, pictures)
-    return torch.maximum(alone, both * (wanted > 0))
+    images = len(batch["img"])
+    teacher_only = areas.at(areas.pseudo_labelled, centers, images)
+    both = areas.at(areas.answered & areas.labelled, centers, images)
+    return torch.maximum(teacher_only, both * (targets > 0))
 
 
-def _within(points: Tensor, box: Tensor) -> Tensor:
-    """(N,) bool: which points (N, 2) lie in a box (centre and size)."""
+def _inside(points: Tensor, box: Tensor) -> Tensor:
+    """Return which points (N, 2) lie in a cxcywh box, (N,) bool."""
     return ((points - box[:2]).abs() <= box[2:] / 2).all(dim=-1)
 
 
-def _open(answers: Boxes, areas: Areas) -> Tensor:
-    """(n, C) bool: the classes that are open where the centre of each answer lies."""
-    same = answers.frame[:, None] == areas.frame[None]
-    distance = (answers.cxcywh[:, None, :2] - areas.cxcywh[None, :, :2]).abs()
+def _pseudo_labelled_at(boxes: Boxes, areas: Areas) -> Tensor:
+    """Return the classes that are pseudo-labelled at the center of each box, (n, C) bool."""
+    same = boxes.image[:, None] == areas.image[None]
+    distance = (boxes.cxcywh[:, None, :2] - areas.cxcywh[None, :, :2]).abs()
     inside = same & (distance <= areas.cxcywh[None, :, 2:] / 2).all(dim=-1)
-    return (inside[..., None] & areas.open[None]).any(dim=1)
-
-
-def assign(
-    answers: Boxes, scores: Tensor, xyxy: Tensor, centres: Tensor, strides: list[int], size: float
-) -> tuple[Tensor, Tensor]:
-    """Give the student's anchors the answers they are to learn, as labels are given to them.
-
-    Task-aligned assignment (TOOD, Feng et al. ICCV 2021, arXiv:2108.07755), as the detection loss
-    uses it; an answer's probabilities are scaled by how well its anchor is aligned.
-
-    Args:
-        answers: scores in the classes that are compared.
-        scores: the student's probabilities (B, N, C) of these classes.
-        xyxy: the student's boxes (B, N, 4), pixels.
-        centres: of the anchors (N, 2), pixels.
-        strides: of the student's levels.
-        size: side of the input, pixels.
-
-    Returns:
-        Target probabilities (B, N, C), 0 where nothing was assigned, and boxes (B, N, 4).
-    """
-    frames, classes = scores.shape[0], scores.shape[-1]
-    most = int(answers.frame.bincount(minlength=frames).max()) if len(answers.frame) else 0
-    if most == 0:
-        return torch.zeros_like(scores), torch.zeros_like(xyxy)
-    boxes = xyxy.new_zeros(frames, most, 4)
-    full = scores.new_zeros(frames, most, classes)
-    valid = scores.new_zeros(frames, most, 1)
-    for frame in range(frames):
-        own = answers[answers.frame == frame]
-        n = len(own.frame)
-        boxes[frame, :n] = box_convert(own.cxcywh, "cxcywh", "xyxy").to(boxes) * size
-        full[frame, :n] = own.scores.to(full)
-        valid[frame, :n] = 1
-    assigner = TaskAlignedAssigner(10, classes, alpha=0.5, beta=6.0, stride=strides)
-    _, target_xyxy, alignment, foreground, index = assigner(
-        scores, xyxy, centres, full.argmax(-1, keepdim=True), boxes, valid
-    )
-    wanted = full.gather(1, index[..., None].expand(-1, -1, classes))
-    weight = alignment.amax(dim=-1, keepdim=True) * foreground[..., None]
-    return wanted * weight, target_xyxy
-
-
-@contextmanager
-def assigned_by(detection, scores: Tensor, xyxy: Tensor) -> Iterator[None]:
-    """Ultralytics' detection criterion with labels assigned by other answers than the student's.
-
-    ``scores`` (B, N, C) probabilities, ``xyxy`` (B, N, 4) pixels; for the time of one call.
-    """
-    criterion = getattr(detection, "one2many", detection)
-    own = criterion.assigner
-    criterion.assigner = lambda _scores, _xyxy, *rest, **more: own(scores, xyxy, *rest, **more)
-    try:
-        yield
-    finally:
-        criterion.assigner = own
-
-
-class MaskedBCE(nn.Module):
-    """BCEWithLogitsLoss(reduction="none") of (B, N, C) logits, times ``kept`` (B, N, C).
-
-    At an anchor that holds an object every class counts: what is a car is no person.
-    """
-
-    def __init__(self, kept: Tensor) -> None:
-        super().__init__()
-        self.kept = kept
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        return loss * self.kept.maximum((target.amax(dim=-1, keepdim=True) > 0).to(loss))
-
-
-@contextmanager
-def masked_negatives(detection, kept: Tensor) -> Iterator[None]:
-    """Ultralytics' detection criterion (or both of YOLO26's) with its class loss masked.
-
-    For the time of one call: what is copied into checkpoints is Ultralytics' own.
-    """
-    both = [getattr(detection, name, None) for name in ("one2many", "one2one")]
-    criteria = [c for c in both if c is not None] or [detection]
-    own = [c.bce for c in criteria]
-    for criterion in criteria:
-        criterion.bce = MaskedBCE(kept)
-    try:
-        yield
-    finally:
-        for criterion, bce in zip(criteria, own, strict=True):
-            criterion.bce = bce
+    return (inside[..., None] & areas.pseudo_labelled[None]).any(dim=1)

@@ -1,83 +1,100 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What can teach: a detector that answers per anchor, one that answers with boxes, or a folder of
-predictions.
+"""Teachers: a detector with a Detect head, one that predicts boxes, or a folder of predictions.
 
-Each has ``names``, ``head`` (the Detect head, or None), and is called with pictures and the batch
-they came in. A detector with a Detect head returns its raw predictions (see
-`criterion.raw_predictions`), so that everything about them can be compared; every other
-teacher returns `Boxes`, from which class probabilities and boxes are learnt.
+Each has ``names``, ``head`` (the Detect head, or None) and ``module`` (the network, or None), and
+is called with images and the batch they came in. A detector with a Detect head returns its raw
+predictions (`heads.raw_predictions`), so that the student can be compared anchor by anchor. Every
+other teacher returns `Boxes`, from which class probabilities and boxes are learned.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.tasks import DetectionModel
 
 from drone_kd_training.models.checkpoints import UnusableModelError, class_names, load_model
 from drone_kd_training.teachers.soft_labels import Boxes
 
 BOX_HEADS = ("RTDETRDecoder",)
-# An answer below this is none: RT-DETR gives 300 boxes for every picture.
+# Predictions below this are dropped: RT-DETR gives 300 boxes per image.
 LOWEST_SCORE = 0.05
-# The class list beside YOLO's .txt files, one name a line, as annotation tools write it.
+# Class list beside YOLO's .txt files, one name per line, as annotation tools write it.
 CLASSES_FILE = "classes.txt"
-# What a tile is seen beyond its edge, in pixels: a whole number of every stride.
+# {boxes, scores, feats} of a Detect head.
+RawPredictions = dict[str, Any]
+# Context around a tile in pixels: a multiple of every stride.
 TILE_MARGIN = 64
 
 
 @dataclass
 class Predictions:
-    """Boxes of a teacher that is not at hand, by the stem of the picture's name.
+    """Stored predictions of a teacher.
 
-    ``found``: stem -> boxes (n, 4), centre and size, and scores (n, C) in [0, 1]; the boxes are
-    in ``pixels`` of the picture, or in [0, 1] of its size.
+    Attributes:
+        names: class names.
+        found: stem of the image file -> boxes (n, 4), cxcywh, and scores (n, C) in [0, 1].
+        pixels: whether the boxes are in pixels of the image, or in [0, 1] of its size.
     """
 
     names: tuple[str, ...]
     found: dict[str, tuple[np.ndarray, np.ndarray]]
     pixels: bool
-    head = None
-    module = None
+    head: ClassVar[None] = None
+    module: ClassVar[None] = None
 
-    def __call__(self, pictures: Tensor, batch: dict) -> Boxes:
-        """The predictions that the augmented frames show (`softlabels.split_batch`)."""
-        return batch["answers"]
+    def __call__(self, images: Tensor, batch: dict) -> Boxes:
+        """Return the predictions of the augmented frames (`soft_labels.split_batch`)."""
+        return batch["predictions"]
 
 
 class DetectTeacher:
-    """A detector with a Detect head; it looks at pictures larger than ``tile`` pixels in tiles."""
+    """A detector with a Detect head; it predicts images larger than ``tile`` pixels in tiles."""
 
-    def __init__(self, model: nn.Module, tile: int | None = None) -> None:
+    def __init__(self, model: DetectionModel, tile: int | None = None) -> None:
         self.tile = tile
         self.names = class_names(model)
-        self.head = model.model[-1]
+        self.head: Detect = cast(Any, model).model[-1]
         if not hasattr(self.head, "one2one_cv2"):  # fused, YOLO26 would lose its one-to-many head
             model = model.fuse(verbose=False)
-        # Both together: a quarter off the teacher's time on a CPU.
-        model = model.to(memory_format=torch.channels_last)
-        self.module = model.eval().requires_grad_(False)
+        # Fused and channels-last, the teacher takes a quarter less time on a CPU.
+        channels_last: nn.Module = cast(Any, model).to(memory_format=torch.channels_last)
+        self.module = channels_last.eval().requires_grad_(False)
 
-    def __call__(self, pictures: Tensor, batch: dict) -> dict[str, Tensor]:
-        if self.tile is None or pictures.shape[-1] <= self.tile:
-            return self._look(pictures)
-        return _in_tiles(self._look, pictures, self.tile, [int(s) for s in self.head.stride])
+    def __call__(self, images: Tensor, batch: dict) -> RawPredictions:
+        """Return the raw predictions for square images (B, 3, S, S)."""
+        if self.tile is None or images.shape[-1] <= self.tile:
+            return self._predict(images)
+        return predict_in_tiles(self._predict, images, self.tile, self.head.stride.int().tolist())
 
-    def _look(self, pictures: Tensor) -> dict[str, Tensor]:
-        predictions = self.module(pictures.contiguous(memory_format=torch.channels_last))
+    def _predict(self, images: Tensor) -> RawPredictions:
+        predictions = self.module(images.contiguous(memory_format=torch.channels_last))
         return predictions[1].get("one2many", predictions[1])
 
 
-def _in_tiles(look, pictures: Tensor, tile: int, strides: list[int]) -> dict[str, Tensor]:
-    """Raw predictions for square pictures (B, C, S, S), put together from those for tiles.
+def predict_in_tiles(
+    predict: Callable[[Tensor], RawPredictions], images: Tensor, tile: int, strides: list[int]
+) -> RawPredictions:
+    """Return raw predictions for square images, merged from those for tiles.
 
-    A tile is seen with a margin, which is cut off again: what stands at its edge is seen whole.
+    A tile is predicted with a margin that is cut off again, so that objects at its edge are seen
+    whole.
+
+    Args:
+        predict: images -> raw predictions.
+        images: (B, C, S, S).
+        tile: side of a tile without its margin, in pixels.
+        strides: of the levels.
     """
-    side = pictures.shape[-1]
+    side = images.shape[-1]
     spans = [
         (max(0, start - TILE_MARGIN), start, min(side, start + tile))
         for start in range(0, side, tile)
@@ -86,7 +103,7 @@ def _in_tiles(look, pictures: Tensor, tile: int, strides: list[int]) -> dict[str
     for y, top, bottom in spans:
         row: list[list[Tensor]] = []
         for x, left, right in spans:
-            raw = look(pictures[..., y : bottom + TILE_MARGIN, x : right + TILE_MARGIN])
+            raw = predict(images[..., y : bottom + TILE_MARGIN, x : right + TILE_MARGIN])
             row.append(
                 [
                     maps[
@@ -109,8 +126,8 @@ def _in_tiles(look, pictures: Tensor, tile: int, strides: list[int]) -> dict[str
     }
 
 
-def _as_maps(raw: dict) -> list[Tensor]:
-    """Features, boxes and scores of each level as the channels of one map."""
+def _as_maps(raw: RawPredictions) -> list[Tensor]:
+    """Return features, boxes and scores of each level as the channels of one map."""
     counts = [f.shape[-2] * f.shape[-1] for f in raw["feats"]]
     parts = (raw[key].split(counts, dim=-1) for key in ("boxes", "scores"))
     return [
@@ -120,32 +137,37 @@ def _as_maps(raw: dict) -> list[Tensor]:
 
 
 class BoxTeacher:
-    """RT-DETR: a set of boxes with logits, none of them bound to an anchor."""
+    """RT-DETR: predicts a set of boxes with logits, not bound to anchors."""
 
-    head = None
+    head: ClassVar[None] = None
 
-    def __init__(self, model: nn.Module) -> None:
-        self.module = model.eval().requires_grad_(False)
+    def __init__(self, model: DetectionModel) -> None:
+        self.module: nn.Module = model.eval().requires_grad_(False)
         self.names = class_names(model)
 
-    def __call__(self, pictures: Tensor, batch: dict) -> Boxes:
-        boxes, logits = self.module(pictures)[1][:2]  # (layers, B, 300, 4 | C), the last counts
+    def __call__(self, images: Tensor, batch: dict) -> Boxes:
+        """Return the boxes with a score ≥ ``LOWEST_SCORE`` in images (B, 3, S, S)."""
+        # (decoder layers, B, 300, 4 | C): the last layer is the prediction.
+        boxes, logits = self.module(images)[1][:2]
         scores = logits[-1].sigmoid()
-        frame, query = (scores.amax(dim=-1) >= LOWEST_SCORE).nonzero(as_tuple=True)
-        return Boxes(frame, boxes[-1][frame, query], scores[frame, query])
+        image, query = (scores.amax(dim=-1) >= LOWEST_SCORE).nonzero(as_tuple=True)
+        return Boxes(image, boxes[-1][image, query], scores[image, query])
 
 
-def open_teacher(source: str, names: tuple[str, ...], tile: int | None = None):
+Teacher = Predictions | DetectTeacher | BoxTeacher
+
+
+def open_teacher(source: str, names: tuple[str, ...], tile: int | None = None) -> Teacher:
     """Open a checkpoint, a folder of YOLO .txt with confidences, or a COCO results .json.
 
     Args:
         source: path or name of the teacher.
-        names: the classes of the data set, which the numbers in a file of predictions mean,
-            unless a ``classes.txt`` beside them says otherwise.
-        tile: side in pixels of the tiles in which a detector looks at larger pictures.
+        names: the classes of the data set: class ids in files of predictions refer to them, unless
+            a ``classes.txt`` in the folder lists others.
+        tile: side in pixels of the tiles in which a detector predicts larger images.
 
     Raises:
-        UnusableModelError: none of these, or a class or confidence that cannot be.
+        UnusableModelError: none of these, or a class id or confidence out of range.
     """
     path = Path(source)
     if path.is_dir():
@@ -156,7 +178,7 @@ def open_teacher(source: str, names: tuple[str, ...], tile: int | None = None):
     if path.suffix == ".json":
         return _check(Predictions(names, _read_coco(path, len(names)), pixels=True), source)
     model, _ = load_model(source, also=BOX_HEADS)
-    head = type(model.model[-1]).__name__
+    head = type(cast(Any, model).model[-1]).__name__
     return BoxTeacher(model) if head in BOX_HEADS else DetectTeacher(model, tile)
 
 
@@ -164,26 +186,30 @@ def _check(predictions: Predictions, source: str) -> Predictions:
     if not predictions.found:
         raise UnusableModelError(
             f"{source} holds no predictions: expected lines 'class x y w h confidence' in .txt "
-            "files named like the pictures, or a COCO results .json"
+            "files named like the images, or a COCO results .json"
         )
     return predictions
 
 
 def _one_hot(class_ids: np.ndarray, scores: np.ndarray, classes: int, source: Path) -> np.ndarray:
-    """(n, C) scores: the predicted class has its confidence, every other class 0."""
+    """Return (n, C) scores: the predicted class has its confidence, every other class 0."""
     class_ids = class_ids.astype(int)
     if len(class_ids) and not (class_ids.min() >= 0 and class_ids.max() < classes):
         raise UnusableModelError(
-            f"{source}: class {class_ids.max()}, but there are {classes} classes"
+            f"{source}: expected classes 0 to {classes - 1}, got "
+            f"{next(i for i in class_ids if not 0 <= i < classes)}; list the class names in "
+            f"{CLASSES_FILE} if they differ from the data's"
         )
     if len(scores) and not (scores.min() >= 0 and scores.max() <= 1):
-        raise UnusableModelError(f"{source}: a confidence of {scores.max():g} is not in [0, 1]")
+        wrong = next(s for s in scores if not 0 <= s <= 1)
+        raise UnusableModelError(f"{source}: expected confidences in [0, 1], got {wrong:g}")
     full = np.zeros((len(class_ids), classes), np.float32)
     full[np.arange(len(class_ids)), class_ids] = scores
     return full
 
 
-def _read_folder(folder: Path, classes: int) -> dict:
+def _read_folder(folder: Path, classes: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Read YOLO .txt files with confidences: stem -> boxes (n, 4), cxcywh, and scores (n, C)."""
     found = {}
     for path in sorted(p for p in folder.rglob("*.txt") if p.name != CLASSES_FILE):
         lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line]
@@ -197,8 +223,8 @@ def _read_folder(folder: Path, classes: int) -> dict:
     return found
 
 
-def _read_coco(path: Path, classes: int) -> dict:
-    """COCO results: image_id is the stem of the picture's name, category_id the data's class."""
+def _read_coco(path: Path, classes: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Read COCO results, whose image_id is the image file's stem and category_id the class id."""
     by_image: dict[str, list] = {}
     try:
         for e in json.loads(path.read_text(encoding="utf-8")):

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Predictions of student and teacher on one batch, brought to the same anchors and classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.modules.head import Detect
+
+from drone_kd_training.distillation import losses
+from drone_kd_training.distillation.assignment import assign_boxes
+from drone_kd_training.distillation.heads import (
+    all_levels,
+    anchor_centers,
+    decode_all_boxes,
+    decode_boxes,
+    input_size,
+    take_levels,
+)
+from drone_kd_training.distillation.levels import LevelMatch
+from drone_kd_training.distillation.losses import BACKGROUND
+from drone_kd_training.distillation.terms import TERMS
+from drone_kd_training.teachers.soft_labels import Boxes, distilled_classes
+
+# (branch of the head, level) -> hidden features of the student.
+Hidden = dict[tuple[str, int], Tensor]
+
+
+@dataclass
+class ModelPair:
+    """What is fixed for a run: both heads, their common classes and levels.
+
+    Attributes:
+        student_head: the student's Detect head.
+        teacher_head: the teacher's Detect head, or None for a teacher that predicts boxes.
+        student_classes: the student's class ids that both know, (C,) int64.
+        teacher_classes: the same classes in the teacher's numbering, (C,) int64.
+        levels: the levels that are compared.
+        temperature: of the class probabilities.
+        adapters: layers that are trained with the student, by term or branch.
+        hidden: the student's hidden features of the current batch.
+    """
+
+    student_head: Detect
+    teacher_head: Detect | None
+    student_classes: Tensor
+    teacher_classes: Tensor
+    levels: LevelMatch
+    temperature: float
+    adapters: nn.ModuleDict
+    hidden: Hidden = field(default_factory=dict)
+
+    def layers(self, name: str) -> nn.ModuleList:
+        """Return the adapters of a term or branch, one per matched level."""
+        return cast(nn.ModuleList, self.adapters[name])
+
+
+class Comparison:
+    """What every term sees: class logits of both models at the same anchors, and box losses.
+
+    Attributes:
+        student_logits: (B, N, C) over the common classes.
+        teacher_logits: (B, N, C), without gradient.
+        class_mask: (B, N, C) of 1 and 0: where class logits are compared; None: everywhere.
+    """
+
+    student_logits: Tensor
+    teacher_logits: Tensor
+    class_mask: Tensor | None = None
+
+    def __init__(self, pair: ModelPair, student: dict) -> None:
+        self.pair = pair
+        self.student = student
+
+    @property
+    def size(self) -> float:
+        """Width of the student's square input in pixels."""
+        return input_size(self.student, self.pair.student_head)
+
+    def box_loss(self) -> tuple[str, Tensor]:
+        """Return what is compared, "dfl" (distributions) or "box" (decoded), and the loss."""
+        raise NotImplementedError
+
+
+class LevelComparison(Comparison):
+    """Comparison with a Detect teacher, anchor by anchor on the matched levels."""
+
+    def __init__(self, pair: ModelPair, student: dict, teacher: dict) -> None:
+        super().__init__(pair, student)
+        self.teacher = teacher
+        student_logits = take_levels(student, "scores", pair.levels.student)
+        self.student_logits = student_logits[..., pair.student_classes]
+        teacher_logits = take_levels(teacher, "scores", pair.levels.teacher)
+        self.teacher_logits = teacher_logits[..., pair.teacher_classes]
+
+    @property
+    def teacher_head(self) -> Detect:
+        """The teacher's head."""
+        assert self.pair.teacher_head is not None  # there are matched levels
+        return self.pair.teacher_head
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """The teacher's confidence per anchor, (B, N)."""
+        return losses.teacher_confidence(self.teacher_logits)
+
+    def teacher_level(self, level: int) -> tuple[Tensor, Tensor]:
+        """Return logits (B, N, C) of the common classes and raw boxes of one teacher level."""
+        logits = take_levels(self.teacher, "scores", [level])[..., self.pair.teacher_classes]
+        return logits, take_levels(self.teacher, "boxes", [level])
+
+    def box_loss(self) -> tuple[str, Tensor]:
+        """Compare the student's boxes with the teacher's."""
+        raw = take_levels(self.student, "boxes", self.pair.levels.student)
+        return self.raw_box_loss(raw, self.pair.student_head)
+
+    def raw_box_loss(self, raw: Tensor, head: Detect) -> tuple[str, Tensor]:
+        """Compare raw boxes with the teacher's.
+
+        Args:
+            raw: (B, N, 4R) on the student's grids of the matched levels.
+            head: the head whose format ``raw`` has.
+        """
+        teacher_raw = take_levels(self.teacher, "boxes", self.pair.levels.teacher)
+        bins = head.reg_max
+        if bins == self.teacher_head.reg_max and bins > 1:
+            student_bins, teacher_bins = (x.unflatten(-1, (4, bins)) for x in (raw, teacher_raw))
+            return "dfl", losses.dfl_divergence(student_bins, teacher_bins, self.confidence)
+        # Both in pixels of the student's image, on the same grid.
+        grids = [self.student["feats"][i] for i in self.pair.levels.student]
+        strides = self.pair.student_head.stride[self.pair.levels.student]
+        xyxy = decode_boxes(raw, head.reg_max, grids, strides)
+        teacher_xyxy = decode_boxes(teacher_raw, self.teacher_head.reg_max, grids, strides)
+        return "box", losses.decoded_box(xyxy, teacher_xyxy, self.confidence, self.size)
+
+    def through_teacher(self, branch: str) -> Tensor:
+        """Run the student's hidden features through the rest of a branch of the teacher's head.
+
+        Returns:
+            (B, N, channels) over the matched levels.
+        """
+        outputs = []
+        for adapter, (i, j) in zip(self.pair.layers(branch), self.pair.levels.pairs, strict=True):
+            rest = getattr(self.teacher_head, branch)[j][1:]
+            hidden = self.pair.hidden.pop((branch, i)).float()
+            outputs.append(rest(adapter(hidden)).flatten(2))
+        return torch.cat(outputs, dim=-1).transpose(1, 2)
+
+
+class BoxComparison(Comparison):
+    """Comparison with a teacher's boxes, assigned to the student's anchors as labels are."""
+
+    def __init__(self, pair: ModelPair, student: dict, boxes: Boxes, batch: dict) -> None:
+        """Assign the boxes.
+
+        Args:
+            pair: the models.
+            student: the student's raw predictions.
+            boxes: the teacher's, scores in its own classes.
+            batch: the batch, with ``areas`` where not every class is labelled in every frame.
+        """
+        super().__init__(pair, student)
+        head, grids = pair.student_head, student["feats"]
+        self.student_logits = all_levels(student, "scores")[..., pair.student_classes]
+        self.student_xyxy = decode_all_boxes(student, head)
+        centers = anchor_centers(grids, head.stride)
+        common = Boxes(boxes.image, boxes.cxcywh, boxes.scores[:, pair.teacher_classes])
+        self.targets, self.target_xyxy = assign_boxes(
+            common.without_duplicates(BACKGROUND),
+            self.student_logits.detach().sigmoid(),
+            self.student_xyxy.detach(),
+            centers,
+            [int(s) for s in head.stride],
+            self.size,
+        )
+        self.teacher_logits = torch.logit(self.targets, eps=1e-4)
+        if "areas" in batch:
+            full = self.targets.new_zeros(*self.targets.shape[:2], head.nc)
+            full[..., pair.student_classes] = self.targets
+            mask = distilled_classes(batch, full, centers / self.size)
+            self.class_mask = mask[..., pair.student_classes]
+
+    def box_loss(self) -> tuple[str, Tensor]:
+        """Compare decoded boxes at the anchors that got one of the teacher's."""
+        confidence = self.targets.amax(-1)
+        return "box", losses.decoded_box(
+            self.student_xyxy, self.target_xyxy, confidence, self.size
+        )
+
+
+def make_adapters(
+    terms: tuple[str, ...],
+    levels: LevelMatch,
+    student_head: Detect,
+    teacher_head: Detect | None,
+    seed: int,
+) -> nn.ModuleDict:
+    """Return the layers that bring the student's features to the teacher's width.
+
+    They are trained with the student and thrown away. Their random initial weights do not touch
+    the random numbers of the run: the student sees the same batches with and without them.
+    """
+    found = nn.ModuleDict()
+    if teacher_head is None:
+        return found
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, term in TERMS.items():
+            if name in terms:
+                found.update(term.make_adapters(student_head, teacher_head, levels))
+    return found

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Figures and curves of a finished training run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from ultralytics.utils import LOGGER
+
+from drone_kd_training.tables import format_score
+
+
+def mean_of_sources(sources: dict[str, dict]) -> dict:
+    """Return what `evaluate` found on several sources as one: mean scores, sums of counts."""
+    return {
+        key: _mean_of(key, {name: figures[key] for name, figures in sources.items()})
+        for key in next(iter(sources.values()))
+    }
+
+
+def _mean_of(key: str, by_source: dict) -> object:
+    values = list(by_source.values())
+    if key in ("images", "images_ignored", "boxes"):
+        return sum(values)
+    if key == "per_class":
+        return {
+            f"{name} {label}": scores
+            for name, classes in by_source.items()
+            for label, scores in classes.items()
+        }
+    if isinstance(values[0], list):
+        return []
+    known = [v for v in values if v is not None]
+    return round(sum(known) / len(known), 5) if known else None
+
+
+def warn_if_teacher_is_weaker(metrics: dict) -> None:
+    """Warn if the teacher scores below its student; ``metrics`` is that of the run."""
+    student, teacher = (
+        (metrics[who] or {}).get("map50_95") or 0.0 for who in ("student", "teacher")
+    )
+    if metrics["teacher"] and teacher < student:
+        LOGGER.warning(
+            f"The teacher is weaker than its student: mAP50-95 {format_score(teacher)} against "
+            f"{format_score(student)}; take a better teacher, or train it on this data first"
+        )
+
+
+def plot_curves(csv: Path, image: Path) -> None:
+    """Plot every loss and the validation mAP of a results.csv over the epochs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import polars
+
+    table = polars.read_csv(csv)
+    names = [c for c in table.columns if c.startswith("train/")]
+    names += [c for c in table.columns if c.startswith("metrics/mAP") and table[c].sum() > 0]
+    columns = 4
+    rows = math.ceil(len(names) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        axis.plot(table["epoch"], table[name], marker="o", markersize=3)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("epoch", fontsize=8)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    figure.tight_layout()
+    figure.savefig(image, dpi=90)
+    plt.close(figure)

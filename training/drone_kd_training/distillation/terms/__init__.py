@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The distillation terms that ``--terms`` can name.
+
+To add a term, write a `Term` subclass in a file of this folder and add one line to ``TERMS``. The
+training loop, the command-line help and the documentation read this table. Importing it does not
+import torch, so that the help stays fast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drone_kd_training.distillation.terms.assignment import AssignmentTerm
+from drone_kd_training.distillation.terms.base import Term
+from drone_kd_training.distillation.terms.box import BoxTerm
+from drone_kd_training.distillation.terms.class_response import ClassTerm, SoftmaxTerm
+from drone_kd_training.distillation.terms.cross_head import CrossHeadTerm
+from drone_kd_training.distillation.terms.feature import FeatureTerm
+
+TERMS: dict[str, Term[Any]] = {
+    "class": ClassTerm(),
+    "softmax": SoftmaxTerm(),
+    "box": BoxTerm(),
+    "cross": CrossHeadTerm(),
+    "feature": FeatureTerm(),
+    "assign": AssignmentTerm(),
+}
+# One short help line per term, with the name of its method.
+TERM_HELP = {name: f"{term.help} ({term.paper.split(',')[0]})" for name, term in TERMS.items()}
+# Terms that a teacher without a Detect head can teach.
+BOX_TERMS = frozenset(name for name, term in TERMS.items() if not term.needs_levels)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The interface of a distillation term."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from ultralytics.nn.modules.head import Detect
+
+    from drone_kd_training.distillation.comparison import Comparison, Hidden, LevelComparison
+    from drone_kd_training.distillation.levels import LevelMatch
+
+
+C = TypeVar("C", bound="Comparison")
+
+
+class Term(Generic[C]):
+    """One distillation term; without state, because several criteria share it.
+
+    ``C`` is what it can compare: any `Comparison`, or a `LevelComparison` if it needs levels.
+
+    Attributes:
+        help: one line for ``--help``: what the term compares.
+        paper: the paper it follows.
+        needs_levels: whether it compares anchors or features, which needs a teacher with a Detect
+            head and a level in common with the student.
+    """
+
+    help: str
+    paper: str
+    needs_levels: bool = True
+
+    def compute(self, comparison: C) -> dict[str, Tensor]:
+        """Return the losses of one batch: column of results.csv -> scalar."""
+        raise NotImplementedError
+
+    def assignment(self, comparison: LevelComparison) -> tuple[Tensor, Tensor] | None:
+        """Return the predictions that decide which anchor gets which label.
+
+        Returns:
+            Probabilities (B, N, C) and boxes (B, N, 4), xyxy in pixels, over all levels of the
+            student; or None to leave the decision to the student.
+        """
+        return None
+
+    def make_adapters(
+        self, student_head: Detect, teacher_head: Detect, levels: LevelMatch
+    ) -> dict[str, nn.ModuleList]:
+        """Return the layers that the term trains with the student, one per matched level."""
+        return {}
+
+    def watch(self, student_head: Detect, levels: LevelMatch, hidden: Hidden) -> None:
+        """Register hooks that put the student's hidden features into ``hidden``."""

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Training data of a run: which frames, and what travels through augmentation with them."""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from ultralytics.data import build_yolo_dataset
+from ultralytics.utils import LOGGER
+
+from drone_kd.files import write_text
+from drone_kd_training.data.dataset import DataSet, image_paths
+from drone_kd_training.models.checkpoints import UnusableModelError, match_classes
+from drone_kd_training.teachers.soft_labels import Coverage, extend_labels, split_batch
+from drone_kd_training.teachers.teachers import Predictions, Teacher
+from drone_kd_training.teachers.teaching_dataset import REGIONS, read_regions, write_regions
+
+# Below the folder of a run: frames in which not every class is labelled, with `REGIONS`.
+FRAMES = "frames"
+
+
+def spread_fraction(split: Path, fraction: float, output: Path) -> Path:
+    """List every n-th frame of a split.
+
+    Ultralytics' own ``fraction`` takes the first frames, which are all of one flight.
+
+    Args:
+        split: folder or list of images.
+        fraction: share of the frames, in (0, 1].
+        output: the list to write.
+    """
+    paths = image_paths(split)
+    count = max(1, round(len(paths) * fraction))
+    kept = [paths[i * len(paths) // count] for i in range(count)]
+    write_text(output, "\n".join(map(str, kept)) + "\n")
+    return output
+
+
+def add_unlabelled(
+    data: DataSet, unlabelled: list[Path], teacher_names: tuple[str, ...], output: Path
+) -> Path:
+    """List the training frames with further unlabelled ones, and write which classes each covers.
+
+    Args:
+        data: the labelled data.
+        unlabelled: further frames.
+        teacher_names: the teacher's classes.
+        output: folder of the run.
+
+    Returns:
+        The list of all training frames.
+    """
+    listed = image_paths(data.train) + unlabelled
+    write_text(output / "train.txt", "\n".join(map(str, listed)) + "\n")
+    known = {i for i, _ in match_classes(data.names, teacher_names).pairs}
+    predicted = tuple(i in known for i in range(len(data.names)))
+    kinds = [Coverage((labelled,) * len(data.names), predicted) for labelled in (True, False)]
+    without_labels = set(unlabelled)
+    kind_of = {str(path): int(path in without_labels) for path in listed}
+    write_regions(output / FRAMES / REGIONS, kinds, kind_of)
+    return output / "train.txt"
+
+
+class TrainData:
+    """Training data whose labels carry a teacher's predictions and the coverage of each frame.
+
+    Args:
+        run: folder of the run.
+        source: how the user named the teacher, for messages.
+        teacher: the teacher.
+        data: Ultralytics' description of the data.
+    """
+
+    def __init__(self, run: Path, source: str, teacher: Teacher, data: dict) -> None:
+        self.source = source
+        self.predictions = teacher if isinstance(teacher, Predictions) else None
+        self.data = data
+        self.kinds: list[Coverage] | None = None
+        self.kind_of: dict[str, int] = {}
+        self.scores: Tensor | None = None
+        if (regions := run / FRAMES / REGIONS).is_file():
+            self.kinds, self.kind_of = read_regions(regions)
+
+    def build_dataset(self, args, images: str, batch: int | None, stride: int) -> Any:
+        """Return Ultralytics' dataset with the extended labels.
+
+        Args:
+            args: Ultralytics' settings.
+            images: folder or list of training images.
+            batch: batch size.
+            stride: largest stride of the student.
+
+        Raises:
+            UnusableModelError: stored predictions that belong to other images.
+        """
+        # Ultralytics annotates less than it takes (batch) and returns (labels).
+        build: Any = build_yolo_dataset
+        dataset = build(args, images, batch, self.data, mode="train", stride=stride)
+        if self.predictions is None and self.kinds is None:
+            return dataset
+        self.scores, frames = extend_labels(
+            dataset.labels, self.data["nc"], self.kinds, self.kind_of, self.predictions
+        )
+        if self.predictions is not None and not frames:
+            raise UnusableModelError(
+                f"{self.source}: no prediction is named like a training frame"
+            )
+        unlabelled = [i for i, kind in enumerate(self.kinds or []) if not any(kind.labelled)]
+        count = sum(self.kind_of.get(label["im_file"]) in unlabelled for label in dataset.labels)
+        with_predictions = f", {frames} with predictions of the teacher" if frames else ""
+        LOGGER.info(
+            f"{len(dataset.labels)} training frames, {count} of them without labels"
+            f"{with_predictions}"
+        )
+        return dataset
+
+    def split(self, batch: dict) -> dict:
+        """Return a batch without the rows that extended the labels; see `split_batch`."""
+        if self.scores is None:
+            return batch
+        return split_batch(batch, self.data["nc"], self.kinds, self.scores)
+
+
+def with_size(args, size: int):
+    """Return a copy of Ultralytics' settings with another image size in pixels."""
+    changed = copy(args)
+    changed.imgsz = size
+    return changed
+
+
+def downsample(images: Tensor, size: int) -> Tensor:
+    """Reduce square images (B, C, S, S) to a side of ``size`` pixels, without aliasing."""
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
