@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shlex
 import sys
 from pathlib import Path
 
 from drone_kd.core.model_spec import INPUTS, PRECISIONS
+from drone_kd_training.quiet import log_to_terminal
 from drone_kd_training.tables import format_score, format_table
 
 
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; ``argv`` without the program's name. Returns the exit code."""
     arguments = _parser().parse_args(argv)
     arguments.typed = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    log_to_terminal()
     try:
         return arguments.run(arguments) or 0
     except KeyboardInterrupt:

@@ -10,12 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jinja2 import Environment
-from tqdm import tqdm
 
 from drone_kd.core.boxes import iou
 from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector
 from drone_kd.metrics import MAX_DETECTIONS
+from drone_kd.progress import track
 from drone_kd.visualization import draw_detections
 from drone_kd_training.data.dataset import Sample, image_paths, load_data, read_sample, write_text
 from drone_kd_training.evaluation.evaluate import IOU
@@ -52,9 +52,7 @@ def compare_frames(first: Path, second: Path, data: Path, imgsz: int) -> Sides:
     ]
     objects = only_first = only_second = 0
     best: list[tuple[int, int, np.ndarray]] = []
-    for number, path in enumerate(
-        tqdm(image_paths(dataset.val), desc="frames side by side", unit="frame", leave=False)
-    ):
+    for number, path in enumerate(track(image_paths(dataset.val), "Compare images", "image")):
         sample = read_sample(path, len(dataset.names))
         if sample is None:
             continue

@@ -30,6 +30,7 @@ from drone_kd_training.distillation.criterion import (
     make_adapters,
     match_levels,
 )
+from drone_kd_training.distillation.training_log import add_training_log
 from drone_kd_training.models.checkpoints import UnusableModelError, class_names, match_classes
 from drone_kd_training.teachers.soft_labels import extend_labels, split_batch
 from drone_kd_training.teachers.teachers import Predictions, open_teacher
@@ -53,6 +54,7 @@ class DistillTrainer(DetectionTrainer):
     ) -> None:
         super().__init__(cfg, overrides, _callbacks)
         self.config = read_config(self.save_dir)
+        add_training_log(self)
         if RANK != -1 and self.world_size:
             # Under torchrun: Ultralytics counts the GPUs of this machine alone.
             self.world_size = int(os.environ["WORLD_SIZE"])

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from torch import nn
-from tqdm import tqdm
 
 from drone_kd.backends import open_backend
 from drone_kd.core.boxes import nms
@@ -28,6 +27,7 @@ from drone_kd.metrics import (
     precision,
 )
 from drone_kd.paths import parameter_defaults
+from drone_kd.progress import track
 from drone_kd_training.data.dataset import DataError, image_paths, load_data, read_sample
 from drone_kd_training.models.checkpoints import UnusableModelError, load_model
 from drone_kd_training.models.torch_backend import ImageSize, TorchBackend
@@ -146,9 +146,7 @@ def answer(
 
     images, truth, found, ignored = [], [], [], 0
     paths = image_paths(folder)
-    for image_id, path in enumerate(
-        tqdm(paths, desc=f"evaluate {split}", unit="frame", leave=False)
-    ):
+    for image_id, path in enumerate(track(paths, f"Evaluate {split}", "image")):
         sample = read_sample(path, len(dataset.names))
         if sample is None:
             ignored += 1

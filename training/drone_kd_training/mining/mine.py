@@ -19,11 +19,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from drone_kd.files import file_sha256, write_whole
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import default_model_path
+from drone_kd.progress import Progress, print_line
 from drone_kd_training.data.dataset import DataError
 from drone_kd_training.mining import mined_dataset, stages
 from drone_kd_training.mining.flights import Segment, plan
@@ -53,7 +52,7 @@ def mine(
     settings: Settings,
     topics: tuple[str, ...] = (),
     cluster: str | None = None,
-    warn: Callable[[str], None] = tqdm.write,
+    warn: Callable[[str], None] = print_line,
 ) -> dict[str, int]:
     """Mine flights into a data set; see `mining.mined_dataset` for what it holds.
 
@@ -147,15 +146,14 @@ def _score(
     """Summaries of all segments by key; those that an earlier run left are read."""
     shards = {segment.key: work / "shards" / f"{segment.key}.json" for segment in segments}
     missing = [segment for segment in segments if not shards[segment.key].exists()]
-    with tqdm(total=len(segments), desc="score", unit="segment") as bar:
-        bar.update(len(segments) - len(missing))
+    scored = len(segments) - len(missing)
+    with Progress("Score", len(segments), "segment", done=scored) as progress:
         frames = 0
         for segment, seen, said in score(missing):
             summary = stages.summarise(segment, seen, said, settings.per_scene)
             write_whole(shards[segment.key], json.dumps(summary).encode())
             frames += summary["frames"]
-            bar.set_postfix(frames=frames)
-            bar.update()
+            progress.update(note=f"{frames} frames")
     return {key: json.loads(path.read_bytes()) for key, path in shards.items()}
 
 
@@ -212,12 +210,12 @@ def _label(
         indices = {row["index"] for row in own if not mined_dataset.is_written(work, row)}
         if indices:
             missing.append((segment, indices))
-    with tqdm(total=len(rows), desc="label", unit="frame") as bar:
-        bar.update(len(rows) - sum(len(indices) for _, indices in missing))
+    written = len(rows) - sum(len(indices) for _, indices in missing)
+    with Progress("Label", len(rows), "frame", done=written) as progress:
         for segment, found in label(missing):
             for labelled in found:
                 mined_dataset.write_frame(work, rows[segment.key, labelled.index], labelled, sure)
-                bar.update()
+                progress.update()
 
 
 def _work_folder(output: Path, settings: Settings, segments: list[Segment]) -> Path:

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 from ultralytics.utils import LOGGER
 
 from drone_kd.detector import Detector
 from drone_kd.files import file_sha256
 from drone_kd.metrics import MAX_DETECTIONS
 from drone_kd.paths import parameter_defaults
+from drone_kd.progress import track
 from drone_kd_training.data.dataset import DataError, write_text
 from drone_kd_training.evaluation.evaluate import IOU
 from drone_kd_training.models.checkpoints import load_model
@@ -67,7 +67,7 @@ class Answers:
         if self._given is not None:
             return
         missing = [p for p in dict.fromkeys(pictures) if not self._file(p).is_file()]
-        for path in tqdm(missing, desc=f"answers of {self.teacher.name}", unit="frame"):
+        for path in track(missing, f"Predict with {self.teacher.name}", "image"):
             image = cv2.imread(str(path))
             if image is None:
                 raise DataError(f"{path} is not readable as a picture")

@@ -21,9 +21,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import yaml
-from tqdm import tqdm
 from ultralytics.utils import LOGGER
 
+from drone_kd.progress import track
 from drone_kd_training.data.dataset import (
     DataError,
     Sample,
@@ -202,9 +202,7 @@ def _write_source(
     written: list[Path] = []
     teachers = plan.teachers_of(source)
     seen_views = empty = 0
-    for number, path in enumerate(
-        tqdm(source.train, desc=f"frames of {source.name}", leave=False)
-    ):
+    for number, path in enumerate(track(source.train, f"Write {source.name}", "image")):
         sample = read_sample(path, len(source.names)) if source.labelled else _unlabelled(path)
         if sample is None:
             continue
