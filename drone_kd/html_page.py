@@ -41,8 +41,10 @@ def render_page(content: str, title: str, **values: Any) -> str:
 
     page = f'{{% extends "skeleton" %}}{{% block content %}}{content}{{% endblock %}}'
     loader = DictLoader({"skeleton": _SKELETON, "page": page})
-    return Environment(autoescape=True, loader=loader).get_template("page").render(
-        title=title, **values
+    return (
+        Environment(autoescape=True, loader=loader)
+        .get_template("page")
+        .render(title=title, **values)
     )
 
 

@@ -125,7 +125,7 @@ def _annotate(
     gained: np.ndarray,
     lost: np.ndarray,
 ) -> np.ndarray:
-    """Draw detections, green rings round ``gained`` objects and red ones round ``lost`` objects."""
+    """Draw detections, green rings round ``gained`` and red rings round ``lost`` objects."""
     image = draw_detections(sample.image, detections, classes)
     for mask, colour in ((gained, GREEN), (lost, RED)):
         for x1, y1, x2, y2 in sample.xyxy[mask]:
