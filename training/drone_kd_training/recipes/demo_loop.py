@@ -79,6 +79,7 @@ class Plan:
     per_scene: int = 5
     epochs: int = 4
     batch: int = 4
+    keep: float = 0.5  # of the deployed model in the candidate's weights
 
 
 def run(plan: Plan) -> dict[str, Any]:
@@ -234,6 +235,7 @@ def _retrain(plan: Plan, base: Path, teacher: Path, deployed: Path) -> dict[str,
         mined=str(plan.output / "mined"),
         data=str(base),
         teacher=str(teacher),
+        keep=plan.keep,
         epochs=plan.epochs,
         batch=plan.batch,
         imgsz=plan.imgsz,
