@@ -14,15 +14,14 @@ from drone_kd_training.export.export import ExportError
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend
 from drone_kd_training.recipes.default_model import (
-    KINDS,
     PLAN,
     calibrate,
-    choose_share,
+    choose_alpha,
     choose_threshold,
-    start,
-    write_ground,
+    save_start,
 )
-from drone_kd_training.recipes.model_card import grounds_table
+from drone_kd_training.recipes.default_model_data import KINDS, write_test_set
+from drone_kd_training.recipes.model_card import table_by_test_set
 from drone_kd_training.teachers.plan import Plan, Source
 from tiny_training import save_checkpoint
 
@@ -51,7 +50,7 @@ def test_kinds_of_every_name():
 
 def test_the_student_starts_with_coco_s_classes_under_our_names(tmp_path):
     coco = save_checkpoint(tmp_path / "coco.pt", names=("person", "motorcycle", "car"))
-    model, _ = load_model(str(start(coco, tmp_path / "start.pt")))
+    model, _ = load_model(str(save_start(coco, tmp_path / "start.pt")))
     assert list(model.names.values()) == ["person", "two-wheeler", "car"]
 
 
@@ -64,7 +63,7 @@ def test_a_ground_takes_classes_of_one_kind_together(tmp_path):
     names = {0: "van", 1: "person", 2: "bus"}
     content = {"train": "images/val", "val": "images/val", "names": names}
     (folder / "data.yaml").write_text(yaml.safe_dump(content))
-    data = load_data(write_ground(tmp_path, "set", tmp_path / "ground"))
+    data = load_data(write_test_set(tmp_path, "set", tmp_path / "merged"))
     assert data.names == ("vehicle", "person")
     sample = read_sample(next(data.val.iterdir()), 2)
     assert sample.class_ids.tolist() == [0, 0]
@@ -127,7 +126,7 @@ def test_the_threshold_is_the_one_of_the_best_f1(tiny_data, tmp_path, monkeypatc
 
 def test_the_table_says_the_mean_over_grounds():
     figures = {"m": {"a": {"map50": 0.2, "map50_95": 0.1}, "b": {"map50": 0.6, "map50_95": 0.3}}}
-    assert "| m | 3.1 M | 20.0 (10.0) | 60.0 (30.0) | 40.0 (20.0) |" in grounds_table(
+    assert "| m | 3.1 M | 20.0 (10.0) | 60.0 (30.0) | 40.0 (20.0) |" in table_by_test_set(
         figures, {"m": 3_100_000}
     )
 
@@ -151,7 +150,7 @@ def test_of_the_blends_with_the_start_the_best_is_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "measure", measure)
     start_file, trained = (save_checkpoint(tmp_path / f"{n}.pt") for n in ("start", "trained"))
     grounds = {"a": Path("a"), "b": Path("b")}
-    share, path, found = choose_share(trained, start_file, grounds, tmp_path)
+    share, path, found = choose_alpha(trained, start_file, grounds, tmp_path)
     assert share == 0.3 and path.stem == "0.3" and set(found) == {str(s) for s in module.SHARES}
 
 

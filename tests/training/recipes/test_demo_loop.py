@@ -14,7 +14,7 @@ from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.recipes import runner
 from drone_kd_training.recipes.demo import Plan as Demo
 from drone_kd_training.recipes.demo_loop import Plan, main, run
-from drone_kd_training.retraining import retrain
+from drone_kd_training.retraining import guard, retrain
 
 pytest.importorskip("rclpy", reason="the flight needs ROS 2")
 
@@ -51,6 +51,9 @@ def test_better_candidate_passes_the_guard_and_replaces_the_model_in_flight(
 
     monkeypatch.setattr(runner, "distill", train)
     monkeypatch.setattr(retrain, "distill", train)
+    # One held-out frame has fewer objects, but the margins stay.
+    monkeypatch.setattr(guard, "FEWEST_OBJECTS", 5)
+    monkeypatch.setattr(guard, "DRAWS", 100)
     plan = Plan(
         output=tmp_path / "loop",
         teacher=str(good),
@@ -58,14 +61,14 @@ def test_better_candidate_passes_the_guard_and_replaces_the_model_in_flight(
         scene="crossing",
         imgsz=320,
         teacher_places=2,
-        teacher_frames=2,
-        base_train=8,
-        base_val=8,
+        teacher_frames=1,
+        base_train=2,
+        base_val=4,
         places=1,
-        seconds=10.0,
+        seconds=8.0,
         scored_seconds=3.0,
-        mined=8,
-        per_scene=8,
+        mined=4,
+        per_scene=4,
         keep=0.0,
     )
     summary = run(plan)

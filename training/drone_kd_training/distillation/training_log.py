@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from typing import Any
 
-from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import LOGGER, RANK
 
 from drone_kd.progress import Progress, duration
@@ -15,8 +15,8 @@ from drone_kd_training.quiet import quiet_progress_bars
 from drone_kd_training.tables import format_score
 
 
-def add_training_log(trainer: BaseTrainer) -> None:
-    """Report the epochs of a trainer in the place of Ultralytics' own output."""
+def add_training_log(trainer: Any) -> None:
+    """Report the epochs of an Ultralytics trainer in the place of its own output."""
     quiet_progress_bars()
     if RANK not in {-1, 0}:  # of torchrun's processes only the first one reports
         return
@@ -36,7 +36,7 @@ class _TrainingLog:
         self._progress: Progress | None = None
         self._started = 0.0
 
-    def start(self, trainer: BaseTrainer) -> None:
+    def start(self, trainer: Any) -> None:
         self._started = time.monotonic()
         LOGGER.info(
             "Training: %d epochs of %d batches (%d images of %d px)",
@@ -46,22 +46,22 @@ class _TrainingLog:
             trainer.args.imgsz,
         )
 
-    def start_epoch(self, trainer: BaseTrainer) -> None:
+    def start_epoch(self, trainer: Any) -> None:
         self.close(trainer)  # Ultralytics starts an epoch again with a smaller batch
         what = f"Epoch {trainer.epoch + 1}/{trainer.epochs}"
         self._progress = Progress(what, len(trainer.train_loader), "batch")
         self._progress.__enter__()
 
-    def end_batch(self, trainer: BaseTrainer) -> None:
+    def end_batch(self, trainer: Any) -> None:
         if self._progress is not None:
             self._progress.update(note=losses(trainer.tloss))
 
-    def close(self, _: BaseTrainer) -> None:
+    def close(self, _: Any) -> None:
         if self._progress is not None:
             self._progress.__exit__(None, None, None)
             self._progress = None
 
-    def end_epoch(self, trainer: BaseTrainer) -> None:
+    def end_epoch(self, trainer: Any) -> None:
         done, left = trainer.epoch + 1, trainer.epochs - trainer.epoch - 1
         parts = [losses(trainer.tloss)]
         score = trainer.metrics.get("metrics/mAP50-95(B)")

@@ -94,8 +94,8 @@ def _measure(
     def check() -> None:
         for process in processes:
             if process.poll() is not None:
-                name = process.args[2]
-                raise RuntimeError(f"{name} ended with exit code {process.returncode}: see {log}")
+                code = process.returncode
+                raise RuntimeError(f"{process.args} ended with exit code {code}: see {log}")
 
     subscriber.spin(START_TIMEOUT_S, check, until=lambda: bool(subscriber.latencies_ms))
     if not subscriber.latencies_ms:

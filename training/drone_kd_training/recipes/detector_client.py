@@ -96,7 +96,7 @@ class DetectorClient:
             rclpy.spin_once(self.ros, timeout_sec=0.1)
 
     def _call(self, kind: Any, name: str, request: Any) -> Any:
-        client = self.ros.create_client(kind, name)
+        client: Any = self.ros.create_client(kind, name)
         self.wait(client.service_is_ready, f"service {name}")
         future = client.call_async(request)
         self.wait(future.done, f"response of {name}")
