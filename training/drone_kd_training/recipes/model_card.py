@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def write_card(card: Card, model: Path, docs: Path, models: Path) -> None:
         "names": ", ".join(card.plan.names),
         "parameters": student,
         "test_sets": table_by_test_set(card.figures.models, parameters),
-        "attribution": card.attribution,
+        "attribution": _wrap(f"{card.attribution}."),
         "licence": card.licence,
     }
     f1 = card.threshold["f1_by_class"]
@@ -104,12 +105,16 @@ def write_card(card: Card, model: Path, docs: Path, models: Path) -> None:
         alphas=table_by_test_set(card.alphas, {}, first="alpha"),
         alpha=card.alpha,
         threshold=card.threshold["threshold"],
-        f1="; ".join(f"{name} {value:.2f}" for name, value in f1.items()),
+        f1=_wrap("F1: " + ", ".join(f"{name} {value:.2f}" for name, value in f1.items()) + "."),
         minutes=card.metrics["seconds"] / 60,
         recipe=card.recipe,
     )
     write_text(docs / "default-model.md", text)
     write_text(models / "README.md", SHORT.format(**shared))
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, 99, break_on_hyphens=False)
 
 
 def table_by_test_set(
@@ -270,14 +275,17 @@ SHORT = """# The default model
 Written by `python -m drone_kd_training.recipes.default_model`; do not edit by hand. The full
 model card, with the limits of the model, is `docs/default-model.md` in the repository.
 
-`default.onnx`: YOLOv8n, {parameters:,} parameters, FP16, 640x640. Classes: {names}.
+`default.onnx`: YOLOv8n, {parameters:,} parameters, FP16, 640x640.
+Classes: {names}.
 
 AP50 (mAP50-95) in percent on validation flights at 640 px, classes merged to person, two-wheeler
 and vehicle:
 
 {test_sets}
 
-Attribution: {attribution}.
+## Attribution
+
+{attribution}
 
 Licence of the weights: {licence}, because they were trained with Ultralytics from one of its
 checkpoints.
@@ -289,8 +297,8 @@ Written by `python -m drone_kd_training.recipes.default_model`; do not edit by h
 
 - File: `drone_kd/models/default.onnx`, {size_mb:.1f} MB
 - Architecture: YOLOv8n, {parameters:,} parameters, FP16, uint8 input of 640x640
-- Classes: {names}. Two-wheeler includes everything on two or three wheels; car includes vans and
-  minibuses.
+- Classes: {names}
+- Two-wheeler includes everything on two or three wheels, car includes vans and minibuses.
 
 ## Results
 
@@ -300,7 +308,8 @@ labels. No flight is in both training and validation.
 
 {test_sets}
 
-Time per image in PyTorch on a CPU, as a multiple of this model's: {times}.
+Time per image in PyTorch on a CPU, as a multiple of this model's:
+{times}.
 
 By class and object size (in the original image: tiny < 16 px, small < 32 px, medium < 96 px):
 
@@ -317,7 +326,9 @@ the model's classes:
 
 The class logits were shifted so that 0.25 is the threshold of the best mean F1; it was {threshold}
 before. The threshold was chosen on training images: frames of HIT-UAV's training flights between
-those trained on, and the training images of aerial-cars. F1 there: {f1}.
+those trained on, and the training images of aerial-cars.
+
+{f1}
 
 ## Examples
 
@@ -340,7 +351,7 @@ Images: MaptimeBogota and angoca, public domain.
 Each source is taught by its labels and by its teachers. Classes that neither covers are masked in
 the loss. The boxes of several teachers are fused. `recipes/default_model.yaml` holds all class
 mappings and thresholds. The student started from COCO's YOLOv8n and was trained on windows of
-{recipe.imgsz} px at several scales: {recipe.epochs} epochs in {minutes:.0f} minutes, seed
+{recipe.imgsz} px at several scales, for {recipe.epochs} epochs ({minutes:.0f} minutes) with seed
 {recipe.seed}. To train it again: `make default-model SHARED=...`.
 
 Training alone forgets what is hardly taught, such as people by day. So the weights are
@@ -362,7 +373,7 @@ share of the start, is {alpha}: the best mean AP50 on images of the training spl
 
 ## Attribution and licences
 
-{attribution}.
+{attribution}
 
 The weights are {licence}, because they and the teachers' weights were trained with Ultralytics
 from its checkpoints. `hit-uav` is CC BY 4.0, `aerial-cars` CC BY-SA and CC BY 3.0,
