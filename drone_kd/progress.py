@@ -94,11 +94,12 @@ class Progress:
             count = f"{self.done:.0f}/{_count(self.total, self.unit)}"
         parts = [count]
         new, seconds = self.done - self._before, self._clock() - self._started
+        timed = self.unit == "s"
         if new > 0 and seconds > 0:
-            if self.unit != "s":
+            if not timed:
                 parts.append(_rate(new / seconds, self.unit))
             if self.total is not None:
-                left = max(self.total - self.done, 0) * seconds / new
+                left = max(self.total - self.done, 0) * (1 if timed else seconds / new)
                 parts.append(f"{duration(left)} left")
         return f"{self.what}: {', '.join([*parts, *filter(None, [self.note])])}"
 
@@ -159,13 +160,16 @@ def duration(seconds: float) -> str:
 def _count(number: float, unit: str) -> str:
     if unit == "s":
         return f"{number:.0f} s"
-    plural = f"{unit}es" if unit.endswith(("ch", "sh", "s")) else f"{unit}s"
-    return f"{number:.0f} {unit if number == 1 else plural}"
+    return f"{number:.0f} {unit if number == 1 else _plural(unit)}"
+
+
+def _plural(unit: str) -> str:
+    return f"{unit}es" if unit.endswith(("ch", "sh", "s")) else f"{unit}s"
 
 
 def _rate(per_second: float, unit: str) -> str:
     if per_second >= 1:
-        return f"{per_second:.1f} {unit}/s" if unit == "s" else f"{_short(per_second)} {unit}s/s"
+        return f"{_short(per_second)} {_plural(unit)}/s"
     return f"{_short(1 / per_second)} s/{unit}"
 
 

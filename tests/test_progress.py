@@ -1,6 +1,7 @@
 """The progress line on a terminal and in a log."""
 
 import io
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -108,7 +109,7 @@ def test_unknown_total_shows_count_and_rate():
 def test_duration_as_unit_has_no_rate():
     clock = Clock()
     bar = Progress("Fly", 60, "s", clock=clock)
-    clock.now = 15.0
+    clock.now = 18.0  # of which 3 s passed before the start
     bar.update(15)
     assert bar.line() == "Fly: 15/60 s, 45 s left"
 
@@ -145,3 +146,10 @@ def test_error_leaves_no_summary_and_no_open_task(log):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_no_module_uses_another_progress_bar():
+    root = Path(progress.__file__).parents[1]
+    sources = [*(root / "drone_kd").rglob("*.py"), *(root / "training").rglob("*.py")]
+    assert len(sources) > 50
+    assert [str(path) for path in sources if "import tqdm" in path.read_text("utf-8")] == []

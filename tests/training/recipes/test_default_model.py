@@ -92,7 +92,7 @@ def test_calibration_moves_the_best_threshold_to_the_default(tiny_data, tmp_path
     moved, chosen = calibrate(checkpoint, plan, tmp_path)
     assert chosen == result and json.loads((tmp_path / "threshold.json").read_text()) == result
     before, after = (load_model(str(p))[0].model[-1].cv3[0][-1].bias for p in (checkpoint, moved))
-    sigmoid = 1 / (1 + np.exp(-(np.log(0.4 / 0.6) + float((after - before)[0]))))
+    sigmoid = 1 / (1 + np.exp(-(np.log(0.4 / 0.6) + float((after - before)[0].detach()))))
     assert sigmoid == pytest.approx(0.25, abs=1e-3)
 
 

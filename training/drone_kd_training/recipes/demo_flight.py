@@ -24,9 +24,8 @@ from drone_kd.processes import running
 from drone_kd.progress import Progress
 from drone_kd.simulation.simulate import ros_arguments
 from drone_kd.visualization import contact_sheet, draw_detections
-from drone_kd_training.recipes.runner import ros_session
+from drone_kd_training.recipes.runner import TIMEOUT_S, ros_session
 
-START_TIMEOUT_S = 60.0
 IMAGES, IMAGE_INTERVAL_S = 12, 1.5
 NODE_LOG = "nodes.log"
 
@@ -97,23 +96,17 @@ def _measure(
                 code = process.returncode
                 raise RuntimeError(f"{process.args} ended with exit code {code}: see {log}")
 
-    subscriber.spin(START_TIMEOUT_S, check, until=lambda: bool(subscriber.latencies_ms))
-    if not subscriber.latencies_ms:
-        raise RuntimeError(f"no detections within {START_TIMEOUT_S:.0f} s: see {log}")
+    subscriber.spin(TIMEOUT_S, check, until=lambda: bool(subscriber.latencies_ms))
     subscriber.restart()
     started = time.monotonic()
     with Progress("Fly", seconds, "s") as progress:
 
-        def report() -> bool:
-            progress.update(time.monotonic() - started - progress.done)
-            return False
+        def is_over() -> bool:
+            elapsed = time.monotonic() - started
+            progress.update(min(elapsed, seconds) - progress.done)
+            return elapsed >= seconds and bool(subscriber.latencies_ms)
 
-        subscriber.spin(seconds, check, until=report)
-    if not subscriber.latencies_ms:
-        raise RuntimeError(
-            f"the detector stopped publishing: {subscriber.frames_in} images, no detections; see "
-            f"{log}"
-        )
+        subscriber.spin(seconds + TIMEOUT_S, check, until=is_over)
     return time.monotonic() - started
 
 
@@ -144,9 +137,17 @@ class _Subscriber:
         self._next_image = time.monotonic()
 
     def spin(self, seconds: float, check: Callable[[], None], until: Callable[[], bool]) -> None:
-        """Handle messages until a time is over or ``until`` holds."""
+        """Handle messages until a condition holds.
+
+        Raises:
+            RuntimeError: it did not hold within ``seconds``.
+        """
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not until():
+        while not until():
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"no detections within {seconds:.0f} s, {self.frames_in} images received"
+                )
             self.executor.spin_once(timeout_sec=0.1)
             check()
 

@@ -41,12 +41,8 @@ from drone_kd_training.export.export import export
 from drone_kd_training.export.quantize import spread
 from drone_kd_training.mining.mine import Settings, mine
 from drone_kd_training.models.checkpoints import PACKAGED_MODELS, class_names, load_model
-from drone_kd_training.recipes.detector_client import (
-    TIMEOUT_S,
-    DetectorClient,
-    detector_client,
-)
-from drone_kd_training.recipes.runner import SHORT_RUN, run_recipe, train
+from drone_kd_training.recipes.detector_client import DetectorClient, detector_client
+from drone_kd_training.recipes.runner import SHORT_RUN, TIMEOUT_S, run_recipe, train
 from drone_kd_training.retraining.retrain import Plan as Retraining
 from drone_kd_training.retraining.retrain import retrain
 

@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drone_kd.processes import running
-from drone_kd_training.recipes.runner import ros_session
-
-# Only ends a wait that would last for ever; a loaded machine starts a node in half a minute.
-TIMEOUT_S = 300.0
+from drone_kd_training.recipes.runner import TIMEOUT_S, ros_session
 
 
 @contextlib.contextmanager

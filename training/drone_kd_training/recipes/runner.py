@@ -24,6 +24,8 @@ SHORT_RUN = {
     "mosaic": 0.0,
     "close_mosaic": 0,
 }
+# Only ends a wait that would last for ever; a loaded machine starts a node in half a minute.
+TIMEOUT_S = 300.0
 INTERRUPTED = "interrupted; the same command resumes the run"
 
 
