@@ -134,9 +134,15 @@ def test_other_output_erases_the_line_first(terminal):
 
 def test_error_leaves_no_summary_and_no_open_task(log):
     clock = Clock()
-    with pytest.raises(ValueError, match="broken"), Progress("Work", 2, clock=clock):
-        clock.now = 100.0
-        raise ValueError("broken")
+    bar = Progress("Work", 2, clock=clock)
+
+    def fail() -> None:
+        with bar:
+            clock.now = 100.0
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
     assert log.getvalue() == "" and not progress.Progress._active
 
 

@@ -51,16 +51,17 @@ def fly(
     """
     output.mkdir(parents=True, exist_ok=True)
     camera = {"rate": rate_hz, **({"source": source} if source else {})}
-    commands = [
-        _node("drone_kd.ros.detector_node", {"autostart": True, "model": str(model.resolve())}),
-        _node("drone_kd.simulation.camera_node", camera),
-    ]
+    nodes = {
+        "drone_kd.ros.detector_node": {"autostart": True, "model": str(model.resolve())},
+        "drone_kd.simulation.camera_node": camera,
+    }
     with contextlib.ExitStack() as stack:
         stack.enter_context(ros_session())
         log = stack.enter_context((output / NODE_LOG).open("w", encoding="utf-8"))
-        processes = [
-            stack.enter_context(running(command, stdout=log, stderr=log)) for command in commands
-        ]
+        processes = {}
+        for module, parameters in nodes.items():
+            command = [sys.executable, "-m", module, *ros_arguments(parameters)]
+            processes[module] = stack.enter_context(running(command, stdout=log, stderr=log))
         subscriber = _Subscriber()
         stack.callback(subscriber.node.destroy_node)
         elapsed = _measure(subscriber, processes, seconds, Path(log.name))
@@ -81,20 +82,16 @@ def fly(
     }
 
 
-def _node(module: str, parameters: dict[str, Any]) -> list[str]:
-    return [sys.executable, "-m", module, *ros_arguments(parameters)]
-
-
 def _measure(
-    subscriber: _Subscriber, processes: list[subprocess.Popen], seconds: float, log: Path
+    subscriber: _Subscriber, processes: dict[str, subprocess.Popen], seconds: float, log: Path
 ) -> float:
     """Wait for the first detections, then count for ``seconds``; return the seconds measured."""
 
     def check() -> None:
-        for process in processes:
+        for module, process in processes.items():
             if process.poll() is not None:
                 code = process.returncode
-                raise RuntimeError(f"{process.args} ended with exit code {code}: see {log}")
+                raise RuntimeError(f"{module} ended with exit code {code}: see {log}")
 
     subscriber.spin(TIMEOUT_S, check, until=lambda: bool(subscriber.latencies_ms))
     subscriber.restart()
