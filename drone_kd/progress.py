@@ -37,6 +37,7 @@ class Progress:
         total: number of units; None if unknown.
         unit: singular noun, such as "frame".
         done: units that an earlier run finished; they do not count for the rate.
+        summary: leave a line at the end of long work; False if the caller prints its own.
         clock: monotonic seconds.
     """
 
@@ -48,11 +49,12 @@ class Progress:
         total: float | None = None,
         unit: str = "step",
         done: float = 0,
+        summary: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
         self.note = ""
-        self._before, self._clock = done, clock
+        self._before, self._summary, self._clock = done, summary, clock
         self._terminal = is_terminal(sys.stderr)
         self._started = self._shown_at = clock()
         if self._terminal:
@@ -73,7 +75,8 @@ class Progress:
         erase_line()
         Progress._active.remove(self)
         seconds = self._clock() - self._started
-        if kind is None and seconds >= LOG_INTERVAL_S and not Progress._active:
+        finished = kind is None and self._summary and not Progress._active
+        if finished and seconds >= LOG_INTERVAL_S:
             print(
                 f"{self.what}: {_count(self.done, self.unit)} in {duration(seconds)}",
                 file=sys.stderr,

@@ -90,6 +90,13 @@ def test_short_work_leaves_nothing_in_a_log(log):
     assert log.getvalue() == ""
 
 
+def test_caller_can_print_its_own_summary(log):
+    clock = Clock()
+    with Progress("Epoch 1/2", 2, "batch", summary=False, clock=clock):
+        clock.now = 100.0
+    assert log.getvalue() == ""
+
+
 def test_work_of_an_earlier_run_does_not_count_for_the_rate(log):
     clock = Clock()
     bar = Progress("Score", 10, "segment", done=6, clock=clock)

@@ -49,7 +49,7 @@ class _TrainingLog:
     def start_epoch(self, trainer: Any) -> None:
         self.close(trainer)  # Ultralytics starts an epoch again with a smaller batch
         what = f"Epoch {trainer.epoch + 1}/{trainer.epochs}"
-        self._progress = Progress(what, len(trainer.train_loader), "batch")
+        self._progress = Progress(what, len(trainer.train_loader), "batch", summary=False)
         self._progress.__enter__()
 
     def end_batch(self, trainer: Any) -> None:
