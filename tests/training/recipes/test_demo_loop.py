@@ -8,7 +8,7 @@ import cv2
 import pytest
 import torch
 
-from drone_kd.family import generations
+from drone_kd.lineage import generations
 from drone_kd_training.distillation.config import NO_TEACHER
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.recipes import runner

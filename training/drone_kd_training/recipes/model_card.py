@@ -15,7 +15,7 @@ import numpy as np
 from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector, load_detector
 from drone_kd.media.image_files import read_picture
-from drone_kd.paths import selftest_picture_path
+from drone_kd.paths import selftest_image_path
 from drone_kd.progress import track
 from drone_kd.visualization import draw_detections
 from drone_kd_training.data.dataset import write_text
@@ -176,7 +176,7 @@ def draw_images(docs: Path, model: Path, plan: Plan) -> None:
     teachers.
     """
     detector = load_detector(model, runtime="onnxruntime")
-    image = read_picture(selftest_picture_path())
+    image = read_picture(selftest_image_path())
     drawn = draw_detections(image, detector(image), plan.names)
     height = 1000 * image.shape[0] // image.shape[1]
     _write_image(docs / "default-model.jpg", cv2.resize(drawn, (1000, height)), 70)
