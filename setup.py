@@ -1,7 +1,6 @@
 """Packaging for colcon (ament_python) and pip. The version is written in package.xml alone."""
 
 import xml.etree.ElementTree as ElementTree
-from glob import glob
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -11,8 +10,14 @@ manifest = ElementTree.parse(folder / "package.xml")
 name = "drone_kd"
 
 
+def shared(*patterns: str) -> list[str]:
+    """Return the files of the checkout that match, relative to it."""
+    found = (path for pattern in patterns for path in folder.glob(pattern))
+    return sorted(str(path.relative_to(folder)) for path in found)
+
+
 def requirements(file: str) -> list[str]:
-    """Return what a file of requirements/ names, with the files that it includes."""
+    """Return the requirements of a file of requirements/ and of the files that it includes."""
     names = []
     for line in (folder / "requirements" / file).read_text().splitlines():
         if line.startswith("-r "):
@@ -27,6 +32,7 @@ setup(
     version=manifest.findtext("version"),
     description=manifest.findtext("description"),
     license="Apache-2.0",
+    python_requires=">=3.10",
     maintainer="drone_kd maintainers",
     maintainer_email="maintainers@drone-kd.example",
     packages=find_packages(include=[name, f"{name}.*"]),
@@ -34,10 +40,10 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{name}"]),
         (f"share/{name}", ["package.xml"]),
-        (f"share/{name}/launch", glob("launch/*.launch.py")),
-        (f"share/{name}/config", glob("config/*.yaml") + glob("config/*.xml")),
-        (f"share/{name}/worlds", glob("worlds/*.sdf") + glob("worlds/*.yaml")),
-        (f"share/{name}/worlds/aerial_traffic", glob("worlds/aerial_traffic/*")),
+        (f"share/{name}/launch", shared("launch/*.launch.py")),
+        (f"share/{name}/config", shared("config/*.yaml", "config/*.xml")),
+        (f"share/{name}/worlds", shared("worlds/*.sdf", "worlds/*.yaml")),
+        (f"share/{name}/worlds/aerial_traffic", shared("worlds/aerial_traffic/*")),
     ],
     extras_require={
         # colcon runs pytest for a package whose `test` extra names it.

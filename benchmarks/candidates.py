@@ -1,9 +1,9 @@
-"""How many rows a dense head must give so that nothing is lost: mAP50-95 over the number of rows.
+"""mAP50-95 of a dense head over the number of output rows.
 
-python -m benchmarks.candidates MODEL.pt --data data.yaml [--imgsz 640]
+    python -m benchmarks.candidates MODEL.pt --data data.yaml [--imgsz 640]
 
-Rows come best first, so a shorter list is the beginning of a longer one: the network runs once per
-frame and length, on the same frames.
+Rows are sorted by score, so a shorter output is the beginning of a longer one: the network runs
+once per frame.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import FlightGraph, TorchBackend
 
-# 3840 is the most that TensorRT's TopK gives.
+# 3840 is the limit of TensorRT's TopK.
 ROWS = (100, 300, 500, 1000, 2000, 3840)
 
 
 class FirstRows:
-    """A backend that gives the first rows of another, which it asks once per frame."""
+    """Backend that returns the first rows of another one, which runs once per frame."""
 
     def __init__(self, backend: TorchBackend) -> None:
         self.backend, self.spec, self.name = backend, backend.spec, backend.name
-        self.rows = None
+        self.rows: int | None = None
         self.seen: list[np.ndarray] = []
         self.position = 0
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
-        """All rows in the first pass over the frames, ``rows`` of the same ones afterwards."""
+        """Return all rows in the first pass over the frames, the first `rows` afterwards."""
         if self.rows is None:
             self.seen.append(self.backend.infer(batch))
             return self.seen[-1]

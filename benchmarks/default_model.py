@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What the default model owes to its labels, its teachers and its masks: recipe against parts.
+"""Ablation of the default model's recipe: labels, teachers and masks.
 
     python -m benchmarks.default_model --shared SHARED --thermal THERMAL.pt --output OUT
       [--arms recipe labels visdrone unmasked] [--seeds 0 1] [--epochs 2]
 
-recipe: recipes/default_model.yaml as it is. labels: no teacher, and so no frame that nobody
-labelled. visdrone: that teacher's answers alone; only the drawn frames keep their labels.
-unmasked: what a set does not label is background there. Each is measured as trained, and with as
-much of the start as the default model keeps. A finished run is kept: the same command goes on
-where it was, and prints the table of what is there.
+recipe: recipes/default_model.yaml unchanged. labels: no teacher, and so no unlabelled frame.
+visdrone: pseudo-labels of that teacher alone; only synthetic images keep their labels. unmasked:
+unlabelled classes of a set count as background. Each arm is measured as trained and after weight
+interpolation with the start, as in the default model. Finished runs are kept: the same command
+continues, and prints the table of all finished runs.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ from drone_kd_training.tables import format_score
 
 ARMS = ("recipe", "labels", "visdrone", "unmasked")
 DRAWN = "procedural"
-KEPT = (0.0, 0.3)  # of the start: nothing, and what the default model keeps
+# Weights of the start in the interpolation: none, and that of the default model.
+KEPT = (0.0, 0.3)
 
 
 def plan_of(arm: str, content: dict, folder: Path) -> dict:
-    """The recipe's sources and teachers as an arm wants them; ``folder``: for a data.yaml."""
+    """Return the recipe's sources and teachers for an arm; `folder` takes its data.yaml files."""
     sources, teachers = content["sources"], content["teachers"]
     if arm == "labels":
         known = {name: s for name, s in sources.items() if "data" in s or s.get("empty")}
@@ -70,15 +71,13 @@ def plan_of(arm: str, content: dict, folder: Path) -> dict:
 
 
 def without_labels(source: dict) -> dict:
-    """A source of the recipe as pictures that nobody has looked at."""
+    """Return a source of the recipe without its labels."""
     images = source["images"] if "images" in source else str(load_data(source["data"]).train)
     return {"images": images} | {k: source[k] for k in ("every", "crops") if k in source}
 
 
 def claim_all(source: dict, names: list[str], path: Path) -> str:
-    """Write a source's data.yaml with the student's classes that it lacks among its names: so it
-    says that there are none in its pictures.
-    """
+    """Write a source's data.yaml with all classes of the student, so that none is masked."""
     data = load_data(source["data"])
     mapped = {(source.get("classes") or {}).get(name, name) for name in data.names}
     missing = tuple(name for name in names if name not in mapped)
@@ -87,7 +86,7 @@ def claim_all(source: dict, names: list[str], path: Path) -> str:
 
 
 def run(arm: str, seed: int, a: argparse.Namespace) -> list[dict]:
-    """Train an arm and measure it; returns a row for each share of the start."""
+    """Train an arm and measure it; returns a row for each weight of the start."""
     folder = a.output / "runs" / f"{arm}-seed{seed}"
     recipe = Recipe(epochs=a.epochs, seed=seed)
     text = fill_in(PLAN, a.shared, a.output / "work", a.thermal)
@@ -116,15 +115,15 @@ def run(arm: str, seed: int, a: argparse.Namespace) -> list[dict]:
 
 
 def finished(output: Path) -> list[dict]:
-    """The rows that are there."""
-    rows = []
+    """Return the rows of all finished runs."""
+    rows: list[dict] = []
     for file in sorted((output / "runs").glob("*/rows.csv")):
         rows += csv.DictReader(file.open(encoding="utf-8"))
     return sorted(rows, key=lambda row: (row["kept"], ARMS.index(row["arm"]), row["seed"]))
 
 
 def table(rows: list[dict]) -> str:
-    """AP50 in percent, mean over the seeds [each], as Markdown."""
+    """Return AP50 in percent, mean over the seeds [each], as Markdown."""
     lines = [
         f"| arm | start kept | frames | {' | '.join(TEST_SETS)} | mean |",
         f"|---|---|---|{'---|' * len(TEST_SETS)}---|",
@@ -142,7 +141,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    """Run what is missing, and print the table."""
+    """Run the missing arms and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, required=True, help="as for make default-model")
     parser.add_argument("--thermal", type=Path, required=True, help="teacher of thermal frames")

@@ -1,10 +1,11 @@
-"""What each precision costs and loses: python -m benchmarks.export best.pt --data data.yaml
+"""Accuracy, size and time of an export in each precision.
 
-    --aware QAD/best.pt    # what `distill --quantize int8 --from best.pt` made of it
+    python -m benchmarks.export best.pt --data data.yaml [--aware QAT/best.pt]
 
-Exports the checkpoint in every precision, gates or no gates, and prints one row per file. Times
-are of files in turn, in one run. Then what a 1280x720 frame costs beside the network, with uint8
-and with float32 input, in turn, too.
+Exports the checkpoint in every precision, even if a gate fails, and prints one row per file. Files
+are timed in turn, in one run. A second table shows preprocessing and postprocessing of a 1280x720
+frame with uint8 and float32 input. --aware is the result of `distill --quantize int8 --from
+best.pt`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from time import perf_counter
 import numpy as np
 
 from drone_kd.backends import open_backend
+from drone_kd.core.model_spec import ModelSpec
 from drone_kd.core.postprocess import decode
 from drone_kd.core.preprocess import letterbox, network_input
 from drone_kd.detector import load_detector
@@ -32,7 +34,7 @@ from drone_kd_training.models.torch_backend import TorchBackend
 ROUNDS = 40
 HOST_ROUNDS = 400
 DRIFT_FRAMES = 20
-SEEN = 0.25  # drift is that of boxes a detector would report
+SEEN = 0.25  # drift counts boxes that a detector would report
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--aware", type=Path, help="a quantization-aware checkpoint made of it")
+    parser.add_argument("--aware", type=Path, help="quantization-aware checkpoint trained from it")
     parser.add_argument("--imgsz", type=int, help="square input (default: as trained)")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +55,8 @@ def precisions(a: argparse.Namespace, folder: Path) -> None:
     plan = [(name, a.checkpoint, name) for name in ("fp32", "fp16", "int8")]
     if a.aware:
         plan.append(("int8, aware", a.aware, "int8"))
-    specs, files = {}, {}
+    specs: dict[str, ModelSpec] = {}
+    files: dict[str, Path] = {}
     for name, checkpoint, precision in plan:
         before = a.checkpoint if checkpoint == a.aware else None
         files[name], specs[name] = export(
@@ -65,8 +68,12 @@ def precisions(a: argparse.Namespace, folder: Path) -> None:
     dataset = load_data(a.data)
     paths = spread(image_paths(dataset.val), DRIFT_FRAMES)
     samples = [read_sample(path, len(dataset.names)) for path in paths]
-    frames = [letterbox(s.image, whole.imgsz, whole.imgsz)[0] for s in samples if s is not None]
-    times = {name: [] for name in backends}
+    frames = [
+        letterbox(s.image, whole.spec.input_width, whole.spec.input_height)[0]
+        for s in samples
+        if s is not None
+    ]
+    times: dict[str, list[float]] = {name: [] for name in backends}
     for number in range(ROUNDS):
         for name, backend in backends.items():
             frame = frames[number % len(frames)][np.newaxis]
@@ -92,7 +99,7 @@ def precisions(a: argparse.Namespace, folder: Path) -> None:
 
 
 def rtx_verdict(path: Path) -> str:
-    """What TensorRT-RTX's builder makes of a file."""
+    """Return the result of TensorRT-RTX's builder for a file."""
     try:
         from benchmarks import rtx
     except ImportError:
@@ -106,16 +113,14 @@ def rtx_verdict(path: Path) -> str:
 
 
 def host_time(a: argparse.Namespace, folder: Path) -> None:
-    """Letterbox, what the input's type asks for, and decoding; the network is not run in between
-    but once per input.
-    """
+    """Time preprocessing and postprocessing; the network runs once per input type."""
     names = ("uint8-nhwc", "float32-nchw")
     detectors = {}
     for name in names:
         file, _ = export(a.checkpoint, folder / f"{name}.onnx", imgsz=a.imgsz, input_=name)
         detectors[name] = load_detector(file)
     image = next(fly_scene(FlightPlan(width=1280, height=720))).image
-    times = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
     rows, counts = {}, {}
     for name, detector in detectors.items():
         spec = detector.backend.spec

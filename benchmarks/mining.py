@@ -1,13 +1,13 @@
-"""What mining costs.
+"""Cost of mining.
 
-python -m benchmarks.mining speed FLIGHT --teacher T [--frames N]
-python -m benchmarks.mining memory MINUTES...
-python -m benchmarks.mining cluster FLIGHT --teacher T [--frames N]
+    python -m benchmarks.mining speed FLIGHT --teacher T [--frames N]
+    python -m benchmarks.mining memory MINUTES...
+    python -m benchmarks.mining cluster FLIGHT --teacher T [--frames N]
 
-`speed` times the stages on one core, frame by frame in turn, in processor time. `memory` mines
-synthetic bags of some lengths, two frames a second, each in a process of its own. `cluster` mines
-one flight in one process, which uses one core, and on one and two Ray nodes of a core each, by
-the clock: for an idle machine with two cores.
+`speed` measures the processor time of each stage on one core, frame by frame in turn. `memory`
+mines synthetic bags of several lengths at two frames per second, each in its own process.
+`cluster` measures the wall time of one flight in one process and on one and two Ray nodes with one
+core each, on an idle machine with two cores.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from time import monotonic, process_time
+from typing import Any
 
 import cv2
 import numpy as np
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
-from recorded import content, jpeg, scene, write_bag  # noqa: E402
-from tiny_model import tiny_spec, write_bright_cell_model  # noqa: E402
+from benchmarks.rig import markdown_head
+from recorded import content, jpeg, scene, write_bag  # `benchmarks.rig` sets the path
+from tiny_model import tiny_spec, write_bright_cell_model
 
 HALF_SECOND_NS = 500_000_000
 
 
 def speed(flight: str, teacher: str, frames: int) -> None:
     """Print the median processor time of each stage per frame."""
-    # Here, so that `memory` measures no more than mining imports.
+    # Deferred, so that `memory` measures the imports of mining alone.
     from drone_kd_training.mining import stages
     from drone_kd_training.mining.flights import plan, read
     from drone_kd_training.mining.frame_features import Glance, thin
@@ -47,7 +49,7 @@ def speed(flight: str, teacher: str, frames: int) -> None:
     )
     times: dict[str, list[float]] = {}
 
-    def timed(name, call, *arguments):
+    def timed(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
         start = process_time()
         result = call(*arguments)
         times.setdefault(name, []).append(process_time() - start)
@@ -61,7 +63,7 @@ def speed(flight: str, teacher: str, frames: int) -> None:
         timed("look (student and teacher)", stages.look, [Glance(*glance)], models)
         timed("teacher alone", models.glance, frame.image)
         timed("label", stages.label, [frame], models)
-    print("| stage | ms a frame, median |\n|---|---|")
+    print(markdown_head(["stage", "ms per frame, median"]))
     for name, own in times.items():
         print(f"| {name} | {1e3 * np.median(own[2:]):.1f} |")
     parts = ("read", "thin", "look (student and teacher)")
@@ -75,7 +77,7 @@ def speed(flight: str, teacher: str, frames: int) -> None:
 
 def memory(minutes: list[int]) -> None:
     """Print the peak memory of mining bags of these lengths."""
-    print("| minutes | frames | peak memory, MB | processor time, s |\n|---|---|---|---|")
+    print(markdown_head(["minutes", "frames", "peak memory, MB", "processor time, s"]))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = write_bright_cell_model(folder / "model.onnx", tiny_spec(classes=("car", "tree")))
@@ -92,7 +94,7 @@ def memory(minutes: list[int]) -> None:
 
 _CHILD = """
 import resource, sys
-from drone_kd_training.cli import main
+from drone_kd.cli import main
 assert main(sys.argv[1:]) == 0
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(used.ru_maxrss, used.ru_utime + used.ru_stime)
@@ -112,7 +114,7 @@ def cluster(flight: str, teacher: str, frames: int) -> None:
             subprocess.run([*command, f"{name}/{output}", *options], check=True)
             return monotonic() - start
 
-        print("| | s | times one process | data set |\n|---|---|---|---|")
+        print(markdown_head(["", "s", "relative to one process", "data set"]))
         alone = seconds("one")
         print(f"| one process | {alone:.0f} | 1.00 | |", flush=True)
         for count in (1, 2):
@@ -126,15 +128,18 @@ def cluster(flight: str, teacher: str, frames: int) -> None:
             )
 
 
-def _frames():
+def _frames() -> Iterator[tuple[str, int, Any]]:
     k = 0
     while True:
-        picture = cv2.resize(scene(k // 40, k), (320, 240), interpolation=cv2.INTER_NEAREST)
-        yield "/camera/compressed", k * HALF_SECOND_NS, jpeg(picture, k * HALF_SECOND_NS)
+        image = np.asarray(
+            cv2.resize(scene(k // 40, k), (320, 240), interpolation=cv2.INTER_NEAREST)
+        )
+        yield "/camera/compressed", k * HALF_SECOND_NS, jpeg(image, k * HALF_SECOND_NS)
         k += 1
 
 
 def main() -> None:
+    """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
     sub = commands.add_parser("speed")

@@ -1,7 +1,9 @@
-"""What the node costs, on this machine: python -m benchmarks.node [--only SECTION ...]
+"""Cost of the node on this machine.
 
-Writes benchmarks/node.md. Nodes, cameras and bare loops are processes of their own; what is
-compared alternates within one run, and ratios are of neighbours. The bare loop (letterbox,
+    python -m benchmarks.node [--only SECTION ...]
+
+Writes benchmarks/node.md. Nodes, cameras and bare loops are processes of their own; compared
+variants alternate within one run, and ratios are of neighbours. The bare loop (letterbox,
 inference, decode, no ROS) runs beside a camera that publishes to a null node, so that both sides
 pay for the camera.
 """
@@ -16,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -36,9 +38,7 @@ from benchmarks.rig import (
     resources,
 )
 from drone_kd.paths import default_model_path
-
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
-from tiny_model import tiny_spec, write_fixed_model  # noqa: E402
+from tiny_model import tiny_spec, write_fixed_model  # `benchmarks.rig` sets the path
 
 OUTPUT = Path(__file__).with_suffix(".md")
 SIZES = {"VGA": (640, 480), "720p": (1280, 720), "1080p": (1920, 1080), "4K": (3840, 2160)}
@@ -63,22 +63,22 @@ class Bench:
         self._throughput: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def flight(self, model: Path | None = None, **parameters: object) -> Iterator[int]:
-        """Fly the node until its first detections; yields its process id."""
-        self.listener.listen(0.5)  # what the node before has left
+    def flight(self, model: Path | None = None, /, **parameters: object) -> Iterator[int]:
+        """Run the node and wait for its first detections; yields its process id."""
+        self.listener.listen(0.5)  # drain messages of the previous node
         self.listener.restart()
         with detector_node(model or self.model, **parameters) as process:
             self.listener.wait_for_first()
             yield process.pid
 
     def hear(self, seconds: float) -> np.ndarray:
-        """Latencies in ms of what arrives in so many seconds."""
+        """Return the latencies in ms of the detections that arrive within some seconds."""
         self.listener.restart()
         self.listener.listen(seconds)
         return np.array(self.listener.latencies_ms)
 
     def bare(self, size: tuple[int, int], camera_hz: float, rate_hz: float) -> list[float]:
-        """The bare loop beside a camera and a null node."""
+        """Run the bare loop beside a camera and a null node."""
         with camera(*size, camera_hz), null_node():
             self.listener.listen(0.5)
             self.listener.restart()
@@ -98,13 +98,14 @@ class Bench:
         return bare, node
 
     def capacity(self, name: str) -> float:
-        """Frames per second that the node can do."""
+        """Return the frames per second that the node can process."""
         if name not in self._throughput:
             self.throughput(name)
         return self._throughput[name]
 
 
 def measure_throughput(bench: Bench) -> Iterator[str]:
+    """Yield the throughput at saturation."""
     yield "## Throughput at saturation"
     yield ""
     yield "Camera at twice what the bare loop does alone."
@@ -118,6 +119,7 @@ def measure_throughput(bench: Bench) -> Iterator[str]:
 
 
 def measure_latency(bench: Bench) -> Iterator[str]:
+    """Yield the latency at 80 % load."""
     yield "## Latency at 80 % load"
     yield ""
     yield (
@@ -126,7 +128,7 @@ def measure_latency(bench: Bench) -> Iterator[str]:
     )
     yield ""
     yield (
-        "| | rate (Hz) | null node | bare loop | node | (node − null) / bare (goal ≤ 1.10) | "
+        "| | rate (Hz) | null node | bare loop | node | (node - null) / bare (goal ≤ 1.10) | "
         "p99 / p50 of the node (goal ≤ 2) |"
     )
     yield "|---|---|---|---|---|---|---|"
@@ -152,6 +154,7 @@ def measure_latency(bench: Bench) -> Iterator[str]:
 
 
 def measure_overload(bench: Bench) -> Iterator[str]:
+    """Yield age and memory under overload."""
     yield f"## Overload: camera at three times the capacity, {bench.overload_seconds:.0f} s"
     yield ""
     yield (
@@ -176,6 +179,7 @@ def measure_overload(bench: Bench) -> Iterator[str]:
 
 
 def measure_steps(bench: Bench) -> Iterator[str]:
+    """Yield the cost per step of the node."""
     yield "## Cost per step"
     yield ""
     yield (
@@ -210,7 +214,7 @@ def measure_steps(bench: Bench) -> Iterator[str]:
 
 
 def steps_row(bench: Bench, name: str, pid: int, camera_name: str) -> str:
-    """Measure a flight that goes on; returns its row of the table."""
+    """Measure a running flight; returns its row of the table."""
     bench.hear(2)
     cpu = cpu_seconds(pid)
     frames = len(bench.hear(max(bench.seconds, 5)))
@@ -221,7 +225,7 @@ def steps_row(bench: Bench, name: str, pid: int, camera_name: str) -> str:
 
 
 def model_that_finds(count: int, folder: Path) -> Path:
-    """Write a model that answers every picture with so many small boxes."""
+    """Write a model that returns a fixed number of small boxes for each image."""
     rows = np.zeros((1, max(count, 1), 6))
     index = np.arange(count)
     x, y = index % 64, 8 + index // 64  # above it is the padding of a VGA frame
@@ -230,6 +234,7 @@ def model_that_finds(count: int, folder: Path) -> Path:
 
 
 def measure_soak(bench: Bench) -> Iterator[str]:
+    """Yield memory and threads over a long flight with model swaps."""
     minutes = bench.soak_minutes
     yield f"## {minutes:g} minutes at 15 Hz, with a model swap every minute"
     yield ""
@@ -257,6 +262,7 @@ def measure_soak(bench: Bench) -> Iterator[str]:
 
 
 def measure_start(bench: Bench) -> Iterator[str]:
+    """Yield the time until the first detections."""
     yield "## Start"
     yield ""
     yield "From the process's start to the first detections, while a 720p camera runs at 15 Hz."
@@ -276,6 +282,7 @@ def measure_start(bench: Bench) -> Iterator[str]:
 
 
 def measure_record(bench: Bench) -> Iterator[str]:
+    """Yield the cost of recording hard frames."""
     yield f"## Recording hard frames (~/record), camera at {RECORD_HZ:g} Hz"
     yield ""
     yield (
@@ -289,20 +296,23 @@ def measure_record(bench: Bench) -> Iterator[str]:
     )
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for name, format_, per_minute in (("720p", "jpeg", 30.0), ("1080p", "raw", 120.0)):
-        p50, p99, cost = ({False: [], True: []} for _ in range(3))
-        kept = missed = written = 0
+        p50: dict[bool, list[float]] = {False: [], True: []}
+        p99: dict[bool, list[float]] = {False: [], True: []}
+        cost: dict[bool, list[float]] = {False: [], True: []}
+        kept = missed = 0
+        written = 0.0
         with tempfile.TemporaryDirectory() as folder:
-            settings = {
+            settings: dict[str, object] = {
                 "record_directory": folder,
                 "record_format": format_,
                 "record_per_minute": per_minute,
                 "record_random": 1.0,
                 "record_budget_mb": 500.0,
             }
-            with camera(*SIZES[name], RECORD_HZ), bench.flight(**settings) as pid:
+            with camera(*SIZES[name], RECORD_HZ), bench.flight(None, **settings) as pid:
                 bench.hear(5)
                 for number in range(bench.rounds):
-                    # Which one is first alternates: a machine that slows down favours neither.
+                    # The order alternates, so that a machine that slows down favours neither.
                     for on in (number % 2 == 0, number % 2 == 1):
                         bench.listener.record(on)
                         bench.hear(1)
@@ -329,6 +339,7 @@ def measure_record(bench: Bench) -> Iterator[str]:
 
 
 def measure_yolo_ros(bench: Bench) -> Iterator[str]:
+    """Yield the comparison with yolo_ros."""
     yield "## Against yolo_ros 4.6.1 (Python, torch on the CPU)"
     yield ""
     yield (
@@ -359,7 +370,7 @@ def measure_yolo_ros(bench: Bench) -> Iterator[str]:
         "yolo_ros": lambda: process(*theirs),
         "drone_kd": lambda: detector_node(exported),
     }
-    rows = {name: ([], [], [], []) for name in nodes}
+    rows: dict[str, tuple[list, list, list, list]] = {name: ([], [], [], []) for name in nodes}
     for _ in range(bench.rounds):
         for name, start in nodes.items():
             rates, ages, latencies, memory = rows[name]
@@ -393,8 +404,8 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[str]]] = {
 }
 
 
-def spread(values: list[float] | np.ndarray, digits: int = 1) -> str:
-    """Write the median, and the least and the greatest where there are several."""
+def spread(values: Sequence[float] | np.ndarray, digits: int = 1) -> str:
+    """Return the median, with minimum and maximum if there are several values."""
     text = f"{np.median(values):.{digits}f}"
     if len(values) > 1:
         text += f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
@@ -411,6 +422,7 @@ def cpu_model() -> str:
 
 
 def main() -> None:
+    """Measure the sections and write the results page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=default_model_path())
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What retraining brings, what the base forgets, and what the guard lets pass.
+"""Gain of retraining, forgetting on the base domain, and decisions of the guard.
 
     python -m benchmarks.retraining --data HIT-UAV/data.yaml --weights WEIGHTS --output OUT
 
-Base: daytime flights; new: night flights (the data's file names say which). Without --data both
-are drawn: places by day, others as a thermal camera shows them at night. The model that flies
-is YOLOv8n, the teacher YOLOv8s, both trained on the base alone. Frames to learn from are of night
-flights of the training split, in the order in which they were flown: mined by `training mine`, or
-drawn from those that it may choose from. Frames to judge by are of the validation split, whose
-flights are others. Every finished row is in the output folder: the same command goes on where it
-was, --rows N stops after N further ones, and --rows 0 only prints the tables of those that are
-there. Once the models are trained and a first row of each kind is done, processes with --seeds of
-their own may run beside each other.
+Base domain: daytime flights; new domain: night flights, by the data's file names. Without --data
+both are synthetic: places by day, and other places as a thermal camera shows them at night. The
+deployed model is YOLOv8n, the teacher YOLOv8s, both trained on the base domain alone. Training
+frames are night flights of the training split in flight order: mined by `training mine`, or
+sampled from the frames that mining may choose from. Test frames are flights of the validation
+split. Finished rows stay in the output folder: the same command continues, --rows N stops after N
+further rows, and --rows 0 only prints the tables. Once the models are trained and the first row of
+each kind is done, processes with different --seeds may run in parallel.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from drone_kd.media.image_files import read_picture
+from drone_kd.media.image_files import read_image
 from drone_kd.simulation.scene import FlightPlan, fly
 from drone_kd_training.data.dataset import DataSet, image_paths, label_path, load_data, write_text
 from drone_kd_training.data.generate import write_data_yaml, write_drawn
@@ -38,9 +37,10 @@ from drone_kd_training.distillation.compare import as_csv
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.evaluation.evaluate import evaluate
+from drone_kd_training.mining.config import SHARES, Settings
 from drone_kd_training.mining.flights import plan as plan_flights
-from drone_kd_training.mining.mine import Settings, mine
-from drone_kd_training.mining.selection import SHARES, held_out
+from drone_kd_training.mining.mine import mine
+from drone_kd_training.mining.selection import held_out
 from drone_kd_training.mining.student_and_teacher import open_models
 from drone_kd_training.retraining.retrain import CANDIDATE, GENTLE, Plan, retrain
 from drone_kd_training.tables import format_score
@@ -50,10 +50,10 @@ from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 
 IMGSZ, BATCH, EPOCHS = 320, 16, 2
 BASE_EPOCHS = 6
-WIDTH, HEIGHT = 640, 512  # of HIT-UAV's frames, and of those that are drawn
+WIDTH, HEIGHT = 640, 512  # of HIT-UAV's frames and of synthetic ones
 SHIFT_PX = 20
-# Drawn flights: split, whether at night, places, frames of each.
-DRAWN = (
+# Synthetic flights: split, whether at night, places, frames of each.
+SYNTHETIC = (
     ("train", False, 30, 10),
     ("train", True, 20, 30),
     ("val", False, 10, 12),
@@ -70,11 +70,16 @@ COMMAND = "python -m benchmarks.retraining"
 class Arm:
     """One way to retrain.
 
-    ``frames``: how many new ones; ``picked``: "random", "mined" (as `training mine` does it), or
-    the one reason by which they are mined; ``labels``: "true", "teacher's", or "adapted
-    teacher's"; ``sure``: the score from which on an answer of the teacher is a label; ``fault``:
-    "", "shifted" or "swapped", in the frames to learn from and in those to judge by; ``replay``,
-    ``keep``: see `retraining.retrain.Plan`; ``domain``: "night", or "day": nothing new.
+    Attributes:
+        name: of its rows.
+        frames: number of new training frames.
+        picked: "random", "mined" (as `training mine` does it), or a single mining reason.
+        labels: "true", "teacher's", or "adapted teacher's".
+        sure: least score of a pseudo-label.
+        fault: "", "shifted" or "swapped", in training and test labels.
+        replay: see `retraining.retrain.Plan`.
+        keep: see `retraining.retrain.Plan`.
+        domain: "night", or "day" for an arm without new data.
     """
 
     name: str
@@ -90,7 +95,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all rows are made from: a data.yaml for "base" and for "new", and two checkpoints."""
+    """Inputs of all rows: a data.yaml for "base" and for "new", and two checkpoints."""
 
     sets: dict[str, Path]
     flying: Path
@@ -115,7 +120,7 @@ BY_ONE_REASON = [
 # As many as mining finds in the drawn flights: their nights are seven scenes to it.
 FEWER = gain("random", 32, "true")
 NOTHING_NEW = Arm("nothing new: 20 day frames", 20, domain="day")
-ARMS = [  # the first ones have an answer to every question
+ARMS = [  # the first ones cover every question
     gain("random", 100, "true"),
     gain("mined", 100, "true"),
     gain("random", 100, "teacher's"),
@@ -145,7 +150,7 @@ REMEDIES = [*SURE_FROM[1:], *NOTHING_KEPT, *MORE_KEPT, *BY_ONE_REASON[1:]]  # tr
 
 
 def plan_of_rows() -> list[tuple[Arm, int]]:
-    """Arm and seed of every row, in the order in which they are run."""
+    """Return arm and seed of every row, in order."""
     return [
         *((arm, seed) for seed in SEEDS for arm in ARMS),
         *((NOTHING_NEW, seed) for seed in range(10) if seed not in SEEDS),
@@ -153,13 +158,14 @@ def plan_of_rows() -> list[tuple[Arm, int]]:
     ]
 
 
-def draw_flights(output: Path) -> Path:
-    """Draw flights by day and at night, with HIT-UAV's names and size of frames; no place is in
-    two of them. Returns the data.yaml.
+def render_flights(output: Path) -> Path:
+    """Render flights by day and at night over different places; returns their data.yaml.
+
+    File names and frame size are those of HIT-UAV.
     """
     if not (output / "data.yaml").is_file():
         first = 0
-        for split, night, places, frames in DRAWN:
+        for split, night, places, frames in SYNTHETIC:
             for place in tqdm(range(first, first + places), desc=f"drawing {split}", unit="place"):
                 scene = "night" if night else ""
                 plan = FlightPlan(
@@ -182,17 +188,19 @@ def split_by_time(data: DataSet, output: Path) -> dict[str, Path]:
     """Write the lists of frames; returns a data.yaml for "base" and for "new"."""
     found = {}
     for name, wanted in (("base", False), ("new", True)):
-        lists = {}
+        lists: dict[str, Path] = {}
         for split in ("train", "val"):
             lists[split] = (output / f"{name}-{split}.txt").resolve()
             paths = [p for p in image_paths(getattr(data, split)) if is_night(p) == wanted]
             write_text(lists[split], "".join(f"{p}\n" for p in paths))
-        found[name] = replace(data, **lists, test=None).write_resolved(output / f"{name}.yaml")
+        found[name] = replace(
+            data, train=lists["train"], val=lists["val"], test=None
+        ).write_resolved(output / f"{name}.yaml")
     return found
 
 
 def train_on_base(start: Path, base: Path, run: Path) -> Path:
-    """The model that flies, or the teacher: neither has seen a night."""
+    """Train the deployed model or the teacher on the base domain alone."""
     config = Config(
         data=str(base.resolve()),
         teacher="none",
@@ -208,9 +216,7 @@ def train_on_base(start: Path, base: Path, run: Path) -> Path:
 
 
 def fly_nights(shared: Shared) -> tuple[list[Path], Path]:
-    """The night frames to learn from in the order in which they were flown, and a folder of them
-    for `training mine`.
-    """
+    """Return the night frames for training in flight order, and a folder of them to mine."""
     frames = image_paths(load_data(shared.sets["new"]).train)
     frames.sort(key=lambda path: path.stem.split("_")[-1])
     flight = shared.output / "night"
@@ -223,8 +229,9 @@ def fly_nights(shared: Shared) -> tuple[list[Path], Path]:
 
 
 def mined_frames(count: int, shared: Shared, picked: str = "mined") -> list[Path]:
-    """What `training mine` chooses to learn from, with the flying model as the student;
-    ``picked``: see `Arm`.
+    """Return the training frames that `training mine` selects with the deployed model.
+
+    For `picked` see `Arm`.
     """
     frames, flight = fly_nights(shared)
     output = shared.output / f"{picked}-{count}"
@@ -234,11 +241,13 @@ def mined_frames(count: int, shared: Shared, picked: str = "mined") -> list[Path
         mine([str(flight)], output, settings)
     with (output / "mined.csv").open(encoding="utf-8") as table:
         rows = [row for row in csv.DictReader(table) if row["split"] == "train"]
-    return [frames[int(float(row["stamp_s"]))] for row in rows]  # the stamp of a picture counts
+    return [
+        frames[int(float(row["stamp_s"]))] for row in rows
+    ]  # the stamp of an image is its number
 
 
 def random_frames(count: int, seed: int, shared: Shared) -> list[Path]:
-    """Drawn from the frames that mining may choose from: from no held-out block."""
+    """Sample frames outside held-out blocks, which mining may choose from, too."""
     frames, flight = fly_nights(shared)
     pool = [
         frames[i]
@@ -250,9 +259,7 @@ def random_frames(count: int, seed: int, shared: Shared) -> list[Path]:
 
 
 def adapted_teacher(shared: Shared) -> Path:
-    """The teacher after a round of the package's own retraining on its own labels of 300 mined
-    frames, whatever the guard says.
-    """
+    """Retrain the teacher on its own labels of 300 mined frames, whatever the guard decides."""
     mined_frames(300, shared)
     plan = Plan(
         model=str(shared.teacher),
@@ -268,8 +275,9 @@ def adapted_teacher(shared: Shared) -> Path:
 
 
 def answers_of(labels: str, frames: list[Path], shared: Shared) -> Path:
-    """A folder with a teacher's answers to the base, as `training retrain` has them, and to
-    these frames, as `training mine` has them.
+    """Predict the base set, as `training retrain` does, and some frames, as `training mine` does.
+
+    Returns the folder of the predictions.
     """
     teacher = adapted_teacher(shared) if labels.startswith("adapted") else shared.teacher
     folder = shared.output / f"answers-{teacher.parent.name}"
@@ -278,22 +286,22 @@ def answers_of(labels: str, frames: list[Path], shared: Shared) -> Path:
             score(model, domain, shared)
         predict(str(teacher), shared.sets["base"], folder)
     missing = [path for path in frames if not (folder / f"{path.stem}.txt").is_file()]
-    models = open_models(str(teacher), str(shared.flying)) if missing else None
+    if not missing:
+        return folder
+    models = open_models(str(teacher), str(shared.flying))
     for path in missing:
-        image = read_picture(path)
+        image = read_image(path)
         lines = answer_lines(models.label(image), image.shape[1], image.shape[0])
         write_text(folder / f"{path.stem}.txt", lines)
     return folder
 
 
 def build_mined(arm: Arm, seed: int, shared: Shared, folder: Path) -> Path:
-    """Write a folder as `training mine` does, of the arm's frames; returns the folder of the
-    teacher's answers.
-    """
+    """Write the arm's frames as `training mine` does; returns the folder of the predictions."""
     shutil.rmtree(folder, ignore_errors=True)
     data = load_data(shared.sets["new" if arm.domain == "night" else "base"])
     picked = {"val": image_paths(data.val)}
-    if arm.domain == "day":  # judged by every other stretch of the base's own validation frames
+    if arm.domain == "day":  # judged by every other block of the base's validation frames
         picked["val"] = [path for i, path in enumerate(picked["val"]) if i // 20 % 2]
         picked["train"] = sorted(random.Random(seed).sample(image_paths(data.train), arm.frames))
     elif arm.picked == "random":
@@ -339,7 +347,7 @@ def _spoil(arm: Arm, row: list[float]) -> list[float]:
         x, y = (min(v + SHIFT_PX / side, 1 - half / 2)
                 for v, side, half in ((x, WIDTH, w), (y, HEIGHT, h)))  # fmt: skip
     if arm.fault == "swapped":  # people are cars, and cars people
-        class_id = {0: 1, 1: 0}.get(class_id, class_id)
+        class_id = {0.0: 1.0, 1.0: 0.0}.get(class_id, class_id)
     return [class_id, x, y, w, h]
 
 
@@ -348,13 +356,13 @@ def _lines(rows: list[list[float]]) -> str:
 
 
 def row_folder(arm: Arm, seed: int, output: Path) -> Path:
-    """Where a row is computed; row.json says that it is finished."""
+    """Return the folder of a row; row.json marks it as finished."""
     name = "".join(c if c.isalnum() else "-" for c in arm.name)
     return output / "rows" / f"{name}-seed{seed}"
 
 
 def run_row(arm: Arm, seed: int, shared: Shared) -> dict:
-    """Retrain once, and measure with true labels, which nothing else has seen."""
+    """Retrain once and measure with true labels that nothing else uses."""
     folder = row_folder(arm, seed, shared.output)
     answers = build_mined(arm, seed, shared, folder / "mined")
     plan = Plan(
@@ -390,12 +398,12 @@ def run_row(arm: Arm, seed: int, shared: Shared) -> dict:
 
 
 def score_file(model: Path, domain: str) -> Path:
-    """Where `score` keeps what it found."""
+    """Return the file in which `score` keeps its result."""
     return model.with_name(f"{model.stem}-{domain}.json")
 
 
 def score(model: Path, domain: str, shared: Shared) -> float:
-    """mAP50-95 on the frames to judge by, with true labels; taken once per model."""
+    """Return mAP50-95 on the test frames with true labels, measured once per model."""
     file = score_file(model, domain)
     if not file.is_file():
         write_text(file, json.dumps(evaluate(str(model), shared.sets[domain])))
@@ -403,13 +411,13 @@ def score(model: Path, domain: str, shared: Shared) -> float:
 
 
 def finished(output: Path) -> list[dict]:
-    """The rows that are there, in the order of the plan."""
+    """Return the finished rows in the order of the plan."""
     files = [row_folder(arm, seed, output) / "row.json" for arm, seed in plan_of_rows()]
     return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
 
 
 def models_table(output: Path) -> str:
-    """What the models know that the rows start from, as Markdown; scores in points."""
+    """Return the scores of the initial models as Markdown."""
     lines = ["| model | new | base (all classes) |", "|---|---|---|"]
     for name in ("flying/best", "teacher/best", f"adapted-teacher/{Path(CANDIDATE).stem}"):
         files = [score_file(output / name, domain) for domain in DOMAINS]
@@ -420,7 +428,7 @@ def models_table(output: Path) -> str:
 
 
 def arms_table(rows: list[dict]) -> str:
-    """Means over the seeds, as Markdown; scores in points."""
+    """Return means over the seeds as Markdown; scores in points."""
     lines = [
         "| arm | seeds | labels | accepted | new before → after | gain [per seed] | base before → "
         "after | gain [per seed] |",
@@ -440,7 +448,7 @@ def arms_table(rows: list[dict]) -> str:
 
 
 def figures_table(rows: list[dict]) -> str:
-    """The questions and their answers so far, as Markdown."""
+    """Return the ratios that answer the questions of the benchmark, as Markdown."""
     lines = ["| figure | seeds | value |", "|---|---|---|"]
     for labels in ("true", "teacher's"):
         for n in (100, 300):
@@ -469,7 +477,7 @@ def figures_table(rows: list[dict]) -> str:
 
 
 def _ratio(rows: list[dict], name: str, above: Arm, below: Arm) -> str:
-    """Of the mean gains over the seeds that both arms have."""
+    """Return a row with the ratio of mean gains over the seeds that both arms have."""
     gains = [
         {r["seed"]: 100 * (r["new_after"] - r["new_before"]) for r in rows if r["arm"] == arm.name}
         for arm in (above, below)
@@ -483,9 +491,11 @@ def _ratio(rows: list[dict], name: str, above: Arm, below: Arm) -> str:
 
 
 def main() -> None:
-    """Run the rows that are missing, and print the tables."""
+    """Run the missing rows and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="HIT-UAV's data.yaml (default: drawn flights)")
+    parser.add_argument(
+        "--data", type=Path, help="HIT-UAV's data.yaml (default: synthetic flights)"
+    )
     parser.add_argument(
         "--weights", type=Path, required=True, help="has yolov8n-coco.pt and yolov8s-coco.pt"
     )
@@ -503,12 +513,12 @@ def main() -> None:
         if (arm.name, seed) not in done and (a.seeds is None or seed in a.seeds)
     ][: a.rows]
     if todo:
-        sets = split_by_time(load_data(a.data or draw_flights(output / "drawn")), output)
-        models = [
+        sets = split_by_time(load_data(a.data or render_flights(output / "drawn")), output)
+        flying, teacher = (
             train_on_base(a.weights / start, sets["base"], output / name)
             for name, start in (("flying", "yolov8n-coco.pt"), ("teacher", "yolov8s-coco.pt"))
-        ]
-        shared = Shared(sets, *models, output)
+        )
+        shared = Shared(sets, flying, teacher, output)
     for number, (arm, seed) in enumerate(todo, start=1):
         print(f"[{number}/{len(todo)}] {arm.name}, seed {seed}", flush=True)
         print(run_row(arm, seed, shared), flush=True)

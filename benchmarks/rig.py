@@ -1,6 +1,6 @@
-"""What a measurement of the node needs around it: processes, a listener, and figures of Linux.
+"""Shared parts of the benchmarks: processes, a listener, figures of Linux, Markdown rows.
 
-Roles that run as processes of their own: python -m benchmarks.rig camera|null|bare ARGUMENTS
+Roles that run as processes of their own: python -m benchmarks.rig camera|null|bare ARGUMENTS.
 """
 
 from __future__ import annotations
@@ -13,15 +13,33 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.processes import running
 
+if TYPE_CHECKING:
+    from rclpy.client import Client
+
 FRAMES = 8
+
+# Models and bags that the tests write are inputs of some benchmarks.
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
+
+
+def markdown_row(cells: Iterable[object]) -> str:
+    """Return a row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def markdown_head(names: Sequence[str]) -> str:
+    """Return the two lines that begin a Markdown table."""
+    return f"{markdown_row(names)}\n|{'---|' * len(names)}"
 
 
 def isolate() -> None:
@@ -31,23 +49,26 @@ def isolate() -> None:
     os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))
 
 
-def process(*command: object, **options: object):
+Process = AbstractContextManager[subprocess.Popen]
+
+
+def process(*command: object, **options: object) -> Process:
     """Run a Python process, and end it with SIGINT; see `running`."""
     return running([sys.executable, *command], text=True, **options)
 
 
-def camera(width: int, height: int, rate_hz: float, *topics: str):
-    """A process that publishes the same frames of the procedural flight over and over."""
+def camera(width: int, height: int, rate_hz: float, *topics: str) -> Process:
+    """Start a process that publishes the same frames of a simulated flight again and again."""
     return process("-m", "benchmarks.rig", "camera", width, height, rate_hz, *topics or ["image"])
 
 
-def null_node():
-    """A process that answers every image with an empty array at once."""
+def null_node() -> Process:
+    """Start a process that publishes an empty array for each image at once."""
     return process("-m", "benchmarks.rig", "null")
 
 
-def detector_node(model: Path, **parameters: object):
-    """A process with the node, active."""
+def detector_node(model: Path, **parameters: object) -> Process:
+    """Start a process with the active detector node."""
     arguments = []
     for name, value in {"model": model, "autostart": True, **parameters}.items():
         arguments += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
@@ -57,30 +78,31 @@ def detector_node(model: Path, **parameters: object):
 
 
 def bare_loop(model: Path, width: int, height: int, rate_hz: float, seconds: float) -> list[float]:
-    """Milliseconds per frame of letterbox, inference and decode in a process without ROS.
+    """Return ms per frame of letterbox, inference and decoding in a process without ROS.
 
     Args:
         model: a model.onnx.
-        width, height: of the frames in pixels.
-        rate_hz: frames begin at this rate; 0: one after the other.
-        seconds: how long.
+        width: frame width in pixels.
+        height: frame height in pixels.
+        rate_hz: frames start at this rate; 0: one after the other.
+        seconds: length of the measurement.
     """
     command = ["-m", "benchmarks.rig", "bare", model, width, height, rate_hz, seconds]
-    with process(*command, stdout=subprocess.PIPE) as running:
-        output, _ = running.communicate(timeout=seconds + 60)
+    with process(*command, stdout=subprocess.PIPE) as loop:
+        output, _ = loop.communicate(timeout=seconds + 60)
     return json.loads(output)
 
 
 class Listener:
-    """Hears the detections of a node and the camera's latency in them.
+    """Subscriber of a node's detections that measures their latency.
 
     Args:
-        cameras: names of the node's cameras besides the one without a name.
+        cameras: names of the node's cameras besides the unnamed one.
 
     Attributes:
-        latencies_ms: from the camera's stamp to the detections in hand, in order of arrival.
-        arrivals: of the same messages, in seconds of `time.monotonic`.
-        found: numbers of detections in them.
+        latencies_ms: from the camera's stamp to the arrival of the detections, per message.
+        arrivals: arrival of the same messages, in seconds of `time.monotonic`.
+        found: number of detections in each message.
         stats: the node's last ~/stats, as {status name: {key: value}}.
     """
 
@@ -104,76 +126,78 @@ class Listener:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was heard."""
+        """Discard all measurements."""
         self.latencies_ms: list[float] = []
         self.arrivals: list[float] = []
         self.found: list[int] = []
         self.stats: dict[str, dict[str, str]] = {}
 
-    def listen(self, seconds: float, until=lambda: False) -> None:
-        """Listen for so long, or until something has happened."""
+    def listen(self, seconds: float, until: Callable[[], object] = lambda: False) -> None:
+        """Listen for some seconds, or until a condition holds."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not until():
             self._executor.spin_once(timeout_sec=0.05)
 
     def wait_for_first(self) -> None:
-        """Listen until detections come.
+        """Listen until the first detections.
 
         Raises:
-            RuntimeError: none came within a minute.
+            RuntimeError: none arrived within a minute.
         """
         self.listen(60, until=lambda: self.latencies_ms)
         if not self.latencies_ms:
             raise RuntimeError("no detections within a minute")
 
-    def set_parameter(self, name: str, value: object) -> None:
-        """Set a parameter of the detector as `ros2 param set` does.
+    def set_parameter(self, name: str, value: str) -> None:
+        """Set a string parameter of the detector as `ros2 param set` does.
 
         Raises:
-            RuntimeError: it did not take it.
+            RuntimeError: the node rejected the value.
         """
         from rcl_interfaces.srv import SetParameters
         from rclpy.parameter import Parameter
 
-        client = self.node.create_client(SetParameters, "/detector/set_parameters")
-        client.wait_for_service(10)
+        client: Client = self.node.create_client(SetParameters, "/detector/set_parameters")
         parameter = Parameter(name, value=value).to_parameter_msg()
-        answer = client.call_async(SetParameters.Request(parameters=[parameter]))
-        self.listen(10, until=answer.done)
-        self.node.destroy_client(client)
-        if not answer.done() or not answer.result().results[0].successful:
+        response = self._call(client, SetParameters.Request(parameters=[parameter]))
+        if response is None or not response.results[0].successful:
             raise RuntimeError(f"{name} could not be set to {value}")
 
     def record(self, on: bool) -> None:
         """Switch the detector's recording on or off.
 
         Raises:
-            RuntimeError: it did not do it.
+            RuntimeError: the node rejected it.
         """
         from std_srvs.srv import SetBool
 
-        client = self.node.create_client(SetBool, "/detector/record")
+        client: Client = self.node.create_client(SetBool, "/detector/record")
+        response = self._call(client, SetBool.Request(data=on))
+        if response is None or not response.success:
+            raise RuntimeError(f"record {on}: {response}")
+
+    def _call(self, client: Client, request: Any) -> Any:
+        """Call a service; returns None if there is no response within 10 s."""
         client.wait_for_service(10)
-        answer = client.call_async(SetBool.Request(data=on))
-        self.listen(10, until=answer.done)
+        future = client.call_async(request)
+        self.listen(10, until=future.done)
         self.node.destroy_client(client)
-        if not answer.done() or not answer.result().success:
-            raise RuntimeError(f"record {on}: {answer.result()}")
+        return future.result() if future.done() else None
 
     def close(self) -> None:
-        """Leave ROS."""
+        """Shut ROS down."""
         import rclpy
 
         self.node.destroy_node()
         rclpy.try_shutdown()
 
-    def _on_detections(self, message) -> None:
+    def _on_detections(self, message: Any) -> None:
         stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
         self.latencies_ms.append((time.time_ns() - stamp) / 1e6)
         self.arrivals.append(time.monotonic())
         self.found.append(len(message.detections))
 
-    def _on_stats(self, message) -> None:
+    def _on_stats(self, message: Any) -> None:
         self.stats = {
             status.name: {pair.key: pair.value for pair in status.values}
             for status in message.status
@@ -181,7 +205,7 @@ class Listener:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the processor time that a process has used."""
+    """Return the processor time of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -277,7 +301,12 @@ def main() -> None:
     role.add_argument("seconds", type=float)
     arguments = vars(parser.parse_args())
     with contextlib.suppress(KeyboardInterrupt):
-        {"camera": _camera, "null": _null, "bare": _bare}[arguments.pop("role")](**arguments)
+        roles_by_name: dict[str, Callable[..., None]] = {
+            "camera": _camera,
+            "null": _null,
+            "bare": _bare,
+        }
+        roles_by_name[arguments.pop("role")](**arguments)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""TensorRT-RTX's builder, which parses and compiles without a GPU: strong evidence for what
-TensorRT takes, and no proof (it neither knows a Jetson's GPU, nor can it run its plan here).
+"""Build check with TensorRT-RTX, which needs no GPU.
+
+It is strong evidence that TensorRT accepts a file, but no proof: it does not know a Jetson's GPU
+and cannot run its plan here.
 """
 
 from __future__ import annotations
@@ -11,8 +13,12 @@ import tensorrt_rtx_bindings as trt
 
 
 class Verdict(NamedTuple):
-    """What the builder said: ``errors`` of its parser, ``convolutions`` as pairs of the types of
-    input and output, whether each is quantized, and the ``plan``'s size in bytes (0: none).
+    """Result of a build.
+
+    Attributes:
+        errors: of the parser.
+        convolutions: input type, output type and whether the input is quantized.
+        plan: size of the plan in bytes; 0: no plan.
     """
 
     errors: list[str]
@@ -21,7 +27,7 @@ class Verdict(NamedTuple):
 
 
 class _Silent(trt.ILogger):
-    def log(self, severity, message) -> None:
+    def log(self, severity: object, message: str) -> None:
         pass
 
 

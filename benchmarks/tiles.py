@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Cut a data set into tiles, as `tiling` of the node does with a frame: for runs on small inputs.
+"""Data set cut into tiles, as `tiling` of the node cuts a frame, for runs on small inputs.
 
     python -m benchmarks.tiles aerial-cars/data.yaml --size 480 --classes car --output runs/tiles
       [--unlabelled rgb-unlabelled/images]
 
-Of the training tiles without an object one in four stays; of the others, and of validation, all.
-Of rare classes nothing can be measured: --classes says which stay.
-From pictures without labels come as many tiles as there are training tiles, spread evenly.
+One in four training tiles without an object is kept; all other tiles are. --classes selects the
+classes with enough objects to measure. Unlabelled images give as many tiles as there are training
+tiles, spread evenly.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from drone_kd_training.data.dataset import (
+    DataSet,
     centre_and_size,
     image_paths,
     label_lines,
@@ -33,60 +34,82 @@ from drone_kd_training.teachers.teaching_dataset import boxes_inside, views
 EMPTY_EVERY = 4
 
 
-def tiles(path: Path, image: np.ndarray, size: int):
-    """Name, pixels, and window (x1, y1, x2, y2) in [0, 1] of the picture, of each of its tiles."""
+def tiles(
+    path: Path, image: np.ndarray, size: int
+) -> Iterator[tuple[str, np.ndarray, tuple[float, float, float, float]]]:
+    """Yield name, pixels and window (x1, y1, x2, y2) in [0, 1] of each tile of an image."""
     height, width = image.shape[:2]
     for _, pixels, window in views(image, Crops(size)):
         x1, y1 = round(window[0] * width), round(window[1] * height)
         yield f"{path.stem}-{y1:04d}-{x1:04d}", pixels, window
 
 
+def write_split(data: DataSet, split: str, kept: list[int], size: int, output: Path) -> int:
+    """Write the tiles of a split with the labels of the kept classes; returns their number."""
+    for kind in ("images", "labels"):
+        (output / kind / split).mkdir(parents=True)
+    written = empty = 0
+    for path in image_paths(getattr(data, split)):
+        sample = read_sample(path, len(data.names))
+        if sample is None:
+            raise SystemExit(f"{path}: expected a readable image with labels")
+        height, width = sample.image.shape[:2]
+        boxes = sample.xyxy / np.array([width, height] * 2)
+        table = np.concatenate([boxes, sample.class_ids[:, None]], axis=1)
+        table = table[np.isin(sample.class_ids, kept)]
+        for stem, pixels, window in tiles(path, sample.image, size):
+            found = boxes_inside(table, window)
+            if not len(found):
+                empty += 1
+                if split == "train" and empty % EMPTY_EVERY:
+                    continue
+            cv2.imwrite(str(output / "images" / split / f"{stem}.png"), pixels)
+            ids = [kept.index(i) for i in found[:, 4]]
+            lines = label_lines(ids, centre_and_size(found[:, :4]).clip(0, 1))
+            write_text(output / "labels" / split / f"{stem}.txt", lines)
+            written += 1
+    return written
+
+
+def write_unlabelled(folder: Path, most: int, size: int, output: Path) -> tuple[int, int]:
+    """Write at most `most` tiles of a folder's images; returns their number and that of all."""
+    output.mkdir()
+    every = [
+        (path, number)
+        for path in image_paths(folder)
+        for number, _ in enumerate(tiles(path, np.asarray(cv2.imread(str(path))), size))
+    ]
+    count = min(len(every), most)
+    chosen = {every[number * len(every) // count] for number in range(count)}
+    for path in dict.fromkeys(path for path, _ in every):
+        for number, (stem, pixels, _) in enumerate(
+            tiles(path, np.asarray(cv2.imread(str(path))), size)
+        ):
+            if (path, number) in chosen:
+                cv2.imwrite(str(output / f"{stem}.png"), pixels)
+    return count, len(every)
+
+
 def main() -> None:
-    """Write OUTPUT/data.yaml with its pictures and labels."""
+    """Write OUTPUT/data.yaml with its images and labels."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="data.yaml in Ultralytics' format")
     parser.add_argument("--size", type=int, required=True, help="side of a tile in pixels")
     parser.add_argument("--classes", nargs="+", required=True, metavar="NAME")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--unlabelled", type=Path, help="folder of further pictures")
+    parser.add_argument("--unlabelled", type=Path, help="folder of further images")
     a = parser.parse_args()
     data = load_data(a.data)
     kept = [data.names.index(name) for name in a.classes]
-    written = dict.fromkeys(("train", "val"), 0)
-    for split in written:
-        for kind in ("images", "labels"):
-            (a.output / kind / split).mkdir(parents=True)
-        empty = 0
-        for path in image_paths(getattr(data, split)):
-            sample = read_sample(path, len(data.names))
-            height, width = sample.image.shape[:2]
-            boxes = sample.xyxy / np.array([width, height] * 2)
-            table = np.concatenate([boxes, sample.class_ids[:, None]], axis=1)
-            table = table[np.isin(sample.class_ids, kept)]
-            for stem, pixels, window in tiles(path, sample.image, a.size):
-                found = boxes_inside(table, window)
-                if not len(found):
-                    empty += 1
-                    if split == "train" and empty % EMPTY_EVERY:
-                        continue
-                cv2.imwrite(str(a.output / "images" / split / f"{stem}.png"), pixels)
-                ids = [kept.index(i) for i in found[:, 4]]
-                lines = label_lines(ids, centre_and_size(found[:, :4]).clip(0, 1))
-                write_text(a.output / "labels" / split / f"{stem}.txt", lines)
-                written[split] += 1
-        print(f"{split}: {written[split]} tiles")
+    written = {
+        split: write_split(data, split, kept, a.size, a.output) for split in ("train", "val")
+    }
+    for split, count in written.items():
+        print(f"{split}: {count} tiles")
     if a.unlabelled:
-        (a.output / "unlabelled").mkdir()
-        paths = image_paths(a.unlabelled)
-        counts = [sum(1 for _ in tiles(p, cv2.imread(str(p)), a.size)) for p in paths]
-        count = min(sum(counts), written["train"])
-        chosen = {number * sum(counts) // count for number in range(count)}
-        numbers = itertools.count()
-        for path in paths:
-            for stem, pixels, _ in tiles(path, cv2.imread(str(path)), a.size):
-                if next(numbers) in chosen:
-                    cv2.imwrite(str(a.output / "unlabelled" / f"{stem}.png"), pixels)
-        print(f"unlabelled: {count} of {sum(counts)} tiles")
+        folder = a.output / "unlabelled"
+        count, total = write_unlabelled(a.unlabelled, written["train"], a.size, folder)
+        print(f"unlabelled: {count} of {total} tiles")
     content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(a.classes))}
     write_text(a.output / "data.yaml", yaml.safe_dump(content, sort_keys=False))
 

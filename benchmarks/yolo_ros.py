@@ -1,9 +1,9 @@
-"""Runs yolo_ros (github.com/mgonzs13/yolo_ros), the package most people use, on this machine.
-
-Its last version in Python needs two things that no wheel has: its messages, which are compiled
-here, and cv_bridge, in whose place stands a view of the pixels that costs nothing.
+"""Runner of yolo_ros (github.com/mgonzs13/yolo_ros), the most used package of its kind.
 
     python -m benchmarks.yolo_ros --ros-args ...    the node, active
+
+Its last version in Python needs two packages without wheels: its messages, which are compiled
+here, and cv_bridge, which a free view of the pixels replaces.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CvBridge:
 
 
 def restart_with(checkout: Path) -> None:
-    """Build what yolo_ros needs, and start this program again where it can be imported.
+    """Build the dependencies of yolo_ros, and restart this program where they can be imported.
 
     Args:
         checkout: yolo_ros's sources, of a version in Python.

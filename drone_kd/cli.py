@@ -1,62 +1,184 @@
-"""The command line: drone-kd detect, bench and so on; `_parsers` lists the commands."""
+# PYTHON_ARGCOMPLETE_OK
+"""Command line of drone_kd: the table of commands, their errors and exit codes.
+
+A command is a module with ``add_options(parser)`` and ``run(arguments) -> int``; it is imported
+only when it is chosen, so that help, completion and errors need neither OpenCV nor torch.
+"""
+# Python 3.9 has to parse this file, so that it can say that it is too old.
 
 from __future__ import annotations
 
 import argparse
-import json
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shlex
 import sys
-import time
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
 
-import cv2
-import numpy as np
+# Command: module, help.
+ON_BOARD = {
+    "detect": ("drone_kd.commands.detect", "detect objects in images, a video or a live stream"),
+    "bench": ("drone_kd.commands.bench", "measure the latency of each stage"),
+    "build": ("drone_kd.commands.build", "build the TensorRT engine on this device"),
+    "selftest": (
+        "drone_kd.commands.selftest",
+        "compare TensorRT with ONNX Runtime on this device",
+    ),
+    "lineage": (
+        "drone_kd.commands.lineage",
+        "print what a model was trained from",
+    ),
+    "simulate": (
+        "drone_kd.simulation.simulate",
+        "publish a generated or recorded flight as a ROS 2 camera",
+    ),
+    "rehearse": (
+        "drone_kd.simulation.rehearse",
+        "run a model on a simulated flight, and score it",
+    ),
+    "score": ("drone_kd.simulation.scoring.command", "score a recorded flight"),
+}
+TRAINING = {
+    "generate": ("drone_kd_training.data.command", "render a procedural aerial data set"),
+    "distill": (
+        "drone_kd_training.distillation.distill_command",
+        "train a student with one or more teachers",
+    ),
+    "compare": (
+        "drone_kd_training.distillation.compare_command",
+        "compare baseline and distillation on paired seeds",
+    ),
+    "evaluate": ("drone_kd_training.evaluation.command", "measure the mAP of a .pt or .onnx"),
+    "predict": (
+        "drone_kd_training.teachers.command",
+        "write a teacher's predictions to disk once, for many runs",
+    ),
+    "mine": (
+        "drone_kd_training.mining.mine_command",
+        "select frames of flights that are worth a label",
+    ),
+    "labels": (
+        "drone_kd_training.mining.labels_command",
+        "exchange mined labels with an annotation tool",
+    ),
+    "retrain": (
+        "drone_kd_training.retraining.command",
+        "fine-tune the deployed model; export it only if better",
+    ),
+    "export": (
+        "drone_kd_training.export.command",
+        "export a checkpoint to an ONNX file that describes itself",
+    ),
+}
+_COMMANDS = {**ON_BOARD, **TRAINING}
+INSTALL_TRAINING = "pip install . ./training in a checkout of drone_kd, or `make setup`"
 
-from drone_kd.backends import RUNTIMES, open_backend
-from drone_kd.commands.selftest import run_selftest, summary
-from drone_kd.commands.stage_times import stage_percentiles
-from drone_kd.core.detections import Detections
-from drone_kd.core.model_spec import ModelError
-from drone_kd.core.postprocess import InferenceError
-from drone_kd.detector import load_detector
-from drone_kd.files import write_whole
-from drone_kd.lineage import family_tree
-from drone_kd.machine import machine_name
-from drone_kd.media.image_files import PICTURE_SUFFIXES, SourceError, read_frames, read_picture
-from drone_kd.paths import default_model_path, selftest_image_path
-from drone_kd.simulation.rehearse import add_rehearse
-from drone_kd.simulation.scoring.command import add_score
-from drone_kd.simulation.scoring.flight_record import FlightError
-from drone_kd.simulation.simulate import add_simulate
-from drone_kd.visualization import draw_detections
+_WRONG_INPUT = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+# What is found, under the names that distributions of it have.
+_LIBRARIES = {
+    "ONNX Runtime": ("onnxruntime", "onnxruntime-gpu"),
+    "TensorRT": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "torch": ("torch",),
+    "Ultralytics": ("ultralytics", "ultralytics-opencv-headless"),
+}
+_NOTES = f"""\
+exit codes:
+  0 done  1 work failed  2 wrong input  3 retrained model refused  130 interrupted
+environment:
+  DRONE_KD_TRACEBACK=1  show the traceback of an error
+  DRONE_KD_VERBOSE=1    show the messages of all libraries
+shell completion (pip install argcomplete), in ~/.bashrc:
+  eval "$(register-python-argcomplete drone-kd)"
+install the training part:
+  {INSTALL_TRAINING}"""
 
-_PROGRESS_SECONDS = 2.0
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
 
-def main(argv: list[str] | None = None) -> int:
-    """Run drone-kd.
+    Args:
+        argv: command and options, without the program's name; default: those of this process.
 
     Returns:
-        0: done; 1: done, but some pictures or the self-test failed; 2: wrong input; 130:
-        interrupted.
+        0: done; 1: the work failed; 2: wrong input; 3: the retrained model was refused; 130:
+        interrupted. Every failure prints one line to standard error.
     """
-    parser, commands = _parsers()
-    argv = sys.argv[1:] if argv is None else argv
+    if sys.version_info < (3, 10):  # noqa: UP036  a checkout on PYTHONPATH was never installed
+        return _fail(f"expected Python 3.10 or newer, got {platform.python_version()}", 2)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     try:
-        if argv and argv[0] in commands:
-            # Intermixed, so that options may stand between MODEL.onnx and SOURCE.
-            arguments = commands[argv[0]].parse_intermixed_args(argv[1:])
-            return arguments.run(arguments)
-        parser.parse_args(argv)
-        parser.error(f"expected a command: {' or '.join(commands)}")
+        return _run(arguments)
     except SystemExit as stop:  # argparse has printed its line
-        return int(stop.code or 0)
-    except (ModelError, SourceError, InferenceError, FlightError, OSError) as error:
-        print(f"drone-kd: error: {error}", file=sys.stderr)
-        return 2
+        return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
-        print("drone-kd: interrupted", file=sys.stderr)
-        return 130
+        return _fail(_interrupted(*arguments[:1]), 130, prefix="drone-kd: ")
+    except _WRONG_INPUT as error:
+        return _fail(str(error), 2, error)
+    except (RuntimeError, OSError) as error:
+        return _fail(str(error), 1, error)
+
+
+def training_is_installed() -> bool:
+    """Return whether the training part can be imported; it is not imported."""
+    spec = importlib.util.find_spec("drone_kd_training")
+    # A folder of that name in the search path, without a package in it, has no origin.
+    return spec is not None and spec.origin is not None
+
+
+def build_parser(
+    chosen: str = "",
+) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser of drone-kd and those of its commands.
+
+    Args:
+        chosen: the command whose options are added; the other parsers are empty.
+    """
+    parser = _Parser(
+        prog="drone-kd",
+        usage="drone-kd COMMAND [OPTIONS]",
+        description=_overview(),
+        epilog=_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version="",
+        help="versions of drone_kd and of the libraries found",
+    )
+    subparsers = parser.add_subparsers(
+        prog="drone-kd", dest="command", metavar="COMMAND", help=argparse.SUPPRESS
+    )
+    commands: dict[str, argparse.ArgumentParser] = {}
+    for name, (_, text) in _COMMANDS.items():
+        commands[name] = subparsers.add_parser(
+            name, description=f"{text[0].upper()}{text[1:]}.", formatter_class=_HelpFormatter
+        )
+    if chosen:
+        _module(chosen).add_options(commands[chosen])
+    return parser, commands
+
+
+def version() -> str:
+    """Return the versions of drone_kd, Python and the libraries found, as lines of text."""
+    found = {"drone_kd": _installed(("drone_kd",)), "Python": platform.python_version()}
+    found["training part"] = _installed(("drone-kd-training",))
+    found.update({name: _installed(names) for name, names in _LIBRARIES.items()})
+    return "\n".join(f"{name:<14}{value}" for name, value in found.items())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,245 +188,146 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"drone-kd: error: {message} (see {self.prog} --help)\n")
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    parser = _Parser(prog="drone-kd", description="Run, rehearse and score an exported detector.")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+class _HelpFormatter(argparse.HelpFormatter):
+    """Shows every default, and only the required arguments in the usage line."""
 
-    detect = subparsers.add_parser("detect", help="find objects in pictures or a video")
-    detect.usage = (
-        "drone-kd detect [-h] [--json OUT] [--save DIR] [--confidence C] [--max-detections N] "
-        "[--runtime R] [MODEL.onnx] SOURCE"
-    )
-    _add_model(detect)
-    detect.add_argument("source", metavar="SOURCE", help="a picture, a folder or a video")
-    detect.add_argument("--json", type=Path, metavar="OUT", help="write the boxes to this file")
-    detect.add_argument("--save", type=Path, metavar="DIR", help="write pictures with boxes here")
-    detect.add_argument(
-        "--confidence",
-        type=_fraction,
-        metavar="C",
-        help="scores must be greater than this, 0 to 1",
-    )
-    detect.add_argument(
-        "--max-detections",
-        type=_count,
-        metavar="N",
-        help="at most this many per picture, best first",
-    )
-    _add_runtime(detect)
-    detect.set_defaults(run=_detect)
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
 
-    build = subparsers.add_parser("build", help="build the TensorRT engine on this device")
-    _add_model(build)
-    build.set_defaults(run=_build)
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[Any],
+        prefix: str | None = None,
+    ) -> None:
+        groups = [group for group in groups if group.required]
+        needed = [[action] for action in actions if action.required and action.option_strings]
+        needed += [group._group_actions for group in groups]
+        parts = ["[OPTIONS]", *(" | ".join(map(self._call, choice)) for choice in needed)]
+        parts += [self._call(action) for action in actions if not action.option_strings]
+        short = f"{self._prog} {' '.join(parts)}".replace("%", "%%")
+        super().add_usage(usage or short, actions, [], prefix)
 
-    bench = subparsers.add_parser("bench", help="measure how long each stage takes")
-    _add_model(bench)
-    bench.add_argument("--frames", type=_count, default=100, metavar="N", help="default: 100")
-    bench.add_argument(
-        "--image", metavar="PATH", help="the picture to use (default: 1280x720 of noise)"
-    )
-    _add_runtime(bench)
-    bench.set_defaults(run=_bench)
+    def _call(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return self._format_args(action, self._get_default_metavar_for_positional(action))
+        if action.nargs == 0:
+            return action.option_strings[-1]
+        values = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{action.option_strings[-1]} {values}"
 
-    selftest = subparsers.add_parser(
-        "selftest", help="compare TensorRT with ONNX Runtime on this device, and measure both"
-    )
-    _add_model(selftest)
-    selftest.add_argument("--frames", type=_count, default=100, metavar="N", help="default: 100")
-    selftest.add_argument(
-        "--image", metavar="PATH", help="the picture to use (default: one of the package)"
-    )
-    selftest.add_argument(
-        "--output",
-        type=Path,
-        default=Path("selftest.json"),
-        metavar="OUT",
-        help="write the report to this file (default: selftest.json)",
-    )
-    selftest.set_defaults(run=_selftest)
-
-    lineage = subparsers.add_parser(
-        "lineage", help="print a model's family tree: what it was trained from, when, on what"
-    )
-    _add_model(lineage)
-    lineage.set_defaults(run=_lineage)
-    return parser, {
-        "detect": detect,
-        "build": build,
-        "bench": bench,
-        "selftest": selftest,
-        "lineage": lineage,
-        "simulate": add_simulate(subparsers),
-        "rehearse": add_rehearse(subparsers),
-        "score": add_score(subparsers),
-    }
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = super()._expand_help(action)
+        if not action.option_strings:
+            return text
+        if action.required:
+            return f"{text} (required)"
+        default = action.default
+        if isinstance(default, (list, tuple)):
+            default = (" " if action.nargs else ",").join(map(str, default))
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return f"{text} (default: {action.option_strings[0]})"
+        if action.nargs == 0 or default is argparse.SUPPRESS or "default: " in text:
+            return text
+        shown = "none" if default in (None, "", {}) else default
+        return f"{text} (default: {shown})"
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL.onnx",
-        help="an exported model (default: the one that comes with the package)",
-    )
-
-
-def _add_runtime(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--runtime",
-        choices=RUNTIMES,
-        metavar="R",
-        help=f"{', '.join(RUNTIMES)} (default: as config/detector.yaml says)",
-    )
-
-
-def _progress(line: str) -> None:
-    print(f"drone-kd: {line}", file=sys.stderr, flush=True)
-
-
-def _fraction(text: str) -> float:
+def _run(arguments: list[str]) -> int:
+    name = arguments[0] if arguments else ""
+    if name not in _COMMANDS:
+        return _without_command(arguments)
+    if name in TRAINING:
+        if not training_is_installed():
+            return _fail(f"{name} needs the training part: {INSTALL_TRAINING}", 2)
+        importlib.import_module("drone_kd_training.quiet").log_to_terminal()
     try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    return value
-
-
-def _detect(arguments: argparse.Namespace) -> int:
-    if arguments.model is None and arguments.source.endswith(".onnx"):
-        raise SourceError(f"{arguments.source} is a model: name a picture, folder or video too")
-    detector = load_detector(
-        arguments.model,
-        confidence=arguments.confidence,
-        max_detections=arguments.max_detections,
-        runtime=arguments.runtime,
-        progress=_progress,
-    )
-    classes = detector.backend.spec.classes
-    if arguments.json is not None:
-        _check_folder("--json", arguments.json)
-    if arguments.save is not None:
-        arguments.save.mkdir(parents=True, exist_ok=True)
-        source = Path(arguments.source)
-        if arguments.save.resolve() == (source if source.is_dir() else source.parent).resolve():
-            raise SourceError(f"--save {arguments.save}: would overwrite the pictures themselves")
-
-    failed = 0
-
-    def report(error: Exception) -> None:
-        nonlocal failed
-        failed += 1
-        print(f"drone-kd: {error}", file=sys.stderr)
-
-    records = []
-    progress_at = time.monotonic() + _PROGRESS_SECONDS
-    for name, image in read_frames(arguments.source, report):
-        try:
-            detections = detector(image)
-        except InferenceError as error:
-            report(InferenceError(f"{name}: {error}"))
-            continue
-        records.append({"image": name, "detections": _as_json(detections, classes)})
-        print(f"{name}: {_summary(detections, classes)}")
-        if arguments.save is not None:
-            _save(arguments.save, name, draw_detections(image, detections, classes))
-        if time.monotonic() >= progress_at:
-            print(f"drone-kd: {len(records)} pictures so far", file=sys.stderr)
-            progress_at = time.monotonic() + _PROGRESS_SECONDS
-    if arguments.json is not None:
-        write_whole(arguments.json, f"{json.dumps(records, indent=1)}\n".encode())
-    if failed:
-        print(f"drone-kd: {failed} of {failed + len(records)} pictures failed", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _as_json(detections: Detections, classes: tuple[str, ...]) -> list[dict]:
-    return [
-        {"class": classes[class_id], "score": score, "xyxy": xyxy}
-        for xyxy, score, class_id in zip(
-            detections.xyxy.tolist(),
-            detections.scores.tolist(),
-            detections.class_ids.tolist(),
-            strict=True,
+        # Intermixed, so that options may stand between positional arguments.
+        options = build_parser(name)[1][name].parse_intermixed_args(arguments[1:])
+        options.command_line = shlex.join(["drone-kd", *arguments])
+        return int(_module(name).run(options))
+    except ModuleNotFoundError as error:
+        return _fail(
+            f"{name} needs the Python package {error.name}: {_requirements(name)}", 2, error
         )
-    ]
 
 
-def _summary(detections: Detections, classes: tuple[str, ...]) -> str:
-    counts = np.bincount(detections.class_ids, minlength=len(classes))
-    found = [f"{count} {name}" for name, count in zip(classes, counts, strict=True) if count]
-    return ", ".join(found) or "nothing found"
+def _without_command(arguments: list[str]) -> int:
+    """Handle a call that names no command: --help, --version or a mistake."""
+    if arguments[:1] == ["--version"]:
+        print(version())
+        return 0
+    if arguments and not arguments[0].startswith("-"):
+        name = arguments[0]
+        near = difflib.get_close_matches(name, _COMMANDS)
+        found = f"did you mean {' or '.join(near)}? " if near else ""
+        return _fail(f"unknown command {name!r}: {found}drone-kd --help lists them", 2)
+    parser = build_parser()[0]
+    parser.parse_args(arguments)
+    return _fail("expected a command: drone-kd --help lists them", 2)
 
 
-def _save(folder: Path, name: str, image: np.ndarray) -> None:
-    target = folder / Path(name).name
-    if target.suffix.lower() not in PICTURE_SUFFIXES:  # "clip.mp4#12"
-        target = target.with_name(f"{target.name.replace('#', '_')}.jpg")
-    if not cv2.imwrite(str(target), image):
-        raise OSError(f"{target}: cannot be written")
+def _module(name: str) -> Any:
+    return importlib.import_module(_COMMANDS[name][0])
 
 
-def _check_folder(option: str, path: Path) -> None:
-    """Say now, not after an hour of work, that a file cannot be written."""
-    if not path.parent.is_dir():
-        raise SourceError(f"{option} {path}: there is no folder {path.parent}")
+def _requirements(name: str) -> str:
+    """Return how to install what a command imports."""
+    if name in TRAINING:
+        return INSTALL_TRAINING
+    part = "simulation" if "simulation" in _COMMANDS[name][0] else "onboard"
+    return f"pip install -r requirements/{part}.txt in a checkout of drone_kd"
 
 
-def _build(arguments: argparse.Namespace) -> int:
-    model = arguments.model or default_model_path()
-    print(open_backend(model, runtime="tensorrt", progress=_progress).name)
-    return 0
+def _interrupted(name: str = "") -> str:
+    """Return what an interrupted command leaves behind."""
+    module = sys.modules.get(_COMMANDS[name][0]) if name in _COMMANDS else None
+    hint = getattr(module, "INTERRUPTED", "")
+    return f"interrupted; {hint}" if hint else "interrupted"
 
 
-def _bench(arguments: argparse.Namespace) -> int:
-    detector = load_detector(arguments.model, runtime=arguments.runtime, progress=_progress)
-    if arguments.image is None:
-        image = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), dtype=np.uint8)
-    else:
-        image = read_picture(arguments.image)
-    percentiles = stage_percentiles(detector, image, arguments.frames, (50, 95))
-
-    spec = detector.backend.spec
-    print(f"machine   {machine_name()}")
-    print(f"runtime   {detector.backend.name}, OpenCV {cv2.__version__}, numpy {np.__version__}")
-    print(f"model     {spec.input_width}x{spec.input_height}, {len(spec.classes)} classes")
-    print(f"picture   {image.shape[1]}x{image.shape[0]}, {len(detector(image))} detections")
-    print(f"frames    {arguments.frames}")
-    print(f"{'ms':<10}{'p50':>8}{'p95':>8}")
-    for stage, (p50, p95) in percentiles.items():
-        print(f"{stage:<10}{p50:>8.2f}{p95:>8.2f}")
-    return 0
+def _complete() -> None:
+    """Answer the shell's question for completions; returns only where nobody asked."""
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    name = "".join(os.environ.get("COMP_LINE", "").split()[1:2])
+    known = name in ON_BOARD or (name in TRAINING and training_is_installed())
+    argcomplete.autocomplete(build_parser(name if known else "")[0])
 
 
-def _selftest(arguments: argparse.Namespace) -> int:
-    _check_folder("--output", arguments.output)
-    picture = Path(arguments.image or selftest_image_path())
-    report = run_selftest(
-        Path(arguments.model or default_model_path()),
-        picture,
-        read_picture(picture),
-        arguments.frames,
-        _progress,
-    )
-    write_whole(arguments.output, f"{json.dumps(report, indent=1)}\n".encode())
-    print(summary(report))
-    print(f"report       {arguments.output}")
-    return 1 if report["verdict"] == "fail" else 0
+def _overview() -> str:
+    """Return the commands of both parts, as lines of text."""
+    missing = "" if training_is_installed() else ": not installed"
+    lines = ["Distil an object detector, export it, run it on a drone and score it."]
+    for title, table in (("on board", ON_BOARD), (f"training{missing}", TRAINING)):
+        lines += ["", f"{title}:", *(f"  {name:<10}{text}" for name, (_, text) in table.items())]
+    return "\n".join(lines)
 
 
-def _lineage(arguments: argparse.Namespace) -> int:
-    print(family_tree(Path(arguments.model or default_model_path())))
-    return 0
+def _installed(names: Iterable[str]) -> str:
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "not found"
+
+
+def _fail(
+    message: str,
+    code: int,
+    error: BaseException | None = None,
+    prefix: str = "drone-kd: error: ",
+) -> int:
+    """Print one line and return the exit code, or raise the error if its traceback is wanted."""
+    if error is not None and os.environ.get("DRONE_KD_TRACEBACK"):
+        raise error
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    print(f"{prefix}{lines[0] if lines else type(error).__name__}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -1,165 +1,216 @@
-import json
-import signal
+import ast
+import importlib
+import importlib.machinery
+import os
 import subprocess
 import sys
+import types
+from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
-from drone_kd import cli, detector
-from tiny_model import write_fixed_model
+from command_line import only_message, run
+from drone_kd import cli
+
+needs_training = pytest.mark.skipif(
+    not cli.training_is_installed(), reason="needs the training part"
+)
+COMMANDS = [*cli.ON_BOARD, *(pytest.param(name, marks=needs_training) for name in cli.TRAINING)]
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder with one picture of one white square, and one without."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    image = np.zeros((128, 256, 3), np.uint8)
-    cv2.imwrite(str(folder / "empty.png"), image)
-    image[32:64, 96:128] = 255
-    cv2.imwrite(str(folder / "one.png"), image)
-    return folder
+def command(monkeypatch):
+    """Replace the command `detect` by one that calls a function of the test."""
+    module = types.ModuleType("command_of_the_test")
+
+    def replace_by(function):
+        module.run = function
+        module.add_options = lambda parser: parser.add_argument("--number", type=int, default=1)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(cli._COMMANDS, "detect", (module.__name__, "detect objects"))
+        return module
+
+    return replace_by
 
 
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
+def failing(error):
+    def function(arguments):
+        raise error
+
+    return function
 
 
-def only_error_line(capfd):
-    """Return standard error after checking that it is one line of ours."""
-    error = capfd.readouterr().err
-    assert error.startswith("drone-kd: ") and error.count("\n") == 1
-    return error
+def test_help_fits_a_screen_and_lists_every_command(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 82
+    listed = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert {*cli.ON_BOARD, *cli.TRAINING} <= set(listed)
 
 
-def test_detect_writes_exactly_the_promised_json(model, pictures, tmp_path):
-    out = tmp_path / "out.json"
-    assert run("detect", model, pictures, "--json", out, "--confidence", "0.9") == 0
-
-    empty, one = json.loads(out.read_text())
-    assert empty == {"image": str(pictures / "empty.png"), "detections": []}
-    assert one["image"] == str(pictures / "one.png")
-    (box,) = one["detections"]
-    assert set(box) == {"class", "score", "xyxy"}
-    assert box["class"] == "car"
-    assert box["score"] == pytest.approx(1.0, abs=1e-3)
-    assert box["xyxy"] == pytest.approx([96, 32, 128, 64], abs=1e-3)
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_fits_a_screen_or_is_grouped(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run(name, "--help") == 0
+    text = capsys.readouterr().out
+    parser = cli.build_parser(name)[1][name]
+    used = [group for group in parser._action_groups if group._group_actions]
+    assert len(text.splitlines()) <= 40 or len(used) >= 4
+    assert text.startswith(f"usage: drone-kd {name} ") and "None" not in text
 
 
-def test_detect_saves_annotated_pictures(model, pictures, tmp_path):
-    # Options may stand between model and source.
-    save = tmp_path / "drawn"
-    assert run("detect", model, "--save", save, "--confidence", "0.9", pictures) == 0
-    drawn, original = (cv2.imread(str(folder / "one.png")) for folder in (save, pictures))
-    assert (drawn[31, 95:129] != original[31, 95:129]).any(axis=-1).all()
-
-
-def test_detect_never_overwrites_its_source(model, pictures, capfd):
-    before = (pictures / "one.png").read_bytes()
-    assert run("detect", model, pictures / "one.png", "--save", pictures) == 2
-    assert "overwrite" in only_error_line(capfd)
-    assert (pictures / "one.png").read_bytes() == before
-
-
-def test_detect_counts_frames_of_a_video(model, tmp_path):
-    video, out = tmp_path / "flight.avi", tmp_path / "out.json"
-    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 64))
-    for value in (0, 255):
-        writer.write(np.full((64, 64, 3), value, np.uint8))
-    writer.release()
-    assert run("detect", model, video, "--json", out, "--save", tmp_path / "drawn") == 0
-    records = json.loads(out.read_text())
-    assert [record["image"] for record in records] == [f"{video}#0", f"{video}#1"]
-    assert [len(record["detections"]) for record in records] == [0, 64]
-    assert (tmp_path / "drawn" / "flight.avi_1.jpg").is_file()
-
-
-def test_detect_limits_the_number(model, tmp_path):
-    white, out = tmp_path / "white.png", tmp_path / "out.json"
-    cv2.imwrite(str(white), np.full((64, 64, 3), 255, np.uint8))
-    assert run("detect", model, white, "--json", out, "--max-detections", "3") == 0
-    (record,) = json.loads(out.read_text())
-    assert len(record["detections"]) == 3
-
-
-def test_the_default_model_is_used_when_none_is_named(model, pictures, monkeypatch, capfd):
-    monkeypatch.setattr(detector, "default_model_path", lambda: model)
-    assert run("detect", pictures, "--confidence", "0.9") == 0
-    assert "one.png: 1 car" in capfd.readouterr().out
-
-
-def test_a_corrupt_picture_is_reported_and_the_rest_is_done(model, pictures, tmp_path, capfd):
-    (pictures / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-    out = tmp_path / "out.json"
-    assert run("detect", model, pictures, "--json", out) == 1
-    first, last = capfd.readouterr().err.splitlines()
-    assert "bad.jpg" in first
-    assert last == "drone-kd: 1 of 3 pictures failed"
-    assert len(json.loads(out.read_text())) == 2
-
-
-def test_a_failed_inference_is_not_an_empty_result(pictures, tmp_path, capfd):
-    model, out = (
-        write_fixed_model(tmp_path / "nan.onnx", np.full((1, 3, 6), np.nan)),
-        tmp_path / "o",
-    )
-    assert run("detect", model, pictures, "--json", out) == 1
-    assert json.loads(out.read_text()) == []
-    assert "not finite" in capfd.readouterr().err
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_shows_its_default(name):
+    parser = cli.build_parser(name)[1][name]
+    formatter = parser._get_formatter()
+    for action in parser._actions:
+        if not action.option_strings or (action.nargs == 0 and action.default is not True):
+            continue
+        text = formatter._expand_help(action)
+        assert "(required)" in text or "(default: " in text, action.option_strings
+        assert text.count("default: ") <= 1, text
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    "arguments",
     [
-        ([], "expected a command: detect or build or bench or selftest or lineage"),
-        (["fly"], "fly"),
-        (["detect"], "SOURCE"),
-        (["detect", "{model}"], "is a model: name a picture"),
-        (["detect", "no.onnx", "{pictures}"], "no.onnx: expected a model file"),
-        (["detect", "{model}", "no.jpg"], "no.jpg: no such picture"),
-        (["detect", "{model}", "{pictures}", "--confidence", "2"], "from 0 to 1, got '2'"),
-        (["detect", "{model}", "{pictures}", "--max-detections", "0"], "from 1 on, got '0'"),
-        (["detect", "{model}", "{pictures}", "--json", "no/folder/x.json"], "there is no folder"),
-        (["bench", "{model}", "--frames", "many"], "from 1 on, got 'many'"),
-        (["bench", "{model}", "--image", "no.jpg"], "no.jpg: No such file"),
+        ["--help"],
+        ["--version"],
+        ["flay"],
+        *(pytest.param([name, "--help"], marks=needs_training) for name in cli.TRAINING),
     ],
 )
-def test_wrong_input_is_one_line_and_2(arguments, says, model, pictures, capfd):
-    filled = [argument.format(model=model, pictures=pictures) for argument in arguments]
-    assert run(*filled) == 2
-    assert says in only_error_line(capfd)
-
-
-def test_bench_reports_every_stage(model, capfd):
-    assert run("bench", model, "--frames", "3") == 0
-    lines = capfd.readouterr().out.splitlines()
-    assert any("onnxruntime" in line for line in lines)
-    assert any("1280x720" in line for line in lines)
-    stages = {line.split()[0]: [float(value) for value in line.split()[1:]] for line in lines[-4:]}
-    assert list(stages) == ["letterbox", "infer", "decode", "total"]
-    assert all(0 < p50 <= p95 for p50, p95 in stages.values())
-
-
-def test_interrupt_exits_130_without_a_traceback(model, pictures, tmp_path):
-    many = tmp_path / "many"
-    many.mkdir()
-    # Nobody reads its output, so with this much of it the command cannot end on its own.
-    for number in range(1000):
-        (many / f"{'long_name_' * 20}{number}.png").symlink_to(pictures / "one.png")
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "drone_kd.cli", "detect", str(model), str(many)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def test_no_heavy_library_is_imported_without_need(arguments):
+    script = (
+        "import sys; from drone_kd.cli import main; main(sys.argv[1:]); "
+        "print(sorted({'cv2', 'torch', 'ultralytics', 'onnxruntime'} & set(sys.modules)))"
     )
-    try:
-        process.stdout.readline()  # it is at work
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=20)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert error == "drone-kd: interrupted\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (["detct"], "unknown command 'detct': did you mean detect?"),
+        (["xyz"], "unknown command 'xyz': drone-kd --help lists them"),
+        ([], "expected a command"),
+        (["--colour"], "unrecognized arguments: --colour"),
+        (["detect", "--colour"], "(see drone-kd detect --help)"),
+    ],
+)
+def test_wrong_call_is_one_line_and_2(typed, says, capfd):
+    assert run(*typed) == 2
+    assert says in only_message(capfd)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ValueError("expected 1, got 2\nmore"), 2, "drone-kd: error: expected 1, got 2"),
+        (FileNotFoundError(2, "No such file", "x"), 2, "No such file"),
+        (PermissionError(13, "Permission denied", "x"), 2, "Permission denied"),
+        (RuntimeError("no GPU"), 1, "drone-kd: error: no GPU"),
+        (RuntimeError(), 1, "drone-kd: error: RuntimeError"),
+        (OSError(28, "No space left on device"), 1, "No space left"),
+        (ModuleNotFoundError("no", name="jinja2"), 2, "detect needs the Python package jinja2"),
+        (KeyboardInterrupt(), 130, "drone-kd: interrupted"),
+    ],
+)
+def test_failure_is_one_line_and_its_exit_code(error, code, says, command, capfd):
+    command(failing(error))
+    assert run("detect") == code
+    assert says in only_message(capfd)
+
+
+def test_interrupted_command_says_what_is_kept(command, capfd):
+    command(failing(KeyboardInterrupt())).INTERRUPTED = "finished work is kept"
+    assert run("detect") == 130
+    assert only_message(capfd) == "drone-kd: interrupted; finished work is kept"
+
+
+def test_traceback_on_request(command, monkeypatch):
+    monkeypatch.setenv("DRONE_KD_TRACEBACK", "1")
+    command(failing(ValueError("wrong")))
+    with pytest.raises(ValueError, match="wrong"):
+        run("detect")
+
+
+def test_exit_code_and_typed_command_reach_and_leave_the_command(command):
+    seen = []
+    command(lambda arguments: seen.append(arguments) or 3)
+    assert run("detect", "--number", "7") == 3
+    assert seen[0].number == 7 and seen[0].command_line == "drone-kd detect --number 7"
+
+
+def test_training_command_without_the_training_part(monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "drone_kd_training", None)
+    for options in ([], ["--help"], ["--data", "x"]):
+        assert run("distill", *options) == 2
+        assert "distill needs the training part: pip install" in only_message(capfd)
+    assert run("--help") == 0
+    assert "training: not installed" in capfd.readouterr().out
+
+
+def test_folder_named_like_the_training_part_is_not_it(tmp_path, monkeypatch):
+    (tmp_path / "drone_kd_training").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "meta_path", [importlib.machinery.PathFinder])
+    monkeypatch.delitem(sys.modules, "drone_kd_training", raising=False)
+    importlib.invalidate_caches()
+    assert importlib.util.find_spec("drone_kd_training") is not None
+    assert not cli.training_is_installed()
+
+
+def test_old_python_is_one_line_and_2(monkeypatch, capfd):
+    ast.parse(Path(cli.__file__).read_text(encoding="utf-8"), feature_version=(3, 9))
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
+    assert run("--help") == 2
+    assert "expected Python 3.10 or newer" in only_message(capfd)
+
+
+def test_version_names_python_and_the_libraries(capsys):
+    assert run("--version") == 0
+    names = [line[:14].strip() for line in capsys.readouterr().out.splitlines()]
+    libraries = ["ONNX Runtime", "TensorRT", "torch", "Ultralytics"]
+    assert names == ["drone_kd", "Python", "training part", *libraries]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("drone-kd de", {"detect"}),
+        ("drone-kd detect --max", {"--max-detections"}),
+        ("drone-kd detect --runtime ten", {"tensorrt"}),
+        ("drone-kd detect fra", {"frame.jpg"}),
+        pytest.param(
+            "drone-kd export --precision ", {"fp32", "fp16", "int8"}, marks=needs_training
+        ),
+        pytest.param("drone-kd distill --teacher-scale 1.", {"1.5"}, marks=needs_training),
+    ],
+)
+def test_completion(line, offered, tmp_path):
+    pytest.importorskip("argcomplete", reason="completion needs argcomplete")
+    answer = tmp_path / "answer"
+    (tmp_path / "frame.jpg").touch()
+    environment = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    command = [sys.executable, "-m", "drone_kd.cli"]
+    subprocess.run(command, cwd=tmp_path, env=environment, timeout=60, check=True)
+    assert {word.strip() for word in answer.read_text().splitlines()} == offered
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_function_to_run(name):
+    module, text = cli._COMMANDS[name]
+    assert callable(importlib.import_module(module).run)
+    assert text[0].islower() and not text.endswith(".")

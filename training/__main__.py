@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Run the training commands in a checkout: python -m training COMMAND."""
+"""Run drone-kd from a checkout that is not installed: python -m training COMMAND."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+_TRAINING = Path(__file__).resolve().parent
+sys.path[:0] = [str(_TRAINING), str(_TRAINING.parent)]
 
-from drone_kd_training.cli import main  # noqa: E402  the path above has to come first
+from drone_kd.cli import main  # noqa: E402  the paths above have to come first
 
 sys.exit(main())

@@ -1,9 +1,11 @@
-"""Draw the Gazebo world anew: python worlds/generate.py
+"""Generator of the Gazebo world.
 
-It makes aerial_traffic.sdf, the meshes and textures in aerial_traffic/, the shapes of all objects
-for ground truth in worlds/aerial_traffic.yaml, and the bridge's topics in worlds/bridge.yaml. They
-are the crossing of `drone-kd simulate`, three tiles long from south to north, in Gazebo's axes:
-x east, y north, z up. Nothing is downloaded, and nothing is anybody else's.
+    python worlds/generate.py
+
+Writes aerial_traffic.sdf, the meshes and textures in aerial_traffic/, the shapes of all objects
+for ground truth in aerial_traffic.yaml, and the bridge's topics in bridge.yaml. The world is the
+crossing of `drone-kd simulate`, three tiles long from south to north, in Gazebo's axes: x east,
+y north, z up. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,28 +21,30 @@ import yaml
 from scipy.spatial import ConvexHull
 
 from drone_kd.simulation.scene import CLASSES, meshes
+from drone_kd.simulation.scene.buildings import GABLES, HOUSE_SIDES
 from drone_kd.simulation.scene.layouts import build_scene
 from drone_kd.simulation.scene.meshes import FACES, NO_CLASS
-from drone_kd.simulation.scene.world import GABLES, HOUSE_SIDES, TILE_M, World
+from drone_kd.simulation.scene.shapes import TILE_M
+from drone_kd.simulation.scene.world import World
 
 HERE = Path(__file__).resolve().parent
 NAME = "aerial_traffic"
 SEED = 2
-# South, middle and north tile: where their middles are.
+# Centres of the south, middle and north tile.
 TILES_Y = (-TILE_M, 0.0, TILE_M)
 DRIVING, WALKING = 24, 12
 POSE_HZ = 50
-# The carrier flies north along the road, well east of it, as its cameras see both ways.
+# The carrier flies north along the road, east of its centre.
 DRONE_START = (8.0, -220.0, 50.0)
 DRONE_MPS = 8.0
 CAMERA_HZ, WIDTH, HEIGHT, FOCAL_PX = 10, 1280, 720, 1280.0
 OBLIQUE_DEG = 40.0
-# Colours of all paint, one cell each.
+# Texture with one cell per paint colour.
 PALETTE_SIDE, CELL_PX = 16, 16
 
 
 class Obj:
-    """A Wavefront mesh being made: polygons by material."""
+    """Builder of a Wavefront mesh: polygons by material."""
 
     def __init__(self) -> None:
         self._points: list[str] = []
@@ -48,21 +53,21 @@ class Obj:
         self._faces: dict[str, list[str]] = {}
 
     def add(self, material: str, corners: np.ndarray, uv: np.ndarray) -> None:
-        """Add a polygon, counter-clockwise as seen from outside."""
+        """Add a polygon, counter-clockwise seen from outside."""
         # Gazebo's renderer shows nothing of a mesh without normals.
         normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
         line = "vn {:.3f} {:.3f} {:.3f}".format(*normal / np.linalg.norm(normal))
         side = self._normals.setdefault(line, len(self._normals) + 1)
-        ends = []
+        indices = []
         for point, place in zip(corners, uv, strict=True):
             self._points.append("v {:.2f} {:.2f} {:.2f}".format(*point))
             line = "vt {:.4f} {:.4f}".format(*place)
             number = self._places.setdefault(line, len(self._places) + 1)
-            ends.append(f"{len(self._points)}/{number}/{side}")
-        ends = " ".join(ends)
-        self._faces.setdefault(material, []).append(f"f {ends}")
+            indices.append(f"{len(self._points)}/{number}/{side}")
+        self._faces.setdefault(material, []).append(f"f {' '.join(indices)}")
 
     def write(self, folder: Path, name: str) -> None:
+        """Write NAME.obj."""
         lines = [f"mtllib {NAME}.mtl", *self._points, *self._places, *self._normals]
         for material, faces in self._faces.items():
             lines += [f"usemtl {material}", *faces]
@@ -70,7 +75,7 @@ class Obj:
 
 
 def main() -> None:
-    """Write everything."""
+    """Write all files."""
     world = build_scene("crossing", SEED)
     folder = HERE / NAME
     shutil.rmtree(folder, ignore_errors=True)
@@ -103,28 +108,28 @@ def _gazebo(xy: np.ndarray) -> np.ndarray:
     return (xy - TILE_M / 2) * (1, -1)
 
 
-# --- pictures ---
+# --- textures ---
 
 
 def _textures(folder: Path, world: World) -> None:
-    # Gazebo makes its own shadows: take the drawn ones away.
+    # Gazebo renders its own shadows: remove those of the ground.
     lit = world.ground[0].astype(np.float32)
-    lit[world.shade > 0] /= world.shade_gain
-    _picture(folder, "ground", lit.clip(0, 255).astype(np.uint8), 72)
-    for k, roof in enumerate(world.roofs):
-        _picture(folder, f"roof{k}", roof[0], 80)
-    for k, facade in enumerate(world.facades):
-        _picture(folder, f"facade{k}", facade[0], 80)
-    for k, tree in enumerate(world.tree_pictures):
-        picture, alpha = tree[0][..., :3], tree[0][..., 3]
-        # What lies outside the crown takes the crown's mean colour.
-        mean = picture[alpha > 128].mean(0)
-        _picture(folder, f"tree{k}", np.where(alpha[..., None] > 128, picture, mean), 80)
+    lit[world.shadow > 0] /= world.shadow_gain
+    _write_jpeg(folder, "ground", lit.clip(0, 255).astype(np.uint8), 72)
+    for k, roof in enumerate(world.roof_textures):
+        _write_jpeg(folder, f"roof{k}", roof[0], 80)
+    for k, facade in enumerate(world.facade_textures):
+        _write_jpeg(folder, f"facade{k}", facade[0], 80)
+    for k, tree in enumerate(world.tree_textures):
+        colour, alpha = tree[0][..., :3], tree[0][..., 3]
+        # Pixels outside the crown take its mean colour.
+        mean = colour[alpha > 128].mean(0)
+        _write_jpeg(folder, f"tree{k}", np.where(alpha[..., None] > 128, colour, mean), 80)
     names = ["ground", "paint"]
     for kind, count in (
-        ("roof", len(world.roofs)),
-        ("facade", len(world.facades)),
-        ("tree", len(world.tree_pictures)),
+        ("roof", len(world.roof_textures)),
+        ("facade", len(world.facade_textures)),
+        ("tree", len(world.tree_textures)),
     ):
         names += [f"{kind}{k}" for k in range(count)]
     suffix = {"paint": "png"}
@@ -135,24 +140,26 @@ def _textures(folder: Path, world: World) -> None:
     (folder / f"{NAME}.mtl").write_text("\n".join(lines))
 
 
-def _picture(folder: Path, name: str, picture: np.ndarray, quality: int) -> None:
+def _write_jpeg(folder: Path, name: str, image: np.ndarray, quality: int) -> None:
     options = (cv2.IMWRITE_JPEG_QUALITY, quality)
-    cv2.imwrite(str(folder / f"{name}.jpg"), picture.astype(np.uint8), options)
+    cv2.imwrite(str(folder / f"{name}.jpg"), image.astype(np.uint8), options)
 
 
 def _palette(folder: Path, world: World) -> np.ndarray:
     """Write paint.png; returns its colours, float32 (K, 3) RGB, row by row."""
     shapes = meshes.library()
-    colours = [
+    parts = [
         shapes.colours[shapes.first[m] : shapes.first[m] + shapes.count[m]].reshape(-1, 3)
         for m in np.unique(world.mesh_ids)
     ]
-    colours = np.concatenate(colours)
+    colours = np.concatenate(parts)
     colours = colours[~np.isnan(colours[:, 0])].astype(np.float32)
     cv2.setRNGSeed(0)
     count = PALETTE_SIDE**2
     stop = (cv2.TERM_CRITERIA_MAX_ITER | cv2.TERM_CRITERIA_EPS, 20, 0.5)
-    _, _, palette = cv2.kmeans(colours, count, None, stop, 1, cv2.KMEANS_PP_CENTERS)
+    labels = np.empty((len(colours), 1), np.int32)
+    _, _, centres = cv2.kmeans(colours, count, labels, stop, 1, cv2.KMEANS_PP_CENTERS)
+    palette = np.asarray(centres)
     cells = palette.reshape(PALETTE_SIDE, PALETTE_SIDE, 3)[..., ::-1].clip(0, 255)
     sheet = np.kron(cells, np.ones((CELL_PX, CELL_PX, 1))).round().astype(np.uint8)
     cv2.imwrite(str(folder / "paint.png"), sheet)
@@ -172,7 +179,7 @@ def _ground() -> Obj:
 def _houses(world: World) -> Obj:
     obj = Obj()
     for k, house in enumerate(world.houses):
-        roof, facade = world.house_pictures[k]
+        roof, facade = world.house_textures[k]
         points = np.column_stack([_gazebo(house[:, :2]), house[:, 2]])
         middle = points[:8].mean(0)
         for side, ends in enumerate(HOUSE_SIDES):
@@ -188,7 +195,7 @@ def _houses(world: World) -> Obj:
 
 
 def _trees(world: World) -> Obj:
-    """Crowns of three rings, with the picture from above on them, and stems."""
+    """Crowns of three rings, with the texture from above on them."""
     obj = Obj()
     turn = np.linspace(0, 2 * np.pi, 8, endpoint=False)
     circle = np.stack([np.cos(turn), np.sin(turn)], -1)
@@ -212,7 +219,7 @@ def _trees(world: World) -> Obj:
 
 
 def _add_mesh(obj: Obj, world: World, number: int, palette: np.ndarray, place: bool) -> None:
-    """Add an object's faces, on its place of the tile or at the origin with x forward."""
+    """Add an object's faces, at its place on the tile or at the origin with x forward."""
     shapes = meshes.library()
     mesh = world.mesh_ids[number]
     for part in range(shapes.first[mesh], shapes.first[mesh] + shapes.count[mesh]):
@@ -233,7 +240,7 @@ def _add_mesh(obj: Obj, world: World, number: int, palette: np.ndarray, place: b
 def _add_outwards(
     obj: Obj, material: str, corners: np.ndarray, uv: np.ndarray, middle: np.ndarray
 ) -> None:
-    """Add a polygon so that it is seen from outside of what has this middle."""
+    """Add a polygon that faces away from `middle`."""
     normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
     if normal @ (corners.mean(0) - middle) < 0:
         corners, uv = corners[::-1], uv[::-1]
@@ -241,7 +248,7 @@ def _add_outwards(
 
 
 def _own_axes(corners: np.ndarray) -> np.ndarray:
-    """Points of a mesh: y to its right becomes y to its left."""
+    """Convert points of a mesh from y right to y left."""
     return corners * (1, -1, 1)
 
 
@@ -257,11 +264,11 @@ def _placed(points: np.ndarray, x: float, y: float, yaw: float) -> np.ndarray:
     return points @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + (x, y, 0)
 
 
-# --- who moves ---
+# --- objects ---
 
 
 def _choose(world: World) -> tuple[list[int], list[int]]:
-    """Numbers of the objects that move along the road north-south, and of those that stand."""
+    """Return the objects that move along the north-south road, and those that stand."""
     on_main = (world.road_ids == 0) & (world.speed != 0)
     people = world.class_ids == meshes.PERSON
     rng = np.random.default_rng(SEED)
@@ -276,7 +283,7 @@ def _choose(world: World) -> tuple[list[int], list[int]]:
 
 
 def _points_of(world: World, number: int) -> np.ndarray:
-    """Corners of the hull of an object: (P, 3), metres, at the origin with x forward."""
+    """Return the hull of an object: (P, 3), metres, at the origin with x forward."""
     shapes = meshes.library()
     mesh = world.mesh_ids[number]
     points = shapes.corners[shapes.first[mesh] : shapes.first[mesh] + shapes.count[mesh]]
@@ -288,9 +295,9 @@ def _hull(points: np.ndarray) -> np.ndarray:
 
 
 def _shapes(world: World, standing: list[int], movers: list) -> dict:
-    """What ground truth needs to know of the world; see drone_kd.simulation.gazebo_world."""
+    """Return the shapes for ground truth; see drone_kd.simulation.gazebo_world."""
     half = math.radians(OBLIQUE_DEG) / 2
-    shapes = {
+    shapes: dict[str, Any] = {
         "classes": list(CLASSES),
         "cameras": {
             # From the carrier to the camera: x, y, z, and the quaternion x, y, z, w.
@@ -300,7 +307,7 @@ def _shapes(world: World, standing: list[int], movers: list) -> dict:
         "carrier": "drone",
         "moving": {},
         "standing": [],
-        # Of the tile's middle, where what stands is there once more.
+        # Standing objects repeat at these tile centres.
         "tiles_y": [round(y, 2) for y in TILES_Y],
     }
     for name, number, _ in movers:
@@ -318,16 +325,16 @@ def _shapes(world: World, standing: list[int], movers: list) -> dict:
     circle = np.stack([np.cos(turn), np.sin(turn)], -1)
     for x, y, radius, height, _ in world.trees:
         middle = _gazebo(np.array([x, y]))
-        points = [
+        rings = [
             np.column_stack([middle + share * radius * circle, np.full(8, level * height)])
             for share, level in ((0.55, 0.28), (1.0, 0.55), (0.7, 0.86))
         ]
-        shapes["standing"].append({"class": "", "points": _rounded(np.concatenate(points))})
+        shapes["standing"].append({"class": "", "points": _rounded(np.concatenate(rings))})
     return shapes
 
 
 def _rounded(points: np.ndarray) -> list[float]:
-    """All coordinates in one list: x, y, z, x, y, z, ..."""
+    """Return all coordinates in one list: x, y, z, x, y, z, ..."""
     return [round(float(v), 2) for v in points.ravel()]
 
 
@@ -343,27 +350,14 @@ def _bridge(movers: list) -> list[dict]:
 
     topics = [entry("/clock", "/clock", "rosgraph_msgs/msg/Clock", "gz.msgs.Clock")]
     for camera in ("down", "front"):
-        base = f"/drone/{camera}"
-        topics.append(
-            entry(f"{base}/image", f"{base}/image", "sensor_msgs/msg/Image", "gz.msgs.Image")
-        )
-        topics.append(
-            entry(
-                f"{base}/camera_info",
-                f"{base}/camera_info",
-                "sensor_msgs/msg/CameraInfo",
-                "gz.msgs.CameraInfo",
-            )
-        )
-    for name in ["drone", *(name for name, *_ in movers)]:
-        topics.append(
-            entry(
-                "/poses",
-                f"/model/{name}/pose",
-                "geometry_msgs/msg/TransformStamped",
-                "gz.msgs.Pose",
-            )
-        )
+        for name, kind in (("image", "Image"), ("camera_info", "CameraInfo")):
+            topic = f"/drone/{camera}/{name}"
+            topics.append(entry(topic, topic, f"sensor_msgs/msg/{kind}", f"gz.msgs.{kind}"))
+    pose = "geometry_msgs/msg/TransformStamped"
+    topics += [
+        entry("/poses", f"/model/{name}/pose", pose, "gz.msgs.Pose")
+        for name in ("drone", *(name for name, *_ in movers))
+    ]
     return topics
 
 
@@ -381,10 +375,10 @@ _BRIDGE_HEAD = """\
 
 
 class _Flow(yaml.SafeDumper):
-    """Lists of numbers in one line."""
+    """YAML dumper that writes lists of numbers in one line."""
 
 
-def _list(dumper: yaml.SafeDumper, data: list):
+def _list(dumper: yaml.SafeDumper, data: list) -> yaml.SequenceNode:
     numbers = all(isinstance(v, (int, float)) for v in data)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=numbers)
 
@@ -392,7 +386,7 @@ def _list(dumper: yaml.SafeDumper, data: list):
 _Flow.add_representer(list, _list)
 
 
-def _write_yaml(path: Path, head: str, content) -> None:
+def _write_yaml(path: Path, head: str, content: dict | list) -> None:
     text = yaml.dump(content, Dumper=_Flow, sort_keys=False, width=10**6)
     path.write_text(head + text)
 

@@ -1,11 +1,13 @@
-"""Does the drone compute what the workstation computed? drone-kd selftest [model.onnx]
+"""drone-kd selftest: TensorRT compared with ONNX Runtime on this device, and both measured.
 
-Builds the engine, runs TensorRT and ONNX Runtime on one picture, compares what they find, and
-measures both. What cannot be done here is said, and the rest is done.
+Builds the engine, runs both runtimes on one image, and compares their detections. What cannot be
+done here is reported, and the rest is done.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import platform
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -19,13 +21,16 @@ import numpy as np
 from drone_kd import machine
 from drone_kd.backends import tensorrt_is_installed
 from drone_kd.backends.tensorrt import cuda
+from drone_kd.commands.options import add_model, check_folder, count, show_progress
 from drone_kd.commands.stage_times import stage_percentiles
 from drone_kd.core.detections import Detections
 from drone_kd.core.model_spec import ModelError
 from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.preprocess import letterbox
 from drone_kd.detector import Detector, load_detector
-from drone_kd.files import file_sha256
+from drone_kd.files import file_sha256, write_whole
+from drone_kd.media.image_files import read_image
+from drone_kd.paths import default_model_path, selftest_image_path
 
 SCHEMA = 1
 PERCENTILES = (50, 95, 99)
@@ -35,8 +40,43 @@ PERCENTILES = (50, 95, 99)
 LIMITS = {"fp32": (0.5, 0.01), "fp16": (1.0, 0.02), "int8": (4.0, 0.1)}
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_model(parser)
+    parser.add_argument(
+        "--frames", type=count, default=100, metavar="N", help="measured runs per runtime"
+    )
+    parser.add_argument(
+        "--image", metavar="PATH", help="image to compare on (default: the one of the package)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("selftest.json"),
+        metavar="OUT",
+        help="file for the report",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the self-test, print its report and write it; 1 when it failed."""
+    check_folder("--output", arguments.output)
+    image = Path(arguments.image or selftest_image_path())
+    report = run_selftest(
+        Path(arguments.model or default_model_path()),
+        image,
+        read_image(image),
+        arguments.frames,
+        show_progress,
+    )
+    write_whole(arguments.output, f"{json.dumps(report, indent=1)}\n".encode())
+    print(summary(report))
+    print(f"report       {arguments.output}")
+    return 1 if report["verdict"] == "fail" else 0
+
+
 class _Run(NamedTuple):
-    """One runtime on the picture."""
+    """Result of one runtime on the image."""
 
     found: Detections
     detector: Detector
@@ -44,13 +84,13 @@ class _Run(NamedTuple):
 
 
 def run_selftest(
-    model: Path, picture: Path, image: np.ndarray, frames: int, progress: Callable[[str], None]
+    model: Path, source: Path, image: np.ndarray, frames: int, progress: Callable[[str], None]
 ) -> dict:
     """Test and measure one model on this computer.
 
     Args:
         model: a model.onnx that describes itself.
-        picture: where `image` came from.
+        source: file of `image`.
         image: uint8 (h, w, 3) BGR.
         frames: how many are measured with each runtime.
         progress: gets lines of text.
@@ -61,7 +101,7 @@ def run_selftest(
 
     Raises:
         ModelError: the model cannot be used at all.
-        InferenceError: ONNX Runtime gave no usable answer.
+        InferenceError: ONNX Runtime gave no usable output.
     """
     verdict, remarks = "pass", []
     power_mode, temperatures = machine.power_mode(), machine.temperatures_c()
@@ -92,7 +132,7 @@ def run_selftest(
         )
         if not agreement["boxes"]:
             verdict = "incomplete"
-            remarks.append("nothing was compared: no runtime finds anything on this picture")
+            remarks.append("nothing was compared: no runtime detects anything in this image")
         elif not agreement["within_limits"]:
             verdict = "fail"
             remarks.append("TensorRT and ONNX Runtime do not agree")
@@ -121,7 +161,7 @@ def run_selftest(
             "input_shape": list(spec.input_shape),
             "classes": list(spec.classes),
         },
-        "picture": {"file": str(picture), "width": image.shape[1], "height": image.shape[0]},
+        "picture": {"file": str(source), "width": image.shape[1], "height": image.shape[0]},
         "frames": frames,
         "onnxruntime": reference.report,
         "tensorrt": tensorrt and tensorrt.report,
@@ -133,18 +173,20 @@ def _run(
     model: Path, runtime: str, image: np.ndarray, frames: int, progress: Callable[[str], None]
 ) -> _Run:
     progress(f"{runtime}: loading the model")
-    memory, gpu_memory = machine.process_memory_mb(), _gpu_memory_mb()
+    memory, gpu_before = machine.process_memory_mb(), _gpu_memory_mb()
     start = perf_counter()
     detector = load_detector(model, runtime=runtime, allow_fallback=False, progress=progress)
     seconds = perf_counter() - start
     progress(f"{runtime}: measuring {frames} frames")
     times_ms = stage_percentiles(detector, image, frames, PERCENTILES)
     found = detector(image)
+    gpu_after = _gpu_memory_mb()
+    gpu = None if gpu_before is None or gpu_after is None else round(gpu_after - gpu_before, 1)
     report = {
         "name": detector.backend.name,
         "load_seconds": round(seconds, 2),
         "memory_mb": round(machine.process_memory_mb() - memory, 1),
-        "gpu_memory_mb": (None if gpu_memory is None else round(_gpu_memory_mb() - gpu_memory, 1)),
+        "gpu_memory_mb": gpu,
         "detections": len(found),
         "times_ms": {
             stage: {f"p{p}": round(value, 3) for p, value in zip(PERCENTILES, values, strict=True)}
@@ -169,14 +211,15 @@ def compare(
     confidence: float,
     limits: tuple[float, float],
 ) -> dict:
-    """Compare what two runtimes found on one picture.
+    """Compare the detections of two runtimes in one image.
 
     Each box of one that is surely above the threshold is compared with the nearest box of its
     class of the other, both ways round.
 
     Args:
-        reference, found: detections in picture pixels, of scores above `confidence`.
-        scale: network pixels per picture pixel.
+        reference: detections of one runtime in image pixels, of scores above `confidence`.
+        found: those of the other.
+        scale: network pixels per image pixel.
         confidence: the threshold that both were made with.
         limits: how far corners (network px) and scores may differ.
 
@@ -211,7 +254,7 @@ def compare(
 
 def summary(report: dict) -> str:
     """Return a report of `run_selftest` as one page of text."""
-    computer, model, picture = report["machine"], report["model"], report["picture"]
+    computer, model, image = report["machine"], report["model"], report["picture"]
     lines = [
         f"machine      {computer['name']}, kernel {computer['kernel']}",
         f"power mode   {computer['power_mode'] or 'not readable'}",
@@ -220,7 +263,7 @@ def summary(report: dict) -> str:
         f"model        {model['file']}, {model['precision']}, input {model['input_shape']}, "
         f"{len(model['classes'])} classes",
         f"             sha256 {model['sha256']}",
-        f"picture      {picture['file']}, {picture['width']}x{picture['height']}",
+        f"image        {image['file']}, {image['width']}x{image['height']}",
     ]
     for runtime in ("onnxruntime", "tensorrt"):
         run = report[runtime]
@@ -253,5 +296,5 @@ def summary(report: dict) -> str:
 def _hottest(zones: dict[str, float]) -> str:
     if not zones:
         return "not readable"
-    name = max(zones, key=zones.get)
+    name = max(zones, key=lambda zone: zones[zone])
     return f"{zones[name]:.1f} °C ({name})"

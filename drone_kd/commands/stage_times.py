@@ -1,4 +1,4 @@
-"""How long a detector takes, stage by stage."""
+"""Latency of a detector, stage by stage."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _WARM_UP_FRAMES = 5
 def stage_percentiles(
     detector: Detector, image: np.ndarray, frames: int, percentiles: tuple[int, ...]
 ) -> dict[str, list[float]]:
-    """Run one picture again and again.
+    """Run one image repeatedly and return percentiles of each stage.
 
     Args:
         detector: what is measured.
         image: uint8 (h, w, 3) BGR.
-        frames: how often it is run, after a few frames to warm up.
+        frames: number of measured runs, after a few to warm up.
         percentiles: which, e.g. (50, 95).
 
     Returns:
         Stage ("letterbox", "infer", "decode", "total") to milliseconds, one for each percentile.
 
     Raises:
-        InferenceError: the network gave no usable answer.
+        InferenceError: the network gave no usable output.
     """
     for _ in range(_WARM_UP_FRAMES):
         detector(image)

@@ -1,4 +1,4 @@
-"""Frames from a picture, a folder of pictures or a video file."""
+"""Frames of an image file, a folder of images or a video file."""
 
 from __future__ import annotations
 
@@ -8,93 +8,98 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from drone_kd.media.compressed_images import is_incomplete
 
-PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
 
-# FFmpeg, inside OpenCV, would print lines of its own about a damaged file.
+# Otherwise FFmpeg, inside OpenCV, prints lines of its own about a damaged file.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 class SourceError(ValueError):
-    """A picture or video cannot be used; the message is one line and names the file."""
+    """An image, video or stream cannot be used; the message is one line and names it."""
 
 
 def read_frames(
     source: str | Path, on_error: Callable[[SourceError], None]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, frame) from a picture, a folder of pictures (sorted by name) or a video.
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield (name, frame) of an image, a folder of images (sorted by name) or a video.
 
-    A name is the picture's path, or "path#n" for frame n of a video, counted from 0. A frame is
-    uint8 (h, w, 3) BGR. A picture that cannot be read goes to `on_error`, and the next follows.
+    A name is the image's path, or "path#n" for frame n of a video, counted from 0. A frame is
+    uint8 (h, w, 3) BGR. An image that cannot be read goes to `on_error`, and the next follows.
 
     Raises:
-        SourceError: there is no such source, or nothing of it can ever be read.
+        SourceError: there is no such source, or nothing in it can be read.
     """
     source = Path(source)
     suffix = source.suffix.lower()
     if source.is_dir():
-        pictures = sorted(p for p in source.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
-        if not pictures:
-            raise SourceError(f"{source}: expected pictures ({', '.join(PICTURE_SUFFIXES)}) in it")
-        yield from _read_pictures(pictures, on_error)
+        images = sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not images:
+            raise SourceError(f"{source}: expected images ({', '.join(IMAGE_SUFFIXES)}) in it")
+        yield from _read_images(images, on_error)
     elif not source.exists():
-        raise SourceError(f"{source}: no such picture, folder or video")
-    elif suffix in PICTURE_SUFFIXES:
-        yield from _read_pictures([source], on_error)
+        raise SourceError(f"{source}: no such image, folder or video")
+    elif suffix in IMAGE_SUFFIXES:
+        yield from _read_images([source], on_error)
     elif suffix in VIDEO_SUFFIXES:
-        yield from _read_video(source)
+        yield from read_video(cv2.VideoCapture(str(source)), str(source))
     else:
-        known = ", ".join(PICTURE_SUFFIXES + VIDEO_SUFFIXES)
+        known = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
         raise SourceError(f"{source}: expected a folder or a file that ends in one of {known}")
 
 
-def read_picture(path: str | Path) -> np.ndarray:
-    """Read a picture as uint8 (h, w, 3) BGR, turned as its EXIF orientation says.
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Read an image as uint8 (h, w, 3) BGR, rotated to its EXIF orientation.
 
     Raises:
-        SourceError: the file is missing, empty, incomplete or not a picture.
+        SourceError: the file is missing, empty, incomplete or not an image.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}") from None
     if is_incomplete(data):
-        raise SourceError(f"{path}: the picture is incomplete (empty or cut off)")
+        raise SourceError(f"{path}: the image is incomplete (empty or cut off)")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:  # e.g. more pixels than OpenCV accepts
         image = None
     if image is None:
-        raise SourceError(f"{path}: not a picture that OpenCV can read (damaged?)")
-    return image
+        raise SourceError(f"{path}: not an image that OpenCV can read (damaged?)")
+    return np.asarray(image, np.uint8)
 
 
-def _read_pictures(
-    paths: list[Path], on_error: Callable[[SourceError], None]
-) -> Iterator[tuple[str, np.ndarray]]:
-    for path in paths:
-        try:
-            image = read_picture(path)
-        except SourceError as error:
-            on_error(error)
-        else:
-            yield str(path), image
+def read_video(capture: cv2.VideoCapture, name: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield ("name#n", frame) for every frame of a video, and release it.
 
-
-def _read_video(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    capture = cv2.VideoCapture(str(path))
+    Raises:
+        SourceError: it has no frame that can be read.
+    """
+    number = 0
     try:
-        number = 0
         while True:
             read, frame = capture.read()
             if not read:
                 break
-            yield f"{path}#{number}", frame
+            yield f"{name}#{number}", np.asarray(frame, np.uint8)
             number += 1
     finally:
         capture.release()
     if number == 0:
-        raise SourceError(f"{path}: not a video that OpenCV can read (damaged?)")
+        raise SourceError(f"{name}: not a video that OpenCV can read (damaged?)")
+
+
+def _read_images(
+    paths: list[Path], on_error: Callable[[SourceError], None]
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    for path in paths:
+        try:
+            image = read_image(path)
+        except SourceError as error:
+            on_error(error)
+        else:
+            yield str(path), image

@@ -10,6 +10,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from drone_kd.backends import RUNTIMES, Backend
+from drone_kd.core.thresholds import parse_thresholds
 from drone_kd.core.tiling import OFF, parse_tiling
 from drone_kd.detector import Detector
 from drone_kd.paths import parameter_defaults
@@ -114,20 +115,10 @@ class Settings:
 
 
 def _read_thresholds(entries: list[str]) -> dict[str, float]:
-    """Read ["car=0.4"]."""
-    thresholds = {}
-    for entry in filter(None, entries):
-        name, _, text = entry.rpartition("=")
-        try:
-            threshold = float(text)
-        except ValueError:
-            threshold = -1.0
-        if not name or not 0 <= threshold <= 1:
-            raise SettingsError(
-                f"class_confidence: expected NAME=THRESHOLD with 0 to 1, got {entry!r}"
-            )
-        thresholds[name.strip()] = threshold
-    return thresholds
+    try:
+        return parse_thresholds(entries)
+    except ValueError as error:
+        raise SettingsError(f"class_confidence: {error}") from None
 
 
 def declare_detector_parameters(node: Node) -> None:

@@ -1,4 +1,4 @@
-"""Recorded flights: images of a bag, with its ground truth where it has some."""
+"""Frames of a rosbag2 with their ground truth."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from vision_msgs.msg import Detection2DArray
 
 from drone_kd.media.bags import IMAGE, inspect_bag, message_to_bgr, read_messages
 from drone_kd.media.image_files import SourceError
-from drone_kd.simulation.replay import Shot
+from drone_kd.simulation.replay import LabelledFrame
 from drone_kd.simulation.scoring.flight_record import Truth, columns
 from drone_kd.simulation.truth_messages import boxes_of, stamp_ns
 
 _DETECTIONS = "vision_msgs/msg/Detection2DArray"
 
 
-def read_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> Iterator[Shot]:
-    """Yield the frames of a bag's one topic of images once.
+def read_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> Iterator[LabelledFrame]:
+    """Yield the frames of the only image topic of a bag once.
 
-    Detections of the bag that have the stamp of a frame are its ground truth. A bag that breaks
-    off is played as far as it goes.
+    Detections with the stamp of a frame are its ground truth. A truncated bag is read up to the
+    cut.
 
     Args:
-        on_error: told of what cannot be read.
+        path: folder or file of the bag.
+        on_error: called for unreadable parts.
 
     Raises:
-        SourceError: it is no bag that can be read, or has not one topic of images.
+        SourceError: the bag is unreadable, or has not exactly one image topic.
     """
     files = inspect_bag(path, on_error)
     topics = {
@@ -50,8 +51,8 @@ def read_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> Itera
     for file in files:
         for message in read_messages(file, set(topics[IMAGE]), on_error):
             try:
-                picture, stamp = message_to_bgr(message)
+                image, stamp = message_to_bgr(message)
             except SourceError as error:
                 on_error(SourceError(f"{path}: {error}"))
                 continue
-            yield Shot(picture, truths.get(stamp, nothing) if labelled else None)
+            yield LabelledFrame(image, truths.get(stamp, nothing) if labelled else None)

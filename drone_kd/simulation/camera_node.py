@@ -1,9 +1,9 @@
-"""A camera without hardware: pictures, a video, a bag or a generated flight on `image`.
+"""ROS 2 node `camera`: publishes images, a video, a bag or a generated flight.
 
     ros2 run drone_kd camera --ros-args -p source:=flight.mp4 -p rate:=30.0
 
-With every image goes its `camera_info`. Where the boxes are known, `~/ground_truth` has them for
-every frame that was due, with the same stamp: also for those that got lost.
+Each frame is published on `image` with its `camera_info`. If the boxes are known,
+`~/ground_truth` has them for every frame with the same stamp, dropped frames included.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock as ClockMessage
@@ -32,23 +34,23 @@ from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.params import declare_camera_parameters
 from drone_kd.ros.run import run_node
 from drone_kd.simulation.bag_replay import read_bag
-from drone_kd.simulation.replay import Shot, read_labels, recorded
+from drone_kd.simulation.replay import LabelledFrame, read_labels, recorded
 from drone_kd.simulation.scoring.flight_record import Truth
 from drone_kd.simulation.truth_messages import to_camera_info, truth_to_message
 
-# Reliable, so that every subscriber matches; depth 1, so that nobody gets an old frame.
+# Reliable, so that every subscriber matches; depth 1, so that nobody gets a stale frame.
 IMAGE_QOS = QoSProfile(depth=1)
-# Deep enough for a listener that is busy for a while: these messages are small.
+# Deep enough for a subscriber that is busy for a while: these messages are small.
 SMALL_QOS = QoSProfile(depth=100)
 
 _FRAMES_AHEAD = 4
 _STOP_SECONDS = 1.0
 _END = None
-# A detector that has found the camera may still change its quality of service.
+# A detector that has discovered the camera may still change its quality of service.
 _SETTLE_S = 1.0
 _CLOCK_S = 0.01
 _DELAY_S = 0.002
-# On a busy machine DDS may take seconds to repeat what got lost.
+# On a busy machine DDS may take seconds to resend lost messages.
 _REPAIR_S = 5
 
 
@@ -56,11 +58,11 @@ class CameraNode(Node):
     """Publishes the frames of a source at a steady rate.
 
     Args:
-        finished: set once a source that does not loop, or the flight, has ended.
+        finished: set at the end of the flight, or of a source that does not loop.
 
     Raises:
-        ParameterException: a parameter given at the start cannot be used.
-        SourceError: the source has no frame that can be read, or a parameter makes no sense.
+        ParameterException: a parameter has the wrong type or is out of range.
+        SourceError: the source has no readable frame, or a parameter value is invalid.
     """
 
     def __init__(self, finished: threading.Event) -> None:
@@ -69,39 +71,40 @@ class CameraNode(Node):
         self._finished = finished
         self._frame_id = self._value("frame_id")
         self._outage, self._jump = self._pair("outage"), self._pair("clock_jump")
-        self._focal_px = None
+        self._focal_px: float | None = None
         frames = self._read()
         first = next(frames, _END)
         if first is _END:
-            raise SourceError(f"{self._value('source')}: no picture can be read")
-        self._ahead: queue.Queue[Shot | Exception | None] = queue.Queue(_FRAMES_AHEAD)
+            raise SourceError(f"{self._value('source')}: no image can be read")
+        self._ahead: queue.Queue[LabelledFrame | Exception | None] = queue.Queue(_FRAMES_AHEAD)
         self._ahead.put(first)
         self._images = self.create_publisher(Image, "image", IMAGE_QOS)
         self._infos = self.create_publisher(CameraInfo, "camera_info", SMALL_QOS)
         self._truths = None
         if first.truth is not None:
             self._truths = self.create_publisher(Detection2DArray, "~/ground_truth", SMALL_QOS)
-        self._lottery = np.random.default_rng(self._value("seed"))
+        self._rng = np.random.default_rng(self._value("seed"))
         self._delayed: deque[tuple[float, np.ndarray, Header]] = deque()
-        self._began: float | None = None  # on the steady clock
+        # Both on the steady clock: when the flight began, and when it may begin.
+        self._began: float | None = None
         self._settled: float | None = None
         self.published = self.lost = self.late = 0
         self._stopping = threading.Event()
         self._reader = threading.Thread(target=self._fill, args=(frames,), daemon=True)
         self._reader.start()
-        # On the machine's own clock: a camera also runs where simulated time stands still.
+        # Steady time: the camera also runs while simulated time stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(1 / self._value("rate"), self._tick, clock=steady)
         if self._value("delay_ms"):
             self.create_timer(_DELAY_S, self._publish_delayed, clock=steady)
-        self._time_topic = None
+        self._time_zero: float | None = None  # start of simulated time, on the steady clock
         if self._value("sim_time"):
-            self._time_topic = self.create_publisher(ClockMessage, "/clock", 10)
             self._time_zero = time.monotonic()
-            self.create_timer(_CLOCK_S, self._publish_clock, clock=steady)
+            clock = self.create_publisher(ClockMessage, "/clock", 10)
+            self.create_timer(_CLOCK_S, lambda: self._publish_clock(clock), clock=steady)
 
     def stop(self) -> bool:
-        """End the reader and wait for it, False if it hangs; says what became of the frames."""
+        """Stop the reader and log frame counts; returns False if the reader hangs."""
         self._stopping.set()
         self._reader.join(_STOP_SECONDS)
         self.get_logger().info(
@@ -109,7 +112,7 @@ class CameraNode(Node):
         )
         return not self._reader.is_alive()
 
-    def _value(self, name: str):
+    def _value(self, name: str) -> Any:
         return self.get_parameter(name).value
 
     def _pair(self, name: str) -> tuple[float, float]:
@@ -118,29 +121,29 @@ class CameraNode(Node):
             raise SourceError(f"{name}: expected two numbers of seconds, got {list(pair)}")
         return pair
 
-    def _read(self) -> Iterator[Shot]:
-        """Yield shots until the source ends, or for ever."""
+    def _read(self) -> Iterator[LabelledFrame]:
+        """Yield frames until the source ends, or for ever if it loops."""
         source = self._value("source")
         if not source:
             yield from self._generate()
             return
-        labels = self._value("labels")
-        labels = read_labels(labels) if labels else None
+        path = self._value("labels")
+        labels = read_labels(path) if path else None
         while True:
             empty = True
             if is_bag(source):
-                shots = read_bag(source, self._report)
+                frames = read_bag(source, self._report)
             else:
-                shots = recorded(source, labels, self._report)
-            for shot in shots:
+                frames = recorded(source, labels, self._report)
+            for frame in frames:
                 empty = False
-                yield shot
-            # A source that gives nothing would be read for ever without a pause.
+                yield frame
+            # An empty source would loop without a pause.
             if empty or not self._value("loop"):
                 return
 
-    def _generate(self) -> Iterator[Shot]:
-        from drone_kd.simulation.scene import (  # a replay does without the generator
+    def _generate(self) -> Iterator[LabelledFrame]:
+        from drone_kd.simulation.scene import (  # deferred: a replay does not need it
             CLASSES,
             FlightPlan,
             fly,
@@ -164,9 +167,10 @@ class CameraNode(Node):
         self._focal_px = plan.focal_px
         for frame in fly(plan):
             names = tuple(CLASSES[i] for i in frame.class_ids)
-            yield Shot(frame.image, Truth(frame.xyxy, names, tuple(map(str, frame.ids))))
+            truth = Truth(frame.xyxy, names, tuple(map(str, frame.ids)))
+            yield LabelledFrame(frame.image, truth)
 
-    def _fill(self, frames: Iterator[Shot]) -> None:
+    def _fill(self, frames: Iterator[LabelledFrame]) -> None:
         """Decode or render ahead, so that one slow frame does not break the rate."""
         try:
             for frame in frames:
@@ -174,10 +178,10 @@ class CameraNode(Node):
                 if self._stopping.is_set():
                     return
             self._put(_END)
-        except Exception as error:  # handed to the main thread, which ends the node with it
+        except Exception as error:  # re-raised in the main thread, which ends the node
             self._put(error)
 
-    def _put(self, item: Shot | Exception | None) -> None:
+    def _put(self, item: LabelledFrame | Exception | None) -> None:
         while not self._stopping.is_set():
             try:
                 return self._ahead.put(item, timeout=0.1)
@@ -185,9 +189,9 @@ class CameraNode(Node):
                 continue
 
     def _tick(self) -> None:
-        if self._began is None and not self._ready():
+        flown_s = self._flown_s()
+        if flown_s is None:
             return
-        flown_s = time.monotonic() - self._began
         seconds = self._value("seconds")
         if seconds and flown_s >= seconds:
             self._end()
@@ -206,31 +210,33 @@ class CameraNode(Node):
             self._end()
             return
         header = Header(stamp=self._now(flown_s).to_msg(), frame_id=self._frame_id)
-        if self._truths is not None:
+        if self._truths is not None and item.truth is not None:
             self._truths.publish(truth_to_message(item.truth, header))
-        begins, lasts = self._outage
-        if self._lottery.random() < self._value("drop") or 0 <= flown_s - begins < lasts:
+        start_s, length_s = self._outage
+        if self._rng.random() < self._value("drop") or 0 <= flown_s - start_s < length_s:
             self.lost += 1
         elif delay_ms := self._value("delay_ms"):
             self._delayed.append((time.monotonic() + delay_ms / 1000, item.image, header))
         else:
             self._publish(item.image, header)
 
-    def _ready(self) -> bool:
-        """Whether the flight may begin: who shall listen does so."""
-        if self._images.get_subscription_count() < self._value("listeners"):
-            self._settled = None
-            return False
-        if self._settled is None:
-            self._settled = time.monotonic() + (_SETTLE_S if self._value("listeners") else 0)
-        if time.monotonic() < self._settled:
-            return False
-        self._began = time.monotonic()
-        return True
+    def _flown_s(self) -> float | None:
+        """Return seconds since the start; None while expected subscribers are missing."""
+        now = time.monotonic()
+        if self._began is None:
+            if self._images.get_subscription_count() < self._value("listeners"):
+                self._settled = None
+                return None
+            if self._settled is None:
+                self._settled = now + (_SETTLE_S if self._value("listeners") else 0)
+            if now < self._settled:
+                return None
+            self._began = now
+        return now - self._began
 
     def _now(self, flown_s: float) -> Time:
-        """The camera's clock, which may have jumped."""
-        if self._time_topic is None:
+        """Return the time of the camera's clock, which may have jumped."""
+        if self._time_zero is None:
             now = self.get_clock().now()
         else:
             now = Time(nanoseconds=int((time.monotonic() - self._time_zero) * 1e9))
@@ -247,12 +253,12 @@ class CameraNode(Node):
             _, image, header = self._delayed.popleft()
             self._publish(image, header)
 
-    def _publish_clock(self) -> None:
+    def _publish_clock(self, publisher: Publisher) -> None:
         flown_s = 0.0 if self._began is None else time.monotonic() - self._began
-        self._time_topic.publish(ClockMessage(clock=self._now(flown_s).to_msg()))
+        publisher.publish(ClockMessage(clock=self._now(flown_s).to_msg()))
 
     def _end(self) -> None:
-        # What is under way must not die with the process.
+        # Wait for delivery: messages under way would be lost with the process.
         self._images.wait_for_all_acked(Duration(seconds=1))
         for publisher in filter(None, (self._infos, self._truths)):
             publisher.wait_for_all_acked(Duration(seconds=_REPAIR_S))

@@ -1,9 +1,9 @@
-"""Ground truth of a Gazebo world: shapes that are known, poses and camera_info from the bridge.
+r"""ROS 2 node `gazebo_truth`: ground truth of a Gazebo world from shapes, poses and camera_info.
 
-    ros2 run drone_kd gazebo_truth --ros-args -p camera:=front \\
+    ros2 run drone_kd gazebo_truth --ros-args -p camera:=front \
         -r camera_info:=/drone/front/camera_info -r poses:=/poses
 
-`~/ground_truth` has what the camera sees, with the stamp of each camera_info.
+`~/ground_truth` has the visible objects, with the stamp of each camera_info.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from drone_kd.media.image_files import SourceError
 from drone_kd.paths import share_path
 from drone_kd.ros.params import declare_gazebo_truth_parameters
 from drone_kd.ros.run import run_node
-from drone_kd.simulation.gazebo_world import read_scenery, visible_truth
+from drone_kd.simulation.gazebo_world import read_gazebo_world, visible_truth
 from drone_kd.simulation.truth_messages import stamp_ns, truth_to_message
 
 _QOS = QoSProfile(depth=100)
 _POSES_QOS = QoSProfile(depth=1000)
-# Poses of this long are kept: pictures come later than the poses of their moment.
+# Poses are kept for this long: images arrive later than the poses of their moment.
 _KEPT_NS = 2 * 10**9
 _THROTTLE_S = 5.0
 
@@ -36,17 +36,17 @@ class GazeboTruthNode(Node):
     """Publishes ground truth; see the module's docstring.
 
     Raises:
-        SourceError: the shapes cannot be read, or there is no such camera.
+        SourceError: the shapes are unreadable, or the camera is unknown.
     """
 
     def __init__(self) -> None:
         super().__init__("gazebo_truth")
         declare_gazebo_truth_parameters(self)
         path = self.get_parameter("shapes").value or share_path("worlds/aerial_traffic.yaml")
-        self._scenery = read_scenery(path)
+        self._world = read_gazebo_world(path)
         self._camera = self.get_parameter("camera").value
-        if self._camera not in self._scenery.cameras:
-            known = " or ".join(self._scenery.cameras)
+        if self._camera not in self._world.cameras:
+            known = " or ".join(self._world.cameras)
             raise SourceError(f"camera: expected {known}, got {self._camera!r}")
         self._poses: dict[str, deque[tuple[int, np.ndarray]]] = defaultdict(deque)
         self._waiting: deque[CameraInfo] = deque(maxlen=100)
@@ -55,24 +55,24 @@ class GazeboTruthNode(Node):
         self.create_subscription(CameraInfo, "camera_info", self._on_info, _QOS)
 
     def stop(self) -> bool:
-        """Nothing runs beside the executor."""
+        """Do nothing: the node has no thread of its own."""
         return True
 
     def _on_pose(self, message: TransformStamped) -> None:
-        # Some bridges write "drone", some its scope, too, in Gazebo's way or in ROS's.
+        # Bridges write "drone" alone, or with its scope in Gazebo's or in ROS notation.
         name = message.child_frame_id.replace("::", "/").rpartition("/")[2]
         at, place = message.transform.translation, message.transform.rotation
         pose = np.array([at.x, at.y, at.z, place.x, place.y, place.z, place.w])
         stamp, kept = stamp_ns(message.header), self._poses[name]
-        if kept and stamp < kept[-1][0]:  # the simulation began anew
+        if kept and stamp < kept[-1][0]:  # the simulation was restarted
             self._poses.clear()
             self._waiting.clear()
             kept = self._poses[name]
         kept.append((stamp, pose))
         while stamp - kept[0][0] > _KEPT_NS:
             kept.popleft()
-        # The others' poses of one moment come with the carrier's: wait for its next.
-        if name == self._scenery.carrier and len(kept) > 1:
+        # Poses of one moment arrive in any order: wait for the carrier's next one.
+        if name == self._world.carrier and len(kept) > 1:
             while self._waiting and stamp_ns(self._waiting[0].header) <= kept[-2][0]:
                 self._publish(self._waiting.popleft())
 
@@ -84,9 +84,9 @@ class GazeboTruthNode(Node):
                 throttle_duration_sec=_THROTTLE_S,
             )
             return
-        if self._scenery.carrier not in self._poses:
+        if self._world.carrier not in self._poses:
             self.get_logger().warning(
-                f"no pose of {self._scenery.carrier} yet: is `poses` bridged?",
+                f"no pose of {self._world.carrier} yet: is `poses` bridged?",
                 throttle_duration_sec=_THROTTLE_S,
             )
         self._waiting.append(message)
@@ -95,7 +95,7 @@ class GazeboTruthNode(Node):
         at = stamp_ns(info.header)
         poses = {name: _pose_at(kept, at) for name, kept in self._poses.items()}
         truth = visible_truth(
-            self._scenery,
+            self._world,
             self._camera,
             poses,
             np.array(info.k).reshape(3, 3),
@@ -106,7 +106,7 @@ class GazeboTruthNode(Node):
 
 
 def _pose_at(kept: deque[tuple[int, np.ndarray]], at: int) -> np.ndarray:
-    """The pose at a time: between its neighbours, or the nearest that is known."""
+    """Return the pose at a time: interpolated, or the nearest known one."""
     before, after = kept[0], kept[-1]
     for entry in kept:
         if entry[0] <= at:
@@ -118,7 +118,7 @@ def _pose_at(kept: deque[tuple[int, np.ndarray]], at: int) -> np.ndarray:
         return min(before, after, key=lambda entry: abs(entry[0] - at))[1]
     share = (at - before[0]) / (after[0] - before[0])
     first, last = before[1], after[1].copy()
-    if first[3:] @ last[3:] < 0:  # the same turn, with the other sign
+    if first[3:] @ last[3:] < 0:  # q and -q are the same rotation
         last[3:] *= -1
     pose = first + share * (last - first)
     pose[3:] /= np.linalg.norm(pose[3:])
@@ -127,7 +127,7 @@ def _pose_at(kept: deque[tuple[int, np.ndarray]], at: int) -> np.ndarray:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; see `run_node`."""
-    return run_node("gazebo_truth", lambda finished: GazeboTruthNode(), args)
+    return run_node("gazebo_truth", lambda _finished: GazeboTruthNode(), args)
 
 
 if __name__ == "__main__":

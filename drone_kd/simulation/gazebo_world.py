@@ -1,4 +1,4 @@
-"""Ground truth of a simulated world: known shapes and poses, seen through a camera's model."""
+"""Ground truth of a Gazebo world: known shapes and poses, projected by a camera model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from drone_kd.simulation.scoring.flight_record import Truth
 
 
 @dataclass(frozen=True, eq=False)
-class Scenery:
-    """What stands and moves in a world, in its axes: x east, y north, z up, metres.
+class GazeboWorld:
+    """Shapes of all objects of a world, in its axes: x east, y north, z up, metres.
 
     Attributes:
         carrier: name of the model that carries the cameras.
-        cameras: by name, from the carrier to the camera: float64 (7,), x, y, z and quaternion
-            x, y, z, w. A camera looks along its x axis; y is to its left, z up.
-        standing: float64 (N, P, 3), hulls of what stands.
-        standing_names: class names, N; "" for what only stands in front.
-        moving: by model: hull in its own axes, float64 (P, 3).
-        moving_names: by model: class name.
+        cameras: by name, pose relative to the carrier: float64 (7,), x, y, z and quaternion
+            x, y, z, w. A camera looks along its x axis; y is left, z up.
+        standing: float64 (N, P, 3), hulls of standing objects.
+        standing_names: class names, N; "" for unlabelled objects, which only hide others.
+        moving: hull of each moving model in its own axes, float64 (P, 3).
+        moving_names: class name of each moving model.
     """
 
     carrier: str
@@ -36,11 +36,11 @@ class Scenery:
     moving_names: dict[str, str]
 
 
-def read_scenery(path: str | Path) -> Scenery:
+def read_gazebo_world(path: str | Path) -> GazeboWorld:
     """Read a file like worlds/aerial_traffic.yaml.
 
     Raises:
-        SourceError: it is not there, or is something else.
+        SourceError: the file is missing or malformed.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -50,7 +50,7 @@ def read_scenery(path: str | Path) -> Scenery:
                 standing.append(_points(entry["points"]) + (0, y, 0))
                 names.append(entry["class"])
         moving = content["moving"]
-        return Scenery(
+        return GazeboWorld(
             carrier=content["carrier"],
             cameras={name: np.array(p, dtype=float) for name, p in content["cameras"].items()},
             standing=_stack(standing),
@@ -66,44 +66,46 @@ def read_scenery(path: str | Path) -> Scenery:
 
 
 def visible_truth(
-    scenery: Scenery,
+    world: GazeboWorld,
     camera: str,
     poses: Mapping[str, np.ndarray],
     intrinsics: np.ndarray,
     width: int,
     height: int,
 ) -> Truth:
-    """What a camera of the carrier sees.
+    """Return the objects that a camera of the carrier sees.
 
     Args:
-        camera: one of scenery.cameras.
-        poses: of the carrier and of what moves: float64 (7,), x, y, z and quaternion x, y, z, w. A
-            model without a pose is not there.
+        world: the shapes.
+        camera: one of world.cameras.
+        poses: poses of the carrier and of moving models: float64 (7,), x, y, z and quaternion
+            x, y, z, w. A model without a pose is absent.
         intrinsics: float64 (3, 3), K of camera_info.
-        width, height: of the picture in pixels.
+        width: image width in pixels.
+        height: image height in pixels.
 
     Raises:
         KeyError: the carrier has no pose.
     """
-    carrier, mount = poses[scenery.carrier], scenery.cameras[camera]
+    carrier, mount = poses[world.carrier], world.cameras[camera]
     turn = rotation(carrier[3:])
     position = carrier[:3] + turn @ mount[:3]
     ahead, left, up = (turn @ rotation(mount[3:])).T
     matrix = projection_matrix(np.stack([-left, -up, ahead]), intrinsics)
-    present = [name for name in scenery.moving if name in poses]
+    present = [name for name in world.moving if name in poses]
     moved = [
-        scenery.moving[name] @ rotation(poses[name][3:]).T + poses[name][:3] for name in present
+        world.moving[name] @ rotation(poses[name][3:]).T + poses[name][:3] for name in present
     ]
-    solids = _stack([*scenery.standing, *moved])
-    names = (*scenery.standing_names, *(scenery.moving_names[name] for name in present))
-    ids = (*(f"standing_{k}" for k in range(len(scenery.standing))), *present)
+    solids = _stack([*world.standing, *moved])
+    names = (*world.standing_names, *(world.moving_names[name] for name in present))
+    ids = (*(f"standing_{k}" for k in range(len(world.standing))), *present)
     labelled = np.array([bool(name) for name in names])
     xyxy, index = solid_boxes(solids, labelled, position, matrix, width, height)
     return Truth(xyxy, tuple(names[i] for i in index), tuple(ids[i] for i in index))
 
 
 def rotation(quaternion: np.ndarray) -> np.ndarray:
-    """A unit quaternion x, y, z, w as a matrix (3, 3) that turns columns."""
+    """Return the rotation matrix (3, 3), for column vectors, of a unit quaternion x, y, z, w."""
     x, y, z, w = quaternion
     return np.array(
         [
@@ -119,7 +121,7 @@ def _points(numbers: list[float]) -> np.ndarray:
 
 
 def _stack(hulls: list[np.ndarray]) -> np.ndarray:
-    """Hulls of different sizes as one array (N, P, 3): the last point of each fills it up."""
+    """Stack hulls of different sizes as (N, P, 3), padded with their last points."""
     most = max((len(points) for points in hulls), default=1)
     out = np.empty((len(hulls), most, 3))
     for row, points in zip(out, hulls, strict=True):

@@ -1,7 +1,7 @@
-"""From places in the world to places in a picture, and how much of an object is seen there.
+"""Projection of world points into an image, and boxes of the visible parts of objects.
 
 Image coordinates are continuous: pixel i covers i to i + 1, and its centre is at i + 0.5. A camera
-has its position, and its axes in the world: image right, image down and view, one per row.
+is given by its position and its axes in the world: image right, image down and view, one per row.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 MIN_SIDE_PX = 4.0
 MIN_VISIBLE = 0.4
-# What is nearer is behind the camera.
+# Nearer points count as behind the camera.
 NEAR_M = 0.1
 
 # OpenCV's fixed point: sixteenths of a pixel.
@@ -22,15 +22,15 @@ SHIFT, _UNIT = 4, 16
 
 
 def projection_matrix(axes: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """What turns a place in the world into one in the picture.
+    """Return the matrix that projects world points into the image.
 
     Args:
-        axes: float64 (3, 3), of the camera in the world.
+        axes: float64 (3, 3), camera axes in the world.
         intrinsics: float64 (3, 3), K of camera_info, in pixels.
 
     Returns:
-        float64 (3, 3): right-multiply rows of a point less the camera's position by it for
-        (x px, y px, 1) times its depth in metres.
+        float64 (3, 3): (point - camera position) @ matrix is (x px, y px, 1) times the depth in
+        metres.
     """
     return axes.T @ intrinsics.T
 
@@ -38,21 +38,21 @@ def projection_matrix(axes: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
 def project(
     points: np.ndarray, position: np.ndarray, matrix: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """World points (..., 3) to image points (..., 2) and their depth (...,) in metres.
+    """Project world points (..., 3) to image points (..., 2) and depths (...,) in metres.
 
-    The image point of what is behind the camera means nothing: look at its depth.
+    Image points behind the camera are meaningless: check the depth.
     """
     rays = (points - position) @ matrix
     return flat(rays), rays[..., 2]
 
 
 def flat(rays: np.ndarray) -> np.ndarray:
-    """Image points (..., 2) times their depth, with the depth, (..., 3): to image points."""
+    """Convert homogeneous image points (..., 3) to image points (..., 2)."""
     return rays[..., :2] / np.maximum(rays[..., 2:], NEAR_M)
 
 
 def fixed(px: np.ndarray) -> np.ndarray:
-    """Image points to OpenCV's fixed point, whose whole numbers are pixel centres: int32."""
+    """Convert image points to OpenCV's fixed point (int32), with integers at pixel centres."""
     return np.round((px - 0.5) * _UNIT).astype(np.int32, order="C")
 
 
@@ -63,16 +63,18 @@ def visible_box(
     own: np.ndarray,
     hides: bool,
 ) -> tuple[float, ...] | None:
-    """Bounds of what is visible of one object, or None where that is too little.
-
-    Too little is a side of less than MIN_SIDE_PX, or a share of less than MIN_VISIBLE.
+    """Return the bounds of the visible part of one object.
 
     Args:
-        extent: x0, y0, x1, y1 without anything in front.
+        extent: x0, y0, x1, y1 of the whole object.
         outline: fixed-point convex polygons (P, 2).
-        hidden: uint8 (h, w), not 0 where something stands in front; where the object `hides`
-            others, it is added.
-        own: uint8 (h, w), a blank sheet before and after.
+        hidden: uint8 (h, w), not 0 where something stands in front.
+        own: uint8 (h, w), scratch buffer, 0 before and after.
+        hides: add the object to `hidden`, because it may hide others.
+
+    Returns:
+        x0, y0, x1, y1, or None if a side is below MIN_SIDE_PX or the visible share below
+        MIN_VISIBLE.
     """
     height, width = hidden.shape
     x0, y0 = max(extent[0], 0.0), max(extent[1], 0.0)
@@ -81,7 +83,7 @@ def visible_box(
     left, top = int(x0), int(y0)
     area = slice(top, math.ceil(y1)), slice(left, math.ceil(x1))
     front = hidden[area]
-    # Where the frame cuts an object, its outermost corner may be outside.
+    # The outermost corner of an object that the frame cuts may be outside.
     if not cut and not cv2.countNonZero(front):
         if hides:
             _fill(hidden, outline)
@@ -95,7 +97,7 @@ def visible_box(
     if visible * cv2.countNonZero(seen) < MIN_VISIBLE * max(drawn, 1):
         return None
     x, y, w, h = cv2.boundingRect(seen)
-    # A side that nothing covers keeps its fraction of a pixel.
+    # An uncovered side keeps its fraction of a pixel.
     x0, y0 = max(x0, left + x), max(y0, top + y)
     x1, y1 = min(x1, left + x + w), min(y1, top + y + h)
     if x1 - x0 < MIN_SIDE_PX or y1 - y0 < MIN_SIDE_PX:
@@ -113,25 +115,25 @@ def solid_boxes(
     width: int,
     height: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes of what a camera sees of convex solids, near ones in front of far ones.
+    """Return boxes of the visible parts of convex solids, which hide each other.
 
     Args:
-        points: float64 (N, P, 3) in the world: what each solid is the hull of; a point may be
-            there more than once.
-        labelled: bool (N,); the others only stand in front.
+        points: float64 (N, P, 3), world points whose hull each solid is; points may repeat.
+        labelled: bool (N,); the other solids only hide.
         position: float64 (3,), of the camera.
         matrix: float64 (3, 3), of `projection_matrix`.
-        width, height: of the picture in pixels.
+        width: image width in pixels.
+        height: image height in pixels.
 
     Returns:
-        float32 (K, 4), left, top, right, bottom in pixels, and int64 (K,), which solids they are,
-        near ones first.
+        Boxes float32 (K, 4), left, top, right, bottom in pixels, and the indices of their solids,
+        int64 (K,), near ones first.
     """
     rays = (points - position) @ matrix
     distance = np.linalg.norm(points.mean(1) - position, axis=1)
     whole = flat(rays)
     before = rays[..., 2] > NEAR_M
-    # What reaches behind the camera may be anywhere; the rest is in the picture or not.
+    # Solids that reach behind the camera may be anywhere in the image.
     inside = (whole.max(1) > 0).all(1) & (whole.min(1) < (width, height)).all(1)
     near = before.any(1) & (inside | ~before.all(1))
     order = np.argsort(distance, kind="stable")
@@ -142,7 +144,7 @@ def solid_boxes(
         low, high = px.min(0), px.max(0)
         if (high <= 0).any() or (low >= (width, height)).any():
             continue
-        # Corners may be far outside, beyond what fixed point can hold.
+        # Corners far outside would overflow the fixed point.
         hull = cv2.convexHull(px.clip(-16 * width, 16 * width).astype(np.float32))
         outline = [fixed(hull.reshape(-1, 2))]
         if labelled[i] and (high - low >= MIN_SIDE_PX).all():
@@ -150,17 +152,17 @@ def solid_boxes(
             if box is not None and min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE_PX:
                 boxes.append(box)
                 index.append(i)
-        # However little is seen of it, it hides what is behind it.
+        # A solid without a box hides others, too.
         _fill(hidden, outline)
     return np.array(boxes, np.float32).reshape(-1, 4), np.array(index, np.int64)
 
 
 def _in_front(rays: np.ndarray) -> np.ndarray:
-    """Image points whose hull is what a solid, rays (P, 3), shows before the camera: (Q, 2)."""
+    """Return image points (Q, 2) whose hull is the part of a solid in front of the camera."""
     before = rays[:, 2] > NEAR_M
     if before.all():
         return flat(rays)
-    # Where lines between its points come through the plane just before the camera.
+    # Intersections of the lines between its points with the near plane.
     a, b = rays[before][:, None], rays[~before][None]
     share = (NEAR_M - a[..., 2:]) / (b[..., 2:] - a[..., 2:])
     return flat(np.concatenate([rays[before], (a + share * (b - a)).reshape(-1, 3)]))

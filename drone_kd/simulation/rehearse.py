@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import drone_kd
 from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.media.image_files import SourceError
 from drone_kd.processes import running
@@ -30,40 +31,40 @@ from drone_kd.simulation.simulate import (
 )
 
 _POLL_S = 0.1
-_LAST_ANSWERS_S = 1.0
+_LAST_PREDICTIONS_S = 1.0
 _START_S = 60
 # Above Linux's ephemeral ports, where few look for a free domain.
 _DOMAINS = (215, 231)
 
 
-def add_rehearse(subparsers) -> argparse.ArgumentParser:
-    """Add the command to drone-kd's parser."""
-    parser = subparsers.add_parser(
-        "rehearse", help="fly a model in simulation on this machine, and score it"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     parser.add_argument(
         "model",
         nargs="?",
         default="",
         metavar="MODEL",
-        help="a model file (default: the one that comes with the package)",
+        help="a model file (default: the one of the package)",
     )
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="for record, score and report"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for record, score and report",
     )
     parser.add_argument(
         "--confidence",
         type=float,
         default=0.25,
         metavar="C",
-        help="from which score on the detector reports (default: %(default)s)",
+        help="score threshold of the detector",
     )
     parser.add_argument(
-        "--pictures", type=int, default=6, metavar="N", help="of the worst misses to keep"
+        "--pictures", type=int, default=6, metavar="N", help="number of worst misses to keep"
     )
     add_flight_options(parser)
-    parser.set_defaults(run=_rehearse, seconds=60.0, rate=10.0)
-    return parser
+    parser.set_defaults(seconds=60.0, rate=10.0)
 
 
 def rehearse(
@@ -74,22 +75,22 @@ def rehearse(
     pictures: int = 6,
     confidence: float = 0.25,
 ) -> dict:
-    """Fly, and score the flight.
+    """Fly a simulated flight with a detector, and score it.
 
     Args:
         camera: ROS arguments of the node `camera`; see `node_arguments`.
         output: folder for flight.jsonl, misses/, score.json and report.html.
-        detector: command of the detector, which is to listen to `image` and to answer on
-            `detector/detections`; None: it is flying already.
-        seconds: how long the camera is going to fly.
-        pictures: of the worst misses to keep.
-        confidence: from which score on a detection counts for recall.
+        detector: command of the detector, which subscribes to `image` and publishes
+            `detector/detections`; None: a detector already runs.
+        seconds: length of the flight.
+        pictures: number of frames of the worst misses to keep.
+        confidence: least score of a prediction for recall.
 
     Returns:
         The score; see `drone_kd.simulation.scoring.score.score`.
 
     Raises:
-        SourceError: a process could not do its work.
+        SourceError: a process failed.
         FlightError: the flight cannot be scored.
     """
     (output / RECORD).unlink(missing_ok=True)
@@ -128,7 +129,7 @@ def _wait(
     seconds: float,
     progress: Progress,
 ) -> None:
-    """Wait until the camera has flown. Who dies on the way is named, and the flight goes on."""
+    """Wait for the end of the flight; report other processes that end early."""
     deadline = time.monotonic() + seconds + _START_S
     began: float | None = None
     while flown.poll() is None:
@@ -149,7 +150,7 @@ def _wait(
         time.sleep(_POLL_S)
     if flown.returncode:
         raise SourceError(f"the camera ended with exit code {flown.returncode}")
-    time.sleep(_LAST_ANSWERS_S)
+    time.sleep(_LAST_PREDICTIONS_S)
 
 
 def _has_begun(record: Path) -> bool:
@@ -157,13 +158,14 @@ def _has_begun(record: Path) -> bool:
 
 
 def detector_command(model: str, confidence: float) -> list[str]:
-    """The detector node as `rehearse` starts it."""
-    values = {"autostart": True, "model": str(Path(model).resolve()) if model else ""}
-    values["confidence"] = confidence
+    """Return the command of the detector node as `rehearse` starts it."""
+    path = str(Path(model).resolve()) if model else ""
+    values = {"autostart": True, "model": path, "confidence": confidence}
     return [sys.executable, "-m", "drone_kd.ros.detector_node", *ros_arguments(values)]
 
 
-def _rehearse(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Run camera, detector and scorer, then print the score."""
     camera = node_arguments(arguments)
     if not arguments.seconds:
         raise SourceError("--seconds: expected more than 0: a rehearsal ends, and is scored then")
@@ -174,6 +176,10 @@ def _rehearse(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stay_on_this_machine()
     carry_large_images()
+    # The nodes import this very package, and nothing from the working directory (Python ≥ 3.11).
+    os.environ["PYTHONSAFEPATH"] = "1"
+    paths = [str(Path(drone_kd.__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ["ROS_DOMAIN_ID"] = str(random.randint(*_DOMAINS))
     scored = rehearse(
         camera,

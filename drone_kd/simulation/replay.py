@@ -1,4 +1,4 @@
-"""What a camera without hardware shows, with the ground truth where it is known."""
+"""Frames of recorded footage with their ground truth."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from drone_kd.media.image_files import SourceError, read_frames
 from drone_kd.simulation.scoring.flight_record import Truth, columns
 
 
-class Shot(NamedTuple):
-    """One frame: uint8 (h, w, 3) BGR, and what is on it; None where nobody knows."""
+class LabelledFrame(NamedTuple):
+    """A frame, uint8 (h, w, 3) BGR, and its ground truth; None: unknown."""
 
     image: np.ndarray
     truth: Truth | None
@@ -24,29 +24,30 @@ def recorded(
     source: str | Path,
     labels: dict[int, Truth] | None,
     on_error: Callable[[SourceError], None],
-) -> Iterator[Shot]:
-    """Yield the frames of a folder of pictures, a picture or a video once.
+) -> Iterator[LabelledFrame]:
+    """Yield the frames of an image folder, an image or a video once.
 
     Args:
-        labels: by number of the frame, from 0; see `read_labels`. A frame that is not in it shows
-            nothing.
-        on_error: told of a picture that cannot be read; its number is the next one's then.
+        source: path of the images or the video.
+        labels: ground truth by frame number, from 0; see `read_labels`. A frame without an entry
+            has no objects.
+        on_error: called for an unreadable image; the next image takes its number.
 
     Raises:
-        SourceError: there is no such source, or nothing of it can ever be read.
+        SourceError: the source is missing or unreadable.
     """
     nothing = Truth(np.zeros((0, 4), np.float32), (), ())
     for number, (_, image) in enumerate(read_frames(source, on_error)):
-        yield Shot(image, None if labels is None else labels.get(number, nothing))
+        yield LabelledFrame(image, None if labels is None else labels.get(number, nothing))
 
 
 def read_labels(path: str | Path) -> dict[int, Truth]:
-    """Read the boxes of recorded footage: JSON lines, one per frame.
+    """Read the boxes of recorded footage from JSON lines, one per frame.
 
         {"frame": 0, "boxes": [["car", x1, y1, x2, y2], ["car", x1, y1, x2, y2, "track"], ...]}
 
     Raises:
-        SourceError: the file is not there or is something else; names the line.
+        SourceError: the file is missing or malformed; names the line.
     """
     labels = {}
     try:

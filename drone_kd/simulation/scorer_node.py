@@ -1,11 +1,10 @@
-"""Records what a detector says and what was true, and scores it.
+r"""ROS 2 node `scorer`: records predictions and ground truth, and scores them.
 
-    ros2 run drone_kd scorer --ros-args -p output:=runs/flight \\
+    ros2 run drone_kd scorer --ros-args -p output:=runs/flight \
         -r detections:=/detector/detections -r ground_truth:=/camera/ground_truth
 
-While flying, `~/score` has the figures of the last seconds as JSON. In the end, `output` holds
-flight.jsonl, the record, and the frames of the worst misses; `drone-kd score` makes the score of
-them.
+During the flight, `~/score` has the figures of the last seconds as JSON. At the end, `output`
+holds the record, flight.jsonl, and the frames of the worst misses; `drone-kd score` scores them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from drone_kd.media.image_files import SourceError
 from drone_kd.ros.image_conversion import ImageError, image_to_bgr
 from drone_kd.ros.params import declare_scorer_parameters
 from drone_kd.ros.run import run_node
-from drone_kd.simulation.scoring.flight_record import Answer, FlightWriter, Truth, columns
+from drone_kd.simulation.scoring.flight_record import FlightWriter, Predictions, Truth, columns
 from drone_kd.simulation.scoring.matching import match
 from drone_kd.simulation.scoring.report import PICTURES_FOLDER
 from drone_kd.simulation.truth_messages import boxes_of, stamp_ns
@@ -37,17 +36,21 @@ from drone_kd.simulation.truth_messages import boxes_of, stamp_ns
 _RELIABLE = QoSProfile(depth=100)
 _ONE_IMAGE = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-# Pictures of misses lie at least so far apart.
+# Least time between two frames of misses.
 _APART_NS = 2 * 10**9
-# So many images wait for their ground truth.
+# Largest number of images that wait for their ground truth.
 _IMAGES = 8
 _WINDOW = 50
-# Humble's rclpy does not say when a message came.
+# Humble's rclpy does not tell the arrival time of a message.
 _TELLS_ARRIVAL = hasattr(Subscription, "CallbackType")
 
 
 class ScorerNode(Node):
-    """Writes down a flight; see the module's docstring."""
+    """Records a flight; see the module's docstring.
+
+    Raises:
+        SourceError: the output folder is missing or not writable.
+    """
 
     def __init__(self) -> None:
         super().__init__("scorer")
@@ -65,17 +68,17 @@ class ScorerNode(Node):
             self._record = FlightWriter(self._folder / "flight.jsonl")
         except OSError as error:
             raise SourceError(f"output {output}: {error.strerror}") from None
-        self._held: Answer | None = None
+        self._latest: Predictions | None = None
         self._truths: OrderedDict[int, Truth] = OrderedDict()
-        # Topics have no order among each other: answers that came before their truth.
-        self._early: OrderedDict[int, Answer] = OrderedDict()
+        # Topics are not ordered: predictions that arrived before their ground truth.
+        self._early: OrderedDict[int, Predictions] = OrderedDict()
         self._waiting: OrderedDict[int, Image] = OrderedDict()
-        self._worst: dict[int, tuple[int, Image]] = {}  # by stamp: missed objects, frame
+        self._worst: dict[int, tuple[int, Image]] = {}  # missed objects and frame by stamp
         self._recent: dict[str, list[float]] = {"latency_ms": [], "offline": [], "streaming": []}
         self._count = {"truth": 0, "frame": 0, "answer": 0}
-        self._listen(Detection2DArray, "ground_truth", self._on_truth)
-        self._listen(Detection2DArray, "detections", self._on_answer)
-        self._listen(CameraInfo, "camera_info", self._on_frame)
+        self._subscribe(Detection2DArray, "ground_truth", self._on_truth)
+        self._subscribe(Detection2DArray, "detections", self._on_predictions)
+        self._subscribe(CameraInfo, "camera_info", self._on_frame)
         self.create_subscription(LabelInfo, "label_info", self._on_labels, _LATCHED)
         if self._pictures:
             self.create_subscription(Image, "image", self._on_image, _ONE_IMAGE)
@@ -83,26 +86,26 @@ class ScorerNode(Node):
         self.create_timer(1.0, self._publish_score)
 
     def stop(self) -> bool:
-        """End the record and write the pictures."""
+        """Close the record and write the frames of the worst misses."""
         self._record.close()
         folder = self._folder / PICTURES_FOLDER
         folder.mkdir(exist_ok=True)
-        for old in folder.glob("*.jpg"):  # of an earlier flight
+        for old in folder.glob("*.jpg"):  # from an earlier flight
             old.unlink()
         for stamp, (_, message) in self._worst.items():
             try:
                 cv2.imwrite(str(folder / f"{stamp}.jpg"), image_to_bgr(message))
             except ImageError as error:
-                self.get_logger().warning(f"no picture of a miss: {error}")
+                self.get_logger().warning(f"Frame of a miss is left out: {error}")
         counts = ", ".join(f"{n} of {what}" for what, n in self._count.items())
         self.get_logger().info(f"recorded {counts} in {self._folder / 'flight.jsonl'}")
         return True
 
-    def _listen(self, kind: type, topic: str, callback: Callable[..., None]) -> None:
-        """Subscribe with a callback that is also told when a message came, in nanoseconds.
+    def _subscribe(self, kind: type, topic: str, callback: Callable[..., None]) -> None:
+        """Subscribe with a callback that also gets the arrival time in nanoseconds.
 
-        The middleware's own time: a busy recorder must not make answers older than they are. It is
-        of the system's clock, and so of no use where time is simulated.
+        The middleware's arrival time does not depend on how busy this node is. It is system time,
+        so it cannot be used with simulated time.
         """
         if _TELLS_ARRIVAL and not self.get_parameter("use_sim_time").value:
             self.create_subscription(
@@ -113,7 +116,10 @@ class ScorerNode(Node):
                 kind, topic, lambda m: callback(m, self.get_clock().now().nanoseconds), _RELIABLE
             )
 
-    def _event(self, kind: str, message, at: int, **more) -> int:
+    def _event(
+        self, kind: str, message: Detection2DArray | CameraInfo, at: int, **more: list
+    ) -> int:
+        """Record a message; returns its stamp."""
         stamp = stamp_ns(message.header)
         self._record.write({kind: stamp, "at": at, **more})
         self._count[kind] += 1
@@ -123,17 +129,17 @@ class ScorerNode(Node):
         boxes = [[self._named(name), *rest] for name, *rest in boxes_of(message, "id")]
         stamp = self._event("truth", message, at, boxes=boxes)
         names, ids, xyxy = columns(boxes)
-        self._truths[stamp] = Truth(xyxy, names, ids)
+        self._truths[stamp] = Truth(xyxy, names, tuple(map(str, ids)))
         while len(self._truths) > _WINDOW:
             self._truths.popitem(last=False)
         if stamp in self._early:
             self._remember("offline", self._truths[stamp], self._early.pop(stamp))
-        if self._held is not None:
-            self._remember("streaming", self._truths[stamp], self._held)
+        if self._latest is not None:
+            self._remember("streaming", self._truths[stamp], self._latest)
         self._judge_images()
 
     def _named(self, class_id: str) -> str:
-        """A bounding-box camera of Gazebo knows classes by the number of their label."""
+        """Return the name of a class; Gazebo's bounding-box cameras publish label numbers."""
         number = int(class_id) if class_id.isdecimal() else len(self._label_names)
         return self._label_names[number] if number < len(self._label_names) else class_id
 
@@ -143,21 +149,21 @@ class ScorerNode(Node):
     def _on_labels(self, message: LabelInfo) -> None:
         self._record.write({"classes": [entry.class_name for entry in message.class_map]})
 
-    def _on_answer(self, message: Detection2DArray, at: int) -> None:
+    def _on_predictions(self, message: Detection2DArray, at: int) -> None:
         boxes = boxes_of(message, "score")
         stamp = self._event("answer", message, at, boxes=boxes)
         names, scores, xyxy = columns(boxes)
-        self._held = Answer(stamp, at, xyxy, np.array(scores, np.float32), names)
+        self._latest = Predictions(stamp, at, xyxy, np.array(scores, np.float32), names)
         self._keep("latency_ms", (at - stamp) / 1e6)
         if stamp in self._truths:
-            self._remember("offline", self._truths[stamp], self._held)
+            self._remember("offline", self._truths[stamp], self._latest)
         else:
-            self._early[stamp] = self._held
+            self._early[stamp] = self._latest
             while len(self._early) > _WINDOW:
                 self._early.popitem(last=False)
 
-    def _remember(self, way: str, truth: Truth, answer: Answer) -> None:
-        found, _ = match(truth, answer, self._confidence)
+    def _remember(self, way: str, truth: Truth, predictions: Predictions) -> None:
+        found, _ = match(truth, predictions, self._confidence)
         self._recent[way] = [*self._recent[way], *found.tolist()][-20 * _WINDOW :]
 
     def _keep(self, what: str, value: float) -> None:
@@ -170,12 +176,12 @@ class ScorerNode(Node):
         self._judge_images()
 
     def _judge_images(self) -> None:
-        """Keep the frames on which the answer that was out by then missed most."""
+        """Keep the frames with the most objects that the latest predictions missed."""
         for stamp in [s for s in self._waiting if s in self._truths]:
             message = self._waiting.pop(stamp)
-            if self._held is None:
+            if self._latest is None:
                 continue
-            found, _ = match(self._truths[stamp], self._held, self._confidence)
+            found, _ = match(self._truths[stamp], self._latest, self._confidence)
             missed = int((~found).sum())
             near = [s for s in self._worst if abs(s - stamp) < _APART_NS]
             if not missed or any(self._worst[s][0] >= missed for s in near):
@@ -203,7 +209,7 @@ class ScorerNode(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; see `run_node`."""
-    return run_node("scorer", lambda finished: ScorerNode(), args)
+    return run_node("scorer", lambda _finished: ScorerNode(), args)
 
 
 if __name__ == "__main__":

@@ -12,71 +12,79 @@ from drone_kd.media.image_files import SourceError
 from drone_kd.paths import parameter_defaults
 from drone_kd.simulation.scene import SCENES
 
-# Option, parameter of the node, what it stands for, help.
-_NUMBERS = (
-    ("--seed", "seed", "N", "of place, traffic and weather"),
-    ("--altitude", "altitude", "M", "above the ground, 15 to 150; 0: wanders from 44 to 72"),
-    ("--speed", "speed", "M/S", "over the ground"),
-    ("--rate", "rate", "HZ", "frames per second"),
-    ("--seconds", "seconds", "S", "length of the flight; 0: until Ctrl-C"),
-    ("--blur", "blur", "PX", "motion blur; -1: as the weather of the seed"),
-    ("--haze", "haze", "SHARE", "0 to 0.95; -1: as the weather of the seed"),
-    ("--rolling", "rolling_ms", "MS", "rolling shutter, from the first row to the last"),
-    ("--drop", "drop", "SHARE", "of frames that never leave the camera"),
-    ("--delay", "delay_ms", "MS", "from the exposure to the frame on its topic"),
-)
-_PAIRS = (
-    ("--outage", "outage", "the camera stops: from this second on, for so many seconds"),
-    ("--clock-jump", "clock_jump", "the clock jumps: at this second, by so many seconds"),
-)
+# Group; option, parameter of the node, metavar, help. A parameter that is a pair takes two values.
+_PARAMETERS = {
+    "generated flight": (
+        ("--seed", "seed", "N", "of place, traffic and weather"),
+        ("--altitude", "altitude", "M", "above the ground, 15 to 150; 0: varies from 44 to 72"),
+        ("--speed", "speed", "M/S", "over the ground"),
+        ("--blur", "blur", "PX", "motion blur; -1: as the weather of the seed"),
+        ("--haze", "haze", "SHARE", "0 to 0.95; -1: as the weather of the seed"),
+        ("--rolling", "rolling_ms", "MS", "rolling shutter, from the first row to the last"),
+    ),
+    "camera": (
+        ("--rate", "rate", "HZ", "frames per second"),
+        ("--seconds", "seconds", "S", "length of the flight; 0: until Ctrl-C"),
+        ("--drop", "drop", "SHARE", "share of frames that the camera loses"),
+        ("--delay", "delay_ms", "MS", "from the exposure to the frame on its topic"),
+        ("--outage", "outage", "S", "the camera stops: start and length"),
+        ("--clock-jump", "clock_jump", "S", "the clock jumps: at this second, by so many"),
+    ),
+}
 
 
-def add_simulate(subparsers) -> argparse.ArgumentParser:
-    """Add the command to drone-kd's parser."""
-    parser = subparsers.add_parser(
-        "simulate", help="publish a procedural or recorded flight as a camera, with ground truth"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     add_flight_options(parser)
-    parser.add_argument(
-        "--sim-time", action="store_true", help="stamps from 0 on, and the time on /clock"
-    )
-    parser.add_argument(
+    ros = parser.add_argument_group("ROS 2")
+    ros.add_argument("--sim-time", action="store_true", help="stamps start at 0; /clock has them")
+    ros.add_argument(
         "--network",
         action="store_true",
-        help="open to other machines (default: nothing leaves this one)",
+        help="reach other machines (default: this machine alone)",
     )
-    parser.set_defaults(run=_simulate)
-    return parser
 
 
 def add_flight_options(parser: argparse.ArgumentParser) -> None:
-    """Add what describes a flight; see `node_arguments`."""
+    """Add the options that describe a flight; see `node_arguments`."""
     defaults = parameter_defaults("camera.yaml")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--scene", choices=SCENES, default="", help="default: any place")
-    what.add_argument("--images", metavar="DIR", help="play a folder of pictures")
+    source = parser.add_argument_group("source: a generated flight, or a recorded one")
+    what = source.add_mutually_exclusive_group()
+    what.add_argument(
+        "--scene",
+        choices=SCENES,
+        default="",
+        metavar="SCENE",
+        help=f"one of {', '.join(SCENES)} (default: a random place)",
+    )
+    what.add_argument("--images", metavar="DIR", help="play a folder of images")
     what.add_argument("--video", metavar="FILE", help="play a video")
-    what.add_argument("--bag", metavar="BAG", help="play a rosbag2 with one topic of images")
-    parser.add_argument(
-        "--labels", metavar="FILE", help="ground truth of --images or --video, JSON lines"
+    what.add_argument("--bag", metavar="BAG", help="play a rosbag2 with one image topic")
+    source.add_argument(
+        "--labels", metavar="FILE", help="ground truth of --images or --video, as JSON lines"
     )
-    parser.add_argument("--loop", action="store_true", help="play the source for ever")
-    parser.add_argument(
-        "--size", type=_size, metavar="WxH", help="of the generated frames (default: 1280x720)"
-    )
-    for option, name, unit, text in _NUMBERS:
-        parser.add_argument(
-            option,
-            dest=name,
-            type=type(defaults[name]),
-            default=defaults[name],
-            metavar=unit,
-            help=f"{text} (default: %(default)s)",
-        )
-    for option, name, text in _PAIRS:
-        parser.add_argument(
-            option, dest=name, type=float, nargs=2, default=defaults[name], metavar="S", help=text
-        )
+    source.add_argument("--loop", action="store_true", help="repeat the source without end")
+    for title, parameters in _PARAMETERS.items():
+        group = parser.add_argument_group(title)
+        if title == "generated flight":
+            group.add_argument(
+                "--size",
+                type=_size,
+                metavar="WxH",
+                help=f"size of the frames (default: {defaults['width']}x{defaults['height']})",
+            )
+        for option, name, metavar, text in parameters:
+            default = defaults[name]
+            pair = isinstance(default, list)
+            group.add_argument(
+                option,
+                dest=name,
+                type=float if pair else type(default),
+                nargs=2 if pair else None,
+                default=default,
+                metavar=metavar,
+                help=text,
+            )
 
 
 def node_arguments(arguments: argparse.Namespace) -> list[str]:
@@ -93,8 +101,11 @@ def node_arguments(arguments: argparse.Namespace) -> list[str]:
         "source": source,
         "labels": arguments.labels or "",
         "loop": arguments.loop,
-        **{name: getattr(arguments, name) for _, name, *_ in _NUMBERS},
-        **{name: getattr(arguments, name) for _, name, _ in _PAIRS},
+        **{
+            name: getattr(arguments, name)
+            for parameters in _PARAMETERS.values()
+            for _, name, *_ in parameters
+        },
     }
     if arguments.size:
         values["width"], values["height"] = arguments.size
@@ -126,7 +137,8 @@ def need_ros(command: str) -> None:
         ) from None
 
 
-def _simulate(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Publish the flight until it ends."""
     command = node_arguments(arguments)
     command += ["-p", f"sim_time:={str(arguments.sim_time).lower()}"]
     if not arguments.network:

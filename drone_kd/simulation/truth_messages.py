@@ -1,4 +1,4 @@
-"""Ground truth and the camera's model as messages, and back."""
+"""Conversion between ground truth, camera model and ROS messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from drone_kd.simulation.scoring.flight_record import Truth
 
 
 def truth_to_message(truth: Truth, header: Header) -> Detection2DArray:
-    """Ground truth as detections that are certain; an object's track id is the detection's id."""
+    """Return ground truth as detections of score 1; the track id is the detection's id."""
     xyxy = truth.xyxy.astype(np.float64)
     centres = ((xyxy[:, :2] + xyxy[:, 2:]) / 2).tolist()
     sizes = (xyxy[:, 2:] - xyxy[:, :2]).tolist()
@@ -43,9 +43,10 @@ def truth_to_message(truth: Truth, header: Header) -> Detection2DArray:
 
 
 def boxes_of(message: Detection2DArray, number: str) -> list[list]:
-    """Rows of class name, `number`, x1, y1, x2, y2, as a flight's record has them.
+    """Return rows of class name, `number`, x1, y1, x2, y2, as in a flight record.
 
     Args:
+        message: the detections.
         number: "id" for a detection's track id, "score" for its score.
     """
     rows = []
@@ -69,16 +70,17 @@ def boxes_of(message: Detection2DArray, number: str) -> list[list]:
 
 
 def stamp_ns(header: Header) -> int:
-    """A header's stamp in nanoseconds."""
+    """Return the stamp of a header in nanoseconds."""
     return header.stamp.sec * 10**9 + header.stamp.nanosec
 
 
 def to_camera_info(shape: tuple[int, ...], focal_px: float | None, header: Header) -> CameraInfo:
-    """The model of an ideal camera.
+    """Return the model of an ideal pinhole camera.
 
     Args:
-        shape: height, width and more of its images.
-        focal_px: focal length in pixels; None: unknown, which camera_info says by zeros.
+        shape: image shape, height and width first.
+        focal_px: focal length in pixels; None: unknown, which camera_info expresses by zeros.
+        header: header of the message.
     """
     height, width = shape[:2]
     info = CameraInfo(header=header, height=height, width=width)

@@ -24,7 +24,7 @@ def run(model, tmp_path):
     return run_command
 
 
-def test_both_runtimes_agree_on_the_picture_of_the_package(simulated_tensorrt, run, capfd):
+def test_simulated_tensorrt_agrees_on_the_package_image(simulated_tensorrt, run, capfd):
     code, report = run()
     assert (code, report["verdict"]) == (0, "pass")
     assert report["tensorrt"]["name"].startswith("TensorRT 10.3 fp32, Orin")
@@ -41,7 +41,7 @@ def test_both_runtimes_agree_on_the_picture_of_the_package(simulated_tensorrt, r
     assert "bogota-niza" in page and "p99" in page
 
 
-def test_another_answer_of_tensorrt_fails(simulated_tensorrt, run, monkeypatch, capfd):
+def test_different_tensorrt_output_fails(simulated_tensorrt, run, monkeypatch, capfd):
     load = simulated_tensorrt.module.ICudaEngine._run
 
     def worse(self, addresses):
@@ -56,7 +56,7 @@ def test_another_answer_of_tensorrt_fails(simulated_tensorrt, run, monkeypatch, 
     assert "do not agree" in capfd.readouterr().out
 
 
-def test_tensorrt_that_fails_is_a_failure(simulated_tensorrt, run):
+def test_failing_tensorrt_build_fails(simulated_tensorrt, run):
     simulated_tensorrt.build_error = "Error Code 10"
     code, report = run()
     assert (code, report["verdict"], report["tensorrt"]) == (1, "fail", None)
@@ -64,7 +64,7 @@ def test_tensorrt_that_fails_is_a_failure(simulated_tensorrt, run):
     assert report["onnxruntime"]["times_ms"]["total"]["p50"] > 0
 
 
-def test_without_tensorrt_the_rest_is_done_and_said(run, monkeypatch, capfd):
+def test_without_tensorrt_the_report_is_incomplete(run, monkeypatch, capfd):
     monkeypatch.setattr(selftest, "tensorrt_is_installed", lambda: False)
     code, report = run()
     assert (code, report["verdict"], report["tensorrt"]) == (0, "incomplete", None)
@@ -72,7 +72,7 @@ def test_without_tensorrt_the_rest_is_done_and_said(run, monkeypatch, capfd):
     assert "TensorRT is not installed" in page and "tensorrt: not done" in page
 
 
-def test_a_picture_with_nothing_on_it_proves_nothing(simulated_tensorrt, run, tmp_path):
+def test_image_without_detections_is_incomplete(simulated_tensorrt, run, tmp_path):
     black = tmp_path / "black.png"
     cv2.imwrite(str(black), np.zeros((64, 64, 3), np.uint8))
     code, report = run("--image", str(black))
@@ -80,7 +80,7 @@ def test_a_picture_with_nothing_on_it_proves_nothing(simulated_tensorrt, run, tm
     assert [remark for remark in report["remarks"] if "nothing was compared" in remark]
 
 
-def test_what_the_computer_says_of_itself_is_in_the_report(run, monkeypatch, tmp_path):
+def test_power_mode_and_temperatures_are_reported(run, monkeypatch, tmp_path):
     monkeypatch.setattr(selftest, "tensorrt_is_installed", lambda: False)
     monkeypatch.setattr(selftest.machine, "power_mode", lambda: "MAXN")
     monkeypatch.setattr(selftest.machine, "temperatures_c", lambda: {"cpu": 50.0, "gpu": 61.5})
@@ -89,7 +89,7 @@ def test_what_the_computer_says_of_itself_is_in_the_report(run, monkeypatch, tmp
     assert "hottest      61.5 °C (gpu) before" in selftest.summary(report)
 
 
-def test_a_wrong_output_is_said_first(model, tmp_path, capfd):
+def test_missing_output_folder_is_reported_before_the_work(model, tmp_path, capfd):
     assert cli.main(["selftest", str(model), "--output", str(tmp_path / "no" / "x.json")]) == 2
     assert "there is no folder" in capfd.readouterr().err
 
@@ -99,7 +99,7 @@ def detections(*rows):
     return Detections(array[:, :4], array[:, 4], array[:, 5].astype(np.int64))
 
 
-def test_drift_is_in_network_pixels_and_either_side_may_miss():
+def test_drift_is_in_network_pixels_and_both_sides_count_as_missing():
     one = detections((10, 10, 30, 30, 0.9, 0), (50, 50, 70, 70, 0.8, 1))
     moved = detections((10, 10, 32, 30, 0.88, 0), (50, 50, 70, 70, 0.8, 1))
     result = selftest.compare(one, moved, 0.5, 0.25, (1.0, 0.03))
@@ -112,7 +112,7 @@ def test_drift_is_in_network_pixels_and_either_side_may_miss():
         assert result["missing"] == 1 and not result["within_limits"]
 
 
-def test_what_is_barely_above_the_threshold_may_be_missing():
+def test_boxes_barely_above_the_threshold_may_be_missing():
     barely = detections((10, 10, 30, 30, 0.26, 0))
     result = selftest.compare(barely, detections(), 1.0, 0.25, (1.0, 0.02))
     assert result["boxes"] == 0 and result["within_limits"]

@@ -10,8 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-# `folder/file.suffix` in code font: a file of this repository, unless it is an output or a pattern.
-NAMED = re.compile(r"`((?:drone_kd|training|tests|launch|config|worlds|docs|benchmarks)/[\w./-]+)`")
+# `folder/file.suffix` in code font: a file of this repository.
+FOLDERS = "drone_kd|training|tests|launch|config|worlds|docs|benchmarks"
+NAMED = re.compile(rf"`((?:{FOLDERS})/[\w./-]+)`")
 
 
 def documents() -> list[str]:

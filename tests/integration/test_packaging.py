@@ -1,20 +1,23 @@
-"""What is installed: one version, on-board code without torch, a command on PATH."""
+"""What is installed: one version, on-board code without torch, a command on PATH, two wheels."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 
-for name in ("torch", "torchvision", "ultralytics"):
+for name in ("torch", "torchvision", "ultralytics", "drone_kd_training"):
     sys.modules[name] = None  # any import of it now raises ImportError
 
 import drone_kd
@@ -32,11 +35,34 @@ for module in pkgutil.walk_packages(drone_kd.__path__, "drone_kd.", onerror=fail
 """
 
 
-def run(*command: str, cwd: Path) -> str:
+def run(*command: object, cwd: Path) -> str:
     """Run a command in `cwd` and return its output; fail the test when the command fails."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run(
+        [*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=110
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def build_wheel(source: Path, output: Path) -> tuple[set[str], str]:
+    """Build the wheel of a folder in a temporary copy; return its files and its METADATA."""
+    copy = shutil.copytree(
+        source,
+        output / "source",
+        ignore=shutil.ignore_patterns(".*", "*.egg-info", "runs", "build"),
+    )
+    build = "import setuptools.build_meta as b; print(b.build_wheel('..'))"
+    wheel = output / run(sys.executable, "-c", build, cwd=copy).split()[-1]
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        return set(names), file.read(metadata).decode()
+
+
+def top_level(names: set[str]) -> set[str]:
+    """Return the importable packages and modules among a wheel's files."""
+    tops = {name.split("/")[0] for name in names if name.endswith(".py")}
+    return {top for top in tops if not top.endswith(".data")}
 
 
 def test_version_is_that_of_package_xml() -> None:
@@ -44,7 +70,52 @@ def test_version_is_that_of_package_xml() -> None:
     assert run(sys.executable, "setup.py", "--version", cwd=ROOT).split()[-1] == version
 
 
-def test_on_board_modules_import_without_torch(tmp_path: Path) -> None:
+def test_wheel_of_the_on_board_part(tmp_path: Path) -> None:
+    source = tmp_path / "checkout with blanks"
+    source.mkdir()
+    for name in ("drone_kd", "config", "launch", "worlds", "requirements", "resource"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "package.xml", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    names, metadata = build_wheel(source, tmp_path)
+    assert top_level(names) == {"drone_kd"}
+    assert {"drone_kd/py.typed", "drone_kd/models/default.onnx"} <= names
+    shared = {name.partition("/data/share/drone_kd/")[2] for name in names}
+    assert {"config/detector.yaml", "launch/fly.launch.py", "worlds/aerial_traffic.sdf"} <= shared
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert "License: Apache-2.0" in metadata and "Requires-Python: >=3.10" in metadata
+
+
+def test_wheel_of_the_training_part(tmp_path: Path) -> None:
+    names, metadata = build_wheel(ROOT / "training", tmp_path)
+    assert top_level(names) == {"drone_kd_training"}  # no module `training` on the user's path
+    recipes = {path.name for path in (ROOT / "training/drone_kd_training/recipes").glob("*.*")}
+    files = {name for name in recipes if name.endswith((".yaml", ".pt"))}
+    assert {"default_model.yaml", "demo-teacher.pt"} <= files
+    assert {f"drone_kd_training/recipes/{name}" for name in files} <= names
+    assert "drone_kd_training/py.typed" in names
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    version = ElementTree.parse(ROOT / "package.xml").findtext("version")
+    assert f"\nVersion: {version}\n" in metadata
+    assert "License-Expression: AGPL-3.0-or-later" in metadata
+    assert "Requires-Dist: drone_kd[onboard,simulation]" in metadata
+
+
+def test_package_xml_names_what_ros_code_imports() -> None:
+    depends = {item.text for item in ElementTree.parse(ROOT / "package.xml").iter("exec_depend")}
+    imported = {
+        line.split()[1].split(".")[0]
+        for folder in ("drone_kd", "launch")
+        for path in (ROOT / folder).rglob("*.py")
+        for line in map(str.strip, path.read_text(encoding="utf-8").splitlines())
+        if line.startswith(("import ", "from "))
+    }
+    of_ros = {name for name in imported if name.endswith(("_msgs", "_srvs", "_interfaces"))}
+    of_ros |= imported & {"rclpy", "launch", "launch_ros", "ament_index_python"}
+    assert of_ros and of_ros <= depends
+
+
+def test_on_board_modules_import_without_torch_and_training_part(tmp_path: Path) -> None:
     pytest.importorskip("rclpy", reason="drone_kd.ros needs ROS 2: source one or `make setup`")
     # Elsewhere than in the repository, so that what is installed is imported.
     modules = run(sys.executable, "-c", IMPORT_ALL, cwd=tmp_path).split()
@@ -54,8 +125,27 @@ def test_on_board_modules_import_without_torch(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     sys.prefix == sys.base_prefix, reason="colcon puts drone-kd into lib/drone_kd, not on PATH"
 )
-def test_command_is_installed(tmp_path: Path) -> None:
-    assert "detect" in run(str(Path(sys.prefix, "bin", "drone-kd")), "--help", cwd=tmp_path)
+@pytest.mark.parametrize("folder", ["training", "drone_kd_training", "a folder with blanks"])
+def test_installed_command_ignores_the_working_directory(folder: str, tmp_path: Path) -> None:
+    here = tmp_path / folder
+    (here / folder).mkdir(parents=True)
+    for name in ("torch.py", "drone_kd.py", "numpy.py", "training.py"):
+        (here / name).write_text("raise SystemExit('the module of the working directory')")
+    command = Path(sys.prefix, "bin", "drone-kd")
+    assert "detect" in run(command, "--help", cwd=here)
+    assert "MODEL.onnx" in run(command, "detect", "--help", cwd=here)
+
+
+def test_training_commands_run_from_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="needs the requirements of the training part")
+    checkout = tmp_path / "a checkout with blanks"
+    checkout.mkdir()
+    for name in ("drone_kd", "training", "config"):
+        (checkout / name).symlink_to(ROOT / name)
+    output = tmp_path / "data set"
+    command = [sys.executable, "-m", "training", "generate", "--output", output]
+    run(*command, "--train", "2", "--val", "1", "--imgsz", "64", cwd=checkout)
+    assert yaml.safe_load((output / "data.yaml").read_text(encoding="utf-8"))["names"]
 
 
 def test_colcon_ignores_interfaces() -> None:

@@ -2,10 +2,10 @@ import cv2
 import numpy as np
 import pytest
 
-from drone_kd.media.image_files import SourceError, read_frames, read_picture
+from drone_kd.media.image_files import SourceError, read_frames, read_image
 
 
-def picture(value=90, shape=(48, 64, 3)):
+def noise_image(value=90, shape=(48, 64, 3)):
     noise = np.random.default_rng(0).integers(0, 60, shape, dtype=np.uint8)
     return noise + np.uint8(value)
 
@@ -23,10 +23,10 @@ def all_frames(source):
     return list(read_frames(source, errors.append)), [str(error) for error in errors]
 
 
-def test_a_folder_is_read_in_order_and_goes_on_after_a_bad_picture(tmp_path):
+def test_folder_is_read_in_order_and_continues_after_a_bad_image(tmp_path):
     for name in ("b.png", "a.jpg", "c.PNG"):
-        cv2.imwrite(str(tmp_path / name), picture())
-    (tmp_path / "b.png").write_bytes(b"not a picture")
+        cv2.imwrite(str(tmp_path / name), noise_image())
+    (tmp_path / "b.png").write_bytes(b"no image")
     (tmp_path / "notes.txt").write_text("ignored")
 
     frames, errors = all_frames(tmp_path)
@@ -35,7 +35,7 @@ def test_a_folder_is_read_in_order_and_goes_on_after_a_bad_picture(tmp_path):
     assert len(errors) == 1 and "b.png" in errors[0]
 
 
-def test_a_video_is_read_frame_by_frame(tmp_path):
+def test_video_is_read_frame_by_frame(tmp_path):
     path = write_video(tmp_path / "flight.avi")
     frames, errors = all_frames(path)
     assert [name for name, _ in frames] == [f"{path}#{number}" for number in range(3)]
@@ -45,41 +45,41 @@ def test_a_video_is_read_frame_by_frame(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp"])
 @pytest.mark.parametrize("part", [0.0, 0.5, 0.95])
-def test_a_cut_picture_is_never_a_result(tmp_path, suffix, part):
+def test_truncated_image_is_never_returned(tmp_path, suffix, part):
     path = tmp_path / f"cut{suffix}"
-    cv2.imwrite(str(path), picture())
-    assert read_picture(path).shape == (48, 64, 3)
+    cv2.imwrite(str(path), noise_image())
+    assert read_image(path).shape == (48, 64, 3)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * part)])
     with pytest.raises(SourceError, match="cut"):
-        read_picture(path)
+        read_image(path)
 
 
-def test_a_cut_jpeg_with_a_whole_thumbnail_in_its_header(tmp_path):
-    data = cv2.imencode(".jpg", picture())[1].tobytes()
-    thumbnail = cv2.imencode(".jpg", picture(shape=(8, 8, 3)))[1].tobytes()
+def test_truncated_jpeg_with_a_complete_thumbnail(tmp_path):
+    data = cv2.imencode(".jpg", noise_image())[1].tobytes()
+    thumbnail = cv2.imencode(".jpg", noise_image(shape=(8, 8, 3)))[1].tobytes()
     header = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     path = tmp_path / "camera.jpg"
     path.write_bytes(data[:2] + header + data[2:])
-    assert read_picture(path).shape == (48, 64, 3)
+    assert read_image(path).shape == (48, 64, 3)
     path.write_bytes(data[:2] + header + data[2:-50])
     with pytest.raises(SourceError, match="incomplete"):
-        read_picture(path)
+        read_image(path)
 
 
-def test_bytes_after_the_end_of_a_jpeg_are_no_fault(tmp_path):
+def test_bytes_after_the_end_of_a_jpeg_are_ignored(tmp_path):
     path = tmp_path / "motion.jpg"
-    path.write_bytes(cv2.imencode(".jpg", picture())[1].tobytes() + b"\xff\xda trailing video")
-    assert read_picture(path).shape == (48, 64, 3)
+    path.write_bytes(cv2.imencode(".jpg", noise_image())[1].tobytes() + b"\xff\xda trailing video")
+    assert read_image(path).shape == (48, 64, 3)
 
 
-def test_sources_that_can_never_work(tmp_path, capfd):
+def test_unusable_source_is_one_line(tmp_path, capfd):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     (tmp_path / "model.txt").write_text("text")
     for name, says in (
-        ("empty", "expected pictures"),
-        ("missing.jpg", "no such picture, folder or video"),
+        ("empty", "expected images"),
+        ("missing.jpg", "no such image, folder or video"),
         ("bad.mp4", "not a video"),
         ("model.txt", "expected a folder or a file that ends in"),
     ):

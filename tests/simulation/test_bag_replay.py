@@ -21,11 +21,11 @@ FRAMES = 40
 
 @pytest.fixture(params=["MCAP", "SQLITE3"])
 def bag(request, tmp_path):
-    """Pictures that count up, every second of them with a box."""
+    """A bag whose images count up, every second one with a box."""
     path = tmp_path / "bag"
     storage = getattr(rosbag2.StoragePlugin, request.param)
     with rosbag2.Writer(path, version=9, storage_plugin=storage) as writer:
-        image, truth = (
+        images, truths = (
             writer.add_connection(topic, kind, msgdef="unknown", rihs01="RIHS01_unknown")
             for topic, kind in (
                 ("/front/image", "sensor_msgs/msg/Image"),
@@ -35,12 +35,12 @@ def bag(request, tmp_path):
         for k in range(FRAMES):
             header = Header()
             header.stamp.sec = k
-            picture = np.full((60, 80, 3), k, np.uint8)
-            writer.write(image, k * 10**9, serialize_message(bgr_to_image(picture, header)))
+            image = np.full((60, 80, 3), k, np.uint8)
+            writer.write(images, k * 10**9, serialize_message(bgr_to_image(image, header)))
             if k % 2 == 0:
                 box = Truth(np.array([[1, 2, 3, 4 + k]], np.float32), ("car",), ("7",))
                 message = truth_to_message(box, header)
-                writer.write(truth, k * 10**9, serialize_message(message))
+                writer.write(truths, k * 10**9, serialize_message(message))
     return path
 
 
@@ -50,28 +50,30 @@ def refuse(error):
 
 def test_frames_come_with_the_truth_of_their_stamp(bag):
     assert is_bag(bag)
-    shots = list(read_bag(bag, refuse))
-    assert [shot.image[0, 0, 0] for shot in shots] == list(range(FRAMES))
-    assert all(shot.truth.names == ("car",) for shot in shots[::2])
-    assert all(shot.truth.names == () for shot in shots[1::2])
-    np.testing.assert_array_equal(shots[4].truth.xyxy, [[1, 2, 3, 8]])
+    frames = list(read_bag(bag, refuse))
+    assert [frame.image[0, 0, 0] for frame in frames] == list(range(FRAMES))
+    truths = [frame.truth for frame in frames if frame.truth is not None]
+    assert len(truths) == FRAMES
+    assert all(truth.names == ("car",) for truth in truths[::2])
+    assert all(truth.names == () for truth in truths[1::2])
+    np.testing.assert_array_equal(truths[4].xyxy, [[1, 2, 3, 8]])
 
 
-def test_a_bag_that_breaks_off_is_played_as_far_as_it_goes(bag):
+def test_truncated_bag_is_played_up_to_the_cut(bag):
     (data,) = [path for path in bag.iterdir() if path.name != "metadata.yaml"]
     content = data.read_bytes()
     data.write_bytes(content[: len(content) // 2])
-    said = []
+    errors: list[SourceError] = []
     if data.suffix == ".mcap":  # one chunk, of which half is there
-        with pytest.raises(SourceError, match="not a whole bag .*reindex"):
-            list(read_bag(bag, said.append))
+        with pytest.raises(SourceError, match=r"not a whole bag .*reindex"):
+            list(read_bag(bag, errors.append))
         return
-    shots = list(read_bag(bag, said.append))
-    assert 0 < len(shots) < FRAMES and any("breaks off" in str(line) for line in said)
+    frames = list(read_bag(bag, errors.append))
+    assert 0 < len(frames) < FRAMES and any("breaks off" in str(line) for line in errors)
 
 
-def test_without_its_metadata_it_is_played_and_that_is_said(bag):
+def test_bag_without_metadata_is_played_with_a_warning(bag):
     (bag / "metadata.yaml").unlink()
-    said = []
-    assert is_bag(bag) and len(list(read_bag(bag, said.append))) == FRAMES
-    assert "no metadata.yaml" in str(said[0])
+    errors: list[SourceError] = []
+    assert is_bag(bag) and len(list(read_bag(bag, errors.append))) == FRAMES
+    assert "no metadata.yaml" in str(errors[0])

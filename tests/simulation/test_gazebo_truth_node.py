@@ -1,8 +1,5 @@
 import math
-import os
 import queue
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,15 +14,16 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
 from drone_kd.paths import share_path
-from drone_kd.simulation.gazebo_world import read_scenery, visible_truth
+from drone_kd.simulation.gazebo_world import read_gazebo_world, visible_truth
 from drone_kd.simulation.truth_messages import boxes_of, stamp_ns, to_camera_info
+from node_process import WAIT_SECONDS
 
 MS = 10**6
 
 
 @pytest.fixture
-def site(ground):
-    """The node as a process, with the bridge's topics played to it."""
+def site(ground, start):
+    """The node as a process, with publishers in the place of Gazebo's bridge."""
     made = ground()
     made.poses = made.node.create_publisher(TransformStamped, "poses", QoSProfile(depth=100))
     made.infos = made.node.create_publisher(CameraInfo, "camera_info", QoSProfile(depth=10))
@@ -33,19 +31,8 @@ def site(ground):
     made.node.create_subscription(
         Detection2DArray, "gazebo_truth/ground_truth", made.truths.put, QoSProfile(depth=10)
     )
-    made.process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "drone_kd.simulation.gazebo_truth_node",
-            "--ros-args",
-            "-p",
-            "camera:=down",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ),
+    made.process = start(
+        "drone_kd.simulation.gazebo_truth_node", "--ros-args", "-p", "camera:=down"
     )
     made.wait_until(
         lambda: (
@@ -55,9 +42,7 @@ def site(ground):
         ),
         "it listens",
     )
-    yield made
-    made.process.kill()
-    made.process.wait()
+    return made
 
 
 def header(stamp_ms):
@@ -78,8 +63,8 @@ def send_pose(site, name, stamp_ms, x, y, z, yaw):
 
 
 def test_truth_has_the_stamp_of_the_frame_and_the_place_of_its_moment(site):
-    scenery = read_scenery(share_path("worlds/aerial_traffic.yaml"))
-    (car, *_) = scenery.moving
+    world = read_gazebo_world(share_path("worlds/aerial_traffic.yaml"))
+    (car, *_) = world.moving
     for stamp in range(0, 200, 20):
         # 10 m/s: at 90 ms, between two poses, it is at 0.9 m.
         send_pose(site, car, stamp, stamp / 100, 0, 0, 0)
@@ -87,7 +72,7 @@ def test_truth_has_the_stamp_of_the_frame_and_the_place_of_its_moment(site):
         send_pose(site, f"{scope}drone", stamp, 0, 0, 50, math.pi / 2)
         if stamp == 100:
             site.infos.publish(to_camera_info((720, 1280), 1280.0, header(90)))
-    truth = site.truths.get(timeout=15)
+    truth = site.truths.get(timeout=WAIT_SECONDS)
     assert stamp_ns(truth.header) == 90 * MS
     rows = {row[1]: row for row in boxes_of(truth, "id")}
     poses = {
@@ -95,26 +80,22 @@ def test_truth_has_the_stamp_of_the_frame_and_the_place_of_its_moment(site):
         car: np.array([0.9, 0, 0, 0, 0, 0, 1]),
     }
     k = np.array([[1280.0, 0, 640], [0, 1280.0, 360], [0, 0, 1]])
-    wanted = visible_truth(scenery, "down", poses, k, 1280, 720)
+    wanted = visible_truth(world, "down", poses, k, 1280, 720)
     assert set(rows) == set(wanted.ids)
     for box, track, name in zip(wanted.xyxy, wanted.ids, wanted.names, strict=True):
         assert rows[track][0] == name
         np.testing.assert_allclose(rows[track][2:], box, atol=0.02)
 
 
-def test_a_camera_without_focal_length_is_named(site):
+def test_camera_info_without_focal_length_is_an_error(site):
     site.infos.publish(to_camera_info((720, 1280), None, header(90)))
-    for line in site.process.stdout:
-        if "camera_info has no focal length" in line:
-            break
+    site.process.wait_for_line("camera_info has no focal length")
     assert site.truths.empty()
 
 
-def test_without_poses_it_says_so(site):
+def test_missing_poses_are_a_warning(site):
     site.infos.publish(to_camera_info((720, 1280), 1280.0, header(90)))
-    for line in site.process.stdout:
-        if "no pose of drone yet" in line:
-            break
+    site.process.wait_for_line("no pose of drone yet")
     assert site.truths.empty()
 
 
@@ -125,12 +106,7 @@ def test_without_poses_it_says_so(site):
         (["-p", "shapes:=/no.yaml"], "/no.yaml: No such file"),
     ],
 )
-def test_a_bad_parameter_is_one_line_and_2(ros_domain_id, args, says):
-    done = subprocess.run(
-        [sys.executable, "-m", "drone_kd.simulation.gazebo_truth_node", "--ros-args", *args],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("gazebo_truth: error: ") and says in done.stderr
+def test_a_bad_parameter_is_one_line_and_2(ros_domain_id, start, args, says):
+    code, output = start("drone_kd.simulation.gazebo_truth_node", "--ros-args", *args).wait()
+    assert code == 2 and output.count("\n") == 1
+    assert output.startswith("gazebo_truth: error: ") and says in output

@@ -10,19 +10,20 @@ import pytest
 
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import share_path
-from drone_kd.simulation.gazebo_world import read_scenery, rotation, visible_truth
+from drone_kd.simulation.gazebo_world import read_gazebo_world, rotation, visible_truth
 from drone_kd.simulation.scene import CLASSES
+from drone_kd.simulation.scene.camera import Camera
 from drone_kd.simulation.scene.layouts import build_scene
-from drone_kd.simulation.scene.render import Camera, render
-from drone_kd.simulation.scene.world import TILE_M
+from drone_kd.simulation.scene.render import render
+from drone_kd.simulation.scene.shapes import TILE_M
 
 WORLDS = Path(__file__).resolve().parents[2] / "worlds"
 K = np.array([[1280.0, 0, 640], [0, 1280.0, 360], [0, 0, 1]])
 
 
 @pytest.fixture(scope="module")
-def scenery():
-    return read_scenery(share_path("worlds/aerial_traffic.yaml"))
+def shapes():
+    return read_gazebo_world(share_path("worlds/aerial_traffic.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +42,13 @@ def overlaps(a, b):
 
 
 @pytest.mark.parametrize(("camera", "pitch_deg"), [("down", 90), ("front", 40)])
-def test_the_committed_world_has_the_boxes_of_the_procedural_one(scenery, camera, pitch_deg):
+def test_the_committed_world_has_the_boxes_of_the_procedural_one(shapes, camera, pitch_deg):
     """The same place through both, each in its own axes: shapes, places and cameras agree."""
     world = build_scene("crossing", 2)
     x, y, z = 10.0, -30.0, 50.0
-    truth = visible_truth(scenery, camera, {"drone": pose(x, y, z, math.pi / 2)}, K, 1280, 720)
+    truth = visible_truth(shapes, camera, {"drone": pose(x, y, z, math.pi / 2)}, K, 1280, 720)
     # The carrier heads north, and each camera hangs where it says.
-    ahead, _, up = scenery.cameras[camera][:3]
+    ahead, _, up = shapes.cameras[camera][:3]
     seen_from = Camera(
         x + TILE_M / 2, TILE_M / 2 - y - ahead, z + up, 0.0, math.radians(pitch_deg), 0.0, 1280.0,
         1280, 720,
@@ -58,19 +59,19 @@ def test_the_committed_world_has_the_boxes_of_the_procedural_one(scenery, camera
         for box, c in zip(view.xyxy, view.class_ids, strict=True)
     ]
     assert len(best) > 10
-    # Crowns are round here and drawn there: what looks out from below a tree differs.
+    # Crowns are hulls here and textures there: objects below a tree differ.
     assert np.median(best) > 0.9 and np.mean(np.array(best) > 0.8) > 0.75, np.sort(best)
 
 
-def test_what_moves_is_where_its_pose_says(scenery):
-    car = next(name for name, kind in scenery.moving_names.items() if kind == "car")
+def test_moving_object_is_at_its_pose(shapes):
+    car = next(name for name, kind in shapes.moving_names.items() if kind == "car")
     poses = {"drone": pose(0, 0, 50, 0), car: pose(5, 10, 0, 1.0)}
-    truth = visible_truth(scenery, "down", poses, K, 1280, 720)
+    truth = visible_truth(shapes, "down", poses, K, 1280, 720)
     (box,) = truth.xyxy[[i == car for i in truth.ids]]
-    # Heading east, the upper side of the picture: 5 m ahead is up, 10 m to the left is left.
+    # Heading east, the upper side of the image: 5 m ahead is up, 10 m to the left is left.
     centre = (box[:2] + box[2:]) / 2
     assert centre == pytest.approx([640 - 10 * 1280 / 49.9, 360 - 5 * 1280 / 49.9], abs=12)
-    assert not any(i == car for i in visible_truth(scenery, "down", {
+    assert not any(i == car for i in visible_truth(shapes, "down", {
         "drone": pose(0, 0, 50, 0), car: pose(500, 10, 0, 1.0)
     }, K, 1280, 720).ids)  # fmt: skip
 
@@ -89,7 +90,7 @@ def test_other_files_are_refused(tmp_path, text, says):
     if text is not None:
         path.write_text(text)
     with pytest.raises(SourceError, match=says):
-        read_scenery(path)
+        read_gazebo_world(path)
 
 
 @pytest.mark.skipif(
@@ -109,7 +110,7 @@ def test_the_real_parser_takes_the_world_and_names_an_error(tmp_path):
     assert "Error" in said, said
 
 
-def test_the_world_brings_all_it_shows(world_file, scenery):
+def test_the_world_brings_all_it_shows(world_file, shapes):
     folder = WORLDS / "aerial_traffic"
     for uri in world_file.iter("uri"):
         mesh = WORLDS / uri.text
@@ -125,11 +126,11 @@ def test_the_world_brings_all_it_shows(world_file, scenery):
             assert (folder / texture).is_file()
     assert not re.search(r"https?://|model://|fuel", ElementTree.tostring(world_file, "unicode"))
     names = {model.get("name") for model in world_file.iter("model")}
-    assert set(scenery.moving) < names and "drone" in names
+    assert set(shapes.moving) < names and "drone" in names
 
 
-def test_all_that_moves_tells_its_pose(world_file, scenery):
-    for name in ("drone", *scenery.moving):
+def test_all_that_moves_tells_its_pose(world_file, shapes):
+    for name in ("drone", *shapes.moving):
         (model,) = world_file.findall(f"model[@name='{name}']")
         (poses,) = (p for p in model.iter("plugin") if p.get("name").endswith("PosePublisher"))
         # Fortress publishes nothing at all where the second is false.
@@ -137,9 +138,9 @@ def test_all_that_moves_tells_its_pose(world_file, scenery):
         assert poses.findtext("publish_nested_model_pose") == "true"
 
 
-def test_cameras_are_as_wide_as_ground_truth_expects(world_file, scenery):
+def test_cameras_are_as_wide_as_ground_truth_expects(world_file, shapes):
     sensors = list(world_file.iter("sensor"))
-    assert {sensor.get("name") for sensor in sensors} == set(scenery.cameras) == {"down", "front"}
+    assert {sensor.get("name") for sensor in sensors} == set(shapes.cameras) == {"down", "front"}
     for sensor in sensors:
         assert sensor.findtext("camera/image/width") == "1280"
         fov = float(sensor.findtext("camera/horizontal_fov"))
@@ -148,7 +149,7 @@ def test_cameras_are_as_wide_as_ground_truth_expects(world_file, scenery):
         lens = {e.tag: float(e.text) for e in sensor.find("camera/lens/intrinsics")}
         assert lens == {"fx": 1280, "fy": 1280, "cx": 640, "cy": 360, "s": 0}
         x, y, z, _, pitch, _ = map(float, sensor.findtext("pose").split())
-        mount = scenery.cameras[sensor.get("name")]
+        mount = shapes.cameras[sensor.get("name")]
         assert mount[:3] == pytest.approx([x, y, z])
         assert 2 * math.asin(mount[4]) == pytest.approx(pitch, abs=1e-5)
 
@@ -157,7 +158,6 @@ def test_the_generator_writes_what_is_committed(tmp_path):
     pytest.importorskip("scipy", reason="scipy is not here: it comes with the training packages")
     source = (WORLDS / "generate.py").read_text()
     (tmp_path / "worlds").mkdir()
-    (tmp_path / "config").mkdir()
     (tmp_path / "worlds" / "generate.py").write_text(source)
     import runpy
 

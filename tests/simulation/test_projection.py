@@ -5,12 +5,13 @@ import pytest
 
 from drone_kd.simulation.projection import project, projection_matrix, solid_boxes
 from drone_kd.simulation.scene import meshes
+from drone_kd.simulation.scene.camera import Camera
 from drone_kd.simulation.scene.layouts import build_scene
-from drone_kd.simulation.scene.render import Camera, render
+from drone_kd.simulation.scene.render import render
 
 K = np.array([[1000.0, 0, 640], [0, 900.0, 360], [0, 0, 1]])
 WIDTH, HEIGHT = 1280, 720
-# A world with z up. Looking down with the picture's upper side to +y.
+# A world with z up. Looking down with the image's upper side to +y.
 NADIR = np.array([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]])
 # Looking to +y, 45 degrees down.
 HALF = np.sqrt(0.5)
@@ -35,11 +36,11 @@ def boxes(axes, position, *cuboids, labelled=None):
 @pytest.mark.parametrize(
     ("axes", "position", "point", "px", "depth"),
     [
-        # 3 m right and 2 m up in the picture, 50 m below: 3/50 * 1000, 2/50 * 900.
+        # 3 m right and 2 m up in the image, 50 m below: 3/50 * 1000, 2/50 * 900.
         (NADIR, (10, 20, 50), (13, 22, 0), (640 + 60, 360 - 36), 50),
         # The axis meets the ground as far ahead as the camera is high.
         (OBLIQUE, (0, 0, 30), (0, 30, 0), (640, 360), 30 / HALF),
-        # From there 10 m on: 10 cos 45 deeper, 10 sin 45 higher in the picture.
+        # From there 10 m on: 10 cos 45 deeper, 10 sin 45 higher in the image.
         (
             OBLIQUE,
             (0, 0, 30),
@@ -82,36 +83,36 @@ def test_oblique_box():
     assert box == pytest.approx([left, top, 1280 - left, bottom], abs=1e-3)
 
 
-def test_what_is_off_screen_or_behind_has_no_box():
+def test_objects_outside_the_image_or_behind_have_no_box():
     outside, behind = cuboid(60, 0, 0, 4, 2, 2), cuboid(0, 0, 60, 4, 2, 2)
     assert len(boxes(NADIR, (0, 0, 50), outside, behind)[0]) == 0
 
 
-def test_the_border_cuts_a_box_and_lets_less_than_two_fifths_go():
+def test_border_clips_boxes_and_drops_those_with_less_than_two_fifths_visible():
     # The border is 640 px from the middle: 30.72 m of a roof at 48 m, 32 m of the ground at 50 m.
     def at(x):
         return boxes(NADIR, (0, 0, 50), cuboid(x, 0, 0, 4, 2, 2))[0]
 
     (box,) = at(30)
     assert box[[0, 2]] == pytest.approx([640 + 28 * 1000 / 50, 1280], abs=1e-3)
-    # From 1260 to 1388 px: 16 % are in the picture.
+    # From 1260 to 1388 px: 16 % are in the image.
     assert len(at(33)) == 0
 
 
-def test_what_reaches_behind_the_camera_is_cut_there():
-    # A wall along the view, from 20 m behind to 20 m ahead, fills the picture's right side.
+def test_solid_that_reaches_behind_the_camera_is_clipped():
+    # A wall along the view, from 20 m behind to 20 m ahead, fills the image's right side.
     wall = cuboid(6, 0, 0, 2, 40, 30)
     car = cuboid(3, 12, 9, 2, 2, 2)
-    found, index = boxes(LEVEL, (0, 0, 10), wall, car, labelled=[False, True])
+    _, index = boxes(LEVEL, (0, 0, 10), wall, car, labelled=[False, True])
     assert index.tolist() == [1]
     hidden = cuboid(9, 30, 9, 2, 2, 2)
     assert len(boxes(LEVEL, (0, 0, 10), wall, hidden, labelled=[False, True])[0]) == 0
     assert len(boxes(LEVEL, (0, 0, 10), hidden)[0]) == 1
 
 
-def test_near_things_hide_far_ones():
+def test_near_solids_hide_far_ones():
     far, near = cuboid(0, 60, 0, 4, 2, 2), cuboid(0, 50, 0, 8, 2, 4)
-    found, index = boxes(LEVEL, (0, 0, 2), far, near)
+    _, index = boxes(LEVEL, (0, 0, 2), far, near)
     assert index.tolist() == [1]
     # Half of it looks out on the left.
     aside = cuboid(-5.0, 60, 0, 4, 2, 2)
@@ -123,14 +124,14 @@ def test_near_things_hide_far_ones():
     assert len(boxes(LEVEL, (0, 0, 2), far, near, labelled=[True, False])[0]) == 0
 
 
-def test_nothing_gives_no_boxes():
+def test_no_visible_solid_gives_empty_arrays():
     xyxy, index = boxes(NADIR, (0, 0, 50), cuboid(60, 0, 0, 4, 2, 2))
     assert xyxy.shape == (0, 4) and xyxy.dtype == np.float32 and index.dtype == np.int64
 
 
 @pytest.mark.parametrize("pitch_deg", [90, 55])
 def test_solids_have_the_boxes_of_the_renderer(pitch_deg):
-    """Both ways to ground truth: of drawn meshes, and of their sizes and poses."""
+    """Boxes of rendered meshes equal boxes of their hulls and poses."""
     world, shapes = build_scene("car-park", 1), meshes.library()
     cars = world.poses(0.0)[world.class_ids == meshes.CAR, :2]
     # Away from the tile's border, where most cars are.

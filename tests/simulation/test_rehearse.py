@@ -1,9 +1,9 @@
-"""Flights over real DDS in processes of their own: what CI demands of the default model."""
+"""Flights over real DDS in processes of their own."""
 
 import json
+import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,10 +18,10 @@ pytest.importorskip(
 
 from drone_kd import cli
 from drone_kd.core.model_spec import ModelError
-from drone_kd.detector import load_detector
+from drone_kd.media.image_files import SourceError
 from drone_kd.paths import default_model_path
 from drone_kd.simulation.rehearse import detector_command, rehearse
-from drone_kd.simulation.scene import FlightPlan, fly
+from drone_kd.simulation.scoring.flight_record import read_flight
 from drone_kd.simulation.simulate import ros_arguments
 
 
@@ -38,47 +38,43 @@ def has_default_model():
 
 
 @pytest.mark.skipif(not has_default_model(), reason="this installation has no default model")
-def test_the_default_model_finds_cars_soon_enough(tmp_path, ros_domain_id):
-    detector = load_detector()
-    # As large as the network's input: nothing is lost, and the machine has less to carry.
-    size = {"width": 640, "height": 360}
-    frame = next(fly(FlightPlan(scene="forest-edge", seed=2, **size))).image
-    bare_ms = np.median([detector.timed(frame)[1].total_ms for _ in range(15)][5:])
-    scored = fly_here(tmp_path, detector_command("", 0.05), 20, scene="forest-edge", **size)
-    assert scored["frames"]["answered"] > 20, scored["frames"]
+def test_default_model_detects_cars_without_a_backlog(tmp_path, ros_domain_id):
+    # As large as the network's input: no object gets smaller.
+    flight = {"width": 640, "height": 360, "scene": "forest-edge"}
+    scored = fly_here(tmp_path, detector_command("", 0.05), 8, **flight)
+    assert scored["frames"]["answered"] >= 8, scored["frames"]
     assert scored["offline"]["ap50"]["car"] > 0.4, scored["offline"]
-    assert scored["offline"]["recall"] >= scored["streaming"]["recall"] > 0
-    # A busy machine slows the bare loop and the flight alike; half a second is for its scheduler.
-    assert scored["latency_ms"]["p50"] < 4 * bare_ms + 500, (bare_ms, scored["latency_ms"])
-    assert scored["age_ms"]["p50"] < 4 * bare_ms + 600, (bare_ms, scored["age_ms"])
+    # A queue of ten frames would make predictions about ten intervals old. Both figures grow
+    # alike on a busy machine.
+    (leg,) = read_flight(tmp_path / "out" / "flight.jsonl").legs
+    interval = np.median(np.diff([p.at_ns for p in leg.predictions]))
+    latency = np.median([p.at_ns - p.stamp_ns for p in leg.predictions])
+    assert latency < 4 * interval, (latency / 1e6, interval / 1e6)
 
 
-def test_a_camera_that_stops_and_a_clock_that_jumps_are_in_the_score(tmp_path, ros_domain_id):
+def test_camera_outage_and_clock_jump_are_in_the_score(tmp_path, ros_domain_id):
     model = write_bright_cell_model(tmp_path / "model.onnx")
-    scored = fly_here(
-        tmp_path,
-        detector_command(str(model), 0.25),
-        11,
-        outage=[3.0, 3.0],
-        clock_jump=[8.0, -2.5],
-        width=320,
-        height=240,
-    )
+    faults = {"outage": [1.0, 1.5], "clock_jump": [3.5, -2.0]}
+    detector = detector_command(str(model), 0.25)
+    scored = fly_here(tmp_path, detector, 5, **faults, width=320, height=240)
     notes = "; ".join(scored["notes"])
-    assert "the camera delivered nothing for 3." in notes, notes
-    assert "the camera's clock went back by 2.4 s" in notes, notes
-    assert scored["frames"]["not_delivered"] >= 25
-    assert scored["frames"]["answered"] > 30
+    silence = re.search(r"the camera delivered nothing for ([\d.]+) s", notes)
+    assert silence and float(silence[1]) > 1.4, notes
+    jump = re.search(r"the camera's clock went back by ([\d.]+) s", notes)
+    assert jump and 0 < float(jump[1]) < 2, notes
+    frames = scored["frames"]
+    assert frames["not_delivered"] > 0 and frames["answered"] > 0
+    assert frames["due"] == frames["not_delivered"] + frames["delivered"]
     assert json.loads((tmp_path / "out" / "score.json").read_text()) == scored
     assert "went back" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_detector_that_dies_on_the_way(tmp_path, ros_domain_id, capfd):
+def test_detector_that_dies_in_flight_is_named_and_scored(tmp_path, ros_domain_id, capfd):
     model = write_bright_cell_model(tmp_path / "model.onnx")
     dies = (
         "import os, threading, sys, drone_kd.ros.detector_node as n\n"
         "make = n.to_detection_array\n"
-        "left = [20]\n"
+        "left = [6]\n"
         "def die(*args):\n"
         "    left[0] -= 1\n"
         "    return make(*args) if left[0] else os._exit(3)\n"
@@ -87,17 +83,16 @@ def test_a_detector_that_dies_on_the_way(tmp_path, ros_domain_id, capfd):
     )
     arguments = detector_command(str(model), 0.25)[3:]
     detector = [sys.executable, "-c", dies, *arguments]
-    scored = fly_here(tmp_path, detector, 6, width=320, height=240)
+    scored = fly_here(tmp_path, detector, 5, width=320, height=240)
     assert "the detector ended with exit code 3" in capfd.readouterr().err
     assert any("the detector fell silent" in note for note in scored["notes"]), scored["notes"]
-    assert scored["frames"]["answered"] == 19
+    assert 1 <= scored["frames"]["answered"] <= 5
 
 
-def test_a_detector_that_cannot_start_is_one_line(tmp_path, ros_domain_id, capfd):
-    started = time.monotonic()
-    with pytest.raises(Exception, match="the detector ended with exit code 7 before the flight"):
-        fly_here(tmp_path, [sys.executable, "-c", "raise SystemExit(7)"], 60)
-    assert time.monotonic() - started < 20
+def test_detector_that_cannot_start_ends_the_rehearsal(tmp_path, ros_domain_id):
+    # A flight that began would last longer than any test may.
+    with pytest.raises(SourceError, match="the detector ended with exit code 7 before the flight"):
+        fly_here(tmp_path, [sys.executable, "-c", "raise SystemExit(7)"], 10**6)
 
 
 @pytest.mark.parametrize(
@@ -117,11 +112,11 @@ def test_wrong_options_are_one_line_and_2(options, says, tmp_path, capfd):
 def test_the_command_prints_the_score(tmp_path):
     model = write_bright_cell_model(tmp_path / "model.onnx")
     done = subprocess.run(
-        [sys.executable, "-m", "drone_kd.cli", "rehearse", str(model), "--seconds", "3"]
+        [sys.executable, "-m", "drone_kd.cli", "rehearse", str(model), "--seconds", "2"]
         + ["--size", "320x240", "--scene", "crossing", "--output", str(tmp_path / "out")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
     )
     assert done.returncode == 0, done.stderr
     assert "streaming" in done.stdout and str(tmp_path / "out" / "report.html") in done.stdout

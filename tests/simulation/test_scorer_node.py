@@ -1,8 +1,4 @@
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,8 +20,8 @@ BOX = np.array([[10.5, 20, 50, 60.25]], np.float32)
 
 
 @pytest.fixture
-def scorer(ground, tmp_path):
-    """A scorer process, and somebody who publishes what it listens to."""
+def scorer(ground, start, tmp_path):
+    """A scorer process, and publishers of the topics that it subscribes to."""
     site = ground()
     topics = {
         name: site.node.create_publisher(kind, name, QoSProfile(depth=10))
@@ -36,26 +32,11 @@ def scorer(ground, tmp_path):
         )
     }
     topics["image"] = site.images
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "drone_kd.simulation.scorer_node",
-            "--ros-args",
-            "-p",
-            f"output:={tmp_path}",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ),
-    )
+    process = start("drone_kd.simulation.scorer_node", "--ros-args", "-p", f"output:={tmp_path}")
     site.wait_until(
         lambda: all(topic.get_subscription_count() for topic in topics.values()), "it listens"
     )
-    yield site, topics, process
-    process.kill()
-    process.wait()
+    return site, topics, process
 
 
 def scores(site):
@@ -67,7 +48,7 @@ def scores(site):
 def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
     site, topics, process = scorer
     live = scores(site)
-    picture = np.full((90, 160, 3), 200, np.uint8)
+    image = np.full((90, 160, 3), 200, np.uint8)
     for second in (1, 2, 3):
         header = Header(frame_id="camera")
         header.stamp.sec = second
@@ -78,7 +59,7 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
             topics["detections"].publish(answer)
             site.wait_until(lambda: any(json.loads(s)["answers"] == 1 for s in live), "it came")
         topics["ground_truth"].publish(truth_to_message(Truth(BOX, ("car",), ("7",)), header))
-        topics["camera_info"].publish(to_camera_info(picture.shape, 160.0, header))
+        topics["camera_info"].publish(to_camera_info(image.shape, 160.0, header))
         if second > 1:
             topics["detections"].publish(answer)
     site.wait_until(
@@ -87,19 +68,18 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
     assert json.loads(live[-1])["recall_offline"] == 0
     # Best-effort, so more than once.
     for _ in range(3):
-        topics["image"].publish(bgr_to_image(picture, header))
+        topics["image"].publish(bgr_to_image(image, header))
         heard = len(live)
         site.wait_until(lambda heard=heard: len(live) > heard, "a second has passed")
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=10)
-    assert process.returncode == 0, output
+    code, output = process.stop()
+    assert code == 0, output
     assert "recorded 3 of truth, 3 of frame, 3 of answer" in output
 
     (leg,) = read_flight(tmp_path / "flight.jsonl").legs
     assert sorted(leg.truths) == sorted(leg.frames) == [10**9, 2 * 10**9, 3 * 10**9]
     assert leg.truths[10**9].ids == ("7",) and leg.truths[10**9].names == ("car",)
     np.testing.assert_allclose(leg.truths[10**9].xyxy, BOX)
-    np.testing.assert_allclose(leg.answers[0].xyxy, BOX + 100)
+    np.testing.assert_allclose(leg.predictions[0].xyxy, BOX + 100)
     assert [path.name for path in (tmp_path / "misses").iterdir()] == ["3000000000.jpg"]
 
 
@@ -107,38 +87,30 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
     ("more", "wanted"),
     [(["-p", "label_names:=['', car]"], ["car", "", "9", "bus"]), ([], ["1", "0", "9", "bus"])],
 )
-def test_labels_of_a_bounding_box_camera_have_names(ground, tmp_path, more, wanted):
+def test_labels_of_a_bounding_box_camera_have_names(ground, start, tmp_path, more, wanted):
     site = ground()
     truths = site.node.create_publisher(Detection2DArray, "ground_truth", QoSProfile(depth=10))
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "drone_kd.simulation.scorer_node"),
-            *("--ros-args", "-p", f"output:={tmp_path}", *more),
-        ],
-        env=dict(os.environ),
+    process = start(
+        "drone_kd.simulation.scorer_node", "--ros-args", "-p", f"output:={tmp_path}", *more
     )
-    try:
-        site.wait_until(truths.get_subscription_count, "it listens")
-        live = scores(site)
-        boxes, names = BOX.repeat(4, axis=0), ("1", "0", "9", "bus")
-        truths.publish(truth_to_message(Truth(boxes, names, ("",) * 4), Header(frame_id="camera")))
-        site.wait_until(lambda: any(json.loads(s)["truths"] == 1 for s in live), "it came")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
-    finally:
-        process.kill()
+    site.wait_until(truths.get_subscription_count, "the scorer subscribes")
+    live = scores(site)
+    boxes, names = BOX.repeat(4, axis=0), ("1", "0", "9", "bus")
+    truths.publish(truth_to_message(Truth(boxes, names, ("",) * 4), Header(frame_id="camera")))
+    site.wait_until(lambda: any(json.loads(s)["truths"] == 1 for s in live), "it is counted")
+    code, output = process.stop()
+    assert code == 0, output
     events = map(json.loads, (tmp_path / "flight.jsonl").read_text().splitlines())
     (truth,) = (event for event in events if "truth" in event)
     assert [row[0] for row in truth["boxes"]] == wanted
 
 
-def test_a_kill_leaves_what_was(scorer, tmp_path):
+def test_killed_scorer_leaves_a_readable_record(scorer, tmp_path):
     site, topics, process = scorer
     live = scores(site)
     topics["ground_truth"].publish(truth_to_message(Truth(BOX, ("car",), ("",)), Header()))
     site.wait_until(lambda: any(json.loads(s)["truths"] == 1 for s in live), "it is counted")
     process.kill()
-    process.wait()
     assert len(read_flight(tmp_path / "flight.jsonl").legs[0].truths) == 1
 
 
@@ -150,28 +122,21 @@ def test_a_kill_leaves_what_was(scorer, tmp_path):
         (["-p", "output:=x", "-p", "pictures:=-1"], "pictures out of range"),
     ],
 )
-def test_a_bad_parameter_is_one_line_and_2(ros_domain_id, tmp_path, args, says):
-    done = subprocess.run(
-        [sys.executable, "-m", "drone_kd.simulation.scorer_node", "--ros-args", *args],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("scorer: error: ") and done.stderr.count("\n") == 1
-    assert says in done.stderr, done.stderr
+def test_a_bad_parameter_is_one_line_and_2(
+    ros_domain_id, start, tmp_path, monkeypatch, args, says
+):
+    monkeypatch.chdir(tmp_path)
+    code, output = start("drone_kd.simulation.scorer_node", "--ros-args", *args).wait()
+    assert code == 2
+    assert output.startswith("scorer: error: ") and output.count("\n") == 1
+    assert says in output, output
 
 
-def test_the_topic_image_is_left_alone_without_pictures(ground, tmp_path):
+def test_without_pictures_images_are_not_subscribed(ground, start, tmp_path):
     site = ground()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "drone_kd.simulation.scorer_node", "--ros-args"]
-        + ["-p", f"output:={tmp_path}", "-p", "pictures:=0"]
+    start(
+        *("drone_kd.simulation.scorer_node", "--ros-args"),
+        *("-p", f"output:={tmp_path}", "-p", "pictures:=0"),
     )
-    try:
-        site.wait_until(lambda: site.node.count_subscribers("/detections") == 1, "it listens")
-        assert site.node.count_subscribers("/image") == 0
-    finally:
-        process.kill()
-        process.wait()
+    site.wait_until(lambda: site.node.count_subscribers("/detections") == 1, "it subscribes")
+    assert site.node.count_subscribers("/image") == 0

@@ -1,4 +1,4 @@
-"""Procedural aerial pictures with exact boxes, for training data and for flights without a drone.
+"""Synthetic aerial images with exact boxes, for training data and for simulated flights.
 
 frame = draw_frame(seed=7, imgsz=640)
 for frame in fly(FlightPlan(scene="crossing", seed=7, fps=25)): ...

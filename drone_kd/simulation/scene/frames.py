@@ -1,4 +1,4 @@
-"""Single frames of many places, and flights over one."""
+"""Single frames of many places, and flights over one place."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from functools import lru_cache
 
 import numpy as np
 
+from drone_kd.simulation.scene.camera import Camera
 from drone_kd.simulation.scene.layouts import SCENES, build_scene
-from drone_kd.simulation.scene.render import Camera, View, render, roll
-from drone_kd.simulation.scene.sensor import Look, develop, sample_look
-from drone_kd.simulation.scene.world import TILE_M, World, build_world
+from drone_kd.simulation.scene.render import View, render, roll
+from drone_kd.simulation.scene.sensor import Conditions, apply_sensor, sample_conditions
+from drone_kd.simulation.scene.shapes import TILE_M
+from drone_kd.simulation.scene.town import build_world
+from drone_kd.simulation.scene.world import World
 
 CLASSES = ("person", "car", "truck", "bus")
-# Consecutive seeds share a place, as frames of one flight do: laying it out costs more than a
-# picture of it. Seeds s with the same s // FRAMES_PER_WORLD are of the same world.
+# Consecutive seeds share a world, since building one costs more than rendering an image of it:
+# seeds with the same seed // FRAMES_PER_WORLD show the same world.
 FRAMES_PER_WORLD = 20
 
 _MIN_HEIGHT_M = 30.0
@@ -23,15 +26,15 @@ _MIN_HEIGHT_M = 30.0
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A picture and what is on it.
+    """A synthetic image with its ground truth.
 
     Attributes:
         image: uint8 (h, w, 3) BGR.
-        xyxy: float32 (N, 4): left, top, right, bottom in pixels, from 0 to the image's width and
-            height, around what is visible of each object without its shadow.
+        xyxy: float32 (N, 4): left, top, right, bottom in pixels, within the image, of the visible
+            part of each object without its shadow.
         class_ids: int64 (N,), index into CLASSES.
-        ids: int64 (N,), an object's number, which it keeps during a plan.
-        t_s: seconds since the flight began; 0 for a single frame.
+        ids: int64 (N,), track ids, constant during a flight.
+        t_s: seconds since the start of the flight; 0 for a single frame.
     """
 
     image: np.ndarray
@@ -42,7 +45,7 @@ class Frame:
 
 
 def draw_frame(seed: int, imgsz: int = 640) -> Frame:
-    """Draw one square frame; the same seed and size give the same frame.
+    """Render one square frame; the same seed and size give the same frame.
 
     Args:
         seed: 0 or more; see FRAMES_PER_WORLD.
@@ -58,27 +61,26 @@ def draw_frame(seed: int, imgsz: int = 640) -> Frame:
     world = _world(seed // FRAMES_PER_WORLD)
     rng = np.random.default_rng((1, seed))
     camera = _sample_camera(rng, imgsz)
-    # Not everybody who parks here does so on the same day.
+    # Parked vehicles and people differ between days.
     present = ~world.optional | (rng.random(len(world.optional)) < rng.uniform(0.5, 1))
     view = render(world, camera, t_s=rng.uniform(0, 600), present=present)
-    return _frame(view, develop(view.image, sample_look(rng), rng), 0.0)
+    return _frame(view, apply_sensor(view.image, sample_conditions(rng), rng), 0.0)
 
 
 @dataclass(frozen=True)
 class FlightPlan:
-    """How to fly over a place.
+    """Settings of a flight over one place.
 
     Attributes:
-        seed: 0 or more; of the place, the traffic and the weather.
-        width, height: of the frames in pixels, at least 64 each.
-        fps: frames per second of plan.
-        scene: one of SCENES, along its main road; empty: anywhere over any place.
-        speed_mps: of the drone over the ground.
-        altitude_m: height above the ground; None: it wanders from 44 to 72 m.
-        motion_px: length of the motion blur; None: as the weather of the seed has it.
-        haze: share of the light that haze adds, 0 to 0.95; None: as the weather of the seed
-            has it.
-        rolling_ms: from the exposure of the first row of a frame to that of the last.
+        seed: 0 or more; selects place, traffic and weather.
+        width, height: frame size in pixels, at least 64 each.
+        fps: frames per second.
+        scene: one of SCENES, flown along its main road; empty: a random place.
+        speed_mps: speed over the ground.
+        altitude_m: height above the ground; None: varies from 44 to 72 m.
+        motion_px: length of the motion blur; None: sampled from the seed.
+        haze: share of the light that haze adds, 0 to 0.95; None: sampled from the seed.
+        rolling_ms: time between the exposure of the first and of the last row.
 
     Raises:
         ValueError: a value is out of its range.
@@ -124,18 +126,18 @@ class FlightPlan:
 
 
 def fly(plan: FlightPlan) -> Iterator[Frame]:
-    """Fly without end; frame n is of n / fps seconds.
+    """Yield the frames of a flight without end; frame n shows the scene at n / fps seconds.
 
-    The camera wanders smoothly between nadir and oblique views. The same flight gives the same
+    The camera moves smoothly between nadir and oblique views. The same plan gives the same
     frames.
     """
     world = build_scene(plan.scene, plan.seed) if plan.scene else build_world(plan.seed)
     rng = np.random.default_rng((2, plan.seed))
-    look = _look(plan, rng)
+    conditions = _conditions(plan, rng)
     x_m, y_m = rng.uniform(0, TILE_M, 2)
     course = rng.uniform(0, 2 * np.pi)
     phases = rng.uniform(0, 2 * np.pi, 4)
-    # Amplitudes of heading and pitch: a camera that looks around, or one on a drone on its way.
+    # Amplitudes of heading and pitch: smaller on a drone that follows a road.
     turn, nod = 0.9, 22.0
     if plan.scene:
         x_m, y_m = world.roads[0].points(y_m, 0.0)
@@ -144,7 +146,7 @@ def fly(plan: FlightPlan) -> Iterator[Frame]:
     n = 0
     while True:
         t_s = n / plan.fps
-        # Incommensurable periods, so that no view ever comes back.
+        # Incommensurable periods, so that no view repeats.
         sway = np.sin(2 * np.pi * t_s / np.array((43.0, 31.0, 57.0, 11.0)) + phases)
         heading = course + turn * sway[0]
         altitude_m = plan.altitude_m
@@ -162,30 +164,30 @@ def fly(plan: FlightPlan) -> Iterator[Frame]:
         view = render(world, camera, t_s)
         if plan.rolling_ms and before is not None:
             view = roll(view, _flow(before, camera) * plan.fps * plan.rolling_ms / 1000)
-        yield _frame(view, develop(view.image, look, rng), t_s)
+        yield _frame(view, apply_sensor(view.image, conditions, rng), t_s)
         before = camera
-        # Along a road a drone keeps to its course where the camera looks to the side.
+        # Along a road the drone keeps its course while the camera turns.
         ahead = course if plan.scene else heading
         x_m += np.sin(ahead) * plan.speed_mps / plan.fps
         y_m -= np.cos(ahead) * plan.speed_mps / plan.fps
         n += 1
 
 
-def _look(plan: FlightPlan, rng: np.random.Generator) -> Look:
-    look = sample_look(rng)
-    if plan.scene == "night":  # a thermal camera's: soft, some grain, no colour, no daylight
-        look = replace(
-            look, gain=(1.0, 1.0, 1.0), gamma=1.0, haze=0.0, haze_bgr=(60.0, 60.0, 60.0)
+def _conditions(plan: FlightPlan, rng: np.random.Generator) -> Conditions:
+    conditions = sample_conditions(rng)
+    if plan.scene == "night":  # a thermal camera: no colour, no daylight
+        conditions = replace(
+            conditions, gain=(1.0, 1.0, 1.0), gamma=1.0, haze=0.0, haze_bgr=(60.0, 60.0, 60.0)
         )
     if plan.motion_px is not None:
-        look = replace(look, motion_px=plan.motion_px)
+        conditions = replace(conditions, motion_px=plan.motion_px)
     if plan.haze is not None:
-        look = replace(look, haze=plan.haze)
-    return look
+        conditions = replace(conditions, haze=plan.haze)
+    return conditions
 
 
 def _flow(before: Camera, after: Camera) -> np.ndarray:
-    """How far the ground in the middle of the image moves from one view to the next: px (2,)."""
+    """Return the motion in pixels (2,) of the ground in the middle of the image."""
     middle = np.array([before.width / 2, before.height / 2])
     x, y, w = before.to_ground @ [*middle, 1]
     return after.project(np.array([x / w, y / w, 0.0]))[0] - middle

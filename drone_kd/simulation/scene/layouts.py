@@ -1,4 +1,4 @@
-"""Places by name, for rehearsals: what is built there, and how a drone flies over it."""
+"""Named scenes for rehearsals: what is built there, and the road that the drone follows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import cv2
 import numpy as np
 
 from drone_kd.simulation.scene import meshes
-from drone_kd.simulation.scene.world import TILE_M, Layout, Road, World, build_world
+from drone_kd.simulation.scene.roads import Road
+from drone_kd.simulation.scene.shapes import TILE_M
+from drone_kd.simulation.scene.town import Layout, build_world
+from drone_kd.simulation.scene.world import World
 
 _MIDDLE = TILE_M / 2
 
@@ -19,7 +22,7 @@ def _road(
     return Road(vertical, _MIDDLE, amplitude_m, 0.0, lanes, lane_m, sidewalk_m)
 
 
-# The first road of each runs north-south: along it the drone flies.
+# The first road of each runs north-south: the drone follows it.
 _LAYOUTS = {
     "highway": Layout(
         "rural",
@@ -55,45 +58,47 @@ def build_scene(scene: str, seed: int) -> World:
     """Build one of SCENES; the same arguments give the same world.
 
     Raises:
-        ValueError: there is no such scene.
+        ValueError: unknown scene.
     """
     if scene not in _LAYOUTS:
         raise ValueError(f"scene: expected one of {', '.join(SCENES)}, got {scene!r}")
     world = build_world(seed, _LAYOUTS[scene])
-    return _as_heat(world) if scene == "night" else world
+    return _as_thermal(world) if scene == "night" else world
 
 
-def _as_heat(world: World) -> World:
-    """The same place as a thermal camera shows it at night: people and vehicles glow."""
+def _as_thermal(world: World) -> World:
+    """Return the place as a thermal camera shows it at night: people and vehicles are bright."""
     shapes = meshes.library()
     grey = shapes.colours.mean(-1)
     owner = np.repeat(np.arange(len(shapes.count)), shapes.count)
     kind = shapes.class_ids[owner]
-    # Some engines have run lately, some not.
+    # Engines are warm or cold.
     warmth = np.random.default_rng(0).uniform(0, 1, len(shapes.count))[owner]
-    heat = 60 + 0.35 * grey  # what is not alive and has no engine
+    heat = 60 + 0.35 * grey  # neither alive nor with an engine
     vehicle = np.isin(kind, (meshes.CAR, meshes.TRUCK, meshes.BUS))
     heat[vehicle] = (95 + 90 * warmth[:, None] + 0.3 * grey)[vehicle]
     heat[kind == meshes.PERSON] = 330
-    # All is in the shade, where `render` shows AMBIENT of a colour and draws no shadow.
+    # Everything is in shadow: `render` then uses AMBIENT light and draws no further shadows.
     return replace(
         world,
-        ground=tuple(_cold(level, 0.3, 28) for level in world.ground),
-        shade=np.full_like(world.shade, 255),
+        ground=tuple(_flatten(level, 0.3, 28) for level in world.ground),
+        shadow=np.full_like(world.shadow, 255),
         house_light=np.full_like(world.house_light, 0.8),
-        roofs=_each(world.roofs, 0.25, 30),
-        facades=_each(world.facades, 0.35, 45),
-        tree_pictures=_each(world.tree_pictures, 0.2, 45),
+        roof_textures=_each(world.roof_textures, 0.25, 30),
+        facade_textures=_each(world.facade_textures, 0.35, 45),
+        tree_textures=_each(world.tree_textures, 0.2, 45),
         colours=np.where(np.isnan(shapes.colours), np.nan, heat[..., None]),
     )
 
 
-def _each(pyramids: tuple, gain: float, offset: float) -> tuple:
-    return tuple(tuple(_cold(level, gain, offset) for level in levels) for levels in pyramids)
+def _each(
+    pyramids: tuple[tuple[np.ndarray, ...], ...], gain: float, offset: float
+) -> tuple[tuple[np.ndarray, ...], ...]:
+    return tuple(tuple(_flatten(level, gain, offset) for level in levels) for levels in pyramids)
 
 
-def _cold(picture: np.ndarray, gain: float, offset: float) -> np.ndarray:
-    """A picture (h, w, 3 or 4) in grey of less contrast; what is transparent stays so."""
-    grey = cv2.cvtColor(picture[..., :3], cv2.COLOR_BGR2GRAY)
-    cold = cv2.cvtColor(cv2.convertScaleAbs(grey, alpha=gain, beta=offset), cv2.COLOR_GRAY2BGR)
-    return np.dstack([cold, picture[..., 3]]) if picture.shape[2] == 4 else cold
+def _flatten(image: np.ndarray, gain: float, offset: float) -> np.ndarray:
+    """Convert an image (h, w, 3 or 4) to grey of less contrast, and keep its transparency."""
+    grey = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2GRAY)
+    grey3 = cv2.cvtColor(cv2.convertScaleAbs(grey, alpha=gain, beta=offset), cv2.COLOR_GRAY2BGR)
+    return np.dstack([grey3, image[..., 3]]) if image.shape[2] == 4 else np.asarray(grey3)

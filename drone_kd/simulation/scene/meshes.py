@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 PERSON, CAR, TRUCK, BUS = range(4)
 NO_CLASS = -1
@@ -47,7 +49,7 @@ class Mesh:
     """One object.
 
     Attributes:
-        class_id: index into CLASSES, or NO_CLASS for a thing that is not labelled.
+        class_id: index into CLASSES, or NO_CLASS for an unlabelled object.
         corners: float64 (P, 8, 3), metres: bottom front-left, front-right, rear-right, rear-left,
             then the same at the top.
         colours: float64 (P, 5, 3) RGB in 0..255 per face in the order of FACES; NaN is not drawn.
@@ -62,7 +64,7 @@ class Mesh:
 
 @dataclass(frozen=True, eq=False)
 class Library:
-    """Many meshes of every kind, made once: building each where it stands would take longest.
+    """Many meshes of each kind, made once, since building a mesh per object would be slow.
 
     Attributes:
         ids: mesh numbers by kind ("car", "truck", "bus", "person", "container", "clutter",
@@ -72,9 +74,9 @@ class Library:
         corners, colours, levels: the parts of all meshes, as in Mesh.
         centres: float64 (P, 3), of the parts.
         normals: float64 (P, 5, 3), outwards, of the faces.
-        planes: float64 (P, 5): a face is seen from where normal @ place is more than this;
-            infinite for one that is not drawn.
-        first, count: int64 (M,), a mesh's first part and its number of parts.
+        planes: float64 (P, 5): a face is visible from points with normal @ point above this;
+            infinite for a face that is not drawn.
+        first, count: int64 (M,), index of a mesh's first part, and its number of parts.
     """
 
     ids: dict[str, np.ndarray]
@@ -93,7 +95,7 @@ class Library:
 
 @lru_cache(maxsize=1)
 def library() -> Library:
-    """The meshes of all worlds."""
+    """Return the meshes that all worlds share."""
     rng = np.random.default_rng(0)
     kinds = (
         ("car", car, 400),
@@ -105,7 +107,8 @@ def library() -> Library:
         ("kiosk", kiosk, 60),
         ("lamp", lamp, 20),
     )
-    ids, made = {}, []
+    ids: dict[str, np.ndarray] = {}
+    made: list[Mesh] = []
     for name, make, number in kinds:
         ids[name] = np.arange(len(made), len(made) + number)
         made += [make(rng) for _ in range(number)]
@@ -131,7 +134,7 @@ def library() -> Library:
 
 
 def _planes(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centres, normals and planes, as in Library, of parts with these corners (P, 8, 3)."""
+    """Compute centres, normals and planes, as in Library, of parts with corners (P, 8, 3)."""
     centres = corners.mean(1)
     quads = corners[:, FACES]
     normals = np.cross(quads[:, :, 2] - quads[:, :, 0], quads[:, :, 3] - quads[:, :, 1])
@@ -185,7 +188,7 @@ def truck(rng: np.random.Generator) -> Mesh:
         (_box(front, half, width, 0.4, cab_height, taper=0.12), _faces(paint), 1),
         (
             _band(front + 0.9, half, width, 0.62 * cab_height, 0.86 * cab_height),
-            _faces(glass, top=None),
+            _faces(glass, top="open"),
             2,
         ),
     ]
@@ -195,7 +198,7 @@ def truck(rng: np.random.Generator) -> Mesh:
     else:
         inside = ((120, 100, 76), (88, 90, 92), (70, 64, 58))[rng.integers(3)]
         parts.append(
-            (_box(-half, bed, width, 0.9, rng.uniform(1.2, 1.9)), _faces(load, top=None), 1)
+            (_box(-half, bed, width, 0.9, rng.uniform(1.2, 1.9)), _faces(load, top="open"), 1)
         )
         parts.append((_box(-half + 0.1, bed - 0.1, 0.9 * width, 0.9, 1.15), _faces(inside), 1))
     return _mesh(TRUCK, parts)
@@ -209,7 +212,7 @@ def bus(rng: np.random.Generator) -> Mesh:
     half = length / 2
     parts = [
         (_box(-half, half, width, 0.3, height, taper=0.05), _faces(paint, top=roof), 0),
-        (_band(-half, half, width, 1.35, 2.45), _faces(_shade(rng, _GLASS, 0.25), top=None), 1),
+        (_band(-half, half, width, 1.35, 2.45), _faces(_shade(rng, _GLASS, 0.25), top="open"), 1),
     ]
     grey = _shade(rng, (178, 180, 182), 0.25)
     for x in np.linspace(-0.7 * half, 0.6 * half, rng.integers(1, 5)):
@@ -220,7 +223,7 @@ def bus(rng: np.random.Generator) -> Mesh:
 
 
 def person(rng: np.random.Generator) -> Mesh:
-    """Somebody on foot, in mid-stride or standing."""
+    """A person who walks or stands."""
     shirt, trousers = (_shade(rng, _CLOTHES[rng.integers(len(_CLOTHES))], 0.3) for _ in range(2))
     hair = _shade(rng, ((40, 30, 24), (120, 90, 60), (205, 200, 190))[rng.integers(3)], 0.3)
     size = rng.uniform(0.92, 1.08)
@@ -271,7 +274,7 @@ def clutter(rng: np.random.Generator) -> Mesh:
 
 
 def kiosk(rng: np.random.Generator) -> Mesh:
-    """A stall or a sunshade: about as large as a car from above."""
+    """A stall or a sunshade, about as large as a car from above."""
     size = rng.uniform(1.2, 2.3)
     if rng.random() < 0.5:
         parts = [(_box(-size, size, 2.2, 0, 2.5), _faces(_livery(rng), top=_livery(rng)), 0)]
@@ -315,7 +318,7 @@ def _van(rng: np.random.Generator, glass: np.ndarray) -> Mesh:
         ),
         (
             _band(nose - 1.8, nose - 0.6, 0.97 * width, 1.15, 0.75 * height),
-            _faces(glass, top=None),
+            _faces(glass, top="open"),
             2,
         ),
     ]
@@ -327,7 +330,16 @@ def _mesh(class_id: int, parts: list[tuple[np.ndarray, np.ndarray, int]]) -> Mes
     return Mesh(class_id, np.stack(corners), np.stack(colours), np.array(levels))
 
 
-def _frustum(x0, x1, width0, z0, x2, x3, width1, z1) -> np.ndarray:
+def _frustum(
+    x0: float,
+    x1: float,
+    width0: float,
+    z0: float,
+    x2: float,
+    x3: float,
+    width1: float,
+    z1: float,
+) -> np.ndarray:
     """Corners (8, 3) of a rectangle x0..x1 by width0 at z0 under x2..x3 by width1 at z1."""
     y0, y1 = width0 / 2, width1 / 2
     return np.array(
@@ -336,33 +348,35 @@ def _frustum(x0, x1, width0, z0, x2, x3, width1, z1) -> np.ndarray:
     )
 
 
-def _box(x0, x1, width, z0, z1, taper=0.0) -> np.ndarray:
+def _box(
+    x0: float, x1: float, width: float, z0: float, z1: float, taper: float = 0.0
+) -> np.ndarray:
     inset = taper * (z1 - z0)
     return _frustum(x0, x1, width, z0, x0 + inset, x1 - inset, width - 2 * inset, z1)
 
 
-def _band(x0, x1, width, z0, z1) -> np.ndarray:
+def _band(x0: float, x1: float, width: float, z0: float, z1: float) -> np.ndarray:
     """A collar just outside a box, for windows."""
     return _box(x0 - 0.01, x1 + 0.01, width + 0.02, z0, z1)
 
 
-def _strip(x, thickness, width, z0, z1) -> np.ndarray:
+def _strip(x: float, thickness: float, width: float, z0: float, z1: float) -> np.ndarray:
     """Lamps across the front or the rear."""
     return _box(x, x + thickness, width, z0, z1)
 
 
-def _faces(colour, top=0) -> np.ndarray:
-    """Face colours (5, 3); `top` is None for an open part, or its own colour."""
+def _faces(colour: ArrayLike, top: ArrayLike | Literal["open", "same"] = "same") -> np.ndarray:
+    """Return face colours (5, 3); `top` is a colour of its own, "open" or the "same"."""
     faces = np.tile(np.asarray(colour, dtype=float), (5, 1))
-    if top is None:
-        faces[0] = np.nan
-    elif not np.isscalar(top):
+    if not isinstance(top, str):
         faces[0] = top
+    elif top == "open":
+        faces[0] = np.nan
     return faces
 
 
-def _shade(rng: np.random.Generator, colour, spread: float) -> np.ndarray:
-    """The colour, brighter or darker by up to `spread`, with a little hue of its own."""
+def _shade(rng: np.random.Generator, colour: ArrayLike, spread: float) -> np.ndarray:
+    """Return the colour, brighter or darker by up to `spread`, with a small change of hue."""
     gain = rng.uniform(1 - spread, 1 + spread)
     return np.clip(np.asarray(colour) * gain + rng.normal(0, 5, 3), 6, 250)
 

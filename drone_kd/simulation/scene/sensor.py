@@ -1,4 +1,4 @@
-"""From a clean rendered image to what a small camera in some weather would deliver."""
+"""Sensor effects: haze, exposure, blur, noise and compression of a small camera."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _BANK_SIGMA = 32.0
 
 
 @dataclass(frozen=True)
-class Look:
-    """Weather, exposure and optics of a flight.
+class Conditions:
+    """Imaging conditions of a flight: weather, exposure and optics.
 
     Attributes:
         gain: (B, G, R) exposure and white balance.
-        gamma: 1 leaves the contrast of dark and bright places.
+        gamma: exponent of the tone curve; 1 changes nothing.
         haze: share of the light that haze adds, in [0, 1].
         haze_bgr: its colour.
         blur_px: standard deviation of the defocus.
         motion_px, motion_rad: length and direction of the motion blur.
-        detail: scale at which the picture was taken, in (0, 1]; 1 keeps all of its pixels.
+        detail: scale that the image is reduced to and enlarged from, in (0, 1]; 1 changes nothing.
         noise: standard deviation in grey levels.
-        quality: of an earlier JPEG compression; None for none.
+        quality: JPEG quality of an earlier compression; None: not compressed.
     """
 
     gain: tuple[float, float, float]
@@ -41,14 +41,14 @@ class Look:
     quality: int | None
 
 
-def sample_look(rng: np.random.Generator) -> Look:
-    """Draw a look: most are clear, each flaw is common, few are bad in every way."""
+def sample_conditions(rng: np.random.Generator) -> Conditions:
+    """Sample conditions: most images are clear, each flaw is common, few images have all flaws."""
     warm = rng.normal(0, 0.045)
     exposure = np.exp(rng.normal(-0.08, 0.25))
     gain = exposure * np.array([1 - warm, 1 + rng.normal(0, 0.02), 1 + warm])
     grey = rng.uniform(140, 225)
-    return Look(
-        gain=tuple(gain.tolist()),
+    return Conditions(
+        gain=(float(gain[0]), float(gain[1]), float(gain[2])),
         gamma=float(np.exp(rng.normal(0, 0.16))),
         haze=float(
             rng.choice((0.0, rng.uniform(0, 0.12), rng.uniform(0.1, 0.42)), p=(0.4, 0.4, 0.2))
@@ -63,39 +63,47 @@ def sample_look(rng: np.random.Generator) -> Look:
     )
 
 
-def develop(image: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarray:
-    """Return the uint8 (h, w, 3) BGR image as a camera with this look takes it."""
+def apply_sensor(
+    image: np.ndarray, conditions: Conditions, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the uint8 (h, w, 3) BGR image as a camera takes it under these conditions."""
     height, width = image.shape[:2]
-    if look.motion_px:
-        image = cv2.filter2D(image, -1, _motion_kernel(look.motion_px, look.motion_rad))
+    if conditions.motion_px:
+        image = cv2.filter2D(
+            image, -1, _motion_kernel(conditions.motion_px, conditions.motion_rad)
+        )
     # Out to two standard deviations: OpenCV's own three take a third longer.
-    side = 2 * round(2 * look.blur_px) + 1
-    image = cv2.GaussianBlur(image, (side, side), look.blur_px)
-    if look.detail < 1:
+    side = 2 * round(2 * conditions.blur_px) + 1
+    image = cv2.GaussianBlur(image, (side, side), conditions.blur_px)
+    if conditions.detail < 1:
         small = cv2.resize(
-            image, None, fx=look.detail, fy=look.detail, interpolation=cv2.INTER_LINEAR
+            image, None, fx=conditions.detail, fy=conditions.detail, interpolation=cv2.INTER_LINEAR
         )
         image = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    # From here on it is a copy: to work in place costs a third less.
+    # A copy by now: working in place costs a third less.
     planes = cv2.split(image)
-    for plane, curve in zip(planes, _curves(look), strict=True):
+    for plane, curve in zip(planes, _curves(conditions), strict=True):
         cv2.LUT(plane, curve, dst=plane)
     cv2.merge(planes, dst=image)
-    if look.noise >= 0.5:
-        share = look.noise / _BANK_SIGMA
+    if conditions.noise >= 0.5:
+        share = conditions.noise / _BANK_SIGMA
         cv2.addWeighted(image, 1, _noise(height, width, rng), share, -128 * share, dst=image)
-    if look.quality is not None:
-        _, code = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, look.quality))
-        image = cv2.imdecode(code, cv2.IMREAD_COLOR)
-    return image
+    if conditions.quality is not None:
+        _, code = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, conditions.quality))
+        decoded = cv2.imdecode(code, cv2.IMREAD_COLOR)
+        assert decoded is not None  # encoded one line above
+        return decoded
+    return np.asarray(image)
 
 
-def _curves(look: Look) -> np.ndarray:
-    """What becomes of each grey level in each channel: uint8 (3, 256)."""
-    light = (np.arange(256) / 255) ** look.gamma
-    hazy = (1 - look.haze) * 255 * light[:, None] + look.haze * np.array(look.haze_bgr)
-    bright = hazy * look.gain
-    # A soft shoulder: highlights are pressed together before they clip.
+def _curves(conditions: Conditions) -> np.ndarray:
+    """Return the tone curve of each channel: uint8 (3, 256)."""
+    light = (np.arange(256) / 255) ** conditions.gamma
+    hazy = (1 - conditions.haze) * 255 * light[:, None] + conditions.haze * np.array(
+        conditions.haze_bgr
+    )
+    bright = hazy * conditions.gain
+    # A soft shoulder compresses highlights before they clip.
     bright = np.where(bright > 200, 200 + 55 * np.tanh((bright - 200) / 75), bright)
     return np.clip(np.round(bright), 0, 255).astype(np.uint8).T.copy()
 
@@ -116,7 +124,7 @@ def _noise_bank() -> np.ndarray:
     rng = np.random.default_rng(0)
     grey = rng.standard_normal((_BANK_PX, _BANK_PX, 1), np.float32)
     colour = rng.standard_normal((_BANK_PX, _BANK_PX, 3), np.float32)
-    grain = 0.85 * grey + 0.53 * cv2.GaussianBlur(colour, None, 0.6) * 1.9
+    grain = 0.85 * grey + 0.53 * cv2.GaussianBlur(colour, (0, 0), 0.6) * 1.9
     return np.clip(128 + _BANK_SIGMA * grain, 0, 255).astype(np.uint8)
 
 

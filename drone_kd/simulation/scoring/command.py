@@ -15,11 +15,8 @@ from drone_kd.simulation.scoring.text import summary
 RECORD = "flight.jsonl"
 
 
-def add_score(subparsers) -> argparse.ArgumentParser:
-    """Add the command to drone-kd's parser."""
-    parser = subparsers.add_parser(
-        "score", help="score a recorded flight: offline, and as the pilot had it"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     parser.add_argument(
         "flight", type=Path, metavar="FLIGHT", help=f"folder of the scorer, or its {RECORD}"
     )
@@ -28,10 +25,8 @@ def add_score(subparsers) -> argparse.ArgumentParser:
         type=float,
         default=0.25,
         metavar="C",
-        help="from which score on a detection counts for recall (default: %(default)s)",
+        help="score threshold of recall",
     )
-    parser.set_defaults(run=_score)
-    return parser
 
 
 def write_score(folder: Path, confidence: float = 0.25, title: str = "Flight") -> dict:
@@ -51,7 +46,8 @@ def write_score(folder: Path, confidence: float = 0.25, title: str = "Flight") -
     return scored
 
 
-def _score(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Score the flight and print the summary."""
     if not arguments.flight.exists():
         raise FlightError(f"{arguments.flight}: no such flight")
     folder = arguments.flight if arguments.flight.is_dir() else arguments.flight.parent

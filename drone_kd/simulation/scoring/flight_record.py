@@ -1,8 +1,8 @@
-"""The record of a flight: ground truth, camera frames and detections, as they arrived.
+"""Flight record: ground truth, camera frames and detections, as they arrived.
 
-On disk it is one JSON object per line, written as things happen, so that whatever ends a flight
-leaves a record of what was. Times are nanoseconds: "stamp" of the camera's clock, "at" of the
-recorder's. Boxes are left, top, right, bottom in pixels of the camera's frames.
+On disk it is one JSON object per line, written at once, so that a crash leaves a usable record.
+Times are nanoseconds: STAMP of the camera's clock, AT (the arrival) of the recorder's. Boxes are
+left, top, right, bottom in pixels of the camera's frames.
 
     {"flight": 1}
     {"truth": STAMP, "at": AT, "boxes": [[CLASS, TRACK_ID, X1, Y1, X2, Y2], ...]}
@@ -27,12 +27,12 @@ class FlightError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What there is to see at one moment.
+    """Ground truth of one moment.
 
     Attributes:
         xyxy: float32 (N, 4), left, top, right, bottom in pixels.
         names: class names, N.
-        ids: track ids, N; "" where an object has none.
+        ids: track ids, N; "" for an object without one.
     """
 
     xyxy: np.ndarray
@@ -41,12 +41,12 @@ class Truth:
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """What a detector said of one frame.
+class Predictions:
+    """The predictions of a detector for one frame.
 
     Attributes:
-        stamp_ns: of the frame.
-        at_ns: when the answer was in a subscriber's hands.
+        stamp_ns: stamp of the frame.
+        at_ns: when the predictions reached a subscriber.
         xyxy: float32 (N, 4), left, top, right, bottom in pixels.
         scores: float32 (N,), in [0, 1].
         names: class names, N.
@@ -61,19 +61,19 @@ class Answer:
 
 @dataclass
 class Leg:
-    """A part of a flight in which the camera's clock only went forward.
+    """A part of a flight in which the camera's clock only moves forward.
 
     Attributes:
-        truths: by stamp, ns.
-        truths_at: by stamp, when the truth arrived, ns.
-        frames: stamps of the frames that the camera delivered, ns.
-        answers: in the order in which they came.
+        truths: ground truth by stamp, ns.
+        truths_at: arrival of the ground truth by stamp, ns.
+        frames: stamps of the delivered frames, ns.
+        predictions: in the order of arrival.
     """
 
     truths: dict[int, Truth] = field(default_factory=dict)
     truths_at: dict[int, int] = field(default_factory=dict)
     frames: set[int] = field(default_factory=set)
-    answers: list[Answer] = field(default_factory=list)
+    predictions: list[Predictions] = field(default_factory=list)
 
 
 @dataclass
@@ -81,9 +81,9 @@ class Flight:
     """A flight that can be scored.
 
     Attributes:
-        legs: the flight, cut where the camera's clock went back.
-        classes: what the detector can say, as it announced; empty if it did not.
-        notes: one line for each thing that was not as it should be.
+        legs: the flight, cut where the camera's clock jumps back.
+        classes: the classes that the detector announced; empty if it did not.
+        notes: one line per irregularity.
     """
 
     legs: list[Leg] = field(default_factory=lambda: [Leg()])
@@ -91,10 +91,10 @@ class Flight:
     notes: list[str] = field(default_factory=list)
 
     def add(self, event: dict) -> None:
-        """Take in one event; see the module's docstring.
+        """Add one event; see the module's docstring.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            KeyError, TypeError, ValueError: not an event.
         """
         if "truth" in event:
             self._add_truth(int(event["truth"]), int(event["at"]), event["boxes"])
@@ -104,9 +104,9 @@ class Flight:
         elif "answer" in event:
             stamp = int(event["answer"])
             names, scores, xyxy = columns(event["boxes"])
-            scores = np.array(scores, np.float32)
-            answer = Answer(stamp, int(event["at"]), xyxy, scores, names)
-            self._leg_of(stamp).answers.append(answer)
+            self._leg_of(stamp).predictions.append(
+                Predictions(stamp, int(event["at"]), xyxy, np.array(scores, np.float32), names)
+            )
         elif "classes" in event:
             self.classes = tuple(map(str, event["classes"]))
         else:
@@ -127,27 +127,31 @@ class Flight:
         leg.truths_at[stamp] = at
 
     def _leg_of(self, stamp: int) -> Leg:
-        """The newest leg that may hold a stamp: what comes after a jump may be from before it."""
+        """Return the newest leg that may hold a stamp."""
         for leg in reversed(self.legs):
-            # A frame may be here before its truth, which came in by another topic.
+            # Topics are not ordered: a frame may arrive before its ground truth.
             if leg.truths and min(leg.truths) <= stamp <= max(leg.truths) + 10**9:
                 return leg
         return self.legs[-1]
 
 
 def columns(boxes: list) -> tuple[tuple[str, ...], list, np.ndarray]:
-    """Rows of name, number, x1, y1, x2, y2 to names, numbers and float32 (N, 4)."""
+    """Split rows of name, number, x1, y1, x2, y2 into names, numbers and float32 (N, 4).
+
+    Raises:
+        ValueError: a row without four finite coordinates.
+    """
     xyxy = np.array([box[2:] for box in boxes], np.float32).reshape(-1, 4)
     if len(xyxy) != len(boxes) or not np.isfinite(xyxy).all():
-        raise ValueError("a box has not four finite coordinates")
+        raise ValueError("expected four finite coordinates per box")
     return tuple(str(box[0]) for box in boxes), [box[1] for box in boxes], xyxy
 
 
 class FlightWriter:
-    """Writes a flight's events as they happen."""
+    """Writes the events of a flight at once, line by line."""
 
     def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("w", encoding="utf-8", buffering=1)  # line by line
+        self._file: TextIO = path.open("w", encoding="utf-8", buffering=1)
         self.write({"flight": 1})
 
     def write(self, event: dict) -> None:
@@ -155,15 +159,15 @@ class FlightWriter:
         self._file.write(json.dumps(event, separators=(",", ":")) + "\n")
 
     def close(self) -> None:
-        """End the record."""
+        """Close the record."""
         self._file.close()
 
 
 def read_flight(path: str | Path) -> Flight:
-    """Read a record; one that breaks off in its last line is read as far as it goes, with a note.
+    """Read a record; one that is truncated in its last line is read up to there, with a note.
 
     Raises:
-        FlightError: the file is not there, or is not such a record.
+        FlightError: the file is missing or is not a flight record.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")

@@ -1,4 +1,4 @@
-"""Which objects were found: in the frame looked at, and in the world as it was by then."""
+"""Matching of predictions with ground truth: of their own frame, and of later moments."""
 
 from __future__ import annotations
 
@@ -8,77 +8,80 @@ from dataclasses import dataclass
 import numpy as np
 
 from drone_kd.core.boxes import iou
-from drone_kd.simulation.scoring.flight_record import Answer, Leg, Truth
+from drone_kd.simulation.scoring.flight_record import Leg, Predictions, Truth
 
 FOUND_IOU = 0.5
-# Stamps that differ by more from the recorder's time are of another clock.
+# A larger difference between stamps and the recorder's time means different clocks.
 _OTHER_CLOCK_NS = 10**9
 
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """One moment of ground truth, and what there was to compare it with.
+    """One moment of ground truth with the predictions to compare it with.
 
     Attributes:
-        stamp_ns: of the truth.
-        truth: what there was to see.
-        own: the answer to the frame of this very moment; None: there is none.
-        held: the newest answer that was out at this moment; None: there was none yet.
-        fresh: `held` came out since the moment before.
+        stamp_ns: stamp of the ground truth.
+        truth: the ground truth.
+        own: predictions for the frame of this moment; None: there are none.
+        latest: newest predictions that had arrived at this moment; None: none had.
+        fresh: `latest` arrived since the previous moment.
     """
 
     stamp_ns: int
     truth: Truth
-    own: Answer | None
-    held: Answer | None
+    own: Predictions | None
+    latest: Predictions | None
     fresh: bool
 
 
 def clock_offset_ns(leg: Leg) -> int:
-    """What to add to a leg's stamps for the recorder's time: 0 where both clocks are one.
+    """Return what to add to a leg's stamps to get the recorder's time; 0 if the clocks agree.
 
-    Else that of the truth that arrived fastest: truth is published at its own moment.
+    Ground truth is published at its own moment, so the fastest message gives the offset.
     """
-    late = np.array([at - stamp for stamp, at in leg.truths_at.items()])
-    return 0 if abs(late.min()) < _OTHER_CLOCK_NS else int(late.min())
+    delay = min(at - stamp for stamp, at in leg.truths_at.items())
+    return 0 if abs(delay) < _OTHER_CLOCK_NS else delay
 
 
 def moments(leg: Leg) -> Iterator[Moment]:
-    """Pair every moment of ground truth with answers, in the order of time.
+    """Pair every moment of ground truth with predictions, in the order of time.
 
-    `held` is the pairing of Li, Wang and Ramanan, "Towards Streaming Perception" (ECCV 2020): an
-    answer counts from when it was out, and until the next is.
+    `latest` is the pairing of Li, Wang and Ramanan, "Towards Streaming Perception" (ECCV 2020):
+    predictions count from their arrival until the next ones arrive.
     """
     offset = clock_offset_ns(leg)
-    own = {answer.stamp_ns: answer for answer in leg.answers}
-    coming = iter(sorted(leg.answers, key=lambda answer: answer.at_ns))
-    following, held = next(coming, None), None
+    own = {p.stamp_ns: p for p in leg.predictions}
+    coming = iter(sorted(leg.predictions, key=lambda p: p.at_ns))
+    following, latest = next(coming, None), None
     for stamp in sorted(leg.truths):
         fresh = False
         while following is not None and following.at_ns - offset <= stamp:
-            held, following, fresh = following, next(coming, None), True
-        yield Moment(stamp, leg.truths[stamp], own.get(stamp), held, fresh)
+            latest, following, fresh = following, next(coming, None), True
+        yield Moment(stamp, leg.truths[stamp], own.get(stamp), latest, fresh)
 
 
-def match(truth: Truth, answer: Answer, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Match boxes of one class, best scores first, each with the best box that is left.
+def match(
+    truth: Truth, predictions: Predictions, confidence: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match boxes class by class, best scores first, each with the best box that is left.
 
     Args:
-        confidence: answers with a lower score are not looked at.
+        truth: the ground truth.
+        predictions: the predictions.
+        confidence: predictions with a lower score are ignored.
 
     Returns:
-        found: bool (objects of the truth,); false_alarm: bool (boxes of the answer,).
+        found: bool (objects,); false_alarm: bool (predictions,).
     """
     found = np.zeros(len(truth.names), bool)
-    sure = answer.scores >= confidence
-    false_alarm = sure.copy()
-    if not len(found) or not sure.any():
+    confident = predictions.scores >= confidence
+    false_alarm = confident.copy()
+    if not len(found) or not confident.any():
         return found, false_alarm
-    overlap = iou(answer.xyxy, truth.xyxy)
-    kinds, said = np.array(truth.names), np.array(answer.names)
-    overlap[said[:, None] != kinds] = 0
-    for k in np.argsort(-answer.scores, kind="stable"):
-        if not sure[k]:
+    overlap = iou(predictions.xyxy, truth.xyxy)
+    overlap[np.array(predictions.names)[:, None] != np.array(truth.names)] = 0
+    for k in np.argsort(-predictions.scores, kind="stable"):
+        if not confident[k]:
             continue
         free = np.where(found, 0.0, overlap[k])
         best = int(free.argmax())

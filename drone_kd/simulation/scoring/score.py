@@ -1,20 +1,21 @@
-"""The score of a flight, in two ways side by side.
+"""Score of a flight, offline and streaming.
 
-offline    every frame that was answered, against its own truth: what published figures say
-streaming  every moment, against the newest answer that was out by then: what a pilot had
+offline    every frame with predictions, against its own ground truth, as in published benchmarks
+streaming  every moment, against the newest predictions that had arrived, as a pilot sees them
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from drone_kd.metrics import SIZES, annotation, mean_precision, precision
-from drone_kd.simulation.scoring.flight_record import Answer, Flight, FlightError, Leg, Truth
+from drone_kd.simulation.scoring.flight_record import Flight, FlightError, Leg, Predictions, Truth
 from drone_kd.simulation.scoring.matching import Moment, clock_offset_ns, match, moments
 
-# A silence of this length is worth a note.
+# A longer gap in a topic becomes a note.
 _SILENCE_S = 1.0
 
 
@@ -22,14 +23,15 @@ def score(flight: Flight, confidence: float = 0.25) -> dict:
     """Score a flight.
 
     Args:
-        confidence: from which score on a detection counts for recall, false alarms and the time to
-            the first detection. Average precision takes all that was published.
+        flight: what was recorded.
+        confidence: least score of a prediction for recall, false alarms and the time to the first
+            detection. Average precision uses all predictions.
 
     Returns:
         {"confidence", "seconds", "moments", "objects", "classes", "classes_not_in_detector",
         "offline", "streaming", "latency_ms", "age_ms", "frames", "notes", "timeline"}. "offline"
         and "streaming" hold "map50_95", "map50", "ap50", "recall", "recall_SIZE" (0 to 1, None
-        where undefined), "false_alarms_per_minute" and "first_detection_s".
+        if undefined), "false_alarms_per_minute" and "first_detection_s".
 
     Raises:
         FlightError: there is nothing to score, with the reason.
@@ -43,9 +45,9 @@ def score(flight: Flight, confidence: float = 0.25) -> dict:
         notes.append(f"the detector does not know {', '.join(unknown)}: left out")
     timed = [list(moments(_of_classes(leg, known))) for leg in legs]
     everything = [moment for leg in timed for moment in leg]
-    answered = [moment for moment in everything if moment.own is not None]
-    if not answered and any(leg.answers for leg in legs):
-        notes.append(_nothing_in_common(legs))
+    processed = [moment for moment in everything if moment.own is not None]
+    if not processed and any(leg.predictions for leg in legs):
+        notes.append(_no_common_stamp(legs))
     seconds = sum((leg[-1].stamp_ns - leg[0].stamp_ns) / 1e9 for leg in timed)
     truths = [moment.truth for moment in everything]
     return {
@@ -57,33 +59,33 @@ def score(flight: Flight, confidence: float = 0.25) -> dict:
         "classes": known,
         "classes_not_in_detector": unknown,
         "offline": {
-            **_precision([(m.truth, m.own) for m in answered], known),
+            **_precision([(m.truth, m.own) for m in processed], known),
             **_found(timed, lambda m: m.own, lambda m: m.own is not None, confidence, seconds),
         },
         "streaming": {
-            **_precision([(m.truth, m.held) for m in everything], known),
-            **_found(timed, lambda m: m.held, lambda m: m.fresh, confidence, seconds, True),
+            **_precision([(m.truth, m.latest) for m in everything], known),
+            **_found(timed, lambda m: m.latest, lambda m: m.fresh, confidence, seconds, True),
         },
         "latency_ms": _percentiles(
-            (answer.at_ns - clock_offset_ns(leg) - answer.stamp_ns) / 1e6
+            (p.at_ns - clock_offset_ns(leg) - p.stamp_ns) / 1e6
             for leg in legs
-            for answer in leg.answers
+            for p in leg.predictions
         ),
         "age_ms": _percentiles(
-            (m.stamp_ns - m.held.stamp_ns) / 1e6 for m in everything if m.held is not None
+            (m.stamp_ns - m.latest.stamp_ns) / 1e6 for m in everything if m.latest is not None
         ),
-        "frames": _frames(legs, len(answered), seconds),
+        "frames": _frames(legs, len(processed), seconds),
         "notes": notes,
         "timeline": _timeline(timed, confidence),
     }
 
 
 def _classes(flight: Flight, legs: list[Leg]) -> tuple[list[str], list[str]]:
-    """Classes of the truth that the detector knows, and those that it does not."""
+    """Return the classes of the ground truth that the detector knows, and the unknown ones."""
     present = sorted({_key(n) for leg in legs for t in leg.truths.values() for n in t.names})
-    said = {_key(n) for leg in legs for answer in leg.answers for n in answer.names}
-    able = {_key(name) for name in flight.classes} | said
-    if not able:  # it never spoke: everything there is was missed
+    predicted = {_key(n) for leg in legs for p in leg.predictions for n in p.names}
+    able = {_key(name) for name in flight.classes} | predicted
+    if not able:  # no message at all: every object counts as missed
         return present, []
     known = [name for name in present if name in able]
     if present and not known:
@@ -99,35 +101,35 @@ def _key(name: str) -> str:
 
 
 def _of_classes(leg: Leg, known: list[str]) -> Leg:
-    """The leg with names as they are compared, and without objects that nobody can name."""
+    """Return the leg with normalised names and without objects of unknown classes."""
 
     def truth(t: Truth) -> Truth:
         names = [_key(name) for name in t.names]
         keep = [i for i, name in enumerate(names) if name in known]
         return Truth(t.xyxy[keep], tuple(names[i] for i in keep), tuple(t.ids[i] for i in keep))
 
-    def answer(a: Answer) -> Answer:
-        return Answer(a.stamp_ns, a.at_ns, a.xyxy, a.scores, tuple(map(_key, a.names)))
-
     return Leg(
         {stamp: truth(t) for stamp, t in leg.truths.items()},
         leg.truths_at,
         leg.frames,
-        [answer(a) for a in leg.answers],
+        [replace(p, names=tuple(map(_key, p.names))) for p in leg.predictions],
     )
 
 
-def _precision(pairs: list[tuple[Truth, Answer | None]], known: list[str]) -> dict:
-    """Average precision over pairs of truth and answer; an answer of None found nothing."""
+def _precision(pairs: list[tuple[Truth, Predictions | None]], known: list[str]) -> dict:
+    """Average precision over pairs of ground truth and predictions; None: no predictions."""
     number = {name: i for i, name in enumerate(known)}
-    images, objects, found = [], [], []
-    for image_id, (truth, answer) in enumerate(pairs):
+    images: list[dict] = []
+    objects: list[dict] = []
+    found: list[dict] = []
+    for image_id, (truth, predictions) in enumerate(pairs):
         images.append({"id": image_id})
         for box, name in zip(truth.xyxy, truth.names, strict=True):
             objects.append(annotation(len(objects) + 1, image_id, box, number[name]))
-        if answer is None:
+        if predictions is None:
             continue
-        for box, value, name in zip(answer.xyxy, answer.scores, answer.names, strict=True):
+        columns = predictions.xyxy, predictions.scores, predictions.names
+        for box, value, name in zip(*columns, strict=True):
             if name in number:
                 found.append({**annotation(0, image_id, box, number[name]), "score": float(value)})
     if not objects:
@@ -147,35 +149,38 @@ def _precision(pairs: list[tuple[Truth, Answer | None]], known: list[str]) -> di
 
 def _found(
     timed: list[list[Moment]],
-    answer_of: Callable[[Moment], Answer | None],
-    counts: Callable[[Moment], bool],
+    predictions_of: Callable[[Moment], Predictions | None],
+    count_alarms: Callable[[Moment], bool],
     confidence: float,
     seconds: float,
-    blind_counts: bool = False,
+    count_without: bool = False,
 ) -> dict:
     """Recall, false alarms and time to the first detection.
 
     Args:
-        answer_of: a moment's answer.
-        counts: whether an answer's false alarms count here: once for every answer.
-        blind_counts: what had no answer was missed; else it is left out.
+        timed: the moments of each leg.
+        predictions_of: selects the predictions of a moment.
+        count_alarms: whether false alarms count at this moment, so that each counts once.
+        confidence: see `score`.
+        seconds: length of the flight.
+        count_without: objects of a moment without predictions are missed; else left out.
     """
     areas, hits, alarms = [], [], 0
     first_seen: dict[tuple[int, str], int] = {}
     first_found: dict[tuple[int, str], int] = {}
     for number, leg in enumerate(timed):
         for moment in leg:
-            answer, truth = answer_of(moment), moment.truth
+            predictions, truth = predictions_of(moment), moment.truth
             for track in filter(None, truth.ids):
                 first_seen.setdefault((number, track), moment.stamp_ns)
             found = np.zeros(len(truth.names), bool)
-            if answer is not None:
-                found, false_alarm = match(truth, answer, confidence)
-                alarms += int(false_alarm.sum()) if counts(moment) else 0
+            if predictions is not None:
+                found, false_alarm = match(truth, predictions, confidence)
+                alarms += int(false_alarm.sum()) if count_alarms(moment) else 0
                 for i in np.flatnonzero(found):
                     if truth.ids[i]:
                         first_found.setdefault((number, truth.ids[i]), moment.stamp_ns)
-            elif not blind_counts:
+            elif not count_without:
                 continue
             hits.append(found)
             areas.append((truth.xyxy[:, 2:] - truth.xyxy[:, :2]).prod(1))
@@ -209,31 +214,31 @@ def _percentiles(values: Iterable[float], digits: int = 1) -> dict:
     return dict(zip(("p50", "p95", "p99"), found, strict=True))
 
 
-def _frames(legs: list[Leg], answered: int, seconds: float) -> dict:
-    """What became of the frames: due, delivered by the camera, answered by the detector.
+def _frames(legs: list[Leg], processed: int, seconds: float) -> dict:
+    """Count frames: due, delivered by the camera, answered by the detector.
 
-    What the camera delivered is None where it sent no camera_info.
+    Counts of delivered frames are None without camera_info.
     """
     due = sum(len(leg.truths) for leg in legs)
-    told = any(leg.frames for leg in legs)  # by camera_info
+    known = any(leg.frames for leg in legs)
     delivered = sum(len(leg.frames & leg.truths.keys()) for leg in legs)
     return {
         "due": due,
         "rate_hz": round((due - len(legs)) / seconds, 1) if seconds else None,
-        "not_delivered": due - delivered if told else None,
-        "delivered": delivered if told else None,
-        "answered": answered,
-        "unanswered": max((delivered if told else due) - answered, 0),
+        "not_delivered": due - delivered if known else None,
+        "delivered": delivered if known else None,
+        "answered": processed,
+        "unanswered": max((delivered if known else due) - processed, 0),
         "answers_without_truth": sum(
-            answer.stamp_ns not in leg.truths for leg in legs for answer in leg.answers
+            p.stamp_ns not in leg.truths for leg in legs for p in leg.predictions
         ),
     }
 
 
 def _notes(legs: list[Leg]) -> list[str]:
-    """What went wrong, one line each; times are seconds since the flight began."""
+    """Return irregularities, one line each; times are seconds since the start of the flight."""
     notes = []
-    if not any(leg.answers for leg in legs):
+    if not any(leg.predictions for leg in legs):
         notes.append("the detector never answered")
     if not any(leg.frames for leg in legs):
         notes.append("no camera_info was recorded: what the camera delivered is not known")
@@ -244,15 +249,15 @@ def _notes(legs: list[Leg]) -> list[str]:
         if offset := clock_offset_ns(leg):
             notes.append(
                 f"stamps are of another clock, {offset / 1e9:.1f} s behind: latency is counted "
-                "from the ground truth that arrived fastest"
+                "from the fastest ground truth message"
             )
         delivered = np.array(sorted(leg.frames & leg.truths.keys()))
         for frm, length in _silences(delivered, start, stamps[-1]):
             notes.append(
                 f"the camera delivered nothing for {length:.1f} s, from {passed_s + frm:.1f} s on"
             )
-        if leg is legs[-1] and len(delivered) and any(leg.answers for leg in legs):
-            last = max((answer.stamp_ns for answer in leg.answers), default=start)
+        if leg is legs[-1] and len(delivered) and any(leg.predictions for leg in legs):
+            last = max((p.stamp_ns for p in leg.predictions), default=start)
             silent_s = (delivered[-1] - last) / 1e9
             if silent_s > _SILENCE_S:
                 notes.append(
@@ -264,7 +269,7 @@ def _notes(legs: list[Leg]) -> list[str]:
 
 
 def _silences(stamps: np.ndarray, start: int, end: int) -> list[tuple[float, float]]:
-    """(seconds since `start`, seconds) of gaps longer than _SILENCE_S."""
+    """Return start (seconds since `start`) and length of gaps longer than _SILENCE_S."""
     if not len(stamps):
         return []
     edges = np.concatenate([[start], stamps, [end]])
@@ -274,10 +279,10 @@ def _silences(stamps: np.ndarray, start: int, end: int) -> list[tuple[float, flo
     ]
 
 
-def _nothing_in_common(legs: list[Leg]) -> str:
+def _no_common_stamp(legs: list[Leg]) -> str:
     truth = [stamp for leg in legs for stamp in leg.truths]
-    said = [answer.stamp_ns for leg in legs for answer in leg.answers]
-    spans = (f"{min(stamps) / 1e9:.3f} to {max(stamps) / 1e9:.3f} s" for stamps in (truth, said))
+    found = [p.stamp_ns for leg in legs for p in leg.predictions]
+    spans = (f"{min(stamps) / 1e9:.3f} to {max(stamps) / 1e9:.3f} s" for stamps in (truth, found))
     return (
         "no detection has a stamp of the ground truth, so there is no offline score: truth {}, "
         "detections {}: are both of one camera?"
@@ -285,7 +290,7 @@ def _nothing_in_common(legs: list[Leg]) -> str:
 
 
 def _timeline(timed: list[list[Moment]], confidence: float) -> list[dict]:
-    """Second by second: objects, how many of them were found in either way, age of the answers."""
+    """Return objects, detected objects and age of the predictions, second by second."""
     seconds: dict[int, dict] = {}
     passed_s = 0.0
     for leg in timed:
@@ -298,9 +303,9 @@ def _timeline(timed: list[list[Moment]], confidence: float) -> list[dict]:
             if moment.own is not None:
                 row["answered"] += len(moment.truth.names)
                 row["offline"] += int(match(moment.truth, moment.own, confidence)[0].sum())
-            if moment.held is not None:
-                row["streaming"] += int(match(moment.truth, moment.held, confidence)[0].sum())
-                age = (moment.stamp_ns - moment.held.stamp_ns) / 1e6
+            if moment.latest is not None:
+                row["streaming"] += int(match(moment.truth, moment.latest, confidence)[0].sum())
+                age = (moment.stamp_ns - moment.latest.stamp_ns) / 1e6
                 row["age_ms"] = round(max(row.get("age_ms", 0.0), age), 1)
         passed_s += (leg[-1].stamp_ns - leg[0].stamp_ns) / 1e9
     return [seconds[at] for at in sorted(seconds)]

@@ -1,4 +1,4 @@
-"""A score as a few lines of text."""
+"""Text summary of a score."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _PERCENT = (
 
 
 def rows(scored: dict) -> list[tuple[str, str, str]]:
-    """(figure, offline, streaming): what stands side by side, for text and report."""
+    """Return rows of (figure, offline, streaming) for text and report."""
     both = scored["offline"], scored["streaming"]
     first = [way["first_detection_s"] for way in both]
-    lines = [(f"{name} (%)", *(_number(w[key], 100) for w in both)) for name, key in _PERCENT]
-    lines.append(
-        ("false alarms per minute", *(_number(w["false_alarms_per_minute"]) for w in both))
-    )
-    lines.append(("first detection p50 (s)", *(_number(f["p50"], digits=2) for f in first)))
-    lines.append(("first detection p95 (s)", *(_number(f["p95"], digits=2) for f in first)))
-    lines.append(("never detected", *(f"{f['never']} of {f['tracks']}" for f in first)))
-    return lines
+    table = [(f"{name} (%)", [_number(w[key], 100) for w in both]) for name, key in _PERCENT]
+    table += [
+        ("false alarms per minute", [_number(w["false_alarms_per_minute"]) for w in both]),
+        ("first detection p50 (s)", [_number(f["p50"], digits=2) for f in first]),
+        ("first detection p95 (s)", [_number(f["p95"], digits=2) for f in first]),
+        ("never detected", [f"{f['never']} of {f['tracks']}" for f in first]),
+    ]
+    return [(name, offline, streaming) for name, (offline, streaming) in table]
 
 
 def summary(scored: dict) -> str:
-    """The score for a terminal."""
+    """Return the score as lines for a terminal."""
     frames = scored["frames"]
     lines = [f"{'':<26}{'offline':>12}{'streaming':>12}"]
     lines += [f"{name:<26}{offline:>12}{now:>12}" for name, offline, now in rows(scored)]
     lines.append("")
-    for name, key in (("latency", "latency_ms"), ("age of what is held", "age_ms")):
+    for name, key in (("latency", "latency_ms"), ("age of latest predictions", "age_ms")):
         p50, p95, p99 = (_number(scored[key][p]) for p in ("p50", "p95", "p99"))
         lines.append(f"{name} p50, p95, p99: {p50}, {p95}, {p99} ms")
     lines.append(
@@ -43,7 +43,7 @@ def summary(scored: dict) -> str:
     )
     lines.append(
         f"{scored['seconds']:.1f} s, {scored['objects']} boxes of {scored['tracks']} tracked "
-        f"objects; recall and alarms at confidence {scored['confidence']:g} and IoU 0.5"
+        f"objects; recall and false alarms at confidence {scored['confidence']:g} and IoU 0.5"
     )
     return "\n".join([*lines, *(f"note: {note}" for note in scored["notes"])])
 

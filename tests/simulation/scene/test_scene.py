@@ -1,10 +1,11 @@
-import dataclasses
 import itertools
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
+from drone_kd.simulation.projection import MIN_SIDE_PX
 from drone_kd.simulation.scene import (
     CLASSES,
     FRAMES_PER_WORLD,
@@ -14,9 +15,10 @@ from drone_kd.simulation.scene import (
     fly,
     meshes,
 )
+from drone_kd.simulation.scene.camera import Camera
 from drone_kd.simulation.scene.frames import _sample_camera
-from drone_kd.simulation.scene.render import MIN_SIDE_PX, Camera, View, render, roll
-from drone_kd.simulation.scene.world import build_world
+from drone_kd.simulation.scene.render import View, render, roll
+from drone_kd.simulation.scene.town import build_world
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +66,10 @@ def test_boxes_bound_the_pixels_an_object_changes(world, pitch_deg, monkeypatch)
     # Paint that stands out everywhere: dark shoes on asphalt would change hardly a pixel.
     library = meshes.library()
     colours = np.where(np.isnan(library.colours), np.nan, (255.0, 0.0, 255.0))
-    painted = dataclasses.replace(library, colours=colours)
+    painted = replace(library, colours=colours)
     monkeypatch.setattr(meshes, "library", lambda: painted)
     # Shadows change pixels, too, but do not belong to the object.
-    world = dataclasses.replace(world, shade_gain=1.0)
+    world = replace(world, shadow_gain=1.0)
     x, y = world.poses(0)[world.class_ids == 1][0, :2]
     camera = Camera(x, y + 45, 50.0, 0.3, np.radians(pitch_deg), 0.02, 600.0, 640, 640)
     everything = world.class_ids != meshes.NO_CLASS
@@ -82,7 +84,7 @@ def test_boxes_bound_the_pixels_an_object_changes(world, pitch_deg, monkeypatch)
         without = everything.copy()
         without[number % len(everything)] = False
         other = render(world, camera, 0.0, without)
-        # What it hid so far that it was not drawn at all appears now: not comparable.
+        # An object that it hid completely appears now: not comparable.
         if not np.isin(other.ids, view.ids).all():
             continue
         difference = cv2.absdiff(view.image, other.image).max(-1)
@@ -188,8 +190,12 @@ def test_altitude_and_speed_change_what_is_seen():
 
 def test_haze_and_motion_blur_take_contrast_away():
     clear, hazy, blurred = (
-        next(fly(FlightPlan(scene="crossing", **flaws))).image.std()
-        for flaws in ({"haze": 0.0, "motion_px": 0.0}, {"haze": 0.7}, {"motion_px": 40.0})
+        next(fly(plan)).image.std()
+        for plan in (
+            FlightPlan(scene="crossing", haze=0.0, motion_px=0.0),
+            FlightPlan(scene="crossing", haze=0.7),
+            FlightPlan(scene="crossing", motion_px=40.0),
+        )
     )
     assert hazy < 0.6 * clear and blurred < 0.9 * clear
 

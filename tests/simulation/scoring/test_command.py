@@ -17,7 +17,7 @@ MS = 10**6
 
 @pytest.fixture
 def folder(tmp_path):
-    """The record of a car that is found late, with a picture of one moment."""
+    """The record of a car whose detections are late, with the frame of one moment."""
     writer = FlightWriter(tmp_path / "flight.jsonl")
     for k in range(20):
         t, x = 100 * k, 15 * k
@@ -56,7 +56,7 @@ def test_score_prints_and_writes_both_ways(folder, name, capfd):
         ),
     ],
 )
-def test_what_cannot_be_scored_is_one_line_and_2(tmp_path, content, says, capfd):
+def test_unusable_record_is_one_line_and_2(tmp_path, content, says, capfd):
     if content is not None:
         (tmp_path / "flight.jsonl").write_text(content)
     assert cli.main(["score", str(tmp_path)]) == 2
@@ -65,6 +65,6 @@ def test_what_cannot_be_scored_is_one_line_and_2(tmp_path, content, says, capfd)
     assert not (tmp_path / "score.json").exists()
 
 
-def test_a_flight_that_is_not_there(tmp_path, capfd):
+def test_missing_flight_is_one_line_and_2(tmp_path, capfd):
     assert cli.main(["score", str(tmp_path / "none")]) == 2
     assert capfd.readouterr().err == f"drone-kd: error: {tmp_path / 'none'}: no such flight\n"

@@ -15,7 +15,7 @@ def write(path, *events):
     return path
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_record_is_read_as_written(tmp_path):
     path = write(
         tmp_path / "f.jsonl", {"classes": ["car"]}, TRUTH, {"frame": 10, "at": 11}, ANSWER
     )
@@ -25,20 +25,20 @@ def test_what_is_written_is_read(tmp_path):
     assert leg.truths[10].names == ("car",) and leg.truths[10].ids == ("3",)
     np.testing.assert_array_equal(leg.truths[10].xyxy, np.array([[1, 2, 3.5, 4]], np.float32))
     assert leg.frames == {10} and leg.truths_at == {10: 12}
-    (answer,) = leg.answers
-    assert (answer.stamp_ns, answer.at_ns, answer.names) == (10, 15, ("car", "bus"))
-    np.testing.assert_array_equal(answer.scores, np.array([0.5, 0.25], np.float32))
+    (found,) = leg.predictions
+    assert (found.stamp_ns, found.at_ns, found.names) == (10, 15, ("car", "bus"))
+    np.testing.assert_array_equal(found.scores, np.array([0.5, 0.25], np.float32))
 
 
-def test_a_record_that_breaks_off_is_read_as_far_as_it_goes(tmp_path):
+def test_truncated_record_is_read_up_to_the_cut(tmp_path):
     path = write(tmp_path / "f.jsonl", TRUTH, ANSWER)
     path.write_text(path.read_text()[:-20])
     flight = read_flight(path)
-    assert list(flight.legs[0].truths) == [10] and flight.legs[0].answers == []
+    assert list(flight.legs[0].truths) == [10] and flight.legs[0].predictions == []
     assert flight.notes == ["the record breaks off in the middle of a line"]
 
 
-def test_an_answer_that_comes_after_a_jump_belongs_to_its_own_leg(tmp_path):
+def test_predictions_after_a_clock_jump_belong_to_the_leg_of_their_stamp(tmp_path):
     second = 10**9
     late = {**ANSWER, "answer": 9 * second}
     truths = [{**TRUTH, "truth": t * second} for t in (8, 9, 4, 5)]
@@ -47,7 +47,7 @@ def test_an_answer_that_comes_after_a_jump_belongs_to_its_own_leg(tmp_path):
         [8 * second, 9 * second],
         [4 * second, 5 * second],
     ]
-    assert len(flight.legs[0].answers) == 1 and flight.legs[1].answers == []
+    assert len(flight.legs[0].predictions) == 1 and flight.legs[1].predictions == []
     assert flight.notes == ["the camera's clock went back by 5.0 s, 1.0 s after the start"]
 
 
@@ -62,7 +62,7 @@ def test_an_answer_that_comes_after_a_jump_belongs_to_its_own_leg(tmp_path):
         ('{"flight":1}\n{"answer":1,"at":1,"boxes":[["car",1,0,0,NaN,1]]}\n', "not an event"),
     ],
 )
-def test_something_else_is_refused(tmp_path, text, says):
+def test_malformed_record_is_rejected(tmp_path, text, says):
     path = tmp_path / "f.jsonl"
     path.write_text(text)
     with pytest.raises(FlightError, match=says):
@@ -70,5 +70,5 @@ def test_something_else_is_refused(tmp_path, text, says):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FlightError, match="none.jsonl: No such file"):
+    with pytest.raises(FlightError, match=r"none\.jsonl: No such file"):
         read_flight(tmp_path / "none.jsonl")

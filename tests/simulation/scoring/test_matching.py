@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from drone_kd.simulation.scoring.flight_record import Answer, Leg, Truth
+from drone_kd.simulation.scoring.flight_record import Leg, Predictions, Truth
 from drone_kd.simulation.scoring.matching import clock_offset_ns, match, moments
 
 A, B = [0, 0, 10, 10], [20, 0, 30, 10]
@@ -12,27 +12,27 @@ def truth(*boxes, names=None):
     return Truth(np.array(boxes, np.float32).reshape(-1, 4), tuple(names), ("",) * len(boxes))
 
 
-def answer(*boxes, scores=None, names=None, stamp=0, at=0):
+def predictions(*boxes, scores=None, names=None, stamp=0, at=0):
     scores = np.array(scores or [0.9] * len(boxes), np.float32)
     xyxy = np.array(boxes, np.float32).reshape(-1, 4)
-    return Answer(stamp, at, xyxy, scores, tuple(names or ("car",) * len(boxes)))
+    return Predictions(stamp, at, xyxy, scores, tuple(names or ("car",) * len(boxes)))
 
 
 @pytest.mark.parametrize(
     ("there", "said", "found", "alarms"),
     [
-        (truth(A, B), answer(B), [False, True], [False]),
+        (truth(A, B), predictions(B), [False, True], [False]),
         # Another class is a false alarm and a miss.
-        (truth(A), answer(A, names=["bus"]), [False], [True]),
+        (truth(A), predictions(A, names=["bus"]), [False], [True]),
         # Two boxes on one object: the better one counts, the other is a false alarm.
-        (truth(A), answer(A, A, scores=[0.4, 0.8]), [True], [True, False]),
+        (truth(A), predictions(A, A, scores=[0.4, 0.8]), [True], [True, False]),
         # Below the threshold nothing counts.
-        (truth(A), answer(A, scores=[0.2]), [False], [False]),
+        (truth(A), predictions(A, scores=[0.2]), [False], [False]),
         # IoU 0.5 is enough, less is not.
-        (truth(A), answer([0, 0, 10, 5]), [True], [False]),
-        (truth(A), answer([0, 0, 10, 4.9]), [False], [True]),
-        (truth(), answer(A), [], [True]),
-        (truth(A), answer(), [False], []),
+        (truth(A), predictions([0, 0, 10, 5]), [True], [False]),
+        (truth(A), predictions([0, 0, 10, 4.9]), [False], [True]),
+        (truth(), predictions(A), [], [True]),
+        (truth(A), predictions(), [False], []),
     ],
 )
 def test_boxes_are_matched(there, said, found, alarms):
@@ -40,14 +40,18 @@ def test_boxes_are_matched(there, said, found, alarms):
     assert hits.tolist() == found and false_alarms.tolist() == alarms
 
 
-def test_an_answer_counts_from_when_it_is_out_until_the_next():
+def test_predictions_count_from_arrival_until_the_next_arrive():
     leg = Leg(
         truths={t: truth(A) for t in (0, 100, 200, 300, 400)},
         truths_at={t: t for t in (0, 100, 200, 300, 400)},
-        # The second overtakes the first; the third is out at a moment's very time.
-        answers=[answer(A, stamp=s, at=at) for s, at in ((0, 190), (100, 150), (200, 300))],
+        # The second overtakes the first; the third arrives exactly at a moment.
+        predictions=[
+            predictions(A, stamp=0, at=190),
+            predictions(A, stamp=100, at=150),
+            predictions(A, stamp=200, at=300),
+        ],
     )
-    rows = [(m.stamp_ns, m.own is not None, m.held, m.fresh) for m in moments(leg)]
+    rows = [(m.stamp_ns, m.own is not None, m.latest, m.fresh) for m in moments(leg)]
     assert [(t, own, held and held.stamp_ns, fresh) for t, own, held, fresh in rows] == [
         (0, True, None, False),
         (100, True, None, False),

@@ -20,7 +20,7 @@ def car(t_ms, speed_px_s=200.0, name="car"):
 
 
 def fly(latency_ms, steps=20, seen=car, delivered=lambda k: True, start_ms=0):
-    """Events of a flight over one car whose detector says exactly what there is."""
+    """Events of a flight over one car with perfect predictions."""
     events = []
     for k in range(steps):
         t = start_ms + k * STEP_MS
@@ -51,7 +51,7 @@ def test_without_latency_both_ways_agree():
     assert found["notes"] == []
 
 
-def test_late_boxes_stand_beside_their_object():
+def test_late_predictions_miss_their_object():
     # 90 ms late, so held for the next moment: 100 ms at 200 px/s are 20 of 40 px, IoU a third.
     found = score(flight(fly(90)))
     assert found["offline"]["map50"] == 1 and found["offline"]["recall"] == 1
@@ -64,13 +64,13 @@ def test_late_boxes_stand_beside_their_object():
         if "truth" in event:
             event["boxes"] = [["car", "7", *car(event["truth"] / MS, 100)[2:]]]
     streaming = score(flight(slow))["streaming"]
-    # The first moment has no answer yet.
+    # The first moment has no predictions yet.
     assert streaming["recall"] == 0.95
     assert streaming["first_detection_s"]["p50"] == 0.1
     assert 0.5 < streaming["map50"] < 1 and streaming["map50_95"] < 0.4
 
 
-def test_false_alarms_are_counted_per_answer():
+def test_false_alarms_count_once_per_message():
     found = score(flight(fly(0, steps=31, seen=lambda t: car(t + 10_000))))
     assert found["seconds"] == 3.0
     for way in ("offline", "streaming"):
@@ -84,7 +84,7 @@ def test_recall_by_size():
     assert found["recall_tiny"] is found["recall_small"] is found["recall_large"] is None
 
 
-def test_a_camera_that_stops_is_named():
+def test_camera_outage_becomes_a_note():
     found = score(flight(fly(10, steps=60, delivered=lambda k: not 20 <= k < 50)))
     assert any("delivered nothing for 3.1 s, from 1.9 s on" in note for note in found["notes"])
     assert found["frames"] == {
@@ -96,7 +96,7 @@ def test_a_camera_that_stops_is_named():
         "unanswered": 0,
         "answers_without_truth": 0,
     }
-    # What was held through it was of no use.
+    # Predictions that are this old match nothing.
     assert found["offline"]["recall"] == 1 and found["streaming"]["recall"] < 0.6
 
 
@@ -116,21 +116,21 @@ def test_stamps_of_another_clock_are_shifted():
     assert found["latency_ms"]["p50"] == 40
 
 
-def test_a_detector_that_dies_is_scored_as_far_as_it_came():
+def test_detector_that_dies_is_scored_up_to_its_last_predictions():
     events = [e for e in fly(0, steps=60) if e.get("answer", 0) < 3000 * MS]
     found = score(flight(events))
     assert any("fell silent 2.9 s after the start, 3.0 s before" in n for n in found["notes"])
     assert found["offline"]["recall"] == 1 and found["frames"]["unanswered"] == 30
 
 
-def test_a_detector_that_never_spoke():
+def test_detector_without_predictions():
     found = score(flight([e for e in fly(0) if "answer" not in e]))
     assert "the detector never answered" in found["notes"]
     assert found["streaming"]["recall"] == found["streaming"]["map50"] == 0
     assert found["offline"]["recall"] is None and found["latency_ms"]["p50"] is None
 
 
-def test_without_camera_info_nobody_blames_the_camera():
+def test_without_camera_info_delivered_frames_are_unknown():
     found = score(flight([e for e in fly(0) if "frame" not in e]))
     assert found["notes"] == [
         "no camera_info was recorded: what the camera delivered is not known"
@@ -139,7 +139,7 @@ def test_without_camera_info_nobody_blames_the_camera():
     assert "- not delivered by the camera" in summary(found)
 
 
-def test_no_stamp_in_common_is_said():
+def test_no_common_stamp_becomes_a_note():
     events = fly(0)
     for event in events:
         if "answer" in event:
@@ -152,7 +152,7 @@ def test_no_stamp_in_common_is_said():
 def test_classes_are_compared_by_name():
     found = score(flight(fly(0, seen=lambda t: car(t, name=" Car"))))
     assert found["offline"]["map50_95"] == 1
-    with pytest.raises(FlightError, match="no class in common: .* has car; .* knows vehicle"):
+    with pytest.raises(FlightError, match=r"no class in common: .* has car; .* knows vehicle"):
         score(flight(fly(0, seen=lambda t: car(t, name="vehicle"))))
     events = fly(0)
     for event in events:
@@ -165,7 +165,7 @@ def test_classes_are_compared_by_name():
     assert score(made)["offline"]["recall"] == 0.5
 
 
-def test_an_empty_flight_is_refused_and_empty_sky_is_not():
+def test_empty_flight_is_rejected_but_a_flight_without_objects_is_not():
     with pytest.raises(FlightError, match="the flight is empty"):
         score(Flight())
     found = score(flight([{"truth": k * STEP_MS * MS, "at": 0, "boxes": []} for k in range(9)]))
@@ -173,12 +173,12 @@ def test_an_empty_flight_is_refused_and_empty_sky_is_not():
     assert "never answered" in summary(found)
 
 
-def test_a_label_only_confidence_decides_on_recall_but_not_on_precision():
+def test_confidence_affects_recall_but_not_average_precision():
     found = score(flight(fly(0)), confidence=0.95)["offline"]
     assert found["recall"] == 0 and found["map50"] == 1 and found["false_alarms_per_minute"] == 0
 
 
-def test_the_text_shows_both_ways_side_by_side():
+def test_summary_shows_both_scores_side_by_side():
     lines = summary(score(flight(fly(90)))).splitlines()
     assert lines[0].split() == ["offline", "streaming"]
     assert lines[2].split() == ["mAP50", "(%)", "100.0", "0.0"]

@@ -9,8 +9,8 @@ import yaml
 from ultralytics.nn.tasks import ClassificationModel
 
 from drone_kd.backends import open_backend
+from drone_kd.cli import main
 from drone_kd.lineage import descend, generations
-from drone_kd_training.cli import main
 from drone_kd_training.data.dataset import DataError
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.export.export import TOLERANCES, ExportError, Tolerance, export, gate_table

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from ultralytics.utils.torch_utils import is_qat
 
 from drone_kd.backends import open_backend
-from drone_kd_training.cli import main
+from drone_kd.cli import main
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.export.export import export
 from drone_kd_training.export.qat import _verdict

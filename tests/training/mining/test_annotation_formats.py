@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from drone_kd_training.cli import main
+from drone_kd.cli import main
 from drone_kd_training.mining.annotation_formats import FORMATS, read_mined
 from tiny_training import NAMES, SIZE, draw_set
 
@@ -116,7 +116,7 @@ def test_what_is_no_such_file_is_refused_and_nothing_changes(mined, tmp_path, fo
     for bad in ("bad", "bad.json", "polygon.xml", "missing"):
         assert labels(mined, "--from", format_, tmp_path / bad) == 2
         error = capsys.readouterr().err.strip()
-        assert error.startswith("error: ") and "\n" not in error
+        assert error.startswith("drone-kd: error: ") and "\n" not in error
     assert corrected(mined) == []
 
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from drone_kd_training.cli import main
+from drone_kd.cli import main
 from drone_kd_training.data.dataset import image_paths, load_data, read_sample
 from drone_kd_training.mining import mine as mine_module
 from drone_kd_training.mining import stages
@@ -33,7 +33,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 def test_a_flight_becomes_a_data_set(bag, teacher, student, tmp_path, capsys):
     output = tmp_path / "mined"
     assert mine(output, bag, teacher=teacher, student=student) == 0
-    assert "60 frames looked at, 12 to learn from, 3 held out" in capsys.readouterr().out
+    assert "60 frames: 12 selected, 3 held out" in capsys.readouterr().out
     data = load_data(output / "data.yaml")
     assert data.names == NAMES  # the student's, in which the teacher's answers are
     rows = table(output)
@@ -177,7 +177,7 @@ def test_unusable_frames_are_counted_and_the_others_used(teacher, student, tmp_p
     bag = write_bag(tmp_path / "bag", frames)
     assert mine(tmp_path / "mined", bag, teacher=teacher, student=student, frames=4) == 0
     said = capsys.readouterr().out
-    assert "'rgb48' (20 times)" in said and "20 frames looked at" in said
+    assert "'rgb48' (20 times)" in said and "20 frames: " in said
     odd = write_bag(tmp_path / "odd", frames[::2])
     assert mine(tmp_path / "no", odd, teacher=teacher, student=student) == 2
     assert "no frame that can be read in any flight" in capsys.readouterr().err

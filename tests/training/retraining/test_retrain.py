@@ -12,8 +12,8 @@ import torch
 import yaml
 
 import drone_kd_training.retraining.guard
+from drone_kd.cli import main
 from drone_kd.lineage import generations
-from drone_kd_training.cli import main
 from drone_kd_training.data.dataset import image_paths
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.retraining.retrain import Plan, read_mined, retrain

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from drone_kd_training.cli import main
+from drone_kd.cli import main
 from drone_kd_training.teachers.plan import read_plan
 from tiny_training import draw_set, save_checkpoint
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import pytest
 
-from drone_kd_training.cli import main
+from drone_kd.cli import main
 from drone_kd_training.data.dataset import load_data
 from drone_kd_training.teachers.predict import predict
 from drone_kd_training.teachers.teachers import open_teacher

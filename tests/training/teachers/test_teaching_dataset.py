@@ -14,7 +14,7 @@ from ultralytics.utils import LOGGER
 
 import drone_kd_training.distillation.distill
 import drone_kd_training.teachers.prediction_cache
-from drone_kd_training.cli import main
+from drone_kd.cli import main
 from drone_kd_training.data.dataset import image_paths, load_data, read_sample
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill

@@ -1,107 +1,200 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What a training run is made of: `Config`, written into its folder as ``config.yaml``."""
+"""Configuration of a training run: `Config`, its options, its ``config.yaml``."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import yaml
-from ultralytics.utils import DEFAULT_CFG_DICT
 
-from drone_kd_training.distillation.criterion import TERMS
+from drone_kd_training.options import option
 
 NO_TEACHER = "none"
+# Distillation terms and what they compare.
+TERM_HELP = {
+    "class": "class probabilities, per class",
+    "softmax": "class probabilities, over the classes (Hinton)",
+    "box": "box distributions or boxes",
+    "cross": "student features through the teacher's head (CrossKD)",
+    "feature": "features that enter the head (PKD)",
+    "assign": "labels go to the anchors that the teacher predicts best (LAD)",
+}
+_INPUT, _TRAINING, _DISTILLATION = "data and models", "training", "distillation"
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a run is made of; written to ``config.yaml`` in its output folder, and read back by
-    --resume.
+    """Configuration of a run; ``config.yaml`` in its output folder, which --resume reads.
 
-    ``teachers`` is a file of sources and teachers (`teachers.plan`), from which ``data`` and
-    ``teacher`` then follow. ``terms`` are names of `criterion.TERMS`. ``balance`` is the
-    share that the gradient of each term has of the detection loss's gradient on the same
-    features, at lambda = 1. ``teacher_scale``: the teacher sees the augmented picture this many
-    times as large, in both directions, as the student does; with ``teacher_tiles`` it looks at it
-    piece by piece, which takes less memory. ``unlabelled`` is a folder of further training frames,
-    which the teacher labels. ``quantize`` is "int8" to make the checkpoint ``student`` fit for
-    INT8, with itself as it was as a further teacher. A ``batch`` of -1 is fitted to the GPU's
-    memory. ``overrides`` are Ultralytics' own training settings (lr0, mosaic, ...).
+    Attributes:
+        data, teacher: of one source; with ``teachers``, both follow from that file.
+        student: a checkpoint or a model yaml.
+        teachers: a file of sources and teachers; see `teachers.plan`.
+        unlabelled: folder of further training frames, which the teacher labels.
+        imgsz: side of the student's square input in pixels.
+        batch: frames per step; -1: fitted to the GPU's memory.
+        fraction: share of the training frames, in (0, 1].
+        overrides: Ultralytics' own training settings (lr0, mosaic, ...).
+        terms: names of distillation terms.
+        balance: gradient of each term, as a share of the detection loss's gradient on the same
+            features at lambda = 1, in (0, 1].
+        teacher_scale: side of the teacher's input over that of the student's.
+        teacher_tiles: the teacher sees its input tile by tile.
+        quantize: "int8": quantization-aware training of the checkpoint ``student``; the float
+            checkpoint is a further teacher.
+
+    Raises:
+        ValueError: a value is out of its range, or two do not go together.
     """
 
-    data: str
-    teacher: str
-    student: str
-    teachers: str = ""
-    epochs: int = 100
-    imgsz: int = 640
-    batch: int = 16
-    device: str = ""
-    seed: int = 0
-    terms: tuple[str, ...] = ("class", "assign")
-    temperature: float = 1.0
-    balance: float = 1.0
-    teacher_scale: float = 1
-    teacher_tiles: bool = False
-    unlabelled: str = ""
-    quantize: str = ""
-    fraction: float = 1.0
-    val: bool = True
-    overrides: dict = field(default_factory=dict)
+    data: str = option(help="data.yaml in Ultralytics' format", group=_INPUT)
+    teacher: str = option(
+        help="checkpoint (YOLO or RT-DETR), or predictions: a folder of YOLO .txt with "
+        "confidences, or a COCO results .json; 'none' trains the student alone",
+        group=_INPUT,
+    )
+    student: str = option(help="checkpoint or model yaml", group=_INPUT)
+    teachers: str = option(
+        "",
+        metavar="FILE.yaml",
+        help="several sources and teachers, instead of --data and --teacher; teachers/plan.py "
+        "describes the file",
+        group=_INPUT,
+    )
+    unlabelled: str = option(
+        "",
+        metavar="DIR",
+        help="further training frames without labels: confident predictions of the teacher are "
+        "pseudo-labels, uncertain ones are ignored in the loss",
+        group=_INPUT,
+    )
+    epochs: int = option(100, metavar="N", help="training epochs", group=_TRAINING)
+    imgsz: int = option(640, metavar="PX", help="square input", group=_TRAINING)
+    batch: int = option(
+        16,
+        metavar="N",
+        help="frames per step; -1: as many as fit into the GPU beside the teacher",
+        group=_TRAINING,
+    )
+    device: str = option(
+        "", help="cpu, 0, or 0,1 (default: the GPU if there is one)", group=_TRAINING
+    )
+    seed: int = option(0, metavar="N", help="of weights, order and augmentation", group=_TRAINING)
+    fraction: float = option(
+        1.0, metavar="SHARE", help="share of the training frames used", group=_TRAINING
+    )
+    val: bool = option(
+        True, help="validate every epoch and keep the best, or only at the end", group=_TRAINING
+    )
+    overrides: Mapping[str, object] = option(
+        factory=dict,
+        flag="--set",
+        help="a training setting of Ultralytics, such as lr0=0.01; repeatable",
+        group=_TRAINING,
+    )
+    terms: tuple[str, ...] = option(
+        ("class", "assign"),
+        metavar="NAMES",
+        help="distillation terms, joined by commas: "
+        + "; ".join(f"{name}: {text}" for name, text in TERM_HELP.items()),
+        group=_DISTILLATION,
+    )
+    balance: float = option(
+        1.0,
+        metavar="SHARE",
+        help="gradient of each term as a share of the detection loss's",
+        group=_DISTILLATION,
+    )
+    temperature: float = option(
+        1.0, metavar="T", help="softens the class probabilities", group=_DISTILLATION
+    )
+    teacher_scale: float = option(
+        1,
+        choices=(1, 1.5, 2, 4),
+        help="size of the teacher's input, relative to the student's",
+        group=_DISTILLATION,
+    )
+    teacher_tiles: bool = option(
+        False,
+        help="run the teacher on its larger input in tiles: less memory, a little more time",
+        group=_DISTILLATION,
+    )
+    quantize: str = option(
+        "",
+        choices=("int8",),
+        help="with --from: quantization-aware training with teacher and float student as "
+        "teachers; exported beside calibration alone (default: off)",
+        group=_DISTILLATION,
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", tuple(self.terms))  # a list, as read from yaml
-        checks = (
-            ("epochs", self.epochs >= 1, "1 or more"),
-            ("imgsz", self.imgsz >= 32 and self.imgsz % 32 == 0, "a multiple of 32"),
-            ("batch", self.batch >= 1 or self.batch == -1, "1 or more, or -1"),
-            ("temperature", self.temperature > 0, "above 0"),
-            ("terms", self.terms and set(self.terms) <= set(TERMS), "some of " + ", ".join(TERMS)),
-            ("balance", 0 < self.balance <= 1, "above 0 and at most 1"),
-            ("teacher_scale", self.teacher_scale in (1, 1.5, 2, 4), "1, 1.5, 2 or 4"),
-            (
-                "imgsz",
-                self.teacher_imgsz % 32 == 0,
-                f"a multiple of 32 at {self.teacher_scale} times the size, too",
-            ),
-            ("quantize", self.quantize in ("", "int8"), "int8"),
-            ("fraction", 0 < self.fraction <= 1, "above 0 and at most 1"),
-        )
-        for name, holds, expected in checks:
+        for name, holds, expected in self._ranges():
             if not holds:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)}")
-        unknown = set(self.overrides) - set(DEFAULT_CFG_DICT)
-        if unknown:
+        self._check_overrides()
+        for conflict, message in self._conflicts():
+            if conflict:
+                raise ValueError(message)
+
+    def _ranges(self) -> Iterator[tuple[str, object, str]]:
+        """Yield field, whether its value is in range, and the range."""
+        yield "epochs", self.epochs >= 1, "1 or more"
+        yield "imgsz", self.imgsz >= 32 and self.imgsz % 32 == 0, "a multiple of 32"
+        yield "batch", self.batch >= 1 or self.batch == -1, "1 or more, or -1"
+        yield "temperature", self.temperature > 0, "above 0"
+        known = self.terms and set(self.terms) <= set(TERM_HELP)
+        yield "terms", known, "some of " + ", ".join(TERM_HELP)
+        yield "balance", 0 < self.balance <= 1, "above 0 and at most 1"
+        yield "teacher_scale", self.teacher_scale in (1, 1.5, 2, 4), "1, 1.5, 2 or 4"
+        scaled = f"a multiple of 32 at {self.teacher_scale} times the size, too"
+        yield "imgsz", self.teacher_imgsz % 32 == 0, scaled
+        yield "quantize", self.quantize in ("", "int8"), "int8"
+        yield "fraction", 0 < self.fraction <= 1, "above 0 and at most 1"
+
+    def _check_overrides(self) -> None:
+        if not self.overrides:
+            return
+        from ultralytics.utils import DEFAULT_CFG_DICT  # imports torch
+
+        if unknown := set(self.overrides) - set(DEFAULT_CFG_DICT):
             raise ValueError(
                 f"unknown training setting {', '.join(sorted(unknown))}: see Ultralytics' settings"
             )
-        own = set(self.overrides) & {f.name for f in fields(self)}
-        if own:
+        if own := set(self.overrides) & {f.name for f in fields(self)}:
             raise ValueError(
                 f"{', '.join(sorted(own))} has an option of its own: use --{sorted(own)[0]}"
             )
-        if self.teachers and (self.unlabelled or self.quantize or self.fraction < 1 or self.val):
-            raise ValueError(
-                "a file of teachers goes without unlabelled, quantize and fraction, which it has "
-                "its own words for, and with --no-val: its sources are measured at the end"
-            )
-        if self.unlabelled and not self.distils:
-            raise ValueError("unlabelled frames need a teacher")
-        if self.quantize and Path(self.student).suffix != ".pt":
-            raise ValueError(f"quantize needs a trained checkpoint (.pt), got {self.student}")
-        if self.quantize and not self.distils:
-            raise ValueError("quantize needs a teacher: the student's own, or the student itself")
-        if self.quantize and self.unlabelled:
-            raise ValueError("quantize does not go with unlabelled frames")
-        if self.teacher_scale > 1 and self.overrides.get("multi_scale"):
-            raise ValueError("teacher_scale needs a fixed input: leave multi_scale out")
+
+    def _conflicts(self) -> Iterator[tuple[object, str]]:
+        """Yield whether fields conflict, and the error for it."""
+        own = self.unlabelled or self.quantize or self.fraction < 1 or self.val
+        yield (
+            self.teachers and own,
+            "a file of teachers excludes --unlabelled, --quantize and --fraction, which it sets "
+            "itself, and needs --no-val: its sources are evaluated at the end",
+        )
+        yield self.unlabelled and not self.distils, "unlabelled frames need a teacher"
+        yield (
+            self.quantize and Path(self.student).suffix != ".pt",
+            f"quantize needs a trained checkpoint (.pt), got {self.student}",
+        )
+        yield (
+            self.quantize and not self.distils,
+            "quantize needs a teacher: the student's own, or the student itself",
+        )
+        yield self.quantize and self.unlabelled, "quantize does not go with unlabelled frames"
+        yield (
+            self.teacher_scale > 1 and self.overrides.get("multi_scale"),
+            "teacher_scale needs a fixed input: leave multi_scale out",
+        )
 
     @property
     def teacher_imgsz(self) -> int:
-        """Side of the picture that the teacher sees, in pixels."""
+        """Side of the teacher's square input in pixels."""
         return math.ceil(self.imgsz * self.teacher_scale)
 
     @property
@@ -113,12 +206,3 @@ class Config:
 def read_config(output: Path) -> Config:
     """Read the ``config.yaml`` of a run's folder."""
     return Config(**yaml.safe_load((Path(output) / "config.yaml").read_text(encoding="utf-8")))
-
-
-def read_value(text: str) -> object:
-    """Read a setting as YAML does, and 1e-3, which YAML takes for text, as a number."""
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            return float(value)
-    return value

@@ -30,7 +30,7 @@ from drone_kd.media.bags import (
     message_to_bgr,
     read_messages,
 )
-from drone_kd.media.image_files import PICTURE_SUFFIXES, VIDEO_SUFFIXES, SourceError, read_picture
+from drone_kd.media.image_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, SourceError, read_image
 
 # A flight has about ten time blocks, of which some are held out; longer flights have more, since a
 # block is no longer than this, and short flights fewer: of shorter blocks most frames would have
@@ -136,7 +136,7 @@ def read(
             if wanted is not None and i not in wanted:
                 continue
             try:
-                yield _numbered(segment, i, float(segment.start + i), read_picture(picture))
+                yield _numbered(segment, i, float(segment.start + i), read_image(picture))
             except SourceError as error:
                 on_error(error)
     else:
@@ -253,7 +253,7 @@ def _count(path: Path) -> int:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _numbered(segment: Segment, index: int, stamp_s: float, image: np.ndarray) -> Frame:

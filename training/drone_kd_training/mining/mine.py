@@ -15,7 +15,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +25,11 @@ from drone_kd.paths import default_model_path
 from drone_kd.progress import Progress, print_line
 from drone_kd_training.data.dataset import DataError
 from drone_kd_training.mining import mined_dataset, stages
+from drone_kd_training.mining.config import Settings
 from drone_kd_training.mining.flights import Segment, plan
-from drone_kd_training.mining.selection import SHARES, add_scenes, pick
+from drone_kd_training.mining.selection import add_scenes, pick
 from drone_kd_training.mining.student_and_teacher import Models, open_models
 from drone_kd_training.models.checkpoints import resolve_model
-from drone_kd_training.teachers.soft_labels import IGNORE_BAND
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the result depends on. `student`: None is the package's model; `shares`: see `pick`;
-    `sure`: the score of the teacher above which its box is a label.
-    """
-
-    teacher: str
-    student: str | None
-    frames: int
-    per_scene: int
-    shares: dict[str, float] = field(default_factory=SHARES.copy)
-    sure: float = IGNORE_BAND[1]
 
 
 def mine(

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from drone_kd_training.mining.config import SHARES
 from drone_kd_training.mining.stages import SCENE_DISTANCE
 
-# Of the frames to learn from, this share for each reason. Some are drawn, so that what both models
-# are blind to has a chance.
-SHARES = {"disagreement": 0.5, "uncertainty": 0.2, "novelty": 0.2, "random": 0.1}
 # Of every five time blocks one is held out for the guard, and a quarter as many frames are taken
 # from these, drawn: hard frames alone would not say how good a model is.
 _HELD_OUT_OF = 5

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -46,6 +46,7 @@ from drone_kd_training.models.checkpoints import (
 )
 from drone_kd_training.models.torch_backend import trained_imgsz
 from drone_kd_training.models.weight_interpolation import blend
+from drone_kd_training.retraining.config import Plan
 from drone_kd_training.retraining.guard import (
     CONFIDENCE,
     DRAWS,
@@ -68,33 +69,6 @@ GENTLE = {
     "mosaic": 0.0,
     "close_mosaic": 0,
 }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A retraining; `retrain` writes it into its folder.
-
-    ``replay``: share of base frames among the frames of an epoch, in [0, 1), as far as the base
-    has so many; spread over the base. ``keep``: share of the flying model in the candidate's
-    weights, in [0, 1); a half is what Wortsman et al. 2022 (arXiv:2109.01903) advise where nothing
-    was tuned. ``imgsz`` None: as the model was trained. ``parent``: the .onnx that flies, for the
-    lineage.
-    """
-
-    model: str
-    mined: str
-    data: str
-    teacher: str
-    replay: float = 0.75
-    keep: float = 0.5
-    epochs: int = 10
-    batch: int = 8
-    imgsz: int | None = None
-    device: str = ""
-    seed: int = 0
-    precision: str = "fp32"
-    parent: str = ""
-    overrides: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

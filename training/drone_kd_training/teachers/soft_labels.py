@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert
 from ultralytics.utils.tal import TaskAlignedAssigner
 
-# Of a class that nobody labelled an answer of the teacher above the band is a label, one below it
-# is background, and what lies between teaches neither (else the teacher's misses become
-# negatives).
-IGNORE_BAND = (0.1, 0.6)
+from drone_kd_training.teachers import IGNORE_BAND
+
 NMS_IOU = 0.6
 
 

@@ -1,0 +1,47 @@
+"""drone-kd bench: the latency of preprocessing, inference and postprocessing."""
+
+from __future__ import annotations
+
+import argparse
+
+import cv2
+import numpy as np
+
+from drone_kd.commands.options import add_model, add_runtime, count, show_progress
+from drone_kd.commands.stage_times import stage_percentiles
+from drone_kd.detector import load_detector
+from drone_kd.machine import machine_name
+from drone_kd.media.image_files import read_image
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_model(parser)
+    parser.add_argument(
+        "--frames", type=count, default=100, metavar="N", help="number of measured runs"
+    )
+    parser.add_argument(
+        "--image", metavar="PATH", help="image to use (default: 1280x720 pixels of noise)"
+    )
+    add_runtime(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print p50 and p95 of each stage in milliseconds."""
+    detector = load_detector(arguments.model, runtime=arguments.runtime, progress=show_progress)
+    if arguments.image is None:
+        image = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), dtype=np.uint8)
+    else:
+        image = read_image(arguments.image)
+    percentiles = stage_percentiles(detector, image, arguments.frames, (50, 95))
+
+    spec = detector.backend.spec
+    print(f"machine   {machine_name()}")
+    print(f"runtime   {detector.backend.name}, OpenCV {cv2.__version__}, numpy {np.__version__}")
+    print(f"model     {spec.input_width}x{spec.input_height}, {len(spec.classes)} classes")
+    print(f"image     {image.shape[1]}x{image.shape[0]}, {len(detector(image))} detections")
+    print(f"frames    {arguments.frames}")
+    print(f"{'ms':<10}{'p50':>8}{'p95':>8}")
+    for stage, (p50, p95) in percentiles.items():
+        print(f"{stage:<10}{p50:>8.2f}{p95:>8.2f}")
+    return 0

@@ -1,0 +1,226 @@
+"""drone-kd detect: detections in images, a video or a live stream."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from drone_kd.commands.options import (
+    add_model,
+    add_runtime,
+    check_folder,
+    count,
+    fraction,
+    show_progress,
+)
+from drone_kd.core.detections import Detections
+from drone_kd.core.postprocess import InferenceError
+from drone_kd.core.thresholds import parse_thresholds
+from drone_kd.core.tiling import parse_tiling
+from drone_kd.detector import Detector, load_detector
+from drone_kd.files import write_whole
+from drone_kd.media.image_files import IMAGE_SUFFIXES, SourceError, read_frames
+from drone_kd.media.live_streams import StreamError, is_live, read_live
+from drone_kd.paths import parameter_defaults
+from drone_kd.progress import Progress, print_line
+from drone_kd.visualization import draw_detections
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options; their defaults are those of the node."""
+    defaults = parameter_defaults("detector.yaml")
+    add_model(parser)
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="image, folder, video, URL (rtsp, http, udp), camera number such as 0, or "
+        "/dev/video0; a live source runs until Ctrl-C",
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="file for the boxes")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="folder for images with boxes")
+    parser.add_argument("--frames", type=count, metavar="N", help="stop after N frames")
+    settings = parser.add_argument_group("detector settings, as of the node")
+    settings.add_argument(
+        "--confidence",
+        type=_confidence,
+        default=str(defaults["confidence"]),
+        metavar="C",
+        help="threshold of the scores, 0 to 1; also per class: car=0.4,person=0.3, or with one "
+        "for the others: 0.25,car=0.4",
+    )
+    settings.add_argument(
+        "--classes",
+        type=_names,
+        default=(),
+        metavar="NAMES",
+        help="class names to report, joined by commas (default: all)",
+    )
+    settings.add_argument(
+        "--iou",
+        type=fraction,
+        default=defaults["iou"],
+        help="boxes of one class that overlap more are one object (dense heads only)",
+    )
+    settings.add_argument(
+        "--max-detections",
+        type=count,
+        default=defaults["max_detections"],
+        metavar="N",
+        help="per image, best first",
+    )
+    settings.add_argument(
+        "--tiling",
+        type=_tiling,
+        default=defaults["tiling"],
+        metavar="T",
+        help="off, auto or ROWSxCOLUMNS: large images in tiles",
+    )
+    add_runtime(settings)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Detect, print a line per frame, and write what was asked for."""
+    _check(arguments)
+    threshold, per_class = arguments.confidence
+    detector = load_detector(
+        arguments.model,
+        confidence=threshold,
+        class_confidence=per_class,
+        only=arguments.classes,
+        iou=arguments.iou,
+        max_detections=arguments.max_detections,
+        tiling=arguments.tiling,
+        runtime=arguments.runtime,
+        progress=show_progress,
+    )
+    if arguments.save is not None:
+        arguments.save.mkdir(parents=True, exist_ok=True)
+    work = _Work(detector, arguments.json is not None, arguments.save)
+    live = is_live(arguments.source)
+    frames = read_live(arguments.source) if live else read_frames(arguments.source, work.fail)
+    try:
+        work.detect(islice(frames, arguments.frames))
+    except (KeyboardInterrupt, StreamError):
+        if live:  # the usual end of a live source: what was found counts
+            work.write(arguments.json)
+        raise
+    work.write(arguments.json)
+    if work.failed:
+        show_progress(f"{work.failed} of {work.failed + work.done} images failed")
+    return 1 if work.failed else 0
+
+
+class _Work:
+    """Detects frame by frame and keeps count.
+
+    Attributes:
+        done, failed: number of frames with detections and without.
+    """
+
+    def __init__(self, detector: Detector, keep: bool, folder: Path | None) -> None:
+        self.done = self.failed = 0
+        self._detector, self._keep, self._folder = detector, keep, folder
+        self._records: list[dict[str, object]] = []
+
+    def fail(self, error: Exception) -> None:
+        """Report a frame without detections."""
+        self.failed += 1
+        show_progress(str(error))
+
+    def detect(self, frames: Iterator[tuple[str, NDArray[np.uint8]]]) -> None:
+        """Detect in every frame; print a line for each and save it if there is a folder."""
+        classes = self._detector.backend.spec.classes
+        with Progress("Detect", unit="image", summary=False) as progress:
+            for name, image in frames:
+                try:
+                    detections = self._detector(image)
+                except InferenceError as error:
+                    self.fail(InferenceError(f"{name}: {error}"))
+                    continue
+                self.done += 1
+                print_line(f"{name}: {_summary(detections, classes)}")
+                if self._keep:
+                    found = _as_json(detections, classes)
+                    self._records.append({"image": name, "detections": found})
+                if self._folder is not None:
+                    _save(self._folder, name, draw_detections(image, detections, classes))
+                progress.update()
+
+    def write(self, path: Path | None) -> None:
+        """Write the detections of all frames, if there is a path for them."""
+        if path is not None:
+            write_whole(path, f"{json.dumps(self._records, indent=1)}\n".encode())
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Check before the work what can be checked.
+
+    Raises:
+        SourceError: the arguments do not go together.
+    """
+    if arguments.model is None and arguments.source.endswith(".onnx"):
+        raise SourceError(f"{arguments.source} is a model: name an image, folder or video too")
+    if arguments.json is not None:
+        check_folder("--json", arguments.json)
+    if arguments.save is not None and not is_live(arguments.source):
+        source = Path(arguments.source)
+        if arguments.save.resolve() == (source if source.is_dir() else source.parent).resolve():
+            raise SourceError(f"--save {arguments.save}: would overwrite the source")
+
+
+def _confidence(text: str) -> tuple[float | None, dict[str, float]]:
+    """Read "0.3", "car=0.4,person=0.3" or both: a threshold for all classes, and per class."""
+    parts = text.split(",")
+    common = [fraction(part) for part in parts if "=" not in part]
+    if len(common) > 1:
+        raise argparse.ArgumentTypeError(f"expected one threshold for all classes, got {text!r}")
+    try:
+        per_class = parse_thresholds(part for part in parts if "=" in part)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return (common[0] if common else None), per_class
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _tiling(text: str) -> str:
+    try:
+        parse_tiling(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _as_json(detections: Detections, classes: tuple[str, ...]) -> list[dict[str, object]]:
+    return [
+        {"class": classes[class_id], "score": score, "xyxy": xyxy}
+        for xyxy, score, class_id in zip(
+            detections.xyxy.tolist(),
+            detections.scores.tolist(),
+            detections.class_ids.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _summary(detections: Detections, classes: tuple[str, ...]) -> str:
+    counts = np.bincount(detections.class_ids, minlength=len(classes))
+    found = [f"{count} {name}" for name, count in zip(classes, counts, strict=True) if count]
+    return ", ".join(found) or "nothing found"
+
+
+def _save(folder: Path, name: str, image: NDArray[np.uint8]) -> None:
+    target = folder / Path(name).name
+    if target.suffix.lower() not in IMAGE_SUFFIXES:  # "clip.mp4#12"
+        target = target.with_name(f"{target.name.replace('#', '_')}.jpg")
+    if not cv2.imwrite(str(target), image):
+        raise OSError(f"{target}: cannot be written")

@@ -1,0 +1,67 @@
+"""Options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from drone_kd.backends import RUNTIMES
+from drone_kd.media.image_files import SourceError
+from drone_kd.paths import parameter_defaults
+from drone_kd.progress import print_line
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the optional positional argument MODEL.onnx."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL.onnx",
+        help="an exported model (default: the one of the package)",
+    )
+
+
+def add_runtime(parser: argparse._ActionsContainer) -> None:
+    """Add --runtime."""
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default=parameter_defaults("detector.yaml")["runtime"],
+        metavar="R",
+        help=f"one of {', '.join(RUNTIMES)}",
+    )
+
+
+def fraction(text: str) -> float:
+    """Read a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
+
+
+def count(text: str) -> int:
+    """Read a whole number of 1 or more."""
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number ≥ 1, got {text!r}")
+    return value
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Check before the work that a file can be written.
+
+    Raises:
+        SourceError: there is no folder for it.
+    """
+    if not path.parent.is_dir():
+        raise SourceError(f"{option} {path}: there is no folder {path.parent}")
+
+
+def show_progress(line: str) -> None:
+    """Print a line about the work in hand to standard error."""
+    print_line(f"drone-kd: {line}", sys.stderr)

@@ -1,0 +1,124 @@
+"""Newest frames of a camera or a network stream; frames that nobody takes in time are skipped."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from drone_kd.media.image_files import VIDEO_SUFFIXES, SourceError, read_video
+
+_TIMEOUT_MS = 10_000
+_JOIN_S = 1.0
+_URL = re.compile(r"(rtsps?|rtmps?|https?|udp|tcp|srt)://", re.IGNORECASE)
+_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
+
+
+class StreamError(ConnectionError):
+    """A live stream ended or stalled; the message is one line and names the stream."""
+
+
+def is_live(source: str) -> bool:
+    """Return whether `source` is a URL, a camera's number or a /dev/video device.
+
+    A number is the camera only where no file or folder has that name.
+    """
+    if _URL.match(source):
+        return True
+    return source.startswith("/dev/video") or (source.isdecimal() and not Path(source).exists())
+
+
+def read_live(source: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield (name, frame) of a live source: always the newest frame, each at most once.
+
+    The name is "source#n" for frame n of the stream, counted from 0, without a password. A frame
+    is uint8 (h, w, 3) BGR. A URL whose path ends like a video file is not live: all its frames
+    are read.
+
+    Raises:
+        SourceError: the source cannot be opened.
+        StreamError: the stream ended, or sent nothing for 10 s.
+    """
+    name = _PASSWORD.sub(r"\1:***@", source)
+    capture = _open(source, name)
+    if _URL.match(source) and Path(source.partition("?")[0]).suffix.lower() in VIDEO_SUFFIXES:
+        yield from read_video(capture, name)
+        return
+    newest = _Newest(capture)
+    try:
+        number = -1
+        while (taken := newest.take()) is not None:
+            number, frame = taken
+            yield f"{name}#{number}", frame
+    finally:
+        newest.close()
+    if number < 0:
+        raise SourceError(f"{name}: no video stream that OpenCV can read")
+    raise StreamError(f"{name}: the stream ended after {number + 1} frames")
+
+
+def _open(source: str, name: str) -> cv2.VideoCapture:
+    if _URL.match(source):
+        timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT_MS]
+        timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT_MS]
+        capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, timeouts)
+    else:
+        device = f"/dev/video{source}" if source.isdecimal() else source
+        if not Path(device).exists():
+            raise SourceError(f"{device}: no such camera")
+        if not os.access(device, os.R_OK):
+            raise SourceError(f"{device}: no permission: add the user to the group `video`")
+        capture = cv2.VideoCapture(device)
+    if not capture.isOpened():
+        raise SourceError(
+            f"{name}: the stream cannot be opened: check the address, the network and the codec"
+        )
+    return capture
+
+
+class _Newest:
+    """Reads a capture in a thread of its own and keeps the newest frame."""
+
+    def __init__(self, capture: cv2.VideoCapture) -> None:
+        self._capture = capture
+        self._changed = threading.Condition()
+        self._frame: tuple[int, NDArray[np.uint8]] | None = None
+        self._over = False
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def take(self) -> tuple[int, NDArray[np.uint8]] | None:
+        """Return the newest frame and its number, once there is one; None: the stream is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._frame is not None or self._over)
+            taken, self._frame = self._frame, None
+        return taken
+
+    def close(self) -> None:
+        """End the thread; it lasts until the read in progress returns."""
+        with self._changed:
+            self._over = True
+        self._thread.join(_JOIN_S)
+
+    def _read(self) -> None:
+        number = 0
+        try:
+            while not self._over:
+                read, frame = self._capture.read()
+                if not read:
+                    break
+                with self._changed:
+                    self._frame = number, np.asarray(frame, np.uint8)
+                    self._changed.notify()
+                number += 1
+        finally:
+            self._capture.release()
+            with self._changed:
+                self._over = True
+                self._changed.notify()

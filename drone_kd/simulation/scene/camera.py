@@ -1,0 +1,125 @@
+"""A pinhole camera over the world.
+
+Image coordinates are continuous: pixel i covers i to i + 1, and its centre is at i + 0.5.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from drone_kd.simulation.projection import project, projection_matrix
+from drone_kd.simulation.scene.shapes import TILE_M
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera over the world. Metres and radians.
+
+    Attributes:
+        x_m, y_m, height_m: position; height above the ground.
+        yaw: direction of the upper image side, from north (-y) towards east.
+        pitch: downward angle; pi / 2 is nadir. The horizon must stay above the image.
+        roll: rotation about the optical axis.
+        focal_px: focal length.
+        width, height: image size in pixels.
+    """
+
+    x_m: float
+    y_m: float
+    height_m: float
+    yaw: float
+    pitch: float
+    roll: float
+    focal_px: float
+    width: int
+    height: int
+
+    @cached_property
+    def axes(self) -> np.ndarray:
+        """World directions of image right, image down and view: float64 (3, 3), one per row."""
+        sin_y, cos_y, sin_p, cos_p = (
+            f(a) for a in (self.yaw, self.pitch) for f in (math.sin, math.cos)
+        )
+        right = np.array([cos_y, sin_y, 0.0])
+        down = np.array([-sin_p * sin_y, sin_p * cos_y, -cos_p])
+        view = np.array([cos_p * sin_y, -cos_p * cos_y, -sin_p])
+        cos_r, sin_r = math.cos(self.roll), math.sin(self.roll)
+        return np.stack([cos_r * right + sin_r * down, cos_r * down - sin_r * right, view])
+
+    @property
+    def position(self) -> np.ndarray:
+        """float64 (3,), metres."""
+        return np.array([self.x_m, self.y_m, self.height_m])
+
+    @cached_property
+    def projection(self) -> np.ndarray:
+        """float64 (3, 3); see `drone_kd.simulation.projection.projection_matrix`."""
+        f, cx, cy = self.focal_px, self.width / 2, self.height / 2
+        return projection_matrix(self.axes, np.array([[f, 0, cx], [0, f, cy], [0, 0, 1]]))
+
+    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Project world points (..., 3) to image points (..., 2) and depths (...,) in metres."""
+        return project(points, self.position, self.projection)
+
+    @cached_property
+    def to_ground(self) -> np.ndarray:
+        """Homography (3, 3) from image points to the ground's x, y in metres."""
+        back = np.array([[1, 0, -self.width / 2], [0, 1, -self.height / 2], [0, 0, self.focal_px]])
+        rays = self.axes.T @ back
+        # A ray meets the ground once it has descended by the camera's height.
+        x = self.x_m * -rays[2] + self.height_m * rays[0]
+        y = self.y_m * -rays[2] + self.height_m * rays[1]
+        return np.stack([x, y, -rays[2]])
+
+    def ground_bounds(self) -> np.ndarray:
+        """Return lowest and highest x, y in metres of the ground in view: float64 (2, 2).
+
+        Raises:
+            ValueError: the horizon is in the image.
+        """
+        w, h = self.width, self.height
+        corners = np.array([[0, 0, 1], [w, 0, 1], [w, h, 1], [0, h, 1]]) @ self.to_ground.T
+        if (corners[:, 2] <= 0).any():
+            raise ValueError(
+                f"expected the horizon above the image, got pitch {self.pitch:.3f} rad"
+            )
+        xy = corners[:, :2] / corners[:, 2:]
+        return np.stack([xy.min(0), xy.max(0)])
+
+
+def copies_in(xy: np.ndarray, bounds: np.ndarray, margin_m: float) -> tuple[np.ndarray, ...]:
+    """Return the repeated copies of points (N, 2) within bounds and a margin.
+
+    Returns:
+        index: int64 (K,), which point.
+        places: float64 (K, 2), x, y in metres.
+        tiles: int64 (K, 2), tile of the copy.
+    """
+    low, high = bounds[0] - margin_m, bounds[1] + margin_m
+    first = np.ceil((low - xy) / TILE_M)
+    steps = np.indices(np.ceil((high - low) / TILE_M).astype(int)).reshape(2, -1).T
+    tiles = first[:, None] + steps
+    places = xy[:, None] + tiles * TILE_M
+    index, copy = np.nonzero((places <= high).all(-1))
+    return index, places[index, copy], tiles[index, copy].astype(np.int64)
+
+
+def in_view(
+    camera: Camera, points: np.ndarray, radius_m: np.ndarray | float, min_px: float
+) -> np.ndarray:
+    """Select points (K, 3) whose surroundings reach into the image and are large enough.
+
+    Args:
+        camera: the camera.
+        points: float64 (K, 3), metres.
+        radius_m: extent around each point, a number or float64 (K,).
+        min_px: least radius in the image.
+    """
+    px, depth = camera.project(points)
+    reach = camera.focal_px * radius_m / np.maximum(depth, 0.1)
+    inside = (px > -reach[:, None]) & (px < [camera.width, camera.height] + reach[:, None])
+    return inside.all(1) & (depth > 2) & (reach > min_px)

@@ -1,0 +1,151 @@
+"""Streets on a plan: surface, markings, kerbside and traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from drone_kd.simulation.scene import meshes
+from drone_kd.simulation.scene.plan import WorldPlan
+from drone_kd.simulation.scene.roads import Road, away_from
+from drone_kd.simulation.scene.shapes import TILE_M, random_sign
+
+Crossings = Sequence[tuple[float, float]]
+# Shares of trucks and of buses in the traffic of each theme.
+_TRUCKS = {"industrial": 0.34, "rural": 0.16, "town": 0.1, "suburb": 0.06}
+_BUSES = {"town": 0.16, "suburb": 0.08, "industrial": 0.05, "rural": 0.05}
+
+
+def add_road(plan: WorldPlan, road: Road) -> None:
+    """Add the surface of a road with its sidewalks and repairs."""
+    s = np.linspace(0, TILE_M, 65)
+    if road.sidewalk_m:
+        walk = road.half_m + road.sidewalk_m
+        material = ("pavement", "brick", "pavement", "concrete")[plan.rng.integers(4)]
+        plan.fill(road.ribbon(s, -walk, walk), material)
+    material = ("road", "road", "road", "lot", "concrete")[plan.rng.integers(5)]
+    plan.fill(road.ribbon(s, -road.half_m, road.half_m), material)
+    # Repairs in another asphalt.
+    for _ in range(plan.rng.integers(0, 9)):
+        start = plan.rng.uniform(0, TILE_M)
+        lane = plan.rng.uniform(-road.half_m, road.half_m - 2)
+        piece = np.linspace(start, start + plan.rng.uniform(2, 30), 12)
+        patch = road.ribbon(piece, lane, lane + plan.rng.uniform(0.6, 2))
+        plan.fill(patch, ("lot", "road")[plan.rng.integers(2)])
+
+
+def add_markings(plan: WorldPlan, road: Road, crossings: Crossings) -> None:
+    """Add lane lines, edge lines, stop lines and zebra crossings."""
+    rng = plan.rng
+    paint = np.array((226, 226, 220)) * rng.uniform(0.7, 1.0)
+    middle = np.array((214, 176, 60)) * rng.uniform(0.75, 1.0) if rng.random() < 0.3 else paint
+    if rng.random() < 0.88:
+        for lane in range(-road.lanes + 1, road.lanes):
+            lateral = lane * road.lane_m
+            solid = lane == 0 and (road.lanes > 1 or rng.random() < 0.3)
+            step, length = (4.0, 4.1) if solid else (9.0, 3.0)
+            s = np.arange(0, TILE_M, step)
+            s = s[away_from(s + length / 2, crossings, 5 + length / 2)]
+            plan.mark(
+                road.dashes(s, length, lateral - 0.08, lateral + 0.08),
+                middle if lane == 0 else paint,
+            )
+    if rng.random() < 0.5:
+        s = np.arange(0, TILE_M, 4.0)
+        s = s[away_from(s + 2, crossings, 2.5)]
+        for side in (-1, 1):
+            edge = side * (road.half_m - 0.3)
+            plan.mark(road.dashes(s, 4.1, edge - 0.07, edge + 0.07), paint)
+    zebra = road.sidewalk_m > 0 and rng.random() < 0.75
+    for centre, reach in crossings:
+        for side in (-1, 1):
+            line = centre + side * (reach + 4.6)
+            left, right = (0.2, road.half_m - 0.5) if side < 0 else (0.5 - road.half_m, -0.2)
+            plan.mark(road.dashes(line, 0.4, left, right)[None], paint)
+            if zebra:
+                start = centre + side * (reach + 2) - 1.4
+                bars = np.arange(-road.half_m + 0.4, road.half_m - 0.5, 0.95)
+                plan.mark(road.dashes(start, 2.8, bars, bars + 0.5), paint)
+
+
+def add_kerbside(
+    plan: WorldPlan, road_id: int, road: Road, crossings: Crossings, people: float
+) -> None:
+    """Add trees, parked cars, lamps, clutter and on average `people` walkers along each kerb."""
+    rng = plan.rng
+    edge = road.half_m + road.sidewalk_m
+    tree_gap = rng.uniform(8, 30)
+    crown = rng.uniform(1.4, 3.6)
+    with_trees = rng.random() < 0.6
+    for side in (-1, 1):
+        if with_trees:
+            s = np.arange(rng.uniform(0, tree_gap), TILE_M, tree_gap)
+            s = s[rng.random(len(s)) < 0.8]
+            lateral = side * (edge + rng.uniform(-0.8, 2.0, len(s)))
+            for x, y in road.points(s, lateral).tolist():
+                plan.tree(x, y, crown * rng.uniform(0.7, 1.25), crown * rng.uniform(1.8, 2.6))
+        if not road.sidewalk_m:
+            continue
+        if rng.random() < 0.45:
+            occupied = rng.uniform(0.2, 0.9)
+            s = np.arange(0, TILE_M, rng.uniform(5.6, 6.6))
+            s = s[away_from(s, crossings, 9) & (rng.random(len(s)) < occupied)]
+            for at, (x, y) in zip(s, road.points(s, side * (road.half_m + 0.1)), strict=True):
+                # With two wheels on the sidewalk, as the lane needs its width.
+                backwards = np.pi * (rng.random() < (0.1 if side > 0 else 0.9))
+                plan.stand(plan.pick("car"), x, y, float(road.heading(at) + backwards))
+        s = np.arange(rng.uniform(0, 30), TILE_M, 30)
+        for x, y in road.points(s, side * (road.half_m + 0.3)).tolist():
+            plan.stand(plan.pick("lamp"), x, y, rng.uniform(0, 6.3), optional=False)
+        s = rng.uniform(0, TILE_M, rng.poisson(4))
+        lateral = side * (road.half_m + rng.uniform(0.6, 1.2, len(s)))
+        for x, y in road.points(s, lateral).tolist():
+            plan.stand(plan.pick("clutter"), x, y, rng.uniform(0, 6.3), optional=False)
+        for _ in range(rng.poisson(people)):
+            kerb = side * (road.half_m + rng.uniform(0.5, road.sidewalk_m - 0.3))
+            speed = rng.uniform(0.8, 1.7) * random_sign(rng)
+            plan.drive(plan.pick("person"), road_id, rng.uniform(0, TILE_M), kerb, speed)
+
+
+def add_traffic(
+    plan: WorldPlan,
+    road_id: int,
+    road: Road,
+    crossings: Crossings,
+    theme: str,
+    speed_mps: tuple[float, float],
+) -> None:
+    """Add vehicles: they drive on north-south roads and queue at the stop lines of the others."""
+    rng = plan.rng
+    trucks, buses = _TRUCKS[theme], _BUSES[theme]
+    density = rng.uniform(0.3, 1.0)
+    for direction in (1, -1):
+        for lane in range(road.lanes):
+            lateral = direction * (lane + 0.5) * road.lane_m
+            speed = direction * rng.uniform(*speed_mps)
+            if road.vertical:
+                s = rng.uniform(0, 20)
+                while s < TILE_M - 16:
+                    mesh, length = _vehicle(plan, trucks, buses)
+                    jitter = rng.normal(0, 0.2)
+                    plan.drive(mesh, road_id, s + length / 2, lateral + jitter, speed)
+                    s += length + rng.uniform(5, 14) + rng.exponential(28) / density
+                continue
+            for centre, reach in crossings:
+                queue = rng.poisson(4 * density)
+                s = centre - direction * (reach + 5.5)
+                for _ in range(queue):
+                    mesh, length = _vehicle(plan, trucks, buses)
+                    at = s - direction * length / 2
+                    if not away_from(at, crossings, 1 + length / 2):
+                        break
+                    plan.wait(mesh, road_id, at, lateral + rng.normal(0, 0.2), direction)
+                    s -= direction * (length + rng.uniform(1, 3.5))
+
+
+def _vehicle(plan: WorldPlan, trucks: float, buses: float) -> tuple[int, float]:
+    """Return a random vehicle of the mix, and its length in metres."""
+    draw = plan.rng.random()
+    mesh = plan.pick("truck" if draw < trucks else "bus" if draw < trucks + buses else "car")
+    return mesh, float(meshes.library().length[mesh])

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""drone-kd generate: a procedural aerial data set in Ultralytics' layout."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder")
+    parser.add_argument(
+        "--train", type=int, required=True, metavar="N", help="number of training images"
+    )
+    parser.add_argument(
+        "--val", type=int, required=True, metavar="N", help="number of validation images"
+    )
+    parser.add_argument(
+        "--imgsz", type=int, default=640, metavar="PX", help="side of the square images"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same images")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Render the data set and print its data.yaml."""
+    from drone_kd_training.data.generate import generate
+
+    a = arguments
+    print(generate(a.output, train=a.train, val=a.val, imgsz=a.imgsz, seed=a.seed))
+    return 0

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""drone-kd distill: train a student with one or more teachers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from drone_kd_training.distillation.config import Config
+from drone_kd_training.options import add_config_options, add_option, from_arguments
+
+INTERRUPTED = "the last finished epoch is kept: the same command with --resume continues"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    optional = {"required": False, "default": ""}
+    groups = add_config_options(
+        parser, Config, omit=("student",), changes={"data": optional, "teacher": optional}
+    )
+    models = groups["data and models"]
+    student = models.add_mutually_exclusive_group(required=True)
+    add_option(student, Config, "student", required=False)
+    student.add_argument(
+        "--from", dest="from_", metavar="best.pt", help="with --quantize: the trained student"
+    )
+    models.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder of the run"
+    )
+    groups["training"].add_argument(
+        "--resume", action="store_true", help="continue the interrupted run in --output"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, evaluate and print the result; with --quantize, export both INT8 models."""
+    if bool(arguments.teachers) in (bool(arguments.data), bool(arguments.teacher)):
+        raise ValueError("distill needs --data and --teacher, or --teachers instead of both")
+    if bool(arguments.quantize) != bool(arguments.from_):
+        raise ValueError("--quantize int8 goes with --from best.pt, the student it starts from")
+    config = from_arguments(
+        Config,
+        arguments,
+        student=arguments.student or arguments.from_,
+        # Several sources: each is evaluated by itself, at the end.
+        val=arguments.val and not arguments.teachers,
+    )
+    from drone_kd_training.distillation.distill import distill
+    from drone_kd_training.tables import format_table
+
+    metrics = distill(config, arguments.output, resume=arguments.resume)
+    if not metrics:  # another process of torchrun reports
+        return 0
+    print(format_table({who: metrics[who] for who in ("student", "teacher") if metrics[who]}))
+    print(f"student: {arguments.output / 'best.pt'}")
+    if config.quantize:
+        from drone_kd_training.export.qat import export_both
+
+        print(export_both(config, arguments.output))
+    return 0

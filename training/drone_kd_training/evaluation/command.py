@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""drone-kd evaluate: mAP of a .pt or .onnx, by object size and class."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("model", metavar="MODEL", help=".pt or .onnx")
+    parser.add_argument("--data", required=True, help="data.yaml in Ultralytics' format")
+    parser.add_argument("--split", default="val", help="train, val or test")
+    parser.add_argument(
+        "--imgsz", type=int, metavar="PX", help="square input of a .pt (default: as trained)"
+    )
+    parser.add_argument(
+        "--tiling", default="off", help="off, auto or ROWSxCOLUMNS, as of the node"
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="file for the metrics")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate and print the metrics."""
+    from drone_kd_training.data.dataset import write_text
+    from drone_kd_training.evaluation.evaluate import evaluate
+    from drone_kd_training.tables import format_score
+
+    a = arguments
+    metrics = evaluate(a.model, a.data, split=a.split, imgsz=a.imgsz, tiling=a.tiling)
+    if a.json:
+        write_text(a.json, json.dumps(metrics, indent=1))
+    for key in ("map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large"):
+        print(f"{key:<10} {format_score(metrics[key])}")
+    for name, scores in metrics["per_class"].items():
+        print(
+            f"  {name:<16} AP50-95 {format_score(scores['ap50_95'])}  "
+            f"AP50 {format_score(scores['ap50'])}"
+        )
+    for name in metrics["classes_not_in_model"]:
+        print(f"  {name:<16} not a class of the model, excluded from the means")
+    ignored = f", {metrics['images_ignored']} ignored" if metrics["images_ignored"] else ""
+    print(f"{metrics['images']} images{ignored}, {metrics['boxes']} boxes")
+    return 0

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""drone-kd export: a checkpoint as an ONNX file that describes itself."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from drone_kd.core.model_spec import INPUTS, PRECISIONS
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("checkpoint", metavar="best.pt", help="trained checkpoint")
+    parser.add_argument("--output", type=Path, required=True, metavar="ONNX", help="file to write")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the graph")
+    parser.add_argument(
+        "--data",
+        help="data.yaml: its training frames calibrate INT8, its validation frames compare and "
+        "evaluate (default: compare on noise)",
+    )
+    parser.add_argument(
+        "--imgsz",
+        type=_image_size,
+        metavar="PX|HxW",
+        help="input, such as 384x640 for frames of 16:9 (default: the square as trained)",
+    )
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images per inference")
+    parser.add_argument(
+        "--input",
+        choices=tuple(INPUTS),
+        default="uint8-nhwc",
+        help="uint8-nhwc: BGR images, scaled in the graph; float32-nchw: RGB, 0 to 1, for other "
+        "programs",
+    )
+    parser.add_argument(
+        "--from",
+        dest="from_",
+        type=Path,
+        metavar="float.pt",
+        help="for a checkpoint of quantization-aware training: the float one that it started "
+        "from, to compare with",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="write a file that fails a gate, as NAME.failed.onnx",
+    )
+    metadata = parser.add_argument_group("metadata")
+    metadata.add_argument("--licence", default="AGPL-3.0", help="of the weights")
+    metadata.add_argument(
+        "--attribution",
+        default="",
+        metavar="TEXT",
+        help="credit that the training data require",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export and print the gates, the metrics and the file's name."""
+    from drone_kd_training.export.export import export, gate_table
+
+    a = arguments
+    output, spec = export(
+        Path(a.checkpoint),
+        a.output,
+        precision=a.precision,
+        data=a.data,
+        imgsz=a.imgsz,
+        batch=a.batch,
+        input_=a.input,
+        force=a.force,
+        before=a.from_,
+        licence=a.licence,
+        attribution=a.attribution,
+    )
+    print(gate_table(spec))
+    for name, value in spec.metrics.items():
+        print(f"{name:<28}{100 * value:>12.2f}")
+    if output != a.output:
+        print(f"a gate failed: written as {output}, because of --force", file=sys.stderr)
+    print(output)
+    return 0
+
+
+def _image_size(text: str) -> int | tuple[int, int]:
+    try:
+        sides = tuple(int(side) for side in text.split("x"))
+    except ValueError:
+        sides = ()
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"expected pixels, or HEIGHTxWIDTH, got {text!r}")
+    return (sides[0], sides[1]) if len(sides) == 2 else sides[0]

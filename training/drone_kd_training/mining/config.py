@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Configuration of mining, and its command-line options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from drone_kd_training.options import option
+from drone_kd_training.teachers import IGNORE_BAND
+
+# Of the training frames, this share for each reason. The random ones are a chance to find what
+# both models miss.
+SHARES = {"disagreement": 0.5, "uncertainty": 0.2, "novelty": 0.2, "random": 0.1}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the result depends on.
+
+    Attributes:
+        teacher: a .pt (YOLO or RT-DETR) or .onnx.
+        student: the deployed model, .onnx or .pt; None: the model of the package.
+        frames: number of training frames, at most.
+        per_scene: frames of one scene, at most.
+        sure: score of the teacher above which its box is a label, in (0, 1).
+        shares: reason to share of the training frames; see `selection.pick`.
+    """
+
+    teacher: str = option(help=".pt (YOLO or RT-DETR) or .onnx", metavar="MODEL")
+    student: str | None = option(
+        required=False,
+        metavar="MODEL",
+        help="deployed model, .onnx or .pt (default: the model of the package)",
+    )
+    frames: int = option(metavar="N", help="number of training frames, at most")
+    per_scene: int = option(5, metavar="N", help="frames of one scene, at most")
+    shares: dict[str, float] = field(default_factory=SHARES.copy)
+    sure: float = option(
+        IGNORE_BAND[1], metavar="SCORE", help="a box of the teacher above this score is a label"
+    )

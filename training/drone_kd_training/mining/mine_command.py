@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""drone-kd mine: select the frames of flights that are worth a label, and pseudo-label them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from drone_kd_training.mining.config import Settings
+from drone_kd_training.options import add_config_options, from_arguments
+
+INTERRUPTED = "finished work is kept: the same command continues"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "flights",
+        nargs="+",
+        metavar="FLIGHT",
+        help="bag (MCAP, sqlite3), video or folder of images; a path or a URL that fsspec reads",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new data set")
+    add_config_options(parser, Settings)
+    parser.add_argument(
+        "--topic",
+        action="append",
+        default=[],
+        help="camera topic of the bags; repeatable (default: all image topics)",
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="HOST:PORT",
+        help="Ray cluster that does the work (default: this machine)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Mine and print how many frames were selected."""
+    settings = from_arguments(Settings, arguments)
+    from drone_kd_training.mining.mine import mine
+
+    output = arguments.output
+    done = mine(arguments.flights, output, settings, tuple(arguments.topic), arguments.cluster)
+    print(f"{done['frames']} frames: {done['train']} selected, {done['val']} held out: {output}")
+    return 0

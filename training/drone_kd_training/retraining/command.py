@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""drone-kd retrain: fine-tune the deployed model, and export it only if it is better."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from drone_kd_training.options import add_config_options, from_arguments
+from drone_kd_training.retraining.config import Plan
+
+INTERRUPTED = "finished work is kept: the same command continues"
+REFUSED = 3
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("model", metavar="MODEL.pt", help="checkpoint of the deployed model")
+    groups = add_config_options(parser, Plan)
+    groups["data and models"].add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder of the run"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Retrain and print the comparison; 3 when the candidate was refused."""
+    plan = from_arguments(Plan, arguments)
+    from drone_kd_training.retraining.retrain import retrain
+
+    result = retrain(plan, arguments.output, arguments.command_line)
+    print(result["table"])
+    if not result["accepted"]:
+        print(f"refused: {arguments.output / 'refused.json'}; keep the deployed model")
+        return REFUSED
+    print(f"accepted: {result['model']}")
+    return 0
