@@ -14,7 +14,7 @@ import numpy as np
 
 from drone_kd.backends import open_backend
 from drone_kd.detector import Detector
-from drone_kd.media.image_files import read_picture
+from drone_kd.media.image_files import read_image
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import track
 from drone_kd_training.data.dataset import write_text
@@ -135,6 +135,6 @@ def count_false_alarms(model: Path, shared: Path, confidence: float) -> dict[str
         for name, stems in EMPTY.items()
     }
     return {
-        name: (len(own), sum(len(detector(read_picture(path))) for path in own))
+        name: (len(own), sum(len(detector(read_image(path))) for path in own))
         for name, own in paths.items()
     }

@@ -14,7 +14,7 @@ import numpy as np
 
 from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector, load_detector
-from drone_kd.media.image_files import read_picture
+from drone_kd.media.image_files import read_image
 from drone_kd.paths import selftest_image_path
 from drone_kd.progress import track
 from drone_kd.visualization import draw_detections
@@ -176,7 +176,7 @@ def draw_images(docs: Path, model: Path, plan: Plan) -> None:
     teachers.
     """
     detector = load_detector(model, runtime="onnxruntime")
-    image = read_picture(selftest_image_path())
+    image = read_image(selftest_image_path())
     drawn = draw_detections(image, detector(image), plan.names)
     height = 1000 * image.shape[0] // image.shape[1]
     _write_image(docs / "default-model.jpg", cv2.resize(drawn, (1000, height)), 70)
@@ -219,7 +219,7 @@ def _windows(detector: Detector, plan: Plan, source: Source) -> list[_Window]:
     ]
     windows = []
     for path in track(source.train, f"Compare with the teachers on {source.name}", "image"):
-        image = read_picture(path)
+        image = read_image(path)
         height, width = image.shape[:2]
         tables = [
             translate(cache.of(path, (height, width)), teacher, source.name, plan.names)
