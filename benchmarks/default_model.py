@@ -26,17 +26,19 @@ from drone_kd_training.distillation.compare import as_csv
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.models.weight_interpolation import interpolate_weights
 from drone_kd_training.recipes.default_model import (
-    GROUNDS,
-    KINDS,
     PLAN,
     Recipe,
     fill_in,
-    measure,
-    prepare,
-    start,
+    save_start,
     student_config,
-    write_ground,
 )
+from drone_kd_training.recipes.default_model_data import (
+    KINDS,
+    TEST_SETS,
+    prepare,
+    write_test_set,
+)
+from drone_kd_training.recipes.default_model_figures import measure
 from drone_kd_training.tables import format_score
 
 ARMS = ("recipe", "labels", "visdrone", "unmasked")
@@ -93,7 +95,7 @@ def run(arm: str, seed: int, a: argparse.Namespace) -> list[dict]:
     content["answers"] = str(a.output / "answers")
     plan = plans / f"{arm}.yaml"
     write_text(plan, yaml.safe_dump(content, sort_keys=False))
-    student = start(a.shared / "weights/yolov8n-coco.pt", a.output / "start.pt")
+    student = save_start(a.shared / "weights/yolov8n-coco.pt", a.output / "start.pt")
     config = student_config(plan, student, recipe)
     seconds = distill(config, folder, resume=(folder / "config.yaml").is_file())["seconds"]
     frames = len((folder / "frames/train.txt").read_text(encoding="utf-8").splitlines())
@@ -103,8 +105,8 @@ def run(arm: str, seed: int, a: argparse.Namespace) -> list[dict]:
         if not model.is_file():
             interpolate_weights(folder / "best.pt", student, kept, model)
         row = {"arm": arm, "seed": seed, "kept": kept, "frames": frames, "seconds": seconds}
-        for ground in GROUNDS:
-            data = a.output / "grounds" / ground / "data.yaml"
+        for ground in TEST_SETS:
+            data = a.output / "test_sets" / ground / "data.yaml"
             found = measure(model, data, a.output / "figures", classes=KINDS)
             row |= {f"{ground} {key}": found[key] for key in ("map50", "map50_95")}
         rows.append(row)
@@ -123,12 +125,12 @@ def finished(output: Path) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """Return AP50 in percent, mean over the seeds [each], as Markdown."""
     lines = [
-        f"| arm | start kept | frames | {' | '.join(GROUNDS)} | mean |",
-        f"|---|---|---|{'---|' * len(GROUNDS)}---|",
+        f"| arm | start kept | frames | {' | '.join(TEST_SETS)} | mean |",
+        f"|---|---|---|{'---|' * len(TEST_SETS)}---|",
     ]
     for arm, kept in dict.fromkeys((row["arm"], row["kept"]) for row in rows):
         own = [row for row in rows if (row["arm"], row["kept"]) == (arm, kept)]
-        scores = np.array([[float(row[f"{g} map50"]) for g in GROUNDS] for row in own])
+        scores = np.array([[float(row[f"{g} map50"]) for g in TEST_SETS] for row in own])
         columns = [*scores.T, scores.mean(1)]
         cells = [
             f"{format_score(column.mean())} [{', '.join(map(format_score, column))}]"
@@ -150,10 +152,10 @@ def main() -> None:
     a = parser.parse_args()
     for name in ("shared", "thermal", "output"):
         setattr(a, name, getattr(a, name).resolve())
-    prepare(a.shared, a.output / "work", Recipe())
-    for ground in GROUNDS:
-        if not (a.output / "grounds" / ground / "data.yaml").is_file():
-            write_ground(a.shared, ground, a.output / "grounds" / ground)
+    prepare(a.shared, a.output / "work", Recipe().procedural, Recipe().seed)
+    for ground in TEST_SETS:
+        if not (a.output / "test_sets" / ground / "data.yaml").is_file():
+            write_test_set(a.shared, ground, a.output / "test_sets" / ground)
     runs = [(arm, seed) for seed in a.seeds for arm in a.arms]
     for number, (arm, seed) in enumerate(runs, start=1):
         print(f"[{number}/{len(runs)}] {arm}, seed {seed}", flush=True)

@@ -14,10 +14,9 @@ import itertools
 from collections import deque
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from benchmarks.simulation import CONFIDENCE, RATES_HZ, SEED, SPEEDS_MPS, print_head, print_row
 from drone_kd.detector import Detector, load_detector
+from drone_kd.progress import track
 from drone_kd.simulation.scene import CLASSES, FlightPlan, fly
 from drone_kd.simulation.scoring.flight_record import Flight
 from drone_kd.simulation.scoring.score import score
@@ -66,7 +65,7 @@ def _process(detector: Detector, speed: float, rate: float, count: int) -> list[
     plan = FlightPlan(seed=SEED, scene="crossing", speed_mps=speed, fps=rate)
     classes = detector.backend.spec.classes
     frames = []
-    for frame in tqdm(itertools.islice(fly(plan), count), total=count, leave=False):
+    for frame in track(itertools.islice(fly(plan), count), "Render", "frame", total=count):
         found = detector(frame.image)
         truth = zip(frame.class_ids, frame.ids, frame.xyxy.tolist(), strict=True)
         predicted = zip(found.class_ids, found.scores.tolist(), found.xyxy.tolist(), strict=True)

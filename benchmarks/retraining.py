@@ -27,9 +27,9 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from tqdm import tqdm
 
 from drone_kd.media.image_files import read_image
+from drone_kd.progress import track
 from drone_kd.simulation.scene import FlightPlan, fly
 from drone_kd_training.data.dataset import DataSet, image_paths, label_path, load_data, write_text
 from drone_kd_training.data.generate import write_data_yaml, write_drawn
@@ -166,7 +166,7 @@ def render_flights(output: Path) -> Path:
     if not (output / "data.yaml").is_file():
         first = 0
         for split, night, places, frames in SYNTHETIC:
-            for place in tqdm(range(first, first + places), desc=f"drawing {split}", unit="place"):
+            for place in track(range(first, first + places), f"Render {split}", "place"):
                 scene = "night" if night else ""
                 plan = FlightPlan(
                     seed=place, width=WIDTH, height=HEIGHT, fps=0.5, scene=scene, altitude_m=35.0

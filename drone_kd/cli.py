@@ -13,7 +13,6 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
-import logging
 import os
 import platform
 import shlex
@@ -242,7 +241,7 @@ def _run(arguments: list[str]) -> int:
     if name in TRAINING:
         if not training_is_installed():
             return _fail(f"{name} needs the training part: {INSTALL_TRAINING}", 2)
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+        importlib.import_module("drone_kd_training.quiet").log_to_terminal()
     try:
         # Intermixed, so that options may stand between positional arguments.
         options = build_parser(name)[1][name].parse_intermixed_args(arguments[1:])

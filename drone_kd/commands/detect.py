@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -30,9 +29,8 @@ from drone_kd.files import write_text
 from drone_kd.media.image_files import IMAGE_SUFFIXES, SourceError, read_frames
 from drone_kd.media.live_streams import StreamError, is_live, read_live
 from drone_kd.paths import parameter_defaults
+from drone_kd.progress import Progress, print_line
 from drone_kd.visualization import draw_detections
-
-_PROGRESS_SECONDS = 2.0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -139,23 +137,21 @@ class _Work:
     def detect(self, frames: Iterator[tuple[str, NDArray[np.uint8]]]) -> None:
         """Detect in every frame; print a line for each and save it if there is a folder."""
         classes = self._detector.backend.spec.classes
-        progress_at = time.monotonic() + _PROGRESS_SECONDS
-        for name, image in frames:
-            try:
-                detections = self._detector(image)
-            except InferenceError as error:
-                self.fail(InferenceError(f"{name}: {error}"))
-                continue
-            self.done += 1
-            print(f"{name}: {_summary(detections, classes)}", flush=True)
-            if self._keep:
-                found = _as_json(detections, classes)
-                self._records.append({"image": name, "detections": found})
-            if self._folder is not None:
-                _save(self._folder, name, draw_detections(image, detections, classes))
-            if time.monotonic() >= progress_at:
-                show_progress(f"{self.done} images so far")
-                progress_at = time.monotonic() + _PROGRESS_SECONDS
+        with Progress("Detect", unit="image", summary=False) as progress:
+            for name, image in frames:
+                try:
+                    detections = self._detector(image)
+                except InferenceError as error:
+                    self.fail(InferenceError(f"{name}: {error}"))
+                    continue
+                self.done += 1
+                print_line(f"{name}: {_summary(detections, classes)}")
+                if self._keep:
+                    found = _as_json(detections, classes)
+                    self._records.append({"image": name, "detections": found})
+                if self._folder is not None:
+                    _save(self._folder, name, draw_detections(image, detections, classes))
+                progress.update()
 
     def write(self, path: Path | None) -> None:
         """Write the detections of all frames, if there is a path for them."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from drone_kd.backends import RUNTIMES
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import parameter_defaults
+from drone_kd.progress import print_line
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -63,4 +64,4 @@ def check_folder(option: str, path: Path) -> None:
 
 def show_progress(line: str) -> None:
     """Print a line about the work in hand to standard error."""
-    print(f"drone-kd: {line}", file=sys.stderr, flush=True)
+    print_line(f"drone-kd: {line}", sys.stderr)

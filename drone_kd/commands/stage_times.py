@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from drone_kd.detector import Detector, StageTimes
+from drone_kd.progress import track
 
 _WARM_UP_FRAMES = 5
 
@@ -28,7 +29,7 @@ def stage_percentiles(
     """
     for _ in range(_WARM_UP_FRAMES):
         detector(image)
-    times = np.array([detector.timed(image)[1] for _ in range(frames)])
+    times = np.array([detector.timed(image)[1] for _ in track(range(frames), "Measure", "frame")])
     return {
         stage.removesuffix("_ms"): np.percentile(column, percentiles).tolist()
         for stage, column in zip(StageTimes._fields, times.T, strict=True)

@@ -20,6 +20,7 @@ import drone_kd
 from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.media.image_files import SourceError
 from drone_kd.processes import running
+from drone_kd.progress import Progress, print_line
 from drone_kd.simulation.scoring.command import RECORD, write_score
 from drone_kd.simulation.scoring.text import summary
 from drone_kd.simulation.simulate import (
@@ -113,30 +114,39 @@ def rehearse(
             "-p",
             f"listeners:={listeners}",
         ]
-        with running(command) as flown:
+        with running(command) as flown, Progress("Fly", seconds, "s") as progress:
             others = {"the scorer": recorder}
             if flyer is not None:
                 others["the detector"] = flyer
-            _wait(flown, others, output / RECORD, seconds)
+            _wait(flown, others, output / RECORD, seconds, progress)
     return write_score(output, confidence, output.resolve().name)
 
 
 def _wait(
-    flown: subprocess.Popen, others: dict[str, subprocess.Popen], record: Path, seconds: float
+    flown: subprocess.Popen,
+    others: dict[str, subprocess.Popen],
+    record: Path,
+    seconds: float,
+    progress: Progress,
 ) -> None:
     """Wait for the end of the flight; report other processes that end early."""
     deadline = time.monotonic() + seconds + _START_S
+    began: float | None = None
     while flown.poll() is None:
         for name in [name for name, process in others.items() if process.poll() is not None]:
             line = f"{name} ended with exit code {others.pop(name).returncode}"
             if not _has_begun(record):
                 raise SourceError(f"{line} before the flight began")
-            print(f"drone-kd: {line}", file=sys.stderr)
+            print_line(f"drone-kd: {line}", sys.stderr)
         if time.monotonic() > deadline:
             raise SourceError(
                 f"the flight of {seconds:g} s was not over after {seconds + _START_S:g} s: does "
                 "the detector listen to `image`?"
             )
+        if began is None and _has_begun(record):
+            began = time.monotonic()
+        if began is not None:
+            progress.update(min(time.monotonic() - began, seconds) - progress.done)
         time.sleep(_POLL_S)
     if flown.returncode:
         raise SourceError(f"the camera ended with exit code {flown.returncode}")

@@ -1,3 +1,5 @@
+"""The HTML report of training runs."""
+
 import numpy as np
 
 from drone_kd.core.detections import Detections
@@ -7,35 +9,36 @@ from drone_kd_training.html_report import Sides, found_objects, write_report
 NAMES = ("car", "person")
 
 
-def detections(*rows: tuple) -> Detections:
+def make_detections(*rows: tuple) -> Detections:
     table = np.array(rows, np.float32).reshape(-1, 6)
     return Detections(table[:, :4], table[:, 4], table[:, 5].astype(np.int64))
 
 
-def test_an_object_is_found_once_and_by_its_class():
+def test_object_is_found_once_and_by_its_class():
     boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], np.float32)
     sample = Sample(None, np.zeros((60, 60, 3), np.uint8), boxes, np.array([0, 0, 1]))
-    found = detections(
+    found = make_detections(
         (0, 0, 10, 10, 0.9, 1),  # the model numbers its classes differently: 1 is its car
         (1, 0, 11, 10, 0.8, 1),  # the same car again
         (20, 0, 30, 10, 0.7, 0),  # a car called a person
         (44, 4, 54, 14, 0.6, 0),  # too far off
     )
     assert found_objects(sample, found, ("person", "car"), NAMES).tolist() == [True, False, False]
-    assert found_objects(sample, detections(), NAMES, NAMES).tolist() == [False] * 3
+    assert found_objects(sample, make_detections(), NAMES, NAMES).tolist() == [False] * 3
 
 
-def test_names_are_text_and_missing_classes_a_dash(tmp_path):
+def test_names_are_escaped_and_missing_classes_are_a_dash(tmp_path):
     scores = dict.fromkeys(("map50_95", "map50", "ap_tiny", "ap_small", "ap_medium"), 0.5)
     models = {
         "<b>teacher</b>": {**scores, "per_class": {"car": {"ap50_95": 0.25, "ap50": 0.75}}},
         "student": {**scores, "per_class": {"person": {"ap50_95": None, "ap50": 0.1}}},
     }
     sides = Sides(10, 1, 4, [np.zeros((8, 16, 3), np.uint8)])
-    table = "| arm | seeds |\n|---|---|\n| plain | 3 |\n\ndistilled - builtin:1: +1.0\n"
+    table = "| arm | seeds |\n|---|---|\n| baseline | 3 |\n\ndistilled - builtin:1: +1.0\n"
     write_report(tmp_path / "r.html", "Title", models, {}, sides, table)
     page = (tmp_path / "r.html").read_text()
     assert "&lt;b&gt;teacher" in page and "<td>25.0 / 75.0</td>" in page
-    assert "<td>- / -</td>" in page and "<td>plain</td>" in page and "---" not in page
+    assert "<td>- / -</td>" in page and "<td>baseline</td>" in page and "---" not in page
     assert "distilled - builtin:1: +1.0" in page and "data:image/jpeg" in page
-    assert "4 were found by the distilled student alone, 1 by the" in page
+    assert "10 labelled objects, 4 were found by the distilled" in page
+    assert "and 1 by the baseline" in page and "http" not in page

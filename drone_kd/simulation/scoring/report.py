@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from drone_kd.html_page import data_url, render_page
 from drone_kd.simulation.scoring.flight_record import Flight, FlightError
 from drone_kd.simulation.scoring.matching import Moment, clock_offset_ns, match, moments
 from drone_kd.simulation.scoring.text import rows
@@ -33,23 +33,22 @@ def render_report(scored: dict, flight: Flight, pictures: Path, title: str) -> s
     Raises:
         FlightError: Jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment
-    except ImportError:
-        raise FlightError("the report needs jinja2: pip install 'drone_kd[simulation]'") from None
     misses = [
-        (name, base64.b64encode(cv2.imencode(".jpg", image)[1].tobytes()).decode())
+        (name, data_url(cv2.imencode(".jpg", image)[1].tobytes(), "jpeg"))
         for name, image in _misses(flight, pictures, scored["confidence"])
     ]
-    page = Environment(autoescape=True).from_string(_TEMPLATE)
-    return page.render(
-        title=title,
-        scored=scored,
-        rows=rows(scored),
-        timeline=_timeline(scored["timeline"]),
-        histogram=_histogram(flight),
-        misses=misses,
-    )
+    try:
+        return render_page(
+            _CONTENT,
+            title,
+            scored=scored,
+            rows=rows(scored),
+            timeline=_timeline(scored["timeline"]),
+            histogram=_histogram(flight),
+            misses=misses,
+        )
+    except ImportError:
+        raise FlightError("The report needs jinja2: pip install 'drone_kd[simulation]'") from None
 
 
 def _misses(flight: Flight, folder: Path, confidence: float) -> list[tuple[str, np.ndarray]]:
@@ -122,17 +121,7 @@ def _histogram(flight: Flight) -> list[tuple[float, float, int]]:
     return [(float(e), c / counts.max(), int(c)) for e, c in zip(edges, counts, strict=False)]
 
 
-_TEMPLATE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em }
-table { border-collapse: collapse } td, th { padding: .15em 1em; text-align: right }
-td:first-child { text-align: left } tr:nth-child(even) { background: #f4f4f4 }
-svg { width: 100%; height: 200px; background: #fafafa } img { width: 100% }
-.note { color: #a30 } figure { margin: 1em 0 }
-</style>
-<h1>{{ title }}</h1>
-{% for note in scored.notes %}<p class="note">{{ note }}</p>{% endfor %}
+_CONTENT = """{% for note in scored.notes %}<p class="note">{{ note }}</p>{% endfor %}
 <table><tr><th></th><th>offline</th><th>streaming</th></tr>
 {% for name, offline, streaming in rows %}
 <tr><td>{{ name }}</td><td>{{ offline }}</td><td>{{ streaming }}</td></tr>{% endfor %}</table>
@@ -164,7 +153,5 @@ width="0.9" height="{{ height }}" fill="#27c"><title>{{ '%.0f' % start }} ms: {{
 <p>0 to {{ '%.0f' % (histogram[-1][0] + histogram[1][0]) }} ms</p>{% endif %}
 {% if misses %}<h2>Worst moments</h2>
 <p>Latest predictions (yellow) on detected (green) and missed (red) objects.</p>
-{% for name, image in misses %}<figure><img src="data:image/jpeg;base64,{{ image }}" alt="">
-<figcaption>{{ name }}</figcaption></figure>{% endfor %}{% endif %}
-</html>
-"""
+{% for name, image in misses %}<figure><img src="{{ image }}" alt="">
+<figcaption>{{ name }}</figcaption></figure>{% endfor %}{% endif %}"""

@@ -1,21 +1,21 @@
-"""The whole way on tiny numbers: draw, train twice, export, fly over real DDS."""
+"""The demo on tiny data: render, train twice, export, fly over real DDS."""
 
 import json
 
 import cv2
 import pytest
 
-import drone_kd_training.recipes.demo
+from drone_kd_training.recipes import demo
 from drone_kd_training.recipes.demo import Plan, main, run
 from tiny_training import save_checkpoint
 
 pytest.importorskip("rclpy", reason="the flight needs ROS 2")
 
 
-def test_demo_from_nothing_and_a_second_run_skips_what_is_done(
+def test_demo_runs_all_steps_and_a_second_run_skips_finished_ones(
     tmp_path, monkeypatch, capsys, ros_domain_id
 ):
-    monkeypatch.setattr(drone_kd_training.recipes.demo, "FLIGHT_SECONDS", 3.0)
+    monkeypatch.setattr(demo, "FLIGHT_SECONDS", 3.0)
     names = ("person", "car", "truck", "bus")
     plan = Plan(
         output=tmp_path / "demo",
@@ -42,17 +42,17 @@ def test_demo_from_nothing_and_a_second_run_skips_what_is_done(
     assert run(plan)["distilled"] == summary["distilled"]
     assert [path.stat().st_mtime_ns for path in files] == before
     out = capsys.readouterr().out
-    assert "mAP50-95" in out.rsplit("summary", 1)[1] and "frames in" in out
+    assert "mAP50-95" in out.rsplit("Summary", 1)[1] and "images in" in out
 
 
-def test_other_settings_in_a_finished_folder_are_refused(tmp_path, tiny_data, capsys):
+def test_finished_folder_refuses_other_settings(tmp_path, tiny_data, capsys):
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "config.yaml").write_text("data: x\nteacher: none\nstudent: s.yaml\n")
     arguments = ["--data", str(tiny_data), "--output", str(tmp_path), "--teacher-epochs", "0"]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "another" in capsys.readouterr().err
 
 
 def test_missing_data_is_one_line(tmp_path, capsys):
-    assert main(["--data", str(tmp_path / "data.yaml"), "--output", str(tmp_path / "out")]) == 1
+    assert main(["--data", str(tmp_path / "data.yaml"), "--output", str(tmp_path / "out")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -1,48 +1,87 @@
-"""The whole loop on tiny numbers: fly, record, mine, retrain, judge, swap, fly again; real DDS."""
+"""The loop of fly, record, mine, retrain, judge, swap and fly again, over real DDS."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
 import pytest
+import torch
 
-import drone_kd_training.recipes.demo_loop
-import drone_kd_training.retraining.guard
 from drone_kd.lineage import generations
+from drone_kd_training.distillation.config import NO_TEACHER
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.recipes import runner
+from drone_kd_training.recipes.demo import Plan as Demo
 from drone_kd_training.recipes.demo_loop import Plan, main, run
+from drone_kd_training.retraining import guard, retrain
 
 pytest.importorskip("rclpy", reason="the flight needs ROS 2")
 
 
-@pytest.mark.timeout(300)  # flights in real time, and trainings
-def test_a_flight_at_night_ends_with_another_model_in_the_same_node(
+def save_variant(path: Path, logit_shift: float, box_scale: float) -> Path:
+    """Save the demo's teacher with shifted class logits and scaled weights of its box branch."""
+    model, _ = load_model(Demo.teacher)
+    with torch.no_grad():
+        for boxes, classes in zip(model.model[-1].cv2, model.model[-1].cv3, strict=True):
+            classes[-1].bias += logit_shift
+            boxes[-1].weight *= box_scale
+            boxes[-1].bias *= box_scale
+    model.args = {"imgsz": 320}
+    torch.save({"model": model.half(), "train_args": {"imgsz": 320}}, path)
+    return path
+
+
+@pytest.mark.timeout(900)  # its own waits end it; this one counts where they cannot
+def test_better_candidate_passes_the_guard_and_replaces_the_model_in_flight(
     tmp_path, monkeypatch, capsys, ros_domain_id
 ):
-    for bar in ("GAIN", "MARGIN", "PART_MARGIN"):  # so short a training makes nothing better
-        monkeypatch.setattr(drone_kd_training.retraining.guard, bar, -1.1)
-    monkeypatch.setattr(drone_kd_training.retraining.guard, "AGREEMENT", 0.0)
-    monkeypatch.setattr(drone_kd_training.retraining.guard, "MIN_OBJECTS", 1)
-    monkeypatch.setattr(drone_kd_training.retraining.guard, "RESAMPLES", 20)
+    """The deployed model's boxes are useless; training is replaced by a model whose boxes fit.
+
+    So the candidate is better by construction, and the guard's real margins decide.
+    """
+    good = save_variant(tmp_path / "good.pt", logit_shift=2.5, box_scale=1.0)
+    useless = save_variant(tmp_path / "useless.pt", logit_shift=0.0, box_scale=0.0)
+    trained = {}
+
+    def train(config, output, resume=False):
+        trained[output.name] = config
+        output.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(good, output / "best.pt")
+
+    monkeypatch.setattr(runner, "distill", train)
+    monkeypatch.setattr(retrain, "distill", train)
+    # One held-out frame has fewer objects, but the margins stay.
+    monkeypatch.setattr(guard, "MIN_OBJECTS", 5)
+    monkeypatch.setattr(guard, "RESAMPLES", 100)
     plan = Plan(
         output=tmp_path / "loop",
-        teacher=drone_kd_training.recipes.demo_loop.Plan.model,  # the smallest there is
-        imgsz=160,
+        teacher=str(good),
+        model=str(useless),
+        scene="crossing",
+        imgsz=320,
         teacher_places=2,
-        teacher_frames=3,
-        teacher_epochs=1,
-        base_train=8,
+        teacher_frames=1,
+        base_train=2,
         base_val=4,
         places=1,
         seconds=8.0,
         scored_seconds=3.0,
         mined=4,
-        epochs=1,
+        per_scene=4,
+        keep=0.0,
     )
     summary = run(plan)
     assert summary["guard"]["accepted"]
-    assert summary["before"]["frames"]["answered"] and summary["after"]["frames"]["answered"]
-    _, parent = generations(Path(summary["guard"]["model"]))
-    assert parent.metrics  # the default model's own
+    assert trained["teacher"].teacher == NO_TEACHER and trained["teacher"].student == str(good)
+    assert trained["run"].student == str(useless)
+    scores = [summary[flight]["offline"]["map50"] for flight in ("before", "after")]
+    assert scores[0] < 0.01 < 0.05 < scores[1]
+    deployed = Path(summary["guard"]["model"])
+    itself, parent = generations(deployed)
+    assert itself.command == "make demo-loop"
+    assert parent.sha256 == generations(plan.output / "deployed.onnx")[0].sha256
+    assert f"{itself.sha256[:12]}" in (plan.output / "node.log").read_text()
     sheet = cv2.imread(summary["picture"])
     assert sheet is not None and sheet.std() > 5
     assert json.loads((plan.output / "summary.json").read_text())["guard"] == summary["guard"]
@@ -50,7 +89,7 @@ def test_a_flight_at_night_ends_with_another_model_in_the_same_node(
     assert "before" in out and "after" in out and "mAP50-95 (%)" in out
 
 
-def test_what_cannot_be_written_is_one_line(tmp_path, capsys):
+def test_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["--output", str(tmp_path / "file")]) == 1
+    assert main(["--output", str(tmp_path / "file")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import cv2
 import yaml
-from tqdm import tqdm
 
 from drone_kd.files import atomic_folder
+from drone_kd.progress import Progress
 from drone_kd.simulation.scene import CLASSES, FRAMES_PER_WORLD, Frame, draw_frame
 from drone_kd_training.data.dataset import centre_and_size, label_lines
 
@@ -98,9 +98,9 @@ def _render(folder: Path, counts: dict[str, int], imgsz: int, seed: int) -> None
     # spawn: a fork would copy the locks of the threads that torch has started.
     pool = ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=_one_thread)
     try:
-        with tqdm(total=sum(counts.values()), unit="frame", desc="rendering") as bar:
+        with Progress("Render", sum(counts.values()), "image") as progress:
             for written in pool.map(render, _jobs(counts, seed)):
-                bar.update(written)
+                progress.update(written)
     finally:
         pool.shutdown(cancel_futures=True)
 

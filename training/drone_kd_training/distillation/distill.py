@@ -34,7 +34,7 @@ from ultralytics import __version__ as ultralytics_version
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import strip_optimizer
 
-from drone_kd.files import write_text
+from drone_kd.files import atomic_file, write_text
 from drone_kd_training.data.dataset import DataSet, image_paths, load_data
 from drone_kd_training.distillation.config import Config, read_config
 from drone_kd_training.distillation.heads import detect_head
@@ -327,9 +327,8 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
     models = {k: metrics[k] for k in ("teacher", "student") if metrics[k]}
     curves = {"training": output / "curves.png"}
     write_report(output / "report.html", f"Student {config.student}", models, curves)
-    temporary = output / ".best.pt.tmp"
-    shutil.copyfile(run.checkpoint, temporary)
-    temporary.replace(output / "best.pt")
+    with atomic_file(output / "best.pt") as temporary:
+        shutil.copyfile(run.checkpoint, temporary)
     run.state.unlink(missing_ok=True)
     write_text(output / METRICS, json.dumps(metrics, indent=1))  # last: now the run is complete
     return metrics

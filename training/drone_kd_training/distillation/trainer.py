@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import tempfile
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
-from drone_kd.files import write_text
+from drone_kd.files import atomic_file, write_text
 from drone_kd_training.distillation.comparison import make_adapters
 from drone_kd_training.distillation.config import read_config
 from drone_kd_training.distillation.criterion import DistillationLoss, InFloat32
@@ -31,6 +32,7 @@ from drone_kd_training.distillation.loss_balancing import (
     average_over_processes,
 )
 from drone_kd_training.distillation.train_data import TrainData, downsample, with_size
+from drone_kd_training.distillation.training_log import add_training_log
 from drone_kd_training.models.checkpoints import class_names, match_classes
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
 
@@ -59,6 +61,7 @@ class DistillTrainer(DetectionTrainer):
         self._pending_gradients: dict[str, torch.Tensor] = {}
         super().__init__(cfg, overrides, _callbacks)
         self.config = read_config(self.save_dir)
+        add_training_log(self)
         if RANK != -1 and self.world_size:
             # Under torchrun: Ultralytics counts the GPUs of this machine alone.
             self.world_size = int(os.environ["WORLD_SIZE"])
@@ -300,9 +303,8 @@ class DistillTrainer(DetectionTrainer):
             state["adapters"] = self.adapters.state_dict()
         if self.config.quantize:
             state["balance_before"] = self.float_criterion.balance.state()
-        temporary = self.state_file.with_name(".resume.pt.tmp")
-        torch.save(state, temporary)
-        temporary.replace(self.state_file)
+        with atomic_file(self.state_file) as temporary:
+            torch.save(state, temporary)
 
     def _load_state(self) -> None:
         """Continue exactly where an interrupted run was (Ultralytics callback)."""
@@ -350,16 +352,17 @@ class DistillTrainer(DetectionTrainer):
                 strip_optimizer(path)
 
     def save_model(self) -> bool:
-        """Write checkpoints under temporary names and rename them: an interrupt keeps the old."""
+        """Write checkpoints atomically: an interrupt keeps the old ones."""
         last, best = self.last, self.best
-        self.last, self.best = (p.with_name(f".{p.name}.tmp") for p in (last, best))
-        try:
-            saved = super().save_model()
-            for path, temporary in ((last, self.last), (best, self.best)):
+        with tempfile.TemporaryDirectory(prefix=".", dir=last.parent) as folder:
+            self.last, self.best = Path(folder, last.name), Path(folder, best.name)
+            try:
+                saved: bool = super().save_model()
+            finally:
+                written, (self.last, self.best) = (self.last, self.best), (last, best)
+            for temporary, path in zip(written, (last, best), strict=True):
                 if temporary.exists():
                     temporary.replace(path)
-        finally:
-            self.last, self.best = last, best
         return saved
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from torch import nn
-from tqdm import tqdm
 
 from drone_kd.backends import Backend, open_backend
 from drone_kd.core.boxes import nms
@@ -28,6 +27,7 @@ from drone_kd.metrics import (
     precision,
 )
 from drone_kd.paths import parameter_defaults
+from drone_kd.progress import track
 from drone_kd_training.data.dataset import (
     DataError,
     DataSet,
@@ -155,9 +155,7 @@ def predict_split(
     images: list[dict] = []
     truth: list[dict] = []
     predictions: list[dict] = []
-    for image_id, path in enumerate(
-        tqdm(paths, desc=f"evaluate {split}", unit="frame", leave=False)
-    ):
+    for image_id, path in enumerate(track(paths, f"Evaluate {split}", "image")):
         sample = read_sample(path, len(dataset.names))
         if sample is None:
             continue

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from ultralytics.utils.torch_utils import is_qat
 from drone_kd.backends import open_backend
 from drone_kd.core.model_spec import INPUTS, PRECISIONS, ModelSpec
 from drone_kd.core.preprocess import letterbox
-from drone_kd.files import file_sha256
+from drone_kd.files import file_sha256, write_bytes
 from drone_kd.lineage import Lineage
 from drone_kd_training.data.dataset import DataError, DataSet, image_paths, load_data, read_sample
 from drone_kd_training.evaluation.evaluate import evaluate
@@ -149,20 +149,18 @@ def export(
         normalisation="in graph: /255" if dtype == "uint8" else "by the caller: /255",
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.stem}.{os.getpid()}.tmp.onnx")
-    try:
-        write(model, spec, frames, temporary)
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder, output.name)
+        write(model, spec, frames, draft)
         reference = load_model(str(before))[0] if before else model
-        spec = _measure(model, reference, spec, dataset, temporary)
-        _save(onnx.load(temporary), spec, temporary, lineage)
-        failures = _failures(spec, temporary)
+        spec = _measure(model, reference, spec, dataset, draft)
+        _save(onnx.load(draft), spec, draft, lineage)
+        failures = _failures(spec, draft)
         if failures and not force:
             raise ExportError(f"not written: {'; '.join(failures)}")
         if failures:
             output = output.with_name(f"{output.stem}.failed{output.suffix}")
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_bytes(output, draft.read_bytes())
     return output, spec
 
 

@@ -21,10 +21,10 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from drone_kd.core.model_spec import ModelSpec
 from drone_kd.core.preprocess import letterbox, network_input
+from drone_kd.progress import track
 from drone_kd_training.data.dataset import DataError
 from drone_kd_training.models.torch_backend import ExportGraph
 
@@ -71,7 +71,7 @@ def calibrate(graph: ExportGraph, spec: ModelSpec, frames: list[Path]) -> dict[s
         if isinstance(module, nn.Conv2d)
     ]
     try:
-        for path in tqdm(frames, desc="calibrate", unit="frame", leave=False):
+        for path in track(frames, "Calibrate INT8", "image"):
             image = cv2.imread(str(path))
             if image is None:
                 continue

@@ -18,11 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from drone_kd.files import file_sha256, write_text
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import default_model_path
+from drone_kd.progress import Progress, print_line
 from drone_kd_training.data.dataset import DataError
 from drone_kd_training.mining import mined_dataset, stages
 from drone_kd_training.mining.config import Settings
@@ -41,7 +40,7 @@ def mine(
     settings: Settings,
     topics: tuple[str, ...] = (),
     cluster: str | None = None,
-    warn: Callable[[str], None] = tqdm.write,
+    warn: Callable[[str], None] = print_line,
 ) -> dict[str, int]:
     """Mine flights into a data set; `mining.mined_dataset` describes its files.
 
@@ -139,15 +138,14 @@ def _score(
     """Return the summaries of all segments by key; those of an interrupted run are reused."""
     shards = {segment.key: work / "shards" / f"{segment.key}.json" for segment in segments}
     missing = [segment for segment in segments if not shards[segment.key].exists()]
-    with tqdm(total=len(segments), desc="score", unit="segment") as bar:
-        bar.update(len(segments) - len(missing))
+    scored = len(segments) - len(missing)
+    with Progress("Score", len(segments), "segment", done=scored) as progress:
         frames = 0
         for segment, scored, problems in score(missing):
             summary = stages.summarise(segment, scored, problems, settings.per_scene)
             write_text(shards[segment.key], json.dumps(summary))
             frames += summary["frames"]
-            bar.set_postfix(frames=frames)
-            bar.update()
+            progress.update(note=f"{frames} frames")
     return {key: json.loads(path.read_bytes()) for key, path in shards.items()}
 
 
@@ -206,13 +204,13 @@ def _label(
         numbers = {row["index"] for row in own if not mined_dataset.is_written(work, row)}
         if numbers:
             missing.append((segment, numbers))
-    with tqdm(total=len(rows), desc="label", unit="frame") as bar:
-        bar.update(len(rows) - sum(len(numbers) for _, numbers in missing))
+    written = len(rows) - sum(len(numbers) for _, numbers in missing)
+    with Progress("Label", len(rows), "frame", done=written) as progress:
         for segment, found in label(missing):
             for labelled in found:
                 row = rows[segment.key, labelled.number]
                 mined_dataset.write_frame(work, row, labelled, confident)
-                bar.update()
+                progress.update()
 
 
 def _work_folder(output: Path, settings: Settings, segments: list[Segment]) -> Path:

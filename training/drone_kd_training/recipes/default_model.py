@@ -1,58 +1,54 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Train the model that the package carries, and write it with its card.
+"""Train the default model of the package, and write it with its model card.
 
     make default-model SHARED=path/to/shared
     python -m drone_kd_training.recipes.default_model --shared path/to/shared
     ... --thermal-teacher best.pt    # instead of training one on HIT-UAV
 
-``shared`` holds data/ (aerial-cars, hit-uav, rgb-unlabelled, and for measuring alone
-unicamp-people), weights/ (COCO's YOLOv8n and s, a YOLOv5su of VisDrone) and replay/. Which frames
-and which teachers teach what is in default_model.yaml. Each step leaves its result in --output and
-is not done again; a run that was interrupted goes on where it was.
+``shared`` holds data/ (aerial-cars, hit-uav, rgb-unlabelled, and unicamp-people, which is only
+measured), weights/ (COCO's YOLOv8n and s, a YOLOv5su of VisDrone) and replay/. The sources and
+teachers are in default_model.yaml. Each step leaves its result in --output; the same command
+resumes an interrupted run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
-import shutil
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
-import yaml
-from tqdm import tqdm
 
 import drone_kd
-from drone_kd.backends import open_backend
+from drone_kd.backends import Backend
 from drone_kd.detector import Detector
-from drone_kd.files import atomic_file, atomic_folder, write_text
+from drone_kd.files import atomic_file, write_text
 from drone_kd.paths import parameter_defaults
-from drone_kd_training.data.dataset import (
-    centre_and_size,
-    image_paths,
-    label_lines,
-    load_data,
-    read_sample,
-)
-from drone_kd_training.data.generate import generate
+from drone_kd.progress import track
+from drone_kd_training.data.dataset import read_sample
 from drone_kd_training.distillation.config import NO_TEACHER, Config
-from drone_kd_training.distillation.distill import distill
-from drone_kd_training.evaluation.evaluate import IOU, evaluate
-from drone_kd_training.export.export import ExportError, export
+from drone_kd_training.evaluation.evaluate import IOU
+from drone_kd_training.export.export import export
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend
 from drone_kd_training.models.weight_interpolation import interpolate_weights
-from drone_kd_training.recipes.model_card import write_card
+from drone_kd_training.recipes.default_model_data import (
+    KINDS,
+    TEST_SETS,
+    prepare,
+    selection_images,
+    write_test_set,
+)
+from drone_kd_training.recipes.default_model_figures import INPUT_PX, collect, measure
+from drone_kd_training.recipes.model_card import Card, write_card
+from drone_kd_training.recipes.runner import run_recipe, train
 from drone_kd_training.teachers.fusion import count_right
-from drone_kd_training.teachers.plan import Plan, read_plan
-from drone_kd_training.teachers.prediction_cache import file_hash
+from drone_kd_training.teachers.plan import Plan, Source, read_plan
 
 PLAN = Path(__file__).with_name("default_model.yaml")
 ATTRIBUTION = (
@@ -62,45 +58,18 @@ ATTRIBUTION = (
     "Andrew Zaborowski, OpenStreetMap-PL (CC BY 3.0), DroneTM, spwoodcock (CC BY 4.0)"
 )
 LICENCE = "AGPL-3.0"
-INPUT_PX = 640
-# Pictures of rgb-unlabelled by the beginning of their names. One of caliterra shows a car, and
-# stays out; lewis stays out altogether: no alarm in it can have been trained away.
-RGB_SOURCES = {
-    "bogota-niza": ("bogota-niza",),
-    "chia-slanted": ("chia-aqua_0294", "chia-aqua_03"),
-    "chia-aqua": ("chia-aqua_00", "chia-aqua_01", "chia-aqua_0211"),
-    "caliterra": ("caliterra",),
-    "elsewhere": ("boruszyn", "freetown", "agung"),
-}
-NOT_EMPTY = ("caliterra_9412",)
-EMPTY = {
-    "lewis (not trained on)": ("lewis_4196", "lewis_4260", "lewis_4344", "lewis_4348"),
-    "caliterra (trained on)": ("caliterra_9354", "caliterra_9401", "caliterra_9407",
-                               "caliterra_9430"),
-}  # fmt: skip
-HOVER = "minsk_DJI_0005_seq.mp4"
-# The grounds on which models are compared: a set, and what its names are taken together to.
-VEHICLES = dict.fromkeys(("car", "van", "truck", "bus", "minibus", "other_vehicle"), "vehicle")
-KINDS = {
-    **VEHICLES,
-    **dict.fromkeys(("person", "pedestrian", "people"), "person"),
-    **dict.fromkeys(("two-wheeler", "bicycle", "motorcycle", "motor", "tricycle", "cyclist"),
-                    "two-wheeler"),
-}  # fmt: skip
-GROUNDS = ("hit-uav", "aerial-cars", "unicamp-people")
-# How much of the start the model may keep.
-SHARES = (0.0, 0.15, 0.3, 0.45, 0.6)
-# Frames on which the share and the threshold are chosen: of HIT-UAV's training flights those
-# between the ones trained on, of aerial-cars' the ones trained on (there are no others), of
-# unicamp-people the training flight, which nothing was trained on.
-CHOOSING_FRAMES = 150
-# A class with fewer labels there has no say.
+# Candidates of the weight interpolation: share of the start in the weights.
+ALPHAS = (0.0, 0.15, 0.3, 0.45, 0.6)
+# Sources on whose training images the threshold is chosen.
+THRESHOLD_SOURCES = ("hit-uav", "aerial-cars")
+THRESHOLDS = np.arange(0.05, 0.8, 0.025)
+# A class with fewer labels does not count for the choice of the threshold.
 LABELS_NEEDED = 20
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long which part trains; ``overrides`` as `Config` has them, of the student."""
+    """Duration of each training; ``overrides`` of the student as in `Config`."""
 
     procedural: int = 250
     thermal_epochs: int = 8
@@ -110,7 +79,7 @@ class Recipe:
     batch: int = 8
     seed: int = 0
     balance: float = 0.5
-    overrides: dict = field(
+    overrides: dict[str, Any] = field(
         default_factory=lambda: {
             "optimizer": "AdamW",
             "lr0": 0.0003,
@@ -125,106 +94,90 @@ class Recipe:
     )
 
 
+@dataclass(frozen=True)
+class Folders:
+    """Where the recipe reads and writes.
+
+    Attributes:
+        shared: data/, weights/ and replay/; see the module.
+        output: intermediate results.
+        models: for the model and its short card.
+        docs: for the model card and its images.
+    """
+
+    shared: Path
+    output: Path
+    models: Path
+    docs: Path
+
+
 def build(
-    shared: Path,
-    output: Path,
-    models: Path,
-    docs: Path,
+    folders: Folders,
     recipe: Recipe,
     thermal: Path | None = None,
     before: Path | None = None,
     plan_template: Path = PLAN,
 ) -> Path:
-    """Train, choose the threshold, export, measure, write the card; returns the model.
+    """Train, interpolate, calibrate, export, measure and write the card; return the model.
 
     Args:
-        shared: see the module.
-        output: folder of the work.
-        models, docs: where model and card go.
-        recipe: how long.
-        thermal: a teacher of thermal frames; None: one is trained.
-        before: another model.onnx that is measured with the others.
-        plan_template: the sources and teachers.
+        folders: where to read and write.
+        recipe: duration of the trainings.
+        thermal: teacher of thermal images; None trains one.
+        before: another .onnx that is measured for comparison.
+        plan_template: sources and teachers.
+
+    Raises:
+        ExportError: the model does not pass the gates of the export.
+        ValueError: the input cannot work.
     """
-    shared, output = shared.resolve(), output.resolve()
+    shared, output = folders.shared.resolve(), folders.output.resolve()
     thermal = thermal.resolve() if thermal else train_thermal(shared, output / "thermal", recipe)
-    prepare(shared, output / "work", recipe)
-    text = fill_in(plan_template, shared, output / "work", thermal)
-    write_text(output / "teachers.yaml", text)
-    student = start(shared / "weights/yolov8n-coco.pt", output / "start.pt")
-    run = output / "train"
-    config = student_config(output / "teachers.yaml", student, recipe)
-    distill(config, run, resume=(run / "config.yaml").is_file())
+    prepare(shared, output / "work", recipe.procedural, recipe.seed)
+    write_text(output / "teachers.yaml", fill_in(plan_template, shared, output / "work", thermal))
+    start = save_start(shared / "weights/yolov8n-coco.pt", output / "start.pt")
+    metrics = train(student_config(output / "teachers.yaml", start, recipe), output / "train")
     plan = read_plan(output / "teachers.yaml")
-    seen = {path for source in plan.sources for path in source.train}
-    choosing = {
-        name: write_ground(shared, name, output / "choosing" / name, seen) for name in GROUNDS
+    trained = {path for source in plan.sources for path in source.train}
+    selection = {
+        name: write_test_set(shared, name, output / "selection" / name, trained)
+        for name in TEST_SETS
     }
-    share, blended, shares = choose_share(run / "best.pt", student, choosing, output)
-    best, chosen = calibrate(blended, plan, output)
-    model = models / "default.onnx"
-    val = run / "frames" / "val"
-    grounds = {name: write_ground(shared, name, output / "grounds" / name) for name in GROUNDS}
+    alpha, interpolated, alphas = choose_alpha(
+        output / "train" / "best.pt", start, selection, output
+    )
+    best, threshold = calibrate(interpolated, plan, output)
+    validation = output / "train" / "frames" / "val"
+    model = folders.models / "default.onnx"
     export(
         best,
         model,
         precision="fp16",
         imgsz=INPUT_PX,
-        data=str(val / "aerial-cars" / "data.yaml"),
+        data=str(validation / "aerial-cars" / "data.yaml"),
         licence=LICENCE,
         attribution=ATTRIBUTION,
     )
-    candidates = {"default.onnx": model}
-    if before is not None:
-        candidates["the one before"] = before
-    candidates |= {t.name: t.weights for t in plan.teachers}
-    candidates["COCO nano"] = shared / "weights/yolov8n-coco.pt"
-    times = relative_times(best, {t.name: t.weights for t in plan.teachers})
-    kept = output / "figures"
-    figures = {
-        name: {
-            ground: measure(path, data, kept, classes=KINDS) for ground, data in grounds.items()
-        }
-        for name, path in tqdm(candidates.items(), desc="measuring", unit="model")
+    others = {} if before is None else {"previous model": before}
+    others |= {teacher.name: teacher.weights for teacher in plan.teachers}
+    others["COCO nano"] = shared / "weights/yolov8n-coco.pt"
+    test_sets = {
+        name: write_test_set(shared, name, output / "test_sets" / name) for name in TEST_SETS
     }
-    figures["default.onnx, tiling auto"] = {
-        ground: measure(model, data, kept, classes=KINDS, tiling="auto")
-        for ground, data in tqdm(grounds.items(), desc="with tiles", unit="ground")
-    }
-    by_source = {
-        s.name: measure(model, val / s.name / "data.yaml", kept, only=s.labelled)
-        for s in tqdm([s for s in plan.sources if s.val], desc="by class", unit="source")
-    }
-    alarms = count_alarms(model, shared, parameter_defaults("detector.yaml")["confidence"])
-    write_card(
-        docs,
-        models,
-        plan=plan,
-        recipe=recipe,
-        metrics=json.loads((run / "metrics.json").read_text(encoding="utf-8")),
-        figures=figures,
-        by_source=by_source,
-        alarms=alarms,
-        times=times,
-        shares=shares,
-        share=share,
-        threshold=chosen,
-        model=model,
-        pictures=shared / "data/rgb-unlabelled/images",
-        attribution=ATTRIBUTION,
-        licence=LICENCE,
-    )
+    figures = collect(model, best, others, plan, test_sets, validation, shared, output / "figures")
+    card = Card(plan, recipe, metrics, figures, alpha, alphas, threshold, ATTRIBUTION, LICENCE)
+    write_card(card, model, folders.docs, folders.models)
     return model
 
 
 def fill_in(plan_template: Path, shared: Path, work: Path, thermal: Path) -> str:
-    """The sources and teachers with the paths of this machine."""
+    """Return the sources and teachers with the paths of this machine."""
     text = plan_template.read_text(encoding="utf-8")
     return Template(text).substitute(shared=shared, work=work, thermal=thermal)
 
 
 def student_config(plan: Path, student: Path, recipe: Recipe) -> Config:
-    """The run that distils ``student`` from the sources and teachers of ``plan``."""
+    """Return the run that distils ``student`` from the sources and teachers of ``plan``."""
     return Config(
         data="",
         teacher="",
@@ -242,7 +195,7 @@ def student_config(plan: Path, student: Path, recipe: Recipe) -> Config:
 
 
 def train_thermal(shared: Path, output: Path, recipe: Recipe) -> Path:
-    """A YOLOv8s that knows HIT-UAV, from COCO's; about 40 minutes on two cores."""
+    """Train COCO's YOLOv8s on HIT-UAV; about 40 minutes on two cores."""
     config = Config(
         data=str(shared / "data/hit-uav/data.yaml"),
         teacher=NO_TEACHER,
@@ -256,255 +209,156 @@ def train_thermal(shared: Path, output: Path, recipe: Recipe) -> Path:
         overrides={"optimizer": "AdamW", "lr0": 0.001, "warmup_epochs": 0.5, "nbs": 8,
                    "mosaic": 0, "close_mosaic": 0},
     )  # fmt: skip
-    distill(config, output, resume=(output / "config.yaml").is_file())
+    train(config, output)
     return output / "best.pt"
 
 
-def prepare(shared: Path, work: Path, recipe: Recipe) -> None:
-    """What default_model.yaml names below $work: lists, frames of a video, drawn frames."""
-    generate(work / "procedural", train=recipe.procedural, val=60, imgsz=640, seed=recipe.seed)
-    pictures = image_paths(shared / "data/rgb-unlabelled/images")
-    for name, beginnings in RGB_SOURCES.items():
-        own = [p for p in pictures if p.name.startswith(beginnings) and p.stem not in NOT_EMPTY]
-        write_text(work / f"{name}.txt", "".join(f"{path}\n" for path in own))
-    folder = work / "replay"
-    if not folder.is_dir():
-        with atomic_folder(folder) as temporary:
-            video = cv2.VideoCapture(str(shared / "replay" / HOVER))
-            number = 0
-            while True:
-                known, frame = video.read()
-                if not known:
-                    break
-                cv2.imwrite(str(temporary / f"{number:04d}.png"), frame)
-                number += 1
+def save_start(coco: Path, output: Path) -> Path:
+    """Save COCO's checkpoint with its motorcycles renamed to two-wheelers.
 
-
-def start(coco: Path, output: Path) -> Path:
-    """COCO's checkpoint with one class called as ours: a class of the same name is kept by
-    Ultralytics when the list of classes changes, and all others start anew.
+    When the list of classes changes, Ultralytics keeps the weights of a class of the same name,
+    and initialises all others.
     """
     if not output.is_file():
         model, _ = load_model(str(coco))
         names = {"motorcycle": "two-wheeler"}
         model.names = {i: names.get(name, name) for i, name in model.names.items()}
-        with atomic_file(output) as temporary:
-            torch.save({"model": model, "train_args": {}}, temporary)
+        _save({"model": model, "train_args": {}}, output)
     return output
 
 
-def choose_share(
-    checkpoint: Path, start: Path, grounds: dict[str, Path], output: Path
-) -> tuple[float, Path, dict[str, dict[str, dict]]]:
-    """How much of the start the weights keep (see `interpolate_weights`): of `SHARES` the one with
-    the best mean AP50 over ``grounds``, so that what is hardly taught is not forgotten.
+def choose_alpha(
+    checkpoint: Path, start: Path, selection: dict[str, Path], output: Path
+) -> tuple[float, Path, dict[str, dict[str, dict[str, Any]]]]:
+    """Choose the alpha of the weight interpolation: the best mean AP50 over ``selection``.
+
+    So what is hardly taught is not forgotten.
+
+    Args:
+        checkpoint: trained from ``start``.
+        start: where training started.
+        selection: name -> data.yaml of images that alpha is chosen on.
+        output: folder for the interpolated checkpoints.
 
     Returns:
-        The share, its checkpoint, and what `evaluate` says by share and ground.
+        Alpha, its checkpoint, and the results of `evaluate` by alpha and name.
     """
-    files, found = {}, {}
-    for share in tqdm(SHARES, desc="blending with the start", unit="share"):
-        files[share] = output / "blends" / f"{share}.pt"
-        if not files[share].is_file():
-            interpolate_weights(checkpoint, start, share, files[share])
-        found[str(share)] = {
-            name: measure(files[share], data, output / "figures", classes=KINDS)
-            for name, data in grounds.items()
+    checkpoints = {alpha: output / "interpolated" / f"{alpha}.pt" for alpha in ALPHAS}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for alpha, path in track(checkpoints.items(), "Interpolate with the start", "alpha"):
+        if not path.is_file():
+            interpolate_weights(checkpoint, start, alpha, path)
+        found[str(alpha)] = {
+            name: measure(path, data, output / "figures", classes=KINDS)
+            for name, data in selection.items()
         }
-    best = max(SHARES, key=lambda s: np.mean([f["map50"] for f in found[str(s)].values()]))
-    return best, files[best], found
+    best = max(ALPHAS, key=lambda a: np.mean([f["map50"] for f in found[str(a)].values()]))
+    return best, checkpoints[best], found
 
 
-def choosing_frames(folder: Path, seen: set[Path]) -> list[Path]:
-    """Of training frames those on which something is chosen: see `CHOOSING_FRAMES`."""
-    frames = image_paths(folder)
-    between = [path for path in frames if path not in seen] or frames
-    return between[:: max(1, len(between) // CHOOSING_FRAMES)]
+def calibrate(checkpoint: Path, plan: Plan, output: Path) -> tuple[Path, dict[str, Any]]:
+    """Shift the class logits so that the best threshold becomes the package's default.
 
-
-def calibrate(checkpoint: Path, plan: Plan, output: Path) -> tuple[Path, dict]:
-    """Move the scores so that the best threshold is the package's default.
-
-    Best: the mean over sources and classes of F1. What is added to all logits changes neither
-    their order nor any AP.
+    The best threshold has the highest mean F1 over sources and classes. A shift of all logits
+    changes neither their order nor any AP.
 
     Returns:
-        The checkpoint, and what was found: "threshold", "f1", "f1_by_class".
+        The checkpoint, and the result of `choose_threshold`.
     """
-    target = parameter_defaults("detector.yaml")["confidence"]
-    saved, found_file = output / "calibrated.pt", output / "threshold.json"
-    if not found_file.is_file():
-        model, _ = load_model(str(checkpoint))
-        found = choose_threshold(TorchBackend(model, INPUT_PX), plan)
-        model, _ = load_model(str(checkpoint))
-        threshold = found["threshold"]
-        shift = np.log(target / (1 - target)) - np.log(threshold / (1 - threshold))
+    saved, result = output / "calibrated.pt", output / "threshold.json"
+    if not result.is_file():
+        chosen = choose_threshold(TorchBackend(load_model(str(checkpoint))[0], INPUT_PX), plan)
+        model: Any = load_model(str(checkpoint))[0]  # the backend has fused the other one
+        default = parameter_defaults("detector.yaml")["confidence"]
+        shift = _logit(default) - _logit(chosen["threshold"])
         for branch in model.model[-1].cv3:
-            branch[-1].bias.data += float(shift)
+            branch[-1].bias.data += shift
         model.args = {"imgsz": INPUT_PX}
-        with atomic_file(saved) as temporary:
-            # Half precision, as Ultralytics keeps its checkpoints.
-            torch.save({"model": model.half(), "train_args": {"imgsz": INPUT_PX}}, temporary)
-        write_text(found_file, json.dumps(found, indent=1))
-    return saved, json.loads(found_file.read_text(encoding="utf-8"))
+        # Half precision, as Ultralytics keeps its checkpoints.
+        _save({"model": model.half(), "train_args": {"imgsz": INPUT_PX}}, saved)
+        write_text(result, json.dumps(chosen, indent=1))
+    return saved, json.loads(result.read_text(encoding="utf-8"))
 
 
-def choose_threshold(backend, plan: Plan) -> dict:
-    """See `calibrate`."""
-    grid = np.arange(0.05, 0.8, 0.025)
-    detector = Detector(backend, float(grid[0]), IOU, 300)
+def choose_threshold(backend: Backend, plan: Plan) -> dict[str, Any]:
+    """Return the threshold of the best mean F1: "threshold", "f1", "f1_by_class"."""
+    detector = Detector(backend, float(THRESHOLDS[0]), IOU, 300)
     curves: dict[str, np.ndarray] = {}
-    for name in ("hit-uav", "aerial-cars"):
-        source = next(s for s in plan.sources if s.name == name)
-        ours = np.array(
-            [
-                plan.names.index(source.classes[n]) if n in source.classes else -1
-                for n in source.names
-            ]
-        )
-        counts = np.zeros((len(plan.names), len(grid), 3))  # right, found, there
-        frames = choosing_frames(source.train[0].parent, set(source.train))
-        for path in tqdm(frames, desc=f"threshold on {name}", leave=False):
-            sample = read_sample(path, len(source.names))
-            if sample is None:
-                continue
-            found = detector(sample.image)
-            ids = ours[sample.class_ids]
-            truth = np.concatenate([sample.xyxy, ids[:, None]], axis=1)[ids >= 0]
-            table = np.concatenate(
-                [found.xyxy, found.scores[:, None], found.class_ids[:, None]], axis=1
-            )
-            for label in source.labelled:
-                c = plan.names.index(label)
-                for k, threshold in enumerate(grid):
-                    right, total = count_right(table, truth, c, threshold)
-                    counts[c, k] += right, total, (truth[:, 4] == c).sum()
+    for source in (s for name in THRESHOLD_SOURCES for s in plan.sources if s.name == name):
+        counts = _count_by_threshold(detector, source, plan.names)
         for c, label in enumerate(plan.names):
             if counts[c, 0, 2] >= LABELS_NEEDED:
-                curves[f"{name} {label}"] = 2 * counts[c, :, 0] / counts[c, :, 1:].sum(-1)
+                curves[f"{source.name} {label}"] = 2 * counts[c, :, 0] / counts[c, :, 1:].sum(-1)
     mean = np.mean(list(curves.values()), axis=0)
     best = int(mean.argmax())
     return {
-        "threshold": round(float(grid[best]), 3),
+        "threshold": round(float(THRESHOLDS[best]), 3),
         "f1": round(float(mean[best]), 4),
         "f1_by_class": {name: round(float(curve[best]), 4) for name, curve in curves.items()},
     }
 
 
-def write_ground(shared: Path, name: str, folder: Path, seen: set[Path] | None = None) -> Path:
-    """A validation split with its classes taken together: person, two-wheeler, vehicle.
-
-    ``seen``: what was trained on; given, frames of the training split on which something is chosen
-    are taken instead.
-    """
-    data = load_data(shared / "data" / name / "data.yaml")
-    kinds = tuple(dict.fromkeys(KINDS[n] for n in data.names))
-    shutil.rmtree(folder, ignore_errors=True)
-    for part in ("images", "labels"):
-        (folder / part).mkdir(parents=True)
-    frames = image_paths(data.val) if seen is None else choosing_frames(data.train, seen)
-    for path in frames:
-        (folder / "images" / path.name).symlink_to(path)
-        sample = read_sample(path, len(data.names))
-        height, width = sample.image.shape[:2]
-        ids = (kinds.index(KINDS[data.names[i]]) for i in sample.class_ids)
-        lines = label_lines(ids, centre_and_size(sample.xyxy) / ([width, height] * 2))
-        write_text(folder / "labels" / f"{path.stem}.txt", lines)
-    content = {"train": "images", "val": "images", "names": dict(enumerate(kinds))}
-    write_text(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False))
-    return folder / "data.yaml"
-
-
-def measure(
-    model: Path,
-    data: Path,
-    folder: Path,
-    only: tuple[str, ...] = (),
-    classes: dict[str, str] | None = None,
-    tiling: str = "off",
-) -> dict:
-    """What `evaluate` says of a model at 640 px; kept in ``folder``, by the model's content."""
-    key = f"{file_hash(model)[:12]}-{data.parent.parent.name}-{data.parent.name}"
-    key += f"{'-kinds' if classes else ''}{'-tiles' if tiling != 'off' else ''}"
-    kept = folder / f"{key}.json"
-    if not kept.is_file():
-        size = None if model.suffix == ".onnx" else INPUT_PX
-        found = evaluate(model, data, imgsz=size, tiling=tiling, only=only, classes=classes)
-        write_text(kept, json.dumps(found, indent=1))
-    return json.loads(kept.read_text(encoding="utf-8"))
-
-
-def relative_times(student: Path, teachers: dict[str, Path], rounds: int = 15) -> dict[str, float]:
-    """How many times as long as the student each teacher takes for a frame of 640 px: medians of
-    interleaved runs in PyTorch on this machine.
-    """
-    backends = {
-        name: TorchBackend(load_model(str(path))[0], INPUT_PX)
-        for name, path in {"": student, **teachers}.items()
-    }
-    frame = np.zeros((1, INPUT_PX, INPUT_PX, 3), np.uint8)
-    seconds: dict[str, list[float]] = {name: [] for name in backends}
-    for _ in range(rounds):
-        for name, backend in backends.items():
-            started = time.perf_counter()
-            backend.infer(frame)
-            seconds[name].append(time.perf_counter() - started)
-    return {name: float(np.median(seconds[name]) / np.median(seconds[""])) for name in teachers}
-
-
-def count_alarms(model: Path, shared: Path, confidence: float) -> dict[str, tuple[int, int]]:
-    """False alarms on pictures without objects: {which: (pictures, alarms)}."""
-    defaults = parameter_defaults("detector.yaml")
-    detector = Detector(
-        open_backend(model, runtime="onnxruntime"), confidence, defaults["iou"], 300
+def _count_by_threshold(detector: Detector, source: Source, names: tuple[str, ...]) -> np.ndarray:
+    """Count (classes, thresholds, 3): correct detections, all detections, labels."""
+    to_student = np.array(
+        [names.index(source.classes[n]) if n in source.classes else -1 for n in source.names]
     )
-    folder = shared / "data/rgb-unlabelled/images"
-    return {
-        which: (
-            len(stems),
-            sum(len(detector(cv2.imread(str(folder / f"{stem}.jpg")))) for stem in stems),
+    counts = np.zeros((len(names), len(THRESHOLDS), 3))
+    images = selection_images(source.train[0].parent, set(source.train))
+    for path in track(images, f"Choose a threshold on {source.name}", "image"):
+        sample = read_sample(path, len(source.names))
+        if sample is None:
+            continue
+        found = detector(sample.image)
+        ids = to_student[sample.class_ids]
+        truth = np.concatenate([sample.xyxy, ids[:, None]], axis=1)[ids >= 0]
+        table = np.concatenate(
+            [found.xyxy, found.scores[:, None], found.class_ids[:, None]], axis=1
         )
-        for which, stems in EMPTY.items()
-    }
+        for c in map(names.index, source.labelled):
+            labels = (truth[:, 4] == c).sum()
+            for k, threshold in enumerate(THRESHOLDS):
+                counts[c, k] += *count_right(table, truth, c, threshold), labels
+    return counts
+
+
+def _logit(probability: float) -> float:
+    return float(np.log(probability / (1 - probability)))
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    with atomic_file(path) as temporary:
+        torch.save(checkpoint, temporary)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read the arguments and build. Returns the exit code."""
+    """Parse the arguments and build; return the exit code."""
+    package = Path(drone_kd.__file__).parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--shared", type=Path, required=True, help="folder with data/, weights/ and replay/"
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/default"), help="(%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/default"), help="(default: %(default)s)"
+    )
     parser.add_argument(
         "--thermal-teacher",
         type=Path,
         metavar="best.pt",
-        help="a detector of HIT-UAV's classes (default: one is trained, 40 minutes)",
+        help="detector of HIT-UAV's classes (default: train one, 40 minutes)",
     )
     parser.add_argument(
-        "--before", type=Path, metavar="MODEL.onnx", help="a model to measure with the others"
+        "--before", type=Path, metavar="MODEL.onnx", help="a model to measure for comparison"
     )
-    package = Path(drone_kd.__file__).parent
     parser.add_argument(
-        "--models",
-        type=Path,
-        default=package / "models",
-        help="where the model goes (%(default)s)",
+        "--models", type=Path, default=package / "models", help="for the model (%(default)s)"
     )
     parser.add_argument(
         "--docs", type=Path, default=package.parent / "docs", help="for the card (%(default)s)"
     )
     a = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        print(build(a.shared, a.output, a.models, a.docs, Recipe(), a.thermal_teacher, a.before))
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from there", file=sys.stderr)
-        return 130
-    except (ExportError, ValueError, FileNotFoundError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    folders = Folders(a.shared, a.output, a.models, a.docs)
+    return run_recipe(lambda: print(build(folders, Recipe(), a.thermal_teacher, a.before)))
 
 
 if __name__ == "__main__":

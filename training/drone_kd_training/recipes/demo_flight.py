@@ -1,120 +1,124 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A short flight on this machine: detector and camera as processes, and what came out of them.
+"""A short flight on this machine: detector node and camera node as processes, and a subscriber.
 
-The third party here only listens: it takes the camera's pictures and the detector's answers from
-DDS, as an autopilot would, so that the latency is that of a subscriber, from the camera's stamp to
-the detections in hand.
+The subscriber receives images and detections over DDS as an autopilot would. So the latency is
+that of a subscriber: from the camera's stamp to the received detections.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import random
 import subprocess
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from drone_kd.core.detections import Detections
-from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.processes import running
+from drone_kd.progress import Progress
+from drone_kd.simulation.simulate import ros_arguments
 from drone_kd.visualization import contact_sheet, draw_detections
+from drone_kd_training.recipes.runner import TIMEOUT_S, ros_session
 
-START_TIMEOUT_S = 60.0
-PICTURES = 12
+IMAGES, IMAGE_INTERVAL_S = 12, 1.5
+NODE_LOG = "nodes.log"
 
 
-def fly(model: Path, source: str, output: Path, seconds: float, rate_hz: float = 10.0) -> dict:
-    """Fly ``seconds`` with ``model`` over ``source``, and write annotated frames.
+def fly(
+    model: Path, source: str, output: Path, seconds: float, rate_hz: float = 10.0
+) -> dict[str, Any]:
+    """Fly a model over a source, and write annotated images.
 
     Args:
-        model: a .onnx.
-        source: what the camera node shows: a folder, a video, or "" for the procedural flight.
-        output: folder for frame-NNN.jpg and contact-sheet.jpg.
+        model: an exported model (.onnx).
+        source: what the camera node shows: a folder, a video, or "" for a rendered flight.
+        output: folder for frame-NNN.jpg, contact-sheet.jpg and the log of both nodes.
+        seconds: duration that is measured, from the first detections on.
+        rate_hz: images per second of the camera.
 
     Returns:
         {"frames_in", "frames_out", "detections", "latency_p50_ms", "latency_p95_ms", "rate_hz",
         "seconds"}.
 
     Raises:
-        RuntimeError: a process ended, or no detections came.
+        RuntimeError: a process ended, or no detections were received.
     """
-    import rclpy  # not needed by anything else offline, and absent where ROS 2 is
-
-    stay_on_this_machine()
-    carry_large_images()
-    os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))
-    node = [
-        sys.executable,
-        "-m",
-        "drone_kd.ros.detector_node",
-        "--ros-args",
-        "-p",
-        "autostart:=true",
-    ]
-    node += ["-p", f"model:={model.resolve()}"]
-    camera = [
-        sys.executable,
-        "-m",
-        "drone_kd.simulation.camera_node",
-        "--ros-args",
-        "-p",
-        f"rate:={rate_hz}",
-    ]
-    camera += ["-p", f"source:={source}"] if source else []
-    with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(running(command)) for command in (node, camera)]
-        rclpy.init()
-        stack.callback(rclpy.try_shutdown)
-        listener = _Listener()
-        stack.callback(listener.node.destroy_node)
-        _spin(listener, processes, START_TIMEOUT_S, until=lambda: listener.latencies_ms)
-        if not listener.latencies_ms:
-            raise RuntimeError(f"no detections within {START_TIMEOUT_S:.0f} s")
-        listener.restart()
-        started = time.monotonic()
-        _spin(listener, processes, seconds, until=lambda: False)
-        elapsed = time.monotonic() - started
-    if not listener.latencies_ms:
-        raise RuntimeError(f"the detector went silent: {listener.frames_in} frames, no detections")
     output.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(listener.pictures):
-        cv2.imwrite(str(output / f"frame-{number:03d}.jpg"), picture)
-    if listener.pictures:
-        cv2.imwrite(
-            str(output / "contact-sheet.jpg"),
-            contact_sheet(listener.pictures, columns=3, width=1920),
-        )
+    camera = {"rate": rate_hz, **({"source": source} if source else {})}
+    nodes = {
+        "drone_kd.ros.detector_node": {"autostart": True, "model": str(model.resolve())},
+        "drone_kd.simulation.camera_node": camera,
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ros_session())
+        log = stack.enter_context((output / NODE_LOG).open("w", encoding="utf-8"))
+        processes = {}
+        for module, parameters in nodes.items():
+            command = [sys.executable, "-m", module, *ros_arguments(parameters)]
+            processes[module] = stack.enter_context(running(command, stdout=log, stderr=log))
+        subscriber = _Subscriber()
+        stack.callback(subscriber.node.destroy_node)
+        elapsed = _measure(subscriber, processes, seconds, Path(log.name))
+    for number, image in enumerate(subscriber.images):
+        cv2.imwrite(str(output / f"frame-{number:03d}.jpg"), image)
+    if subscriber.images:
+        sheet = contact_sheet(subscriber.images, columns=3, width=1920)
+        cv2.imwrite(str(output / "contact-sheet.jpg"), sheet)
+    p50, p95 = np.percentile(subscriber.latencies_ms, (50, 95))
     return {
-        "frames_in": listener.frames_in,
-        "frames_out": len(listener.latencies_ms),
-        "detections": listener.detections,
-        "latency_p50_ms": float(np.percentile(listener.latencies_ms, 50)),
-        "latency_p95_ms": float(np.percentile(listener.latencies_ms, 95)),
+        "frames_in": subscriber.frames_in,
+        "frames_out": len(subscriber.latencies_ms),
+        "detections": subscriber.detections,
+        "latency_p50_ms": float(p50),
+        "latency_p95_ms": float(p95),
         "rate_hz": rate_hz,
         "seconds": round(elapsed, 1),
     }
 
 
-class _Listener:
-    """Counts pictures and answers, measures latency, and keeps annotated pictures spread over the
-    flight.
-    """
+def _measure(
+    subscriber: _Subscriber, processes: dict[str, subprocess.Popen], seconds: float, log: Path
+) -> float:
+    """Wait for the first detections, then count for ``seconds``; return the seconds measured."""
+
+    def check() -> None:
+        for module, process in processes.items():
+            if process.poll() is not None:
+                code = process.returncode
+                raise RuntimeError(f"{module} ended with exit code {code}: see {log}")
+
+    subscriber.spin(TIMEOUT_S, check, until=lambda: bool(subscriber.latencies_ms))
+    subscriber.restart()
+    started = time.monotonic()
+    with Progress("Fly", seconds, "s") as progress:
+
+        def is_over() -> bool:
+            elapsed = time.monotonic() - started
+            progress.update(min(elapsed, seconds) - progress.done)
+            return elapsed >= seconds and bool(subscriber.latencies_ms)
+
+        subscriber.spin(seconds + TIMEOUT_S, check, until=is_over)
+    return time.monotonic() - started
+
+
+class _Subscriber:
+    """Counts images and detections, and keeps annotated images spread over the flight."""
 
     def __init__(self) -> None:
-        import rclpy
+        import rclpy  # offline commands run without ROS 2
         from sensor_msgs.msg import Image
         from vision_msgs.msg import Detection2DArray
 
         self.node = rclpy.create_node("flight_listener")
         self.executor = rclpy.executors.SingleThreadedExecutor()
         self.executor.add_node(self.node)
-        # Reliable, so that every frame of the camera counts; the detector takes the newest only.
+        # Reliable, so that every image of the camera counts; the detector takes the newest only.
         self.node.create_subscription(Image, "image", self._on_image, 5)
         self.node.create_subscription(
             Detection2DArray, "detector/detections", self._on_detections, 10
@@ -122,63 +126,65 @@ class _Listener:
         self.restart()
 
     def restart(self) -> None:
+        """Count from zero."""
         self.frames_in = self.detections = 0
         self.latencies_ms: list[float] = []
-        self.pictures: list[np.ndarray] = []
+        self.images: list[np.ndarray] = []
         self._recent: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._next_picture = time.monotonic()
+        self._next_image = time.monotonic()
 
-    def _on_image(self, message) -> None:
+    def spin(self, seconds: float, check: Callable[[], None], until: Callable[[], bool]) -> None:
+        """Handle messages until a condition holds.
+
+        Raises:
+            RuntimeError: it did not hold within ``seconds``.
+        """
+        deadline = time.monotonic() + seconds
+        while not until():
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"no detections within {seconds:.0f} s, {self.frames_in} images received"
+                )
+            self.executor.spin_once(timeout_sec=0.1)
+            check()
+
+    def _on_image(self, message: Any) -> None:
         self.frames_in += 1
-        picture = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
-        picture = picture[:, : message.width * 3].reshape(message.height, message.width, 3)
-        self._recent[_stamp(message)] = picture
+        rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
+        image = rows[:, : message.width * 3].reshape(message.height, message.width, 3)
+        self._recent[_stamp(message)] = image
         while len(self._recent) > 20:
             self._recent.popitem(last=False)
 
-    def _on_detections(self, message) -> None:
+    def _on_detections(self, message: Any) -> None:
         seconds, nanoseconds = _stamp(message)
         self.latencies_ms.append((time.time_ns() - seconds * 10**9 - nanoseconds) / 1e6)
         self.detections += len(message.detections)
-        picture = self._recent.get((seconds, nanoseconds))
-        if (
-            picture is None
-            or len(self.pictures) >= PICTURES
-            or time.monotonic() < self._next_picture
-        ):
+        image = self._recent.get((seconds, nanoseconds))
+        full = len(self.images) >= IMAGES
+        if image is None or full or time.monotonic() < self._next_image:
             return
-        self._next_picture = time.monotonic() + 1.5
-        found, names = _from_message(message)
-        self.pictures.append(draw_detections(picture, found, names))
+        self._next_image = time.monotonic() + IMAGE_INTERVAL_S
+        self.images.append(draw_detections(image, *_from_message(message)))
 
 
-def _stamp(message) -> tuple[int, int]:
+def _stamp(message: Any) -> tuple[int, int]:
     return message.header.stamp.sec, message.header.stamp.nanosec
 
 
-def _from_message(message) -> tuple[Detections, list[str]]:
-    names: list[str] = []
-    boxes, scores, ids = [], [], []
+def _from_message(message: Any) -> tuple[Detections, tuple[str, ...]]:
+    """Return a Detection2DArray as detections, and the class names of their ids."""
+    boxes, scores, labels = [], [], []
     for detection in message.detections:
         centre, hypothesis = detection.bbox.center.position, detection.results[0].hypothesis
         half_w, half_h = detection.bbox.size_x / 2, detection.bbox.size_y / 2
         boxes.append((centre.x - half_w, centre.y - half_h, centre.x + half_w, centre.y + half_h))
         scores.append(hypothesis.score)
-        if hypothesis.class_id not in names:
-            names.append(hypothesis.class_id)
-        ids.append(names.index(hypothesis.class_id))
-    xyxy = np.array(boxes, dtype=np.float32).reshape(-1, 4)
-    return Detections(
-        xyxy, np.array(scores, dtype=np.float32), np.array(ids, dtype=np.int64)
-    ), names
-
-
-def _spin(listener: _Listener, processes: list[subprocess.Popen], seconds: float, until) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not until():
-        listener.executor.spin_once(timeout_sec=0.1)
-        for process in processes:
-            if process.poll() is not None:
-                raise RuntimeError(
-                    f"{' '.join(process.args[1:3])} ended with exit code {process.returncode}"
-                )
+        labels.append(hypothesis.class_id)
+    names = tuple(dict.fromkeys(labels))
+    detections = Detections(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(scores, np.float32),
+        np.array([names.index(label) for label in labels], np.int64),
+    )
+    return detections, names

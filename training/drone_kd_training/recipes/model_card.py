@@ -1,233 +1,293 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The default model's card: docs/default-model.md with its pictures, and the short one beside the
-model.
-"""
+"""Model card of the default model: docs/default-model.md with images, and a short README."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from drone_kd.core.detections import Detections
-from drone_kd.detector import load_detector
+from drone_kd.detector import Detector, load_detector
 from drone_kd.files import write_text
+from drone_kd.media.image_files import read_image
 from drone_kd.paths import selftest_image_path
+from drone_kd.progress import track
 from drone_kd.visualization import draw_detections
 from drone_kd_training.models.checkpoints import cost, load_model
+from drone_kd_training.recipes.default_model_figures import INPUT_PX, Figures
 from drone_kd_training.tables import format_score
 from drone_kd_training.teachers.fusion import count_right, fuse, translate
-from drone_kd_training.teachers.plan import Plan
+from drone_kd_training.teachers.plan import Plan, Source
 from drone_kd_training.teachers.prediction_cache import PredictionCache
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
+
+if TYPE_CHECKING:  # the recipe imports this module
+    from drone_kd_training.recipes.default_model import Recipe
 
 # Only these may be shown in the repository: public domain and CC0.
 SHOWN = ("bogota-niza", "chia-aqua")
 WINDOW_PX, SHOWN_PX, SHEET_COLUMNS, SHEET_JPEG = 640, 400, 3, 80
-PICTURES = 6
+IMAGES = 6
+# An image with fewer confident predictions of the teachers says nothing about the model.
+PREDICTIONS_NEEDED = 3
+# A box that a window cuts to less does not count.
+CUT_PX = 3
 
 
-def write_card(
-    docs: Path,
-    models: Path,
-    *,
-    plan: Plan,
-    recipe,
-    metrics: dict,
-    figures: dict[str, dict],
-    by_source: dict[str, dict],
-    alarms: dict[str, tuple[int, int]],
-    times: dict[str, float],
-    shares: dict[str, dict],
-    share: float,
-    threshold: dict,
-    model: Path,
-    pictures: Path,
-    attribution: str,
-    licence: str,
-) -> None:
-    """Write both cards and the pictures; what is in them is `recipes.default_model.build`'s.
+@dataclass(frozen=True)
+class Card:
+    """Content of the card.
 
-    ``figures``: model -> ground -> `evaluate`; ``by_source``: of the model itself, by class;
-    ``times``: teacher -> its time for a frame, in the model's; ``shares``: share of the start ->
-    ground of training frames -> `evaluate`.
+    Attributes:
+        plan: sources and teachers.
+        recipe: of the training.
+        metrics: metrics.json of the student's run.
+        figures: what was measured.
+        alpha: of the weight interpolation.
+        alphas: alpha -> test set -> result of `evaluate` on selection images.
+        threshold: result of `default_model.choose_threshold`.
+        attribution: of the training data.
+        licence: of the weights.
     """
-    show(docs, model, plan, pictures)
-    parameters = {name: None for name in figures}
-    for teacher in plan.teachers:
-        parameters[teacher.name] = cost(load_model(str(teacher.weights))[0], 640)["parameters"]
-    own = metrics["student"]["parameters"]
-    parameters["default.onnx"] = parameters["default.onnx, tiling auto"] = own
+
+    plan: Plan
+    recipe: Recipe
+    metrics: dict[str, Any]
+    figures: Figures
+    alpha: float
+    alphas: dict[str, dict[str, dict[str, Any]]]
+    threshold: dict[str, Any]
+    attribution: str
+    licence: str
+
+
+def write_card(card: Card, model: Path, docs: Path, models: Path) -> None:
+    """Write both cards and the images.
+
+    Args:
+        card: content.
+        model: the exported model.
+        docs: folder for default-model.md and its images.
+        models: folder for the short README.md.
+    """
+    draw_images(docs, model, card.plan)
+    student = card.metrics["student"]["parameters"]
+    parameters = {
+        teacher.name: cost(load_model(str(teacher.weights))[0], INPUT_PX)["parameters"]
+        for teacher in card.plan.teachers
+    }
+    parameters |= {model.name: student, f"{model.name}, tiling auto": student}
+    shared = {
+        "names": ", ".join(card.plan.names),
+        "parameters": student,
+        "test_sets": table_by_test_set(card.figures.models, parameters),
+        "attribution": _wrap(f"{card.attribution}."),
+        "licence": card.licence,
+    }
+    f1 = card.threshold["f1_by_class"]
     text = CARD.format(
+        **shared,
         size_mb=model.stat().st_size / 1e6,
-        parameters=own,
-        names=", ".join(plan.names),
-        plan=plan.table(),
-        grounds=grounds_table(figures, parameters),
-        sizes=sizes_table(figures),
-        classes=classes_table(by_source),
+        plan=card.plan.table(),
+        sizes=size_table(card.figures.models),
+        classes=class_table(card.figures.by_source),
         alarms="\n".join(
-            f"- {which}: {count} in {number} pictures" for which, (number, count) in alarms.items()
+            f"- {name}: {alarms} in {number} images"
+            for name, (number, alarms) in card.figures.alarms.items()
         ),
-        times=", ".join(f"{name} {ratio:.1f}" for name, ratio in times.items()),
-        shares=grounds_table(shares, {}).replace("| model |", "| share of the start |", 1),
-        share=share,
-        threshold=threshold["threshold"],
-        f1="; ".join(f"{k} {v:.2f}" for k, v in threshold["f1_by_class"].items()),
-        minutes=metrics["seconds"] / 60,
-        attribution=attribution,
-        licence=licence,
-        recipe=recipe,
+        times=", ".join(f"{name} {ratio:.1f}" for name, ratio in card.figures.times.items()),
+        alphas=table_by_test_set(card.alphas, {}, first="alpha"),
+        alpha=card.alpha,
+        threshold=card.threshold["threshold"],
+        f1=_wrap("F1: " + ", ".join(f"{name} {value:.2f}" for name, value in f1.items()) + "."),
+        minutes=card.metrics["seconds"] / 60,
+        recipe=card.recipe,
     )
     write_text(docs / "default-model.md", text)
-    short = SHORT.format(
-        names=", ".join(plan.names),
-        parameters=own,
-        grounds=grounds_table(figures, parameters),
-        attribution=attribution,
-        licence=licence,
-    )
-    write_text(models / "README.md", short)
+    write_text(models / "README.md", SHORT.format(**shared))
 
 
-def grounds_table(figures: dict[str, dict], parameters: dict[str, int | None]) -> str:
-    """Models x grounds: AP50 (mAP50-95), classes of one kind taken together."""
-    grounds = list(next(iter(figures.values())))
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, 99, break_on_hyphens=False)
+
+
+def table_by_test_set(
+    figures: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    parameters: Mapping[str, float],
+    first: str = "model",
+) -> str:
+    """Return models x test sets: AP50 (mAP50-95), classes merged by kind."""
+    names = list(next(iter(figures.values())))
     lines = [
-        "| model | parameters | " + " | ".join(grounds) + " | mean |",
-        "|---|---|" + "---|" * (len(grounds) + 1),
+        f"| {first} | parameters | " + " | ".join(names) + " | mean |",
+        "|---|---|" + "---|" * (len(names) + 1),
     ]
-    for name, by_ground in figures.items():
-        cells = [
-            f"{format_score(by_ground[g]['map50'])} ({format_score(by_ground[g]['map50_95'])})"
-            for g in grounds
-        ]
+    for model, scores in figures.items():
+        pairs = [(scores[name]["map50"], scores[name]["map50_95"]) for name in names]
         means = [
-            format_score(float(np.mean([by_ground[g][key] or 0 for g in grounds])))
-            for key in ("map50", "map50_95")
+            float(np.mean([score or 0 for score in column])) for column in zip(*pairs, strict=True)
         ]
-        size = parameters.get(name)
-        shown = f"{size / 1e6:.1f} M" if size else ""
-        lines.append(f"| {name} | {shown} | {' | '.join(cells)} | {means[0]} ({means[1]}) |")
+        cells = [f"{format_score(a)} ({format_score(b)})" for a, b in [*pairs, means]]
+        count = parameters.get(model)
+        size = f"{count / 1e6:.1f} M" if count else ""
+        lines.append(f"| {model} | {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def sizes_table(figures: dict[str, dict]) -> str:
-    """Models x (ground, class): AP50, and AP by the object's size."""
+def size_table(figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Return models x test sets: AP50 by class, and AP by object size."""
     lines = [
-        "| model | ground | AP50 by class | AP tiny | small | medium |",
+        "| model | test set | AP50 by class | AP tiny | small | medium |",
         "|---|---|---|---|---|---|",
     ]
-    for name, by_ground in figures.items():
-        for ground, m in by_ground.items():
+    for model, by_test_set in figures.items():
+        for name, scores in by_test_set.items():
             classes = ", ".join(
-                f"{c} {format_score(s['ap50'])}" for c, s in m["per_class"].items()
+                f"{c} {format_score(s['ap50'])}" for c, s in scores["per_class"].items()
             )
-            sizes = " | ".join(format_score(m[f"ap_{s}"]) for s in ("tiny", "small", "medium"))
-            lines.append(f"| {name} | {ground} | {classes} | {sizes} |")
+            sizes = (format_score(scores[f"ap_{size}"]) for size in ("tiny", "small", "medium"))
+            lines.append(f"| {model} | {name} | {classes} | {' | '.join(sizes)} |")
     return "\n".join(lines)
 
 
-def classes_table(by_source: dict[str, dict]) -> str:
-    """The model itself by source and class: AP50 (AP50-95)."""
-    lines = ["| source | frames | class: AP50 (AP50-95) |", "|---|---|---|"]
-    for name, m in by_source.items():
+def class_table(by_source: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the default model by source and class: AP50 (AP50-95)."""
+    lines = ["| source | images | class: AP50 (AP50-95) |", "|---|---|---|"]
+    for name, scores in by_source.items():
         cells = ", ".join(
             f"{c} {format_score(s['ap50'])} ({format_score(s['ap50_95'])})"
-            for c, s in m["per_class"].items()
+            for c, s in scores["per_class"].items()
             if s["ap50"] is not None
         )
-        lines.append(f"| {name} | {m['images']} | {cells} |")
+        lines.append(f"| {name} | {scores['images']} | {cells} |")
     return "\n".join(lines)
 
 
-def show(docs: Path, model: Path, plan: Plan, pictures: Path) -> None:
-    """The package's own picture with boxes, and two sheets of windows of training pictures: where
-    the model agrees most and least with what its teachers are sure of.
+def draw_images(docs: Path, model: Path, plan: Plan) -> None:
+    """Draw the package's own image, and two sheets of windows from training images.
+
+    The sheets show where the model agrees most and least with confident predictions of its
+    teachers.
     """
     detector = load_detector(model, runtime="onnxruntime")
-    image = cv2.imread(str(selftest_image_path()))
-    shown = draw_detections(image, detector(image), plan.names)
-    shown = cv2.resize(shown, (1000, 1000 * image.shape[0] // image.shape[1]))
-    _write_picture(docs / "default-model.jpg", shown, 70)
-    answers = {t.name: PredictionCache(t, plan.answers, plan.names) for t in plan.teachers}
-    rated = []
-    for source in (s for s in plan.sources if s.name in SHOWN):
-        teachers = plan.teachers_of(source)
-        for path in source.train:
-            image = cv2.imread(str(path))
-            height, width = image.shape[:2]
-            tables = [
-                translate(answers[t.name].of(path, (height, width)), t, source.name, plan.names)
-                for t in teachers
-            ]
-            fused = fuse(
-                tables,
-                [
-                    np.array([t.weight[n] for n in plan.names])
-                    * [n in t.taught_classes for n in plan.names]
-                    for t in teachers
-                ],
-            )
-            fused[:, :4] *= np.array([width, height] * 2)
-            sure = fused[fused[:, 4] > IGNORE_BAND[1]]
-            if len(sure) < 3:
-                continue
-            x, y = sure[:, [0, 2]].mean(), sure[:, [1, 3]].mean()
-            near = sure[np.hypot(sure[:, 0] - x, sure[:, 1] - y).argmin()]
-            x1 = int(np.clip(near[0] - WINDOW_PX / 2, 0, width - WINDOW_PX))
-            y1 = int(np.clip(near[1] - WINDOW_PX / 2, 0, height - WINDOW_PX))
-            window = image[y1 : y1 + WINDOW_PX, x1 : x1 + WINDOW_PX]
-            found = detector(window)
-            rated.append(
-                (_agreement(found, sure, x1, y1, len(plan.names)), path.stem, window, found)
-            )
-    rated.sort(key=lambda row: row[:2], reverse=True)
-    sheets = {"good": rated[:PICTURES], "bad": rated[-PICTURES:]}
-    for name, chosen in sheets.items():
-        tiles = [
-            cv2.resize(
-                draw_detections(window, found, plan.names),
-                (SHOWN_PX, SHOWN_PX),
-                interpolation=cv2.INTER_AREA,
-            )
-            for _, _, window, found in chosen
+    image = read_image(selftest_image_path())
+    drawn = draw_detections(image, detector(image), plan.names)
+    height = 1000 * image.shape[0] // image.shape[1]
+    _write_image(docs / "default-model.jpg", cv2.resize(drawn, (1000, height)), 70)
+    windows = [
+        window
+        for source in plan.sources
+        if source.name in SHOWN
+        for window in _windows(detector, plan, source)
+    ]
+    windows.sort(key=lambda window: (window.f1, window.name), reverse=True)
+    for name, chosen in (("good", windows[:IMAGES]), ("bad", windows[-IMAGES:])):
+        tiles = [_tile(window, plan.names) for window in chosen]
+        rows = [np.hstack(tiles[i : i + SHEET_COLUMNS]) for i in range(0, IMAGES, SHEET_COLUMNS)]
+        _write_image(docs / f"default-model-{name}.jpg", np.vstack(rows), SHEET_JPEG)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Part of an image around confident predictions of the teachers.
+
+    Attributes:
+        f1: of the model's boxes against these predictions.
+        name: of the image.
+        image: uint8 (WINDOW_PX, WINDOW_PX, 3) BGR.
+        detections: of the model.
+    """
+
+    f1: float
+    name: str
+    image: np.ndarray
+    detections: Detections
+
+
+def _windows(detector: Detector, plan: Plan, source: Source) -> list[_Window]:
+    teachers = plan.teachers_of(source)
+    caches = [PredictionCache(teacher, plan.answers, plan.names) for teacher in teachers]
+    weights = [
+        np.array([t.weight[name] * (name in t.taught_classes) for name in plan.names])
+        for t in teachers
+    ]
+    windows = []
+    for path in track(source.train, f"Compare with the teachers on {source.name}", "image"):
+        image = read_image(path)
+        height, width = image.shape[:2]
+        tables = [
+            translate(cache.of(path, (height, width)), teacher, source.name, plan.names)
+            for cache, teacher in zip(caches, teachers, strict=True)
         ]
-        rows = [np.hstack(tiles[i : i + SHEET_COLUMNS]) for i in range(0, PICTURES, SHEET_COLUMNS)]
-        _write_picture(docs / f"default-model-{name}.jpg", np.vstack(rows), SHEET_JPEG)
+        fused = fuse(tables, weights)
+        fused[:, :4] *= np.array([width, height] * 2)
+        confident = fused[fused[:, 4] > IGNORE_BAND[1]]
+        if len(confident) < PREDICTIONS_NEEDED:
+            continue
+        x, y = _window_corner(confident, width, height)
+        window = image[y : y + WINDOW_PX, x : x + WINDOW_PX]
+        detections = detector(window)
+        f1 = _agreement(detections, confident, x, y, len(plan.names))
+        windows.append(_Window(f1, path.stem, window, detections))
+    return windows
 
 
-def _agreement(found: Detections, sure: np.ndarray, x1: int, y1: int, classes: int) -> float:
-    """F1 of the model's boxes in a window against the teachers' sure ones."""
-    corner = np.array([x1, y1, x1, y1])
-    boxes = np.clip(sure[:, :4] - corner, 0, WINDOW_PX)
-    truth = np.concatenate([boxes, sure[:, 5:6]], axis=1)
-    truth = truth[(boxes[:, 2] - boxes[:, 0] > 3) & (boxes[:, 3] - boxes[:, 1] > 3)]
-    table = np.concatenate([found.xyxy, found.scores[:, None], found.class_ids[:, None]], axis=1)
+def _window_corner(boxes: np.ndarray, width: int, height: int) -> tuple[int, int]:
+    """Return the top left corner of a window at the box that is nearest to the mean of all."""
+    x, y = boxes[:, [0, 2]].mean(), boxes[:, [1, 3]].mean()
+    near = boxes[np.hypot(boxes[:, 0] - x, boxes[:, 1] - y).argmin()]
+    return (
+        int(np.clip(near[0] - WINDOW_PX / 2, 0, width - WINDOW_PX)),
+        int(np.clip(near[1] - WINDOW_PX / 2, 0, height - WINDOW_PX)),
+    )
+
+
+def _agreement(detections: Detections, boxes: np.ndarray, x: int, y: int, classes: int) -> float:
+    """Return the F1 of detections in a window against the teachers' boxes (n, 6) in the image."""
+    inside = np.clip(boxes[:, :4] - np.array([x, y, x, y]), 0, WINDOW_PX)
+    truth = np.concatenate([inside, boxes[:, 5:6]], axis=1)
+    truth = truth[(inside[:, 2:] - inside[:, :2] > CUT_PX).all(axis=1)]
+    table = np.concatenate(
+        [detections.xyxy, detections.scores[:, None], detections.class_ids[:, None]], axis=1
+    )
     right = sum(count_right(table, truth, c, 0.0)[0] for c in range(classes))
     return 2 * right / max(len(table) + len(truth), 1)
 
 
-def _write_picture(path: Path, image: np.ndarray, quality: int) -> None:
+def _tile(window: _Window, names: tuple[str, ...]) -> np.ndarray:
+    drawn = draw_detections(window.image, window.detections, names)
+    return cv2.resize(drawn, (SHOWN_PX, SHOWN_PX), interpolation=cv2.INTER_AREA)
+
+
+def _write_image(path: Path, image: np.ndarray, quality: int) -> None:
     if not cv2.imwrite(str(path), image, (cv2.IMWRITE_JPEG_QUALITY, quality)):
         raise OSError(f"{path} could not be written")
 
 
 SHORT = """# The default model
 
-Written by `python -m drone_kd_training.recipes.default_model`; do not edit by hand. The whole
-card, with what the model must not be used for: `docs/default-model.md` of the repository.
+Written by `python -m drone_kd_training.recipes.default_model`; do not edit by hand. The full
+model card, with the limits of the model, is `docs/default-model.md` in the repository.
 
-`default.onnx`: a YOLOv8n ({parameters:,} parameters), FP16, 640×640. Classes: {names}.
+`default.onnx`: YOLOv8n, {parameters:,} parameters, FP16, 640x640.
+Classes: {names}.
 
-AP50 (mAP50-95) in percent on validation flights, at 640, classes of one kind taken together:
+AP50 (mAP50-95) in percent on validation flights at 640 px, classes merged to person, two-wheeler
+and vehicle:
 
-{grounds}
+{test_sets}
 
-Attribution: {attribution}.
+## Attribution
 
-Licence of the weights: {licence}, as they were trained with Ultralytics from one of its
+{attribution}
+
+Licence of the weights: {licence}, because they were trained with Ultralytics from one of its
 checkpoints.
 """
 
@@ -235,82 +295,88 @@ CARD = """# The default model
 
 Written by `python -m drone_kd_training.recipes.default_model`; do not edit by hand.
 
-`drone_kd/models/default.onnx`: a YOLOv8n, {parameters:,} parameters, {size_mb:.1f} MB, FP16 in the
-graph, uint8 input of 640×640. Classes: {names} (two-wheeler: everything on two or three wheels;
-car: vans and minibuses, too).
+- File: `drone_kd/models/default.onnx`, {size_mb:.1f} MB
+- Architecture: YOLOv8n, {parameters:,} parameters, FP16, uint8 input of 640x640
+- Classes: {names}
+- Two-wheeler includes everything on two or three wheels, car includes vans and minibuses.
 
-## What it knows
+## Results
 
-AP50 (mAP50-95) in percent at 640, classes of one kind taken together (person, two-wheeler,
-vehicle). `hit-uav` is thermal; `aerial-cars` has tiny vehicles; of `unicamp-people` nothing was
-trained on or labelled with. No flight is in both training and validation.
+AP50 (mAP50-95) in percent at 640 px, classes merged to person, two-wheeler and vehicle. `hit-uav`
+is thermal. `aerial-cars` has tiny vehicles. `unicamp-people` was used neither for training nor for
+labels. No flight is in both training and validation.
 
-{grounds}
+{test_sets}
 
-Time for one frame in PyTorch on a CPU, in that of this model: {times}.
+Time per image in PyTorch on a CPU, as a multiple of this model's:
+{times}.
 
-By class and size (of the original picture: tiny under 16 px, small under 32, medium under 96):
+By class and object size (in the original image: tiny < 16 px, small < 32 px, medium < 96 px):
 
 {sizes}
 
-The model by its own classes, on what each set's labels cover:
+By the model's own classes, as far as they are labelled in a source:
 
 {classes}
 
-False alarms at the default threshold of 0.25, on pictures of `rgb-unlabelled` that show nothing of
+False alarms at the default threshold of 0.25, on images of `rgb-unlabelled` without any object of
 the model's classes:
 
 {alarms}
 
-The scores were moved so that 0.25 is the threshold of the best mean F1 on training pictures
-(frames of HIT-UAV's training flights between those trained on, and aerial-cars' training frames);
-before, it was {threshold}. F1 there: {f1}.
+The class logits were shifted so that 0.25 is the threshold of the best mean F1; it was {threshold}
+before. The threshold was chosen on training images: frames of HIT-UAV's training flights between
+those trained on, and the training images of aerial-cars.
 
-## How it looks
+{f1}
 
-Where it agrees most with what its teachers were sure of, in pictures that it was trained on:
+## Examples
 
-![Six pictures that went well](default-model-good.jpg)
+Training images in which the model agrees most with confident predictions of its teachers:
 
-Where it agrees least:
+![Six images with correct detections](default-model-good.jpg)
 
-![Six pictures that went badly](default-model-bad.jpg)
+Training images in which it agrees least:
 
-Pictures: MaptimeBogota and angoca, public domain.
+![Six images with wrong or missing detections](default-model-bad.jpg)
 
-## What it learnt, and from whom
+Images: MaptimeBogota and angoca, public domain.
+
+## Training
 
 ```text
 {plan}
 ```
 
-A frame is taught by its labels and by the teachers of its source; what neither covers is masked.
-Where two teachers answer, their boxes are fused. `recipes/default_model.yaml` has every mapping
-and threshold. The student began as COCO's YOLOv8n, saw windows of {recipe.imgsz} px at several
-scales, {recipe.epochs} epochs in {minutes:.0f} minutes, seed {recipe.seed}. Anew:
-`make default-model SHARED=...`.
+Each source is taught by its labels and by its teachers. Classes that neither covers are masked in
+the loss. The boxes of several teachers are fused. `recipes/default_model.yaml` holds all class
+mappings and thresholds. The student started from COCO's YOLOv8n and was trained on windows of
+{recipe.imgsz} px at several scales, for {recipe.epochs} epochs ({minutes:.0f} minutes) with seed
+{recipe.seed}. To train it again: `make default-model SHARED=...`.
 
-What is hardly taught, people by day, would be forgotten. So the weights are a mean of those after
-training and of those at the start (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903). The share of
-the start is {share}, the one with the best mean on frames of the training splits:
+Training alone forgets what is hardly taught, such as people by day. So the weights are
+interpolated with those of the start (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903). Alpha, the
+share of the start, is {alpha}: the best mean AP50 on images of the training splits:
 
-{shares}
+{alphas}
 
-## What it must not be used for
+## Limits
 
-It is a small model, trained briefly on little, and validated for no flight: measure it on your own
-frames before anything depends on it. Not for finding people in distress, not for keeping away from
-people (how few of them it finds by day: `unicamp-people` above), not for identifying anybody.
-Thermal: the camera of HIT-UAV alone, in which neither trucks nor buses were taught. From straight
-above people are a few pixels, and mostly missed at 640: use `tiling: auto`. Some of what it learnt
-is wrong, since models said it.
+- The model is small, was trained briefly on little data, and is not validated for flight. Measure
+  it on your own images before anything depends on it.
+- Do not use it to find people in distress, to keep a distance from people, or to identify anybody.
+  It finds few people by day: see `unicamp-people` above.
+- Thermal images: only the camera of HIT-UAV, and no trucks or buses in them.
+- People seen from straight above are a few pixels tall and mostly missed at 640 px: use
+  `tiling: auto`.
+- Some pseudo-labels of the teachers were wrong, and the model has learnt them, too.
 
 ## Attribution and licences
 
-{attribution}.
+{attribution}
 
-The weights are {licence}, as they were trained with Ultralytics from one of its checkpoints; the
-teachers' weights, too. `hit-uav` is CC BY 4.0, `aerial-cars` CC BY-SA and CC BY 3.0,
-`rgb-unlabelled` public domain, CC0, CC BY 3.0 and CC BY 4.0. All allow commercial use, with
-attribution; `unicamp-people` (CC BY-NC 4.0) was measured on alone.
+The weights are {licence}, because they and the teachers' weights were trained with Ultralytics
+from its checkpoints. `hit-uav` is CC BY 4.0, `aerial-cars` CC BY-SA and CC BY 3.0,
+`rgb-unlabelled` public domain, CC0, CC BY 3.0 and CC BY 4.0. All of them allow commercial use with
+attribution. `unicamp-people` (CC BY-NC 4.0) was only measured.
 """

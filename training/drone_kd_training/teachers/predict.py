@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector
 from drone_kd.files import atomic_folder
 from drone_kd.metrics import MAX_DETECTIONS
+from drone_kd.progress import track
 from drone_kd_training.data.dataset import (
     DataError,
     centre_and_size,
@@ -69,7 +68,7 @@ def predict(
         names = "".join(f"{name}\n" for name in backend.spec.classes)
         (partial / CLASSES_FILE).write_text(names, encoding="utf-8")
         paths = image_paths(folder)
-        for path in tqdm(paths, desc=f"predict {split}", unit="image", leave=False):
+        for path in track(paths, f"Predict {split}", "image"):
             sample = read_sample(path, len(dataset.names))
             if sample is None:
                 continue

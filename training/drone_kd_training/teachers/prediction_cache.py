@@ -17,7 +17,6 @@ from typing import cast
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 from ultralytics.utils import LOGGER
 
 from drone_kd.core.detections import Detections
@@ -25,6 +24,7 @@ from drone_kd.detector import Detector
 from drone_kd.files import atomic_file, file_sha256, write_text
 from drone_kd.metrics import MAX_DETECTIONS
 from drone_kd.paths import parameter_defaults
+from drone_kd.progress import track
 from drone_kd_training.data.dataset import DataError
 from drone_kd_training.evaluation.evaluate import IOU
 from drone_kd_training.models.checkpoints import load_model
@@ -78,7 +78,7 @@ class PredictionCache:
         if self._given is not None:
             return
         missing = [p for p in dict.fromkeys(images) if not self._file(p).is_file()]
-        for path in tqdm(missing, desc=f"predictions of {self.teacher.name}", unit="image"):
+        for path in track(missing, f"Predict with {self.teacher.name}", "image"):
             image = cv2.imread(str(path))
             if image is None:
                 raise DataError(f"{path} is not readable as an image")

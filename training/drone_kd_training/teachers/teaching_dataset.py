@@ -21,10 +21,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import yaml
-from tqdm import tqdm
 from ultralytics.utils import LOGGER
 
 from drone_kd.files import write_text
+from drone_kd.progress import track
 from drone_kd_training.data.dataset import (
     DataError,
     Sample,
@@ -221,8 +221,7 @@ def _write_source(
     written: list[Path] = []
     teachers = plan.teachers_of(source)
     choose = _Thinning(source.crops)
-    paths = tqdm(source.train, desc=f"frames of {source.name}", leave=False)
-    for number, path in enumerate(paths):
+    for number, path in enumerate(track(source.train, f"Write {source.name}", "image")):
         sample = read_sample(path, len(source.names)) if source.labelled else _unlabelled(path)
         if sample is None:
             continue
