@@ -21,7 +21,8 @@ endif
 # ROS traffic stays on this machine unless the caller says otherwise.
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 
-.PHONY: help setup demo demo-sim demo-loop demo-teacher default-model test bench-node lint clean check
+.PHONY: help setup demo demo-sim demo-loop demo-teacher default-model test test-fast \
+  test-variants coverage bench-node lint clean check
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -31,8 +32,8 @@ help:  ## show this list
 setup: $(DONE)/training  ## build .venv (about 3 GB to download the first time)
 
 demo: setup  ## distil a student from a teacher, export it and fly it
-	$(PY) -m drone_kd_training.recipes.demo $(foreach name,DATA TEACHER STUDENT EPOCHS TEACHER_EPOCHS IMGSZ \
-	  FRACTION OUTPUT,$(if $($(name)),$(option-$(name)) "$($(name))"))
+	$(PY) -m drone_kd_training.recipes.demo $(foreach name,DATA TEACHER STUDENT EPOCHS \
+	  TEACHER_EPOCHS IMGSZ FRACTION OUTPUT,$(if $($(name)),$(option-$(name)) "$($(name))"))
 
 option-DATA := --data
 option-TEACHER := --teacher
@@ -52,8 +53,8 @@ demo-loop: setup  ## a flight at night: record, mine, retrain, judge, swap, scor
 # The teacher that the demo starts from: other places (--seed) than those the demo draws.
 # SHARED: see default-model; here only weights/yolov8s-coco.pt is read.
 demo-teacher: setup  ## train the demo's teacher anew (about 35 minutes on 2 cores)
-	$(PY) -m training generate --output runs/demo-teacher/data --train 800 --val 60 --seed 1
-	$(PY) -m training distill --data runs/demo-teacher/data/data.yaml --teacher none \
+	.venv/bin/drone-kd generate --output runs/demo-teacher/data --train 800 --val 60 --seed 1
+	.venv/bin/drone-kd distill --data runs/demo-teacher/data/data.yaml --teacher none \
 	  --student aerial-teacher.yaml --output runs/demo-teacher/run --epochs 3 --batch 2 --no-val \
 	  --set pretrained="$(SHARED)/weights/yolov8s-coco.pt" --set optimizer=AdamW --set lr0=0.001 \
 	  --set mosaic=0 --set close_mosaic=0 --set nbs=2 --set warmup_epochs=0.25
@@ -67,20 +68,39 @@ default-model: setup  ## train drone_kd/models/default.onnx anew (about two hour
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m drone_kd_training.recipes.default_model --shared "$(SHARED)" \
 	  $(if $(THERMAL),--thermal-teacher "$(THERMAL)")
 
-test: lint $(DONE)/rtx  ## lint, then run the tests
-	$(PY) -m pytest --timeout=120 --durations=10
+PYTEST := $(PY) -m pytest --timeout=120
+
+test: lint $(DONE)/rtx  ## lint, then run all tests
+	$(PYTEST) --durations=10
+
+test-fast: setup  ## run the tests without training and without floods of ROS messages
+	$(PYTEST) -m "not slow"
+
+# No result may depend on a processor's instructions or on the number of threads.
+test-variants: $(DONE)/rtx  ## run all tests as on other processors, and with one thread
+	ATEN_CPU_CAPABILITY=default $(PYTEST)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST)
+	OMP_NUM_THREADS=1 $(PYTEST)
+
+coverage: $(DONE)/rtx  ## run all tests, and print which code they reach
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest --timeout=240
+	$(PY) -m coverage combine -q
+	$(PY) -m coverage report
 
 # YOLO_ROS: a checkout of yolo_ros (mgonzs13) to compare with. SOAK_MINUTES: default 5.
 bench-node: setup  ## measure what the node costs: benchmarks/node.md (about 40 minutes)
 	$(PY) -m benchmarks.node $(if $(YOLO_ROS),--yolo-ros "$(YOLO_ROS)") \
 	  $(if $(SOAK_MINUTES),--soak-minutes $(SOAK_MINUTES))
 
-lint: setup  ## check style and formatting
+lint: setup  ## check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 clean:  ## remove .venv and everything built
-	rm -rf .venv build install log *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build install log *.egg-info training/*.egg-info .pytest_cache .ruff_cache \
+	  .mypy_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 check:

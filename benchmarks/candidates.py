@@ -25,6 +25,7 @@ class FirstRows:
 
     def __init__(self, backend: TorchBackend) -> None:
         self.backend, self.spec, self.name = backend, backend.spec, backend.name
+        self.fallback = ""
         self.rows: int | None = None
         self.seen: list[np.ndarray] = []
         self.position = 0

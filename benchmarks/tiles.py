@@ -40,6 +40,7 @@ def tiles(
     """Yield name, pixels and window (x1, y1, x2, y2) in [0, 1] of each tile of an image."""
     height, width = image.shape[:2]
     for _, pixels, window in views(image, Crops(size)):
+        assert pixels is not None  # of an image that was read
         x1, y1 = round(window[0] * width), round(window[1] * height)
         yield f"{path.stem}-{y1:04d}-{x1:04d}", pixels, window
 

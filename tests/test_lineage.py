@@ -15,12 +15,12 @@ PARENT = Ancestor(
     sha256=DIGEST,
     metrics={"map50_95": 0.25},
     date="2026-11-24T18:30:00Z",
-    command="python -m training retrain a.onnx",
+    command="drone-kd retrain a.onnx",
     data={"base": DIGEST},
 )
 CHILD = Lineage(
     date="2026-11-25T18:30:00Z",
-    command="python -m training retrain 'Fußgänger.onnx'",
+    command="drone-kd retrain 'Fußgänger.onnx'",
     data={"base": DIGEST, "flight 7": "0" * 64},
     ancestors=(PARENT, Ancestor(sha256=DIGEST, metrics={})),
 )

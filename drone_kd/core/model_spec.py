@@ -14,7 +14,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 # Layout, dtype and colour order of the input: our own, and the one that other programs expect.
 INPUTS = {"uint8-nhwc": ("NHWC", "uint8", "BGR"), "float32-nchw": ("NCHW", "float32", "RGB")}
 
-_EXPORT_HINT = "export it with: python -m training export best.pt --output model.onnx"
+_EXPORT_HINT = "export it with: drone-kd export best.pt --output model.onnx"
 
 
 class ModelError(ValueError):

@@ -85,7 +85,7 @@ def test_model_without_metadata_is_rejected(model, capfd):
     proto = onnx.load(model)
     del proto.metadata_props[:]
     onnx.save(proto, model)
-    assert "python -m training export" in rejected(model, capfd)
+    assert "drone-kd export" in rejected(model, capfd)
 
 
 @pytest.mark.parametrize(

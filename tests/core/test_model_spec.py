@@ -61,7 +61,7 @@ def test_invalid_metadata_is_rejected_in_one_line(changes, message):
     with pytest.raises(ModelError) as error:
         ModelSpec.from_metadata(metadata(**changes))
     assert message in str(error.value)
-    assert "python -m training export" in str(error.value)
+    assert "drone-kd export" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -21,7 +21,7 @@ from drone_kd_training.data.dataset import (
 from drone_kd_training.export.quantize import spread
 from drone_kd_training.models.checkpoints import UnusableModelError, match_classes
 from drone_kd_training.teachers.predict import predict
-from drone_kd_training.teachers.teachers import CLASSES_FILE, Predictions, open_teacher
+from drone_kd_training.teachers.teachers import CLASSES_FILE, Predictions, read_predictions
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_mined(folder: Path) -> Mined:
         data,
         [path for path in train if path.stem in corrected],
         [path for path in train if path.stem not in corrected],
-        open_teacher(str(folder / "answers"), data.names),
+        read_predictions(str(folder / "answers"), data.names),
         corrected,
     )
 
@@ -136,7 +136,7 @@ def write_training_set(
 def _predict_base(teacher: str, base: DataSet, folder: Path) -> Predictions:
     """Return a teacher's predictions for the base frames; a checkpoint runs only once."""
     if Path(teacher).is_dir():
-        return open_teacher(teacher, base.names)
+        return read_predictions(teacher, base.names)
     if Path(teacher).suffix != ".pt":
         raise UnusableModelError(
             f"--teacher must be a checkpoint (.pt) or a folder of YOLO .txt, got {teacher}"
@@ -145,7 +145,7 @@ def _predict_base(teacher: str, base: DataSet, folder: Path) -> Predictions:
     if not written.is_dir():
         listed = replace(base, train=(folder / "base.txt").resolve(), test=None)
         predict(teacher, listed.write_resolved(folder / "base.yaml"), written)
-    return open_teacher(str(written), base.names)
+    return read_predictions(str(written), base.names)
 
 
 def _merge_predictions(

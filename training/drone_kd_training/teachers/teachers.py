@@ -169,20 +169,23 @@ def open_teacher(source: str, names: tuple[str, ...], tile: int | None = None) -
     Raises:
         UnusableModelError: none of these, or a class id or confidence out of range.
     """
-    path = Path(source)
-    if path.is_dir():
-        listed = path / CLASSES_FILE
-        if listed.is_file():
-            names = tuple(listed.read_text(encoding="utf-8").split("\n")[:-1])
-        return _check(Predictions(names, _read_folder(path, len(names)), pixels=False), source)
-    if path.suffix == ".json":
-        return _check(Predictions(names, _read_coco(path, len(names)), pixels=True), source)
+    if Path(source).is_dir() or Path(source).suffix == ".json":
+        return read_predictions(source, names)
     model, _ = load_model(source, also=BOX_HEADS)
     head = type(cast(Any, model).model[-1]).__name__
     return BoxTeacher(model) if head in BOX_HEADS else DetectTeacher(model, tile)
 
 
-def _check(predictions: Predictions, source: str) -> Predictions:
+def read_predictions(source: str, names: tuple[str, ...]) -> Predictions:
+    """Read a folder of YOLO .txt with confidences, or a COCO results .json; see `open_teacher`."""
+    path = Path(source)
+    if path.is_dir():
+        listed = path / CLASSES_FILE
+        if listed.is_file():
+            names = tuple(listed.read_text(encoding="utf-8").split("\n")[:-1])
+        predictions = Predictions(names, _read_folder(path, len(names)), pixels=False)
+    else:
+        predictions = Predictions(names, _read_coco(path, len(names)), pixels=True)
     if not predictions.found:
         raise UnusableModelError(
             f"{source} holds no predictions: expected lines 'class x y w h confidence' in .txt "
