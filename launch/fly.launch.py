@@ -15,30 +15,22 @@ from launch_ros.parameter_descriptions import ParameterValue
 from drone_kd.dds import large_image_settings
 
 DEFAULTS = Path(get_package_share_directory("drone_kd")) / "config" / "detector.yaml"
+ARGUMENTS = (
+    ("model", "", "Path of a model.onnx; empty: as in params_file, or the default."),
+    ("image", "image", "Image topic of the camera."),
+    ("namespace", "", "Namespace of the node."),
+    ("params_file", str(DEFAULTS), "ROS parameter file of the detector."),
+    ("use_sim_time", "false", "Take the time from /clock."),
+)
 
 
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments, and start the detector, which activates itself."""
     return LaunchDescription(
         [
-            DeclareLaunchArgument(
-                "model",
-                default_value="",
-                description="Path of a model.onnx; empty: as in params_file, or the default.",
-            ),
-            DeclareLaunchArgument(
-                "image", default_value="image", description="Image topic of the camera."
-            ),
-            DeclareLaunchArgument(
-                "namespace", default_value="", description="Namespace of the node."
-            ),
-            DeclareLaunchArgument(
-                "params_file",
-                default_value=str(DEFAULTS),
-                description="ROS parameter file of the detector.",
-            ),
-            DeclareLaunchArgument(
-                "use_sim_time", default_value="false", description="Take the time from /clock."
+            *(
+                DeclareLaunchArgument(name, default_value=default, description=description)
+                for name, default, description in ARGUMENTS
             ),
             # Large best-effort images are lost in Fast DDS's default shared memory.
             *(SetEnvironmentVariable(*item) for item in large_image_settings().items()),

@@ -20,13 +20,10 @@ DEFAULTS = SHARE / "config" / "camera.yaml"
 
 def generate_launch_description() -> LaunchDescription:
     """Start a camera, and the detector by including fly.launch.py."""
+    source = "Image folder or video; empty: a procedural flight."
     return LaunchDescription(
         [
-            DeclareLaunchArgument(
-                "source",
-                default_value="",
-                description="Image folder or video; empty: a procedural flight.",
-            ),
+            DeclareLaunchArgument("source", default_value="", description=source),
             DeclareLaunchArgument("rate", default_value="15.0", description="Frames per second."),
             # Declares the other arguments, and configures DDS for both nodes.
             IncludeLaunchDescription(PythonLaunchDescriptionSource(str(FLY))),

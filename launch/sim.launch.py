@@ -22,49 +22,34 @@ from launch_ros.parameter_descriptions import ParameterValue
 SHARE = Path(get_package_share_directory("drone_kd"))
 FLY = SHARE / "launch" / "fly.launch.py"
 SIMULATED = {"use_sim_time": True}
+WORLD, SHAPES, BRIDGE = (
+    str(SHARE / "worlds" / name)
+    for name in ("aerial_traffic.sdf", "aerial_traffic.yaml", "bridge.yaml")
+)
+ARGUMENTS = (
+    ("world", WORLD, "SDF file; another world needs its own shapes and bridge."),
+    ("headless", "false", "Run Gazebo without a window."),
+    ("output", "sim-flight", "Folder for the flight record."),
+    ("shapes", SHAPES, "Shapes and classes of the objects in the world, for ground truth."),
+    ("bridge", BRIDGE, "Topics of ros_gz_bridge."),
+    ("boxes", "", "Bridged topic of a bounding-box camera; replaces shapes as ground truth."),
+    ("label_names", "['']", "Names of that camera's labels 0, 1, ...: ['', car, person]."),
+)
 
 
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments, and start Gazebo, bridge, detector, ground truth and scorer."""
     return LaunchDescription(
         [
-            DeclareLaunchArgument(
-                "world",
-                default_value=str(SHARE / "worlds" / "aerial_traffic.sdf"),
-                description="SDF file; another world needs its own shapes and bridge.",
-            ),
-            DeclareLaunchArgument(
-                "headless", default_value="false", description="Run Gazebo without a window."
+            *(
+                DeclareLaunchArgument(name, default_value=default, description=description)
+                for name, default, description in ARGUMENTS
             ),
             DeclareLaunchArgument(
                 "camera",
                 default_value="front",
                 choices=["front", "down"],
                 description="Camera of the drone that the detector uses.",
-            ),
-            DeclareLaunchArgument(
-                "output", default_value="sim-flight", description="Folder for the flight record."
-            ),
-            DeclareLaunchArgument(
-                "shapes",
-                default_value=str(SHARE / "worlds" / "aerial_traffic.yaml"),
-                description="Shapes and classes of the objects in the world, for ground truth.",
-            ),
-            DeclareLaunchArgument(
-                "bridge",
-                default_value=str(SHARE / "worlds" / "bridge.yaml"),
-                description="Topics of ros_gz_bridge.",
-            ),
-            DeclareLaunchArgument(
-                "boxes",
-                default_value="",
-                description="Bridged topic of a bounding-box camera; replaces projected shapes as "
-                "ground truth.",
-            ),
-            DeclareLaunchArgument(
-                "label_names",
-                default_value="['']",
-                description="Names of that camera's labels 0, 1, ...: ['', car, person].",
             ),
             OpaqueFunction(function=_simulation),
         ]
@@ -83,22 +68,17 @@ def _simulation(context: LaunchContext) -> list[Any]:
     camera = LaunchConfiguration("camera").perform(context)
     topic = f"/drone/{camera}"
     boxes = LaunchConfiguration("boxes").perform(context)
+    shapes = ParameterValue(LaunchConfiguration("shapes"), value_type=str)
     truth = _own_node(
         "gazebo_truth",
-        {
-            "shapes": ParameterValue(LaunchConfiguration("shapes"), value_type=str),
-            "camera": camera,
-        },
+        {"shapes": shapes, "camera": camera},
         [("camera_info", f"{topic}/camera_info"), ("poses", "/poses")],
     )
+    output = ParameterValue(LaunchConfiguration("output"), value_type=str)
+    label_names = ParameterValue(LaunchConfiguration("label_names"), value_type=list[str])
     scorer = _own_node(
         "scorer",
-        {
-            "output": ParameterValue(LaunchConfiguration("output"), value_type=str),
-            "label_names": ParameterValue(
-                LaunchConfiguration("label_names"), value_type=list[str]
-            ),
-        },
+        {"output": output, "label_names": label_names},
         [
             ("detections", "detector/detections"),
             ("label_info", "detector/label_info"),
@@ -107,15 +87,12 @@ def _simulation(context: LaunchContext) -> list[Any]:
             ("image", f"{topic}/image"),
         ],
     )
+    options = "-r -s --headless-rendering" if headless else "-r"
+    # On exit: the other nodes would wait forever without Gazebo.
+    gz_arguments = {"gz_args": f"{options} {shlex.quote(world)}", "on_exit_shutdown": "true"}
     return [
         IncludeLaunchDescription(
-            PythonLaunchDescriptionSource(str(gazebo)),
-            launch_arguments={
-                "gz_args": ("-r -s --headless-rendering " if headless else "-r ")
-                + shlex.quote(world),
-                # The other nodes would wait forever without Gazebo.
-                "on_exit_shutdown": "true",
-            }.items(),
+            PythonLaunchDescriptionSource(str(gazebo)), launch_arguments=gz_arguments.items()
         ),
         Node(
             package="ros_gz_bridge",

@@ -6,20 +6,15 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CompressedImage, Image
 
 from drone_kd.ros.detection_messages import bgr_to_image, bgr_to_jpeg
+from drone_kd.ros.pipeline import Result
 from drone_kd.ros.qos import DETECTIONS_QOS
-from drone_kd.ros.worker import Result
 from drone_kd.visualization import draw_detections, draw_text
 
 _JPEG_QUALITY = 80
 
 
 class DebugImages:
-    """Publishes a camera's annotated frames while somebody subscribes to them.
-
-    Args:
-        node: owner of the publishers.
-        prefix: of the topics `debug/image` and `debug/image/compressed`.
-    """
+    """Publishes a camera's annotated frames on PREFIXdebug/image[/compressed] for subscribers."""
 
     def __init__(self, node: LifecycleNode, prefix: str) -> None:
         self._node = node
@@ -31,9 +26,8 @@ class DebugImages:
 
     def wanted(self) -> bool:
         """Return whether there is a subscriber."""
-        return bool(
-            self._raw.get_subscription_count() or self._compressed.get_subscription_count()
-        )
+        publishers = self._raw, self._compressed
+        return any(publisher.get_subscription_count() for publisher in publishers)
 
     def publish(self, result: Result) -> None:
         """Draw and publish, each topic only if it has a subscriber."""

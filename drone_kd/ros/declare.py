@@ -9,14 +9,11 @@ from rclpy.node import Node
 
 from drone_kd.paths import parameter_defaults
 
+_AT_RECORD = "applies to the next ~/record."
+
 
 def declare(node: Node, file: str, descriptors: Mapping[str, ParameterDescriptor]) -> None:
-    """Declare parameters with their defaults.
-
-    Args:
-        node: gets the parameters.
-        file: name of a file in config/ that holds the defaults.
-        descriptors: of the parameters by name.
+    """Declare parameters by name, with their defaults from a file in config/.
 
     Raises:
         rclpy.exceptions.ParameterException: a value given at startup has the wrong type or is out
@@ -85,20 +82,15 @@ def declare_detector_parameters(node: Node) -> None:
         "reliability": other("auto, reliable or best_effort; applies at activation."),
         "max_age": number("Drop frames older than this, in s; 0: no limit.", 0.0, 60.0),
         "max_rate": number("Maximum frames per second per camera; 0: no limit.", 0.0, 1000.0),
-        "record_directory": other("Folder of the bags; applies to the next ~/record."),
+        "record_directory": other(f"Folder of the bags; {_AT_RECORD}"),
         "record_budget_mb": number(
-            "Size limit of this node's bags in MB, the oldest are deleted; applies to the next "
-            "~/record.",
-            10.0,
-            1e6,
+            f"Size limit of the node's bags in MB, the oldest are deleted; {_AT_RECORD}", 10.0, 1e6
         ),
         "record_per_minute": number(
-            "Maximum frames per minute per camera; applies to the next ~/record.", 0.1, 600.0
+            f"Maximum frames per minute per camera; {_AT_RECORD}", 0.1, 600.0
         ),
-        "record_random": number(
-            "Fraction of randomly chosen frames; applies to the next ~/record.", 0.0, 1.0
-        ),
-        "record_format": other("jpeg or raw; applies to the next ~/record."),
+        "record_random": number(f"Fraction of randomly chosen frames; {_AT_RECORD}", 0.0, 1.0),
+        "record_format": other(f"jpeg or raw; {_AT_RECORD}"),
         "silence_s": number("Report a camera without frames for this long, in s.", 0.1, 60.0),
         "rate_warn_hz": number("WARN below this detection rate, in Hz; 0: never.", 0.0, 1000.0),
         "latency_warn_ms": number("WARN above this p95 latency, in ms; 0: never.", 0.0, 60000.0),

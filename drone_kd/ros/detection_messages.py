@@ -23,7 +23,7 @@ from drone_kd.core.detections import Detections
 def bgr_to_image(image: np.ndarray, header: Header) -> Image:
     """Return a uint8 (h, w, 3) BGR image as a bgr8 image message."""
     height, width = image.shape[:2]
-    data = byte_array(np.ascontiguousarray(image).data.cast("B"))
+    data = _byte_array(np.ascontiguousarray(image).data.cast("B"))
     return Image(
         header=header, height=height, width=width, encoding="bgr8", step=3 * width, data=data
     )
@@ -32,16 +32,12 @@ def bgr_to_image(image: np.ndarray, header: Header) -> Image:
 def bgr_to_jpeg(image: np.ndarray, quality: int, header: Header) -> CompressedImage:
     """Return a uint8 (h, w, 3) BGR image as a JPEG message, named as image_transport does."""
     _, jpeg = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
-    return CompressedImage(
-        header=header, format="bgr8; jpeg compressed bgr8", data=byte_array(jpeg.tobytes())
-    )
+    data = _byte_array(jpeg.tobytes())
+    return CompressedImage(header=header, format="bgr8; jpeg compressed bgr8", data=data)
 
 
-def byte_array(data: bytes | memoryview) -> array[int]:
-    """Return bytes as the type that message setters do not check byte by byte.
-
-    That check takes 200 to 500 ms per frame.
-    """
+def _byte_array(data: bytes | memoryview) -> array[int]:
+    """Return the type that message setters do not check byte by byte, in 200 to 500 ms."""
     result = array("B")
     result.frombytes(data)
     return result

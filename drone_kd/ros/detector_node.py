@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import fields
 from time import monotonic
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState
@@ -23,26 +24,18 @@ from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
 from drone_kd.machine import temperatures_c
+from drone_kd.ros import diagnostics
 from drone_kd.ros.debug_image import DebugImages
 from drone_kd.ros.declare import declare_detector_parameters
 from drone_kd.ros.detection_messages import to_detection_array, to_label_info
-from drone_kd.ros.diagnostics import (
-    camera_status,
-    judge_camera,
-    judge_node,
-    node_status,
-    processor_temperatures,
-    record_status,
-)
 from drone_kd.ros.model_loader import Loader, Model, load_model
 from drone_kd.ros.model_slot import ModelSlot
 from drone_kd.ros.params import Settings, SettingsError
-from drone_kd.ros.pipeline import Pipeline
+from drone_kd.ros.pipeline import Pipeline, Result
 from drone_kd.ros.qos import DETECTIONS_QOS, LATCHED_QOS, REPORT_QOS
 from drone_kd.ros.recording.recorder import Recorder
 from drone_kd.ros.run import run_node
 from drone_kd.ros.stats import CameraReport, CameraStats
-from drone_kd.ros.worker import Result
 
 MATCH_SECONDS = 0.5
 REPORT_SECONDS = 1.0
@@ -69,9 +62,7 @@ class DetectorNode(LifecycleNode):
         declare_detector_parameters(self)
         self._settings = Settings.from_parameters(self._values())
         self.add_on_set_parameters_callback(self._on_set_parameters)
-        self._loader = Loader(
-            ready=self.create_guard_condition(self._on_loaded).trigger, progress=self._log_info
-        )
+        self._loader = Loader(self.create_guard_condition(self._on_loaded).trigger, self._log_info)
         self._configure_problem = ""
         self._slot: ModelSlot | None = None  # while configured
         self._detections: dict[str, Detection2DArray] = {}  # per camera, while configured
@@ -81,42 +72,36 @@ class DetectorNode(LifecycleNode):
         self._stats = {camera: CameraStats() for camera in self._settings.cameras}
         self._reminders: dict[str, tuple[str, float]] = {}
         self._enabled = True
+        self._recorder: Recorder | None = None
         self.create_service(SetBool, "~/enable", self._on_enable)
         self.create_service(Trigger, "~/rollback", self._on_rollback)
-        self._recorder: Recorder | None = None
         self.create_service(SetBool, "~/record", self._on_record)
-
+        topics = "/diagnostics", "~/stats"
         self._report_publishers = [
-            self.create_publisher(DiagnosticArray, topic, REPORT_QOS)
-            for topic in ("/diagnostics", "~/stats")
+            self.create_publisher(DiagnosticArray, topic, REPORT_QOS) for topic in topics
         ]
         # On the machine's own clock: a paused simulation must not silence them.
         clock = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(REPORT_SECONDS, self._report, clock=clock)
         self.create_timer(MATCH_SECONDS, self._match, clock=clock)
-        if self.get_parameter("autostart").value:
-            if (
-                self.trigger_configure() == TransitionCallbackReturn.SUCCESS
-                and self.trigger_activate() == TransitionCallbackReturn.SUCCESS
-            ):
-                self.get_logger().info("Configured and activated (autostart)")
-        else:
+        if not self.get_parameter("autostart").value:
             self.get_logger().info(
                 "Waiting to be configured and activated (autostart:=true does both): "
                 f"ros2 lifecycle set {self.get_fully_qualified_name()} configure"
             )
+        elif all(
+            trigger() == TransitionCallbackReturn.SUCCESS
+            for trigger in (self.trigger_configure, self.trigger_activate)
+        ):
+            self.get_logger().info("Configured and activated (autostart)")
 
     # Life cycle
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and run it once; FAILURE and one log line if it is unusable."""
         try:
-            model = load_model(
-                self.get_parameter("model").value,
-                self._settings,
-                may_build=True,
-                progress=self._log_info,
-            )
+            parameter = self.get_parameter("model").value
+            model = load_model(parameter, self._settings, True, self._log_info)
         except Exception as error:  # rclpy would swallow it silently
             self._configure_problem = f"cannot configure: {error}"
             self.get_logger().error(self._configure_problem)
@@ -136,7 +121,7 @@ class DetectorNode(LifecycleNode):
             settings=lambda: self._settings,
             write_parameter=lambda path: self.set_parameters([Parameter("model", value=path)]),
             on_swap=self._on_swap,
-            logger=self.get_logger(),
+            log=self.get_logger(),
         )
         return super().on_configure(state)
 
@@ -172,8 +157,7 @@ class DetectorNode(LifecycleNode):
         """Free the model and the publishers."""
         result = super().on_cleanup(state)
         self._loader.forget()
-        self.destroy_lifecycle_publisher(self._labels)
-        for publisher in self._detections.values():
+        for publisher in (self._labels, *self._detections.values()):
             self.destroy_lifecycle_publisher(publisher)
         for debug in self._debug.values():
             debug.destroy()
@@ -225,16 +209,14 @@ class DetectorNode(LifecycleNode):
         )
 
     def _show(self, result: Result) -> None:
-        """Hand a published result to consumers that can wait."""
         if self._recorder is not None:
             self._recorder.offer(result)
         self._debug[result.frame.camera].publish(result)
 
     def _announce_labels(self, model: Model) -> None:
-        """Publish the class list and the threshold in use."""
         header = Header(stamp=self.get_clock().now().to_msg())
-        classes = model.backend.spec.classes
-        self._labels.publish(to_label_info(classes, self._settings.confidence, header))
+        threshold = self._settings.confidence
+        self._labels.publish(to_label_info(model.backend.spec.classes, threshold, header))
 
     # Control
 
@@ -268,7 +250,7 @@ class DetectorNode(LifecycleNode):
     def _on_swap(self, model: Model) -> None:
         if self._pipeline is not None:
             self._announce_labels(model)
-            self._pipeline.use(model)
+            self._pipeline.model = model
 
     def _on_rollback(
         self, request: Trigger.Request, response: Trigger.Response
@@ -277,35 +259,31 @@ class DetectorNode(LifecycleNode):
         try:
             if self._slot is None:
                 raise ValueError("the node is not configured")
-            response.message = f"rolled back to model {self._slot.roll_back()}"
-            response.success = True
-            self.get_logger().info(f"By ~/rollback: {response.message}")
+            success, line = True, f"rolled back to model {self._slot.roll_back()}"
         except ValueError as error:
-            response.message = f"cannot roll back: {error}"
-            response.success = False
-            self.get_logger().error(response.message)
-        return response
+            success, line = False, f"cannot roll back: {error}"
+        return self._respond("rollback", response, success, line)
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enabled = request.data
         if self._pipeline is not None:
             self._pipeline.enable(self._enabled)
-        response.success = True
-        response.message = "enabled" if self._enabled else "disabled"
-        self.get_logger().info(f"By ~/enable: {response.message}")
-        return response
+        return self._respond("enable", response, True, "enabled" if request.data else "disabled")
 
     def _on_record(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         if request.data:
-            response.success, response.message = self._start_recorder()
+            return self._respond("record", response, *self._start_recorder())
+        if self._recorder is not None:
+            self._recorder.close()
+        return self._respond("record", response, True, "recording off")
+
+    def _respond(self, service: str, response: Any, success: bool, line: str) -> Any:
+        """Fill in and log the response of a service."""
+        response.success, response.message = success, line
+        if success:
+            self.get_logger().info(f"By ~/{service}: {line}")
         else:
-            if self._recorder is not None:
-                self._recorder.close()
-            response.success, response.message = True, "recording off"
-        if response.success:
-            self.get_logger().info(f"By ~/record: {response.message}")
-        else:
-            self.get_logger().error(response.message)
+            self.get_logger().error(line)
         return response
 
     def _start_recorder(self) -> tuple[bool, str]:
@@ -332,26 +310,29 @@ class DetectorNode(LifecycleNode):
     def _report(self) -> None:
         """Publish /diagnostics and ~/stats, and log silent cameras."""
         state = self._state_machine.current_state[1]
-        temperatures = processor_temperatures(temperatures_c())
+        temperatures = diagnostics.processor_temperatures(temperatures_c())
         name = self.get_fully_qualified_name()
         model, problem = None, self._configure_problem
         if self._slot is not None:
             model, problem = self._slot.model, self._slot.problem
-        verdict = judge_node(state, self._enabled, problem, temperatures, self._settings)
-        status = [node_status(name, verdict, state, model, temperatures)]
+        verdict = diagnostics.judge_node(
+            state, self._enabled, problem, temperatures, self._settings
+        )
+        status = [diagnostics.node_status(name, verdict, state, model, temperatures)]
         subscriptions = {} if self._pipeline is None else self._pipeline.subscriptions
         for camera, subscription in subscriptions.items():
             report = self._stats[camera].report()
-            is_silent = report.silent_s > self._settings.silence_s
+            topic, is_silent = subscription.topic, report.silent_s > self._settings.silence_s
             why_silent = subscription.why_silent() if is_silent else ""
-            self._remind(camera, subscription.topic, report, why_silent)
-            verdict = judge_camera(report, why_silent, self._settings)
-            status.append(
-                camera_status(f"{name}: {camera or 'image'}", verdict, subscription.topic, report)
-            )
+            self._remind(camera, topic, report, why_silent)
+            verdict = diagnostics.judge_camera(report, why_silent, self._settings)
+            label = f"{name}: {camera or 'image'}"
+            status.append(diagnostics.camera_status(label, verdict, topic, report))
         if self._recorder is not None:
             recorded = self._recorder.report()
-            status.append(record_status(f"{name}: record", self._recorder.folder, recorded))
+            status.append(
+                diagnostics.record_status(f"{name}: record", self._recorder.folder, recorded)
+            )
         message = DiagnosticArray(status=status)
         message.header.stamp = self.get_clock().now().to_msg()
         for publisher in self._report_publishers:

@@ -9,15 +9,12 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from drone_kd.ros.model_loader import Model
 from drone_kd.ros.params import Settings
-from drone_kd.ros.recording.recorder import RecordReport, reason_names
+from drone_kd.ros.recording.frame_selection import REASONS
+from drone_kd.ros.recording.recorder import RecordReport
 from drone_kd.ros.stats import FAILED, OLD, PROCESSED, UNDECODABLE, CameraReport
 
-OK, WARN, ERROR, STALE = (
-    DiagnosticStatus.OK,
-    DiagnosticStatus.WARN,
-    DiagnosticStatus.ERROR,
-    DiagnosticStatus.STALE,
-)
+OK, WARN = DiagnosticStatus.OK, DiagnosticStatus.WARN
+ERROR, STALE = DiagnosticStatus.ERROR, DiagnosticStatus.STALE
 Verdict = tuple[bytes, str]
 
 # Parts of the names of the processors' thermal zones (Jetson, x86, ARM boards).
@@ -27,18 +24,14 @@ _PROCESSORS = ("cpu", "gpu", "soc", "tj", "x86_pkg")
 def processor_temperatures(zones: Mapping[str, float]) -> dict[str, float]:
     """Return the processors' share of all temperatures, in °C by thermal zone."""
     return {
-        name: temperature
-        for name, temperature in zones.items()
-        if any(part in name.lower() for part in _PROCESSORS)
+        zone: value
+        for zone, value in zones.items()
+        if any(part in zone.lower() for part in _PROCESSORS)
     }
 
 
 def judge_node(
-    state: str,
-    enabled: bool,
-    problem: str,
-    temperatures: Mapping[str, float],
-    settings: Settings,
+    state: str, enabled: bool, problem: str, temperatures: Mapping[str, float], settings: Settings
 ) -> Verdict:
     """Return the level of the node as a whole, and the reason.
 
@@ -46,7 +39,7 @@ def judge_node(
         state: name of the lifecycle state.
         enabled: as set by ~/enable.
         problem: what is wrong with the model; empty: nothing.
-        temperatures: in °C by name.
+        temperatures: in °C by thermal zone.
         settings: hold the thresholds.
     """
     hottest = max(temperatures.values(), default=0.0)
@@ -65,25 +58,20 @@ def judge_node(
 
 
 def judge_camera(report: CameraReport, why_silent: str, settings: Settings) -> Verdict:
-    """Return the level of a camera of an active node, and the reason.
-
-    Args:
-        report: of the camera.
-        why_silent: likely reason if no image arrives.
-        settings: hold the thresholds.
-    """
+    """Return the level of a camera of an active node, and the reason."""
     if report.silent_s > settings.silence_s:
         return STALE, f"no image for {report.silent_s:.1f} s: {why_silent}"
     recent = {name: report.recent.get(name, 0) for name in (PROCESSED, FAILED, OLD, UNDECODABLE)}
     tried = recent[PROCESSED] + recent[FAILED]
+    failures = f"{recent[FAILED]} of the last {tried} inferences failed"
     if recent[FAILED] and recent[FAILED] >= settings.failed_error_share * tried:
-        return ERROR, f"{recent[FAILED]} of the last {tried} inferences failed"
+        return ERROR, failures
     p95 = report.stages["total"][1] if "total" in report.stages else 0.0
     late = f"latency p95 {p95:.0f} ms"
     if 0 < settings.latency_error_ms < p95:
         return ERROR, late
     if recent[FAILED]:
-        return WARN, f"{recent[FAILED]} of the last {tried} inferences failed"
+        return WARN, failures
     if recent[UNDECODABLE]:
         return WARN, f"{recent[UNDECODABLE]} images could not be read"
     if recent[OLD] > recent[PROCESSED]:
@@ -93,9 +81,8 @@ def judge_camera(report: CameraReport, why_silent: str, settings: Settings) -> V
         )
     if 0 < settings.latency_warn_ms < p95:
         return WARN, late
-    if report.rate_hz < settings.rate_warn_hz:
-        return WARN, f"{report.rate_hz:.1f} detections per second"
-    return OK, f"{report.rate_hz:.1f} detections per second"
+    level = WARN if report.rate_hz < settings.rate_warn_hz else OK
+    return level, f"{report.rate_hz:.1f} detections per second"
 
 
 def node_status(
@@ -144,7 +131,7 @@ def record_status(name: str, folder: Path, report: RecordReport) -> DiagnosticSt
         "frames looked at": str(report.seen),
         "frames dropped": str(report.dropped),
         "frames kept": str(report.kept),
-        **{f"kept for {name}": str(report.reasons.get(name, 0)) for name in reason_names()},
+        **{f"kept for {reason}": str(report.reasons.get(reason, 0)) for reason in REASONS},
         "written (MB)": f"{report.written_bytes / 1e6:.1f}",
     }
     return _status(name, verdict, values)
@@ -152,10 +139,7 @@ def record_status(name: str, folder: Path, report: RecordReport) -> DiagnosticSt
 
 def _status(name: str, verdict: Verdict, values: Mapping[str, str]) -> DiagnosticStatus:
     level, message = verdict
+    pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
     return DiagnosticStatus(
-        level=level,
-        name=name,
-        message=message,
-        hardware_id="drone_kd",
-        values=[KeyValue(key=key, value=value) for key, value in values.items()],
+        level=level, name=name, message=message, hardware_id="drone_kd", values=pairs
     )

@@ -15,13 +15,11 @@ class ImageError(ValueError):
 
 
 def decode_message(message: Image | CompressedImage, width: int, height: int) -> DecodedImage:
-    """Return a message's pixels.
+    """Return a message's pixels; a JPEG at the smallest scale not below a size.
 
     Args:
         message: of a camera.
-        width: of the network's input in pixels; a JPEG is decoded at the smallest scale that is
-            not below it; 0: at full size.
-        height: likewise.
+        width, height: that size in pixels, of the network's input; 0: full size.
 
     Raises:
         ImageError: the message is unusable.
@@ -29,10 +27,9 @@ def decode_message(message: Image | CompressedImage, width: int, height: int) ->
     if isinstance(message, Image):
         image = image_to_bgr(message)
         return DecodedImage(image, image.shape[1], image.shape[0])
+    data = bytes(message.data)
     try:
-        image, reduction, full_width, full_height = decode_reduced(
-            bytes(message.data), width, height
-        )
+        image, reduction, full_width, full_height = decode_reduced(data, width, height)
     except EncodedError as error:
         raise ImageError(f"compressed image ({message.format!r}): {error}") from None
     return DecodedImage(image, full_width, full_height, reduction)

@@ -8,41 +8,35 @@ from time import perf_counter
 from typing import NamedTuple
 
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
 
 
 class Frame(NamedTuple):
-    """A camera's image message.
-
-    Attributes:
-        camera: name of the camera.
-        topic: full name of the topic it came from.
-        message: the image.
-        transport_ms: from the image's stamp to reception; None if the stamp is zero.
-        received: `perf_counter` seconds.
-    """
+    """A camera's image message."""
 
     camera: str
-    topic: str
+    topic: str  # full name of the topic it came from
     message: Image | CompressedImage
-    transport_ms: float | None
-    received: float
+    transport_ms: float | None  # from the image's stamp to reception; None if the stamp is zero
+    received: float  # `perf_counter` seconds
+
+
+def stamp_ns(header: Header) -> int:
+    """Return a header's stamp in nanoseconds; 0: there is none."""
+    return header.stamp.sec * 10**9 + header.stamp.nanosec
 
 
 class Inbox:
-    """Holds the newest frame of each camera.
-
-    Args:
-        cameras: their names.
-    """
+    """Holds the newest frame of each camera."""
 
     def __init__(self, cameras: Sequence[str]) -> None:
+        self.closed = False
         self._condition = threading.Condition()
         self._frames: dict[str, Frame] = {}
         # Least recently served camera first, and the earliest time of each camera's next turn.
         self._turns = list(cameras)
         self._not_before = dict.fromkeys(cameras, 0.0)
         self._woken = False
-        self._closed = False
 
     def put(self, frame: Frame) -> bool:
         """Store a frame; return whether it replaced one that was not taken."""
@@ -53,18 +47,14 @@ class Inbox:
             return replaced
 
     def take(self, limit: int, max_rate: float) -> list[Frame] | None:
-        """Wait for frames.
+        """Wait for up to `limit` frames, from the least recently served cameras.
 
-        Args:
-            limit: maximum number of frames, from the least recently served cameras.
-            max_rate: frames per second per camera; 0: no limit.
-
-        Returns:
-            At least one frame; none after `wake`; None once the inbox is closed.
+        `max_rate` is in frames per second per camera; 0: no limit. Returns at least one frame;
+        none after `wake`; None once the inbox is closed.
         """
         with self._condition:
             while True:
-                if self._closed:
+                if self.closed:
                     return None
                 now = perf_counter()
                 due = [
@@ -105,10 +95,5 @@ class Inbox:
     def close(self) -> None:
         """Make `take` return None from now on."""
         with self._condition:
-            self._closed = True
+            self.closed = True
             self._condition.notify()
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed

@@ -17,18 +17,11 @@ from drone_kd.ros.params import Settings
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model that has run once.
+    """A loaded model that has run once."""
 
-    Attributes:
-        parameter: value of the parameter `model` that it was loaded for.
-        path: of its file.
-        sha256: of its file, 64 hex digits.
-        backend: runs it.
-    """
-
-    parameter: str
+    parameter: str  # value of the parameter `model` that it was loaded for
     path: Path
-    sha256: str
+    sha256: str  # of its file, 64 hex digits
     backend: Backend
 
     def __str__(self) -> str:
@@ -42,13 +35,12 @@ class Model:
 def load_model(
     parameter: str, settings: Settings, may_build: bool, progress: Callable[[str], None]
 ) -> Model:
-    """Load a model and run it once on a black image.
+    """Load a model file, or the package's default model, and run it once on a black image.
 
     Args:
-        parameter: path of a model file; empty: the default model of the package.
-        settings: name the runtime, and must suit the model's classes.
-        may_build: whether a TensorRT engine may be built; see `open_backend`.
-        progress: called with lines of text.
+        parameter: path of the file; empty: the default model.
+        settings: must suit the model's classes.
+        may_build, progress: see `open_backend`.
 
     Raises:
         ModelError, InferenceError, ValueError: the model is unusable; the message is one line.
@@ -69,9 +61,7 @@ def load_model(
 class Loader:
     """Loads models in a background thread, one at a time; the latest request replaces others.
 
-    Args:
-        ready: called in that thread when `take` has a result.
-        progress: called with lines of text.
+    `ready` is called in that thread when `take` has a result, `progress` with lines of text.
     """
 
     def __init__(self, ready: Callable[[], None], progress: Callable[[str], None]) -> None:

@@ -23,10 +23,10 @@ class ModelSlot:
         settings: returns the node's current settings.
         write_parameter: sets the node's parameter `model`.
         on_swap: called with each new current model, but not with the first one.
-        logger: gets a line per event.
+        log: the node's.
 
     Attributes:
-        problem: why the current model is not the requested one; empty: it is.
+        problem: why `model` is not the requested one; empty: it is.
     """
 
     def __init__(
@@ -36,23 +36,18 @@ class ModelSlot:
         settings: Callable[[], Settings],
         write_parameter: Callable[[str], object],
         on_swap: Callable[[Model], None],
-        logger: RcutilsLogger,
+        log: RcutilsLogger,
     ) -> None:
-        self._model = model
+        self.model = model
         self._previous: Model | None = None
         self._loader = loader
         self._settings = settings
         self._write_parameter = write_parameter
         self._on_swap = on_swap
-        self._logger = logger
+        self._log = log
         self._is_writing = False
         self.problem = ""
         self._note_fallback()
-
-    @property
-    def model(self) -> Model:
-        """The current model."""
-        return self._model
 
     def check(self, settings: Settings, parameter: str | None) -> None:
         """Check settings and a new value of the parameter `model`; None: it does not change.
@@ -60,7 +55,7 @@ class ModelSlot:
         Raises:
             ValueError: the settings do not suit the current model, or there is no such file.
         """
-        settings.detector(self._model.backend)
+        settings.detector(self.model.backend)
         if parameter and not self._is_writing and not Path(parameter).is_file():
             raise ValueError(f"model: {parameter}: expected a model file, but there is none")
 
@@ -69,7 +64,7 @@ class ModelSlot:
         if self._is_writing:
             return
         self._loader.request(parameter, settings)
-        self._log_info(f"Loading {parameter or 'the default model'}")
+        self._log.info(f"Loading {parameter or 'the default model'}")
 
     def finish_load(self) -> None:
         """Swap in the model that the loader has finished; if it is unusable, keep the current."""
@@ -82,18 +77,15 @@ class ModelSlot:
                 raise model
             self._settings().detector(model.backend)  # they may have changed during the load
         except Exception as error:  # a runtime's own exceptions have no common base class
-            self.problem = f"cannot load {parameter}: {error}; keeping {self._model.path.name}"
-            self._logger.error(self.problem)
+            self.problem = f"cannot load {parameter}: {error}; keeping {self.model.path.name}"
+            self._log.error(self.problem)
             self._restore_parameter()
             return
         self._swap(model)
-        self._log_info(f"Swapped to model {model}")
+        self._log.info(f"Swapped to model {model}")
 
     def roll_back(self) -> Model:
-        """Swap the current and the previous model, and drop a load in progress.
-
-        Returns:
-            The new current model.
+        """Swap current and previous model, drop a load in progress; return the new current one.
 
         Raises:
             ValueError: there is no previous model, or the settings do not suit it.
@@ -104,24 +96,21 @@ class ModelSlot:
         self._loader.forget()
         self._swap(self._previous)
         self._restore_parameter()
-        return self._model
+        return self.model
 
     def _swap(self, model: Model) -> None:
-        self._previous, self._model = self._model, model
+        self._previous, self.model = self.model, model
         self._note_fallback()
         self._on_swap(model)
 
     def _restore_parameter(self) -> None:
         """Set the parameter to the value that the current model was loaded for."""
         self._is_writing = True
-        self._write_parameter(self._model.parameter)
+        self._write_parameter(self.model.parameter)
         self._is_writing = False
 
-    def _log_info(self, line: str) -> None:
-        self._logger.info(line)
-
     def _note_fallback(self) -> None:
-        fallback = self._model.backend.fallback
+        fallback = self.model.backend.fallback
         self.problem = f"ONNX Runtime serves instead of TensorRT: {fallback}" if fallback else ""
         if fallback:
-            self._logger.warning(self.problem)
+            self._log.warning(self.problem)

@@ -11,9 +11,12 @@ from drone_kd.core.thresholds import parse_thresholds
 from drone_kd.core.tiling import OFF, parse_tiling
 from drone_kd.detector import Detector
 
-TRANSPORTS = ("raw", "compressed")
-RECORD_FORMATS = ("jpeg", "raw")
-RELIABILITIES = ("auto", "reliable", "best_effort")
+_CHOICES = {
+    "runtime": RUNTIMES,
+    "image_transport": ("raw", "compressed"),
+    "reliability": ("auto", "reliable", "best_effort"),
+    "record_format": ("jpeg", "raw"),
+}
 
 
 class SettingsError(ValueError):
@@ -58,11 +61,7 @@ class Settings:
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Settings:
-        """Return the settings of ROS parameter values by name; other names are ignored.
-
-        Raises:
-            SettingsError: a value cannot be used.
-        """
+        """Return the settings of ROS parameter values by name; other names are ignored."""
         values = {field.name: parameters[field.name] for field in fields(cls)}
         # An empty list has no type in ROS, so [""] stands for it.
         values["classes"] = tuple(name for name in values["classes"] if name)
@@ -77,21 +76,15 @@ class Settings:
         return cls(**values)
 
     def __post_init__(self) -> None:
-        """Check the values that ROS cannot check by type and range."""
+        # What ROS cannot check by type and range.
         try:
             parse_tiling(self.tiling)
         except ValueError as error:
             raise SettingsError(str(error)) from None
-        for name, known in (
-            ("runtime", RUNTIMES),
-            ("image_transport", TRANSPORTS),
-            ("reliability", RELIABILITIES),
-            ("record_format", RECORD_FORMATS),
-        ):
-            if getattr(self, name) not in known:
-                raise SettingsError(
-                    f"{name}: expected {' or '.join(known)}, got {getattr(self, name)!r}"
-                )
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise SettingsError(f"{name}: expected {' or '.join(known)}, got {value!r}")
         if len(set(self.cameras)) != len(self.cameras) or not all(
             name.isidentifier() for name in self.cameras if len(self.cameras) > 1 or name
         ):

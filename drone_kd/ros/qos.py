@@ -22,10 +22,7 @@ DETECTIONS_QOS = QoSProfile(depth=1)
 LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 REPORT_QOS = QoSProfile(depth=1)
 
-_FIXED = {
-    "reliable": ReliabilityPolicy.RELIABLE,
-    "best_effort": ReliabilityPolicy.BEST_EFFORT,
-}
+_RELIABLE, _BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 
 
 class ImageSubscription:
@@ -33,13 +30,10 @@ class ImageSubscription:
 
     Args:
         node: owner of the subscription.
-        topic: base name of the topic; remapping applies.
+        topic: base name of the topic; remapping applies. The attribute is the full name.
         transport: "raw", or "compressed" for TOPIC/compressed.
         reliability: "auto", "reliable" or "best_effort".
         callback: called with the full topic name and each message.
-
-    Attributes:
-        topic: full name of the topic.
     """
 
     def __init__(
@@ -60,7 +54,8 @@ class ImageSubscription:
         self.topic = node.resolve_topic_name(self._name)
         self._callback = partial(callback, self.topic)
         self._auto = reliability == "auto"
-        self._subscribe(self._wanted() if self._auto else _FIXED[reliability])
+        fixed = _BEST_EFFORT if reliability == "best_effort" else _RELIABLE
+        self._subscribe(self._wanted() if self._auto else fixed)
 
     def match(self) -> None:
         """With "auto": follow publishers that appear or disappear."""
@@ -74,19 +69,15 @@ class ImageSubscription:
         if not offered:
             other = self._node.resolve_topic_name(self._other_name)
             if self._node.count_publishers(other):
-                return (
-                    f"it has no publisher, but {other} has: set image_transport to "
-                    f"{self._other_transport}"
-                )
+                transport = self._other_transport
+                return f"it has no publisher, but {other} has: set image_transport to {transport}"
             return f"it has no publisher; remap it with -r {self._base}:=/your/topic"
         wanted = f"sensor_msgs/msg/{self._type.__name__}"
-        types = {
-            publisher.topic_type
-            for publisher in self._node.get_publishers_info_by_topic(self.topic)
-        }
+        found = self._node.get_publishers_info_by_topic(self.topic)
+        types = {publisher.topic_type for publisher in found}
         if wanted not in types:
             return f"its publisher sends {' and '.join(sorted(types))}, expected {wanted}"
-        if self._is_incompatible(offered):
+        if self._reliability == _RELIABLE and offered == {_BEST_EFFORT}:
             return "its publisher offers best-effort only: set the parameter reliability to auto"
         setting = "=".join(remedy())
         if "fastrtps" in get_rmw_implementation_identifier() and large_images_are_lost():
@@ -112,14 +103,7 @@ class ImageSubscription:
 
         A large image is many packets; without retransmission one lost packet loses the image.
         """
-        if self._offered() == {ReliabilityPolicy.RELIABLE}:
-            return ReliabilityPolicy.RELIABLE
-        return ReliabilityPolicy.BEST_EFFORT
-
-    def _is_incompatible(self, offered: set[ReliabilityPolicy]) -> bool:
-        return self._reliability == ReliabilityPolicy.RELIABLE and offered == {
-            ReliabilityPolicy.BEST_EFFORT
-        }
+        return _RELIABLE if self._offered() == {_RELIABLE} else _BEST_EFFORT
 
     def _subscribe(self, reliability: ReliabilityPolicy) -> None:
         self._reliability = reliability

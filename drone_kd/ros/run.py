@@ -7,12 +7,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any
 
 import rclpy
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from drone_kd.media.image_files import SourceError
@@ -22,24 +21,15 @@ from drone_kd.ros.params import SettingsError
 _POLL_SECONDS = 0.1
 
 
-class StoppableNode(Protocol):
-    """A rclpy node with threads of its own."""
-
-    def stop(self) -> bool:
-        """End the threads; False if one of them hangs."""
-
-    def destroy_node(self) -> None:
-        """Destroy the node."""
-
-
 def run_node(
-    name: str, make_node: Callable[[threading.Event], StoppableNode], args: list[str] | None
+    name: str, make_node: Callable[[threading.Event], Any], args: list[str] | None
 ) -> int:
     """Make a node and spin it until SIGINT, SIGTERM or its own end.
 
     Args:
         name: of the program, for its error line.
-        make_node: returns the node, which sets the given event when it has finished.
+        make_node: returns the node, which sets the given event when it has finished. Its `stop`
+            ends its threads and returns False if one of them hangs.
         args: command line without the program's name; None: that of this process.
 
     Returns:
@@ -58,7 +48,7 @@ def run_node(
     try:
         node = make_node(finished)
         executor = SingleThreadedExecutor()
-        executor.add_node(cast(Node, node))  # no Protocol can inherit from Node
+        executor.add_node(node)
         while not finished.is_set():
             executor.spin_once(timeout_sec=_POLL_SECONDS)
     except (ParameterException, SettingsError, SourceError) as error:

@@ -29,25 +29,15 @@ OLD, SUPERSEDED, UNDECODABLE, FAILED, DISABLED = DROPS = (
 
 @dataclass(frozen=True)
 class CameraReport:
-    """A camera's state at one moment.
+    """A camera's state at one moment."""
 
-    Attributes:
-        received: frames since activation.
-        processed: frames published.
-        dropped: frames not published, by reason.
-        recent: the same outcomes within the window.
-        rate_hz: frames published per second within the window.
-        silent_s: seconds since the last frame, or since activation before the first one.
-        stages: per stage p50, p95 and p99 in ms within the window; only measured ones.
-    """
-
-    received: int
-    processed: int
-    dropped: Mapping[str, int]
-    recent: Mapping[str, int]
-    rate_hz: float
-    silent_s: float
-    stages: Mapping[str, tuple[float, float, float]]
+    received: int  # frames since activation
+    processed: int  # frames published
+    dropped: Mapping[str, int]  # frames not published, by reason
+    recent: Mapping[str, int]  # the same outcomes within the window
+    rate_hz: float  # frames published per second within the window
+    silent_s: float  # since the last frame, or since activation before the first one
+    stages: Mapping[str, tuple[float, float, float]]  # measured ones: p50, p95, p99 in ms
 
     def __str__(self) -> str:
         drops = "".join(f", {count} {reason}" for reason, count in self.dropped.items() if count)
@@ -104,12 +94,9 @@ class CameraStats:
             times = [times[stage] for _, _, times in events if stage in times]
             if times:
                 stages[stage] = tuple(np.percentile(times, (50, 95, 99)).tolist())
+        dropped = {reason: outcomes[reason] for reason in DROPS}
+        rate_hz = recent[PROCESSED] / max(min(WINDOW_SECONDS, now - self._started), 1.0)
+        silent_s = now - last_received
         return CameraReport(
-            received=received,
-            processed=outcomes[PROCESSED],
-            dropped={reason: outcomes[reason] for reason in DROPS},
-            recent=recent,
-            rate_hz=recent[PROCESSED] / max(min(WINDOW_SECONDS, now - self._started), 1.0),
-            silent_s=now - last_received,
-            stages=stages,
+            received, outcomes[PROCESSED], dropped, recent, rate_hz, silent_s, stages
         )

@@ -30,17 +30,11 @@ _RESERVE_BYTES = 64 * 2**20
 
 
 class Message(NamedTuple):
-    """A message for a bag.
+    """A message for a bag."""
 
-    Attributes:
-        topic: full name of the topic.
-        type: of the message.
-        data: the message as CDR.
-    """
-
-    topic: str
+    topic: str  # its full name
     type: MessageType
-    data: bytes
+    data: bytes  # CDR
 
 
 class BagRing:
@@ -60,7 +54,9 @@ class BagRing:
         self._prefix = prefix
         self._budget = budget_bytes
         self._limit = budget_bytes // _BAGS
-        self._bag: _OpenBag | None = None
+        self._writer: Writer | None = None  # of the open bag
+        self._size, self._opened = 0, 0.0  # estimated bytes; `monotonic` seconds
+        self._connections: dict[str, Connection] = {}
 
     def write(self, stamp_ns: int, messages: Sequence[Message]) -> int:
         """Write messages that belong together into one bag; return their size in bytes.
@@ -80,22 +76,22 @@ class BagRing:
             raise OSError(
                 errno.ENOSPC, f"only {free / 1e6:.0f} MB are left on the disk", str(self._folder)
             )
-        if self._bag is not None and self._bag.size + size > self._limit:
+        if self._writer is not None and self._size + size > self._limit:
             self.finish()
-        if self._bag is None:
-            self._bag = self._open(max(self._limit, size + _BAG_BYTES))
-        for message in messages:
-            self._bag.write(stamp_ns, message)
-        self._bag.size += size
+        if self._writer is None:
+            self._writer = self._open(max(self._limit, size + _BAG_BYTES))
+        for topic, kind, data in messages:
+            if topic not in self._connections:
+                self._connections[topic] = self._writer.add_connection(
+                    topic, kind.name, msgdef=kind.definition, rihs01=kind.digest
+                )
+            self._writer.write(self._connections[topic], stamp_ns, data)
+        self._size += size
         return size
 
     def finish_old(self) -> None:
-        """Finish a bag that has been open for a minute.
-
-        Raises:
-            OSError: see `write`.
-        """
-        if self._bag is not None and monotonic() - self._bag.opened > _BAG_SECONDS:
+        """Finish a bag that has been open for a minute; see `finish`."""
+        if monotonic() - self._opened > _BAG_SECONDS:
             self.finish()
 
     def finish(self) -> None:
@@ -104,10 +100,9 @@ class BagRing:
         Raises:
             OSError: it could not be finished and has no metadata.yaml.
         """
-        bag, self._bag = self._bag, None
-        if bag is None:
+        writer, self._writer = self._writer, None
+        if writer is None:
             return
-        writer = bag.writer
         try:
             writer.close()
             for path in (*writer.path.iterdir(), writer.path, self._folder):
@@ -117,12 +112,13 @@ class BagRing:
                 writer.abort()
             raise
 
-    def _open(self, room: int) -> _OpenBag:
+    def _open(self, room: int) -> Writer:
+        """Open a bag after deleting so many that `room` bytes fit into the budget."""
         from rosbags.rosbag2 import StoragePlugin, Writer  # deferred: only bags need it
 
-        bags = _bags_of(self._folder, self._prefix)
+        bags = self._bags()
         number = bags[-1][0] + 1 if bags else 1
-        sizes = [_size(path) for _, path in bags]
+        sizes = [sum(file.stat().st_size for file in _files(path)) for _, path in bags]
         while bags and sum(sizes) + room > self._budget:
             _delete(bags.pop(0)[1])
             sizes.pop(0)
@@ -131,49 +127,18 @@ class BagRing:
         # Humble cannot read the metadata of version 9; all since can read 8.
         writer = Writer(path, version=8, storage_plugin=StoragePlugin.MCAP)
         writer.open()
-        return _OpenBag(writer)
+        self._size, self._opened, self._connections = _BAG_BYTES, monotonic(), {}
+        return writer
 
-
-class _OpenBag:
-    """A bag that is being written.
-
-    Attributes:
-        writer: writes it.
-        size: estimated size in bytes.
-        opened: `monotonic` seconds.
-    """
-
-    def __init__(self, writer: Writer) -> None:
-        self.writer = writer
-        self.size = _BAG_BYTES
-        self.opened = monotonic()
-        self._connections: dict[str, Connection] = {}
-
-    def write(self, stamp_ns: int, message: Message) -> None:
-        """Write a message; its topic is added to the bag if it is new."""
-        topic, kind = message.topic, message.type
-        if topic not in self._connections:
-            self._connections[topic] = self.writer.add_connection(
-                topic, kind.name, msgdef=kind.definition, rihs01=kind.digest
-            )
-        self.writer.write(self._connections[topic], stamp_ns, message.data)
-
-
-def _bags_of(folder: Path, prefix: str) -> list[tuple[int, Path]]:
-    """Return a writer's bags with their numbers, by number: a drone's clock may be wrong."""
-    name = re.compile(rf"{re.escape(prefix)}-(\d{{6,}})-\d{{8}}T\d{{6}}Z")
-    found = ((name.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), path) for match, path in found if match)
+    def _bags(self) -> list[tuple[int, Path]]:
+        """Return this writer's bags with their numbers, by number: a clock may be wrong."""
+        name = re.compile(rf"{re.escape(self._prefix)}-(\d{{6,}})-\d{{8}}T\d{{6}}Z")
+        found = ((name.fullmatch(path.name), path) for path in self._folder.iterdir())
+        return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def _files(bag: Path) -> list[Path]:
-    return [
-        path for path in bag.iterdir() if path.suffix == ".mcap" or "metadata.yaml" in path.name
-    ]
-
-
-def _size(bag: Path) -> int:
-    return sum(path.stat().st_size for path in _files(bag))
+    return [p for p in bag.iterdir() if p.suffix == ".mcap" or "metadata.yaml" in p.name]
 
 
 def _delete(bag: Path) -> None:

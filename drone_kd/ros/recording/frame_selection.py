@@ -11,10 +11,12 @@ import numpy as np
 
 from drone_kd.core.boxes import iou
 from drone_kd.core.detections import Detections
+from drone_kd.detector import DecodedImage
 
 # A frame is hard when one of its measures (0 to 1) reaches this threshold.
 THRESHOLDS = {"uncertainty": 0.5, "disagreement": 0.34, "novelty": 0.3}
 RANDOM = "random"
+REASONS = (*THRESHOLDS, RANDOM)
 
 # Frames further apart in seconds are not compared: the scene has changed.
 _NEIGHBOURS_S = 0.5
@@ -26,32 +28,22 @@ _WINDOW = cv2.createHanningWindow((_SIDE, _SIDE), cv2.CV_32F)
 _LEAST_RESPONSE = 0.3
 # Number of earlier selected frames that a new one is compared with.
 _REMEMBERED = 64
+_Size = tuple[int, int]
 
 
 class ImageDescriptor(NamedTuple):
-    """Thumbnail and colour histogram of an image.
+    """Thumbnail and colour histogram of an image."""
 
-    Attributes:
-        grey: float32 (64, 64), the whole image; its mean is 0.
-        colours: float32 (512,), histogram; it sums to 1.
-    """
-
-    grey: np.ndarray
-    colours: np.ndarray
+    grey: np.ndarray  # float32 (64, 64), the whole image; its mean is 0
+    colours: np.ndarray  # float32 (512,), histogram; it sums to 1
 
 
 class Choice(NamedTuple):
-    """A selected frame.
+    """A selected frame."""
 
-    Attributes:
-        frame: as passed to `Selector.see`.
-        reasons: keys of THRESHOLDS that it reached, or RANDOM.
-        measures: by the keys of THRESHOLDS.
-    """
-
-    frame: Any
-    reasons: tuple[str, ...]
-    measures: Mapping[str, float]
+    frame: Any  # as passed to `Selector.see`
+    reasons: tuple[str, ...]  # keys of THRESHOLDS that it reached, or RANDOM
+    measures: Mapping[str, float]  # by the keys of THRESHOLDS
 
 
 def describe(image: np.ndarray) -> ImageDescriptor:
@@ -79,11 +71,9 @@ def disagreement(
     that this movement takes out of the image or brings into it do not count.
 
     Args:
-        before: detections of the earlier frame.
-        after: detections of the later frame.
+        before, after: detections of the earlier and the later frame.
         movement: float32 (2,), of the image content, x and y in pixels.
-        width: of both images in pixels.
-        height: of both images in pixels.
+        width, height: of both images in pixels.
     """
     offset = np.tile(movement, 2).astype(np.float32)
     moved, came_from = before.xyxy + offset, after.xyxy - offset
@@ -101,10 +91,8 @@ def disagreement(
 def movement(
     before: ImageDescriptor, after: ImageDescriptor, width: int, height: int
 ) -> np.ndarray:
-    """Return the movement of an image of width x height px: float32 (2,), x and y in pixels.
-
-    By phase correlation (Kuglin and Hines 1975).
-    """
+    """Return the movement of an image of width x height px: float32 (2,), x and y in pixels."""
+    # Kuglin and Hines 1975
     shift, response = cv2.phaseCorrelate(before.grey, after.grey, _WINDOW)
     if not response >= _LEAST_RESPONSE:  # NaN for black images
         return np.zeros(2, np.float32)
@@ -112,10 +100,7 @@ def movement(
 
 
 def novelty(descriptor: ImageDescriptor, known: Sequence[ImageDescriptor]) -> float:
-    """Return one minus the histogram intersection with the most similar known image.
-
-    1 if `known` is empty.
-    """
+    """Return 1 minus the histogram intersection with the most similar known image; 1 if none."""
     if not known:
         return 1.0
     colours = np.stack([other.colours for other in known])
@@ -146,37 +131,26 @@ class Selector:
         self._random_share = random_share
         self._rng = np.random.default_rng(seed)
         self._known: deque[ImageDescriptor] = deque(maxlen=_REMEMBERED)
-        self._before: tuple[float, ImageDescriptor, Detections, tuple[int, int]] | None = None
+        self._before: tuple[float, ImageDescriptor, Detections, _Size] | None = None
         self._turns = deque(THRESHOLDS)
         self._ends = float("-inf")
         self._is_random = False
         self._best: tuple[tuple[bool, float], Choice, ImageDescriptor] | None = None
         self._seen = 0
 
-    def see(
-        self,
-        now: float,
-        frame: Any,
-        image: np.ndarray,
-        detections: Detections,
-        width: int,
-        height: int,
-    ) -> None:
+    def see(self, now: float, frame: Any, decoded: DecodedImage, detections: Detections) -> None:
         """Consider a frame; call `take` before, or the choice of a slot that has ended is lost.
 
         Args:
             now: seconds of a monotonic clock.
             frame: returned by `take`.
-            image: uint8 (h, w, 3) BGR, at any scale.
+            decoded: its pixels, at any scale.
             detections: in pixels of the original image.
-            width: of the original image in pixels.
-            height: of the original image in pixels.
         """
         if now >= self._ends:
             self._begin(now)
-        descriptor = describe(image)
-        measures = self._measure(now, descriptor, detections, width, height)
-        self._before = now, descriptor, detections, (width, height)
+        descriptor = describe(decoded.image)
+        measures = self._measure(now, descriptor, detections, (decoded.width, decoded.height))
         self._seen += 1
         if self._is_random:
             if self._rng.random() < 1 / self._seen:
@@ -207,19 +181,15 @@ class Selector:
             self._turns.rotate(-1)
 
     def _measure(
-        self,
-        now: float,
-        descriptor: ImageDescriptor,
-        detections: Detections,
-        width: int,
-        height: int,
+        self, now: float, descriptor: ImageDescriptor, detections: Detections, size: _Size
     ) -> dict[str, float]:
         differs = 0.0
         if self._before is not None:
-            then, descriptor_before, detections_before, size = self._before
-            if now - then <= _NEIGHBOURS_S and size == (width, height):
-                shift = movement(descriptor_before, descriptor, width, height)
-                differs = disagreement(detections_before, detections, shift, width, height)
+            then, descriptor_before, detections_before, size_before = self._before
+            if now - then <= _NEIGHBOURS_S and size == size_before:
+                shift = movement(descriptor_before, descriptor, *size)
+                differs = disagreement(detections_before, detections, shift, *size)
+        self._before = now, descriptor, detections, size
         return {
             "uncertainty": uncertainty(detections.scores),
             "disagreement": differs,

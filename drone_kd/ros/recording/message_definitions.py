@@ -11,17 +11,11 @@ _BASIC = {"boolean": "bool", "octet": "byte", "float": "float32", "double": "flo
 
 
 class MessageType(NamedTuple):
-    """Message type as described in a bag.
+    """Message type as described in a bag."""
 
-    Attributes:
-        name: such as sensor_msgs/msg/Image.
-        definition: text of the .msg file and of all types that it uses.
-        digest: its hash (REP-2011, RIHS01).
-    """
-
-    name: str
-    definition: str
-    digest: str
+    name: str  # such as sensor_msgs/msg/Image
+    definition: str  # text of the .msg file and of all types that it uses
+    digest: str  # its hash (REP-2011, RIHS01)
 
 
 def message_type(message_class: Any) -> MessageType:

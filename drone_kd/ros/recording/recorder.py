@@ -20,11 +20,12 @@ from vision_msgs.msg import Detection2DArray
 
 from drone_kd.media.raw_images import is_8_bit
 from drone_kd.ros.detection_messages import bgr_to_jpeg, to_detection_array
+from drone_kd.ros.inbox import stamp_ns
 from drone_kd.ros.params import Settings, SettingsError
+from drone_kd.ros.pipeline import Result
 from drone_kd.ros.recording.bag_ring import BagRing, Message
-from drone_kd.ros.recording.frame_selection import RANDOM, THRESHOLDS, Choice, Selector
+from drone_kd.ros.recording.frame_selection import Choice, Selector
 from drone_kd.ros.recording.message_definitions import message_type
-from drone_kd.ros.worker import Result
 
 # Waiting frames; each may take several megabytes.
 _QUEUE = 4
@@ -38,34 +39,20 @@ _THROTTLE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class RecordReport:
-    """State and counts of the recorder.
+    """State and counts of the recorder."""
 
-    Attributes:
-        state: "on", "finishing" (switched off, but still writing), "off", or "stopped" by a
-            problem.
-        problem: why it stopped, or cannot keep up; empty: no problem.
-        seen: frames that were considered.
-        dropped: frames that were not, because the disk or the processor is too slow.
-        kept: frames written.
-        reasons: frames written by reason; a frame may have several.
-        written_bytes: in total.
-    """
-
+    # "on", "finishing" (switched off, but still writing), "off", or "stopped" by a problem
     state: str
-    problem: str
-    seen: int
-    dropped: int
-    kept: int
-    reasons: Mapping[str, int]
+    problem: str  # why it stopped, or cannot keep up; empty: no problem
+    seen: int  # frames that were considered
+    dropped: int  # frames that were not, because the disk or the processor is too slow
+    kept: int  # frames written
+    reasons: Mapping[str, int]  # frames written by reason; a frame may have several
     written_bytes: int
 
 
 class Recorder:
     """Selects and writes hard frames in its own thread; never delays detection.
-
-    Args:
-        node: owner of the recorded topics.
-        settings: folder, limits and format.
 
     Raises:
         SettingsError: the folder is not writable, or rosbags is missing; the message is one line.
@@ -96,7 +83,7 @@ class Recorder:
             )
             for camera in settings.cameras
         }
-        self._logger = node.get_logger()
+        self._log = node.get_logger()
         self._queue: queue.Queue[Result] = queue.Queue(_QUEUE)
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -123,7 +110,7 @@ class Recorder:
             while self._outcomes[0][0] < now - _WINDOW_SECONDS:
                 self._outcomes.popleft()
         if dropped and (slow := self._slow()):
-            self._logger.warning(slow, throttle_duration_sec=_THROTTLE_SECONDS)
+            self._log.warning(slow, throttle_duration_sec=_THROTTLE_SECONDS)
 
     def close(self) -> None:
         """Switch recording off: the thread writes selected frames, finishes the bag and ends."""
@@ -154,44 +141,32 @@ class Recorder:
             dropped, total = sum(drop for _, drop in self._outcomes), len(self._outcomes)
         if 2 * dropped <= total:
             return ""
-        return (
-            f"Recording cannot keep up: {dropped} of the last {total} frames were skipped "
-            "(is the disk too slow?)"
-        )
+        frames = f"{dropped} of the last {total} frames"
+        return f"Recording cannot keep up: {frames} were skipped (is the disk too slow?)"
 
     def _run(self) -> None:
-        ring = None
+        budget_bytes = int(self._settings.record_budget_mb * 1_000_000)
+        ring = BagRing(self.folder, self._prefix, budget_bytes)
         try:
-            ring = BagRing(
-                self.folder, self._prefix, int(self._settings.record_budget_mb * 1_000_000)
-            )
             self._work(ring)
             ring.finish()
         except Exception as error:  # of any kind: detection continues
             reason = " ".join(str(error).split()) or type(error).__name__
             self._problem = f"Recording stopped: {reason}"
-            line = f"{self._problem}; detection continues"
-            self._logger.warning(line)
+            self._log.warning(f"{self._problem}; detection continues")
             self._closing.set()
-            self._rescue(ring)
+            try:  # to save the open bag
+                ring.finish()
+            except Exception as second:
+                line = " ".join(str(second).split())
+                self._log.warning(f"The newest bag could not be finished: {line}")
         finally:
             while not self._queue.empty():  # images are large
                 self._queue.get_nowait()
 
-    def _rescue(self, ring: BagRing | None) -> None:
-        """Try to finish the open bag after a problem."""
-        try:
-            if ring is not None:
-                ring.finish()
-        except Exception as error:
-            line = f"The newest bag could not be finished: {' '.join(str(error).split())}"
-            self._logger.warning(line)
-
     def _work(self, ring: BagRing) -> None:
-        types = {
-            kind: message_type(kind)
-            for kind in (Image, CompressedImage, Detection2DArray, DiagnosticArray)
-        }
+        kinds = Image, CompressedImage, Detection2DArray, DiagnosticArray
+        types = {kind: message_type(kind) for kind in kinds}
         settings = self._settings
         selectors = {
             camera: Selector(settings.record_per_minute, settings.record_random, seed)
@@ -207,17 +182,9 @@ class Recorder:
                 if self._closing.is_set():
                     return
             else:
-                selector, decoded = selectors[result.frame.camera], result.decoded
-                received = result.frame.received
-                self._keep(ring, selector.take(received), types)
-                selector.see(
-                    received,
-                    result,
-                    decoded.image,
-                    result.detections,
-                    decoded.width,
-                    decoded.height,
-                )
+                now, selector = result.frame.received, selectors[result.frame.camera]
+                self._keep(ring, selector.take(now), types)
+                selector.see(now, result, result.decoded, result.detections)
                 self._seen += 1
             ring.finish_old()
 
@@ -233,20 +200,13 @@ class Recorder:
             (detections_topic, to_detection_array(result.detections, result.classes, header)),
             (reasons_topic, _reasons(choice, header)),
         ]
-        # The image's stamp; it is zero for a camera without a clock.
-        stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
         self._written += ring.write(
-            stamp_ns if stamp_ns > 0 else time_ns(),
+            max(stamp_ns(header), 0) or time_ns(),  # a camera without a clock has no stamp
             [Message(topic, types[type(m)], serialize_message(m)) for topic, m in messages],
         )
         self._kept += 1
         with self._lock:
             self._reasons.update(choice.reasons)
-
-
-def reason_names() -> tuple[str, ...]:
-    """Return all reasons for which a frame may be kept."""
-    return (*THRESHOLDS, RANDOM)
 
 
 def _image(result: Result, record_format: str) -> tuple[str, Image | CompressedImage]:
@@ -260,12 +220,8 @@ def _image(result: Result, record_format: str) -> tuple[str, Image | CompressedI
 
 def _reasons(choice: Choice, header: Header) -> DiagnosticArray:
     """Return the reasons for a selected frame and its measures, with the frame's header."""
-    values = [KeyValue(key=name, value=f"{value:.3f}") for name, value in choice.measures.items()]
-    status = DiagnosticStatus(
-        level=DiagnosticStatus.OK,
-        name=choice.frame.frame.camera or "image",
-        message=", ".join(choice.reasons),
-        hardware_id="drone_kd",
-        values=values,
-    )
+    status = DiagnosticStatus(level=DiagnosticStatus.OK, hardware_id="drone_kd")
+    status.name = choice.frame.frame.camera or "image"
+    status.message = ", ".join(choice.reasons)
+    status.values = [KeyValue(key=k, value=f"{v:.3f}") for k, v in choice.measures.items()]
     return DiagnosticArray(header=header, status=[status])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from drone_kd.core.detections import Detections
+from drone_kd.detector import DecodedImage
 from drone_kd.ros.recording.frame_selection import (
     RANDOM,
     Selector,
@@ -92,7 +93,7 @@ def choose(frames, per_minute=60, random_share=0.0, seed=0):
     selector, chosen = Selector(per_minute, random_share, seed), []
     for number, (now, image, detections) in enumerate(frames):
         chosen.append(selector.take(now))
-        selector.see(now, number, image, detections, WIDTH, HEIGHT)
+        selector.see(now, number, DecodedImage(image, WIDTH, HEIGHT), detections)
     chosen.append(selector.take(float("inf")))
     return [choice for choice in chosen if choice is not None]
 
