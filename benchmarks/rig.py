@@ -43,10 +43,10 @@ def markdown_head(names: Sequence[str]) -> str:
 
 
 def isolate() -> None:
-    """Give this process and its children a DDS domain of their own, on this machine."""
+    """Give this process and its children a DDS domain, unless one is set, on this machine."""
     stay_on_this_machine()
     carry_large_images()
-    os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))
+    os.environ.setdefault("ROS_DOMAIN_ID", str(random.randint(1, 100)))
 
 
 Process = AbstractContextManager[subprocess.Popen]

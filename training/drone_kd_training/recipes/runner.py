@@ -48,12 +48,15 @@ def train(config: Config, output: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def ros_session() -> Iterator[None]:
-    """Initialise rclpy on this machine only, in a ROS domain that subprocesses inherit."""
+    """Initialise rclpy on this machine only, in a ROS domain that subprocesses inherit.
+
+    A ROS_DOMAIN_ID that is set stays; else the domain is random.
+    """
     import rclpy  # offline commands run without ROS 2
 
     stay_on_this_machine()
     carry_large_images()
-    os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))
+    os.environ.setdefault("ROS_DOMAIN_ID", str(random.randint(1, 100)))
     rclpy.init()
     try:
         yield
