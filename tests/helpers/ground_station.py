@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from drone_kd.ros.detector_node import DetectorNode
 WAIT_SECONDS = 60.0
 
 _Message = TypeVar("_Message")
+_Result = TypeVar("_Result")
 
 
 class HeldInference:
@@ -80,8 +81,13 @@ class Ground:
         self.detector: DetectorNode | None = None
         self._tick = threading.Event()
         self.node.create_timer(0.01, self._tick.set)
-        self._thread = threading.Thread(target=self.executor.spin, daemon=True)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
+
+    def _spin(self) -> None:
+        while not self._closing.is_set():
+            self.executor.spin_once(timeout_sec=0.1)
 
     def add_detector(self) -> DetectorNode:
         """Run a DetectorNode in this process, on the same executor."""
@@ -124,13 +130,9 @@ class Ground:
     def try_parameter(self, name: str, value: Any) -> SetParametersResult:
         """Set a parameter of the detector in the executor's thread, as its service does."""
         assert self.detector is not None
-        task = self.executor.create_task(
-            self.detector.set_parameters, [Parameter(name, value=value)]
-        )
-        self.wait_until(task.done, f"{name} is set")
-        results = task.result()
-        assert results is not None
-        return results[0]
+        parameters = [Parameter(name, value=value)]
+        (result,) = self._in_executor(self.detector.set_parameters, parameters)
+        return result
 
     def call(self, service_type: Any, name: str, request: Any) -> Any:
         """Call a service; return its response."""
@@ -158,24 +160,53 @@ class Ground:
     def wait_for_detector(self) -> None:
         """Wait until the detector subscribes to the images and offers detections."""
         self.wait_for_subscriber(self.images)
-        self.wait_until(
-            lambda: self.node.count_publishers("/detector/detections") == 1,
-            "the detector offers detections",
-        )
+        self.wait_for_publisher("/detector/detections")
 
     def wait_for_subscriber(self, publisher: Publisher) -> None:
         """Wait for one subscriber with the publisher's reliability.
 
         A detector that still changes to that reliability may lose an image meanwhile.
         """
+        topic = publisher.topic_name
 
         def is_subscribed() -> bool:
-            found = self.node.get_subscriptions_info_by_topic(publisher.topic_name)
+            found = self.node.get_subscriptions_info_by_topic(topic)
             return [subscriber.qos_profile.reliability for subscriber in found] == [
                 publisher.qos_profile.reliability
             ] and publisher.get_subscription_count() == 1
 
-        self.wait_until(is_subscribed, f"{publisher.topic_name} has its subscriber")
+        self.wait_until(lambda: is_subscribed() and self._is_matched(topic), f"{topic} is read")
+
+    def wait_for_publisher(self, topic: str) -> None:
+        """Wait until a topic that this node subscribes to has its publisher."""
+        self.wait_until(
+            lambda: self.node.count_publishers(topic) > 0 and self._is_matched(topic),
+            f"{topic} is published",
+        )
+
+    def _is_matched(self, topic: str) -> bool:
+        """Return whether both ends of a topic know each other; before, messages are lost.
+
+        What a detector in another process knows is unknown: see `exchange`.
+        """
+        nodes = [self.node] if self.detector is None else [self.node, self.detector]
+
+        def know_each_other() -> bool:
+            writers = [w for node in nodes for w in node.publishers if w.topic_name == topic]
+            readers = [r for node in nodes for r in node.subscriptions if r.topic_name == topic]
+            # On Humble a reader cannot tell.
+            known = [r.get_publisher_count() for r in readers if hasattr(r, "get_publisher_count")]
+            return min(known, default=1) >= max(len(writers), 1) and all(
+                writer.get_subscription_count() >= len(readers) for writer in writers
+            )
+
+        return self._in_executor(know_each_other)
+
+    def _in_executor(self, function: Callable[..., _Result], *arguments: object) -> _Result:
+        """Call a function where the detector's callbacks run, so that they do not interfere."""
+        task = self.executor.create_task(function, *arguments)
+        self.wait_until(task.done, "the executor is free")
+        return cast(_Result, task.result())
 
     def send(self, image: np.ndarray | Image, seconds: float = 1) -> Header:
         """Publish a BGR image or an image message; return its header."""
@@ -243,7 +274,7 @@ class Ground:
         """Subscribe to a topic, and wait until its publisher is there."""
         received: queue.Queue[Any] = queue.Queue()
         self.node.create_subscription(message_type, topic, received.put, depth)
-        self.wait_until(lambda: self.node.count_publishers(topic) > 0, f"{topic} is published")
+        self.wait_for_publisher(topic)
         return received
 
     def labels(self) -> queue.Queue[LabelInfo]:
@@ -255,8 +286,9 @@ class Ground:
 
     def close(self) -> None:
         """Stop everything."""
-        self.executor.shutdown()
+        self._closing.set()
         self._thread.join()
+        self.executor.shutdown()
         if self.detector is not None:
             self.detector.stop()
             self.detector.destroy_node()
