@@ -20,6 +20,7 @@ from drone_kd.dds import carry_large_images
 
 if TYPE_CHECKING:
     from ground_station import Ground
+    from node_process import NodeProcess
     from simulated_tensorrt import SimulatedTensorrt
 
 # Set at import, not in a fixture, because rclpy and Ultralytics read them when imported.
@@ -63,6 +64,22 @@ def model(tmp_path: Path) -> Path:
     from tiny_model import write_bright_cell_model
 
     return write_bright_cell_model(tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., NodeProcess]]:
+    """Start a module as a process; it is killed at the end of the test."""
+    from node_process import NodeProcess
+
+    started: list[NodeProcess] = []
+
+    def run(module: str, *arguments: str, **environment: str) -> NodeProcess:
+        started.append(NodeProcess(module, *arguments, **environment))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture

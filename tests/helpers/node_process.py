@@ -82,6 +82,13 @@ class NodeProcess:
         self.send_signal(number)
         return self.wait()
 
+    def end(self, number: signal.Signals = signal.SIGINT) -> str:
+        """Send a signal; return the whole output after checking for a clean end."""
+        code, output = self.stop(number)
+        assert code == 0, output
+        assert "Traceback" not in output
+        return output
+
     def kill(self) -> None:
         """End the process at once."""
         self._process.kill()

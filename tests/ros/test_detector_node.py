@@ -1,9 +1,6 @@
 """Detector node: detections, dropped frames, life cycle, processes."""
 
-import os
 import signal
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -229,62 +226,26 @@ def test_transitions_in_any_order_while_images_come(ground, model):
     assert len(site.exchange(ONE, seconds=7).detections) == 1
 
 
-def test_camera_that_is_killed_and_restarted_is_received(flying, tmp_path):
+def test_camera_that_is_killed_and_restarted_is_received(flying, tmp_path, start):
     """It does not sign off, so DDS notices late or never."""
     flying.node.destroy_publisher(flying.images)
     cv2.imwrite(str(tmp_path / "one.png"), ONE)
-    command = [sys.executable, "-m", "drone_kd.simulation.camera_node", "--ros-args"]
-    command += ["-p", f"source:={tmp_path}", "-p", "rate:=50.0"]
-    for frame_id in ("first", "second"):
-        process = subprocess.Popen([*command, "-p", f"frame_id:={frame_id}"], env=dict(os.environ))
-        try:
-            flying.receive_until(
-                flying.detections, lambda m, f=frame_id: m.header.frame_id == f, frame_id
-            )
-        finally:
-            process.kill()  # SIGKILL
-            process.wait()
-
-
-def start_process(*args):
-    return subprocess.Popen(
-        [sys.executable, "-m", "drone_kd.ros.detector_node", "--ros-args", *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ),
-    )
-
-
-def wait_for_line(process, text):
-    """Read the output of a process until a line contains `text`; returns that line."""
-    for line in process.stdout:
-        if text in line:
-            return line
-    pytest.fail(f"the process ended without printing {text!r}")
-
-
-def end(process, number=signal.SIGINT):
-    """Send a signal; return the output after checking for a clean end."""
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=WAIT_SECONDS)
-    assert process.returncode == 0, output
-    assert "Traceback" not in output
-    return output
+    arguments = ["--ros-args", "-p", f"source:={tmp_path}", "-p", "rate:=50.0", "-p"]
+    for name in ("first", "second"):
+        process = start("drone_kd.simulation.camera_node", *arguments, f"frame_id:={name}")
+        flying.receive_until(flying.detections, lambda m, n=name: m.header.frame_id == n, name)
+        process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_process_detects_and_ends_on_a_signal(ground, model, number):
+def test_process_detects_and_ends_on_a_signal(ground, model, start_detector, number):
     site = ground()
-    process = start_process("-p", f"model:={model}", "-p", "autostart:=true")
-    try:
-        assert wait_for_line(process, "Configured and activated")
-        found = site.exchange(ONE, seconds=3)
-        assert found.header.stamp.sec == 3
-        assert len(found.detections) == 1
-        assert "images received" in end(process, number)
-    finally:
-        process.kill()
+    process = start_detector(model=model, autostart=True)
+    process.wait_for_line("Configured and activated")
+    found = site.exchange(ONE, seconds=3)
+    assert found.header.stamp.sec == 3
+    assert len(found.detections) == 1
+    assert "images received" in process.end(number)
 
 
 def test_class_filter_unknown_to_the_model_fails_configuration(ground, model):
@@ -298,38 +259,32 @@ def test_class_filter_unknown_to_the_model_fails_configuration(ground, model):
     assert node.trigger_configure() == SUCCESS
 
 
-def test_parameter_file_and_bare_off_on_the_command_line(ground, model):
+def test_parameter_file_and_bare_off_on_the_command_line(ground, model, start_detector):
     """YAML reads a bare off as false."""
     site = ground()
     defaults = str(config_path("detector.yaml"))
-    process = start_process(
-        "--params-file", defaults, "-p", "tiling:=off", "-p", f"model:={model}"
-    )
-    try:
-        wait_for_line(process, "Waiting to be configured")
-        end(process)
-    finally:
-        process.kill()
+    process = start_detector("--params-file", defaults, tiling="off", model=model)
+    process.wait_for_line("Waiting to be configured")
+    process.end()
     assert site.detections.empty()
 
 
-def test_process_survives_a_bad_model_and_can_be_configured_again(ground, model, tmp_path):
+def test_process_survives_a_bad_model_and_can_be_configured_again(
+    ground, model, tmp_path, start_detector
+):
     (tmp_path / "bad.onnx").write_text("not a model")
     site = ground()
-    process = start_process("-p", f"model:={tmp_path / 'bad.onnx'}", "-p", "autostart:=true")
-    try:
-        assert "bad.onnx" in wait_for_line(process, "cannot configure")
-        parameter = Parameter("model", value=str(model)).to_parameter_msg()
-        request = SetParameters.Request(parameters=[parameter])
-        response = site.call(SetParameters, "/detector/set_parameters", request)
-        assert response.results[0].successful
-        for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
-            request = ChangeState.Request(transition=Transition(id=transition))
-            assert site.call(ChangeState, "/detector/change_state", request).success
-        site.exchange(ONE)
-        end(process)
-    finally:
-        process.kill()
+    process = start_detector(model=tmp_path / "bad.onnx", autostart=True)
+    assert "bad.onnx" in process.wait_for_line("cannot configure")
+    parameter = Parameter("model", value=str(model)).to_parameter_msg()
+    request = SetParameters.Request(parameters=[parameter])
+    response = site.call(SetParameters, "/detector/set_parameters", request)
+    assert response.results[0].successful
+    for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
+        request = ChangeState.Request(transition=Transition(id=transition))
+        assert site.call(ChangeState, "/detector/change_state", request).success
+    site.exchange(ONE)
+    process.end()
 
 
 @pytest.mark.parametrize(
@@ -342,10 +297,9 @@ def test_process_survives_a_bad_model_and_can_be_configured_again(ground, model,
         (["--params-file", "missing.yaml"], "missing.yaml"),
     ],
 )
-def test_process_rejects_wrong_parameters_in_one_line(ros_domain_id, args, says):
-    process = start_process(*args)
-    output, _ = process.communicate(timeout=WAIT_SECONDS)
-    assert process.returncode == 2
+def test_process_rejects_wrong_parameters_in_one_line(ros_domain_id, start_detector, args, says):
+    code, output = start_detector(*args).wait()
+    assert code == 2
     (line,) = [line for line in output.splitlines() if "[rcl]" not in line]
     assert line.startswith("detector: error: ")
     assert says in line

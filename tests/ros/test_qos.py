@@ -1,10 +1,5 @@
 """Reliability of publisher and subscriber, frame sizes, and reasons for silence."""
 
-import os
-import signal
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import rclpy
@@ -13,30 +8,9 @@ from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CompressedImage, Image
 
 from drone_kd import dds
-from ground_station import WAIT_SECONDS
 
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
-
-
-def start(model, **parameters):
-    args = [sys.executable, "-m", "drone_kd.ros.detector_node", "--ros-args"]
-    for name, value in {"model": model, "autostart": True, **parameters}.items():
-        args += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
-    return subprocess.Popen(
-        args,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ),
-    )
-
-
-def end(process):
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=WAIT_SECONDS)
-    assert process.returncode == 0, output
-    return output
 
 
 @pytest.mark.parametrize(
@@ -47,20 +21,17 @@ def end(process):
         ("best_effort", (RELIABLE, BEST_EFFORT)),
     ],
 )
-def test_frames_of_any_size_arrive(ground, model, setting, offers):
+def test_frames_of_any_size_arrive(ground, model, start_detector, setting, offers):
     site = ground()
-    process = start(model, reliability=setting)
+    process = start_detector(model=model, autostart=True, reliability=setting)
     stamp = 0
-    try:
-        for offered in offers:
-            site.node.destroy_publisher(site.images)
-            site.offer_images(offered)
-            for width, height in SIZES:
-                stamp += 1
-                site.exchange(np.zeros((height, width, 3), np.uint8), seconds=stamp)
-        output = end(process)
-    finally:
-        process.kill()
+    for offered in offers:
+        site.node.destroy_publisher(site.images)
+        site.offer_images(offered)
+        for width, height in SIZES:
+            stamp += 1
+            site.exchange(np.zeros((height, width, 3), np.uint8), seconds=stamp)
+    output = process.end()
     assert "offers an incompatible quality of service" not in output
 
 
@@ -117,21 +88,16 @@ def test_reason_for_silence_is_logged(ground, model):
         rclpy.shutdown(context=elsewhere)
 
 
-def test_default_transport_is_named_as_the_reason_for_silence(ground, model, monkeypatch):
+def test_default_transport_is_named_as_the_reason_for_silence(
+    ground, model, start_detector, monkeypatch
+):
     """Large best-effort frames are lost in the default shared memory of Fast DDS."""
     site = ground()
     if "fastrtps" not in get_rmw_implementation_identifier():
         pytest.skip("the middleware is not Fast DDS")
     name, value = dds.remedy()
     monkeypatch.delenv(name)
-    process = start(model, silence_s=0.5)
-    try:
-        site.wait_until(lambda: site.images.get_subscription_count() > 0, "it is subscribed")
-        for line in process.stdout:
-            if f"set {name}={value} for both" in line:
-                break
-        else:
-            pytest.fail("the likely cause was not named")
-        end(process)
-    finally:
-        process.kill()
+    process = start_detector(model=model, autostart=True, silence_s=0.5)
+    site.wait_until(lambda: site.images.get_subscription_count() > 0, "it is subscribed")
+    process.wait_for_line(f"set {name}={value} for both")
+    process.end()
