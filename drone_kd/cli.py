@@ -29,10 +29,7 @@ ON_BOARD = {
         "drone_kd.commands.selftest",
         "compare TensorRT with ONNX Runtime on this device",
     ),
-    "lineage": (
-        "drone_kd.commands.lineage",
-        "print what a model was trained from",
-    ),
+    "lineage": ("drone_kd.commands.lineage", "print what a model was trained from"),
     "simulate": (
         "drone_kd.simulation.simulate",
         "publish a generated or recorded flight as a ROS 2 camera",
@@ -317,10 +314,7 @@ def _installed(names: Iterable[str]) -> str:
 
 
 def _fail(
-    message: str,
-    code: int,
-    error: BaseException | None = None,
-    prefix: str = "drone-kd: error: ",
+    message: str, code: int, error: BaseException | None = None, prefix: str = "drone-kd: error: "
 ) -> int:
     """Print one line and return the exit code, or raise the error if its traceback is wanted."""
     if error is not None and os.environ.get("DRONE_KD_TRACEBACK"):

@@ -156,11 +156,7 @@ class _Candidates(NamedTuple):
 
 
 def merge(
-    detections: list[Detections],
-    windows: Int64Array,
-    width: int,
-    height: int,
-    max_detections: int,
+    detections: list[Detections], windows: Int64Array, width: int, height: int, max_detections: int
 ) -> Detections:
     """Merge the detections of all windows of one image.
 

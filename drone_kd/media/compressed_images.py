@@ -50,8 +50,7 @@ def decode_reduced(data: bytes, width: int, height: int) -> tuple[UInt8Array, in
         reduction = max(step for step in _READ_FLAGS if step <= max(scale, 1))
     try:
         image = cv2.imdecode(
-            np.frombuffer(data, np.uint8),
-            _READ_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION,
+            np.frombuffer(data, np.uint8), _READ_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
         )
     except cv2.error:  # e.g. more pixels than OpenCV accepts
         image = None
