@@ -30,23 +30,19 @@ class ModelSpec:
 
     Attributes:
         classes: class names; the index is the class id.
-        input_width: network input width in pixels.
-        input_height: network input height in pixels.
         head: "dense": the rows are the best class of the best anchors, and need NMS; "end2end":
             the rows are the detections.
         source_sha256: SHA-256 of the checkpoint the model was exported from, 64 hex digits.
         tools: name to version of each tool used for the export.
-        metrics: metric name to value, measured on the exported model.
+        metrics: measured on the exported model.
         licence: licence of the weights (an SPDX identifier where there is one).
         attribution: credit that the licence asks for; may be empty.
         batch: frames per inference, fixed in the graph.
-        precision: "fp32", "fp16" or "int8"; parts of an int8 graph stay in floating point.
+        precision: one of PRECISIONS; parts of an int8 graph stay in floating point.
         calibration: INT8 calibration: "frames" (number), "data" (data set) and "names_sha256"
             (SHA-256 of the frames' names, one per line). Empty for other precisions.
         gates: checks of the export: name to "measured", which is ≤ "limit".
-        layout: "NHWC", or "NCHW" for other programs.
-        dtype: "uint8", or "float32" for other programs.
-        colour: "BGR", or "RGB" for other programs.
+        layout, dtype, colour: one of INPUTS.
         normalisation: informative text; the arithmetic of a uint8 model is part of the graph.
 
     Raises:
@@ -85,7 +81,7 @@ class ModelSpec:
             ("precision", self.precision in PRECISIONS, " or ".join(PRECISIONS)),
             ("source_sha256", is_sha256(self.source_sha256), "64 hex digits"),
             ("tools", _are_values(self.tools, str), "names and version strings"),
-            ("metrics", _are_finite(self.metrics), "names and finite numbers"),
+            ("metrics", are_finite(self.metrics), "names and finite numbers"),
             (
                 "calibration",
                 isinstance(self.calibration, dict) and set(self.calibration) == calibration,
@@ -107,9 +103,8 @@ class ModelSpec:
     def input_shape(self) -> tuple[int, int, int, int]:
         """Shape of the graph's input, in `layout`."""
         height, width = self.input_height, self.input_width
-        if self.layout == "NHWC":
-            return self.batch, height, width, 3
-        return self.batch, 3, height, width
+        shape = (height, width, 3) if self.layout == "NHWC" else (3, height, width)
+        return self.batch, *shape
 
     @property
     def output_shape(self) -> tuple[int | None, ...]:
@@ -141,14 +136,11 @@ class ModelSpec:
         schema = record.pop("schema", None)
         _require(schema == SCHEMA, "schema", str(SCHEMA), schema)
         expected = {field.name for field in fields(cls)}
-        for problem, keys in (
-            ("unknown", record.keys() - expected),
-            ("missing", expected - record.keys()),
-        ):
+        unknown, missing = record.keys() - expected, expected - record.keys()
+        for problem, keys in (("unknown", unknown), ("missing", missing)):
             if keys:
-                raise ModelError(
-                    f"model metadata: {problem} {', '.join(sorted(keys))}; {_EXPORT_HINT}"
-                )
+                names = ", ".join(sorted(keys))
+                raise ModelError(f"model metadata: {problem} {names}; {_EXPORT_HINT}")
         if isinstance(record["classes"], list):
             record["classes"] = tuple(record["classes"])
         return cls(**record)
@@ -164,6 +156,13 @@ def shape_matches(shape: Sequence[object], expected: Sequence[int | None]) -> bo
 def is_sha256(text: object) -> bool:
     """Return whether a value is a SHA-256 as 64 lower-case hex digits."""
     return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def are_finite(mapping: object) -> bool:
+    """Return whether a value is a dict of finite numbers."""
+    return isinstance(mapping, dict) and all(
+        type(value) in (int, float) and math.isfinite(value) for value in mapping.values()
+    )
 
 
 def _is_positive(value: object) -> bool:
@@ -183,14 +182,7 @@ def _are_values(mapping: object, kind: type) -> bool:
     return isinstance(mapping, dict) and all(isinstance(v, kind) for v in mapping.values())
 
 
-def _are_finite(mapping: object) -> bool:
-    return isinstance(mapping, dict) and all(
-        type(value) in (int, float) and math.isfinite(value) for value in mapping.values()
-    )
-
-
 def _require(condition: bool, key: str, expected: str, got: object) -> None:
     if not condition:
-        raise ModelError(
-            f"model metadata: {key}: expected {expected}, got {got!r}; {_EXPORT_HINT}"
-        )
+        problem = f"{key}: expected {expected}, got {got!r}"
+        raise ModelError(f"model metadata: {problem}; {_EXPORT_HINT}")
