@@ -121,7 +121,7 @@ class _Candidates(NamedTuple):
     cut: BoolArray  # (N, 4), which sides end at the window's edge while the image continues
 
     def take(self, index: Int64Array | BoolArray) -> _Candidates:
-        return self._make(column[index] for column in self)
+        return _Candidates._make(column[index] for column in self)
 
     def may_be_one(self) -> BoolArray:
         """Return (N, N) which boxes have the same class and come from different windows."""
@@ -185,7 +185,7 @@ def _join_parts(boxes: _Candidates) -> _Candidates:
         return boxes
     group = _connected(_same_object(boxes.take(indices)))
     keep = np.ones(len(boxes.scores), np.bool_)
-    boxes = boxes._make(column.copy() for column in boxes)
+    boxes = _Candidates._make(column.copy() for column in boxes)
     for first in np.unique(group):
         members = indices[group == first]
         if len(members) == 1:
@@ -215,8 +215,9 @@ def _same_object(parts: _Candidates) -> BoolArray:
     # i is cut at its right and j at its left (x), or i at its bottom and j at its top (y).
     opposite = parts.cut[:, None, 2:] & parts.cut[None, :, :2]
     across: BoolArray = np.any(opposite & touching & aligned[..., ::-1], axis=-1)
-    joined: BoolArray = across & parts.may_be_one()
-    return joined | joined.T
+    joined = across & parts.may_be_one()
+    symmetric: BoolArray = joined | joined.T
+    return symmetric
 
 
 def _connected(adjacent: BoolArray) -> Int64Array:

@@ -25,27 +25,16 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKey:
-    """Everything an engine depends on; any other value needs another engine.
-
-    Attributes:
-        model_sha256: SHA-256 of the model.onnx.
-        tensorrt: version of the installed TensorRT.
-        device: name of the GPU.
-        compute_capability: e.g. "8.7".
-        multiprocessors: number of multiprocessors of the GPU.
-        precision: precision in the model's spec.
-        optimisation_level: optimisation level of the builder.
-        schema: version of this list and of the build settings.
-    """
+    """Everything an engine depends on; any other value needs another engine."""
 
     model_sha256: str
-    tensorrt: str
+    tensorrt: str  # version
     device: str
     compute_capability: str
     multiprocessors: int
     precision: str
     optimisation_level: int
-    schema: int = SCHEMA
+    schema: int = SCHEMA  # version of this list and of the build settings
 
     def digest(self) -> str:
         """Return the SHA-256 of all fields."""
@@ -62,7 +51,8 @@ class EngineStore:
 
     def __init__(self, key: EngineKey) -> None:
         self._key = key
-        folder = cache_folder()
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base, "drone_kd", "engines")
         name = key.digest()[:32]
         self.plan_path = folder / f"{name}.plan"
         self._record_path = folder / f"{name}.json"
@@ -107,21 +97,13 @@ class EngineStore:
         return plan, ""
 
     def write(self, plan: bytes, built: dict[str, str | float]) -> None:
-        """Store an engine.
-
-        Args:
-            plan: bytes of the engine.
-            built: informative entries for the record, such as the build time.
+        """Store an engine, and informative entries about its build in the record.
 
         Raises:
             OSError: writing failed; an older engine stays, if there was one.
         """
-        record = {
-            "key": asdict(self._key),
-            "plan_bytes": len(plan),
-            "plan_sha256": sha256(plan),
-            **built,
-        }
+        record = {"key": asdict(self._key), "plan_bytes": len(plan), "plan_sha256": sha256(plan)}
+        record |= built
         # In this order: after a power cut between the two, `read` sees that the record differs.
         write_bytes(self.plan_path, plan)
         write_bytes(self._record_path, json.dumps(record, indent=1).encode() + b"\n")
@@ -132,23 +114,13 @@ class EngineStore:
         self.plan_path.unlink(missing_ok=True)
 
 
-def cache_folder() -> Path:
-    """Return the folder of this user's engines, in XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "drone_kd" / "engines"
-
-
 def sha256(content: bytes) -> str:
     """Return the SHA-256 as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _make_private(folder: Path) -> None:
-    """Create a folder that only this user can enter, because engines contain native code.
-
-    Raises:
-        OSError: it cannot be created, or belongs to another user.
-    """
+    """Create a folder that only this user can enter, because engines contain native code."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.geteuid():
