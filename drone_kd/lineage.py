@@ -7,13 +7,12 @@ ancestor. One file is therefore enough to print the whole tree.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from drone_kd.core.model_spec import ModelError, ModelSpec, is_sha256
+from drone_kd.core.model_spec import ModelError, ModelSpec, are_finite, is_sha256
 from drone_kd.files import file_sha256
 
 LINEAGE_KEY = "drone_kd_lineage"
@@ -26,12 +25,8 @@ _SHOWN_DIGITS = 12  # of each hash in the printed tree
 class Ancestor:
     """Model file that others were trained from.
 
-    Attributes:
-        sha256: SHA-256 of the model file, 64 hex digits.
-        metrics: metrics of its `ModelSpec`.
-        date: date of its `Lineage`; empty if it had none.
-        command: command of its `Lineage`; empty if it had none.
-        data: data sets of its `Lineage`; empty if it had none.
+    The metrics are those of its `ModelSpec`; date, command and data those of its `Lineage`, empty
+    if it had none.
 
     Raises:
         ModelError: a field has a value that this version does not support.
@@ -45,19 +40,8 @@ class Ancestor:
 
     def __post_init__(self) -> None:
         _require(is_sha256(self.sha256), "sha256", "64 hex digits", self.sha256)
-        _require(
-            isinstance(self.metrics, Mapping)
-            and all(
-                isinstance(name, str)
-                and isinstance(value, (int, float))
-                and not isinstance(value, bool)
-                and math.isfinite(value)
-                for name, value in self.metrics.items()
-            ),
-            "metrics",
-            "names and finite numbers",
-            self.metrics,
-        )
+        expected = "names and finite numbers"
+        _require(are_finite(self.metrics), "metrics", expected, self.metrics)
         _check_origin(self.date, self.command, self.data)
 
 
@@ -121,27 +105,17 @@ def generations(model: Path) -> tuple[Ancestor, ...]:
 
     metadata = read_metadata(model)
     lineage = Lineage.from_metadata(metadata)
-    digest = file_sha256(model)
-    metrics = ModelSpec.from_metadata(metadata).metrics
-    if lineage is None:
-        return (Ancestor(sha256=digest, metrics=metrics),)
     youngest = Ancestor(
-        sha256=digest,
-        metrics=metrics,
-        date=lineage.date,
-        command=lineage.command,
-        data=lineage.data,
+        sha256=file_sha256(model), metrics=ModelSpec.from_metadata(metadata).metrics
     )
-    return youngest, *lineage.ancestors
+    if lineage is None:
+        return (youngest,)
+    date, command, data = lineage.date, lineage.command, lineage.data
+    return replace(youngest, date=date, command=command, data=data), *lineage.ancestors
 
 
 def descend(parent: Path, command: str, data: Mapping[str, str]) -> Lineage:
-    """Return the lineage of a model that is trained now from `parent`.
-
-    Args:
-        parent: model.onnx of the parent.
-        command: command line that makes the new model.
-        data: name of each training data set to its SHA-256, 64 hex digits.
+    """Return the `Lineage` of a model that is trained now from the model.onnx `parent`.
 
     Raises:
         ModelError: see `generations`; or `command` or `data` is not printable.
@@ -173,11 +147,9 @@ def _describe(model: Ancestor, first: str, further: str) -> list[str]:
     lines = [f"{first}{model.sha256[:_SHOWN_DIGITS]}  {date}  {_map_text(model.metrics)}"]
     if model.command:
         lines.append(f"{further}{model.command}")
-    if model.data:
-        hashes = ", ".join(
-            f"{name} {digest[:_SHOWN_DIGITS]}" for name, digest in model.data.items()
-        )
-        lines.append(f"{further}data: {hashes}")
+    hashes = [f"{name} {digest[:_SHOWN_DIGITS]}" for name, digest in model.data.items()]
+    if hashes:
+        lines.append(f"{further}data: {', '.join(hashes)}")
     return lines
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -27,13 +26,9 @@ def machine_name() -> str:
 
 def power_mode() -> str:
     """Return a Jetson's power mode, e.g. "MAXN"; empty if it is not readable."""
-    command = shutil.which("nvpmodel")
-    if command is None:
-        return ""
+    command = ["nvpmodel", "-q"]
     try:
-        output = subprocess.run(
-            [command, "-q"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout
+        output = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return ""
     modes = [line.partition(":")[2].strip() for line in output.splitlines() if "Mode:" in line]
