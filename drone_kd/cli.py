@@ -156,7 +156,7 @@ class _HelpFormatter(argparse.HelpFormatter):
         self,
         usage: str | None,
         actions: Iterable[argparse.Action],
-        groups: Any,
+        groups: Iterable[Any],
         prefix: str | None = None,
     ) -> None:
         groups = [group for group in groups if group.required]

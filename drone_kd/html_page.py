@@ -27,12 +27,9 @@ figure { margin: 1rem 0; }
 
 
 def render_page(content: str, title: str, **values: Any) -> str:
-    """Render a report from the Jinja2 template of what follows its heading.
+    """Render a report from the Jinja2 template of its content; `values` are escaped as text.
 
-    The template's variables, `values`, are escaped as text.
-
-    Raises:
-        ImportError: Jinja2 is not installed; it is no requirement on board.
+    Jinja2 is no requirement on board: ImportError without it.
     """
     from jinja2 import DictLoader, Environment
 

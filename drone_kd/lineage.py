@@ -23,13 +23,10 @@ _SHOWN_DIGITS = 12  # of each hash in the printed tree
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestor:
-    """Model file that others were trained from.
+    """Model file that others were trained from; ModelError: a field has an unsupported value.
 
     The metrics are those of its `ModelSpec`; date, command and data those of its `Lineage`, empty
     if it had none.
-
-    Raises:
-        ModelError: a field has a value that this version does not support.
     """
 
     sha256: str
@@ -53,7 +50,7 @@ class Lineage:
         date: UTC, for example 2026-11-25T18:30:00Z.
         command: command line that made the file.
         data: name of each training data set to its SHA-256, 64 hex digits.
-        ancestors: parent, grandparent and so on; empty for a model without a parent.
+        ancestors: parent, grandparent and so on.
 
     Raises:
         ModelError: a field has a value that this version does not support.
@@ -75,11 +72,7 @@ class Lineage:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Lineage | None:
-        """Read the lineage from a model's metadata map; None if it has no lineage.
-
-        Raises:
-            ModelError: the entry is damaged, or this version does not support it.
-        """
+        """Read the lineage, None if there is none; ModelError: it is damaged or unsupported."""
         if LINEAGE_KEY not in metadata:
             return None
         try:
@@ -96,11 +89,7 @@ class Lineage:
 
 
 def generations(model: Path) -> tuple[Ancestor, ...]:
-    """Return a model file and its ancestors, most recent first.
-
-    Raises:
-        ModelError: the file is not a usable model, or its lineage is damaged.
-    """
+    """Return a model file and its ancestors, most recent first; ModelError: it is unusable."""
     from drone_kd.backends.onnx_runtime import read_metadata  # deferred: imports ONNX Runtime
 
     metadata = read_metadata(model)
@@ -127,11 +116,7 @@ def descend(parent: Path, command: str, data: Mapping[str, str]) -> Lineage:
 
 
 def family_tree(model: Path) -> str:
-    """Return the family tree as text: the model, its parent and so on.
-
-    Raises:
-        ModelError: see `generations`.
-    """
+    """Return the family tree as text; ModelError: the file or its lineage is unusable."""
     youngest, *ancestors = generations(model)
     if not youngest.date:
         return f"{model} ({youngest.sha256[:_SHOWN_DIGITS]}) has no lineage in its metadata"

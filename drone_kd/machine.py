@@ -12,10 +12,7 @@ _THERMAL = Path("/sys/class/thermal")
 
 
 def machine_name() -> str:
-    """Return the board or processor, the number of cores and the system.
-
-    On Linux `platform` knows neither board nor processor.
-    """
+    """Return the board or processor, which `platform` does not know, the cores and the system."""
     name = _read(_PROC / "device-tree" / "model").rstrip("\0")
     for line in _read(_PROC / "cpuinfo").splitlines():
         if not name and line.startswith("model name"):

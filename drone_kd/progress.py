@@ -33,7 +33,6 @@ class Progress:
 
     Args:
         what: the task, such as "Evaluate val".
-        total: units; None if unknown.
         unit: singular noun, such as "frame".
         done: units that an earlier run finished; they do not count for the rate.
         summary: leave a line at the end of long work; False if the caller prints its own.

@@ -22,9 +22,7 @@ _CPU = "CPUExecutionProvider"
 class OrtBackend:
     """Model run by ONNX Runtime; see `Backend`.
 
-    Raises:
-        ModelError: the file is missing or unreadable, has no spec, or its graph differs from its
-            spec.
+    ModelError: the file is unreadable, has no spec, or its graph differs from its spec.
     """
 
     def __init__(self, path: str | Path, fallback: str = "") -> None:
@@ -53,20 +51,12 @@ class OrtBackend:
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """Return the spec of a model file, after checking it against the graph.
-
-    Raises:
-        ModelError: see `OrtBackend`.
-    """
+    """Return the spec of a model file; ModelError: see `OrtBackend`."""
     return ModelSpec.from_metadata(read_metadata(path))
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:
-    """Return the whole metadata map of a model file, after the same checks as `read_spec`.
-
-    Raises:
-        ModelError: see `OrtBackend`.
-    """
+    """Return the metadata of a model file, checked against its graph as in `OrtBackend`."""
     options = _quiet_options(threads=1)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     metadata: Mapping[str, str] = (

@@ -50,11 +50,7 @@ def count(text: str) -> int:
 
 
 def check_folder(option: str, path: Path) -> None:
-    """Check before the work that a file can be written.
-
-    Raises:
-        SourceError: there is no folder for it.
-    """
+    """Check before the work that there is a folder for a file; else SourceError."""
     if not path.parent.is_dir():
         raise SourceError(f"{option} {path}: there is no folder {path.parent}")
 

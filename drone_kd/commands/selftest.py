@@ -193,8 +193,7 @@ def compare(
         limits: how far corners (network px) and scores may differ.
 
     Returns:
-        "boxes" compared, how many of them are "missing" on the other side, the largest
-        "drift_px" (network px) and "drift_score", the limits, and whether they are kept.
+        The entry "agreement" of selftest.json; drift in network pixels and in score.
     """
     limit_px, limit_score = limits
     boxes, missing, drift_px, drift_score = 0, 0, 0.0, 0.0

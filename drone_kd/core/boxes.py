@@ -58,15 +58,9 @@ def nms(
 ) -> Int64Array:
     """Greedy non-maximum suppression (NMS) within each class.
 
-    Exact, in numpy alone: cv2.dnn.NMSBoxes cannot stop at `max_detections`. A few thousand small
-    boxes take it 20 to 400 ms; this function takes 2 to 5 ms.
-
-    Args:
-        xyxy, scores, class_ids: of N boxes.
-        iou_threshold: drop a box whose IoU with a better box of its class is above this.
-
-    Returns:
-        Indices of the kept boxes, (K,) with K <= max_detections, best score first.
+    Drops a box whose IoU with a better box of its class is above the threshold. Returns indices of
+    the kept boxes, best score first. Exact, in numpy alone: cv2.dnn.NMSBoxes cannot stop at
+    `max_detections`. A few thousand small boxes take it 20 to 400 ms; this function 2 to 5 ms.
     """
     order = np.argsort(-scores, kind="stable")
     kept = order[:0]

@@ -118,11 +118,7 @@ class ModelSpec:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelSpec:
-        """Read the spec from a model's metadata map.
-
-        Raises:
-            ModelError: there is no spec, or this version does not support it.
-        """
+        """Read the spec; ModelError: there is none, or this version does not support it."""
         if METADATA_KEY not in metadata:
             raise ModelError(
                 f"expected a model with {METADATA_KEY!r} metadata, got one without; {_EXPORT_HINT}"

@@ -36,8 +36,7 @@ def decode(
         iou: NMS threshold of a dense head; an end-to-end head has no NMS.
 
     Raises:
-        InferenceError: the shape is wrong, a value is not finite, a score is outside [0, 1], or
-            a class id is unknown.
+        InferenceError: a wrong shape, a value not finite, a score not in [0, 1], an unknown class.
     """
     _check_rows(rows)
     thresholds = np.broadcast_to(np.asarray(confidence, np.float32), len(spec.classes))

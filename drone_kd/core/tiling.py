@@ -34,11 +34,7 @@ _MAX_CANDIDATES = 1024
 
 
 def parse_tiling(text: str) -> str | tuple[int, int]:
-    """Parse "off", "auto" or "RxC" (rows x columns, up to 64 tiles).
-
-    Raises:
-        ValueError: the text is none of them.
-    """
+    """Parse "off", "auto" or "RxC" (rows x columns, up to 64 tiles); else ValueError."""
     if text in (OFF, AUTO):
         return text
     match = _GRID.fullmatch(text)

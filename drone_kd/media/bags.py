@@ -66,12 +66,9 @@ def is_bag(path: str | Path) -> bool:
 
 
 def inspect_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> list[BagFile]:
-    """Return the files of a bag, in the order of recording.
+    """Return the files of a bag, in the order of recording; SourceError: nothing can be read.
 
     `on_error` gets each problem of a bag that is still readable in part.
-
-    Raises:
-        SourceError: nothing can be read.
     """
     path = Path(path)
     expected, compressed = _read_metadata(path, on_error) if path.is_dir() else (Counter(), False)
@@ -118,10 +115,9 @@ def read_messages(
 
 
 def message_to_bgr(message: Message) -> tuple[UInt8Array, int]:
-    """Return an image message's pixels, uint8 (h, w, 3) BGR, and its header's stamp in ns.
+    """Return an image message's pixels, (h, w, 3) BGR, and its header's stamp in ns.
 
-    Raises:
-        SourceError: the message cannot be used; one line, without the bag's name.
+    SourceError: the message cannot be used; one line, without the bag's name.
     """
     try:
         # Any: rosbags generates the message classes at run time.

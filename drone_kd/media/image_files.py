@@ -59,10 +59,9 @@ def read_frames(
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Read an image as uint8 (h, w, 3) BGR, rotated to its EXIF orientation.
+    """Read an image as (h, w, 3) BGR, rotated to its EXIF orientation.
 
-    Raises:
-        SourceError: the file is missing, empty, incomplete or not an image.
+    SourceError: the file is missing, empty, incomplete or not an image.
     """
     try:
         data = Path(path).read_bytes()
@@ -77,11 +76,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 
 
 def read_video(capture: cv2.VideoCapture, name: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield ("name#n", frame) for every frame of a video, and release it.
-
-    Raises:
-        SourceError: it has no frame that can be read.
-    """
+    """Yield ("name#n", frame) for every frame, and release the video; SourceError: it has none."""
     number = 0
     try:
         while (frame := capture.read()[1]) is not None:

@@ -34,12 +34,9 @@ MONITORED = hasattr(trt, "IProgressMonitor")
 def open_tensorrt(
     path: Path, spec: ModelSpec, may_build: bool, progress: Callable[[str], None]
 ) -> TrtBackend:
-    """Load a model's engine; build it first if this user's cache has no valid one.
+    """Load a model's engine; if the cache has no valid one, `may_build` allows to build it.
 
-    `may_build`: whether a build, which takes minutes, is allowed.
-
-    Raises:
-        ModelError: GPU, TensorRT or cache is unusable, or unusable for this model; one line.
+    ModelError: GPU, TensorRT or cache is unusable, or unusable for this model; one line.
     """
     try:
         return _open(path, spec, may_build, progress)

@@ -92,11 +92,7 @@ def _library() -> ctypes.CDLL:
 
 
 def call(function: str, *arguments: object) -> None:
-    """Call a function of `_SIGNATURES`.
-
-    Raises:
-        CudaError: the call failed.
-    """
+    """Call a function of `_SIGNATURES`; CudaError: it failed."""
     library = _library()
     code = getattr(library, function)(*arguments)
     if code:
@@ -112,11 +108,7 @@ def _value(pointer: c_void_p) -> int:
 
 
 def first_device() -> Device:
-    """Return the properties of the first GPU.
-
-    Raises:
-        CudaError: there is no CUDA, no driver or no GPU.
-    """
+    """Return the first GPU; CudaError: there is no CUDA, no driver or no GPU."""
     properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
     try:
         call("cudaGetDeviceProperties", properties, 0)
@@ -138,10 +130,9 @@ def first_device() -> Device:
 
 
 def used_memory() -> int:
-    """Return the bytes of GPU memory in use by all programs; on a Jetson, of the shared memory.
+    """Return the bytes of GPU memory in use by all programs; CudaError: see `first_device`.
 
-    Raises:
-        CudaError: there is no CUDA, no driver or no GPU.
+    On a Jetson that is the memory shared with the CPU.
     """
     free, total = c_size_t(), c_size_t()
     call("cudaMemGetInfo", byref(free), byref(total))
@@ -207,10 +198,8 @@ class Stream:
 class Graph:
     """CUDA graph: work that is recorded once and then queued with one call.
 
-    `enqueue` queues the work, which does not run while it is recorded.
-
-    Raises:
-        CudaError: something in the work cannot be recorded.
+    `enqueue` queues the work, which does not run while it is recorded. CudaError: something in the
+    work cannot be recorded.
     """
 
     def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:

@@ -64,8 +64,7 @@ class EngineStore:
     def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
         """Lock this entry against other processes; call `on_wait` if another one has the lock.
 
-        Raises:
-            OSError: the cache folder cannot be created or written.
+        OSError: the cache folder cannot be created or written.
         """
         _make_private(self.plan_path.parent)
         with self._lock_path.open("a") as lock:
@@ -99,8 +98,7 @@ class EngineStore:
     def write(self, plan: bytes, built: dict[str, str | float]) -> None:
         """Store an engine, and informative entries about its build in the record.
 
-        Raises:
-            OSError: writing failed; an older engine stays, if there was one.
+        OSError: writing failed; an older engine stays, if there was one.
         """
         record = {"key": asdict(self._key), "plan_bytes": len(plan), "plan_sha256": sha256(plan)}
         record |= built
