@@ -43,27 +43,17 @@ class StageTimes(NamedTuple):
 class Detector:
     """Model with its settings.
 
-    Attributes:
-        confidence: scores must be above this, 0 to 1.
-        iou: NMS threshold, 0 to 1; dense heads only.
-        max_detections: maximum number of detections per image, best first.
-        class_confidence: class name to its own confidence threshold.
-        only: class names to report; empty: all.
-        tiling: "off", "auto" or "RxC": also run on tiles of large images.
-        tile_overlap: overlap of neighbouring tiles, as a share of a tile, 0 to 0.5.
-
-    Raises:
-        ValueError: a setting is out of its range, or names a class that the model lacks.
+    ValueError: a setting is out of its range, or names a class that the model lacks.
     """
 
     backend: Backend
-    confidence: float
-    iou: float
-    max_detections: int
-    class_confidence: Mapping[str, float] = field(default_factory=dict)
-    only: tuple[str, ...] = ()
-    tiling: str = OFF
-    tile_overlap: float = 0.0
+    confidence: float  # scores must be above this, 0 to 1
+    iou: float  # NMS threshold, 0 to 1; dense heads only
+    max_detections: int  # per image, best first
+    class_confidence: Mapping[str, float] = field(default_factory=dict)  # own thresholds
+    only: tuple[str, ...] = ()  # class names to report; empty: all
+    tiling: str = OFF  # "off", "auto" or "RxC": also run on tiles of large images
+    tile_overlap: float = 0.0  # of neighbouring tiles, as a share of a tile, 0 to 0.5
 
     def __post_init__(self) -> None:
         for name, limit in (("confidence", 1), ("iou", 1), ("tile_overlap", 0.5)):

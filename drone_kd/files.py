@@ -48,11 +48,9 @@ def atomic_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
 
     The folder appears with all its files. Unlike `atomic_file` this does not wait until they are
     on the disk: a power failure may still take the content of the newest ones. An empty folder at
-    `path` is replaced, parents are made, and `mode` holds before the umask. After any exception
-    `path` is as it was and the temporary folder is gone.
-
-    Raises:
-        OSError: the folder cannot be written, or `path` is a file or a folder with content.
+    `path` is replaced, parents are made, and `mode` holds before the umask. OSError: `path` is a
+    file or a folder with content, or cannot be written. After any exception it is as it was and
+    the temporary folder is gone.
     """
     temporary = _unpredictable(path, ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)

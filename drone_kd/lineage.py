@@ -46,20 +46,13 @@ class Ancestor:
 class Lineage:
     """Origin of a model file. Its own hash and metrics are read from the file itself.
 
-    Attributes:
-        date: UTC, for example 2026-11-25T18:30:00Z.
-        command: command line that made the file.
-        data: name of each training data set to its SHA-256, 64 hex digits.
-        ancestors: parent, grandparent and so on.
-
-    Raises:
-        ModelError: a field has a value that this version does not support.
+    ModelError: a field has a value that this version does not support.
     """
 
-    date: str
-    command: str
-    data: Mapping[str, str]
-    ancestors: tuple[Ancestor, ...] = ()
+    date: str  # UTC, for example 2026-11-25T18:30:00Z
+    command: str  # command line that made the file
+    data: Mapping[str, str]  # name of each training data set to its SHA-256, 64 hex digits
+    ancestors: tuple[Ancestor, ...] = ()  # parent, grandparent and so on
 
     def __post_init__(self) -> None:
         _check_origin(self.date, self.command, self.data)

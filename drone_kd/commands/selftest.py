@@ -12,7 +12,6 @@ import platform
 from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -62,14 +61,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if report["verdict"] == "fail" else 0
 
 
-class _Run(NamedTuple):
-    """Result of one runtime on the image."""
-
-    found: Detections
-    detector: Detector
-    report: dict
-
-
 def run_selftest(model: Path, source: Path, frames: int) -> dict:
     """Test one model on this computer with one image, and measure `frames` runs of each runtime.
 
@@ -89,22 +80,22 @@ def run_selftest(model: Path, source: Path, frames: int) -> dict:
     if not temperatures:
         remarks.append("temperatures cannot be read")
 
-    reference = _run(model, "onnxruntime", image, frames)
-    spec = reference.detector.backend.spec
-    tensorrt, agreement = None, None
+    detector, reference, onnxruntime_report = _run(model, "onnxruntime", image, frames)
+    spec = detector.backend.spec
+    tensorrt_report, agreement = None, None
     if not tensorrt_is_installed():
         verdict = "incomplete"
         remarks.append("TensorRT is not installed: no engine was built, nothing was compared")
     else:
         try:
-            tensorrt = _run(model, "tensorrt", image, frames)
+            _, found, tensorrt_report = _run(model, "tensorrt", image, frames)
         except (ModelError, InferenceError) as error:
             verdict = "fail"
             remarks.append(f"TensorRT failed: {error}")
-    if tensorrt is not None:
+    if tensorrt_report is not None:
         scale = letterbox(image, spec.input_width, spec.input_height)[1].scale
-        confidence, limits = reference.detector.confidence, LIMITS[spec.precision]
-        agreement = compare(reference.found, tensorrt.found, scale, confidence, limits)
+        limits = LIMITS[spec.precision]
+        agreement = compare(reference, found, scale, detector.confidence, limits)
         if not agreement["boxes"]:
             verdict = "incomplete"
             remarks.append("nothing was compared: no runtime detects anything in this image")
@@ -136,13 +127,15 @@ def run_selftest(model: Path, source: Path, frames: int) -> dict:
         },
         "picture": {"file": str(source), "width": image.shape[1], "height": image.shape[0]},
         "frames": frames,
-        "onnxruntime": reference.report,
-        "tensorrt": tensorrt and tensorrt.report,
+        "onnxruntime": onnxruntime_report,
+        "tensorrt": tensorrt_report,
         "agreement": agreement,
     }
 
 
-def _run(model: Path, runtime: str, image: np.ndarray, frames: int) -> _Run:
+def _run(
+    model: Path, runtime: str, image: np.ndarray, frames: int
+) -> tuple[Detector, Detections, dict]:
     show_progress(f"{runtime}: loading the model")
     memory, gpu_before = machine.process_memory_mb(), _gpu_memory_mb()
     start = perf_counter()
@@ -164,7 +157,7 @@ def _run(model: Path, runtime: str, image: np.ndarray, frames: int) -> _Run:
             for stage, values in times_ms.items()
         },
     }
-    return _Run(found, detector, report)
+    return detector, found, report
 
 
 def _gpu_memory_mb() -> float | None:

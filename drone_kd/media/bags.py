@@ -122,10 +122,8 @@ def message_to_bgr(message: Message) -> tuple[UInt8Array, int]:
     try:
         # Any: rosbags generates the message classes at run time.
         content: Any = _typestore().deserialize_cdr(message.data, message.msgtype)
-        if message.msgtype == IMAGE:
-            image = raw_to_bgr(content)
-        else:
-            image = decode_reduced(bytes(content.data), 0, 0)[0]
+        is_raw = message.msgtype == IMAGE
+        image = raw_to_bgr(content) if is_raw else decode_reduced(bytes(content.data), 0, 0)[0]
     except (RawError, EncodedError) as error:
         raise SourceError(f"{message.topic}: {error}") from None
     except Exception as error:  # the reader raises anything on broken bytes

@@ -30,9 +30,7 @@ def read_frames(
 
     A name is the image's path, or "path#n" for frame n of a video, counted from 0. A frame is
     uint8 (h, w, 3) BGR. An image that cannot be read goes to `on_error`, and the next follows.
-
-    Raises:
-        SourceError: there is no such source, or nothing in it can be read.
+    SourceError: there is no such source, or nothing in it can be read.
     """
     source = Path(source)
     suffix = source.suffix.lower()

@@ -112,9 +112,7 @@ def raw_to_bgr(message: RawImage) -> UInt8Array:
 
     A bgr8 image is a view of the message's memory, with its row step. 16-bit encodings keep the
     high 8 bits, except 16UC1 (thermal): the range of the image is stretched over black to white.
-
-    Raises:
-        RawError: the encoding is unknown, the image is empty, or its data are too short.
+    RawError: the encoding is unknown, the image is empty, or its data are too short.
     """
     encoding = _ENCODINGS.get(message.encoding)
     if encoding is None:

@@ -85,10 +85,8 @@ def _library() -> ctypes.CDLL:
             getattr(library, function).argtypes = arguments
             getattr(library, function).restype = c_int
         return library
-    raise CudaError(
-        "expected CUDA's runtime library (libcudart.so), found none: on a Jetson, run apt install "
-        "nvidia-jetpack"
-    )
+    hint = "on a Jetson, run apt install nvidia-jetpack"
+    raise CudaError(f"expected CUDA's runtime library (libcudart.so), found none: {hint}")
 
 
 def call(function: str, *arguments: object) -> None:

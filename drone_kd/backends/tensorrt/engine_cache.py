@@ -42,11 +42,9 @@ class EngineKey:
 
 
 class EngineStore:
-    """Cache entry of one engine.
+    """Cache entry of one engine: the file `plan_path`, and a JSON record with the same stem.
 
-    Attributes:
-        plan_path: file of the engine; its JSON record has the same stem.
-        timings_path: kernel timings of earlier builds on this GPU, which speed up the next build.
+    `timings_path` has the kernel timings of earlier builds on this GPU, for the next build.
     """
 
     def __init__(self, key: EngineKey) -> None:
@@ -76,10 +74,7 @@ class EngineStore:
             yield
 
     def read(self) -> tuple[bytes | None, str]:
-        """Return the engine's bytes if they pass the checks, else None and the reason.
-
-        The reason is empty if there is no engine yet.
-        """
+        """Return the checked bytes, or None and why not ("" if there is no engine yet)."""
         try:
             record = json.loads(self._record_path.read_bytes())
             plan = self.plan_path.read_bytes()

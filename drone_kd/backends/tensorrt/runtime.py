@@ -61,9 +61,7 @@ class TrtBackend:
     buffers without a copy; work can be queued call by call or as one CUDA graph. The fastest mode
     differs between devices, so a few frames are run in each mode and the fastest one is kept.
 
-    Args:
-        spec: the model's.
-        plan: the engine's bytes, from a trusted source: they contain native code.
+    `plan` are the engine's bytes, from a trusted source: they contain native code.
 
     Raises:
         EngineError: TensorRT rejects the bytes.
@@ -99,16 +97,11 @@ class TrtBackend:
         self.name = f"TensorRT {trt.__version__} {spec.precision}, {device.name}, {fastest}"
 
     def infer(self, batch: UInt8Array) -> Float32Array:
-        """Run a batch; see `Backend.infer`.
-
-        Raises:
-            InferenceError: the batch has another shape or dtype, or TensorRT or CUDA failed.
-        """
+        """Run a batch; see `Backend.infer`. InferenceError: also for another shape or dtype."""
         shape = (self.spec.batch, self.spec.input_height, self.spec.input_width, 3)
         if batch.shape != shape or batch.dtype != np.uint8:
-            raise InferenceError(
-                f"TensorRT: expected a batch of uint8 {shape}, got {batch.dtype} {batch.shape}"
-            )
+            got = f"{batch.dtype} {batch.shape}"
+            raise InferenceError(f"TensorRT: expected a batch of uint8 {shape}, got {got}")
         np.copyto(self._input.array, network_input(batch, self.spec))
         _run(self._launch, self._stream)
         # A copy: the next frame writes into the same memory.
@@ -180,23 +173,17 @@ def _run(launch: Callable[[], None], stream: Stream) -> None:
 def _checked_io(engine: trt.ICudaEngine, spec: ModelSpec) -> tuple[str, str]:
     """Return the names of the input and output, after checking them against the spec."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    shapes = {name: list(engine.get_tensor_shape(name)) for name in names}
+    kinds = {name: (engine.get_tensor_mode(name), engine.get_tensor_dtype(name)) for name in names}
 
     def matching(mode: object, dtype: object, shape: tuple[int | None, ...]) -> list[str]:
-        return [
-            name
-            for name in names
-            if engine.get_tensor_mode(name) == mode
-            and engine.get_tensor_dtype(name) == dtype
-            and shape_matches(tuple(engine.get_tensor_shape(name)), shape)
-        ]
+        same_kind = [name for name in names if kinds[name] == (mode, dtype)]
+        return [name for name in same_kind if shape_matches(shapes[name], shape)]
 
     inputs = matching(trt.TensorIOMode.INPUT, _DTYPES[spec.dtype], spec.input_shape)
     outputs = matching(trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, spec.output_shape)
     if len(names) != 2 or len(inputs) != 1 or len(outputs) != 1:
-        found = ", ".join(
-            f"{name} {engine.get_tensor_dtype(name)} {list(engine.get_tensor_shape(name))}"
-            for name in names
-        )
+        found = ", ".join(f"{name} {kinds[name][1]} {shapes[name]}" for name in names)
         raise ModelError(
             f"the engine's tensors differ from its model: expected one {spec.dtype} input "
             f"{list(spec.input_shape)} and one float32 output, got {found}"
