@@ -243,11 +243,12 @@ def summary(report: dict) -> str:
             lines.append(f"{stage:<16}" + "".join(f"{value:>9.2f}" for value in values.values()))
     agreement = report["agreement"]
     if agreement is not None:
-        agreed = (
-            "agreement    {boxes} boxes compared, {missing} missing, at most {drift_px:.2f} px "
-        )
-        agreed += "(limit {limit_px:g}) and {drift_score:.4f} in score (limit {limit_score:g})"
-        lines += ["", agreed.format(**agreement)]
+        lines += [
+            "",
+            f"agreement    {agreement['boxes']} boxes compared, {agreement['missing']} missing, "
+            f"at most {agreement['drift_px']:.2f} px (limit {agreement['limit_px']:g}) and "
+            f"{agreement['drift_score']:.4f} in score (limit {agreement['limit_score']:g})",
+        ]
     lines += ["", f"verdict      {report['verdict'].upper()}"]
     lines += [f"             {remark}" for remark in report["remarks"]]
     return "\n".join(lines)

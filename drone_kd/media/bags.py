@@ -30,7 +30,7 @@ _SUFFIXES = (".mcap", ".db3")
 
 
 class Topic(NamedTuple):
-    """Topic of a bag and its number of messages."""
+    """Topic of a bag."""
 
     name: str
     msgtype: str
