@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 folder = Path(__file__).parent
 manifest = ElementTree.parse(folder / "package.xml")
 name = "drone_kd"
+parts = ("onboard", "record", "simulation", "cluster")
 
 
 def shared(*patterns: str) -> list[str]:
@@ -49,10 +50,7 @@ setup(
         # colcon runs pytest for a package whose `test` extra names it.
         "test": ["pytest"],
         # Not install_requires: a ROS installation brings its own numpy and OpenCV.
-        "onboard": requirements("onboard.txt"),
-        "record": requirements("record.txt"),
-        "simulation": requirements("simulation.txt"),
-        "cluster": requirements("cluster.txt"),
+        **{part: requirements(f"{part}.txt") for part in parts},
     },
     zip_safe=True,
     entry_points={

@@ -20,74 +20,45 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-# Command: module, help.
+# Command: module of the package, help.
 ON_BOARD = {
-    "detect": ("drone_kd.commands.detect", "detect objects in images, a video or a live stream"),
-    "bench": ("drone_kd.commands.bench", "measure the latency of each stage"),
-    "build": ("drone_kd.commands.build", "build the TensorRT engine on this device"),
-    "selftest": (
-        "drone_kd.commands.selftest",
-        "compare TensorRT with ONNX Runtime on this device",
-    ),
-    "lineage": (
-        "drone_kd.commands.lineage",
-        "print what a model was trained from",
-    ),
+    "detect": ("commands.detect", "detect objects in images, a video or a live stream"),
+    "bench": ("commands.bench", "measure the latency of each stage"),
+    "build": ("commands.build", "build the TensorRT engine on this device"),
+    "selftest": ("commands.selftest", "compare TensorRT with ONNX Runtime on this device"),
+    "lineage": ("commands.lineage", "print what a model was trained from"),
     "simulate": (
-        "drone_kd.simulation.simulate",
+        "simulation.simulate",
         "publish a generated or recorded flight as a ROS 2 camera",
     ),
-    "rehearse": (
-        "drone_kd.simulation.rehearse",
-        "run a model on a simulated flight, and score it",
-    ),
-    "score": ("drone_kd.simulation.scoring.command", "score a recorded flight"),
+    "rehearse": ("simulation.rehearse", "run a model on a simulated flight, and score it"),
+    "score": ("simulation.scoring.command", "score a recorded flight"),
 }
 TRAINING = {
-    "generate": ("drone_kd_training.data.command", "render a procedural aerial data set"),
-    "distill": (
-        "drone_kd_training.distillation.distill_command",
-        "train a student with one or more teachers",
-    ),
+    "generate": ("data.command", "render a procedural aerial data set"),
+    "distill": ("distillation.distill_command", "train a student with one or more teachers"),
     "compare": (
-        "drone_kd_training.distillation.compare_command",
+        "distillation.compare_command",
         "compare baseline and distillation on paired seeds",
     ),
-    "evaluate": ("drone_kd_training.evaluation.command", "measure the mAP of a .pt or .onnx"),
-    "predict": (
-        "drone_kd_training.teachers.command",
-        "write a teacher's predictions to disk once, for many runs",
-    ),
-    "mine": (
-        "drone_kd_training.mining.mine_command",
-        "select frames of flights that are worth a label",
-    ),
-    "labels": (
-        "drone_kd_training.mining.labels_command",
-        "exchange mined labels with an annotation tool",
-    ),
-    "retrain": (
-        "drone_kd_training.retraining.command",
-        "fine-tune the deployed model; export it only if better",
-    ),
-    "export": (
-        "drone_kd_training.export.command",
-        "export a checkpoint to an ONNX file that describes itself",
-    ),
+    "evaluate": ("evaluation.command", "measure the mAP of a .pt or .onnx"),
+    "predict": ("teachers.command", "write a teacher's predictions to disk once, for many runs"),
+    "mine": ("mining.mine_command", "select frames of flights that are worth a label"),
+    "labels": ("mining.labels_command", "exchange mined labels with an annotation tool"),
+    "retrain": ("retraining.command", "fine-tune the deployed model; export it only if better"),
+    "export": ("export.command", "export a checkpoint to an ONNX file that describes itself"),
 }
-_COMMANDS = {**ON_BOARD, **TRAINING}
+_COMMANDS = {
+    name: (f"{package}.{module}", text)
+    for package, table in (("drone_kd", ON_BOARD), ("drone_kd_training", TRAINING))
+    for name, (module, text) in table.items()
+}
 INSTALL_TRAINING = "pip install . ./training in a checkout of drone_kd, or `make setup`"
 
-_WRONG_INPUT = (
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    IsADirectoryError,
-    PermissionError,
-)
+_WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 # What is found, under the names that distributions of it have.
 _LIBRARIES = {
+    "training part": ("drone-kd-training",),
     "ONNX Runtime": ("onnxruntime", "onnxruntime-gpu"),
     "TensorRT": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "torch": ("torch",),
@@ -106,14 +77,9 @@ install the training part:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command and return its exit code (see _NOTES); a failure prints a line to stderr.
 
-    Args:
-        argv: command and options, without the program's name; default: those of this process.
-
-    Returns:
-        0: done; 1: the work failed; 2: wrong input; 3: the retrained model was refused; 130:
-        interrupted. Every failure prints one line to standard error.
+    `argv` are the command and its options; None: those of this process.
     """
     if sys.version_info < (3, 10):  # noqa: UP036  a checkout on PYTHONPATH was never installed
         return _fail(f"expected Python 3.10 or newer, got {platform.python_version()}", 2)
@@ -126,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         return _fail(_interrupted(*arguments[:1]), 130, prefix="drone-kd: ")
-    except _WRONG_INPUT as error:
+    except (ValueError, PermissionError, *_WRONG_PATH) as error:
         return _fail(str(error), 2, error)
     except (RuntimeError, OSError) as error:
         return _fail(str(error), 1, error)
@@ -142,11 +108,7 @@ def training_is_installed() -> bool:
 def build_parser(
     chosen: str = "",
 ) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """Return the parser of drone-kd and those of its commands.
-
-    Args:
-        chosen: the command whose options are added; the other parsers are empty.
-    """
+    """Return the parser of drone-kd and those of its commands; only the chosen one has options."""
     parser = _Parser(
         prog="drone-kd",
         usage="drone-kd COMMAND [OPTIONS]",
@@ -154,19 +116,16 @@ def build_parser(
         epilog=_NOTES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--version",
-        action="version",
-        version="",
-        help="versions of drone_kd and of the libraries found",
-    )
+    shown = "versions of drone_kd and of the libraries found"
+    parser.add_argument("--version", action="version", version="", help=shown)
     subparsers = parser.add_subparsers(
         prog="drone-kd", dest="command", metavar="COMMAND", help=argparse.SUPPRESS
     )
     commands: dict[str, argparse.ArgumentParser] = {}
     for name, (_, text) in _COMMANDS.items():
+        description = f"{text[0].upper()}{text[1:]}."
         commands[name] = subparsers.add_parser(
-            name, description=f"{text[0].upper()}{text[1:]}.", formatter_class=_HelpFormatter
+            name, description=description, formatter_class=_HelpFormatter
         )
     if chosen:
         _module(chosen).add_options(commands[chosen])
@@ -176,8 +135,7 @@ def build_parser(
 def version() -> str:
     """Return the versions of drone_kd, Python and the libraries found, as lines of text."""
     found = {"drone_kd": _installed(("drone_kd",)), "Python": platform.python_version()}
-    found["training part"] = _installed(("drone-kd-training",))
-    found.update({name: _installed(names) for name, names in _LIBRARIES.items()})
+    found |= {name: _installed(names) for name, names in _LIBRARIES.items()}
     return "\n".join(f"{name:<14}{value}" for name, value in found.items())
 
 
@@ -248,9 +206,8 @@ def _run(arguments: list[str]) -> int:
         options.command_line = shlex.join(["drone-kd", *arguments])
         return int(_module(name).run(options))
     except ModuleNotFoundError as error:
-        return _fail(
-            f"{name} needs the Python package {error.name}: {_requirements(name)}", 2, error
-        )
+        missing = f"{name} needs the Python package {error.name}"
+        return _fail(f"{missing}: {_requirements(name)}", 2, error)
 
 
 def _without_command(arguments: list[str]) -> int:
@@ -263,8 +220,7 @@ def _without_command(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, _COMMANDS)
         found = f"did you mean {' or '.join(near)}? " if near else ""
         return _fail(f"unknown command {name!r}: {found}drone-kd --help lists them", 2)
-    parser = build_parser()[0]
-    parser.parse_args(arguments)
+    build_parser()[0].parse_args(arguments)
     return _fail("expected a command: drone-kd --help lists them", 2)
 
 
@@ -282,8 +238,8 @@ def _requirements(name: str) -> str:
 
 def _interrupted(name: str = "") -> str:
     """Return what an interrupted command leaves behind."""
-    module = sys.modules.get(_COMMANDS[name][0]) if name in _COMMANDS else None
-    hint = getattr(module, "INTERRUPTED", "")
+    module, _ = _COMMANDS.get(name, ("", ""))
+    hint = getattr(sys.modules.get(module), "INTERRUPTED", "")
     return f"interrupted; {hint}" if hint else "interrupted"
 
 
@@ -317,10 +273,7 @@ def _installed(names: Iterable[str]) -> str:
 
 
 def _fail(
-    message: str,
-    code: int,
-    error: BaseException | None = None,
-    prefix: str = "drone-kd: error: ",
+    message: str, code: int, error: BaseException | None = None, prefix: str = "drone-kd: error: "
 ) -> int:
     """Print one line and return the exit code, or raise the error if its traceback is wanted."""
     if error is not None and os.environ.get("DRONE_KD_TRACEBACK"):

@@ -31,7 +31,7 @@ def carry_large_images() -> None:
 
 
 def large_image_settings() -> dict[str, str]:
-    """Return the environment variables that make large best-effort images arrive over Fast DDS.
+    """Return the variables that make large best-effort images arrive over Fast DDS.
 
     Empty if the user has chosen a transport or a profile.
     """

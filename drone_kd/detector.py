@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,21 +18,16 @@ from drone_kd.core.preprocess import Letterbox, letterbox
 from drone_kd.core.tiling import OFF, merge, parse_tiling, windows
 from drone_kd.paths import default_model_path, parameter_defaults
 
+T = TypeVar("T")
+
 
 class DecodedImage(NamedTuple):
-    """Image to run the detector on, decoded in full or at a reduced scale.
+    """Image to run the detector on, decoded in full or at a reduced scale."""
 
-    Attributes:
-        image: uint8 (h, w, 3) in BGR order; rows may be strided.
-        width: width of the original in pixels; boxes are in these pixels.
-        height: height of the original in pixels.
-        reduction: pixels of the original per pixel of `image`.
-    """
-
-    image: UInt8Array
-    width: int
+    image: UInt8Array  # (h, w, 3) BGR; rows may be strided
+    width: int  # of the original in pixels; boxes are in these pixels
     height: int
-    reduction: int = 1
+    reduction: int = 1  # pixels of the original per pixel of `image`
 
 
 class StageTimes(NamedTuple):
@@ -48,28 +43,17 @@ class StageTimes(NamedTuple):
 class Detector:
     """Model with its settings.
 
-    Attributes:
-        backend: the loaded model.
-        confidence: scores must be above this, 0 to 1.
-        iou: NMS threshold, 0 to 1; dense heads only.
-        max_detections: maximum number of detections per image, best first.
-        class_confidence: class name to its own confidence threshold.
-        only: class names to report; empty: all.
-        tiling: "off", "auto" or "RxC": also run on tiles of large images.
-        tile_overlap: overlap of neighbouring tiles, as a share of a tile, 0 to 0.5.
-
-    Raises:
-        ValueError: a setting is out of its range, or names a class that the model lacks.
+    ValueError: a setting is out of its range, or names a class that the model lacks.
     """
 
     backend: Backend
-    confidence: float
-    iou: float
-    max_detections: int
-    class_confidence: Mapping[str, float] = field(default_factory=dict)
-    only: tuple[str, ...] = ()
-    tiling: str = OFF
-    tile_overlap: float = 0.0
+    confidence: float  # scores must be above this, 0 to 1
+    iou: float  # NMS threshold, 0 to 1; dense heads only
+    max_detections: int  # per image, best first
+    class_confidence: Mapping[str, float] = field(default_factory=dict)  # own thresholds
+    only: tuple[str, ...] = ()  # class names to report; empty: all
+    tiling: str = OFF  # "off", "auto" or "RxC": also run on tiles of large images
+    tile_overlap: float = 0.0  # of neighbouring tiles, as a share of a tile, 0 to 0.5
 
     def __post_init__(self) -> None:
         for name, limit in (("confidence", 1), ("iou", 1), ("tile_overlap", 0.5)):
@@ -81,9 +65,8 @@ class Detector:
         known = self.backend.spec.classes
         for name in (*self.class_confidence, *self.only):
             if name not in known:
-                raise ValueError(
-                    f"the model knows no class {name!r}; its classes: {', '.join(known)}"
-                )
+                classes = ", ".join(known)
+                raise ValueError(f"the model knows no class {name!r}; its classes: {classes}")
 
     def __call__(self, image: UInt8Array) -> Detections:
         """Detect objects in one image; see `timed`."""
@@ -92,11 +75,8 @@ class Detector:
     def timed(self, image: UInt8Array) -> tuple[Detections, StageTimes]:
         """Detect objects in one image and measure each stage.
 
-        Args:
-            image: uint8 (h, w, 3) in BGR order; rows may be strided.
-
-        Returns:
-            Detections in pixels of `image`, best first, and the times.
+        The image is (h, w, 3) BGR, its rows may be strided; detections are in its pixels, best
+        first.
 
         Raises:
             ValueError: `image` has another dtype or shape, or no pixels.
@@ -107,24 +87,17 @@ class Detector:
                 f"image: expected uint8 (height, width, 3), got {image.dtype} {image.shape}"
             )
         height, width = image.shape[:2]
-        (result,), times = self.batch(
-            [DecodedImage(image, width, height)], [self.windows(width, height)]
-        )
+        whole = DecodedImage(image, width, height)
+        (result,), times = self.batch([whole], [self.windows(width, height)])
         if isinstance(result, InferenceError):
             raise result
         return result, times
 
     def windows(self, width: int, height: int) -> Int64Array:
         """Return the windows of an image that the network runs on; see `tiling.windows`."""
-        spec = self.backend.spec
-        return windows(
-            width,
-            height,
-            parse_tiling(self.tiling),
-            self.tile_overlap,
-            spec.input_width,
-            spec.input_height,
-        )
+        spec, tiling = self.backend.spec, parse_tiling(self.tiling)
+        size = spec.input_width, spec.input_height
+        return windows(width, height, tiling, self.tile_overlap, *size)
 
     def batch(
         self, images: Sequence[DecodedImage], windows: Sequence[Int64Array]
@@ -133,8 +106,7 @@ class Detector:
 
         Args:
             images: one or more.
-            windows: per image int64 (N, 4) in pixels; several windows only for an image that is
-                not reduced.
+            windows: per image (N, 4) in pixels; several only for an image that is not reduced.
 
         Returns:
             Per image, detections in pixels of the original, best first, or the error; and the
@@ -156,24 +128,16 @@ class Detector:
         first = 0
         thresholds = self._thresholds()
         for image, areas in zip(images, windows, strict=True):
-            part = slice(first, first + len(areas))
-            first += len(areas)
+            last = first + len(areas)
             try:
                 detections = [
-                    self._decode(output, placement, crop, thresholds)
-                    for output, (_, placement), crop in zip(
-                        rows[part], inputs[part], crops[part], strict=True
-                    )
+                    self._decode(rows[i], inputs[i][1], crops[i], thresholds)
+                    for i in range(first, last)
                 ]
+                results.append(self._combine(detections, areas, image))
             except InferenceError as error:
                 results.append(error)
-                continue
-            if len(detections) > 1:
-                results.append(
-                    merge(detections, areas, image.width, image.height, self.max_detections)
-                )
-            else:
-                results.append(_enlarge(detections[0], image))
+            first = last
         decoded = perf_counter()
         return results, StageTimes(
             letterbox_ms=(letterboxed - start) * 1e3,
@@ -206,37 +170,28 @@ class Detector:
     ) -> Detections:
         if isinstance(rows, InferenceError):
             raise rows
-        return decode(
-            rows,
-            self.backend.spec,
-            placement,
-            crop.shape,
-            thresholds,
-            self.iou,
-            self.max_detections,
-        )
+        spec, limits = self.backend.spec, (self.iou, self.max_detections)
+        return decode(rows, spec, placement, crop.shape, thresholds, *limits)
+
+    def _combine(
+        self, detections: list[Detections], areas: Int64Array, image: DecodedImage
+    ) -> Detections:
+        """Return the detections of all windows in pixels of the original image."""
+        if len(detections) > 1:
+            return merge(detections, areas, image.width, image.height, self.max_detections)
+        if image.reduction == 1:
+            return detections[0]
+        limit = np.array([image.width, image.height] * 2, np.float32)
+        xyxy = np.minimum(detections[0].xyxy * np.float32(image.reduction), limit)
+        return replace(detections[0], xyxy=xyxy)
 
     def _thresholds(self) -> Float32Array:
         """Return the confidence threshold of each class: float32 (classes,)."""
-        names = self.backend.spec.classes
-        return np.array(
-            [
-                self.class_confidence.get(name, self.confidence)
-                if not self.only or name in self.only
-                else 1.0  # no score is above
-                for name in names
-            ],
-            np.float32,
-        )
-
-
-def _enlarge(detections: Detections, image: DecodedImage) -> Detections:
-    """Scale boxes of a reduced image to pixels of the original."""
-    if image.reduction == 1:
-        return detections
-    limit = np.array([image.width, image.height] * 2, np.float32)
-    xyxy = np.minimum(detections.xyxy * np.float32(image.reduction), limit)
-    return replace(detections, xyxy=xyxy)
+        classes = self.backend.spec.classes
+        reported = self.only or classes
+        chosen = {name: self.class_confidence.get(name, self.confidence) for name in reported}
+        # No score is above 1.
+        return np.array([chosen.get(name, 1.0) for name in classes], np.float32)
 
 
 def load_detector(
@@ -253,40 +208,34 @@ def load_detector(
     allow_fallback: bool | None = None,
     progress: Callable[[str], None] = LOG.warning,
 ) -> Detector:
-    """Load a model. Settings that are None come from config/detector.yaml.
+    """Load a model.onnx; None: the one that comes with the package.
 
-    Args:
-        path: a model.onnx; None: the model that comes with the package.
-        confidence: see `Detector`.
-        iou: see `Detector`.
-        max_detections: see `Detector`.
-        class_confidence: see `Detector`.
-        only: see `Detector`.
-        tiling: see `Detector`.
-        tile_overlap: see `Detector`.
-        runtime: see `open_backend`.
-        allow_fallback: see `open_backend`.
-        progress: see `open_backend`.
+    Settings are those of `Detector` and `open_backend`. Where they are None, they come from
+    config/detector.yaml.
 
     Raises:
         ModelError: the file is unusable; the message is one line.
         ValueError: a setting is out of its range, or names a class that the model lacks.
     """
     defaults = parameter_defaults("detector.yaml")
+
+    def setting(name: str, value: T | None) -> T:
+        chosen: T = defaults[name] if value is None else value
+        return chosen
+
+    backend = open_backend(
+        default_model_path() if path is None else path,
+        runtime=setting("runtime", runtime),
+        allow_fallback=setting("allow_fallback", allow_fallback),
+        progress=progress,
+    )
     return Detector(
-        open_backend(
-            default_model_path() if path is None else path,
-            runtime=defaults["runtime"] if runtime is None else runtime,
-            allow_fallback=(
-                defaults["allow_fallback"] if allow_fallback is None else allow_fallback
-            ),
-            progress=progress,
-        ),
-        confidence=defaults["confidence"] if confidence is None else confidence,
-        iou=defaults["iou"] if iou is None else iou,
-        max_detections=defaults["max_detections"] if max_detections is None else max_detections,
+        backend,
+        confidence=setting("confidence", confidence),
+        iou=setting("iou", iou),
+        max_detections=setting("max_detections", max_detections),
         class_confidence=class_confidence or {},
         only=tuple(only),
-        tiling=defaults["tiling"] if tiling is None else tiling,
-        tile_overlap=defaults["tile_overlap"] if tile_overlap is None else tile_overlap,
+        tiling=setting("tiling", tiling),
+        tile_overlap=setting("tile_overlap", tile_overlap),
     )

@@ -27,15 +27,9 @@ def atomic_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     """Yield a new empty file beside `path`; it replaces `path` when the block succeeds.
 
     A reader sees either the old or the complete new content, also after a power failure. A link
-    at `path` is replaced, not followed. The mode follows the umask.
-
-    Args:
-        path: the file to write; its folder exists.
-        suffix: of the temporary file, for writers that choose a format by it.
-
-    Raises:
-        OSError: the file cannot be written. After any exception `path` is as it was and the
-            temporary file is gone.
+    at `path` is replaced, not followed. The mode follows the umask. The folder has to exist.
+    `suffix` is that of the temporary file, for writers that choose a format by it. After any
+    exception `path` is as it was and the temporary file is gone.
     """
     temporary = _unpredictable(path, suffix)
     temporary.open("xb").close()
@@ -53,15 +47,10 @@ def atomic_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
     """Yield a new folder beside `path`; it becomes `path` when the block succeeds.
 
     The folder appears with all its files. Unlike `atomic_file` this does not wait until they are
-    on the disk: a power failure may still take the content of the newest ones.
-
-    Args:
-        path: the folder to make; an empty folder there is replaced. Parents are made.
-        mode: of the new folder, before the umask.
-
-    Raises:
-        OSError: the folder cannot be written, or `path` is a file or a folder with content. After
-            any exception `path` is as it was and the temporary folder is gone.
+    on the disk: a power failure may still take the content of the newest ones. An empty folder at
+    `path` is replaced, parents are made, and `mode` holds before the umask. OSError: `path` is a
+    file or a folder with content, or cannot be written. After any exception it is as it was and
+    the temporary folder is gone.
     """
     temporary = _unpredictable(path, ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)

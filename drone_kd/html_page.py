@@ -27,25 +27,16 @@ figure { margin: 1rem 0; }
 
 
 def render_page(content: str, title: str, **values: Any) -> str:
-    """Render a report.
+    """Render a report from the Jinja2 template of its content; `values` are escaped as text.
 
-    Args:
-        content: Jinja2 template of what follows the heading.
-        title: of the page.
-        values: variables of the template; escaped as text.
-
-    Raises:
-        ImportError: Jinja2 is not installed; it is no requirement on board.
+    Jinja2 is no requirement on board: ImportError without it.
     """
     from jinja2 import DictLoader, Environment
 
     page = f'{{% extends "skeleton" %}}{{% block content %}}{content}{{% endblock %}}'
     loader = DictLoader({"skeleton": _SKELETON, "page": page})
-    return (
-        Environment(autoescape=True, loader=loader)
-        .get_template("page")
-        .render(title=title, **values)
-    )
+    template = Environment(autoescape=True, loader=loader).get_template("page")
+    return template.render(title=title, **values)
 
 
 def data_url(content: bytes, kind: str) -> str:

@@ -7,13 +7,12 @@ ancestor. One file is therefore enough to print the whole tree.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from drone_kd.core.model_spec import ModelError, ModelSpec, is_sha256
+from drone_kd.core.model_spec import ModelError, ModelSpec, are_finite, is_sha256
 from drone_kd.files import file_sha256
 
 LINEAGE_KEY = "drone_kd_lineage"
@@ -24,17 +23,10 @@ _SHOWN_DIGITS = 12  # of each hash in the printed tree
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestor:
-    """Model file that others were trained from.
+    """Model file that others were trained from; ModelError: a field has an unsupported value.
 
-    Attributes:
-        sha256: SHA-256 of the model file, 64 hex digits.
-        metrics: metrics of its `ModelSpec`.
-        date: date of its `Lineage`; empty if it had none.
-        command: command of its `Lineage`; empty if it had none.
-        data: data sets of its `Lineage`; empty if it had none.
-
-    Raises:
-        ModelError: a field has a value that this version does not support.
+    The metrics are those of its `ModelSpec`; date, command and data those of its `Lineage`, empty
+    if it had none.
     """
 
     sha256: str
@@ -45,19 +37,8 @@ class Ancestor:
 
     def __post_init__(self) -> None:
         _require(is_sha256(self.sha256), "sha256", "64 hex digits", self.sha256)
-        _require(
-            isinstance(self.metrics, Mapping)
-            and all(
-                isinstance(name, str)
-                and isinstance(value, (int, float))
-                and not isinstance(value, bool)
-                and math.isfinite(value)
-                for name, value in self.metrics.items()
-            ),
-            "metrics",
-            "names and finite numbers",
-            self.metrics,
-        )
+        expected = "names and finite numbers"
+        _require(are_finite(self.metrics), "metrics", expected, self.metrics)
         _check_origin(self.date, self.command, self.data)
 
 
@@ -65,20 +46,13 @@ class Ancestor:
 class Lineage:
     """Origin of a model file. Its own hash and metrics are read from the file itself.
 
-    Attributes:
-        date: UTC, for example 2026-11-25T18:30:00Z.
-        command: command line that made the file.
-        data: name of each training data set to its SHA-256, 64 hex digits.
-        ancestors: parent, grandparent and so on; empty for a model without a parent.
-
-    Raises:
-        ModelError: a field has a value that this version does not support.
+    ModelError: a field has a value that this version does not support.
     """
 
-    date: str
-    command: str
-    data: Mapping[str, str]
-    ancestors: tuple[Ancestor, ...] = ()
+    date: str  # UTC, for example 2026-11-25T18:30:00Z
+    command: str  # command line that made the file
+    data: Mapping[str, str]  # name of each training data set to its SHA-256, 64 hex digits
+    ancestors: tuple[Ancestor, ...] = ()  # parent, grandparent and so on
 
     def __post_init__(self) -> None:
         _check_origin(self.date, self.command, self.data)
@@ -91,11 +65,7 @@ class Lineage:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Lineage | None:
-        """Read the lineage from a model's metadata map; None if it has no lineage.
-
-        Raises:
-            ModelError: the entry is damaged, or this version does not support it.
-        """
+        """Read the lineage, None if there is none; ModelError: it is damaged or unsupported."""
         if LINEAGE_KEY not in metadata:
             return None
         try:
@@ -112,36 +82,22 @@ class Lineage:
 
 
 def generations(model: Path) -> tuple[Ancestor, ...]:
-    """Return a model file and its ancestors, most recent first.
-
-    Raises:
-        ModelError: the file is not a usable model, or its lineage is damaged.
-    """
+    """Return a model file and its ancestors, most recent first; ModelError: it is unusable."""
     from drone_kd.backends.onnx_runtime import read_metadata  # deferred: imports ONNX Runtime
 
     metadata = read_metadata(model)
     lineage = Lineage.from_metadata(metadata)
-    digest = file_sha256(model)
-    metrics = ModelSpec.from_metadata(metadata).metrics
-    if lineage is None:
-        return (Ancestor(sha256=digest, metrics=metrics),)
     youngest = Ancestor(
-        sha256=digest,
-        metrics=metrics,
-        date=lineage.date,
-        command=lineage.command,
-        data=lineage.data,
+        sha256=file_sha256(model), metrics=ModelSpec.from_metadata(metadata).metrics
     )
-    return youngest, *lineage.ancestors
+    if lineage is None:
+        return (youngest,)
+    date, command, data = lineage.date, lineage.command, lineage.data
+    return replace(youngest, date=date, command=command, data=data), *lineage.ancestors
 
 
 def descend(parent: Path, command: str, data: Mapping[str, str]) -> Lineage:
-    """Return the lineage of a model that is trained now from `parent`.
-
-    Args:
-        parent: model.onnx of the parent.
-        command: command line that makes the new model.
-        data: name of each training data set to its SHA-256, 64 hex digits.
+    """Return the `Lineage` of a model that is trained now from the model.onnx `parent`.
 
     Raises:
         ModelError: see `generations`; or `command` or `data` is not printable.
@@ -153,11 +109,7 @@ def descend(parent: Path, command: str, data: Mapping[str, str]) -> Lineage:
 
 
 def family_tree(model: Path) -> str:
-    """Return the family tree as text: the model, its parent and so on.
-
-    Raises:
-        ModelError: see `generations`.
-    """
+    """Return the family tree as text; ModelError: the file or its lineage is unusable."""
     youngest, *ancestors = generations(model)
     if not youngest.date:
         return f"{model} ({youngest.sha256[:_SHOWN_DIGITS]}) has no lineage in its metadata"
@@ -173,11 +125,9 @@ def _describe(model: Ancestor, first: str, further: str) -> list[str]:
     lines = [f"{first}{model.sha256[:_SHOWN_DIGITS]}  {date}  {_map_text(model.metrics)}"]
     if model.command:
         lines.append(f"{further}{model.command}")
-    if model.data:
-        hashes = ", ".join(
-            f"{name} {digest[:_SHOWN_DIGITS]}" for name, digest in model.data.items()
-        )
-        lines.append(f"{further}data: {hashes}")
+    hashes = [f"{name} {digest[:_SHOWN_DIGITS]}" for name, digest in model.data.items()]
+    if hashes:
+        lines.append(f"{further}data: {', '.join(hashes)}")
     return lines
 
 

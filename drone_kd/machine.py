@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,10 +12,7 @@ _THERMAL = Path("/sys/class/thermal")
 
 
 def machine_name() -> str:
-    """Return the board or processor, the number of cores and the system.
-
-    On Linux `platform` knows neither board nor processor.
-    """
+    """Return the board or processor, which `platform` does not know, the cores and the system."""
     name = _read(_PROC / "device-tree" / "model").rstrip("\0")
     for line in _read(_PROC / "cpuinfo").splitlines():
         if not name and line.startswith("model name"):
@@ -27,13 +23,9 @@ def machine_name() -> str:
 
 def power_mode() -> str:
     """Return a Jetson's power mode, e.g. "MAXN"; empty if it is not readable."""
-    command = shutil.which("nvpmodel")
-    if command is None:
-        return ""
+    command = ["nvpmodel", "-q"]
     try:
-        output = subprocess.run(
-            [command, "-q"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout
+        output = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return ""
     modes = [line.partition(":")[2].strip() for line in output.splitlines() if "Mode:" in line]

@@ -23,15 +23,9 @@ SIZES = {"tiny": (0, 16**2), "small": (0, 32**2), "medium": (32**2, 96**2), "lar
 def annotation(id_: int, image_id: int, xyxy: Float32Array, class_id: int) -> dict[str, Any]:
     """Return a box, (4,) in pixels, as a COCO annotation; a prediction also needs a "score"."""
     x1, y1, x2, y2 = map(float, xyxy)
-    box = [x1, y1, x2 - x1, y2 - y1]
-    return {
-        "id": id_,
-        "image_id": image_id,
-        "category_id": int(class_id),
-        "bbox": box,
-        "area": box[2] * box[3],
-        "iscrowd": 0,
-    }
+    width, height = x2 - x1, y2 - y1
+    box = {"bbox": [x1, y1, width, height], "area": width * height}
+    return {"id": id_, "image_id": image_id, "category_id": int(class_id), **box, "iscrowd": 0}
 
 
 def precision(
@@ -67,37 +61,25 @@ def match_frames(
     predictions: list[dict[str, Any]],
     classes: list[int],
 ) -> COCOeval:
-    """Match predictions with ground truth image by image.
-
-    Args:
-        images: see `precision`.
-        ground_truth: see `precision`.
-        predictions: see `precision`.
-        classes: see `precision`.
+    """Match predictions with ground truth image by image; arguments as of `precision`.
 
     Returns:
         The evaluation, not yet accumulated over the images.
-
-    Raises:
-        ImportError: pycocotools is not installed.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    coco = COCO()
-    coco.dataset = {
-        "images": images,
-        "annotations": ground_truth,
-        "categories": [{"id": i} for i in classes],
-    }
+    coco, detections = COCO(), COCO()
+    categories = [{"id": i} for i in classes]
+    numbered = [{**p, "id": i} for i, p in enumerate(predictions, start=1)]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its own progress
-        coco.createIndex()
-        detections = COCO()
-        detections.dataset = {
-            **coco.dataset,
-            "annotations": [{**p, "id": i} for i, p in enumerate(predictions, start=1)],
-        }
-        detections.createIndex()
+        for boxes, annotations in ((coco, ground_truth), (detections, numbered)):
+            boxes.dataset = {
+                "images": images,
+                "annotations": annotations,
+                "categories": categories,
+            }
+            boxes.createIndex()
         evaluation = COCOeval(coco, detections, "bbox")
         evaluation.params.catIds = classes
         evaluation.params.maxDets = [MAX_DETECTIONS]

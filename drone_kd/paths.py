@@ -17,10 +17,7 @@ def share_path(name: str) -> Path:
     """Return the path of a shared file of the package, e.g. "worlds/aerial_traffic.yaml".
 
     Searches the parent of the package (a checkout), the ament share directory (colcon) and the
-    data directory of the Python installation (pip), in this order.
-
-    Raises:
-        FileNotFoundError: none of them has it.
+    data directory of the Python installation (pip), in this order. FileNotFoundError: none has it.
     """
     folders = [_PACKAGE.parent]
     try:
@@ -52,11 +49,7 @@ def parameter_defaults(name: str) -> dict[str, Any]:
 
 
 def default_model_path() -> Path:
-    """Return the path of the model that comes with the package.
-
-    Raises:
-        ModelError: this installation has no default model.
-    """
+    """Return the path of the package's model; ModelError: this installation has none."""
     path = _PACKAGE / "models" / "default.onnx"
     if not path.is_file():
         raise ModelError("this installation has no default model; give a model.onnx")

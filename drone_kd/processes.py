@@ -15,9 +15,7 @@ _STOP_S = 10.0
 def running(command: Sequence[object], **options: Any) -> Iterator[subprocess.Popen[Any]]:
     """Run a command; at the end of the block, stop it with SIGINT, or after 10 s with SIGKILL.
 
-    Args:
-        command: program and arguments.
-        options: of `subprocess.Popen`.
+    `options` are those of `subprocess.Popen`.
     """
     # In a process group of its own: Ctrl-C reaches this process only, which ends its children in
     # order.

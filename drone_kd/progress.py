@@ -16,7 +16,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from types import TracebackType
 from typing import ClassVar, TextIO, TypeVar
 
 LOG_INTERVAL_S = 10.0
@@ -34,7 +33,6 @@ class Progress:
 
     Args:
         what: the task, such as "Evaluate val".
-        total: number of units; None if unknown.
         unit: singular noun, such as "frame".
         done: units that an earlier run finished; they do not count for the rate.
         summary: leave a line at the end of long work; False if the caller prints its own.
@@ -66,22 +64,14 @@ class Progress:
         self._show()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         erase_line()
         Progress._active.remove(self)
         seconds = self._clock() - self._started
         finished = kind is None and self._summary and not Progress._active
         if finished and seconds >= LOG_INTERVAL_S:
-            print(
-                f"{self.what}: {_count(self.done, self.unit)} in {duration(seconds)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{self.what}: {_count(self.done, self.unit)} in {duration(seconds)}"
+            print(line, file=sys.stderr, flush=True)
 
     def update(self, done: float = 1, note: str | None = None) -> None:
         """Add finished units, and replace the note at the end of the line."""
@@ -92,10 +82,9 @@ class Progress:
 
     def line(self) -> str:
         """Return "what: done/total units, rate, time left, note" as far as these are known."""
-        count = _count(self.done, self.unit)
+        parts = [_count(self.done, self.unit)]
         if self.total is not None:
-            count = f"{self.done:.0f}/{_count(self.total, self.unit)}"
-        parts = [count]
+            parts = [f"{self.done:.0f}/{_count(self.total, self.unit)}"]
         new, seconds = self.done - self._before, self._clock() - self._started
         timed = self.unit == "s"
         if new > 0 and seconds > 0:
@@ -107,10 +96,8 @@ class Progress:
         return f"{self.what}: {', '.join([*parts, *filter(None, [self.note])])}"
 
     def _show(self) -> None:
-        if Progress._active[-1:] != [self]:
-            return
         interval = TERMINAL_INTERVAL_S if self._terminal else LOG_INTERVAL_S
-        if self._clock() - self._shown_at < interval:
+        if Progress._active[-1:] != [self] or self._clock() - self._shown_at < interval:
             return
         self._shown_at = self._clock()
         if self._terminal:
@@ -161,9 +148,7 @@ def duration(seconds: float) -> str:
 
 
 def _count(number: float, unit: str) -> str:
-    if unit == "s":
-        return f"{number:.0f} s"
-    return f"{number:.0f} {unit if number == 1 else _plural(unit)}"
+    return f"{number:.0f} {unit if unit == 's' or number == 1 else _plural(unit)}"
 
 
 def _plural(unit: str) -> str:

@@ -25,17 +25,9 @@ _COLOURS = (
 def draw_detections(
     image: UInt8Array, detections: Detections, classes: Sequence[str]
 ) -> UInt8Array:
-    """Draw boxes, class names and scores on a copy of an image.
+    """Draw boxes, class names and scores on a copy of an image (h, w, 3) in BGR.
 
     The outline lies just outside the box, so that an object of a few pixels stays visible.
-
-    Args:
-        image: uint8 (h, w, 3) BGR.
-        detections: in pixels of `image`.
-        classes: class names; the index is the class id.
-
-    Returns:
-        uint8 (h, w, 3) BGR.
     """
     canvas = image.copy()
     height, width = image.shape[:2]
@@ -60,31 +52,20 @@ def draw_text(
     origin: tuple[int, int] = (4, 14),
     colour: tuple[int, int, int] = (255, 255, 255),
 ) -> None:
-    """Draw text with a dark outline, legible on any background.
+    """Draw a line of ASCII with a dark outline, legible on any background, into a BGR image.
 
-    Args:
-        image: uint8 (h, w, 3) BGR, modified in place.
-        text: one line of ASCII.
-        origin: left end of the text's baseline, x and y in pixels.
-        colour: BGR.
+    `origin` is the left end of the text's baseline, x and y in pixels.
     """
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.4
     for shade, thickness in (((0, 0, 0), 3), (colour, 1)):
-        cv2.putText(
-            image, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.4, shade, thickness, cv2.LINE_AA
-        )
+        cv2.putText(image, text, origin, font, size, shade, thickness, cv2.LINE_AA)
 
 
 def contact_sheet(images: Sequence[UInt8Array], columns: int, width: int) -> UInt8Array:
-    """Arrange images in rows, in reading order.
+    """Arrange one or more images (h, w, 3) in rows, in reading order; their sizes may differ.
 
-    Args:
-        images: one or more uint8 (h, w, 3) BGR images; sizes may differ.
-        columns: images per row.
-        width: width of the sheet in pixels. Cells are width // columns wide; their height follows
-            the aspect ratio of the first image.
-
-    Returns:
-        uint8 (H, columns * (width // columns), 3).
+    Cells are width // columns pixels wide, so the sheet may be a little narrower than `width`;
+    their height follows the aspect ratio of the first image.
     """
     cell_width = width // columns
     cell_height = max(round(images[0].shape[0] * cell_width / images[0].shape[1]), 1)

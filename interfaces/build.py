@@ -36,11 +36,7 @@ PREFIX = Path(sys.prefix)
 
 
 def generate(out: Path) -> None:
-    """Generate the sources of every .msg file into `out`/<generator>/vision_msgs/msg.
-
-    Raises:
-        ImportError: a wheel with a generator is not installed.
-    """
+    """Generate the sources of every .msg file into `out`/<generator>/vision_msgs/msg."""
     import rosidl_generator_c
     import rosidl_generator_py
     import rosidl_generator_type_description
@@ -100,11 +96,7 @@ def generate(out: Path) -> None:
 
 
 def run(command: list[str]) -> None:
-    """Run a compiler.
-
-    Raises:
-        RuntimeError: it failed; the text has its messages.
-    """
+    """Run a compiler; RuntimeError, with its messages, if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{done.stderr.strip()}\nfailed: {' '.join(command)}")

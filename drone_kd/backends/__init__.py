@@ -18,30 +18,17 @@ _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 class Backend(Protocol):
-    """Loaded model.
-
-    Attributes:
-        spec: the model's spec.
-        name: text with the runtime, its version and its device.
-        fallback: why ONNX Runtime runs instead of TensorRT; empty if it does not.
-    """
+    """Loaded model."""
 
     spec: ModelSpec
-    name: str
-    fallback: str
+    name: str  # text with the runtime, its version and its device
+    fallback: str  # why ONNX Runtime runs instead of TensorRT; empty if it does not
 
     def infer(self, batch: UInt8Array) -> Float32Array:
-        """Run a full batch.
+        """Run a batch (B, H, W, 3) in BGR, of the network's size; return (B, K, 6).
 
-        Args:
-            batch: uint8 (B, H, W, 3) BGR of the network's size, where B is `spec.batch`. A caller
-                with fewer frames fills up the batch and ignores the extra rows.
-
-        Returns:
-            float32 (B, K, 6); see `ModelSpec`.
-
-        Raises:
-            InferenceError: the runtime failed.
+        B is `spec.batch`: a caller with fewer frames fills up the batch and ignores the extra
+        rows. `ModelSpec` describes a row. InferenceError: the runtime failed.
         """
 
 
@@ -57,7 +44,7 @@ def open_backend(
 
     Args:
         path: a model.onnx with a `ModelSpec` in its metadata.
-        runtime: "tensorrt", "onnxruntime", or "auto": TensorRT if it is installed.
+        runtime: one of RUNTIMES; "auto": TensorRT if it is installed.
         allow_fallback: use ONNX Runtime if TensorRT was chosen and fails; `progress` and the
             backend's name report it.
         may_build: False for a model that is loaded in flight: a build occupies the GPU for
@@ -86,8 +73,7 @@ def open_backend(
     spec = read_spec(path)
     try:
         try:
-            # Deferred: it imports TensorRT.
-            from drone_kd.backends.tensorrt.build import open_tensorrt
+            from drone_kd.backends.tensorrt.build import open_tensorrt  # imports TensorRT
         except ImportError as error:
             raise ModelError(
                 f"TensorRT cannot be imported ({error}): it comes with JetPack, as the package "

@@ -22,13 +22,7 @@ _CPU = "CPUExecutionProvider"
 class OrtBackend:
     """Model run by ONNX Runtime; see `Backend`.
 
-    Args:
-        path: a model.onnx with a `ModelSpec` in its metadata.
-        fallback: why TensorRT does not run it.
-
-    Raises:
-        ModelError: the file is missing or unreadable, has no spec, or its graph differs from its
-            spec.
+    ModelError: the file is unreadable, has no spec, or its graph differs from its spec.
     """
 
     def __init__(self, path: str | Path, fallback: str = "") -> None:
@@ -47,11 +41,7 @@ class OrtBackend:
         self._input_name = self._session.get_inputs()[0].name
 
     def infer(self, batch: UInt8Array) -> Float32Array:
-        """Run uint8 (batch, H, W, 3) BGR; return float32 (batch, K, 6).
-
-        Raises:
-            InferenceError: the runtime failed.
-        """
+        """Run a batch; see `Backend.infer`."""
         try:
             feed = {self._input_name: network_input(batch, self.spec)}
             rows: Float32Array = self._session.run(None, feed)[0]
@@ -61,28 +51,18 @@ class OrtBackend:
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """Return the spec of a model file, after checking it against the graph.
-
-    Raises:
-        ModelError: see `OrtBackend`.
-    """
-    return _open_to_read(path)[1]
+    """Return the spec of a model file; ModelError: see `OrtBackend`."""
+    return ModelSpec.from_metadata(read_metadata(path))
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:
-    """Return the whole metadata map of a model file, after the same checks as `read_spec`.
-
-    Raises:
-        ModelError: see `OrtBackend`.
-    """
-    metadata: Mapping[str, str] = _open_to_read(path)[0].get_modelmeta().custom_metadata_map
-    return metadata
-
-
-def _open_to_read(path: Path) -> tuple[ort.InferenceSession, ModelSpec]:
+    """Return the metadata of a model file, checked against its graph as in `OrtBackend`."""
     options = _quiet_options(threads=1)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _open(path, options, [_CPU])
+    metadata: Mapping[str, str] = (
+        _open(path, options, [_CPU])[0].get_modelmeta().custom_metadata_map
+    )
+    return metadata
 
 
 def _quiet_options(threads: int) -> ort.SessionOptions:
@@ -109,10 +89,8 @@ def _open(
         session = ort.InferenceSession(os.fspath(path), options, providers=providers)
     except Exception as error:  # the runtime's exceptions share no other base class
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"{path}: ONNX Runtime {ort.__version__} cannot load it (truncated, or not an "
-            f"ONNX model?): {reason}"
-        ) from error
+        problem = "cannot load it (truncated, or not an ONNX model?)"
+        raise ModelError(f"{path}: ONNX Runtime {ort.__version__} {problem}: {reason}") from error
     try:
         spec = ModelSpec.from_metadata(session.get_modelmeta().custom_metadata_map)
         _check_graph(session, spec)

@@ -7,21 +7,20 @@ import argparse
 import cv2
 import numpy as np
 
-from drone_kd.commands.options import add_model, add_runtime, count, show_progress
-from drone_kd.commands.stage_times import stage_percentiles
-from drone_kd.detector import load_detector
+from drone_kd.commands.options import add_measurement, add_model, add_runtime, show_progress
+from drone_kd.detector import Detector, StageTimes, load_detector
 from drone_kd.machine import machine_name
 from drone_kd.media.image_files import read_image
+from drone_kd.progress import track
+
+_WARM_UP_FRAMES = 5
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model(parser)
-    parser.add_argument(
-        "--frames", type=count, default=100, metavar="N", help="number of measured runs"
-    )
-    parser.add_argument(
-        "--image", metavar="PATH", help="image to use (default: 1280x720 pixels of noise)"
+    add_measurement(
+        parser, "number of measured runs", "image to use (default: 1280x720 pixels of noise)"
     )
     add_runtime(parser)
 
@@ -45,3 +44,19 @@ def run(arguments: argparse.Namespace) -> int:
     for stage, (p50, p95) in percentiles.items():
         print(f"{stage:<10}{p50:>8.2f}{p95:>8.2f}")
     return 0
+
+
+def stage_percentiles(
+    detector: Detector, image: np.ndarray, frames: int, percentiles: tuple[int, ...]
+) -> dict[str, list[float]]:
+    """Warm up, run one image `frames` times and return percentiles of each stage in milliseconds.
+
+    The stages are "letterbox", "infer", "decode" and "total".
+    """
+    for _ in range(_WARM_UP_FRAMES):
+        detector(image)
+    times = np.array([detector.timed(image)[1] for _ in track(range(frames), "Measure", "frame")])
+    return {
+        stage.removesuffix("_ms"): np.percentile(column, percentiles).tolist()
+        for stage, column in zip(StageTimes._fields, times.T, strict=True)
+    }

@@ -8,10 +8,7 @@ from drone_kd.backends import open_backend
 from drone_kd.commands.options import add_model, show_progress
 from drone_kd.paths import default_model_path
 
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add_model(parser)
+add_options = add_model
 
 
 def run(arguments: argparse.Namespace) -> int:

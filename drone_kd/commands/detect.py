@@ -55,33 +55,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="threshold of the scores, 0 to 1; also per class: car=0.4,person=0.3, or with one "
         "for the others: 0.25,car=0.4",
     )
-    settings.add_argument(
-        "--classes",
-        type=_names,
-        default=(),
-        metavar="NAMES",
-        help="class names to report, joined by commas (default: all)",
-    )
-    settings.add_argument(
-        "--iou",
-        type=fraction,
-        default=defaults["iou"],
-        help="boxes of one class that overlap more are one object (dense heads only)",
-    )
-    settings.add_argument(
-        "--max-detections",
-        type=count,
-        default=defaults["max_detections"],
-        metavar="N",
-        help="per image, best first",
-    )
-    settings.add_argument(
-        "--tiling",
-        type=_tiling,
-        default=defaults["tiling"],
-        metavar="T",
-        help="off, auto or ROWSxCOLUMNS: large images in tiles",
-    )
+    text = "class names to report, joined by commas (default: all)"
+    settings.add_argument("--classes", type=_names, default=(), metavar="NAMES", help=text)
+    text = "boxes of one class that overlap more are one object (dense heads only)"
+    settings.add_argument("--iou", type=fraction, default=defaults["iou"], help=text)
+    limit, text = defaults["max_detections"], "per image, best first"
+    settings.add_argument("--max-detections", type=count, default=limit, metavar="N", help=text)
+    tiling, text = defaults["tiling"], "off, auto or ROWSxCOLUMNS: large images in tiles"
+    settings.add_argument("--tiling", type=_tiling, default=tiling, metavar="T", help=text)
     add_runtime(settings)
 
 
@@ -102,31 +83,30 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.save is not None:
         arguments.save.mkdir(parents=True, exist_ok=True)
-    work = _Work(detector, arguments.json is not None, arguments.save)
+    work = _Work(detector, arguments.json, arguments.save)
     live = is_live(arguments.source)
     frames = read_live(arguments.source) if live else read_frames(arguments.source, work.fail)
     try:
         work.detect(islice(frames, arguments.frames))
     except (KeyboardInterrupt, StreamError):
         if live:  # the usual end of a live source: what was found counts
-            work.write(arguments.json)
+            work.write()
         raise
-    work.write(arguments.json)
+    work.write()
     if work.failed:
         show_progress(f"{work.failed} of {work.failed + work.done} images failed")
     return 1 if work.failed else 0
 
 
 class _Work:
-    """Detects frame by frame and keeps count.
+    """Detects frame by frame and counts those `done` and those that `failed`.
 
-    Attributes:
-        done, failed: number of frames with detections and without.
+    The detections go to the file `output` at the end, images with boxes to `folder`.
     """
 
-    def __init__(self, detector: Detector, keep: bool, folder: Path | None) -> None:
+    def __init__(self, detector: Detector, output: Path | None, folder: Path | None) -> None:
         self.done = self.failed = 0
-        self._detector, self._keep, self._folder = detector, keep, folder
+        self._detector, self._output, self._folder = detector, output, folder
         self._records: list[dict[str, object]] = []
 
     def fail(self, error: Exception) -> None:
@@ -146,25 +126,21 @@ class _Work:
                     continue
                 self.done += 1
                 print_line(f"{name}: {_summary(detections, classes)}")
-                if self._keep:
+                if self._output is not None:
                     found = _as_json(detections, classes)
                     self._records.append({"image": name, "detections": found})
                 if self._folder is not None:
                     _save(self._folder, name, draw_detections(image, detections, classes))
                 progress.update()
 
-    def write(self, path: Path | None) -> None:
-        """Write the detections of all frames, if there is a path for them."""
-        if path is not None:
-            write_text(path, f"{json.dumps(self._records, indent=1)}\n")
+    def write(self) -> None:
+        """Write the detections of all frames, if there is a file for them."""
+        if self._output is not None:
+            write_text(self._output, f"{json.dumps(self._records, indent=1)}\n")
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Check before the work what can be checked.
-
-    Raises:
-        SourceError: the arguments do not go together.
-    """
+    """Check before the work what can be checked."""
     if arguments.model is None and arguments.source.endswith(".onnx"):
         raise SourceError(f"{arguments.source} is a model: name an image, folder or video too")
     if arguments.json is not None:
@@ -201,14 +177,10 @@ def _tiling(text: str) -> str:
 
 
 def _as_json(detections: Detections, classes: tuple[str, ...]) -> list[dict[str, object]]:
+    columns = (detections.class_ids, detections.scores, detections.xyxy)
     return [
         {"class": classes[class_id], "score": score, "xyxy": xyxy}
-        for xyxy, score, class_id in zip(
-            detections.xyxy.tolist(),
-            detections.scores.tolist(),
-            detections.class_ids.tolist(),
-            strict=True,
-        )
+        for class_id, score, xyxy in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 

@@ -9,10 +9,7 @@ from drone_kd.commands.options import add_model
 from drone_kd.lineage import family_tree
 from drone_kd.paths import default_model_path
 
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add_model(parser)
+add_options = add_model
 
 
 def run(arguments: argparse.Namespace) -> int:

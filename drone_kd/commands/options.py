@@ -14,23 +14,20 @@ from drone_kd.progress import print_line
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the optional positional argument MODEL.onnx."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL.onnx",
-        help="an exported model (default: the one of the package)",
-    )
+    text = "an exported model (default: the one of the package)"
+    parser.add_argument("model", nargs="?", metavar="MODEL.onnx", help=text)
+
+
+def add_measurement(parser: argparse.ArgumentParser, frames: str, image: str) -> None:
+    """Add --frames and --image with these help texts."""
+    parser.add_argument("--frames", type=count, default=100, metavar="N", help=frames)
+    parser.add_argument("--image", metavar="PATH", help=image)
 
 
 def add_runtime(parser: argparse._ActionsContainer) -> None:
     """Add --runtime."""
-    parser.add_argument(
-        "--runtime",
-        choices=RUNTIMES,
-        default=parameter_defaults("detector.yaml")["runtime"],
-        metavar="R",
-        help=f"one of {', '.join(RUNTIMES)}",
-    )
+    default, text = parameter_defaults("detector.yaml")["runtime"], f"one of {', '.join(RUNTIMES)}"
+    parser.add_argument("--runtime", choices=RUNTIMES, default=default, metavar="R", help=text)
 
 
 def fraction(text: str) -> float:
@@ -53,11 +50,7 @@ def count(text: str) -> int:
 
 
 def check_folder(option: str, path: Path) -> None:
-    """Check before the work that a file can be written.
-
-    Raises:
-        SourceError: there is no folder for it.
-    """
+    """Check before the work that there is a folder for a file; else SourceError."""
     if not path.parent.is_dir():
         raise SourceError(f"{option} {path}: there is no folder {path.parent}")
 

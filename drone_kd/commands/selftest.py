@@ -9,11 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,8 +19,8 @@ import numpy as np
 from drone_kd import machine
 from drone_kd.backends import tensorrt_is_installed
 from drone_kd.backends.tensorrt import cuda
-from drone_kd.commands.options import add_model, check_folder, count, show_progress
-from drone_kd.commands.stage_times import stage_percentiles
+from drone_kd.commands.bench import stage_percentiles
+from drone_kd.commands.options import add_measurement, add_model, check_folder, show_progress
 from drone_kd.core.detections import Detections
 from drone_kd.core.model_spec import ModelError
 from drone_kd.core.postprocess import InferenceError
@@ -43,18 +41,11 @@ LIMITS = {"fp32": (0.5, 0.01), "fp16": (1.0, 0.02), "int8": (4.0, 0.1)}
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model(parser)
+    image = "image to compare on (default: the one of the package)"
+    add_measurement(parser, "measured runs per runtime", image)
+    default = Path("selftest.json")
     parser.add_argument(
-        "--frames", type=count, default=100, metavar="N", help="measured runs per runtime"
-    )
-    parser.add_argument(
-        "--image", metavar="PATH", help="image to compare on (default: the one of the package)"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("selftest.json"),
-        metavar="OUT",
-        help="file for the report",
+        "--output", type=Path, default=default, metavar="OUT", help="file for the report"
     )
 
 
@@ -62,38 +53,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the self-test, print its report and write it; 1 when it failed."""
     check_folder("--output", arguments.output)
     image = Path(arguments.image or selftest_image_path())
-    report = run_selftest(
-        Path(arguments.model or default_model_path()),
-        image,
-        read_image(image),
-        arguments.frames,
-        show_progress,
-    )
+    model = Path(arguments.model or default_model_path())
+    report = run_selftest(model, image, arguments.frames)
     write_text(arguments.output, f"{json.dumps(report, indent=1)}\n")
     print(summary(report))
     print(f"report       {arguments.output}")
     return 1 if report["verdict"] == "fail" else 0
 
 
-class _Run(NamedTuple):
-    """Result of one runtime on the image."""
-
-    found: Detections
-    detector: Detector
-    report: dict
-
-
-def run_selftest(
-    model: Path, source: Path, image: np.ndarray, frames: int, progress: Callable[[str], None]
-) -> dict:
-    """Test and measure one model on this computer.
-
-    Args:
-        model: a model.onnx that describes itself.
-        source: file of `image`.
-        image: uint8 (h, w, 3) BGR.
-        frames: how many are measured with each runtime.
-        progress: gets lines of text.
+def run_selftest(model: Path, source: Path, frames: int) -> dict:
+    """Test one model on this computer with one image, and measure `frames` runs of each runtime.
 
     Returns:
         What becomes selftest.json. "verdict" is "pass"; "incomplete", where something could not be
@@ -103,6 +72,7 @@ def run_selftest(
         ModelError: the model cannot be used at all.
         InferenceError: ONNX Runtime gave no usable output.
     """
+    image = read_image(source)
     verdict, remarks = "pass", []
     power_mode, temperatures = machine.power_mode(), machine.temperatures_c()
     if not power_mode:
@@ -110,26 +80,22 @@ def run_selftest(
     if not temperatures:
         remarks.append("temperatures cannot be read")
 
-    reference = _run(model, "onnxruntime", image, frames, progress)
-    spec = reference.detector.backend.spec
-    tensorrt, agreement = None, None
+    detector, reference, onnxruntime_report = _run(model, "onnxruntime", image, frames)
+    spec = detector.backend.spec
+    tensorrt_report, agreement = None, None
     if not tensorrt_is_installed():
         verdict = "incomplete"
         remarks.append("TensorRT is not installed: no engine was built, nothing was compared")
     else:
         try:
-            tensorrt = _run(model, "tensorrt", image, frames, progress)
+            _, found, tensorrt_report = _run(model, "tensorrt", image, frames)
         except (ModelError, InferenceError) as error:
             verdict = "fail"
             remarks.append(f"TensorRT failed: {error}")
-    if tensorrt is not None:
-        agreement = compare(
-            reference.found,
-            tensorrt.found,
-            letterbox(image, spec.input_width, spec.input_height)[1].scale,
-            reference.detector.confidence,
-            LIMITS[spec.precision],
-        )
+    if tensorrt_report is not None:
+        scale = letterbox(image, spec.input_width, spec.input_height)[1].scale
+        limits = LIMITS[spec.precision]
+        agreement = compare(reference, found, scale, detector.confidence, limits)
         if not agreement["boxes"]:
             verdict = "incomplete"
             remarks.append("nothing was compared: no runtime detects anything in this image")
@@ -137,6 +103,8 @@ def run_selftest(
             verdict = "fail"
             remarks.append("TensorRT and ONNX Runtime do not agree")
 
+    python = platform.python_version()
+    versions = {"python": python, "numpy": np.__version__, "opencv": cv2.__version__}
     return {
         "schema": SCHEMA,
         "verdict": verdict,
@@ -149,11 +117,7 @@ def run_selftest(
             "temperatures_before_c": temperatures,
             "temperatures_after_c": machine.temperatures_c(),
         },
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "opencv": cv2.__version__,
-        },
+        "versions": versions,
         "model": {
             "file": str(model),
             "sha256": file_sha256(model),
@@ -163,21 +127,21 @@ def run_selftest(
         },
         "picture": {"file": str(source), "width": image.shape[1], "height": image.shape[0]},
         "frames": frames,
-        "onnxruntime": reference.report,
-        "tensorrt": tensorrt and tensorrt.report,
+        "onnxruntime": onnxruntime_report,
+        "tensorrt": tensorrt_report,
         "agreement": agreement,
     }
 
 
 def _run(
-    model: Path, runtime: str, image: np.ndarray, frames: int, progress: Callable[[str], None]
-) -> _Run:
-    progress(f"{runtime}: loading the model")
+    model: Path, runtime: str, image: np.ndarray, frames: int
+) -> tuple[Detector, Detections, dict]:
+    show_progress(f"{runtime}: loading the model")
     memory, gpu_before = machine.process_memory_mb(), _gpu_memory_mb()
     start = perf_counter()
-    detector = load_detector(model, runtime=runtime, allow_fallback=False, progress=progress)
+    detector = load_detector(model, runtime=runtime, allow_fallback=False, progress=show_progress)
     seconds = perf_counter() - start
-    progress(f"{runtime}: measuring {frames} frames")
+    show_progress(f"{runtime}: measuring {frames} frames")
     times_ms = stage_percentiles(detector, image, frames, PERCENTILES)
     found = detector(image)
     gpu_after = _gpu_memory_mb()
@@ -193,11 +157,11 @@ def _run(
             for stage, values in times_ms.items()
         },
     }
-    return _Run(found, detector, report)
+    return detector, found, report
 
 
 def _gpu_memory_mb() -> float | None:
-    """Return the GPU memory in use, by whomever, in MB; None where there is no GPU to ask."""
+    """Return the GPU memory in use, by any program, in MB; None where there is no GPU."""
     try:
         return cuda.used_memory() / 1e6
     except cuda.CudaError:
@@ -217,15 +181,12 @@ def compare(
     class of the other, both ways round.
 
     Args:
-        reference: detections of one runtime in image pixels, of scores above `confidence`.
-        found: those of the other.
+        reference, found: detections in image pixels, of scores above `confidence`.
         scale: network pixels per image pixel.
-        confidence: the threshold that both were made with.
         limits: how far corners (network px) and scores may differ.
 
     Returns:
-        "boxes" compared, how many of them are "missing" on the other side, the largest
-        "drift_px" (network px) and "drift_score", the limits, and whether they are kept.
+        The entry "agreement" of selftest.json; drift in network pixels and in score.
     """
     limit_px, limit_score = limits
     boxes, missing, drift_px, drift_score = 0, 0, 0.0, 0.0
@@ -238,8 +199,8 @@ def compare(
                 continue
             px = np.abs(other.xyxy[same] - one.xyxy[index]).max(axis=1) * scale
             nearest = px.argmin()
-            drift_px = max(drift_px, float(px[nearest]))
             difference = abs(other.scores[same[nearest]] - one.scores[index])
+            drift_px = max(drift_px, float(px[nearest]))
             drift_score = max(drift_score, float(difference))
     return {
         "boxes": boxes,

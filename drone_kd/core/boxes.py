@@ -12,16 +12,9 @@ _NMS_BLOCK = 256
 
 
 def unletterbox(xyxy: Float32Array, placement: Letterbox, width: int, height: int) -> Float32Array:
-    """Convert boxes from network pixels to image pixels and clip them to the image.
+    """Convert boxes from network pixels to pixels of a width x height image and clip them to it.
 
-    Args:
-        xyxy: (N, 4) boxes in network pixels.
-        placement: what `letterbox` returned for the image.
-        width: image width in pixels.
-        height: image height in pixels.
-
-    Returns:
-        (N, 4) boxes in image pixels.
+    `placement` is what `letterbox` returned for the image.
     """
     pad = np.array([placement.pad_x, placement.pad_y] * 2, np.float32)
     limit = np.array([width, height] * 2, np.float32)
@@ -65,18 +58,9 @@ def nms(
 ) -> Int64Array:
     """Greedy non-maximum suppression (NMS) within each class.
 
-    Exact, in numpy alone: cv2.dnn.NMSBoxes cannot stop at `max_detections`. A few thousand small
-    boxes take it 20 to 400 ms; this function takes 2 to 5 ms.
-
-    Args:
-        xyxy: float32 (N, 4).
-        scores: float32 (N,).
-        class_ids: int64 (N,).
-        iou_threshold: drop a box whose IoU with a better box of its class is above this.
-        max_detections: maximum number of boxes to keep.
-
-    Returns:
-        int64 (K,), indices of the kept boxes, best score first.
+    Drops a box whose IoU with a better box of its class is above the threshold. Returns indices of
+    the kept boxes, best score first. Exact, in numpy alone: cv2.dnn.NMSBoxes cannot stop at
+    `max_detections`. A few thousand small boxes take it 20 to 400 ms; this function 2 to 5 ms.
     """
     order = np.argsort(-scores, kind="stable")
     kept = order[:0]
@@ -91,13 +75,9 @@ def nms(
 
 
 def survivors(drops: BoolArray) -> BoolArray:
-    """Return which of N candidates, best first, no better surviving candidate drops.
+    """Return (N,) which of N candidates, best first, no better surviving candidate drops.
 
-    Args:
-        drops: bool (N, N); [i, j] is True if i drops j. Only i < j counts.
-
-    Returns:
-        bool (N,).
+    `drops` is (N, N): [i, j] is True if i drops j. Only i < j counts.
     """
     drops = np.triu(drops, k=1)
     alive: BoolArray = np.ones(len(drops), np.bool_)

@@ -13,19 +13,14 @@ from drone_kd.core.arrays import Float32Array, Int64Array
 class Detections:
     """Boxes detected in one image.
 
-    Attributes:
-        xyxy: float32 (N, 4), left, top, right, bottom in pixels of the original image.
-        scores: float32 (N,), in [0, 1].
-        class_ids: int64 (N,), index into the model's class list.
-
     Raises:
         TypeError: an array has another dtype.
         ValueError: a shape differs, or a value is not finite or out of its range.
     """
 
-    xyxy: Float32Array
-    scores: Float32Array
-    class_ids: Int64Array
+    xyxy: Float32Array  # (N, 4), left, top, right, bottom in pixels of the original image
+    scores: Float32Array  # (N,), in [0, 1]
+    class_ids: Int64Array  # (N,), index into the model's class list
 
     def __post_init__(self) -> None:
         n = len(self.scores)

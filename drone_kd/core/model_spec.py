@@ -28,54 +28,41 @@ class ModelSpec:
     The output is float32 (batch, K, 6): per frame K rows of x1, y1, x2, y2 in network pixels,
     score after sigmoid, class id; best first. K is fixed in the graph.
 
-    Attributes:
-        classes: class names; the index is the class id.
-        input_width: network input width in pixels.
-        input_height: network input height in pixels.
-        head: "dense": the rows are the best class of the best anchors, and need NMS; "end2end":
-            the rows are the detections.
-        source_sha256: SHA-256 of the checkpoint the model was exported from, 64 hex digits.
-        tools: name to version of each tool used for the export.
-        metrics: metric name to value, measured on the exported model.
-        licence: licence of the weights (an SPDX identifier where there is one).
-        attribution: credit that the licence asks for; may be empty.
-        batch: frames per inference, fixed in the graph.
-        precision: "fp32", "fp16" or "int8"; parts of an int8 graph stay in floating point.
-        calibration: INT8 calibration: "frames" (number), "data" (data set) and "names_sha256"
-            (SHA-256 of the frames' names, one per line). Empty for other precisions.
-        gates: checks of the export: name to "measured", which is ≤ "limit".
-        layout: "NHWC", or "NCHW" for other programs.
-        dtype: "uint8", or "float32" for other programs.
-        colour: "BGR", or "RGB" for other programs.
-        normalisation: informative text; the arithmetic of a uint8 model is part of the graph.
-
-    Raises:
-        ModelError: a field has a value that this version does not support.
+    ModelError: a field has a value that this version does not support.
     """
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # the index is the class id
     input_width: int
     input_height: int
+    # "dense": the rows are the best class of the best anchors, and need NMS; "end2end": the rows
+    # are the detections.
     head: str
-    source_sha256: str
-    tools: dict[str, str]
-    metrics: dict[str, float]
-    licence: str
-    attribution: str = ""
-    batch: int = 1
-    precision: str = "fp32"
+    source_sha256: str  # of the checkpoint the model was exported from, 64 hex digits
+    tools: dict[str, str]  # name to version of each tool used for the export
+    metrics: dict[str, float]  # measured on the exported model
+    licence: str  # of the weights (an SPDX identifier where there is one)
+    attribution: str = ""  # credit that the licence asks for
+    batch: int = 1  # frames per inference, fixed in the graph
+    precision: str = "fp32"  # parts of an int8 graph stay in floating point
+    # INT8 calibration: "frames" (number), "data" (data set) and "names_sha256" (of the frames'
+    # names, one per line). Empty for other precisions.
     calibration: dict[str, int | str] = field(default_factory=dict)
+    # Checks of the export: name to "measured", which is ≤ "limit".
     gates: dict[str, dict[str, float]] = field(default_factory=dict)
-    layout: str = "NHWC"
+    layout: str = "NHWC"  # layout, dtype and colour are one of INPUTS
     dtype: str = "uint8"
     colour: str = "BGR"
-    normalisation: str = "in graph: /255"
+    normalisation: str = "in graph: /255"  # informative text
 
     def __post_init__(self) -> None:
         layouts = " or ".join(" ".join(known) for known in INPUTS.values())
         received = (self.layout, self.dtype, self.colour)
         _require(received in INPUTS.values(), "layout, dtype, colour", layouts, received)
-        calibration = {"frames", "data", "names_sha256"} if self.precision == "int8" else set()
+        entries = {"frames", "data", "names_sha256"} if self.precision == "int8" else set()
+        calibrated = isinstance(self.calibration, dict) and set(self.calibration) == entries
+        gated = _are_values(self.gates, dict) and all(
+            set(gate) == {"measured", "limit"} for gate in self.gates.values()
+        )
         for key, valid, expected in (
             ("classes", _are_names(self.classes), "a list of distinct names"),
             ("input_width", _is_positive(self.input_width), "a number of pixels > 0"),
@@ -85,18 +72,9 @@ class ModelSpec:
             ("precision", self.precision in PRECISIONS, " or ".join(PRECISIONS)),
             ("source_sha256", is_sha256(self.source_sha256), "64 hex digits"),
             ("tools", _are_values(self.tools, str), "names and version strings"),
-            ("metrics", _are_finite(self.metrics), "names and finite numbers"),
-            (
-                "calibration",
-                isinstance(self.calibration, dict) and set(self.calibration) == calibration,
-                "frames, data and names_sha256 for int8, else nothing",
-            ),
-            (
-                "gates",
-                _are_values(self.gates, dict)
-                and all(set(gate) == {"measured", "limit"} for gate in self.gates.values()),
-                "names, each with measured and limit",
-            ),
+            ("metrics", are_finite(self.metrics), "names and finite numbers"),
+            ("calibration", calibrated, "frames, data and names_sha256 for int8, else nothing"),
+            ("gates", gated, "names, each with measured and limit"),
             ("licence", isinstance(self.licence, str), "a string"),
             ("attribution", isinstance(self.attribution, str), "a string"),
             ("normalisation", isinstance(self.normalisation, str), "a string"),
@@ -107,9 +85,8 @@ class ModelSpec:
     def input_shape(self) -> tuple[int, int, int, int]:
         """Shape of the graph's input, in `layout`."""
         height, width = self.input_height, self.input_width
-        if self.layout == "NHWC":
-            return self.batch, height, width, 3
-        return self.batch, 3, height, width
+        shape = (height, width, 3) if self.layout == "NHWC" else (3, height, width)
+        return self.batch, *shape
 
     @property
     def output_shape(self) -> tuple[int | None, ...]:
@@ -123,15 +100,10 @@ class ModelSpec:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelSpec:
-        """Read the spec from a model's metadata map.
-
-        Raises:
-            ModelError: there is no spec, or this version does not support it.
-        """
+        """Read the spec; ModelError: there is none, or this version does not support it."""
         if METADATA_KEY not in metadata:
-            raise ModelError(
-                f"expected a model with {METADATA_KEY!r} metadata, got one without; {_EXPORT_HINT}"
-            )
+            expected_key = f"expected a model with {METADATA_KEY!r} metadata"
+            raise ModelError(f"{expected_key}, got one without; {_EXPORT_HINT}")
         try:
             record = json.loads(metadata[METADATA_KEY])
         except ValueError:
@@ -141,14 +113,11 @@ class ModelSpec:
         schema = record.pop("schema", None)
         _require(schema == SCHEMA, "schema", str(SCHEMA), schema)
         expected = {field.name for field in fields(cls)}
-        for problem, keys in (
-            ("unknown", record.keys() - expected),
-            ("missing", expected - record.keys()),
-        ):
+        unknown, missing = record.keys() - expected, expected - record.keys()
+        for problem, keys in (("unknown", unknown), ("missing", missing)):
             if keys:
-                raise ModelError(
-                    f"model metadata: {problem} {', '.join(sorted(keys))}; {_EXPORT_HINT}"
-                )
+                names = ", ".join(sorted(keys))
+                raise ModelError(f"model metadata: {problem} {names}; {_EXPORT_HINT}")
         if isinstance(record["classes"], list):
             record["classes"] = tuple(record["classes"])
         return cls(**record)
@@ -164,6 +133,13 @@ def shape_matches(shape: Sequence[object], expected: Sequence[int | None]) -> bo
 def is_sha256(text: object) -> bool:
     """Return whether a value is a SHA-256 as 64 lower-case hex digits."""
     return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def are_finite(mapping: object) -> bool:
+    """Return whether a value is a dict of finite numbers."""
+    return isinstance(mapping, dict) and all(
+        type(value) in (int, float) and math.isfinite(value) for value in mapping.values()
+    )
 
 
 def _is_positive(value: object) -> bool:
@@ -183,14 +159,7 @@ def _are_values(mapping: object, kind: type) -> bool:
     return isinstance(mapping, dict) and all(isinstance(v, kind) for v in mapping.values())
 
 
-def _are_finite(mapping: object) -> bool:
-    return isinstance(mapping, dict) and all(
-        type(value) in (int, float) and math.isfinite(value) for value in mapping.values()
-    )
-
-
 def _require(condition: bool, key: str, expected: str, got: object) -> None:
     if not condition:
-        raise ModelError(
-            f"model metadata: {key}: expected {expected}, got {got!r}; {_EXPORT_HINT}"
-        )
+        problem = f"{key}: expected {expected}, got {got!r}"
+        raise ModelError(f"model metadata: {problem}; {_EXPORT_HINT}")

@@ -24,24 +24,19 @@ def decode(
     iou: float,
     max_detections: int,
 ) -> Detections:
-    """Convert the network's output rows of one image to detections.
+    """Convert the network's output rows of one image to at most `max_detections`, best first.
+
+    Boxes are in pixels of the original image; those outside it (in the padding) are dropped.
 
     Args:
-        rows: float32 (K, 6), one frame of the network's output; see `ModelSpec`.
-        spec: the model's spec.
+        rows: (K, 6), one frame of the network's output; see `ModelSpec`.
         placement: what `letterbox` returned for the image.
         image_shape: (height, width, ...) of the original image in pixels.
-        confidence: scores must be above this; or float32 (classes,), one threshold per class.
+        confidence: scores must be above this; or (classes,), one threshold per class.
         iou: NMS threshold of a dense head; an end-to-end head has no NMS.
-        max_detections: maximum number of detections to keep, best first.
-
-    Returns:
-        Detections in pixels of the original image, best score first. Boxes outside the image (in
-        the padding) are dropped.
 
     Raises:
-        InferenceError: the shape is wrong, a value is not finite, a score is outside [0, 1], or
-            a class id is unknown.
+        InferenceError: a wrong shape, a value not finite, a score not in [0, 1], an unknown class.
     """
     _check_rows(rows)
     thresholds = np.broadcast_to(np.asarray(confidence, np.float32), len(spec.classes))
@@ -74,9 +69,8 @@ def _check_rows(rows: Float32Array) -> None:
         raise InferenceError(
             "network output: expected finite values, got some that are not finite"
         )
-    scores = rows[:, 4]
-    if scores.min(initial=0.0) < 0 or scores.max(initial=0.0) > 1:
+    low, high = rows[:, 4].min(initial=0.0), rows[:, 4].max(initial=0.0)
+    if low < 0 or high > 1:
         raise InferenceError(
-            f"expected scores in [0, 1], got {scores.min():g} to {scores.max():g}: is the sigmoid "
-            "missing?"
+            f"expected scores in [0, 1], got {low:g} to {high:g}: is the sigmoid missing?"
         )

@@ -28,12 +28,8 @@ def letterbox(image: UInt8Array, width: int, height: int) -> tuple[UInt8Array, L
     too), so that the deployed model gets the same input as in training.
 
     Args:
-        image: uint8 (h, w, 3), any colour order, rows may be strided.
-        width: canvas width in pixels.
-        height: canvas height in pixels.
-
-    Returns:
-        The canvas, uint8 (height, width, 3), and the placement.
+        image: (h, w, 3), any colour order, rows may be strided.
+        width, height: size of the canvas (height, width, 3) in pixels.
     """
     image_height, image_width = image.shape[:2]
     scale = min(height / image_height, width / image_width)
@@ -53,15 +49,10 @@ def letterbox(image: UInt8Array, width: int, height: int) -> tuple[UInt8Array, L
 
 
 def network_input(frames: UInt8Array, spec: ModelSpec) -> UInt8Array | Float32Array:
-    """Convert letterboxed frames to the layout, dtype and colour order of the graph's input.
+    """Convert letterboxed frames (batch, H, W, 3) in BGR to the graph's input.
 
-    Args:
-        frames: uint8 (batch, H, W, 3) BGR, of the network's size.
-        spec: the model's spec.
-
-    Returns:
-        `frames` itself for a uint8 model; float32 (batch, 3, H, W) RGB in [0, 1] for a model
-        that was exported for other programs.
+    That is `frames` itself for a uint8 model; float32 (batch, 3, H, W) RGB in [0, 1] for a model
+    that was exported for other programs.
     """
     if spec.dtype == "uint8":
         return frames

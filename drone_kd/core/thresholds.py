@@ -8,8 +8,7 @@ from collections.abc import Iterable
 def parse_thresholds(entries: Iterable[str]) -> dict[str, float]:
     """Read entries such as "car=0.4" into class name -> threshold; empty entries are skipped.
 
-    Raises:
-        ValueError: an entry has another form, or its threshold is not within 0 to 1.
+    ValueError: an entry has another form, or its threshold is not within 0 to 1.
     """
     thresholds = {}
     for entry in filter(None, entries):

@@ -34,11 +34,7 @@ _MAX_CANDIDATES = 1024
 
 
 def parse_tiling(text: str) -> str | tuple[int, int]:
-    """Parse "off", "auto" or "RxC" (rows x columns, up to 64 tiles).
-
-    Raises:
-        ValueError: the text is none of them.
-    """
+    """Parse "off", "auto" or "RxC" (rows x columns, up to 64 tiles); else ValueError."""
     if text in (OFF, AUTO):
         return text
     match = _GRID.fullmatch(text)
@@ -57,27 +53,23 @@ def windows(
     input_width: int,
     input_height: int,
 ) -> Int64Array:
-    """Return the windows of an image that the network runs on.
+    """Return the windows of an image that the network runs on: the whole image, then its tiles.
 
     Args:
-        width: image width in pixels.
-        height: image height in pixels.
+        width, height: of the image in pixels.
         tiling: what `parse_tiling` returned; "auto": the fewest tiles that are not downscaled.
         overlap: of neighbouring tiles, as a share of a tile, 0 to 0.5.
-        input_width: network input width in pixels.
-        input_height: network input height in pixels.
+        input_width, input_height: of the network in pixels.
 
     Returns:
-        int64 (N, 4) of x1, y1, x2, y2 in pixels: the whole image, then the tiles row by row.
+        (N, 4) of x1, y1, x2, y2 in pixels; tiles row by row.
     """
     whole = np.array([[0, 0, width, height]])
     if tiling == OFF:
         return whole
     if isinstance(tiling, str):
-        rows, columns = (
-            _tile_count(height, input_height, overlap),
-            _tile_count(width, input_width, overlap),
-        )
+        rows = _tile_count(height, input_height, overlap)
+        columns = _tile_count(width, input_width, overlap)
         # Tiles of a very large image are downscaled a little.
         shrink = max(math.sqrt(rows * columns / _MAX_TILES), 1.0)
         rows, columns = max(int(rows / shrink), 1), max(int(columns / shrink), 1)
@@ -105,13 +97,8 @@ def _spans(length: int, count: int, overlap: float) -> list[tuple[int, int]]:
 def fit_budget(count: int, affordable: int, start: int) -> tuple[list[int], int]:
     """Choose the windows of one frame if time is short: the whole image and some tiles in turn.
 
-    Args:
-        count: number of windows; the first one is the whole image.
-        affordable: number of windows that there is time for; the whole image is always chosen.
-        start: first tile to choose, as the previous call returned it.
-
-    Returns:
-        Indices of windows, and `start` for the next frame.
+    Of `count` windows the first one is the whole image, which is chosen even if not a single one
+    is `affordable`. Returns indices of windows, and `start` (0 at first) for the next frame.
     """
     tiles = count - 1
     if affordable >= count or tiles == 0:
@@ -121,46 +108,26 @@ def fit_budget(count: int, affordable: int, start: int) -> tuple[list[int], int]
 
 
 class _Candidates(NamedTuple):
-    """Boxes of all windows, in pixels of the image.
-
-    Attributes:
-        xyxy: (N, 4).
-        scores: (N,).
-        class_ids: (N,).
-        window: (N,), the window that each box comes from; below 0: joined from several.
-        cut: (N, 4), which sides end at the window's edge while the image continues.
-    """
+    """N boxes of all windows, in pixels of the image."""
 
     xyxy: Float32Array
     scores: Float32Array
     class_ids: Int64Array
-    window: Int64Array
-    cut: BoolArray
+    window: Int64Array  # that each box comes from; below 0: joined from several
+    cut: BoolArray  # (N, 4), which sides end at the window's edge while the image continues
 
     def take(self, index: Int64Array | BoolArray) -> _Candidates:
-        return _Candidates(
-            self.xyxy[index],
-            self.scores[index],
-            self.class_ids[index],
-            self.window[index],
-            self.cut[index],
-        )
+        return _Candidates._make(column[index] for column in self)
 
-    def same_class(self) -> BoolArray:
-        matrix: BoolArray = self.class_ids[:, None] == self.class_ids[None, :]
-        return matrix
-
-    def other_window(self) -> BoolArray:
-        matrix: BoolArray = self.window[:, None] != self.window[None, :]
-        return matrix
+    def may_be_one(self) -> BoolArray:
+        """Return (N, N) which boxes have the same class and come from different windows."""
+        same_class: BoolArray = self.class_ids[:, None] == self.class_ids[None, :]
+        other_window: BoolArray = self.window[:, None] != self.window[None, :]
+        return same_class & other_window
 
 
 def merge(
-    detections: list[Detections],
-    windows: Int64Array,
-    width: int,
-    height: int,
-    max_detections: int,
+    detections: list[Detections], windows: Int64Array, width: int, height: int, max_detections: int
 ) -> Detections:
     """Merge the detections of all windows of one image.
 
@@ -169,13 +136,9 @@ def merge(
 
     Args:
         detections: one per window, in pixels of the window.
-        windows: int64 (len(detections), 4), windows in pixels of the image.
-        width: image width in pixels.
-        height: image height in pixels.
-        max_detections: maximum number of detections to keep, best first.
-
-    Returns:
-        Detections in pixels of the image, best score first.
+        windows: (len(detections), 4), in pixels of the image.
+        width, height: of the image in pixels.
+        max_detections: the most that are returned, in pixels of the image, best score first.
     """
     boxes = _join_parts(_collect(detections, windows, width, height))
     # Whole boxes come before parts, whatever the scores.
@@ -183,9 +146,10 @@ def merge(
     order = np.lexsort((-boxes.scores, is_part))
     boxes, is_part = boxes.take(order), is_part[order]
     duplicate = iou(boxes.xyxy, boxes.xyxy) > _DUPLICATE_IOU
-    covered = is_part[None, :] & (_covered_share(boxes.xyxy) > _PART_COVERED)
-    drops = boxes.same_class() & boxes.other_window() & (duplicate | covered)
-    kept = np.flatnonzero(survivors(drops))
+    # Share of box j's area that lies in box i.
+    share = intersection(boxes.xyxy, boxes.xyxy) / np.maximum(area(boxes.xyxy), np.float32(1e-6))
+    covered = is_part[None, :] & (share > _PART_COVERED)
+    kept = np.flatnonzero(survivors(boxes.may_be_one() & (duplicate | covered)))
     kept = kept[np.argsort(-boxes.scores[kept], kind="stable")][:max_detections]
     return Detections(boxes.xyxy[kept], boxes.scores[kept], boxes.class_ids[kept])
 
@@ -217,15 +181,12 @@ def _join_parts(boxes: _Candidates) -> _Candidates:
         return boxes
     group = _connected(_same_object(boxes.take(indices)))
     keep = np.ones(len(boxes.scores), np.bool_)
-    boxes = boxes._replace(
-        xyxy=boxes.xyxy.copy(), window=boxes.window.copy(), cut=boxes.cut.copy()
-    )
+    boxes = _Candidates._make(column.copy() for column in boxes)
     for first in np.unique(group):
         members = indices[group == first]
         if len(members) == 1:
             continue
-        # Parts are sorted best first, so the first one keeps its score and position.
-        leader, others = members[0], members[1:]
+        leader = members[0]  # parts are sorted best first: this one keeps its score and position
         xyxy, cut = boxes.xyxy[members], boxes.cut[members]
         joined = np.concatenate([xyxy[:, :2].min(axis=0), xyxy[:, 2:].max(axis=0)])
         boxes.xyxy[leader] = joined
@@ -235,7 +196,7 @@ def _join_parts(boxes: _Candidates) -> _Candidates:
         outermost[0] = True
         boxes.cut[leader] = (cut & outermost).any(axis=0)
         boxes.window[leader] = -1 - leader
-        keep[others] = False
+        keep[members[1:]] = False
     return boxes.take(keep)
 
 
@@ -250,7 +211,7 @@ def _same_object(parts: _Candidates) -> BoolArray:
     # i is cut at its right and j at its left (x), or i at its bottom and j at its top (y).
     opposite = parts.cut[:, None, 2:] & parts.cut[None, :, :2]
     across: BoolArray = np.any(opposite & touching & aligned[..., ::-1], axis=-1)
-    joined = across & parts.same_class() & parts.other_window()
+    joined = across & parts.may_be_one()
     symmetric: BoolArray = joined | joined.T
     return symmetric
 
@@ -265,9 +226,3 @@ def _connected(adjacent: BoolArray) -> Int64Array:
         if np.array_equal(smallest, group):
             return group
         group = smallest
-
-
-def _covered_share(xyxy: Float32Array) -> Float32Array:
-    """Return the share of box j's area that lies in box i: (N, N)."""
-    share: Float32Array = intersection(xyxy, xyxy) / np.maximum(area(xyxy), np.float32(1e-6))
-    return share

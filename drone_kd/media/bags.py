@@ -30,7 +30,7 @@ _SUFFIXES = (".mcap", ".db3")
 
 
 class Topic(NamedTuple):
-    """Topic of a bag and its number of messages."""
+    """Topic of a bag."""
 
     name: str
     msgtype: str
@@ -38,23 +38,14 @@ class Topic(NamedTuple):
 
 
 class BagFile(NamedTuple):
-    """Storage file of a bag.
+    """Storage file of a bag."""
 
-    Attributes:
-        path: the file; the folder if the files are compressed as a whole.
-        topics: topics that have messages.
-        start_ns: time at which its first message was recorded.
-        stop_ns: time just after its last message.
-        indexed: whether reading from its middle is cheap.
-        broken: whether it is cut off; it is then read from its start as far as possible.
-    """
-
-    path: Path
-    topics: tuple[Topic, ...]
-    start_ns: int
-    stop_ns: int
-    indexed: bool = True
-    broken: bool = False
+    path: Path  # the folder if the files are compressed as a whole
+    topics: tuple[Topic, ...]  # that have messages
+    start_ns: int  # recording time of the first message
+    stop_ns: int  # just after that of the last message
+    indexed: bool = True  # reading from the middle is cheap
+    broken: bool = False  # cut off: it is read from its start as far as possible
 
 
 class Message(NamedTuple):
@@ -75,20 +66,15 @@ def is_bag(path: str | Path) -> bool:
 
 
 def inspect_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> list[BagFile]:
-    """Return the files of a bag, in the order of recording.
+    """Return the files of a bag, in the order of recording; SourceError: nothing can be read.
 
-    Args:
-        path: a bag; see `is_bag`.
-        on_error: called with each problem of a bag that is still readable in part.
-
-    Raises:
-        SourceError: nothing can be read.
+    `on_error` gets each problem of a bag that is still readable in part.
     """
     path = Path(path)
     expected, compressed = _read_metadata(path, on_error) if path.is_dir() else (Counter(), False)
     paths = [path] if compressed or path.is_file() else _storage_files(path)
     files: list[BagFile] = []
-    errors: list[SourceError] = []
+    errors = []
     for file_path in paths:
         try:
             files.append(_inspect(file_path)._replace(indexed=not compressed))
@@ -101,8 +87,8 @@ def inspect_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> li
         raise errors[0]
     if not any(file.topics for file in files):
         raise SourceError(f"{path}: an empty bag: no messages in it")
-    if expected:
-        _compare_counts(path, expected, files, on_error)
+    for difference in _count_differences(expected, files) if expected else ():
+        on_error(SourceError(f"{path}: {difference}"))
     return sorted(files, key=lambda file: file.start_ns)
 
 
@@ -115,12 +101,8 @@ def read_messages(
 ) -> Iterator[Message]:
     """Yield the messages of some topics, in the order of recording, up to where the file breaks.
 
-    Args:
-        file: a file of `inspect_bag`.
-        topics: names of the topics.
-        on_error: called where the file breaks.
-        start_ns: first recording time; None: from the start.
-        stop_ns: recording time to stop before; None: to the end.
+    `on_error` is called where the file breaks. The recording times are those of the first message
+    and the time to stop before; None: from the start, to the end.
     """
     count = 0
     messages = (_salvage if file.broken else _messages)(file.path, topics, start_ns, stop_ns)
@@ -133,18 +115,15 @@ def read_messages(
 
 
 def message_to_bgr(message: Message) -> tuple[UInt8Array, int]:
-    """Return an image message's pixels, uint8 (h, w, 3) BGR, and its header's stamp in ns.
+    """Return an image message's pixels, (h, w, 3) BGR, and its header's stamp in ns.
 
-    Raises:
-        SourceError: the message cannot be used; one line, without the bag's name.
+    SourceError: the message cannot be used; one line, without the bag's name.
     """
     try:
         # Any: rosbags generates the message classes at run time.
         content: Any = _typestore().deserialize_cdr(message.data, message.msgtype)
-        if message.msgtype == IMAGE:
-            image = raw_to_bgr(content)
-        else:
-            image = decode_reduced(bytes(content.data), 0, 0)[0]
+        is_raw = message.msgtype == IMAGE
+        image = raw_to_bgr(content) if is_raw else decode_reduced(bytes(content.data), 0, 0)[0]
     except (RawError, EncodedError) as error:
         raise SourceError(f"{message.topic}: {error}") from None
     except Exception as error:  # the reader raises anything on broken bytes
@@ -175,22 +154,15 @@ def _read_metadata(
     return Counter(), False
 
 
-def _compare_counts(
-    bag: Path,
-    expected: Counter[str],
-    files: list[BagFile],
-    on_error: Callable[[SourceError], None],
-) -> None:
-    """Report each topic whose number of messages differs from metadata.yaml."""
+def _count_differences(expected: Counter[str], files: list[BagFile]) -> Iterator[str]:
+    """Yield a text for each topic whose number of messages differs from metadata.yaml."""
     found: Counter[str] = Counter()
     for file in files:
         found.update({topic.name: topic.messages for topic in file.topics})
     for name in sorted(name for name in expected | found if expected[name] != found[name]):
-        on_error(
-            SourceError(
-                f"{bag}: metadata.yaml says {expected[name]} messages on {name}, the files hold "
-                f"{found[name]}; the files are used"
-            )
+        yield (
+            f"metadata.yaml says {expected[name]} messages on {name}, the files hold "
+            f"{found[name]}; the files are used"
         )
 
 
@@ -198,17 +170,14 @@ def _open(path: Path) -> Reader:
     try:
         from rosbags.rosbag2 import Reader
     except ImportError as error:
-        raise SourceError(
-            f"{path}: reading a bag needs rosbags ({error}): pip install 'drone_kd[record]'"
-        ) from None
+        install = "pip install 'drone_kd[record]'"
+        raise SourceError(f"{path}: reading a bag needs rosbags ({error}): {install}") from None
     try:
         reader = Reader(path)
         reader.open()
     except Exception as error:  # each storage format has its own errors
-        raise SourceError(
-            f"{path}: not a whole bag ({_line(error)}); `ros2 bag reindex` repairs one that is "
-            "cut off"
-        ) from None
+        repair = "`ros2 bag reindex` repairs one that is cut off"
+        raise SourceError(f"{path}: not a whole bag ({_line(error)}); {repair}") from None
     return reader
 
 
@@ -227,21 +196,17 @@ def _topics(counts: Counter[tuple[str, str]]) -> tuple[Topic, ...]:
 
 
 def _messages(
-    path: Path, topics: set[str] | None, start_ns: int | None, stop_ns: int | None
+    path: Path, topics: set[str], start_ns: int | None, stop_ns: int | None
 ) -> Iterator[Message]:
     with closing(_open(path)) as reader:
-        connections = [c for c in reader.connections if topics is None or c.topic in topics]
+        connections = [c for c in reader.connections if c.topic in topics]
         if not connections:
             return
-        messages = reader.messages(connections, start_ns, stop_ns)
-        while True:
-            try:
-                connection, logged_ns, data = next(messages)
-            except StopIteration:
-                return
-            except Exception as error:  # each storage format has its own errors
-                raise SourceError(f"{path}: breaks off ({_line(error)})") from None
-            yield Message(connection.topic, connection.msgtype, logged_ns, data)
+        try:
+            for connection, logged_ns, data in reader.messages(connections, start_ns, stop_ns):
+                yield Message(connection.topic, connection.msgtype, logged_ns, data)
+        except Exception as error:  # each storage format has its own errors
+            raise SourceError(f"{path}: breaks off ({_line(error)})") from None
 
 
 def _inspect_broken(path: Path) -> BagFile:
@@ -260,17 +225,13 @@ def _salvage(
     path: Path, topics: set[str] | None, start_ns: int | None, stop_ns: int | None
 ) -> Iterator[Message]:
     """Yield messages from the start of a broken file; raise SourceError where it breaks."""
-    messages = (_salvage_mcap if path.suffix == ".mcap" else _salvage_sqlite)(path)
-    while True:
-        try:
-            message = next(messages)
-        except StopIteration:
-            return
-        except Exception as error:  # the readers raise anything on broken bytes
-            raise SourceError(f"{path}: breaks off ({_line(error)})") from None
-        selected = topics is None or message.topic in topics
-        if selected and (start_ns or 0) <= message.logged_ns < (stop_ns or 2**63):
-            yield message
+    try:
+        for message in (_salvage_mcap if path.suffix == ".mcap" else _salvage_sqlite)(path):
+            selected = topics is None or message.topic in topics
+            if selected and (start_ns or 0) <= message.logged_ns < (stop_ns or 2**63):
+                yield message
+    except Exception as error:  # the readers raise anything on broken bytes
+        raise SourceError(f"{path}: breaks off ({_line(error)})") from None
 
 
 def _salvage_mcap(path: Path) -> Iterator[Message]:
@@ -279,8 +240,7 @@ def _salvage_mcap(path: Path) -> Iterator[Message]:
     from mcap.records import Message as Record
     from mcap.stream_reader import StreamReader
 
-    schemas: dict[int, str] = {}
-    channels: dict[int, tuple[str, str]] = {}
+    schemas, channels = {}, {}
     with path.open("rb") as stream:
         for record in StreamReader(stream).records:
             if isinstance(record, Schema):

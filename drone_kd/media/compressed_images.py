@@ -25,16 +25,11 @@ class EncodedError(ValueError):
 def decode_reduced(data: bytes, width: int, height: int) -> tuple[UInt8Array, int, int, int]:
     """Decode a JPEG or PNG; a JPEG only as large as needed to fill a canvas of width x height.
 
-    The orientation in the EXIF header is ignored: boxes are in pixels of the camera's sensor.
-
-    Args:
-        data: bytes of the file.
-        width: width of the canvas that the image is scaled down to, in pixels; 0: decode in full.
-        height: height of that canvas in pixels; 0: decode in full.
+    The canvas is what the image is scaled down to; 0 x 0: decode in full. The orientation in the
+    EXIF header is ignored: boxes are in pixels of the camera's sensor.
 
     Returns:
-        uint8 (h, w, 3) BGR, the reduction (1, 2, 4 or 8), and the original's width and height in
-        pixels.
+        (h, w, 3) BGR, the reduction (1, 2, 4 or 8), and the original's width and height in pixels.
 
     Raises:
         EncodedError: the bytes are neither JPEG nor PNG, cut off, or damaged.
@@ -48,18 +43,21 @@ def decode_reduced(data: bytes, width: int, height: int) -> tuple[UInt8Array, in
     if size is not None:
         scale = max(size[0] / width, size[1] / height)
         reduction = max(step for step in _READ_FLAGS if step <= max(scale, 1))
-    try:
-        image = cv2.imdecode(
-            np.frombuffer(data, np.uint8),
-            _READ_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION,
-        )
-    except cv2.error:  # e.g. more pixels than OpenCV accepts
-        image = None
+    image = decode(data, _READ_FLAGS[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise EncodedError("expected an image that OpenCV can read, got damaged data")
     if size is None or reduction == 1:
         size = image.shape[1], image.shape[0]
-    return np.asarray(image, np.uint8), reduction, *size
+    return image, reduction, *size
+
+
+def decode(data: bytes, flags: int) -> UInt8Array | None:
+    """Return an image, (h, w, 3) BGR; None where OpenCV, with its flags, cannot read it."""
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:  # e.g. more pixels than OpenCV accepts
+        return None
+    return None if image is None else np.asarray(image, np.uint8)
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:

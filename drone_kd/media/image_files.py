@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from drone_kd.media.compressed_images import is_incomplete
+from drone_kd.media.compressed_images import decode, is_incomplete
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
@@ -30,33 +30,36 @@ def read_frames(
 
     A name is the image's path, or "path#n" for frame n of a video, counted from 0. A frame is
     uint8 (h, w, 3) BGR. An image that cannot be read goes to `on_error`, and the next follows.
-
-    Raises:
-        SourceError: there is no such source, or nothing in it can be read.
+    SourceError: there is no such source, or nothing in it can be read.
     """
     source = Path(source)
     suffix = source.suffix.lower()
+    images = [source]
     if source.is_dir():
         images = sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not images:
             raise SourceError(f"{source}: expected images ({', '.join(IMAGE_SUFFIXES)}) in it")
-        yield from _read_images(images, on_error)
     elif not source.exists():
         raise SourceError(f"{source}: no such image, folder or video")
-    elif suffix in IMAGE_SUFFIXES:
-        yield from _read_images([source], on_error)
     elif suffix in VIDEO_SUFFIXES:
         yield from read_video(cv2.VideoCapture(str(source)), str(source))
-    else:
+        return
+    elif suffix not in IMAGE_SUFFIXES:
         known = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
         raise SourceError(f"{source}: expected a folder or a file that ends in one of {known}")
+    for path in images:
+        try:
+            image = read_image(path)
+        except SourceError as error:
+            on_error(error)
+        else:
+            yield str(path), image
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Read an image as uint8 (h, w, 3) BGR, rotated to its EXIF orientation.
+    """Read an image as (h, w, 3) BGR, rotated to its EXIF orientation.
 
-    Raises:
-        SourceError: the file is missing, empty, incomplete or not an image.
+    SourceError: the file is missing, empty, incomplete or not an image.
     """
     try:
         data = Path(path).read_bytes()
@@ -64,42 +67,20 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         raise SourceError(f"{path}: {error.strerror}") from None
     if is_incomplete(data):
         raise SourceError(f"{path}: the image is incomplete (empty or cut off)")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # e.g. more pixels than OpenCV accepts
-        image = None
+    image = decode(data, cv2.IMREAD_COLOR)
     if image is None:
         raise SourceError(f"{path}: not an image that OpenCV can read (damaged?)")
-    return np.asarray(image, np.uint8)
+    return image
 
 
 def read_video(capture: cv2.VideoCapture, name: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield ("name#n", frame) for every frame of a video, and release it.
-
-    Raises:
-        SourceError: it has no frame that can be read.
-    """
+    """Yield ("name#n", frame) for every frame, and release the video; SourceError: it has none."""
     number = 0
     try:
-        while True:
-            read, frame = capture.read()
-            if not read:
-                break
+        while (frame := capture.read()[1]) is not None:
             yield f"{name}#{number}", np.asarray(frame, np.uint8)
             number += 1
     finally:
         capture.release()
     if number == 0:
         raise SourceError(f"{name}: not a video that OpenCV can read (damaged?)")
-
-
-def _read_images(
-    paths: list[Path], on_error: Callable[[SourceError], None]
-) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    for path in paths:
-        try:
-            image = read_image(path)
-        except SourceError as error:
-            on_error(error)
-        else:
-            yield str(path), image

@@ -29,9 +29,8 @@ def is_live(source: str) -> bool:
 
     A number is the camera only where no file or folder has that name.
     """
-    if _URL.match(source):
-        return True
-    return source.startswith("/dev/video") or (source.isdecimal() and not Path(source).exists())
+    is_camera_number = source.isdecimal() and not Path(source).exists()
+    return bool(_URL.match(source)) or source.startswith("/dev/video") or is_camera_number
 
 
 def read_live(source: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -65,8 +64,8 @@ def read_live(source: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
 
 def _open(source: str, name: str) -> cv2.VideoCapture:
     if _URL.match(source):
-        timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT_MS]
-        timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT_MS]
+        limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
+        timeouts = [value for limit in limits for value in (limit, _TIMEOUT_MS)]
         capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, timeouts)
     else:
         device = f"/dev/video{source}" if source.isdecimal() else source
@@ -76,9 +75,8 @@ def _open(source: str, name: str) -> cv2.VideoCapture:
             raise SourceError(f"{device}: no permission: add the user to the group `video`")
         capture = cv2.VideoCapture(device)
     if not capture.isOpened():
-        raise SourceError(
-            f"{name}: the stream cannot be opened: check the address, the network and the codec"
-        )
+        hint = "check the address, the network and the codec"
+        raise SourceError(f"{name}: the stream cannot be opened: {hint}")
     return capture
 
 
@@ -102,17 +100,13 @@ class _Newest:
 
     def close(self) -> None:
         """End the thread; it lasts until the read in progress returns."""
-        with self._changed:
-            self._over = True
+        self._over = True
         self._thread.join(_JOIN_S)
 
     def _read(self) -> None:
         number = 0
         try:
-            while not self._over:
-                read, frame = self._capture.read()
-                if not read:
-                    break
+            while not self._over and (frame := self._capture.read()[1]) is not None:
                 with self._changed:
                     self._frame = number, np.asarray(frame, np.uint8)
                     self._changed.notify()

@@ -46,12 +46,9 @@ class _Encoding(NamedTuple):
     channels: int
     bytes_per_channel: int
     to_bgr: _Conversion
-    # YUV has one colour for this many pixels in x and y.
-    even: tuple[int, int] = (1, 1)
-    # Below this size OpenCV converts a Bayer pattern to black.
-    smallest: int = 1
-    # Rows of data per row of pixels: 1.5 if a colour plane of half the height follows.
-    rows_per_row: float = 1.0
+    even: tuple[int, int] = (1, 1)  # YUV has one colour for this many pixels in x and y
+    smallest: int = 1  # below this size OpenCV converts a Bayer pattern to black
+    rows_per_row: float = 1.0  # of data; 1.5 if a colour plane of half the height follows
 
 
 def _cvt(code: int) -> _Conversion:
@@ -67,14 +64,9 @@ def _thermal_to_bgr(pixels: _Pixels) -> UInt8Array:
     sample = pixels[::_THERMAL_STRIDE, ::_THERMAL_STRIDE]
     low, high = np.percentile(sample, (_THERMAL_CLIP_PERCENT, 100 - _THERMAL_CLIP_PERCENT))
     scale = 255.0 / max(high - low, 1.0)
-    grey = cv2.convertScaleAbs(
-        np.maximum(pixels, low).astype(np.float32), None, scale, -low * scale
-    )
+    clipped = np.maximum(pixels, low).astype(np.float32)
+    grey = cv2.convertScaleAbs(clipped, None, scale, -low * scale)
     return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), np.uint8)
-
-
-def _unchanged(pixels: _Pixels) -> UInt8Array:
-    return np.asarray(pixels, np.uint8)
 
 
 _GREY = cv2.COLOR_GRAY2BGR
@@ -89,7 +81,7 @@ _UYVY = _Encoding(2, 1, _cvt(cv2.COLOR_YUV2BGR_UYVY), even=(2, 1))
 _YUYV = _Encoding(2, 1, _cvt(cv2.COLOR_YUV2BGR_YUYV), even=(2, 1))
 
 _ENCODINGS = {
-    "bgr8": _Encoding(3, 1, _unchanged),
+    "bgr8": _Encoding(3, 1, lambda pixels: np.asarray(pixels, np.uint8)),
     "rgb8": _Encoding(3, 1, _cvt(cv2.COLOR_RGB2BGR)),
     "bgra8": _Encoding(4, 1, _cvt(cv2.COLOR_BGRA2BGR)),
     "rgba8": _Encoding(4, 1, _cvt(cv2.COLOR_RGBA2BGR)),
@@ -120,21 +112,16 @@ def raw_to_bgr(message: RawImage) -> UInt8Array:
 
     A bgr8 image is a view of the message's memory, with its row step. 16-bit encodings keep the
     high 8 bits, except 16UC1 (thermal): the range of the image is stretched over black to white.
-
-    Raises:
-        RawError: the encoding is unknown, the image is empty, or its data are too short.
+    RawError: the encoding is unknown, the image is empty, or its data are too short.
     """
     encoding = _ENCODINGS.get(message.encoding)
     if encoding is None:
-        raise RawError(
-            f"expected an image encoded as {', '.join(_ENCODINGS)}, got {message.encoding!r}"
-        )
+        known = ", ".join(_ENCODINGS)
+        raise RawError(f"expected an image encoded as {known}, got {message.encoding!r}")
     height, width, step = message.height, message.width, message.step
     if min(height, width) < encoding.smallest:
-        raise RawError(
-            f"expected an image of at least {encoding.smallest}x{encoding.smallest} pixels, "
-            f"got {width}x{height}"
-        )
+        smallest = f"{encoding.smallest}x{encoding.smallest} pixels"
+        raise RawError(f"expected an image of at least {smallest}, got {width}x{height}")
     if width % encoding.even[0] or height % encoding.even[1]:
         raise RawError(f"expected an even size for {message.encoding}, got {width}x{height}")
     pixel_bytes = encoding.channels * encoding.bytes_per_channel
@@ -144,10 +131,8 @@ def raw_to_bgr(message: RawImage) -> UInt8Array:
             f"{message.encoding}, got {step}"
         )
     rows = int(height * encoding.rows_per_row)
-    if len(message.data) < rows * step:
-        raise RawError(
-            f"expected {rows * step} bytes for {rows} rows of {step}, got {len(message.data)}"
-        )
+    if (size := len(message.data)) < rows * step:
+        raise RawError(f"expected {rows * step} bytes for {rows} rows of {step}, got {size}")
     data = np.frombuffer(message.data, np.uint8, rows * step).reshape(rows, step)
     pixels: _Pixels = data[:, : width * pixel_bytes]
     if encoding.bytes_per_channel == 2:
@@ -158,6 +143,5 @@ def raw_to_bgr(message: RawImage) -> UInt8Array:
     try:
         return encoding.to_bgr(pixels)
     except cv2.error as error:
-        raise RawError(
-            f"{width}x{height} of {message.encoding}: OpenCV cannot convert it ({error.err})"
-        ) from None
+        problem = f"OpenCV cannot convert it ({error.err})"
+        raise RawError(f"{width}x{height} of {message.encoding}: {problem}") from None

@@ -67,5 +67,5 @@ def test_invalid_metadata_is_rejected_in_one_line(changes, message):
 
 @pytest.mark.parametrize("foreign", [{}, {"names": "{0: 'car'}"}, {METADATA_KEY: "not JSON"}])
 def test_foreign_model_is_rejected_with_the_export_command(foreign):
-    with pytest.raises(ModelError, match=r"training export best\.pt --output model\.onnx"):
+    with pytest.raises(ModelError, match=r"drone-kd export best\.pt --output model\.onnx"):
         ModelSpec.from_metadata(foreign)

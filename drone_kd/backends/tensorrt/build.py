@@ -34,25 +34,17 @@ MONITORED = hasattr(trt, "IProgressMonitor")
 def open_tensorrt(
     path: Path, spec: ModelSpec, may_build: bool, progress: Callable[[str], None]
 ) -> TrtBackend:
-    """Load a model's engine; build it first if this user's cache has no valid one.
+    """Load a model's engine; if the cache has no valid one, `may_build` allows to build it.
 
-    Args:
-        path: a model.onnx.
-        spec: the model's spec.
-        may_build: whether a build, which takes minutes, is allowed.
-        progress: called with lines of text.
-
-    Raises:
-        ModelError: GPU, TensorRT or cache is unusable, or unusable for this model; one line.
+    ModelError: GPU, TensorRT or cache is unusable, or unusable for this model; one line.
     """
     try:
         return _open(path, spec, may_build, progress)
     except (ModelError, CudaError) as error:
         raise ModelError(f"{path}: {error}") from error
     except OSError as error:
-        raise ModelError(
-            f"{path}: cannot store its engine: {error} (XDG_CACHE_HOME selects another folder)"
-        ) from error
+        hint = "XDG_CACHE_HOME selects another folder"
+        raise ModelError(f"{path}: cannot store its engine: {error} ({hint})") from error
 
 
 def _open(
@@ -85,45 +77,23 @@ def _open(
         if problem:
             progress(f"the engine {store.plan_path} {problem}: building it again")
             store.remove()
-        progress(
-            f"building the engine of {path.name} ({spec.precision}) with TensorRT "
-            f"{trt.__version__}; this takes minutes, once"
-        )
-        plan = _build_and_store(store, model, spec.precision, progress)
+        kind = f"{path.name} ({spec.precision}) with TensorRT {trt.__version__}"
+        progress(f"building the engine of {kind}; this takes minutes, once")
+        start = time.monotonic()
+        old_timings = store.timings_path.read_bytes() if store.timings_path.is_file() else b""
+        plan, timings = _build_plan(model, spec.precision, old_timings, progress)
+        seconds = round(time.monotonic() - start, 1)
+        built = datetime.now(timezone.utc).isoformat()
+        store.write(plan, {"built": built, "build_seconds": seconds})
+        write_bytes(store.timings_path, timings)
+        progress(f"engine built in {seconds:g} s: {store.plan_path}")
     return TrtBackend(spec, plan)
-
-
-def _build_and_store(
-    store: EngineStore, model: bytes, precision: str, progress: Callable[[str], None]
-) -> bytes:
-    start = time.monotonic()
-    timings_path = store.timings_path
-    old_timings = timings_path.read_bytes() if timings_path.is_file() else b""
-    plan, timings = _build_plan(model, precision, old_timings, progress)
-    seconds = round(time.monotonic() - start, 1)
-    store.write(plan, {"built": datetime.now(timezone.utc).isoformat(), "build_seconds": seconds})
-    write_bytes(timings_path, timings)
-    progress(f"engine built in {seconds:g} s: {store.plan_path}")
-    return plan
 
 
 def _build_plan(
     model: bytes, precision: str, timings: bytes, progress: Callable[[str], None]
 ) -> tuple[bytes, bytes]:
-    """Build an engine.
-
-    Args:
-        model: bytes of the model.onnx.
-        precision: precision in the model's spec.
-        timings: timing cache of an earlier build on this device, or empty.
-        progress: called with a line every few seconds.
-
-    Returns:
-        The engine, and the timing cache for the next build.
-
-    Raises:
-        ModelError: TensorRT cannot build it; the message has TensorRT's reason.
-    """
+    """Build an engine; return it and the timing cache for the next build on this device."""
     if not STRONGLY_TYPED and precision == "int8":
         raise ModelError(
             f"TensorRT {trt.__version__}: expected an fp32 or fp16 model, got int8: export "
@@ -171,11 +141,7 @@ def _build_plan(
 
 
 def _parse(parser: trt.OnnxParser, model: bytes) -> None:
-    """Parse the bytes of a model.onnx into the parser's network.
-
-    Raises:
-        ModelError: TensorRT cannot read it; the message has the parser's reason.
-    """
+    """Parse the bytes of a model.onnx into the parser's network."""
     if not parser.parse(model):
         LOGGER.reason()  # clears it: the parser's reason is better
         first: trt.ParserError = parser.get_error(0)
@@ -187,17 +153,12 @@ _MonitorBase: Any = trt.IProgressMonitor if MONITORED else object  # no stubs: h
 
 
 class _Monitor(_MonitorBase):  # type: ignore[misc]  # TensorRT has no type stubs
-    """Progress monitor of a build; TensorRT calls it.
-
-    Attributes:
-        position: text with the phase and step; empty if TensorRT does not report it.
-        stopped: set to True to stop the build.
-    """
+    """Progress monitor of a build; TensorRT calls it."""
 
     def __init__(self) -> None:
         _MonitorBase.__init__(self)  # by name: pybind11 does not support super()
-        self.position = ""
-        self.stopped = False
+        self.position = ""  # text with the phase and step; empty if TensorRT does not report it
+        self.stopped = False  # True stops the build
         self._steps: dict[str, int] = {}
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:

@@ -63,28 +63,17 @@ class CudaError(RuntimeError):
 
 
 class Device(NamedTuple):
-    """First GPU of CUDA, which all inference runs on.
+    """First GPU of CUDA, which all inference runs on."""
 
-    Attributes:
-        name: CUDA's name; several Jetsons share one name.
-        compute_capability: e.g. "8.7" for Orin.
-        multiprocessors: distinguishes GPUs with the same name and compute capability.
-        integrated: whether it shares the CPU's memory, as on a Jetson.
-    """
-
-    name: str
-    compute_capability: str
-    multiprocessors: int
-    integrated: bool
+    name: str  # several Jetsons share one name
+    compute_capability: str  # e.g. "8.7" for Orin
+    multiprocessors: int  # distinguishes GPUs with the same name and compute capability
+    integrated: bool  # shares the CPU's memory, as on a Jetson
 
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
-    """Load libcudart and declare the functions used.
-
-    Raises:
-        CudaError: the library is not installed.
-    """
+    """Load libcudart and declare the functions used."""
     for name in LIBRARIES:
         try:
             library = ctypes.CDLL(name)
@@ -96,18 +85,12 @@ def _library() -> ctypes.CDLL:
             getattr(library, function).argtypes = arguments
             getattr(library, function).restype = c_int
         return library
-    raise CudaError(
-        "expected CUDA's runtime library (libcudart.so), found none: on a Jetson, run apt install "
-        "nvidia-jetpack"
-    )
+    hint = "on a Jetson, run apt install nvidia-jetpack"
+    raise CudaError(f"expected CUDA's runtime library (libcudart.so), found none: {hint}")
 
 
 def call(function: str, *arguments: object) -> None:
-    """Call a function of `_SIGNATURES`.
-
-    Raises:
-        CudaError: the call failed.
-    """
+    """Call a function of `_SIGNATURES`; CudaError: it failed."""
     library = _library()
     code = getattr(library, function)(*arguments)
     if code:
@@ -123,11 +106,7 @@ def _value(pointer: c_void_p) -> int:
 
 
 def first_device() -> Device:
-    """Return the properties of the first GPU.
-
-    Raises:
-        CudaError: there is no CUDA, no driver or no GPU.
-    """
+    """Return the first GPU; CudaError: there is no CUDA, no driver or no GPU."""
     properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
     try:
         call("cudaGetDeviceProperties", properties, 0)
@@ -149,10 +128,9 @@ def first_device() -> Device:
 
 
 def used_memory() -> int:
-    """Return the bytes of GPU memory in use by all programs; on a Jetson, of the shared memory.
+    """Return the bytes of GPU memory in use by all programs; CudaError: see `first_device`.
 
-    Raises:
-        CudaError: there is no CUDA, no driver or no GPU.
+    On a Jetson that is the memory shared with the CPU.
     """
     free, total = c_size_t(), c_size_t()
     call("cudaMemGetInfo", byref(free), byref(total))
@@ -160,11 +138,7 @@ def used_memory() -> int:
 
 
 class DeviceBuffer:
-    """GPU memory, freed with the object.
-
-    Attributes:
-        address: device address.
-    """
+    """GPU memory, freed with the object; `address` is its device address."""
 
     def __init__(self, size: int) -> None:
         pointer = c_void_p()
@@ -176,8 +150,7 @@ class DeviceBuffer:
 class PinnedArray:
     """Numpy array in pinned memory that the GPU can access, freed with the object.
 
-    Attributes:
-        array: the memory; valid only as long as the PinnedArray exists.
+    `array` is valid only as long as the PinnedArray exists.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
@@ -185,10 +158,8 @@ class PinnedArray:
         self._pointer = c_void_p()
         call("cudaHostAlloc", byref(self._pointer), size, _HOST_ALLOC_MAPPED)
         weakref.finalize(self, _library().cudaFreeHost, self._pointer)
-        memory = (ctypes.c_byte * size).from_address(_value(self._pointer))
-        self.array: NDArray[np.uint8] | NDArray[np.float32] = np.ndarray(
-            shape, dtype, memoryview(memory)
-        )
+        memory = memoryview((ctypes.c_byte * size).from_address(_value(self._pointer)))
+        self.array: NDArray[np.uint8] | NDArray[np.float32] = np.ndarray(shape, dtype, memory)
 
     def device_address(self) -> int:
         """Return the device address, for access without a copy."""
@@ -198,11 +169,7 @@ class PinnedArray:
 
 
 class Stream:
-    """CUDA stream: a queue of work for the GPU.
-
-    Attributes:
-        handle: cudaStream_t, for other libraries.
-    """
+    """CUDA stream: a queue of work for the GPU; `handle` is its cudaStream_t."""
 
     def __init__(self) -> None:
         pointer = c_void_p()
@@ -212,27 +179,14 @@ class Stream:
 
     def upload(self, source: PinnedArray, target: DeviceBuffer) -> None:
         """Queue a copy to GPU memory."""
-        array = source.array
-        call(
-            "cudaMemcpyAsync",
-            target.address,
-            array.ctypes.data,
-            array.nbytes,
-            _MEMCPY_HOST_TO_DEVICE,
-            self.handle,
-        )
+        self._copy(target.address, source.array.ctypes.data, source, _MEMCPY_HOST_TO_DEVICE)
 
     def download(self, source: DeviceBuffer, target: PinnedArray) -> None:
         """Queue a copy from GPU memory."""
-        array = target.array
-        call(
-            "cudaMemcpyAsync",
-            array.ctypes.data,
-            source.address,
-            array.nbytes,
-            _MEMCPY_DEVICE_TO_HOST,
-            self.handle,
-        )
+        self._copy(target.array.ctypes.data, source.address, target, _MEMCPY_DEVICE_TO_HOST)
+
+    def _copy(self, target: int, source: int, host: PinnedArray, kind: int) -> None:
+        call("cudaMemcpyAsync", target, source, host.array.nbytes, kind, self.handle)
 
     def synchronize(self) -> None:
         """Wait for all queued work."""
@@ -242,12 +196,8 @@ class Stream:
 class Graph:
     """CUDA graph: work that is recorded once and then queued with one call.
 
-    Args:
-        stream: stream on which the work is recorded and will run.
-        enqueue: queues the work; it does not run while it is recorded.
-
-    Raises:
-        CudaError: something in the work cannot be recorded.
+    `enqueue` queues the work, which does not run while it is recorded. CudaError: something in the
+    work cannot be recorded.
     """
 
     def __init__(self, stream: Stream, enqueue: Callable[[], None]) -> None:

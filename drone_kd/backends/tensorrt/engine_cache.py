@@ -25,27 +25,16 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKey:
-    """Everything an engine depends on; any other value needs another engine.
-
-    Attributes:
-        model_sha256: SHA-256 of the model.onnx.
-        tensorrt: version of the installed TensorRT.
-        device: name of the GPU.
-        compute_capability: e.g. "8.7".
-        multiprocessors: number of multiprocessors of the GPU.
-        precision: precision in the model's spec.
-        optimisation_level: optimisation level of the builder.
-        schema: version of this list and of the build settings.
-    """
+    """Everything an engine depends on; any other value needs another engine."""
 
     model_sha256: str
-    tensorrt: str
+    tensorrt: str  # version
     device: str
     compute_capability: str
     multiprocessors: int
     precision: str
     optimisation_level: int
-    schema: int = SCHEMA
+    schema: int = SCHEMA  # version of this list and of the build settings
 
     def digest(self) -> str:
         """Return the SHA-256 of all fields."""
@@ -53,16 +42,15 @@ class EngineKey:
 
 
 class EngineStore:
-    """Cache entry of one engine.
+    """Cache entry of one engine: the file `plan_path`, and a JSON record with the same stem.
 
-    Attributes:
-        plan_path: file of the engine; its JSON record has the same stem.
-        timings_path: kernel timings of earlier builds on this GPU, which speed up the next build.
+    `timings_path` has the kernel timings of earlier builds on this GPU, for the next build.
     """
 
     def __init__(self, key: EngineKey) -> None:
         self._key = key
-        folder = cache_folder()
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base, "drone_kd", "engines")
         name = key.digest()[:32]
         self.plan_path = folder / f"{name}.plan"
         self._record_path = folder / f"{name}.json"
@@ -74,8 +62,7 @@ class EngineStore:
     def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
         """Lock this entry against other processes; call `on_wait` if another one has the lock.
 
-        Raises:
-            OSError: the cache folder cannot be created or written.
+        OSError: the cache folder cannot be created or written.
         """
         _make_private(self.plan_path.parent)
         with self._lock_path.open("a") as lock:
@@ -87,10 +74,7 @@ class EngineStore:
             yield
 
     def read(self) -> tuple[bytes | None, str]:
-        """Return the engine's bytes if they pass the checks, else None and the reason.
-
-        The reason is empty if there is no engine yet.
-        """
+        """Return the checked bytes, or None and why not ("" if there is no engine yet)."""
         try:
             record = json.loads(self._record_path.read_bytes())
             plan = self.plan_path.read_bytes()
@@ -107,21 +91,12 @@ class EngineStore:
         return plan, ""
 
     def write(self, plan: bytes, built: dict[str, str | float]) -> None:
-        """Store an engine.
+        """Store an engine, and informative entries about its build in the record.
 
-        Args:
-            plan: bytes of the engine.
-            built: informative entries for the record, such as the build time.
-
-        Raises:
-            OSError: writing failed; an older engine stays, if there was one.
+        OSError: writing failed; an older engine stays, if there was one.
         """
-        record = {
-            "key": asdict(self._key),
-            "plan_bytes": len(plan),
-            "plan_sha256": sha256(plan),
-            **built,
-        }
+        record = {"key": asdict(self._key), "plan_bytes": len(plan), "plan_sha256": sha256(plan)}
+        record |= built
         # In this order: after a power cut between the two, `read` sees that the record differs.
         write_bytes(self.plan_path, plan)
         write_bytes(self._record_path, json.dumps(record, indent=1).encode() + b"\n")
@@ -132,23 +107,13 @@ class EngineStore:
         self.plan_path.unlink(missing_ok=True)
 
 
-def cache_folder() -> Path:
-    """Return the folder of this user's engines, in XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "drone_kd" / "engines"
-
-
 def sha256(content: bytes) -> str:
     """Return the SHA-256 as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _make_private(folder: Path) -> None:
-    """Create a folder that only this user can enter, because engines contain native code.
-
-    Raises:
-        OSError: it cannot be created, or belongs to another user.
-    """
+    """Create a folder that only this user can enter, because engines contain native code."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.geteuid():

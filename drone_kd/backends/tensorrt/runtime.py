@@ -11,19 +11,12 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 import tensorrt as trt
 
-from drone_kd.backends.tensorrt.cuda import (
-    CudaError,
-    DeviceBuffer,
-    Graph,
-    PinnedArray,
-    Stream,
-    first_device,
-)
+from drone_kd.backends.tensorrt import cuda
+from drone_kd.backends.tensorrt.cuda import CudaError, PinnedArray, Stream
 from drone_kd.core.arrays import Float32Array, UInt8Array
 from drone_kd.core.model_spec import ModelError, ModelSpec, shape_matches
 from drone_kd.core.postprocess import InferenceError
@@ -61,13 +54,6 @@ class EngineError(ModelError):
     """TensorRT rejects an engine's bytes, so it has to be built again."""
 
 
-class _ExecutionMode(NamedTuple):
-    """One way to run a frame; `launch` queues it."""
-
-    name: str
-    launch: Callable[[], None]
-
-
 class TrtBackend:
     """TensorRT engine with its memory; see `Backend`.
 
@@ -75,9 +61,7 @@ class TrtBackend:
     buffers without a copy; work can be queued call by call or as one CUDA graph. The fastest mode
     differs between devices, so a few frames are run in each mode and the fastest one is kept.
 
-    Args:
-        spec: the model's spec.
-        plan: the engine's bytes, from a trusted source: they contain native code.
+    `plan` are the engine's bytes, from a trusted source: they contain native code.
 
     Raises:
         EngineError: TensorRT rejects the bytes.
@@ -89,7 +73,7 @@ class TrtBackend:
 
     def __init__(self, spec: ModelSpec, plan: bytes) -> None:
         self.spec = spec
-        device = first_device()
+        device = cuda.first_device()
         self._runtime: trt.Runtime = trt.Runtime(LOGGER)
         self._runtime.engine_host_code_allowed = False
         self._engine: trt.ICudaEngine = self._runtime.deserialize_cuda_engine(plan)
@@ -109,20 +93,15 @@ class TrtBackend:
             fastest = _fastest(modes, self._stream)
         except InferenceError as error:
             raise ModelError(str(error)) from None
-        self._launch = fastest.launch
-        self.name = f"TensorRT {trt.__version__} {spec.precision}, {device.name}, {fastest.name}"
+        self._launch = modes[fastest]
+        self.name = f"TensorRT {trt.__version__} {spec.precision}, {device.name}, {fastest}"
 
     def infer(self, batch: UInt8Array) -> Float32Array:
-        """Run uint8 (batch, H, W, 3) BGR; return float32 (batch, K, 6).
-
-        Raises:
-            InferenceError: the batch has another shape or dtype, or TensorRT or CUDA failed.
-        """
+        """Run a batch; see `Backend.infer`. InferenceError: also for another shape or dtype."""
         shape = (self.spec.batch, self.spec.input_height, self.spec.input_width, 3)
         if batch.shape != shape or batch.dtype != np.uint8:
-            raise InferenceError(
-                f"TensorRT: expected a batch of uint8 {shape}, got {batch.dtype} {batch.shape}"
-            )
+            got = f"{batch.dtype} {batch.shape}"
+            raise InferenceError(f"TensorRT: expected a batch of uint8 {shape}, got {got}")
         np.copyto(self._input.array, network_input(batch, self.spec))
         _run(self._launch, self._stream)
         # A copy: the next frame writes into the same memory.
@@ -134,17 +113,10 @@ def _execution_modes(
     stream: Stream,
     tensors: dict[str, PinnedArray],
     integrated: bool,
-) -> list[_ExecutionMode]:
-    """Return every mode in which this GPU runs the engine.
+) -> dict[str, Callable[[], None]]:
+    """Return every mode in which this GPU runs the engine: its name and what queues a frame.
 
-    Args:
-        context: execution context of the engine.
-        stream: stream to run on.
-        tensors: name to memory, of the input and of the output, in this order.
-        integrated: whether the GPU can use that memory without a copy.
-
-    Raises:
-        InferenceError: the engine does not run at all.
+    `tensors` are the memory of the input and of the output, in this order.
     """
 
     def execute(addresses: dict[str, int]) -> None:
@@ -154,7 +126,7 @@ def _execution_modes(
             raise InferenceError(f"TensorRT: {LOGGER.reason()}")
 
     source, target = tensors.values()
-    device_source, device_target = (DeviceBuffer(t.array.nbytes) for t in (source, target))
+    device_source, device_target = (cuda.DeviceBuffer(t.array.nbytes) for t in (source, target))
     copies = dict(zip(tensors, (device_source.address, device_target.address), strict=True))
 
     def run_with_copies() -> None:
@@ -162,32 +134,31 @@ def _execution_modes(
         execute(copies)
         stream.download(device_target, target)
 
-    modes = [_ExecutionMode("copies", run_with_copies)]
+    modes: dict[str, Callable[[], None]] = {"copies": run_with_copies}
     if integrated:
         shared = {name: tensor.device_address() for name, tensor in tensors.items()}
-        modes.append(_ExecutionMode("zero-copy", lambda: execute(shared)))
+        modes["zero-copy"] = lambda: execute(shared)
     source.array[:] = 0
-    for mode in tuple(modes):
-        _run(mode.launch, stream)  # TensorRT needs one frame before a recording
+    for name, launch in tuple(modes.items()):
+        _run(launch, stream)  # TensorRT needs one frame before a recording
         try:
-            graph = Graph(stream, mode.launch)
+            modes[f"{name} in a CUDA graph"] = cuda.Graph(stream, launch).launch
         except (CudaError, InferenceError):
             LOGGER.reason()  # clears it: some layers cannot be recorded, which is no error
-        else:
-            modes.append(_ExecutionMode(f"{mode.name} in a CUDA graph", graph.launch))
     return modes
 
 
-def _fastest(modes: list[_ExecutionMode], stream: Stream) -> _ExecutionMode:
-    """Run a few frames in each mode and return the fastest; the others free their memory."""
-    times: dict[str, list[float]] = {mode.name: [] for mode in modes}
+def _fastest(modes: dict[str, Callable[[], None]], stream: Stream) -> str:
+    """Run a few frames in each mode; return the fastest. The others then free their memory."""
+    times: dict[str, list[float]] = {name: [] for name in modes}
     for frame in range(_WARM_UP_FRAMES + _MEASURED_FRAMES):
-        for mode in modes:  # interleaved, so that a change of the clock rate affects all modes
+        # Interleaved, so that a change of the clock rate affects all modes.
+        for name, launch in modes.items():
             start = perf_counter()
-            _run(mode.launch, stream)
+            _run(launch, stream)
             if frame >= _WARM_UP_FRAMES:
-                times[mode.name].append(perf_counter() - start)
-    return min(modes, key=lambda mode: median(times[mode.name]))
+                times[name].append(perf_counter() - start)
+    return min(times, key=lambda name: median(times[name]))
 
 
 def _run(launch: Callable[[], None], stream: Stream) -> None:
@@ -202,23 +173,17 @@ def _run(launch: Callable[[], None], stream: Stream) -> None:
 def _checked_io(engine: trt.ICudaEngine, spec: ModelSpec) -> tuple[str, str]:
     """Return the names of the input and output, after checking them against the spec."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    shapes = {name: list(engine.get_tensor_shape(name)) for name in names}
+    kinds = {name: (engine.get_tensor_mode(name), engine.get_tensor_dtype(name)) for name in names}
 
     def matching(mode: object, dtype: object, shape: tuple[int | None, ...]) -> list[str]:
-        return [
-            name
-            for name in names
-            if engine.get_tensor_mode(name) == mode
-            and engine.get_tensor_dtype(name) == dtype
-            and shape_matches(tuple(engine.get_tensor_shape(name)), shape)
-        ]
+        same_kind = [name for name in names if kinds[name] == (mode, dtype)]
+        return [name for name in same_kind if shape_matches(shapes[name], shape)]
 
     inputs = matching(trt.TensorIOMode.INPUT, _DTYPES[spec.dtype], spec.input_shape)
     outputs = matching(trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, spec.output_shape)
     if len(names) != 2 or len(inputs) != 1 or len(outputs) != 1:
-        found = ", ".join(
-            f"{name} {engine.get_tensor_dtype(name)} {list(engine.get_tensor_shape(name))}"
-            for name in names
-        )
+        found = ", ".join(f"{name} {kinds[name][1]} {shapes[name]}" for name in names)
         raise ModelError(
             f"the engine's tensors differ from its model: expected one {spec.dtype} input "
             f"{list(spec.input_shape)} and one float32 output, got {found}"
