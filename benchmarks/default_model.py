@@ -32,12 +32,7 @@ from drone_kd_training.recipes.default_model import (
     save_start,
     student_config,
 )
-from drone_kd_training.recipes.default_model_data import (
-    KINDS,
-    TEST_SETS,
-    prepare,
-    write_test_set,
-)
+from drone_kd_training.recipes.default_model_data import KINDS, TEST_SETS, prepare, write_test_set
 from drone_kd_training.recipes.default_model_figures import measure
 from drone_kd_training.tables import format_score
 

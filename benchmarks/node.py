@@ -367,10 +367,7 @@ def measure_yolo_ros(bench: Bench) -> Iterator[str]:
     theirs += ["-r", "image_raw:=image"]
     for name, value in arguments.items():
         theirs += ["-p", f"{name}:={value}"]
-    nodes = {
-        "yolo_ros": lambda: process(*theirs),
-        "drone_kd": lambda: detector_node(exported),
-    }
+    nodes = {"yolo_ros": lambda: process(*theirs), "drone_kd": lambda: detector_node(exported)}
     rows: dict[str, tuple[list, list, list, list]] = {name: ([], [], [], []) for name in nodes}
     for _ in range(bench.rounds):
         for name, start in nodes.items():

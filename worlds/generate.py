@@ -402,12 +402,7 @@ def _sdf(world: World, movers: list) -> str:
     for name, number, tile_y in movers:
         x, y, yaw = _pose(world, number)
         moving += _MOVER.format(
-            name=name,
-            x=x,
-            y=y + tile_y,
-            yaw=yaw,
-            speed=abs(world.speed[number]),
-            pose_hz=POSE_HZ,
+            name=name, x=x, y=y + tile_y, yaw=yaw, speed=abs(world.speed[number]), pose_hz=POSE_HZ
         )
     x, y, z = DRONE_START
     drone = _DRONE.format(

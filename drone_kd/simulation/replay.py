@@ -21,9 +21,7 @@ class LabelledFrame(NamedTuple):
 
 
 def recorded(
-    source: str | Path,
-    labels: dict[int, Truth] | None,
-    on_error: Callable[[SourceError], None],
+    source: str | Path, labels: dict[int, Truth] | None, on_error: Callable[[SourceError], None]
 ) -> Iterator[LabelledFrame]:
     """Yield the frames of an image folder, an image or a video once.
 

@@ -39,9 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     ros = parser.add_argument_group("ROS 2")
     ros.add_argument("--sim-time", action="store_true", help="stamps start at 0; /clock has them")
     ros.add_argument(
-        "--network",
-        action="store_true",
-        help="reach other machines (default: this machine alone)",
+        "--network", action="store_true", help="reach other machines (default: this machine alone)"
     )
 
 

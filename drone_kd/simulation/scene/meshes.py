@@ -331,14 +331,7 @@ def _mesh(class_id: int, parts: list[tuple[np.ndarray, np.ndarray, int]]) -> Mes
 
 
 def _frustum(
-    x0: float,
-    x1: float,
-    width0: float,
-    z0: float,
-    x2: float,
-    x3: float,
-    width1: float,
-    z1: float,
+    x0: float, x1: float, width0: float, z0: float, x2: float, x3: float, width1: float, z1: float
 ) -> np.ndarray:
     """Corners (8, 3) of a rectangle x0..x1 by width0 at z0 under x2..x3 by width1 at z1."""
     y0, y1 = width0 / 2, width1 / 2

@@ -108,11 +108,7 @@ def draw_objects(
 
 
 def _nearby(
-    world: World,
-    camera: Camera,
-    bounds: np.ndarray,
-    poses: np.ndarray,
-    present: np.ndarray | None,
+    world: World, camera: Camera, bounds: np.ndarray, poses: np.ndarray, present: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return index, x, y and tile of the objects that may be in view, from near to far."""
     index, xy, tiles = copies_in(poses[:, :2], bounds, 10)

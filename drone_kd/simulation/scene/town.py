@@ -11,12 +11,7 @@ from drone_kd.simulation.scene.blocks import BLOCKS
 from drone_kd.simulation.scene.plan import WorldPlan
 from drone_kd.simulation.scene.roads import Road, sample_roads
 from drone_kd.simulation.scene.shapes import TILE_M, Area, rectangle
-from drone_kd.simulation.scene.streets import (
-    add_kerbside,
-    add_markings,
-    add_road,
-    add_traffic,
-)
+from drone_kd.simulation.scene.streets import add_kerbside, add_markings, add_road, add_traffic
 from drone_kd.simulation.scene.world import World
 
 # Kinds of blocks of each theme with their weights.
@@ -40,14 +35,7 @@ _THEMES: dict[str, dict[str, int]] = {
         "yard": 1,
         "field": 1,
     },
-    "industrial": {
-        "industry": 7,
-        "car_park": 4,
-        "yard": 4,
-        "depot": 3,
-        "field": 1,
-        "flats": 1,
-    },
+    "industrial": {"industry": 7, "car_park": 4, "yard": 4, "depot": 3, "field": 1, "flats": 1},
     "rural": {"field": 7, "forest": 3, "houses": 3, "water": 2, "yard": 2, "park": 1},
 }
 _THEME_SHARES = (0.36, 0.26, 0.22, 0.16)

@@ -21,11 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "flight", type=Path, metavar="FLIGHT", help=f"folder of the scorer, or its {RECORD}"
     )
     parser.add_argument(
-        "--confidence",
-        type=float,
-        default=0.25,
-        metavar="C",
-        help="score threshold of recall",
+        "--confidence", type=float, default=0.25, metavar="C", help="score threshold of recall"
     )
 
 
