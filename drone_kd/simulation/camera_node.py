@@ -143,11 +143,8 @@ class CameraNode(Node):
                 return
 
     def _generate(self) -> Iterator[LabelledFrame]:
-        from drone_kd.simulation.scene import (  # deferred: a replay does not need it
-            CLASSES,
-            FlightPlan,
-            fly,
-        )
+        # Deferred: a replay does not need it.
+        from drone_kd.simulation.scene import CLASSES, FlightPlan, fly
 
         try:
             plan = FlightPlan(

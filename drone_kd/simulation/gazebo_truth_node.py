@@ -94,14 +94,8 @@ class GazeboTruthNode(Node):
     def _publish(self, info: CameraInfo) -> None:
         at = stamp_ns(info.header)
         poses = {name: _pose_at(kept, at) for name, kept in self._poses.items()}
-        truth = visible_truth(
-            self._world,
-            self._camera,
-            poses,
-            np.array(info.k).reshape(3, 3),
-            info.width,
-            info.height,
-        )
+        k = np.array(info.k).reshape(3, 3)
+        truth = visible_truth(self._world, self._camera, poses, k, info.width, info.height)
         self._publisher.publish(truth_to_message(truth, info.header))
 
 

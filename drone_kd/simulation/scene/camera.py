@@ -94,10 +94,7 @@ class Camera:
 def copies_in(xy: np.ndarray, bounds: np.ndarray, margin_m: float) -> tuple[np.ndarray, ...]:
     """Return the repeated copies of points (N, 2) within bounds and a margin.
 
-    Returns:
-        index: int64 (K,), which point.
-        places: float64 (K, 2), x, y in metres.
-        tiles: int64 (K, 2), tile of the copy.
+    Which point, int64 (K,); x, y in metres, float64 (K, 2); the tile of the copy, int64 (K, 2).
     """
     low, high = bounds[0] - margin_m, bounds[1] + margin_m
     first = np.ceil((low - xy) / TILE_M)
@@ -111,13 +108,9 @@ def copies_in(xy: np.ndarray, bounds: np.ndarray, margin_m: float) -> tuple[np.n
 def in_view(
     camera: Camera, points: np.ndarray, radius_m: np.ndarray | float, min_px: float
 ) -> np.ndarray:
-    """Select points (K, 3) whose surroundings reach into the image and are large enough.
+    """Select points (K, 3) whose surroundings reach into the image: bool (K,).
 
-    Args:
-        camera: the camera.
-        points: float64 (K, 3), metres.
-        radius_m: extent around each point, a number or float64 (K,).
-        min_px: least radius in the image.
+    Surroundings below a radius of `min_px` in the image are left out.
     """
     px, depth = camera.project(points)
     reach = camera.focal_px * radius_m / np.maximum(depth, 0.1)

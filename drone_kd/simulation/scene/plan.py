@@ -148,7 +148,7 @@ class WorldPlan:
             + textures.sample(rng, textures.facade_bank(5), half),
         )
 
-    def _render_ground(self, shadow: np.ndarray) -> tuple[tuple[np.ndarray, ...], float]:
+    def _render_ground(self, shadow: np.ndarray) -> tuple[textures.Pyramid, float]:
         """Render the pyramid of World.ground; returns it with World.shadow_gain."""
         material = np.zeros((TILE_PX, TILE_PX), np.uint8)
         fill_polygons(material, self._fills)

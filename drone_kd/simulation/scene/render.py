@@ -17,13 +17,14 @@ from drone_kd.simulation.scene.world import World
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A rendered image, before sensor effects, with its ground truth.
+    """A rendered image with its ground truth.
 
     Attributes:
         image: uint8 (h, w, 3) BGR.
-        xyxy: float32 (N, 4), pixels: bounds of the visible part of an object, without its shadow.
+        xyxy: float32 (N, 4): left, top, right, bottom in pixels, within the image, of the visible
+            part of each object without its shadow.
         class_ids: int64 (N,), index into CLASSES.
-        ids: int64 (N,), constant per object in all views of a world.
+        ids: int64 (N,), track ids, constant per object in all views of a world.
     """
 
     image: np.ndarray
@@ -36,13 +37,7 @@ def render(world: World, camera: Camera, t_s: float, present: np.ndarray | None 
     """Render the world at one time.
 
     Objects smaller than MIN_SIDE_PX or visible to less than MIN_VISIBLE are neither rendered nor
-    labelled.
-
-    Args:
-        world: the place.
-        camera: the camera.
-        t_s: seconds since the start.
-        present: bool (number of objects,), False leaves an object out; None: all are present.
+    labelled. `present`, bool (number of objects,), leaves objects out; None: all are present.
 
     Raises:
         ValueError: the horizon is in the image.
