@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from benchmarks.rig import markdown_head, markdown_row
 from drone_kd.media.image_files import read_image
 from drone_kd.progress import track
 from drone_kd.simulation.scene import FlightPlan, fly
@@ -68,29 +69,17 @@ COMMAND = "python -m benchmarks.retraining"
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to retrain.
+    """One way to retrain; for `replay` and `keep` see `retraining.retrain.Plan`."""
 
-    Attributes:
-        name: of its rows.
-        frames: number of new training frames.
-        picked: "random", "mined" (as `training mine` does it), or a single mining reason.
-        labels: "true", "teacher's", or "adapted teacher's".
-        sure: least score of a pseudo-label.
-        fault: "", "shifted" or "swapped", in training and test labels.
-        replay: see `retraining.retrain.Plan`.
-        keep: see `retraining.retrain.Plan`.
-        domain: "night", or "day" for an arm without new data.
-    """
-
-    name: str
-    frames: int
-    picked: str = "random"
-    labels: str = "true"
-    sure: float = IGNORE_BAND[1]
-    fault: str = ""
+    name: str  # of its rows
+    frames: int  # number of new training frames
+    picked: str = "random"  # or "mined" (as `training mine` does it), or a single mining reason
+    labels: str = "true"  # or "teacher's", or "adapted teacher's"
+    sure: float = IGNORE_BAND[1]  # least score of a pseudo-label
+    fault: str = ""  # or "shifted" or "swapped", in training and test labels
     replay: float = Plan.replay
     keep: float = Plan.keep
-    domain: str = "night"
+    domain: str = "night"  # or "day" for an arm without new data
 
 
 @dataclass(frozen=True)
@@ -241,9 +230,8 @@ def mined_frames(count: int, shared: Shared, picked: str = "mined") -> list[Path
         mine([str(flight)], output, settings)
     with (output / "mined.csv").open(encoding="utf-8") as table:
         rows = [row for row in csv.DictReader(table) if row["split"] == "train"]
-    return [
-        frames[int(float(row["stamp_s"]))] for row in rows
-    ]  # the stamp of an image is its number
+    # The stamp of an image is its number.
+    return [frames[int(float(row["stamp_s"]))] for row in rows]
 
 
 def random_frames(count: int, seed: int, shared: Shared) -> list[Path]:
@@ -429,11 +417,10 @@ def models_table(output: Path) -> str:
 
 def arms_table(rows: list[dict]) -> str:
     """Return means over the seeds as Markdown; scores in points."""
-    lines = [
-        "| arm | seeds | labels | accepted | new before → after | gain [per seed] | base before → "
-        "after | gain [per seed] |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["arm", "seeds", "labels", "accepted"]
+    for domain in DOMAINS:
+        columns += [f"{domain} before → after", "gain [per seed]"]
+    lines = [markdown_head(columns)]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
         cells = [arm, str(len(own)), f"{np.mean([row['labels'] for row in own]):.0f}"]
@@ -443,7 +430,7 @@ def arms_table(rows: list[dict]) -> str:
             gains = [100 * (row[after] - row[before]) for row in own]
             each = ", ".join(f"{x:+.1f}" for x in gains)
             cells += [" → ".join(means), f"{np.mean(gains):+.1f} [{each}]"]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(markdown_row(cells))
     return "\n".join(lines)
 
 
@@ -493,17 +480,12 @@ def _ratio(rows: list[dict], name: str, above: Arm, below: Arm) -> str:
 def main() -> None:
     """Run the missing rows and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", type=Path, help="HIT-UAV's data.yaml (default: synthetic flights)"
-    )
-    parser.add_argument(
-        "--weights", type=Path, required=True, help="has yolov8n-coco.pt and yolov8s-coco.pt"
-    )
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument(
-        "--rows", type=int, default=10**6, help="stop after so many (default: all)"
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, help="rows of these alone (default: all)")
+    add = parser.add_argument
+    add("--data", type=Path, help="HIT-UAV's data.yaml (default: synthetic flights)")
+    add("--weights", type=Path, required=True, help="has yolov8n-coco.pt and yolov8s-coco.pt")
+    add("--output", type=Path, required=True)
+    add("--rows", type=int, default=10**6, help="stop after so many (default: all)")
+    add("--seeds", nargs="+", type=int, help="rows of these alone (default: all)")
     a = parser.parse_args()
     output = a.output.resolve()
     done = {(row["arm"], row["seed"]) for row in finished(output)}

@@ -67,15 +67,15 @@ def visible_truth(
     width: int,
     height: int,
 ) -> Truth:
-    """Return the objects that a camera of the carrier sees in an image of this size in pixels.
+    """Return the objects that a camera of the carrier sees.
 
     Args:
         world: the shapes.
         camera: one of world.cameras.
         poses: of the carrier and of moving models; a model without a pose is absent.
         intrinsics: float64 (3, 3), K of camera_info.
-        width: in pixels.
-        height: in pixels.
+        width: of the image in pixels.
+        height: of the image in pixels.
 
     Raises:
         KeyError: the carrier has no pose.

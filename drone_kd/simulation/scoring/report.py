@@ -22,13 +22,9 @@ _BINS = 40
 
 
 def render_report(scored: dict, flight: Flight, pictures: Path, title: str) -> str:
-    """Return the page as HTML.
+    """Return the page of a flight and its `score` as HTML.
 
-    Args:
-        scored: result of `score`.
-        flight: the flight that was scored.
-        pictures: folder with frames of the flight, STAMP.jpg; it may be missing.
-        title: title of the page.
+    The folder `pictures` has frames of the flight, STAMP.jpg; it may be missing.
 
     Raises:
         FlightError: Jinja2 is not installed.
