@@ -342,11 +342,8 @@ def measure_yolo_ros(bench: Bench) -> Iterator[str]:
     checkpoint = PACKAGED_MODELS / "demo-student.pt"
     folder = tempfile.TemporaryDirectory()
     exported, _ = export(checkpoint, Path(folder.name) / "model.onnx")
-    arguments = {"model": checkpoint, "device": "cpu", "threshold": 0.25, "iou": 0.7}
-    theirs = ["-m", "benchmarks.yolo_ros", "--ros-args", "--log-level", "error"]
-    theirs += ["-r", "image_raw:=image"]
-    for name, value in arguments.items():
-        theirs += ["-p", f"{name}:={value}"]
+    settings = {"model": checkpoint, "device": "cpu", "threshold": 0.25, "iou": 0.7}
+    theirs = [*node_command("benchmarks.yolo_ros", settings), "-r", "image_raw:=image"]
     nodes = {"yolo_ros": lambda: process(*theirs), "drone_kd": lambda: detector_node(exported)}
     rows: dict[str, tuple[list, list, list, list]] = {name: ([], [], [], []) for name in nodes}
     for _ in range(bench.rounds):

@@ -41,6 +41,8 @@ CAMERA_HZ, WIDTH, HEIGHT, FOCAL_PX = 10, 1280, 720, 1280.0
 OBLIQUE_DEG = 40.0
 # Texture with one cell per paint colour.
 PALETTE_SIDE, CELL_PX = 16, 16
+# Meshes have y to the right, Gazebo's models to the left.
+_TO_LEFT = (1, -1, 1)
 # Rings of a tree's crown: shares of its radius and of the tree's height.
 _RINGS = ((0.55, 0.28), (1.0, 0.55), (0.7, 0.86))
 _TURN = np.linspace(0, 2 * np.pi, 8, endpoint=False)
@@ -219,7 +221,7 @@ def _add_mesh(obj: Obj, world: World, number: int, palette: np.ndarray, place: b
     shapes = meshes.library()
     mesh = world.mesh_ids[number]
     for part in range(shapes.first[mesh], shapes.first[mesh] + shapes.count[mesh]):
-        corners = _own_axes(shapes.corners[part])
+        corners = shapes.corners[part] * _TO_LEFT
         if place:
             corners = _placed(corners, *_pose(world, number))
         middle = corners.mean(0)
@@ -241,11 +243,6 @@ def _add_outwards(
     if normal @ (corners.mean(0) - middle) < 0:
         corners, uv = corners[::-1], uv[::-1]
     obj.add(material, corners, uv)
-
-
-def _own_axes(corners: np.ndarray) -> np.ndarray:
-    """Convert points of a mesh from y right to y left."""
-    return corners * (1, -1, 1)
 
 
 def _pose(world: World, number: int) -> tuple[float, float, float]:
@@ -280,7 +277,7 @@ def _points_of(world: World, number: int) -> np.ndarray:
     shapes = meshes.library()
     mesh = world.mesh_ids[number]
     points = shapes.corners[shapes.first[mesh] : shapes.first[mesh] + shapes.count[mesh]]
-    return _hull(_own_axes(points.reshape(-1, 3)))
+    return _hull(points.reshape(-1, 3) * _TO_LEFT)
 
 
 def _hull(points: np.ndarray) -> np.ndarray:

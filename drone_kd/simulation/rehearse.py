@@ -39,13 +39,8 @@ _DOMAINS = (215, 231)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default="",
-        metavar="MODEL",
-        help="a model file (default: the one of the package)",
-    )
+    model = "a model file (default: the one of the package)"
+    parser.add_argument("model", nargs="?", default="", metavar="MODEL", help=model)
     where = "folder for record, score and report"
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=where)
     threshold = "score threshold of the detector"

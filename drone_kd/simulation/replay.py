@@ -32,11 +32,8 @@ def recorded(
 ) -> Iterator[LabelledFrame]:
     """Yield the frames of an image folder, an image or a video once.
 
-    Args:
-        source: path of the images or the video.
-        labels: ground truth by frame number, from 0; see `read_labels`. A frame without an entry
-            has no objects.
-        on_error: called for an unreadable image; the next image takes its number.
+    `labels` are ground truth by frame number, as of `read_labels`; a frame without an entry has no
+    objects. `on_error` is called for an unreadable image; the next image takes its number.
 
     Raises:
         SourceError: the source is missing or unreadable.

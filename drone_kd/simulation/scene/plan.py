@@ -42,8 +42,10 @@ class WorldPlan:
         self._houses: list[tuple[float, ...]] = []
         self._trees: list[tuple[float, ...]] = []
 
-    def fill(self, polygon: np.ndarray, material: str) -> None:
-        """Cover a polygon (P, 2), in metres, with a material."""
+    def fill(self, polygon: np.ndarray, *materials: str) -> None:
+        """Cover a polygon (P, 2), in metres, with one of these materials."""
+        one = len(materials) == 1
+        material = materials[0 if one else self.rng.integers(len(materials))]
         self._fills.append((polygon[None], textures.MATERIAL_IDS[material] * 16))
 
     def mark(self, polygons: np.ndarray, rgb: Sequence[int] | np.ndarray) -> None:
