@@ -148,10 +148,7 @@ def plan_of_rows() -> list[tuple[Arm, int]]:
 
 
 def render_flights(output: Path) -> Path:
-    """Render flights by day and at night over different places; returns their data.yaml.
-
-    File names and frame size are those of HIT-UAV.
-    """
+    """Render flights by day and at night, with HIT-UAV's names and size; returns data.yaml."""
     if not (output / "data.yaml").is_file():
         first = 0
         for split, night, places, frames in SYNTHETIC:
@@ -182,9 +179,8 @@ def split_by_time(data: DataSet, output: Path) -> dict[str, Path]:
             lists[split] = (output / f"{name}-{split}.txt").resolve()
             paths = [p for p in image_paths(getattr(data, split)) if is_night(p) == wanted]
             write_text(lists[split], "".join(f"{p}\n" for p in paths))
-        found[name] = replace(
-            data, train=lists["train"], val=lists["val"], test=None
-        ).write_resolved(output / f"{name}.yaml")
+        part = replace(data, train=lists["train"], val=lists["val"], test=None)
+        found[name] = part.write_resolved(output / f"{name}.yaml")
     return found
 
 
@@ -218,10 +214,7 @@ def fly_nights(shared: Shared) -> tuple[list[Path], Path]:
 
 
 def mined_frames(count: int, shared: Shared, picked: str = "mined") -> list[Path]:
-    """Return the training frames that `training mine` selects with the deployed model.
-
-    For `picked` see `Arm`.
-    """
+    """Return the training frames that `training mine` selects with the deployed model."""
     frames, flight = fly_nights(shared)
     output = shared.output / f"{picked}-{count}"
     if not output.is_dir():
@@ -263,10 +256,7 @@ def adapted_teacher(shared: Shared) -> Path:
 
 
 def answers_of(labels: str, frames: list[Path], shared: Shared) -> Path:
-    """Predict the base set, as `training retrain` does, and some frames, as `training mine` does.
-
-    Returns the folder of the predictions.
-    """
+    """Return the folder of predictions of the base set, and of some frames as mining has them."""
     teacher = adapted_teacher(shared) if labels.startswith("adapted") else shared.teacher
     folder = shared.output / f"answers-{teacher.parent.name}"
     if not folder.is_dir():
@@ -406,12 +396,12 @@ def finished(output: Path) -> list[dict]:
 
 def models_table(output: Path) -> str:
     """Return the scores of the initial models as Markdown."""
-    lines = ["| model | new | base (all classes) |", "|---|---|---|"]
+    lines = [markdown_head(["model", "new", "base (all classes)"])]
     for name in ("flying/best", "teacher/best", f"adapted-teacher/{Path(CANDIDATE).stem}"):
         files = [score_file(output / name, domain) for domain in DOMAINS]
         if all(file.is_file() for file in files):
             found = [json.loads(file.read_text(encoding="utf-8"))["map50_95"] for file in files]
-            lines.append(f"| {name.split('/')[0]} | {' | '.join(map(format_score, found))} |")
+            lines.append(markdown_row([name.split("/")[0], *map(format_score, found)]))
     return "\n".join(lines)
 
 
@@ -436,7 +426,7 @@ def arms_table(rows: list[dict]) -> str:
 
 def figures_table(rows: list[dict]) -> str:
     """Return the ratios that answer the questions of the benchmark, as Markdown."""
-    lines = ["| figure | seeds | value |", "|---|---|---|"]
+    lines = [markdown_head(["figure", "seeds", "value"])]
     for labels in ("true", "teacher's"):
         for n in (100, 300):
             name = f"gain, mined ÷ random {n}, {labels} labels"
@@ -459,7 +449,7 @@ def figures_table(rows: list[dict]) -> str:
         losses = [100 * (r[GUARD_BASE[1]] - r[GUARD_BASE[0]]) for r in rows if r["arm"] in arms]
         if losses:
             value = f"{np.mean(losses):+.1f} points, at worst {min(losses):+.1f}"
-            lines.append(f"| base, {name} replay | {len(losses)} rows | {value} |")
+            lines.append(markdown_row([f"base, {name} replay", f"{len(losses)} rows", value]))
     return "\n".join(lines)
 
 
@@ -474,7 +464,7 @@ def _ratio(rows: list[dict], name: str, above: Arm, below: Arm) -> str:
     value = "-"
     if seeds and means[1] > 0:
         value = f"{means[0]:+.1f} ÷ {means[1]:+.1f} = {means[0] / means[1]:.2f}"
-    return f"| {name} | {len(seeds)} | {value} |"
+    return markdown_row([name, len(seeds), value])
 
 
 def main() -> None:

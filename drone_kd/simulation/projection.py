@@ -142,7 +142,7 @@ def solid_boxes(
         outline = [fixed(hull.reshape(-1, 2))]
         if labelled[i] and (high - low >= MIN_SIDE_PX).all():
             box = visible_box([*low.tolist(), *high.tolist()], outline, hidden, own, False)
-            if box is not None and min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE_PX:
+            if box is not None:
                 boxes.append(box)
                 index.append(i)
         # A solid without a box hides others, too.

@@ -125,8 +125,8 @@ def _tree_texture(rng: np.random.Generator) -> Pyramid:
     height = np.sqrt(np.clip(1 - (radius / outline) ** 2, 0.05, 1))
     slant = 0.45 * np.cos(np.radians(rng.uniform(28, 68)))
     light = 0.5 * height + slant * x + 0.3 * clumps + 0.13 * leaves + 0.22
-    green = np.array(_GREENS[rng.choice(6, p=_GREEN_SHARES)], dtype=np.float32)
-    green = green * rng.uniform(0.85, 1.45) + rng.normal(0, 5, 3)
+    leaf = np.array(_GREENS[rng.choice(6, p=_GREEN_SHARES)], dtype=np.float32)
+    green = leaf * rng.uniform(0.85, 1.45) + rng.normal(0, 5, 3)
     colour = np.clip(light, 0.2, 1.5)[..., None] * green
     alpha = np.where(inside, 255, 0)
     texture = np.dstack([np.clip(colour[..., ::-1], 0, 255), alpha])

@@ -35,6 +35,16 @@ def clock_offset_ns(leg: Leg) -> int:
     return 0 if abs(delay) < _OTHER_CLOCK_NS else delay
 
 
+def latencies_ms(legs: list[Leg]) -> list[float]:
+    """Return the time from each frame's stamp to the arrival of its predictions, in ms."""
+    return [
+        (p.at_ns - offset - p.stamp_ns) / 1e6
+        for leg in legs
+        for offset in [clock_offset_ns(leg)]
+        for p in leg.predictions
+    ]
+
+
 def moments(leg: Leg) -> Iterator[Moment]:
     """Pair every moment of ground truth with predictions, in the order of time.
 

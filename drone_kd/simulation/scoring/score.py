@@ -6,14 +6,20 @@ streaming  every moment, against the newest predictions that had arrived, as a p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from drone_kd.metrics import SIZES, annotation, mean_precision, precision
 from drone_kd.simulation.scoring.flight_record import Flight, FlightError, Leg, Predictions, Truth
-from drone_kd.simulation.scoring.matching import Moment, clock_offset_ns, match, moments
+from drone_kd.simulation.scoring.matching import (
+    Moment,
+    clock_offset_ns,
+    latencies_ms,
+    match,
+    moments,
+)
 
 # A longer gap in a topic becomes a note.
 _SILENCE_S = 1.0
@@ -63,13 +69,9 @@ def score(flight: Flight, confidence: float = 0.25) -> dict:
             **_precision([(m.truth, m.latest) for m in everything], known),
             **_found(timed, lambda m: m.latest, lambda m: m.fresh, confidence, seconds, True),
         },
-        "latency_ms": _percentiles(
-            (p.at_ns - clock_offset_ns(leg) - p.stamp_ns) / 1e6
-            for leg in legs
-            for p in leg.predictions
-        ),
+        "latency_ms": _percentiles(latencies_ms(legs)),
         "age_ms": _percentiles(
-            (m.stamp_ns - m.latest.stamp_ns) / 1e6 for m in everything if m.latest is not None
+            [(m.stamp_ns - m.latest.stamp_ns) / 1e6 for m in everything if m.latest is not None]
         ),
         "frames": _frames(legs, len(processed), seconds),
         "notes": notes,
@@ -198,8 +200,7 @@ def _share(hit: np.ndarray) -> float | None:
     return round(float(hit.mean()), 5) if len(hit) else None
 
 
-def _percentiles(values: Iterable[float], digits: int = 1) -> dict:
-    values = list(values)
+def _percentiles(values: list[float], digits: int = 1) -> dict:
     if not values:
         return {"p50": None, "p95": None, "p99": None}
     found = np.percentile(values, (50, 95, 99)).round(digits).tolist()
