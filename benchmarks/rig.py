@@ -97,7 +97,8 @@ def bare_loop(model: Path, width: int, height: int, rate_hz: float, seconds: flo
 class Listener:
     """Subscriber of a node's detections that measures their latency.
 
-    `cameras` are the names of the node's cameras besides the unnamed one.
+    `cameras` are the names of the node's cameras besides the unnamed one. What is rejected or does
+    not arrive in time raises RuntimeError.
     """
 
     def __init__(self, cameras: Sequence[str] = ()) -> None:
@@ -134,50 +135,40 @@ class Listener:
             self._executor.spin_once(timeout_sec=0.05)
 
     def wait_for_first(self) -> None:
-        """Listen until the first detections.
-
-        Raises:
-            RuntimeError: none arrived within a minute.
-        """
+        """Listen until the first detections."""
         self.listen(60, until=lambda: self.latencies_ms)
         if not self.latencies_ms:
             raise RuntimeError("no detections within a minute")
 
     def set_parameter(self, name: str, value: str) -> None:
-        """Set a string parameter of the detector as `ros2 param set` does.
-
-        Raises:
-            RuntimeError: the node rejected the value.
-        """
+        """Set a string parameter of the detector as `ros2 param set` does."""
         from rcl_interfaces.srv import SetParameters
         from rclpy.parameter import Parameter
 
-        client: Client = self.node.create_client(SetParameters, "/detector/set_parameters")
-        parameter = Parameter(name, value=value).to_parameter_msg()
-        response = self._call(client, SetParameters.Request(parameters=[parameter]))
-        if response is None or not response.results[0].successful:
-            raise RuntimeError(f"{name} could not be set to {value}")
+        request = SetParameters.Request(
+            parameters=[Parameter(name, value=value).to_parameter_msg()]
+        )
+        (result,) = self._call(SetParameters, "/detector/set_parameters", request).results
+        if not result.successful:
+            raise RuntimeError(f"{name} could not be set to {value}: {result.reason}")
 
     def record(self, on: bool) -> None:
-        """Switch the detector's recording on or off.
-
-        Raises:
-            RuntimeError: the node rejected it.
-        """
+        """Switch the detector's recording on or off."""
         from std_srvs.srv import SetBool
 
-        client: Client = self.node.create_client(SetBool, "/detector/record")
-        response = self._call(client, SetBool.Request(data=on))
-        if response is None or not response.success:
+        response = self._call(SetBool, "/detector/record", SetBool.Request(data=on))
+        if not response.success:
             raise RuntimeError(f"record {on}: {response}")
 
-    def _call(self, client: Client, request: Any) -> Any:
-        """Call a service; returns None if there is no response within 10 s."""
+    def _call(self, kind: Any, name: str, request: Any) -> Any:
+        client: Client = self.node.create_client(kind, name)
         client.wait_for_service(10)
         future = client.call_async(request)
         self.listen(10, until=future.done)
         self.node.destroy_client(client)
-        return future.result() if future.done() else None
+        if not future.done():
+            raise RuntimeError(f"no response of {name} within 10 s")
+        return future.result()
 
     def close(self) -> None:
         """Shut ROS down."""
