@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of a flight (%(default)s)")
     parser.add_argument("--only", choices=("speed", "tiling", "cost"), help="one of the tables")
     arguments = parser.parse_args()
+    isolate()
     if arguments.only in (None, "speed"):
         print_head("m/s over ground, frames/s asked")
         for speed, rate in itertools.product(SPEEDS_MPS, RATES_HZ):
@@ -71,7 +72,6 @@ def print_head(what: str) -> None:
 
 
 def _fly(name: str, detector: list[str], speed: float, rate: float, seconds: float) -> None:
-    isolate()
     camera = {"scene": "crossing", "seed": SEED, "speed": speed, "rate": rate, "seconds": seconds}
     with tempfile.TemporaryDirectory() as folder:
         score = rehearse(ros_arguments(camera), Path(folder), detector, seconds, pictures=0)
