@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from benchmarks.rig import markdown_head, markdown_row
 from drone_kd_training.data.dataset import load_data, write_text
 from drone_kd_training.distillation.compare import as_csv
 from drone_kd_training.distillation.distill import distill
@@ -32,12 +33,7 @@ from drone_kd_training.recipes.default_model import (
     save_start,
     student_config,
 )
-from drone_kd_training.recipes.default_model_data import (
-    KINDS,
-    TEST_SETS,
-    prepare,
-    write_test_set,
-)
+from drone_kd_training.recipes.default_model_data import KINDS, TEST_SETS, prepare, write_test_set
 from drone_kd_training.recipes.default_model_figures import measure
 from drone_kd_training.tables import format_score
 
@@ -56,10 +52,8 @@ def plan_of(arm: str, content: dict, folder: Path) -> dict:
     if arm == "visdrone":
         answered = {name: s if name == DRAWN else without_labels(s) for name, s in sources.items()}
         everywhere = sorted(answered.keys() - {DRAWN})
-        return content | {
-            "sources": answered,
-            "teachers": {arm: teachers[arm] | {"sources": everywhere}},
-        }
+        teacher = teachers[arm] | {"sources": everywhere}
+        return content | {"sources": answered, "teachers": {arm: teacher}}
     if arm == "unmasked":
         claimed = {
             name: s | {"data": claim_all(s, content["names"], folder / f"{name}.yaml")}
@@ -124,19 +118,15 @@ def finished(output: Path) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     """Return AP50 in percent, mean over the seeds [each], as Markdown."""
-    lines = [
-        f"| arm | start kept | frames | {' | '.join(TEST_SETS)} | mean |",
-        f"|---|---|---|{'---|' * len(TEST_SETS)}---|",
-    ]
+    lines = [markdown_head(["arm", "start kept", "frames", *TEST_SETS, "mean"])]
     for arm, kept in dict.fromkeys((row["arm"], row["kept"]) for row in rows):
         own = [row for row in rows if (row["arm"], row["kept"]) == (arm, kept)]
         scores = np.array([[float(row[f"{g} map50"]) for g in TEST_SETS] for row in own])
-        columns = [*scores.T, scores.mean(1)]
         cells = [
             f"{format_score(column.mean())} [{', '.join(map(format_score, column))}]"
-            for column in columns
+            for column in (*scores.T, scores.mean(1))
         ]
-        lines.append(f"| {arm} | {float(kept):g} | {own[0]['frames']} | {' | '.join(cells)} |")
+        lines.append(markdown_row([arm, f"{float(kept):g}", own[0]["frames"], *cells]))
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from time import perf_counter
 
 import numpy as np
 
+from benchmarks.rig import markdown_head, markdown_row
 from drone_kd.backends import open_backend
 from drone_kd.core.model_spec import ModelSpec
 from drone_kd.core.postprocess import decode
@@ -80,20 +81,17 @@ def precisions(a: argparse.Namespace, folder: Path) -> None:
             started = perf_counter()
             backend.infer(frame)
             times[name].append(1000 * (perf_counter() - started))
-    print(
-        "| precision | mAP50-95 | MB | ONNX Runtime p50, ms | drift p50, p99, px | gates | RTX |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    columns = "precision", "mAP50-95", "MB", "ONNX Runtime p50, ms", "drift p50, p99, px"
+    print(markdown_head([*columns, "gates", "RTX"]))
     for name, backend in backends.items():
         drift = compare(whole, backend, frames, least_score=SEEN).box_px
         p50, p99 = np.quantile(drift, [0.5, 0.99], method="higher") if len(drift) else (0, 0)
         failed = [g for g, v in specs[name].gates.items() if v["measured"] > v["limit"]]
-        print(
-            f"| {name} | {100 * specs[name].metrics['map50_95']:.2f} "
-            f"| {files[name].stat().st_size / 1e6:.2f} | {np.median(times[name]):.1f} "
-            f"| {p50:.3f}, {p99:.3f} | {'; '.join(failed) or 'hold'} "
-            f"| {rtx_verdict(files[name])} |"
-        )
+        score, size = 100 * specs[name].metrics["map50_95"], files[name].stat().st_size / 1e6
+        cells = f"{score:.2f}", f"{size:.2f}", f"{np.median(times[name]):.1f}"
+        gates = "; ".join(failed) or "hold"
+        drift_px = f"{p50:.3f}, {p99:.3f}"
+        print(markdown_row([name, *cells, drift_px, gates, rtx_verdict(files[name])]))
     calibrated = specs["int8"].calibration["frames"]
     print(f"(drift over {len(frames)} frames; calibrated on {calibrated} frames)")
 
@@ -138,11 +136,11 @@ def host_time(a: argparse.Namespace, folder: Path) -> None:
                 detector.confidence, detector.iou, detector.max_detections,
             )  # fmt: skip
             times[name].append(1000 * (perf_counter() - started))
-    print("| input | preparation and post-processing of 1280x720, p50, p95, ms | detections |")
-    print("|---|---|---|")
+    columns = "input", "preparation and post-processing of 1280x720, p50, p95, ms", "detections"
+    print(markdown_head(columns))
     for name in names:
         p50, p95 = np.percentile(times[name], [50, 95])
-        print(f"| {name} | {p50:.2f}, {p95:.2f} | {counts[name]} |")
+        print(markdown_row([name, f"{p50:.2f}, {p95:.2f}", counts[name]]))
 
 
 if __name__ == "__main__":

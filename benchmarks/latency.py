@@ -33,16 +33,11 @@ class Processed(NamedTuple):
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--service-ms", type=float, default=60.0, help="per inference (%(default)s)"
-    )
-    parser.add_argument(
-        "--tiling", default="off", help="as in the node; each tile is one inference"
-    )
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a flight (%(default)s)")
-    parser.add_argument(
-        "--speeds", type=float, nargs="+", default=SPEEDS_MPS, metavar="M/S", help="ground speeds"
-    )
+    add = parser.add_argument
+    add("--service-ms", type=float, default=60.0, help="per inference (%(default)s)")
+    add("--tiling", default="off", help="as in the node; each tile is one inference")
+    add("--seconds", type=float, default=10.0, help="of a flight (%(default)s)")
+    add("--speeds", type=float, nargs="+", default=SPEEDS_MPS, metavar="M/S", help="over ground")
     arguments = parser.parse_args()
     detector = load_detector(confidence=CONFIDENCE, tiling=arguments.tiling)
     inferences = len(detector.windows(FlightPlan.width, FlightPlan.height))
@@ -69,13 +64,9 @@ def _process(detector: Detector, speed: float, rate: float, count: int) -> list[
         found = detector(frame.image)
         truth = zip(frame.class_ids, frame.ids, frame.xyxy.tolist(), strict=True)
         predicted = zip(found.class_ids, found.scores.tolist(), found.xyxy.tolist(), strict=True)
-        frames.append(
-            Processed(
-                int(frame.t_s * 1e9),
-                [[CLASSES[c], str(i), *box] for c, i, box in truth],
-                [[classes[c], s, *box] for c, s, box in predicted],
-            )
-        )
+        boxes = [[CLASSES[c], str(i), *box] for c, i, box in truth]
+        predictions = [[classes[c], s, *box] for c, s, box in predicted]
+        frames.append(Processed(int(frame.t_s * 1e9), boxes, predictions))
     return frames
 
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from time import monotonic, process_time
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.rig import markdown_head
+from benchmarks.rig import markdown_head, markdown_row
 from recorded import content, jpeg, scene, write_bag  # `benchmarks.rig` sets the path
 from tiny_model import tiny_spec, write_bright_cell_model
 
@@ -82,14 +82,14 @@ def memory(minutes: list[int]) -> None:
         folder = Path(name)
         model = write_bright_cell_model(folder / "model.onnx", tiny_spec(classes=("car", "tree")))
         for length in minutes:
-            count = 120 * length
-            bag = write_bag(folder / f"{length}", islice(_frames(), count))
+            frames = 120 * length
+            bag = write_bag(folder / f"{length}", islice(_frames(), frames))
             command = [sys.executable, "-c", _CHILD, "mine", str(bag), "--frames", "100"]
             command += ["--teacher", str(model), "--student", str(model)]
             command += ["--output", str(folder / f"mined{length}")]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             peak, seconds = done.stdout.split()[-2:]
-            print(f"| {length} | {count} | {int(peak) / 1024:.0f} | {float(seconds):.0f} |")
+            print(f"| {length} | {frames} | {int(peak) / 1024:.0f} | {float(seconds):.0f} |")
 
 
 _CHILD = """
@@ -117,46 +117,36 @@ def cluster(flight: str, teacher: str, frames: int) -> None:
         print(markdown_head(["", "s", "relative to one process", "data set"]))
         alone = seconds("one")
         print(f"| one process | {alone:.0f} | 1.00 | |", flush=True)
-        for count in (1, 2):
-            with ray_nodes(count) as address:
-                taken = seconds(f"{count}", "--cluster", address)
-            same = content(Path(name, "one")) == content(Path(name, str(count)))
-            print(
-                f"| Ray nodes: {count} | {taken:.0f} | {alone / taken:.2f} | "
-                f"{'the same' if same else 'another'} |",
-                flush=True,
-            )
+        for nodes in (1, 2):
+            with ray_nodes(nodes) as address:
+                taken = seconds(f"{nodes}", "--cluster", address)
+            same = content(Path(name, "one")) == content(Path(name, str(nodes)))
+            cells = f"{taken:.0f}", f"{alone / taken:.2f}", "the same" if same else "another"
+            print(markdown_row([f"Ray nodes: {nodes}", *cells]), flush=True)
 
 
 def _frames() -> Iterator[tuple[str, int, Any]]:
-    k = 0
-    while True:
-        image = np.asarray(
-            cv2.resize(scene(k // 40, k), (320, 240), interpolation=cv2.INTER_NEAREST)
-        )
-        yield "/camera/compressed", k * HALF_SECOND_NS, jpeg(image, k * HALF_SECOND_NS)
-        k += 1
+    for k in count():
+        small = cv2.resize(scene(k // 40, k), (320, 240), interpolation=cv2.INTER_NEAREST)
+        stamp = k * HALF_SECOND_NS
+        yield "/camera/compressed", stamp, jpeg(np.asarray(small), stamp)
 
 
 def main() -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    sub = commands.add_parser("speed")
-    sub.add_argument("flight")
-    sub.add_argument("--teacher", required=True)
-    sub.add_argument("--frames", type=int, default=30)
-    sub.set_defaults(run=lambda a: speed(a.flight, a.teacher, a.frames))
+    for call in (speed, cluster):
+        sub = commands.add_parser(call.__name__)
+        sub.add_argument("flight")
+        sub.add_argument("--teacher", required=True)
+        sub.add_argument("--frames", type=int, default=30)
+        sub.set_defaults(run=call)
     sub = commands.add_parser("memory")
     sub.add_argument("minutes", type=int, nargs="+")
-    sub.set_defaults(run=lambda a: memory(a.minutes))
-    sub = commands.add_parser("cluster")
-    sub.add_argument("flight")
-    sub.add_argument("--teacher", required=True)
-    sub.add_argument("--frames", type=int, default=30)
-    sub.set_defaults(run=lambda a: cluster(a.flight, a.teacher, a.frames))
-    arguments = parser.parse_args()
-    arguments.run(arguments)
+    sub.set_defaults(run=memory)
+    arguments = vars(parser.parse_args())
+    arguments.pop("run")(**arguments)
 
 
 if __name__ == "__main__":

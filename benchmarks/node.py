@@ -33,6 +33,9 @@ from benchmarks.rig import (
     cpu_seconds,
     detector_node,
     isolate,
+    markdown_head,
+    markdown_row,
+    node_command,
     null_node,
     process,
     resources,
@@ -72,6 +75,12 @@ class Bench:
             self.listener.wait_for_first()
             yield process.pid
 
+    def wait(self) -> None:
+        """Wait for the first detections of what has just been started."""
+        self.listener.listen(0.5)  # drain messages of the previous node
+        self.listener.restart()
+        self.listener.wait_for_first()
+
     def hear(self, seconds: float) -> np.ndarray:
         """Return the latencies in ms of the detections that arrive within some seconds."""
         self.listener.restart()
@@ -81,9 +90,7 @@ class Bench:
     def bare(self, size: tuple[int, int], camera_hz: float, rate_hz: float) -> list[float]:
         """Run the bare loop beside a camera and a null node."""
         with camera(*size, camera_hz), null_node():
-            self.listener.listen(0.5)
-            self.listener.restart()
-            self.listener.wait_for_first()
+            self.wait()
             return bare_loop(self.model, *size, rate_hz, self.seconds)
 
     def throughput(self, name: str) -> tuple[list[float], list[float]]:
@@ -105,34 +112,35 @@ class Bench:
         return self._throughput[name]
 
 
+def head(title: str, about: str, *columns: str) -> Iterator[str]:
+    """Yield the head of a section and of its table."""
+    yield from (f"## {title}", "")
+    if about:
+        yield from (about, "")
+    yield markdown_head(columns)
+
+
 def measure_throughput(bench: Bench) -> Iterator[str]:
     """Yield the throughput at saturation."""
-    yield "## Throughput at saturation"
-    yield ""
-    yield "Camera at twice what the bare loop does alone."
-    yield ""
-    yield "| | bare loop (1/s) | node (1/s) | node / bare loop | goal |"
-    yield "|---|---|---|---|---|"
+    about = "Camera at twice what the bare loop does alone."
+    columns = "bare loop (1/s)", "node (1/s)", "node / bare loop", "goal"
+    yield from head("Throughput at saturation", about, "", *columns)
     for name, goal in (("720p", 0.90), ("1080p", 0.85)):
         bare, node = bench.throughput(name)
         ratios = np.divide(node, bare)
-        yield f"| {name} | {spread(bare)} | {spread(node)} | {spread(ratios, 2)} | ≥ {goal:.2f} |"
+        cells = spread(bare), spread(node), spread(ratios, 2), f"≥ {goal:.2f}"
+        yield markdown_row([name, *cells])
 
 
 def measure_latency(bench: Bench) -> Iterator[str]:
     """Yield the latency at 80 % load."""
-    yield "## Latency at 80 % load"
-    yield ""
-    yield (
+    about = (
         "p50 in ms from the camera's stamp to the detections in a third process; null node: "
         "answers with an empty array at once."
     )
-    yield ""
-    yield (
-        "| | rate (Hz) | null node | bare loop | node | (node - null) / bare (goal ≤ 1.10) | "
-        "p99 / p50 of the node (goal ≤ 2) |"
-    )
-    yield "|---|---|---|---|---|---|---|"
+    columns = "rate (Hz)", "null node", "bare loop", "node", "(node - null) / bare (goal ≤ 1.10)"
+    tail_column = "p99 / p50 of the node (goal ≤ 2)"
+    yield from head("Latency at 80 % load", about, "", *columns, tail_column)
     for name in ("720p", "1080p"):
         size, rate_hz = SIZES[name], LOAD * bench.capacity(name)
         null, bare, node, tail = [], [], [], []
@@ -148,21 +156,18 @@ def measure_latency(bench: Bench) -> Iterator[str]:
                     tail.append(np.percentile(latencies, 99) / np.median(latencies))
             bare.append(np.median(bench.bare(size, rate_hz, rate_hz)))
         ratio = np.divide(np.subtract(node, null), bare)
-        yield (
-            f"| {name} | {rate_hz:.1f} | {spread(null)} | {spread(bare)} | {spread(node)} | "
-            f"{spread(ratio, 2)} | {spread(tail, 2)} |"
-        )
+        cells = *map(spread, (null, bare, node)), spread(ratio, 2), spread(tail, 2)
+        yield markdown_row([name, f"{rate_hz:.1f}", *cells])
 
 
 def measure_overload(bench: Bench) -> Iterator[str]:
     """Yield age and memory under overload."""
-    yield f"## Overload: camera at three times the capacity, {bench.overload_seconds:.0f} s"
-    yield ""
-    yield (
-        "| | camera (Hz) | frames in | published | age of results p50, p99 (ms) | "
-        "inference p50 (ms) | age p99 / inference (goal ≤ 2) | memory at start, end (MB) |"
+    yield from head(
+        f"Overload: camera at three times the capacity, {bench.overload_seconds:.0f} s",
+        "",
+        *("", "camera (Hz)", "frames in", "published", "age of results p50, p99 (ms)"),
+        *("inference p50 (ms)", "age p99 / inference (goal ≤ 2)", "memory at start, end (MB)"),
     )
-    yield "|---|---|---|---|---|---|---|---|"
     for name in ("720p", "1080p"):
         rate_hz = OVERLOAD * bench.capacity(name)
         with camera(*SIZES[name], rate_hz), bench.flight() as pid:
@@ -173,41 +178,33 @@ def measure_overload(bench: Bench) -> Iterator[str]:
         stats = bench.listener.stats["/detector: image"]
         infer = float(stats["infer p50 (ms)"])
         p50, p99 = np.percentile(ages, (50, 99))
-        yield (
-            f"| {name} | {rate_hz:.0f} | {stats['frames in']} | {stats['frames processed']} | "
-            f"{p50:.0f}, {p99:.0f} | {infer:.0f} | {p99 / infer:.2f} | {before:.0f}, {after:.0f} |"
+        counts = f"{rate_hz:.0f}", stats["frames in"], stats["frames processed"]
+        ages_text, memory = f"{p50:.0f}, {p99:.0f}", f"{before:.0f}, {after:.0f}"
+        yield markdown_row(
+            [name, *counts, ages_text, f"{infer:.0f}", f"{p99 / infer:.2f}", memory]
         )
 
 
 def measure_steps(bench: Bench) -> Iterator[str]:
     """Yield the cost per step of the node."""
-    yield "## Cost per step"
-    yield ""
-    yield (
+    about = (
         "p50 in ms as the node reports it; CPU: of the node's process, all its threads. Cameras: "
         "8 frames per second in all; detections: a model that does nothing but answer with so "
         "many."
     )
-    yield ""
-    yield f"| | {' | '.join(STAGES)} | CPU per frame (ms) |"
-    yield f"|---|{'---|' * len(STAGES)}---|"
+    yield from head("Cost per step", about, "", *STAGES, "CPU per frame (ms)")
     for name, size in SIZES.items():
         with camera(*size, 5), bench.flight() as pid:
             yield steps_row(bench, name, pid, "image")
     for count in CAMERAS:
         names = [f"camera{number}" for number in range(count)]
-        topics = [f"{name}/image" for name in names]
-        with (
-            camera(*SIZES["VGA"], 8 / count, *topics),
-            bench.flight(cameras=f"[{', '.join(names)}]") as pid,
-        ):
+        source = camera(*SIZES["VGA"], 8 / count, *(f"{name}/image" for name in names))
+        with source, bench.flight(cameras=f"[{', '.join(names)}]") as pid:
             yield steps_row(bench, f"VGA, cameras: {count}", pid, "camera0")
     with tempfile.TemporaryDirectory() as folder:
         for count in DETECTIONS:
-            with (
-                camera(*SIZES["VGA"], 10),
-                bench.flight(model_that_finds(count, Path(folder)), max_detections=1000) as pid,
-            ):
+            flight = bench.flight(model_that_finds(count, Path(folder)), max_detections=1000)
+            with camera(*SIZES["VGA"], 10), flight as pid:
                 row = steps_row(bench, f"VGA, detections: {count}", pid, "image")
             if set(bench.listener.found) != {count}:
                 raise RuntimeError(f"{set(bench.listener.found)} detections instead of {count}")
@@ -222,7 +219,7 @@ def steps_row(bench: Bench, name: str, pid: int, camera_name: str) -> str:
     cpu = (cpu_seconds(pid) - cpu) / max(frames, 1) * 1e3
     stats = bench.listener.stats[f"/detector: {camera_name}"]
     times = [stats[f"{stage} p50 (ms)"] for stage in STAGES]
-    return f"| {name} | {' | '.join(times)} | {cpu:.1f} |"
+    return markdown_row([name, *times, f"{cpu:.1f}"])
 
 
 def model_that_finds(count: int, folder: Path) -> Path:
@@ -237,10 +234,9 @@ def model_that_finds(count: int, folder: Path) -> Path:
 def measure_soak(bench: Bench) -> Iterator[str]:
     """Yield memory and threads over a long flight with model swaps."""
     minutes = bench.soak_minutes
-    yield f"## {minutes:g} minutes at 15 Hz, with a model swap every minute"
-    yield ""
-    yield "| minute | resident memory (MB) | threads | open files | results | longest gap (ms) |"
-    yield "|---|---|---|---|---|---|"
+    title = f"{minutes:g} minutes at 15 Hz, with a model swap every minute"
+    columns = "minute", "resident memory (MB)", "threads", "open files", "results"
+    yield from head(title, "", *columns, "longest gap (ms)")
     with tempfile.TemporaryDirectory() as folder:
         models = [Path(folder) / name for name in ("a.onnx", "b.onnx")]
         for model in models:
@@ -252,9 +248,8 @@ def measure_soak(bench: Bench) -> Iterator[str]:
                 series.append(resources(pid))
                 memory, threads, files = series[-1]
                 gap_ms = 1e3 * np.diff(bench.listener.arrivals).max()
-                yield (
-                    f"| {minute} | {memory:.1f} | {threads} | {files} | {frames} | {gap_ms:.0f} |"
-                )
+                counts = threads, files, frames
+                yield markdown_row([minute, f"{memory:.1f}", *counts, f"{gap_ms:.0f}"])
                 bench.listener.set_parameter("model", str(models[minute % 2]))
     warm = min(len(series) - 1, 2)  # two swaps: both models were loaded once
     growth = series[-1][0] / series[warm][0] - 1
@@ -264,12 +259,9 @@ def measure_soak(bench: Bench) -> Iterator[str]:
 
 def measure_start(bench: Bench) -> Iterator[str]:
     """Yield the time until the first detections."""
-    yield "## Start"
-    yield ""
-    yield "From the process's start to the first detections, while a 720p camera runs at 15 Hz."
-    yield ""
-    yield "| first detections after (s; goal ≤ 2.5) | memory after 10 s (MB; goal ≤ 250) |"
-    yield "|---|---|"
+    about = "From the process's start to the first detections, while a 720p camera runs at 15 Hz."
+    columns = "first detections after (s; goal ≤ 2.5)", "memory after 10 s (MB; goal ≤ 250)"
+    yield from head("Start", about, *columns)
     seconds, memory = [], []
     with camera(*SIZES["720p"], 15):
         bench.hear(5)
@@ -279,29 +271,24 @@ def measure_start(bench: Bench) -> Iterator[str]:
                 seconds.append(time.monotonic() - start)
                 bench.hear(10)
                 memory.append(resources(pid)[0])
-    yield f"| {spread(seconds, 2)} | {spread(memory)} |"
+    yield markdown_row([spread(seconds, 2), spread(memory)])
 
 
 def measure_record(bench: Bench) -> Iterator[str]:
     """Yield the cost of recording hard frames."""
-    yield f"## Recording hard frames (~/record), camera at {RECORD_HZ:g} Hz"
-    yield ""
-    yield (
+    yield from head(
+        f"Recording hard frames (~/record), camera at {RECORD_HZ:g} Hz",
         "Switched on and off in one running node, in turn. As many frames as it may are written: "
-        "all slots are random ones. Ratios are of neighbours."
+        "all slots are random ones. Ratios are of neighbours.",
+        *("", "frames a minute", "latency p50 off (ms)", "on", "on / off (goal ≤ 1.05)"),
+        *("p99 on / off", "processor time per frame off (ms)", "on / off", "kept"),
+        *("not looked at", "written (MB)"),
     )
-    yield ""
-    yield (
-        "| | frames a minute | latency p50 off (ms) | on | on / off (goal ≤ 1.05) | p99 on / off "
-        "| processor time per frame off (ms) | on / off | kept | not looked at | written (MB) |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for name, format_, per_minute in (("720p", "jpeg", 30.0), ("1080p", "raw", 120.0)):
         p50: dict[bool, list[float]] = {False: [], True: []}
         p99: dict[bool, list[float]] = {False: [], True: []}
         cost: dict[bool, list[float]] = {False: [], True: []}
-        kept = missed = 0
-        written = 0.0
+        kept, missed, written = 0, 0, 0.0
         with tempfile.TemporaryDirectory() as folder:
             settings: dict[str, object] = {
                 "record_directory": folder,
@@ -332,29 +319,22 @@ def measure_record(bench: Bench) -> Iterator[str]:
         slower, tail, dearer = (
             spread(np.divide(each[True], each[False]), 2) for each in (p50, p99, cost)
         )
-        yield (
-            f"| {name} {format_} | {per_minute:g} | {spread(p50[False])} | {spread(p50[True])} | "
-            f"{slower} | {tail} | {spread(cost[False])} | {dearer} | {kept} | {missed} | "
-            f"{written:.0f} |"
-        )
+        latency = spread(p50[False]), spread(p50[True]), slower, tail
+        counts = spread(cost[False]), dearer, kept, missed, f"{written:.0f}"
+        yield markdown_row([f"{name} {format_}", f"{per_minute:g}", *latency, *counts])
 
 
 def measure_yolo_ros(bench: Bench) -> Iterator[str]:
     """Yield the comparison with yolo_ros."""
-    yield "## Against yolo_ros 4.6.1 (Python, torch on the CPU)"
-    yield ""
-    yield (
+    yield from head(
+        "Against yolo_ros 4.6.1 (Python, torch on the CPU)",
         "720p, the same weights: theirs as a checkpoint, ours as exported. Ultralytics cuts the "
         "padding of a 16:9 frame off (640x384), our model looks at 640x640. At saturation the "
         "camera runs at 30 Hz, else at 5 Hz. In the place of cv_bridge stands a view of the "
-        "pixels."
+        "pixels.",
+        *("", "frames per second at saturation", "age of those results p50, p99 (ms)"),
+        *("latency p50, p99 at 5 Hz (ms)", "memory (MB)"),
     )
-    yield ""
-    yield (
-        "| | frames per second at saturation | age of those results p50, p99 (ms) | "
-        "latency p50, p99 at 5 Hz (ms) | memory (MB) |"
-    )
-    yield "|---|---|---|---|---|"
     # Deferred: no other section needs torch.
     from drone_kd_training.export.export import export
     from drone_kd_training.models.checkpoints import PACKAGED_MODELS
@@ -362,24 +342,16 @@ def measure_yolo_ros(bench: Bench) -> Iterator[str]:
     checkpoint = PACKAGED_MODELS / "demo-student.pt"
     folder = tempfile.TemporaryDirectory()
     exported, _ = export(checkpoint, Path(folder.name) / "model.onnx")
-    arguments = {"model": checkpoint, "device": "cpu", "threshold": 0.25, "iou": 0.7}
-    theirs = ["-m", "benchmarks.yolo_ros", "--ros-args", "--log-level", "error"]
-    theirs += ["-r", "image_raw:=image"]
-    for name, value in arguments.items():
-        theirs += ["-p", f"{name}:={value}"]
-    nodes = {
-        "yolo_ros": lambda: process(*theirs),
-        "drone_kd": lambda: detector_node(exported),
-    }
+    settings = {"model": checkpoint, "device": "cpu", "threshold": 0.25, "iou": 0.7}
+    theirs = [*node_command("benchmarks.yolo_ros", settings), "-r", "image_raw:=image"]
+    nodes = {"yolo_ros": lambda: process(*theirs), "drone_kd": lambda: detector_node(exported)}
     rows: dict[str, tuple[list, list, list, list]] = {name: ([], [], [], []) for name in nodes}
     for _ in range(bench.rounds):
         for name, start in nodes.items():
             rates, ages, latencies, memory = rows[name]
             for camera_hz in (30, 5):
                 with camera(*SIZES["720p"], camera_hz), start() as running:
-                    bench.listener.listen(0.5)
-                    bench.listener.restart()
-                    bench.listener.wait_for_first()
+                    bench.wait()
                     bench.hear(3)
                     heard = bench.hear(bench.seconds)
                     if camera_hz == 30:
@@ -390,7 +362,7 @@ def measure_yolo_ros(bench: Bench) -> Iterator[str]:
                         memory.append(resources(running.pid)[0])
     for name, (rates, ages, latencies, memory) in rows.items():
         both = (", ".join(f"{t:.0f}" for t in np.median(a, axis=0)) for a in (ages, latencies))
-        yield f"| {name} | {spread(rates)} | {' | '.join(both)} | {spread(memory, 0)} |"
+        yield markdown_row([name, spread(rates), *both, spread(memory, 0)])
 
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[str]]] = {
@@ -427,9 +399,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=default_model_path())
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument(
-        "--yolo-ros", type=Path, metavar="DIR", help="a checkout of yolo_ros to compare with"
-    )
+    checkout = "a checkout of yolo_ros to compare with"
+    parser.add_argument("--yolo-ros", type=Path, metavar="DIR", help=checkout)
     parser.add_argument("--rounds", type=int, default=5, help="per comparison (%(default)s)")
     parser.add_argument("--seconds", type=float, default=12.0, help="per side (%(default)s)")
     parser.add_argument("--overload-seconds", type=float, default=60.0, metavar="S")

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from benchmarks.rig import markdown_head, markdown_row
 from drone_kd.media.image_files import read_image
 from drone_kd.progress import track
 from drone_kd.simulation.scene import FlightPlan, fly
@@ -68,29 +69,17 @@ COMMAND = "python -m benchmarks.retraining"
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to retrain.
+    """One way to retrain; for `replay` and `keep` see `retraining.retrain.Plan`."""
 
-    Attributes:
-        name: of its rows.
-        frames: number of new training frames.
-        picked: "random", "mined" (as `training mine` does it), or a single mining reason.
-        labels: "true", "teacher's", or "adapted teacher's".
-        sure: least score of a pseudo-label.
-        fault: "", "shifted" or "swapped", in training and test labels.
-        replay: see `retraining.retrain.Plan`.
-        keep: see `retraining.retrain.Plan`.
-        domain: "night", or "day" for an arm without new data.
-    """
-
-    name: str
-    frames: int
-    picked: str = "random"
-    labels: str = "true"
-    sure: float = IGNORE_BAND[1]
-    fault: str = ""
+    name: str  # of its rows
+    frames: int  # number of new training frames
+    picked: str = "random"  # or "mined" (as `training mine` does it), or a single mining reason
+    labels: str = "true"  # or "teacher's", or "adapted teacher's"
+    sure: float = IGNORE_BAND[1]  # least score of a pseudo-label
+    fault: str = ""  # or "shifted" or "swapped", in training and test labels
     replay: float = Plan.replay
     keep: float = Plan.keep
-    domain: str = "night"
+    domain: str = "night"  # or "day" for an arm without new data
 
 
 @dataclass(frozen=True)
@@ -159,10 +148,7 @@ def plan_of_rows() -> list[tuple[Arm, int]]:
 
 
 def render_flights(output: Path) -> Path:
-    """Render flights by day and at night over different places; returns their data.yaml.
-
-    File names and frame size are those of HIT-UAV.
-    """
+    """Render flights by day and at night, with HIT-UAV's names and size; returns data.yaml."""
     if not (output / "data.yaml").is_file():
         first = 0
         for split, night, places, frames in SYNTHETIC:
@@ -193,9 +179,8 @@ def split_by_time(data: DataSet, output: Path) -> dict[str, Path]:
             lists[split] = (output / f"{name}-{split}.txt").resolve()
             paths = [p for p in image_paths(getattr(data, split)) if is_night(p) == wanted]
             write_text(lists[split], "".join(f"{p}\n" for p in paths))
-        found[name] = replace(
-            data, train=lists["train"], val=lists["val"], test=None
-        ).write_resolved(output / f"{name}.yaml")
+        part = replace(data, train=lists["train"], val=lists["val"], test=None)
+        found[name] = part.write_resolved(output / f"{name}.yaml")
     return found
 
 
@@ -229,10 +214,7 @@ def fly_nights(shared: Shared) -> tuple[list[Path], Path]:
 
 
 def mined_frames(count: int, shared: Shared, picked: str = "mined") -> list[Path]:
-    """Return the training frames that `training mine` selects with the deployed model.
-
-    For `picked` see `Arm`.
-    """
+    """Return the training frames that `training mine` selects with the deployed model."""
     frames, flight = fly_nights(shared)
     output = shared.output / f"{picked}-{count}"
     if not output.is_dir():
@@ -241,9 +223,8 @@ def mined_frames(count: int, shared: Shared, picked: str = "mined") -> list[Path
         mine([str(flight)], output, settings)
     with (output / "mined.csv").open(encoding="utf-8") as table:
         rows = [row for row in csv.DictReader(table) if row["split"] == "train"]
-    return [
-        frames[int(float(row["stamp_s"]))] for row in rows
-    ]  # the stamp of an image is its number
+    # The stamp of an image is its number.
+    return [frames[int(float(row["stamp_s"]))] for row in rows]
 
 
 def random_frames(count: int, seed: int, shared: Shared) -> list[Path]:
@@ -275,10 +256,7 @@ def adapted_teacher(shared: Shared) -> Path:
 
 
 def answers_of(labels: str, frames: list[Path], shared: Shared) -> Path:
-    """Predict the base set, as `training retrain` does, and some frames, as `training mine` does.
-
-    Returns the folder of the predictions.
-    """
+    """Return the folder of predictions of the base set, and of some frames as mining has them."""
     teacher = adapted_teacher(shared) if labels.startswith("adapted") else shared.teacher
     folder = shared.output / f"answers-{teacher.parent.name}"
     if not folder.is_dir():
@@ -418,22 +396,21 @@ def finished(output: Path) -> list[dict]:
 
 def models_table(output: Path) -> str:
     """Return the scores of the initial models as Markdown."""
-    lines = ["| model | new | base (all classes) |", "|---|---|---|"]
+    lines = [markdown_head(["model", "new", "base (all classes)"])]
     for name in ("flying/best", "teacher/best", f"adapted-teacher/{Path(CANDIDATE).stem}"):
         files = [score_file(output / name, domain) for domain in DOMAINS]
         if all(file.is_file() for file in files):
             found = [json.loads(file.read_text(encoding="utf-8"))["map50_95"] for file in files]
-            lines.append(f"| {name.split('/')[0]} | {' | '.join(map(format_score, found))} |")
+            lines.append(markdown_row([name.split("/")[0], *map(format_score, found)]))
     return "\n".join(lines)
 
 
 def arms_table(rows: list[dict]) -> str:
     """Return means over the seeds as Markdown; scores in points."""
-    lines = [
-        "| arm | seeds | labels | accepted | new before → after | gain [per seed] | base before → "
-        "after | gain [per seed] |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["arm", "seeds", "labels", "accepted"]
+    for domain in DOMAINS:
+        columns += [f"{domain} before → after", "gain [per seed]"]
+    lines = [markdown_head(columns)]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         own = [row for row in rows if row["arm"] == arm]
         cells = [arm, str(len(own)), f"{np.mean([row['labels'] for row in own]):.0f}"]
@@ -443,13 +420,13 @@ def arms_table(rows: list[dict]) -> str:
             gains = [100 * (row[after] - row[before]) for row in own]
             each = ", ".join(f"{x:+.1f}" for x in gains)
             cells += [" → ".join(means), f"{np.mean(gains):+.1f} [{each}]"]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(markdown_row(cells))
     return "\n".join(lines)
 
 
 def figures_table(rows: list[dict]) -> str:
     """Return the ratios that answer the questions of the benchmark, as Markdown."""
-    lines = ["| figure | seeds | value |", "|---|---|---|"]
+    lines = [markdown_head(["figure", "seeds", "value"])]
     for labels in ("true", "teacher's"):
         for n in (100, 300):
             name = f"gain, mined ÷ random {n}, {labels} labels"
@@ -472,7 +449,7 @@ def figures_table(rows: list[dict]) -> str:
         losses = [100 * (r[GUARD_BASE[1]] - r[GUARD_BASE[0]]) for r in rows if r["arm"] in arms]
         if losses:
             value = f"{np.mean(losses):+.1f} points, at worst {min(losses):+.1f}"
-            lines.append(f"| base, {name} replay | {len(losses)} rows | {value} |")
+            lines.append(markdown_row([f"base, {name} replay", f"{len(losses)} rows", value]))
     return "\n".join(lines)
 
 
@@ -487,23 +464,18 @@ def _ratio(rows: list[dict], name: str, above: Arm, below: Arm) -> str:
     value = "-"
     if seeds and means[1] > 0:
         value = f"{means[0]:+.1f} ÷ {means[1]:+.1f} = {means[0] / means[1]:.2f}"
-    return f"| {name} | {len(seeds)} | {value} |"
+    return markdown_row([name, len(seeds), value])
 
 
 def main() -> None:
     """Run the missing rows and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", type=Path, help="HIT-UAV's data.yaml (default: synthetic flights)"
-    )
-    parser.add_argument(
-        "--weights", type=Path, required=True, help="has yolov8n-coco.pt and yolov8s-coco.pt"
-    )
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument(
-        "--rows", type=int, default=10**6, help="stop after so many (default: all)"
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, help="rows of these alone (default: all)")
+    add = parser.add_argument
+    add("--data", type=Path, help="HIT-UAV's data.yaml (default: synthetic flights)")
+    add("--weights", type=Path, required=True, help="has yolov8n-coco.pt and yolov8s-coco.pt")
+    add("--output", type=Path, required=True)
+    add("--rows", type=int, default=10**6, help="stop after so many (default: all)")
+    add("--seeds", nargs="+", type=int, help="rows of these alone (default: all)")
     a = parser.parse_args()
     output = a.output.resolve()
     done = {(row["arm"], row["seed"]) for row in finished(output)}

@@ -13,7 +13,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rclpy.client import Client
 
 FRAMES = 8
+# A free range of DDS domains above Linux's ephemeral ports.
+DOMAINS = (215, 231)
 
 # Models and bags that the tests write are inputs of some benchmarks.
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
@@ -46,7 +48,7 @@ def isolate() -> None:
     """Give this process and its children a DDS domain, unless one is set, on this machine."""
     stay_on_this_machine()
     carry_large_images()
-    os.environ.setdefault("ROS_DOMAIN_ID", str(random.randint(1, 100)))
+    os.environ.setdefault("ROS_DOMAIN_ID", str(random.randint(*DOMAINS)))
 
 
 Process = AbstractContextManager[subprocess.Popen]
@@ -69,23 +71,22 @@ def null_node() -> Process:
 
 def detector_node(model: Path, **parameters: object) -> Process:
     """Start a process with the active detector node."""
-    arguments = []
-    for name, value in {"model": model, "autostart": True, **parameters}.items():
-        arguments += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
-    return process(
-        "-m", "drone_kd.ros.detector_node", "--ros-args", "--log-level", "error", *arguments
-    )
+    parameters = {"model": model, "autostart": True, **parameters}
+    return process(*node_command("drone_kd.ros.detector_node", parameters))
+
+
+def node_command(module: str, parameters: Mapping[str, object]) -> list[str]:
+    """Return the arguments of Python that run a node with these parameters."""
+    command = ["-m", module, "--ros-args", "--log-level", "error"]
+    for name, value in parameters.items():
+        command += ["-p", f"{name}:={str(value).lower() if isinstance(value, bool) else value}"]
+    return command
 
 
 def bare_loop(model: Path, width: int, height: int, rate_hz: float, seconds: float) -> list[float]:
     """Return ms per frame of letterbox, inference and decoding in a process without ROS.
 
-    Args:
-        model: a model.onnx.
-        width: frame width in pixels.
-        height: frame height in pixels.
-        rate_hz: frames start at this rate; 0: one after the other.
-        seconds: length of the measurement.
+    Frames start at `rate_hz`; 0: one after the other.
     """
     command = ["-m", "benchmarks.rig", "bare", model, width, height, rate_hz, seconds]
     with process(*command, stdout=subprocess.PIPE) as loop:
@@ -96,14 +97,8 @@ def bare_loop(model: Path, width: int, height: int, rate_hz: float, seconds: flo
 class Listener:
     """Subscriber of a node's detections that measures their latency.
 
-    Args:
-        cameras: names of the node's cameras besides the unnamed one.
-
-    Attributes:
-        latencies_ms: from the camera's stamp to the arrival of the detections, per message.
-        arrivals: arrival of the same messages, in seconds of `time.monotonic`.
-        found: number of detections in each message.
-        stats: the node's last ~/stats, as {status name: {key: value}}.
+    `cameras` are the names of the node's cameras besides the unnamed one. What is rejected or does
+    not arrive in time raises RuntimeError.
     """
 
     def __init__(self, cameras: Sequence[str] = ()) -> None:
@@ -127,10 +122,11 @@ class Listener:
 
     def restart(self) -> None:
         """Discard all measurements."""
+        # Per message: from the camera's stamp to its arrival, arrival (s), number of detections.
         self.latencies_ms: list[float] = []
         self.arrivals: list[float] = []
         self.found: list[int] = []
-        self.stats: dict[str, dict[str, str]] = {}
+        self.stats: dict[str, dict[str, str]] = {}  # of the last ~/stats: {status: {key: value}}
 
     def listen(self, seconds: float, until: Callable[[], object] = lambda: False) -> None:
         """Listen for some seconds, or until a condition holds."""
@@ -139,50 +135,40 @@ class Listener:
             self._executor.spin_once(timeout_sec=0.05)
 
     def wait_for_first(self) -> None:
-        """Listen until the first detections.
-
-        Raises:
-            RuntimeError: none arrived within a minute.
-        """
+        """Listen until the first detections."""
         self.listen(60, until=lambda: self.latencies_ms)
         if not self.latencies_ms:
             raise RuntimeError("no detections within a minute")
 
     def set_parameter(self, name: str, value: str) -> None:
-        """Set a string parameter of the detector as `ros2 param set` does.
-
-        Raises:
-            RuntimeError: the node rejected the value.
-        """
+        """Set a string parameter of the detector as `ros2 param set` does."""
         from rcl_interfaces.srv import SetParameters
         from rclpy.parameter import Parameter
 
-        client: Client = self.node.create_client(SetParameters, "/detector/set_parameters")
-        parameter = Parameter(name, value=value).to_parameter_msg()
-        response = self._call(client, SetParameters.Request(parameters=[parameter]))
-        if response is None or not response.results[0].successful:
-            raise RuntimeError(f"{name} could not be set to {value}")
+        request = SetParameters.Request(
+            parameters=[Parameter(name, value=value).to_parameter_msg()]
+        )
+        (result,) = self._call(SetParameters, "/detector/set_parameters", request).results
+        if not result.successful:
+            raise RuntimeError(f"{name} could not be set to {value}: {result.reason}")
 
     def record(self, on: bool) -> None:
-        """Switch the detector's recording on or off.
-
-        Raises:
-            RuntimeError: the node rejected it.
-        """
+        """Switch the detector's recording on or off."""
         from std_srvs.srv import SetBool
 
-        client: Client = self.node.create_client(SetBool, "/detector/record")
-        response = self._call(client, SetBool.Request(data=on))
-        if response is None or not response.success:
+        response = self._call(SetBool, "/detector/record", SetBool.Request(data=on))
+        if not response.success:
             raise RuntimeError(f"record {on}: {response}")
 
-    def _call(self, client: Client, request: Any) -> Any:
-        """Call a service; returns None if there is no response within 10 s."""
+    def _call(self, kind: Any, name: str, request: Any) -> Any:
+        client: Client = self.node.create_client(kind, name)
         client.wait_for_service(10)
         future = client.call_async(request)
         self.listen(10, until=future.done)
         self.node.destroy_client(client)
-        return future.result() if future.done() else None
+        if not future.done():
+            raise RuntimeError(f"no response of {name} within 10 s")
+        return future.result()
 
     def close(self) -> None:
         """Shut ROS down."""
@@ -287,26 +273,19 @@ def main() -> None:
     """Play one of the roles until SIGINT."""
     parser = argparse.ArgumentParser()
     roles = parser.add_subparsers(dest="role", required=True)
-    role = roles.add_parser("camera")
-    role.add_argument("width", type=int)
-    role.add_argument("height", type=int)
-    role.add_argument("rate_hz", type=float)
-    role.add_argument("topics", nargs="+")
+    camera_role, bare_role = roles.add_parser("camera"), roles.add_parser("bare")
     roles.add_parser("null")
-    role = roles.add_parser("bare")
-    role.add_argument("model")
-    role.add_argument("width", type=int)
-    role.add_argument("height", type=int)
-    role.add_argument("rate_hz", type=float)
-    role.add_argument("seconds", type=float)
+    bare_role.add_argument("model")
+    for role in (camera_role, bare_role):
+        role.add_argument("width", type=int)
+        role.add_argument("height", type=int)
+        role.add_argument("rate_hz", type=float)
+    camera_role.add_argument("topics", nargs="+")
+    bare_role.add_argument("seconds", type=float)
     arguments = vars(parser.parse_args())
+    run: dict[str, Callable[..., None]] = {"camera": _camera, "null": _null, "bare": _bare}
     with contextlib.suppress(KeyboardInterrupt):
-        roles_by_name: dict[str, Callable[..., None]] = {
-            "camera": _camera,
-            "null": _null,
-            "bare": _bare,
-        }
-        roles_by_name[arguments.pop("role")](**arguments)
+        run[arguments.pop("role")](**arguments)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,11 @@ import tensorrt_rtx_bindings as trt
 
 
 class Verdict(NamedTuple):
-    """Result of a build.
+    """Result of a build."""
 
-    Attributes:
-        errors: of the parser.
-        convolutions: input type, output type and whether the input is quantized.
-        plan: size of the plan in bytes; 0: no plan.
-    """
-
-    errors: list[str]
-    convolutions: list[tuple[str, str, bool]]
-    plan: int
+    errors: list[str]  # of the parser
+    convolutions: list[tuple[str, str, bool]]  # input and output type, input is quantized
+    plan: int  # size of the plan in bytes; 0: no plan
 
 
 class _Silent(trt.ILogger):

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import random
 import tempfile
 import time
 from collections.abc import Iterable
@@ -21,8 +19,7 @@ import cv2
 import numpy as np
 from std_msgs.msg import Header
 
-from benchmarks.rig import markdown_head, markdown_row
-from drone_kd.dds import carry_large_images, stay_on_this_machine
+from benchmarks.rig import isolate, markdown_head, markdown_row
 from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.simulation.rehearse import detector_command, rehearse
 from drone_kd.simulation.scene import (
@@ -46,8 +43,6 @@ COLUMNS = (
     *("mAP50 offline", "streaming", "mAP50-95 offline", "streaming", "recall offline"),
     *("streaming", "age p50, p95 (ms)", "frames due (Hz), answered"),
 )
-# A free range of DDS domains above Linux's ephemeral ports.
-DOMAINS = (215, 231)
 
 
 def main() -> None:
@@ -56,8 +51,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of a flight (%(default)s)")
     parser.add_argument("--only", choices=("speed", "tiling", "cost"), help="one of the tables")
     arguments = parser.parse_args()
-    stay_on_this_machine()
-    carry_large_images()
+    isolate()
     if arguments.only in (None, "speed"):
         print_head("m/s over ground, frames/s asked")
         for speed, rate in itertools.product(SPEEDS_MPS, RATES_HZ):
@@ -78,7 +72,6 @@ def print_head(what: str) -> None:
 
 
 def _fly(name: str, detector: list[str], speed: float, rate: float, seconds: float) -> None:
-    os.environ["ROS_DOMAIN_ID"] = str(random.randint(*DOMAINS))
     camera = {"scene": "crossing", "seed": SEED, "speed": speed, "rate": rate, "seconds": seconds}
     with tempfile.TemporaryDirectory() as folder:
         score = rehearse(ros_arguments(camera), Path(folder), detector, seconds, pictures=0)

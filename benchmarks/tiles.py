@@ -83,9 +83,8 @@ def write_unlabelled(folder: Path, most: int, size: int, output: Path) -> tuple[
     count = min(len(every), most)
     chosen = {every[number * len(every) // count] for number in range(count)}
     for path in dict.fromkeys(path for path, _ in every):
-        for number, (stem, pixels, _) in enumerate(
-            tiles(path, np.asarray(cv2.imread(str(path))), size)
-        ):
+        cut = tiles(path, np.asarray(cv2.imread(str(path))), size)
+        for number, (stem, pixels, _) in enumerate(cut):
             if (path, number) in chosen:
                 cv2.imwrite(str(output / f"{stem}.png"), pixels)
     return count, len(every)
@@ -102,11 +101,10 @@ def main() -> None:
     a = parser.parse_args()
     data = load_data(a.data)
     kept = [data.names.index(name) for name in a.classes]
-    written = {
-        split: write_split(data, split, kept, a.size, a.output) for split in ("train", "val")
-    }
-    for split, count in written.items():
-        print(f"{split}: {count} tiles")
+    written = {}
+    for split in ("train", "val"):
+        written[split] = write_split(data, split, kept, a.size, a.output)
+        print(f"{split}: {written[split]} tiles")
     if a.unlabelled:
         folder = a.output / "unlabelled"
         count, total = write_unlabelled(a.unlabelled, written["train"], a.size, folder)

@@ -35,11 +35,7 @@ class CvBridge:
 
 
 def restart_with(checkout: Path) -> None:
-    """Build the dependencies of yolo_ros, and restart this program where they can be imported.
-
-    Args:
-        checkout: yolo_ros's sources, of a version in Python.
-    """
+    """Build the dependencies of yolo_ros, and restart this program where they can be imported."""
     folder = Path(tempfile.mkdtemp(prefix="yolo_ros-"))
     interfaces = folder / "yolo_msgs"
     shutil.copytree(checkout / "yolo_msgs", interfaces)

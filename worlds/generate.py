@@ -41,6 +41,12 @@ CAMERA_HZ, WIDTH, HEIGHT, FOCAL_PX = 10, 1280, 720, 1280.0
 OBLIQUE_DEG = 40.0
 # Texture with one cell per paint colour.
 PALETTE_SIDE, CELL_PX = 16, 16
+# Meshes have y to the right, Gazebo's models to the left.
+_TO_LEFT = (1, -1, 1)
+# Rings of a tree's crown: shares of its radius and of the tree's height.
+_RINGS = ((0.55, 0.28), (1.0, 0.55), (0.7, 0.86))
+_TURN = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], -1)
 
 
 class Obj:
@@ -108,9 +114,6 @@ def _gazebo(xy: np.ndarray) -> np.ndarray:
     return (xy - TILE_M / 2) * (1, -1)
 
 
-# --- textures ---
-
-
 def _textures(folder: Path, world: World) -> None:
     # Gazebo renders its own shadows: remove those of the ground.
     lit = world.ground[0].astype(np.float32)
@@ -125,18 +128,13 @@ def _textures(folder: Path, world: World) -> None:
         # Pixels outside the crown take its mean colour.
         mean = colour[alpha > 128].mean(0)
         _write_jpeg(folder, f"tree{k}", np.where(alpha[..., None] > 128, colour, mean), 80)
-    names = ["ground", "paint"]
-    for kind, count in (
-        ("roof", len(world.roof_textures)),
-        ("facade", len(world.facade_textures)),
-        ("tree", len(world.tree_textures)),
-    ):
-        names += [f"{kind}{k}" for k in range(count)]
-    suffix = {"paint": "png"}
+    files = ["ground.jpg", "paint.png"]
+    for kind in ("roof", "facade", "tree"):
+        files += [f"{kind}{k}.jpg" for k in range(len(getattr(world, f"{kind}_textures")))]
     lines = []
-    for name in names:
-        lines += [f"newmtl {name}", "Ka 1 1 1", "Kd 1 1 1", "Ks 0.05 0.05 0.05"]
-        lines += [f"map_Kd {name}.{suffix.get(name, 'jpg')}", ""]
+    for file in files:
+        lines += [f"newmtl {Path(file).stem}", "Ka 1 1 1", "Kd 1 1 1", "Ks 0.05 0.05 0.05"]
+        lines += [f"map_Kd {file}", ""]
     (folder / f"{NAME}.mtl").write_text("\n".join(lines))
 
 
@@ -164,9 +162,6 @@ def _palette(folder: Path, world: World) -> np.ndarray:
     sheet = np.kron(cells, np.ones((CELL_PX, CELL_PX, 1))).round().astype(np.uint8)
     cv2.imwrite(str(folder / "paint.png"), sheet)
     return palette
-
-
-# --- meshes ---
 
 
 def _ground() -> Obj:
@@ -197,25 +192,28 @@ def _houses(world: World) -> Obj:
 def _trees(world: World) -> Obj:
     """Crowns of three rings, with the texture from above on them."""
     obj = Obj()
-    turn = np.linspace(0, 2 * np.pi, 8, endpoint=False)
-    circle = np.stack([np.cos(turn), np.sin(turn)], -1)
-    for x, y, radius, height, number in world.trees:
-        middle = np.array([*_gazebo(np.array([x, y])), 0.0])
-        rings = [(0.55, 0.28), (1.0, 0.55), (0.7, 0.86)]
-        points, uvs = [], []
-        for share, level in rings:
-            points.append(np.column_stack([share * radius * circle, np.full(8, level * height)]))
-            uvs.append(0.5 + 0.46 * share * circle)
-        material = f"tree{int(number)}"
-        for low in range(2):
+    uvs = [0.5 + 0.46 * share * _CIRCLE for share, _ in _RINGS]
+    for *tree, number in world.trees:
+        rings, material = _crown(*tree), f"tree{int(number)}"
+        for low, high in ((0, 1), (1, 2)):
             for i in range(8):
                 j = (i + 1) % 8
-                ring = points[low], points[low + 1]
-                quad = np.stack([ring[0][i], ring[0][j], ring[1][j], ring[1][i]]) + middle
-                uv = np.stack([uvs[low][i], uvs[low][j], uvs[low + 1][j], uvs[low + 1][i]])
+                quad, uv = (
+                    np.stack([of[low][i], of[low][j], of[high][j], of[high][i]])
+                    for of in (rings, uvs)
+                )
                 obj.add(material, quad, uv)
-        obj.add(material, points[2] + middle, uvs[2])
+        obj.add(material, rings[2], uvs[2])
     return obj
+
+
+def _crown(x: float, y: float, radius: float, height: float) -> list[np.ndarray]:
+    """Return the rings (8, 3) of a tree's crown in Gazebo's axes."""
+    middle = _gazebo(np.array([x, y]))
+    return [
+        np.column_stack([middle + share * radius * _CIRCLE, np.full(8, level * height)])
+        for share, level in _RINGS
+    ]
 
 
 def _add_mesh(obj: Obj, world: World, number: int, palette: np.ndarray, place: bool) -> None:
@@ -223,7 +221,7 @@ def _add_mesh(obj: Obj, world: World, number: int, palette: np.ndarray, place: b
     shapes = meshes.library()
     mesh = world.mesh_ids[number]
     for part in range(shapes.first[mesh], shapes.first[mesh] + shapes.count[mesh]):
-        corners = _own_axes(shapes.corners[part])
+        corners = shapes.corners[part] * _TO_LEFT
         if place:
             corners = _placed(corners, *_pose(world, number))
         middle = corners.mean(0)
@@ -247,11 +245,6 @@ def _add_outwards(
     obj.add(material, corners, uv)
 
 
-def _own_axes(corners: np.ndarray) -> np.ndarray:
-    """Convert points of a mesh from y right to y left."""
-    return corners * (1, -1, 1)
-
-
 def _pose(world: World, number: int) -> tuple[float, float, float]:
     """x, y, yaw in Gazebo's axes."""
     x, y, heading = world.poses(0.0)[number]
@@ -262,9 +255,6 @@ def _pose(world: World, number: int) -> tuple[float, float, float]:
 def _placed(points: np.ndarray, x: float, y: float, yaw: float) -> np.ndarray:
     sin, cos = math.sin(yaw), math.cos(yaw)
     return points @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + (x, y, 0)
-
-
-# --- objects ---
 
 
 def _choose(world: World) -> tuple[list[int], list[int]]:
@@ -287,7 +277,7 @@ def _points_of(world: World, number: int) -> np.ndarray:
     shapes = meshes.library()
     mesh = world.mesh_ids[number]
     points = shapes.corners[shapes.first[mesh] : shapes.first[mesh] + shapes.count[mesh]]
-    return _hull(_own_axes(points.reshape(-1, 3)))
+    return _hull(points.reshape(-1, 3) * _TO_LEFT)
 
 
 def _hull(points: np.ndarray) -> np.ndarray:
@@ -321,15 +311,9 @@ def _shapes(world: World, standing: list[int], movers: list) -> dict:
     for house in world.houses:
         points = np.column_stack([_gazebo(house[:, :2]), house[:, 2]])
         shapes["standing"].append({"class": "", "points": _rounded(_hull(points))})
-    turn = np.linspace(0, 2 * np.pi, 8, endpoint=False)
-    circle = np.stack([np.cos(turn), np.sin(turn)], -1)
-    for x, y, radius, height, _ in world.trees:
-        middle = _gazebo(np.array([x, y]))
-        rings = [
-            np.column_stack([middle + share * radius * circle, np.full(8, level * height)])
-            for share, level in ((0.55, 0.28), (1.0, 0.55), (0.7, 0.86))
-        ]
-        shapes["standing"].append({"class": "", "points": _rounded(np.concatenate(rings))})
+    for tree in world.trees:
+        points = np.concatenate(_crown(*tree[:4]))
+        shapes["standing"].append({"class": "", "points": _rounded(points)})
     return shapes
 
 
@@ -360,8 +344,6 @@ def _bridge(movers: list) -> list[dict]:
     ]
     return topics
 
-
-# --- SDF ---
 
 _SHAPES_HEAD = """\
 # Shapes and places of all that worlds/aerial_traffic.sdf shows, for ground truth. Written by
@@ -401,42 +383,17 @@ def _sdf(world: World, movers: list) -> str:
     moving = ""
     for name, number, tile_y in movers:
         x, y, yaw = _pose(world, number)
-        moving += _MOVER.format(
-            name=name,
-            x=x,
-            y=y + tile_y,
-            yaw=yaw,
-            speed=abs(world.speed[number]),
-            pose_hz=POSE_HZ,
-        )
-    x, y, z = DRONE_START
-    drone = _DRONE.format(
-        x=x,
-        y=y,
-        z=z,
-        yaw=math.pi / 2,
-        speed=DRONE_MPS,
-        pose_hz=POSE_HZ,
-        cameras=_camera("down", (0, 0, -0.1), math.pi / 2)
-        + _camera("front", (0.2, 0, 0), math.radians(OBLIQUE_DEG)),
-    )
-    return _WORLD.format(
-        sun=" ".join(f"{-v:.3f}" for v in sun), statics=statics, moving=moving, drone=drone
-    )
-
-
-def _camera(name: str, place: tuple, pitch: float) -> str:
-    return _CAMERA.format(
-        name=name,
-        pose=f"{place[0]} {place[1]} {place[2]} 0 {pitch:.6f} 0",
-        fov=2 * math.atan(WIDTH / 2 / FOCAL_PX),
-        width=WIDTH,
-        height=HEIGHT,
-        focal=FOCAL_PX,
-        cx=WIDTH / 2,
-        cy=HEIGHT / 2,
-        hz=CAMERA_HZ,
-    )
+        speed = abs(world.speed[number])
+        moving += _MOVER.format(name=name, x=x, y=y + tile_y, yaw=yaw, speed=speed, hz=POSE_HZ)
+    lens = {"fov": 2 * math.atan(WIDTH / 2 / FOCAL_PX), "focal": FOCAL_PX, "hz": CAMERA_HZ}
+    lens |= {"width": WIDTH, "height": HEIGHT, "cx": WIDTH / 2, "cy": HEIGHT / 2}
+    cameras = _CAMERA.format(name="down", place="0 0 -0.1", pitch=math.pi / 2, **lens)
+    oblique = math.radians(OBLIQUE_DEG)
+    cameras += _CAMERA.format(name="front", place="0.2 0 0", pitch=oblique, **lens)
+    place = {"start": "{} {} {}".format(*DRONE_START), "yaw": math.pi / 2}
+    drone = _DRONE.format(**place, speed=DRONE_MPS, hz=POSE_HZ, cameras=cameras)
+    light = " ".join(f"{-v:.3f}" for v in sun)
+    return _WORLD.format(sun=light, statics=statics, moving=moving, drone=drone)
 
 
 _WORLD = """\
@@ -519,7 +476,7 @@ _POSES = """\
         <publish_sensor_pose>false</publish_sensor_pose>
         <publish_nested_model_pose>true</publish_nested_model_pose>
         <use_pose_vector_msg>false</use_pose_vector_msg>
-        <update_frequency>{pose_hz}</update_frequency>
+        <update_frequency>{hz}</update_frequency>
       </plugin>
 """
 
@@ -543,7 +500,7 @@ _MOVER = (
 _DRONE = (
     """\
     <model name="drone">
-      <pose>{x} {y} {z} 0 0 {yaw:.6f}</pose>
+      <pose>{start} 0 0 {yaw:.6f}</pose>
       <link name="link">
         <inertial><mass>2</mass></inertial>
         <visual name="body">
@@ -561,7 +518,7 @@ _DRONE = (
 # Before 6.8, Fortress's sensors fill camera_info from the lens, not from the field of view.
 _CAMERA = """\
         <sensor name="{name}" type="camera">
-          <pose>{pose}</pose>
+          <pose>{place} 0 {pitch:.6f} 0</pose>
           <topic>drone/{name}/image</topic>
           <update_rate>{hz}</update_rate>
           <always_on>true</always_on>

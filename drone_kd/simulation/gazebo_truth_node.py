@@ -9,7 +9,9 @@ r"""ROS 2 node `gazebo_truth`: ground truth of a Gazebo world from shapes, poses
 from __future__ import annotations
 
 import sys
+from bisect import bisect_right
 from collections import defaultdict, deque
+from operator import itemgetter
 
 import numpy as np
 from geometry_msgs.msg import TransformStamped
@@ -94,30 +96,18 @@ class GazeboTruthNode(Node):
     def _publish(self, info: CameraInfo) -> None:
         at = stamp_ns(info.header)
         poses = {name: _pose_at(kept, at) for name, kept in self._poses.items()}
-        truth = visible_truth(
-            self._world,
-            self._camera,
-            poses,
-            np.array(info.k).reshape(3, 3),
-            info.width,
-            info.height,
-        )
+        k = np.array(info.k).reshape(3, 3)
+        truth = visible_truth(self._world, self._camera, poses, k, info.width, info.height)
         self._publisher.publish(truth_to_message(truth, info.header))
 
 
 def _pose_at(kept: deque[tuple[int, np.ndarray]], at: int) -> np.ndarray:
     """Return the pose at a time: interpolated, or the nearest known one."""
-    before, after = kept[0], kept[-1]
-    for entry in kept:
-        if entry[0] <= at:
-            before = entry
-        else:
-            after = entry
-            break
-    if after[0] <= before[0] or not before[0] <= at <= after[0]:
-        return min(before, after, key=lambda entry: abs(entry[0] - at))[1]
-    share = (at - before[0]) / (after[0] - before[0])
-    first, last = before[1], after[1].copy()
+    number = bisect_right(kept, at, key=itemgetter(0))
+    if number in (0, len(kept)):
+        return kept[max(number - 1, 0)][1]
+    (before, first), (after, last) = kept[number - 1], kept[number]
+    share, last = (at - before) / (after - before), last.copy()
     if first[3:] @ last[3:] < 0:  # q and -q are the same rotation
         last[3:] *= -1
     pose = first + share * (last - first)

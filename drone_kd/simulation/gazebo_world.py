@@ -18,22 +18,16 @@ from drone_kd.simulation.scoring.flight_record import Truth
 class GazeboWorld:
     """Shapes of all objects of a world, in its axes: x east, y north, z up, metres.
 
-    Attributes:
-        carrier: name of the model that carries the cameras.
-        cameras: by name, pose relative to the carrier: float64 (7,), x, y, z and quaternion
-            x, y, z, w. A camera looks along its x axis; y is left, z up.
-        standing: float64 (N, P, 3), hulls of standing objects.
-        standing_names: class names, N; "" for unlabelled objects, which only hide others.
-        moving: hull of each moving model in its own axes, float64 (P, 3).
-        moving_names: class name of each moving model.
+    A pose is float64 (7,): x, y, z and quaternion x, y, z, w.
     """
 
-    carrier: str
+    carrier: str  # name of the model that carries the cameras
+    # By name, pose relative to the carrier. A camera looks along its x axis; y is left, z up.
     cameras: dict[str, np.ndarray]
-    standing: np.ndarray
-    standing_names: tuple[str, ...]
-    moving: dict[str, np.ndarray]
-    moving_names: dict[str, str]
+    standing: np.ndarray  # float64 (N, P, 3), hulls of standing objects
+    standing_names: tuple[str, ...]  # N class names; "": unlabelled, only hides others
+    moving: dict[str, np.ndarray]  # hull of each moving model in its own axes, float64 (P, 3)
+    moving_names: dict[str, str]  # class name of each moving model
 
 
 def read_gazebo_world(path: str | Path) -> GazeboWorld:
@@ -78,11 +72,10 @@ def visible_truth(
     Args:
         world: the shapes.
         camera: one of world.cameras.
-        poses: poses of the carrier and of moving models: float64 (7,), x, y, z and quaternion
-            x, y, z, w. A model without a pose is absent.
+        poses: of the carrier and of moving models; a model without a pose is absent.
         intrinsics: float64 (3, 3), K of camera_info.
-        width: image width in pixels.
-        height: image height in pixels.
+        width: of the image in pixels.
+        height: of the image in pixels.
 
     Raises:
         KeyError: the carrier has no pose.

@@ -22,15 +22,10 @@ SHIFT, _UNIT = 4, 16
 
 
 def projection_matrix(axes: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Return the matrix that projects world points into the image.
+    """Return the matrix (3, 3) that projects world points into the image.
 
-    Args:
-        axes: float64 (3, 3), camera axes in the world.
-        intrinsics: float64 (3, 3), K of camera_info, in pixels.
-
-    Returns:
-        float64 (3, 3): (point - camera position) @ matrix is (x px, y px, 1) times the depth in
-        metres.
+    (point - camera position) @ matrix is (x px, y px, 1) times the depth in metres. `intrinsics`
+    (3, 3) is K of camera_info, in pixels.
     """
     return axes.T @ intrinsics.T
 
@@ -63,7 +58,9 @@ def visible_box(
     own: np.ndarray,
     hides: bool,
 ) -> tuple[float, ...] | None:
-    """Return the bounds of the visible part of one object.
+    """Return x0, y0, x1, y1 of the visible part of one object.
+
+    None: a side is below MIN_SIDE_PX, or the visible share below MIN_VISIBLE.
 
     Args:
         extent: x0, y0, x1, y1 of the whole object.
@@ -71,10 +68,6 @@ def visible_box(
         hidden: uint8 (h, w), not 0 where something stands in front.
         own: uint8 (h, w), scratch buffer, 0 before and after.
         hides: add the object to `hidden`, because it may hide others.
-
-    Returns:
-        x0, y0, x1, y1, or None if a side is below MIN_SIDE_PX or the visible share below
-        MIN_VISIBLE.
     """
     height, width = hidden.shape
     x0, y0 = max(extent[0], 0.0), max(extent[1], 0.0)
@@ -149,7 +142,7 @@ def solid_boxes(
         outline = [fixed(hull.reshape(-1, 2))]
         if labelled[i] and (high - low >= MIN_SIDE_PX).all():
             box = visible_box([*low.tolist(), *high.tolist()], outline, hidden, own, False)
-            if box is not None and min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE_PX:
+            if box is not None:
                 boxes.append(box)
                 index.append(i)
         # A solid without a box hides others, too.

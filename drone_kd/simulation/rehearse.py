@@ -39,27 +39,12 @@ _DOMAINS = (215, 231)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default="",
-        metavar="MODEL",
-        help="a model file (default: the one of the package)",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder for record, score and report",
-    )
-    parser.add_argument(
-        "--confidence",
-        type=float,
-        default=0.25,
-        metavar="C",
-        help="score threshold of the detector",
-    )
+    model = "a model file (default: the one of the package)"
+    parser.add_argument("model", nargs="?", default="", metavar="MODEL", help=model)
+    where = "folder for record, score and report"
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=where)
+    threshold = "score threshold of the detector"
+    parser.add_argument("--confidence", type=float, default=0.25, metavar="C", help=threshold)
     parser.add_argument(
         "--pictures", type=int, default=6, metavar="N", help="number of worst misses to keep"
     )
@@ -75,7 +60,7 @@ def rehearse(
     pictures: int = 6,
     confidence: float = 0.25,
 ) -> dict:
-    """Fly a simulated flight with a detector, and score it.
+    """Fly a simulated flight with a detector; returns the score, as `scoring.score.score` does.
 
     Args:
         camera: ROS arguments of the node `camera`; see `node_arguments`.
@@ -86,9 +71,6 @@ def rehearse(
         pictures: number of frames of the worst misses to keep.
         confidence: least score of a prediction for recall.
 
-    Returns:
-        The score; see `drone_kd.simulation.scoring.score.score`.
-
     Raises:
         SourceError: a process failed.
         FlightError: the flight cannot be scored.
@@ -96,24 +78,14 @@ def rehearse(
     (output / RECORD).unlink(missing_ok=True)
     node = [sys.executable, "-m"]
     scorer = ros_arguments({"output": str(output), "pictures": pictures})
-    for ours, theirs in (
-        ("detections", "detector/detections"),
-        ("label_info", "detector/label_info"),
-        ("ground_truth", "camera/ground_truth"),
-    ):
-        scorer += ["-r", f"{ours}:={theirs}"]
-    listeners = 2 if pictures else 1
+    for topic in ("detector/detections", "detector/label_info", "camera/ground_truth"):
+        scorer += ["-r", f"{topic.partition('/')[2]}:={topic}"]
+    listeners = ["-p", f"listeners:={2 if pictures else 1}"]
     with (
         running([*node, "drone_kd.simulation.scorer_node", *scorer]) as recorder,
         running(detector) if detector else contextlib.nullcontext() as flyer,
     ):
-        command = [
-            *node,
-            "drone_kd.simulation.camera_node",
-            *camera,
-            "-p",
-            f"listeners:={listeners}",
-        ]
+        command = [*node, "drone_kd.simulation.camera_node", *camera, *listeners]
         with running(command) as flown, Progress("Fly", seconds, "s") as progress:
             others = {"the scorer": recorder}
             if flyer is not None:
@@ -181,14 +153,9 @@ def run(arguments: argparse.Namespace) -> int:
     paths = [str(Path(drone_kd.__file__).parents[1]), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ["ROS_DOMAIN_ID"] = str(random.randint(*_DOMAINS))
-    scored = rehearse(
-        camera,
-        arguments.output,
-        detector_command(arguments.model, arguments.confidence),
-        arguments.seconds,
-        arguments.pictures,
-        arguments.confidence,
-    )
+    a = arguments
+    detector = detector_command(a.model, a.confidence)
+    scored = rehearse(camera, a.output, detector, a.seconds, a.pictures, a.confidence)
     print(summary(scored))
     print(f"report: {arguments.output / 'report.html'}")
     return 0

@@ -1,4 +1,4 @@
-"""Frames of recorded footage with their ground truth."""
+"""Frames of recorded footage and of a rosbag2 with their ground truth."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rclpy.serialization import deserialize_message
+from vision_msgs.msg import Detection2DArray
 
+from drone_kd.media.bags import IMAGE, inspect_bag, message_to_bgr, read_messages
 from drone_kd.media.image_files import SourceError, read_frames
 from drone_kd.simulation.scoring.flight_record import Truth, columns
+from drone_kd.simulation.truth_messages import boxes_of, stamp_ns
+
+_DETECTIONS = "vision_msgs/msg/Detection2DArray"
+_NOTHING = Truth(np.zeros((0, 4), np.float32), (), ())
 
 
 class LabelledFrame(NamedTuple):
@@ -21,24 +28,18 @@ class LabelledFrame(NamedTuple):
 
 
 def recorded(
-    source: str | Path,
-    labels: dict[int, Truth] | None,
-    on_error: Callable[[SourceError], None],
+    source: str | Path, labels: dict[int, Truth] | None, on_error: Callable[[SourceError], None]
 ) -> Iterator[LabelledFrame]:
     """Yield the frames of an image folder, an image or a video once.
 
-    Args:
-        source: path of the images or the video.
-        labels: ground truth by frame number, from 0; see `read_labels`. A frame without an entry
-            has no objects.
-        on_error: called for an unreadable image; the next image takes its number.
+    `labels` are ground truth by frame number, as of `read_labels`; a frame without an entry has no
+    objects. `on_error` is called for an unreadable image; the next image takes its number.
 
     Raises:
         SourceError: the source is missing or unreadable.
     """
-    nothing = Truth(np.zeros((0, 4), np.float32), (), ())
     for number, (_, image) in enumerate(read_frames(source, on_error)):
-        yield LabelledFrame(image, None if labels is None else labels.get(number, nothing))
+        yield LabelledFrame(image, None if labels is None else labels.get(number, _NOTHING))
 
 
 def read_labels(path: str | Path) -> dict[int, Truth]:
@@ -70,3 +71,38 @@ def read_labels(path: str | Path) -> dict[int, Truth]:
     if not labels:
         raise SourceError(f"{path}: no labels in it")
     return labels
+
+
+def read_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> Iterator[LabelledFrame]:
+    """Yield the frames of the only image topic of a bag once.
+
+    Detections with the stamp of a frame are its ground truth. A truncated bag is read up to the
+    cut; `on_error` is called for unreadable parts.
+
+    Raises:
+        SourceError: the bag is unreadable, or has not exactly one image topic.
+    """
+    files = inspect_bag(path, on_error)
+    topics = {
+        kind: sorted({t.name for file in files for t in file.topics if t.msgtype == kind})
+        for kind in (IMAGE, _DETECTIONS)
+    }
+    if len(topics[IMAGE]) != 1:
+        raise SourceError(
+            f"{path}: expected one topic of {IMAGE}, got {', '.join(topics[IMAGE]) or 'none'}"
+        )
+    truths = {}
+    labelled = set(topics[_DETECTIONS])
+    for file in files if labelled else ():
+        for message in read_messages(file, labelled, on_error):
+            truth = deserialize_message(message.data, Detection2DArray)
+            names, ids, xyxy = columns(boxes_of(truth, "id"))
+            truths[stamp_ns(truth.header)] = Truth(xyxy, names, tuple(map(str, ids)))
+    for file in files:
+        for message in read_messages(file, set(topics[IMAGE]), on_error):
+            try:
+                image, stamp = message_to_bgr(message)
+            except SourceError as error:
+                on_error(SourceError(f"{path}: {error}"))
+                continue
+            yield LabelledFrame(image, truths.get(stamp, _NOTHING) if labelled else None)

@@ -194,16 +194,11 @@ class ScorerNode(Node):
 
     def _publish_score(self) -> None:
         latest = self._recent["latency_ms"]
-        score = {
-            **{f"{k}s": n for k, n in self._count.items()},
-            "latency_p50_ms": round(float(np.median(latest)), 1) if latest else None,
-            **{
-                f"recall_{way}": round(float(np.mean(self._recent[way])), 3)
-                if self._recent[way]
-                else None
-                for way in ("offline", "streaming")
-            },
-        }
+        score: dict[str, float | None] = {f"{k}s": n for k, n in self._count.items()}
+        score["latency_p50_ms"] = round(float(np.median(latest)), 1) if latest else None
+        for way in ("offline", "streaming"):
+            hits = self._recent[way]
+            score[f"recall_{way}"] = round(float(np.mean(hits)), 3) if hits else None
         self._score.publish(String(data=json.dumps(score)))
 
 

@@ -6,6 +6,7 @@ The command is the node `camera` with its parameters as options, kept on this ma
 from __future__ import annotations
 
 import argparse
+from itertools import chain
 
 from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.media.image_files import SourceError
@@ -39,9 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     ros = parser.add_argument_group("ROS 2")
     ros.add_argument("--sim-time", action="store_true", help="stamps start at 0; /clock has them")
     ros.add_argument(
-        "--network",
-        action="store_true",
-        help="reach other machines (default: this machine alone)",
+        "--network", action="store_true", help="reach other machines (default: this machine alone)"
     )
 
 
@@ -50,29 +49,19 @@ def add_flight_options(parser: argparse.ArgumentParser) -> None:
     defaults = parameter_defaults("camera.yaml")
     source = parser.add_argument_group("source: a generated flight, or a recorded one")
     what = source.add_mutually_exclusive_group()
-    what.add_argument(
-        "--scene",
-        choices=SCENES,
-        default="",
-        metavar="SCENE",
-        help=f"one of {', '.join(SCENES)} (default: a random place)",
-    )
+    scenes = f"one of {', '.join(SCENES)} (default: a random place)"
+    what.add_argument("--scene", choices=SCENES, default="", metavar="SCENE", help=scenes)
     what.add_argument("--images", metavar="DIR", help="play a folder of images")
     what.add_argument("--video", metavar="FILE", help="play a video")
     what.add_argument("--bag", metavar="BAG", help="play a rosbag2 with one image topic")
-    source.add_argument(
-        "--labels", metavar="FILE", help="ground truth of --images or --video, as JSON lines"
-    )
+    truth = "ground truth of --images or --video, as JSON lines"
+    source.add_argument("--labels", metavar="FILE", help=truth)
     source.add_argument("--loop", action="store_true", help="repeat the source without end")
     for title, parameters in _PARAMETERS.items():
         group = parser.add_argument_group(title)
         if title == "generated flight":
-            group.add_argument(
-                "--size",
-                type=_size,
-                metavar="WxH",
-                help=f"size of the frames (default: {defaults['width']}x{defaults['height']})",
-            )
+            size = f"size of the frames (default: {defaults['width']}x{defaults['height']})"
+            group.add_argument("--size", type=_size, metavar="WxH", help=size)
         for option, name, metavar, text in parameters:
             default = defaults[name]
             pair = isinstance(default, list)
@@ -101,12 +90,9 @@ def node_arguments(arguments: argparse.Namespace) -> list[str]:
         "source": source,
         "labels": arguments.labels or "",
         "loop": arguments.loop,
-        **{
-            name: getattr(arguments, name)
-            for parameters in _PARAMETERS.values()
-            for _, name, *_ in parameters
-        },
     }
+    for _, name, *_ in chain(*_PARAMETERS.values()):
+        values[name] = getattr(arguments, name)
     if arguments.size:
         values["width"], values["height"] = arguments.size
     return ros_arguments(values)

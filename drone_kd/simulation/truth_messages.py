@@ -24,30 +24,20 @@ def truth_to_message(truth: Truth, header: Header) -> Detection2DArray:
     centres = ((xyxy[:, :2] + xyxy[:, 2:]) / 2).tolist()
     sizes = (xyxy[:, 2:] - xyxy[:, :2]).tolist()
     message = Detection2DArray(header=header)
-    message.detections = [
-        Detection2D(
-            header=header,
-            id=track,
-            bbox=BoundingBox2D(
-                center=Pose2D(position=Point2D(x=x, y=y)), size_x=width, size_y=height
-            ),
-            results=[
-                ObjectHypothesisWithPose(hypothesis=ObjectHypothesis(class_id=name, score=1.0))
-            ],
-        )
-        for (x, y), (width, height), name, track in zip(
-            centres, sizes, truth.names, truth.ids, strict=True
-        )
-    ]
+    columns = centres, sizes, truth.names, truth.ids
+    for (x, y), (width, height), name, track in zip(*columns, strict=True):
+        centre = Pose2D(position=Point2D(x=x, y=y))
+        box = BoundingBox2D(center=centre, size_x=width, size_y=height)
+        named = ObjectHypothesisWithPose(hypothesis=ObjectHypothesis(class_id=name, score=1.0))
+        found = Detection2D(header=header, id=track, bbox=box, results=[named])
+        message.detections.append(found)
     return message
 
 
 def boxes_of(message: Detection2DArray, number: str) -> list[list]:
-    """Return rows of class name, `number`, x1, y1, x2, y2, as in a flight record.
+    """Return rows of class name, number, x1, y1, x2, y2, as in a flight record.
 
-    Args:
-        message: the detections.
-        number: "id" for a detection's track id, "score" for its score.
+    The number is "id", a detection's track id, or its "score".
     """
     rows = []
     for detection in message.detections:
@@ -56,16 +46,9 @@ def boxes_of(message: Detection2DArray, number: str) -> list[list]:
         hypothesis = max((r.hypothesis for r in detection.results), key=lambda h: h.score)
         centre, box = detection.bbox.center.position, detection.bbox
         left, top = centre.x - box.size_x / 2, centre.y - box.size_y / 2
-        rows.append(
-            [
-                hypothesis.class_id,
-                detection.id if number == "id" else round(hypothesis.score, 4),
-                round(left, 2),
-                round(top, 2),
-                round(left + box.size_x, 2),
-                round(top + box.size_y, 2),
-            ]
-        )
+        value = detection.id if number == "id" else round(hypothesis.score, 4)
+        xyxy = left, top, left + box.size_x, top + box.size_y
+        rows.append([hypothesis.class_id, value, *(round(v, 2) for v in xyxy)])
     return rows
 
 
@@ -75,12 +58,9 @@ def stamp_ns(header: Header) -> int:
 
 
 def to_camera_info(shape: tuple[int, ...], focal_px: float | None, header: Header) -> CameraInfo:
-    """Return the model of an ideal pinhole camera.
+    """Return the model of an ideal pinhole camera for an image of this shape.
 
-    Args:
-        shape: image shape, height and width first.
-        focal_px: focal length in pixels; None: unknown, which camera_info expresses by zeros.
-        header: header of the message.
+    Without a focal length, in pixels, it is unknown, which camera_info expresses by zeros.
     """
     height, width = shape[:2]
     info = CameraInfo(header=header, height=height, width=width)

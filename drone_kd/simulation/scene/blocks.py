@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def _houses(plan: WorldPlan, block: Area) -> None:
             lot = rectangle(
                 x - step / 2 + 0.3, y - step / 2 + 0.3, x + step / 2 - 0.3, y + step / 2 - 0.3
             )
-            plan.fill(lot, ("grass", "grass", "meadow", "gravel", "brick")[rng.integers(5)])
+            plan.fill(lot, "grass", "grass", "meadow", "gravel", "brick")
             if rng.random() >= 0.08:
                 _house_lot(plan, x, y, step, heading, height, ridge)
 
@@ -62,7 +63,7 @@ def _flats(plan: WorldPlan, block: Area) -> None:
     """Rows of apartment buildings with parking between them."""
     rng = plan.rng
     x0, y0, x1, y1 = block
-    plan.fill(rectangle(*block), ("grass", "pavement", "brick", "concrete")[rng.integers(4)])
+    plan.fill(rectangle(*block), "grass", "pavement", "brick", "concrete")
     height = rng.uniform(7, 18)
     deep = rng.uniform(11, 16)
     y = y0 + deep / 2 + 1
@@ -82,12 +83,11 @@ def _industry(plan: WorldPlan, block: Area) -> None:
     """A hall with loading docks and a car park."""
     rng = plan.rng
     x0, y0, x1, y1 = block
-    plan.fill(rectangle(*block), ("lot", "concrete", "gravel")[rng.integers(3)])
+    plan.fill(rectangle(*block), "lot", "concrete", "gravel")
     w, h = x1 - x0, y1 - y0
     size = rng.uniform(0.5, 0.8) * w, rng.uniform(0.4, 0.6) * h
-    plan.building(
-        (x0 + w / 2, y0 + size[1] / 2 + 2), size, 0, rng.uniform(5, 11), 1.5 * (rng.random() < 0.4)
-    )
+    centre = x0 + w / 2, y0 + size[1] / 2 + 2
+    plan.building(centre, size, 0, rng.uniform(5, 11), 1.5 * (rng.random() < 0.4))
     yard = y0 + size[1] + 5
     # Trucks at the loading docks.
     for x in np.arange(x0 + 5, x1 - 4, rng.uniform(4, 6)):
@@ -104,7 +104,7 @@ def _car_park(plan: WorldPlan, block: Area) -> None:
     """Double rows of parking bays."""
     rng = plan.rng
     x0, y0, x1, y1 = block
-    plan.fill(rectangle(*block), ("lot", "lot", "road", "concrete", "brick")[rng.integers(5)])
+    plan.fill(rectangle(*block), "lot", "lot", "road", "concrete", "brick")
     occupied = rng.uniform(0.25, 0.97)
     y = y0 + 2
     while y + 5.2 < y1:
@@ -123,7 +123,7 @@ def _park(plan: WorldPlan, block: Area) -> None:
     """Lawn with paths, trees and sometimes a pond."""
     rng = plan.rng
     x0, y0, x1, y1 = block
-    plan.fill(rectangle(*block), ("grass", "grass", "meadow")[rng.integers(3)])
+    plan.fill(rectangle(*block), "grass", "grass", "meadow")
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
     path = ("gravel", "pavement", "brick", "dirt")[rng.integers(4)]
     for corner in ([x0, y0], [x1, y1], [x0, y1], [x1, y0]):
@@ -140,7 +140,7 @@ def _park(plan: WorldPlan, block: Area) -> None:
 def _field(plan: WorldPlan, block: Area) -> None:
     """A field with furrows."""
     rng = plan.rng
-    plan.fill(rectangle(*block), ("crop", "soil", "meadow", "crop")[rng.integers(4)])
+    plan.fill(rectangle(*block), "crop", "soil", "meadow", "crop")
     plan.rows(block, rng.uniform(0.5, 2.5), rng.uniform(0.05, 0.3))
     x0, y0, x1, y1 = block
     if rng.random() < 0.4:
@@ -174,10 +174,8 @@ def _yard(plan: WorldPlan, block: Area) -> None:
     """A building site or store: dirt, containers, machines, people."""
     rng = plan.rng
     x0, y0, x1, y1 = block
-    plan.fill(rectangle(*block), ("dirt", "soil", "gravel")[rng.integers(3)])
-    plan.fill(
-        blob(rng, (x0 + x1) / 2, (y0 + y1) / 2, 8), ("soil", "gravel", "dirt")[rng.integers(3)]
-    )
+    plan.fill(rectangle(*block), "dirt", "soil", "gravel")
+    plan.fill(blob(rng, (x0 + x1) / 2, (y0 + y1) / 2, 8), "soil", "gravel", "dirt")
     spots = [(x, y) for x in np.arange(x0 + 9, x1 - 8, 17) for y in np.arange(y0 + 4, y1 - 3, 6)]
     heading = np.pi * rng.integers(2)
     for x, y in spots:
@@ -196,7 +194,7 @@ def _depot(plan: WorldPlan, block: Area) -> None:
     """Rows of parked buses or trucks."""
     rng = plan.rng
     x0, y0, x1, y1 = block
-    plan.fill(rectangle(*block), ("lot", "concrete")[rng.integers(2)])
+    plan.fill(rectangle(*block), "lot", "concrete")
     kind = "bus" if rng.random() < 0.65 else "truck"
     occupied = rng.uniform(0.3, 0.9)
     for y in np.arange(y0 + 9, y1 - 8, 20):
@@ -211,11 +209,11 @@ def _plaza(plan: WorldPlan, block: Area) -> None:
     """A paved square with people."""
     rng = plan.rng
     x0, y0, x1, y1 = block
-    plan.fill(rectangle(*block), ("brick", "pavement", "concrete")[rng.integers(3)])
+    plan.fill(rectangle(*block), "brick", "pavement", "concrete")
     plan.rows(block, rng.uniform(0.8, 5), rng.uniform(0.1, 0.5))
     for _ in range(rng.poisson(3)):
         bed = disc(rng.uniform(x0 + 4, x1 - 4), rng.uniform(y0 + 4, y1 - 4), rng.uniform(1.5, 4))
-        plan.fill(bed, ("grass", "water", "scrub")[rng.integers(3)])
+        plan.fill(bed, "grass", "water", "scrub")
     if rng.random() < 0.5:
         plan.building(((x0 + x1) / 2, y0 + 8), (0.6 * (x1 - x0), 12), 0, rng.uniform(4, 14))
         y0 += 16
@@ -235,16 +233,10 @@ def _pitch(plan: WorldPlan, block: Area) -> None:
         plan.rows((x0 + 3, y0 + 3, x1 - 3, y1 - 3), 8, 0.35)
     middle = np.array([[(x0 + x1) / 2, (y0 + y1) / 2]])
     half = np.array([x1 - x0 - 10, y1 - y0 - 10]) / 2
-    for a, b in (
-        ((-1, -1), (1, -1)),
-        ((1, -1), (1, 1)),
-        ((1, 1), (-1, 1)),
-        ((-1, 1), (-1, -1)),
-        ((0, -1), (0, 1)),
-    ):
-        plan.mark(
-            strip((middle + half * a)[0], (middle + half * b)[0], 0.15)[None], (225, 225, 220)
-        )
+    edges = *pairwise([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]), ((0, -1), (0, 1))
+    for a, b in edges:
+        line = strip((middle + half * a)[0], (middle + half * b)[0], 0.15)
+        plan.mark(line[None], (225, 225, 220))
     _people(plan, (x0 + 3, y0 + 3, x1 - 3, y1 - 3), 16)
     _scatter_trees(plan, (x0, y0, x1, y0 + 2), rng.poisson(3))
 

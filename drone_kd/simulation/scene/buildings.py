@@ -13,15 +13,8 @@ from drone_kd.simulation.scene.shapes import CIRCLE
 # are on the ground, 4-7 at the eaves above them, 8 and 9 are the ends of the ridge.
 HOUSE_SIDES = np.array(
     [
-        [4, 5, 1, 0],
-        [5, 6, 2, 1],
-        [6, 7, 3, 2],
-        [7, 4, 0, 3],
-        [4, 5, 8, 8],
-        [6, 7, 9, 9],
-        [4, 5, 6, 7],
-        [4, 8, 9, 7],
-        [5, 8, 9, 6],
+        *([4, 5, 1, 0], [5, 6, 2, 1], [6, 7, 3, 2], [7, 4, 0, 3]),
+        *([4, 5, 8, 8], [6, 7, 9, 9], [4, 5, 6, 7], [4, 8, 9, 7], [5, 8, 9, 6]),
     ]
 )
 
@@ -29,14 +22,10 @@ GABLES = (4, 5)
 
 
 def house_corners(houses: np.ndarray) -> np.ndarray:
-    """Compute the corners of houses.
+    """Compute the corners of houses, float64 (B, 10, 3), as in World.
 
-    Args:
-        houses: float64 (B, 7): x, y, length, width, heading, height of the eaves, and height of
-            the ridge above the eaves.
-
-    Returns:
-        float64 (B, 10, 3), as in World.
+    `houses` is float64 (B, 7): x, y, length, width, heading, height of the eaves, and height of
+    the ridge above the eaves.
     """
     x, y, length, width, heading, height, ridge = houses.T[..., None]
     # Corners at half the length and width, the ends of the ridge in between.

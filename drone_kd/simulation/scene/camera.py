@@ -17,23 +17,14 @@ from drone_kd.simulation.scene.shapes import TILE_M
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera over the world. Metres and radians.
-
-    Attributes:
-        x_m, y_m, height_m: position; height above the ground.
-        yaw: direction of the upper image side, from north (-y) towards east.
-        pitch: downward angle; pi / 2 is nadir. The horizon must stay above the image.
-        roll: rotation about the optical axis.
-        focal_px: focal length.
-        width, height: image size in pixels.
-    """
+    """A pinhole camera over the world. Metres, radians and pixels."""
 
     x_m: float
     y_m: float
-    height_m: float
-    yaw: float
-    pitch: float
-    roll: float
+    height_m: float  # above the ground
+    yaw: float  # direction of the upper image side, from north (-y) towards east
+    pitch: float  # downward angle; pi / 2 is nadir. The horizon must stay above the image.
+    roll: float  # rotation about the optical axis
     focal_px: float
     width: int
     height: int
@@ -41,9 +32,8 @@ class Camera:
     @cached_property
     def axes(self) -> np.ndarray:
         """World directions of image right, image down and view: float64 (3, 3), one per row."""
-        sin_y, cos_y, sin_p, cos_p = (
-            f(a) for a in (self.yaw, self.pitch) for f in (math.sin, math.cos)
-        )
+        sin_y, cos_y = math.sin(self.yaw), math.cos(self.yaw)
+        sin_p, cos_p = math.sin(self.pitch), math.cos(self.pitch)
         right = np.array([cos_y, sin_y, 0.0])
         down = np.array([-sin_p * sin_y, sin_p * cos_y, -cos_p])
         view = np.array([cos_p * sin_y, -cos_p * cos_y, -sin_p])
@@ -84,9 +74,8 @@ class Camera:
         w, h = self.width, self.height
         corners = np.array([[0, 0, 1], [w, 0, 1], [w, h, 1], [0, h, 1]]) @ self.to_ground.T
         if (corners[:, 2] <= 0).any():
-            raise ValueError(
-                f"expected the horizon above the image, got pitch {self.pitch:.3f} rad"
-            )
+            pitch = f"pitch {self.pitch:.3f} rad"
+            raise ValueError(f"expected the horizon above the image, got {pitch}")
         xy = corners[:, :2] / corners[:, 2:]
         return np.stack([xy.min(0), xy.max(0)])
 
@@ -94,10 +83,7 @@ class Camera:
 def copies_in(xy: np.ndarray, bounds: np.ndarray, margin_m: float) -> tuple[np.ndarray, ...]:
     """Return the repeated copies of points (N, 2) within bounds and a margin.
 
-    Returns:
-        index: int64 (K,), which point.
-        places: float64 (K, 2), x, y in metres.
-        tiles: int64 (K, 2), tile of the copy.
+    Which point, int64 (K,); x, y in metres, float64 (K, 2); the tile of the copy, int64 (K, 2).
     """
     low, high = bounds[0] - margin_m, bounds[1] + margin_m
     first = np.ceil((low - xy) / TILE_M)
@@ -111,13 +97,9 @@ def copies_in(xy: np.ndarray, bounds: np.ndarray, margin_m: float) -> tuple[np.n
 def in_view(
     camera: Camera, points: np.ndarray, radius_m: np.ndarray | float, min_px: float
 ) -> np.ndarray:
-    """Select points (K, 3) whose surroundings reach into the image and are large enough.
+    """Select points (K, 3) whose surroundings reach into the image: bool (K,).
 
-    Args:
-        camera: the camera.
-        points: float64 (K, 3), metres.
-        radius_m: extent around each point, a number or float64 (K,).
-        min_px: least radius in the image.
+    Surroundings below a radius of `min_px` in the image are left out.
     """
     px, depth = camera.project(points)
     reach = camera.focal_px * radius_m / np.maximum(depth, 0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import count
 
 import numpy as np
 
@@ -25,34 +26,19 @@ _MIN_HEIGHT_M = 30.0
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
-    """A synthetic image with its ground truth.
+class Frame(View):
+    """A view as a camera takes it, `t_s` seconds after the start; 0 for a single frame."""
 
-    Attributes:
-        image: uint8 (h, w, 3) BGR.
-        xyxy: float32 (N, 4): left, top, right, bottom in pixels, within the image, of the visible
-            part of each object without its shadow.
-        class_ids: int64 (N,), index into CLASSES.
-        ids: int64 (N,), track ids, constant during a flight.
-        t_s: seconds since the start of the flight; 0 for a single frame.
-    """
-
-    image: np.ndarray
-    xyxy: np.ndarray
-    class_ids: np.ndarray
-    ids: np.ndarray
     t_s: float
 
 
 def draw_frame(seed: int, imgsz: int = 640) -> Frame:
     """Render one square frame; the same seed and size give the same frame.
 
-    Args:
-        seed: 0 or more; see FRAMES_PER_WORLD.
-        imgsz: side in pixels, at least 64. The field of view does not depend on it.
+    For `seed` see FRAMES_PER_WORLD; the field of view does not depend on `imgsz`, in pixels.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: a seed below 0 or a size below 64.
     """
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
@@ -101,9 +87,8 @@ class FlightPlan:
         if self.seed < 0:
             raise ValueError(f"seed: expected 0 or more, got {self.seed}")
         if min(self.width, self.height) < 64:
-            raise ValueError(
-                f"size: expected at least 64 x 64 px, got {self.width} x {self.height}"
-            )
+            size = f"{self.width} x {self.height}"
+            raise ValueError(f"size: expected at least 64 x 64 px, got {size}")
         if not self.fps > 0:
             raise ValueError(f"fps: expected more than 0, got {self.fps}")
         if self.scene and self.scene not in SCENES:
@@ -143,17 +128,15 @@ def fly(plan: FlightPlan) -> Iterator[Frame]:
         x_m, y_m = world.roads[0].points(y_m, 0.0)
         course, turn, nod = np.pi * (course > np.pi), 0.25, 12.0
     before = None
-    n = 0
-    while True:
+    for n in count():
         t_s = n / plan.fps
         # Incommensurable periods, so that no view repeats.
         sway = np.sin(2 * np.pi * t_s / np.array((43.0, 31.0, 57.0, 11.0)) + phases)
         heading = course + turn * sway[0]
-        altitude_m = plan.altitude_m
         camera = Camera(
             x_m=x_m,
             y_m=y_m,
-            height_m=58 + 14 * sway[2] if altitude_m is None else altitude_m,
+            height_m=58 + 14 * sway[2] if plan.altitude_m is None else plan.altitude_m,
             yaw=heading,
             pitch=np.radians(66 + nod * sway[1]),
             roll=0.02 * sway[3],
@@ -170,7 +153,6 @@ def fly(plan: FlightPlan) -> Iterator[Frame]:
         ahead = course if plan.scene else heading
         x_m += np.sin(ahead) * plan.speed_mps / plan.fps
         y_m -= np.cos(ahead) * plan.speed_mps / plan.fps
-        n += 1
 
 
 def _conditions(plan: FlightPlan, rng: np.random.Generator) -> Conditions:

@@ -10,6 +10,7 @@ import numpy as np
 from drone_kd.simulation.scene import meshes
 from drone_kd.simulation.scene.roads import Road
 from drone_kd.simulation.scene.shapes import TILE_M
+from drone_kd.simulation.scene.textures import Pyramid
 from drone_kd.simulation.scene.town import Layout, build_world
 from drone_kd.simulation.scene.world import World
 
@@ -91,9 +92,7 @@ def _as_thermal(world: World) -> World:
     )
 
 
-def _each(
-    pyramids: tuple[tuple[np.ndarray, ...], ...], gain: float, offset: float
-) -> tuple[tuple[np.ndarray, ...], ...]:
+def _each(pyramids: tuple[Pyramid, ...], gain: float, offset: float) -> tuple[Pyramid, ...]:
     return tuple(tuple(_flatten(level, gain, offset) for level in levels) for levels in pyramids)
 
 

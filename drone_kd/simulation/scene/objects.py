@@ -37,19 +37,11 @@ def draw_objects(
     present: np.ndarray | None,
     obstacles: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw all objects with their shadows.
+    """Draw all objects with their shadows into an image uint8 (h, w, 3) BGR.
 
-    Args:
-        image: uint8 (h, w, 3) BGR, changed in place.
-        world: the place.
-        camera: the camera.
-        bounds: of `Camera.ground_bounds`.
-        t_s: seconds since the start.
-        present: see `render.render`.
-        obstacles: uint8 (h, w), not 0 where a house or tree hides the objects.
-
-    Returns:
-        Boxes float32 (N, 4), class ids int64 (N,) and object ids int64 (N,) of the labelled ones.
+    `bounds` is of `Camera.ground_bounds`, `present` as in `render.render`, `obstacles` uint8
+    (h, w), not 0 where a house or tree hides the objects. Returns boxes float32 (N, 4), class ids
+    int64 (N,) and object ids int64 (N,) of the labelled ones.
     """
     poses = world.poses(t_s)
     index, xy, tiles = _nearby(world, camera, bounds, poses, present)
@@ -108,11 +100,7 @@ def draw_objects(
 
 
 def _nearby(
-    world: World,
-    camera: Camera,
-    bounds: np.ndarray,
-    poses: np.ndarray,
-    present: np.ndarray | None,
+    world: World, camera: Camera, bounds: np.ndarray, poses: np.ndarray, present: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return index, x, y and tile of the objects that may be in view, from near to far."""
     index, xy, tiles = copies_in(poses[:, :2], bounds, 10)
@@ -141,11 +129,8 @@ def _visible(
 ) -> tuple[list[int], list[tuple[float, ...]]]:
     """Return which objects are visible enough, from near to far, and their boxes.
 
-    Args:
-        outlines: fixed-point polygons of each object, near objects first.
-        low: float64 (N, 2), left and top of each object in pixels.
-        high: float64 (N, 2), right and bottom.
-        hidden: uint8 (h, w), not 0 where something hides the objects; changed in place.
+    Each object has fixed-point polygons, left and top, right and bottom (N, 2) in pixels, near
+    objects first. `hidden`, not 0 where something hides the objects, is changed in place.
     """
     # Only objects that overlap a farther one have to be added to `hidden`.
     overlap: np.ndarray = (low[:, None, 0] < high[:, 0]) & (low[:, None, 1] < high[:, 1])
@@ -180,17 +165,10 @@ def _faces(
 ) -> tuple[list[np.ndarray], list[list[float]], list[int]]:
     """Return the faces that look towards the camera, object by object, far and low ones first.
 
-    Args:
-        px: float64 (P, 8, 2), corners of all parts in the image.
-        part: int64 (P,), index of each part in the library.
-        owner: int64 (P,), index of the object that each part belongs to.
-        towards: float64 (N, 3, 2), from each object to the camera and to the sun.
-        lit: bool (N,), False for an object in the shadow of a house or tree.
-        paint: float64 (P, 5, 3) RGB of the library's parts.
-
-    Returns:
-        Fixed-point polygons int32 (4, 2), their BGR colours, and the index of each object's first
-        face (one more entry than objects).
+    Parts have corners (P, 8, 2) in the image, an index in the library and an object; objects are
+    given by (N, 3, 2), from each to the camera and to the sun, and whether they are lit. Returns
+    fixed-point polygons int32 (4, 2), their BGR colours, and the index of each object's first face
+    (one more entry than objects).
     """
     shapes = meshes.library()
     facing = shapes.normals[part] @ towards[owner]

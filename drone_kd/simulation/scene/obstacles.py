@@ -20,16 +20,10 @@ _PLAIN_PX = 8
 def obstacle_layer(
     world: World, camera: Camera, bounds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Render houses and trees, from far to near.
+    """Render houses and trees within bounds of `Camera.ground_bounds`, from far to near.
 
-    Args:
-        world: the place.
-        camera: the camera.
-        bounds: of `Camera.ground_bounds`.
-
-    Returns:
-        The layer, uint8 (h, w, 3) BGR, and its mask, uint8 (h, w), 0 or 255; where the mask is 0
-        the layer is undefined.
+    Returns the layer, uint8 (h, w, 3) BGR, and its mask, uint8 (h, w), 0 or 255; where the mask is
+    0 the layer is undefined.
     """
     layer = np.empty((camera.height, camera.width, 3), np.uint8)
     mask = np.zeros((camera.height, camera.width), np.uint8)
@@ -127,11 +121,9 @@ class _Trees:
 
 
 def _areas(camera: Camera, low: np.ndarray, high: np.ndarray) -> tuple[list, np.ndarray]:
-    """Clip areas between image points (..., 2) to the frame.
+    """Clip areas between image points (..., 2) to the frame, as nested lists of whole pixels.
 
-    Returns:
-        Left, top, right, bottom in whole pixels, as nested lists (..., 4), and which areas are
-        not empty, bool (...,).
+    Also returns which areas are not empty, bool (...,).
     """
     size = camera.width, camera.height
     first, last = np.floor(low).clip(0, size), np.ceil(high).clip(0, size)
@@ -146,10 +138,6 @@ def _paste(layer: np.ndarray, texture: np.ndarray, quad: np.ndarray, area: list[
     corners = np.array([[0, 0], [w - 1, 0], [w - 1, h - 1], [0, h - 1]], np.float32)
     places = (quad - (left + 0.5, top + 0.5)).astype(np.float32)
     # Pixels outside the texture keep their value.
-    cv2.warpPerspective(
-        texture,
-        cv2.getPerspectiveTransform(corners, places),
-        (right - left, bottom - top),
-        dst=layer[top:bottom, left:right],
-        borderMode=cv2.BORDER_TRANSPARENT,
-    )
+    matrix, patch = cv2.getPerspectiveTransform(corners, places), layer[top:bottom, left:right]
+    size, mode = (right - left, bottom - top), cv2.BORDER_TRANSPARENT
+    cv2.warpPerspective(texture, matrix, size, dst=patch, borderMode=mode)

@@ -42,8 +42,10 @@ class WorldPlan:
         self._houses: list[tuple[float, ...]] = []
         self._trees: list[tuple[float, ...]] = []
 
-    def fill(self, polygon: np.ndarray, material: str) -> None:
-        """Cover a polygon (P, 2), in metres, with a material."""
+    def fill(self, polygon: np.ndarray, *materials: str) -> None:
+        """Cover a polygon (P, 2), in metres, with one of these materials."""
+        one = len(materials) == 1
+        material = materials[0 if one else self.rng.integers(len(materials))]
         self._fills.append((polygon[None], textures.MATERIAL_IDS[material] * 16))
 
     def mark(self, polygons: np.ndarray, rgb: Sequence[int] | np.ndarray) -> None:
@@ -148,7 +150,7 @@ class WorldPlan:
             + textures.sample(rng, textures.facade_bank(5), half),
         )
 
-    def _render_ground(self, shadow: np.ndarray) -> tuple[tuple[np.ndarray, ...], float]:
+    def _render_ground(self, shadow: np.ndarray) -> tuple[textures.Pyramid, float]:
         """Render the pyramid of World.ground; returns it with World.shadow_gain."""
         material = np.zeros((TILE_PX, TILE_PX), np.uint8)
         fill_polygons(material, self._fills)

@@ -17,13 +17,14 @@ from drone_kd.simulation.scene.world import World
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A rendered image, before sensor effects, with its ground truth.
+    """A rendered image with its ground truth.
 
     Attributes:
         image: uint8 (h, w, 3) BGR.
-        xyxy: float32 (N, 4), pixels: bounds of the visible part of an object, without its shadow.
+        xyxy: float32 (N, 4): left, top, right, bottom in pixels, within the image, of the visible
+            part of each object without its shadow.
         class_ids: int64 (N,), index into CLASSES.
-        ids: int64 (N,), constant per object in all views of a world.
+        ids: int64 (N,), track ids, constant per object in all views of a world.
     """
 
     image: np.ndarray
@@ -36,13 +37,7 @@ def render(world: World, camera: Camera, t_s: float, present: np.ndarray | None 
     """Render the world at one time.
 
     Objects smaller than MIN_SIDE_PX or visible to less than MIN_VISIBLE are neither rendered nor
-    labelled.
-
-    Args:
-        world: the place.
-        camera: the camera.
-        t_s: seconds since the start.
-        present: bool (number of objects,), False leaves an object out; None: all are present.
+    labelled. `present`, bool (number of objects,), leaves objects out; None: all are present.
 
     Raises:
         ValueError: the horizon is in the image.
@@ -56,26 +51,22 @@ def render(world: World, camera: Camera, t_s: float, present: np.ndarray | None 
 
 
 def roll(view: View, shift_px: np.ndarray) -> View:
-    """Apply a rolling shutter that reads the rows from top to bottom.
+    """Apply a rolling shutter, which reads the rows from top to bottom.
 
-    Args:
-        view: the view of a global shutter.
-        shift_px: float64 (2,), x and y by which the scene moves while the frame is read.
+    `shift_px`, float64 (2,), is how far the scene moves while the frame is read.
     """
     height, width = view.image.shape[:2]
     # Row y shows the scene moved by shift * y / height.
     stretch = 1 / (1 - np.clip(shift_px[1] / height, -0.5, 0.5))
     matrix = np.array([[1, stretch * shift_px[0] / height, 0], [0, stretch, 0]])
-    image = np.asarray(
-        cv2.warpAffine(view.image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
-    )
+    image = cv2.warpAffine(view.image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
     x0, y0, x1, y1 = view.xyxy.T.astype(np.float64)
     corners = np.stack([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]).transpose(2, 0, 1)
     moved = corners @ matrix[:, :2].T
     size = width, height
     xyxy = np.hstack([moved.min(1).clip(0, size), moved.max(1).clip(0, size)]).astype(np.float32)
     kept = (xyxy[:, 2:] - xyxy[:, :2] >= MIN_SIDE_PX).all(1)
-    return View(image, xyxy[kept], view.class_ids[kept], view.ids[kept])
+    return View(np.asarray(image), xyxy[kept], view.class_ids[kept], view.ids[kept])
 
 
 def _ground(world: World, camera: Camera, bounds: np.ndarray) -> np.ndarray:

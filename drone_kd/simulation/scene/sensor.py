@@ -15,40 +15,28 @@ _BANK_SIGMA = 32.0
 
 @dataclass(frozen=True)
 class Conditions:
-    """Imaging conditions of a flight: weather, exposure and optics.
+    """Imaging conditions of a flight: weather, exposure and optics."""
 
-    Attributes:
-        gain: (B, G, R) exposure and white balance.
-        gamma: exponent of the tone curve; 1 changes nothing.
-        haze: share of the light that haze adds, in [0, 1].
-        haze_bgr: its colour.
-        blur_px: standard deviation of the defocus.
-        motion_px, motion_rad: length and direction of the motion blur.
-        detail: scale that the image is reduced to and enlarged from, in (0, 1]; 1 changes nothing.
-        noise: standard deviation in grey levels.
-        quality: JPEG quality of an earlier compression; None: not compressed.
-    """
-
-    gain: tuple[float, float, float]
-    gamma: float
-    haze: float
+    gain: tuple[float, float, float]  # (B, G, R) exposure and white balance
+    gamma: float  # exponent of the tone curve; 1 changes nothing
+    haze: float  # share of the light that haze adds, in [0, 1]
     haze_bgr: tuple[float, float, float]
-    blur_px: float
-    motion_px: float
-    motion_rad: float
-    detail: float
-    noise: float
-    quality: int | None
+    blur_px: float  # standard deviation of the defocus
+    motion_px: float  # length of the motion blur
+    motion_rad: float  # its direction
+    detail: float  # scale that the image is reduced to and enlarged from, in (0, 1]
+    noise: float  # standard deviation in grey levels
+    quality: int | None  # JPEG quality of an earlier compression; None: not compressed
 
 
 def sample_conditions(rng: np.random.Generator) -> Conditions:
     """Sample conditions: most images are clear, each flaw is common, few images have all flaws."""
     warm = rng.normal(0, 0.045)
     exposure = np.exp(rng.normal(-0.08, 0.25))
-    gain = exposure * np.array([1 - warm, 1 + rng.normal(0, 0.02), 1 + warm])
+    blue, green, red = exposure * np.array([1 - warm, 1 + rng.normal(0, 0.02), 1 + warm])
     grey = rng.uniform(140, 225)
     return Conditions(
-        gain=(float(gain[0]), float(gain[1]), float(gain[2])),
+        gain=(float(blue), float(green), float(red)),
         gamma=float(np.exp(rng.normal(0, 0.16))),
         haze=float(
             rng.choice((0.0, rng.uniform(0, 0.12), rng.uniform(0.1, 0.42)), p=(0.4, 0.4, 0.2))
@@ -69,16 +57,14 @@ def apply_sensor(
     """Return the uint8 (h, w, 3) BGR image as a camera takes it under these conditions."""
     height, width = image.shape[:2]
     if conditions.motion_px:
-        image = cv2.filter2D(
-            image, -1, _motion_kernel(conditions.motion_px, conditions.motion_rad)
-        )
+        kernel = _motion_kernel(conditions.motion_px, conditions.motion_rad)
+        image = cv2.filter2D(image, -1, kernel)
     # Out to two standard deviations: OpenCV's own three take a third longer.
     side = 2 * round(2 * conditions.blur_px) + 1
     image = cv2.GaussianBlur(image, (side, side), conditions.blur_px)
     if conditions.detail < 1:
-        small = cv2.resize(
-            image, None, fx=conditions.detail, fy=conditions.detail, interpolation=cv2.INTER_LINEAR
-        )
+        scale = conditions.detail
+        small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
         image = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     # A copy by now: working in place costs a third less.
     planes = cv2.split(image)
@@ -99,9 +85,8 @@ def apply_sensor(
 def _curves(conditions: Conditions) -> np.ndarray:
     """Return the tone curve of each channel: uint8 (3, 256)."""
     light = (np.arange(256) / 255) ** conditions.gamma
-    hazy = (1 - conditions.haze) * 255 * light[:, None] + conditions.haze * np.array(
-        conditions.haze_bgr
-    )
+    haze = conditions.haze * np.array(conditions.haze_bgr)
+    hazy = (1 - conditions.haze) * 255 * light[:, None] + haze
     bright = hazy * conditions.gain
     # A soft shoulder compresses highlights before they clip.
     bright = np.where(bright > 200, 200 + 55 * np.tanh((bright - 200) / 75), bright)

@@ -49,22 +49,16 @@ def strip(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
 
 
 def tile_ranges(start: int, stop: int, side: int) -> Iterator[tuple[slice, slice]]:
-    """Split a range at the borders of repeating tiles.
-
-    Yields:
-        The slice of the tile and the slice of the range that it covers, piece by piece.
-    """
+    """Yield the pieces of a range cut at the borders of tiles: slices of tile and of range."""
     for tile in range(start - start % side, stop, side):
         low, high = max(start, tile), min(stop, tile + side)
         yield slice(low - tile, high - tile), slice(low - start, high - start)
 
 
 def fill_polygons(raster: np.ndarray, fills: Sequence[Fill]) -> None:
-    """Fill polygons in order; parts beyond the tile wrap to its other side.
+    """Fill polygons in order, in a uint8 raster of side TILE_PX with 1 or 3 channels.
 
-    Args:
-        raster: uint8 (TILE_PX, TILE_PX) or (TILE_PX, TILE_PX, 3), changed in place.
-        fills: polygons (K, P, 2) in metres with their value.
+    Parts beyond the tile wrap to its other side.
     """
     counts = np.concatenate([np.full(len(polygons), polygons.shape[1]) for polygons, _ in fills])
     values = [value for polygons, value in fills for _ in polygons]

@@ -22,17 +22,16 @@ def add_road(plan: WorldPlan, road: Road) -> None:
     s = np.linspace(0, TILE_M, 65)
     if road.sidewalk_m:
         walk = road.half_m + road.sidewalk_m
-        material = ("pavement", "brick", "pavement", "concrete")[plan.rng.integers(4)]
-        plan.fill(road.ribbon(s, -walk, walk), material)
-    material = ("road", "road", "road", "lot", "concrete")[plan.rng.integers(5)]
-    plan.fill(road.ribbon(s, -road.half_m, road.half_m), material)
+        plan.fill(road.ribbon(s, -walk, walk), "pavement", "brick", "pavement", "concrete")
+    surface = road.ribbon(s, -road.half_m, road.half_m)
+    plan.fill(surface, "road", "road", "road", "lot", "concrete")
     # Repairs in another asphalt.
     for _ in range(plan.rng.integers(0, 9)):
         start = plan.rng.uniform(0, TILE_M)
         lane = plan.rng.uniform(-road.half_m, road.half_m - 2)
         piece = np.linspace(start, start + plan.rng.uniform(2, 30), 12)
         patch = road.ribbon(piece, lane, lane + plan.rng.uniform(0.6, 2))
-        plan.fill(patch, ("lot", "road")[plan.rng.integers(2)])
+        plan.fill(patch, "lot", "road")
 
 
 def add_markings(plan: WorldPlan, road: Road, crossings: Crossings) -> None:
@@ -47,10 +46,8 @@ def add_markings(plan: WorldPlan, road: Road, crossings: Crossings) -> None:
             step, length = (4.0, 4.1) if solid else (9.0, 3.0)
             s = np.arange(0, TILE_M, step)
             s = s[away_from(s + length / 2, crossings, 5 + length / 2)]
-            plan.mark(
-                road.dashes(s, length, lateral - 0.08, lateral + 0.08),
-                middle if lane == 0 else paint,
-            )
+            line = road.dashes(s, length, lateral - 0.08, lateral + 0.08)
+            plan.mark(line, middle if lane == 0 else paint)
     if rng.random() < 0.5:
         s = np.arange(0, TILE_M, 4.0)
         s = s[away_from(s + 2, crossings, 2.5)]
@@ -60,9 +57,9 @@ def add_markings(plan: WorldPlan, road: Road, crossings: Crossings) -> None:
     zebra = road.sidewalk_m > 0 and rng.random() < 0.75
     for centre, reach in crossings:
         for side in (-1, 1):
-            line = centre + side * (reach + 4.6)
+            stop = centre + side * (reach + 4.6)
             left, right = (0.2, road.half_m - 0.5) if side < 0 else (0.5 - road.half_m, -0.2)
-            plan.mark(road.dashes(line, 0.4, left, right)[None], paint)
+            plan.mark(road.dashes(stop, 0.4, left, right)[None], paint)
             if zebra:
                 start = centre + side * (reach + 2) - 1.4
                 bars = np.arange(-road.half_m + 0.4, road.half_m - 0.5, 0.95)

@@ -9,6 +9,9 @@ import numpy as np
 
 from drone_kd.simulation.scene.shapes import TILE_PX, random_sign
 
+# An image and smaller copies, each half the size of the one before.
+Pyramid = tuple[np.ndarray, ...]
+
 # Side of a tree's texture, and the number of pyramid levels, each half the size of the one before.
 TREE_PX, TREE_LEVELS = 72, 4
 
@@ -36,6 +39,15 @@ MATERIALS = {
     "track": ((128, 62, 48), (156, 80, 62), (178, 104, 84)),
     "pool": ((50, 140, 160), (84, 176, 192), (150, 212, 220)),
 }
+
+# RGB of leaves with their shares, of roofs and of walls.
+_GREENS = ((72, 96, 42), (52, 76, 38), (96, 108, 52), (44, 62, 40), (120, 104, 50), (84, 66, 52))
+_GREEN_SHARES = (0.3, 0.26, 0.18, 0.14, 0.07, 0.05)
+_ROOFS = (
+    *((150, 78, 56), (112, 66, 54), (96, 96, 98), (150, 148, 146)),
+    *((184, 182, 178), (72, 74, 80), (128, 118, 104)),
+)
+_WALLS = ((176, 162, 140), (190, 188, 182), (150, 92, 70), (128, 126, 122), (206, 196, 170))
 
 MATERIAL_IDS = {name: i for i, name in enumerate(MATERIALS)}
 
@@ -90,13 +102,8 @@ def _patch(rng: np.random.Generator, height: int, width: int, fine: bool) -> np.
     return noise[y : y + height, x : x + width].astype(np.float32) / 127.5 - 1
 
 
-def pyramid(image: np.ndarray, levels: int | None = None) -> tuple[np.ndarray, ...]:
-    """Return the image and smaller copies, each half the size of the one before.
-
-    Args:
-        image: uint8 (h, w, C).
-        levels: number of images; None: down to one or two pixels.
-    """
+def pyramid(image: np.ndarray, levels: int | None = None) -> Pyramid:
+    """Return the pyramid of an image uint8 (h, w, C); without `levels`, to one or two pixels."""
     images = [image]
     while len(images) != levels and min(images[-1].shape[:2]) > 1:
         half = cv2.resize(images[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
@@ -104,7 +111,7 @@ def pyramid(image: np.ndarray, levels: int | None = None) -> tuple[np.ndarray, .
     return tuple(images)
 
 
-def _tree_texture(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def _tree_texture(rng: np.random.Generator) -> Pyramid:
     """Render a tree crown from above, BGRA, with the sun to its right."""
     y, x = np.mgrid[-1 : 1 : TREE_PX * 1j, -1 : 1 : TREE_PX * 1j].astype(np.float32)
     angle, radius = np.arctan2(y, x), np.hypot(x, y)
@@ -118,38 +125,18 @@ def _tree_texture(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     height = np.sqrt(np.clip(1 - (radius / outline) ** 2, 0.05, 1))
     slant = 0.45 * np.cos(np.radians(rng.uniform(28, 68)))
     light = 0.5 * height + slant * x + 0.3 * clumps + 0.13 * leaves + 0.22
-    greens = (
-        (72, 96, 42),
-        (52, 76, 38),
-        (96, 108, 52),
-        (44, 62, 40),
-        (120, 104, 50),
-        (84, 66, 52),
-    )
-    green = np.array(
-        greens[rng.choice(6, p=(0.3, 0.26, 0.18, 0.14, 0.07, 0.05))], dtype=np.float32
-    )
-    colour = np.clip(light, 0.2, 1.5)[..., None] * (
-        green * rng.uniform(0.85, 1.45) + rng.normal(0, 5, 3)
-    )
+    leaf = np.array(_GREENS[rng.choice(6, p=_GREEN_SHARES)], dtype=np.float32)
+    green = leaf * rng.uniform(0.85, 1.45) + rng.normal(0, 5, 3)
+    colour = np.clip(light, 0.2, 1.5)[..., None] * green
     alpha = np.where(inside, 255, 0)
     texture = np.dstack([np.clip(colour[..., ::-1], 0, 255), alpha])
     return pyramid(texture.astype(np.uint8))
 
 
-def _roof_texture(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def _roof_texture(rng: np.random.Generator) -> Pyramid:
     """Render a roof of tiles, sheets or gravel, with skylights, vents and solar panels."""
     n = _ROOF_PX
-    bases = (
-        (150, 78, 56),
-        (112, 66, 54),
-        (96, 96, 98),
-        (150, 148, 146),
-        (184, 182, 178),
-        (72, 74, 80),
-        (128, 118, 104),
-    )
-    base = np.array(bases[rng.integers(len(bases))]) * rng.uniform(0.75, 1.2)
+    base = np.array(_ROOFS[rng.integers(len(_ROOFS))]) * rng.uniform(0.75, 1.2)
     shade = 0.12 * _patch(rng, n, n, True) + 0.14 * _patch(rng, n, n, False)
     course = np.sin(np.arange(n) * 2 * np.pi / rng.uniform(4, 14)) * rng.uniform(0, 0.16)
     shade += course[:, None] if rng.random() < 0.5 else course
@@ -172,10 +159,9 @@ def _roof_texture(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     return pyramid(roof)
 
 
-def _facade_texture(rng: np.random.Generator, floors: int) -> tuple[np.ndarray, ...]:
+def _facade_texture(rng: np.random.Generator, floors: int) -> Pyramid:
     """Render a wall with rows of windows; the top of the texture is at the eaves."""
-    bases = ((176, 162, 140), (190, 188, 182), (150, 92, 70), (128, 126, 122), (206, 196, 170))
-    base = np.array(bases[rng.integers(len(bases))]) * rng.uniform(0.7, 1.1)
+    base = np.array(_WALLS[rng.integers(len(_WALLS))]) * rng.uniform(0.7, 1.1)
     wall = base * (1 + 0.1 * _patch(rng, 64, 128, False))[..., None]
     wall = wall[..., ::-1].clip(0, 250).astype(np.uint8)
     columns = int(floors * rng.uniform(1.4, 2.6))
@@ -193,28 +179,26 @@ def _facade_texture(rng: np.random.Generator, floors: int) -> tuple[np.ndarray, 
 
 
 @lru_cache(maxsize=1)
-def tree_bank() -> list[tuple[np.ndarray, ...]]:
-    """Return all tree textures, as pyramids."""
+def tree_bank() -> list[Pyramid]:
+    """Return all tree textures."""
     rng = np.random.default_rng(3)
     return [_tree_texture(rng) for _ in range(150)]
 
 
 @lru_cache(maxsize=1)
-def roof_bank() -> list[tuple[np.ndarray, ...]]:
-    """Return all roof textures, as pyramids."""
+def roof_bank() -> list[Pyramid]:
+    """Return all roof textures."""
     rng = np.random.default_rng(1)
     return [_roof_texture(rng) for _ in range(72)]
 
 
 @lru_cache(maxsize=2)
-def facade_bank(floors: int) -> list[tuple[np.ndarray, ...]]:
-    """Return all facade textures with this number of floors, as pyramids."""
+def facade_bank(floors: int) -> list[Pyramid]:
+    """Return all facade textures with this number of floors."""
     rng = np.random.default_rng((2, floors))
     return [_facade_texture(rng, floors) for _ in range(30)]
 
 
-def sample(
-    rng: np.random.Generator, bank: list[tuple[np.ndarray, ...]], count: int
-) -> tuple[tuple[np.ndarray, ...], ...]:
+def sample(rng: np.random.Generator, bank: list[Pyramid], count: int) -> tuple[Pyramid, ...]:
     """Return `count` different textures of a bank."""
     return tuple(bank[i] for i in rng.choice(len(bank), count, replace=False))

@@ -11,12 +11,7 @@ from drone_kd.simulation.scene.blocks import BLOCKS
 from drone_kd.simulation.scene.plan import WorldPlan
 from drone_kd.simulation.scene.roads import Road, sample_roads
 from drone_kd.simulation.scene.shapes import TILE_M, Area, rectangle
-from drone_kd.simulation.scene.streets import (
-    add_kerbside,
-    add_markings,
-    add_road,
-    add_traffic,
-)
+from drone_kd.simulation.scene.streets import add_kerbside, add_markings, add_road, add_traffic
 from drone_kd.simulation.scene.world import World
 
 # Kinds of blocks of each theme with their weights.
@@ -40,14 +35,7 @@ _THEMES: dict[str, dict[str, int]] = {
         "yard": 1,
         "field": 1,
     },
-    "industrial": {
-        "industry": 7,
-        "car_park": 4,
-        "yard": 4,
-        "depot": 3,
-        "field": 1,
-        "flats": 1,
-    },
+    "industrial": {"industry": 7, "car_park": 4, "yard": 4, "depot": 3, "field": 1, "flats": 1},
     "rural": {"field": 7, "forest": 3, "houses": 3, "water": 2, "yard": 2, "park": 1},
 }
 _THEME_SHARES = (0.36, 0.26, 0.22, 0.16)
@@ -55,28 +43,16 @@ _THEME_SHARES = (0.36, 0.26, 0.22, 0.16)
 
 @dataclass(frozen=True)
 class Layout:
-    """What to build.
+    """What to build."""
 
-    Attributes:
-        theme: town, suburb, industrial or rural: mix of the traffic and of the kerbside.
-        kinds: kinds of blocks between the roads, with their weights.
-        roads: the roads; empty: sampled for the theme.
-        speed_mps: slowest and fastest lane of north-south roads.
-    """
-
-    theme: str
-    kinds: dict[str, int]
-    roads: tuple[Road, ...] = ()
-    speed_mps: tuple[float, float] = (6.0, 15.0)
+    theme: str  # town, suburb, industrial or rural: mix of the traffic and of the kerbside
+    kinds: dict[str, int]  # kinds of blocks between the roads, with their weights
+    roads: tuple[Road, ...] = ()  # empty: sampled for the theme
+    speed_mps: tuple[float, float] = (6.0, 15.0)  # slowest and fastest north-south lane
 
 
 def build_world(seed: int, layout: Layout | None = None) -> World:
-    """Build the world of one seed; the same arguments give the same world.
-
-    Args:
-        seed: 0 or more.
-        layout: what to build; None: a random theme.
-    """
+    """Build the world of one seed, 0 or more; without a layout, of a random theme."""
     rng = np.random.default_rng(seed)
     if layout is None:
         theme = list(_THEMES)[rng.choice(len(_THEMES), p=_THEME_SHARES)]
@@ -90,8 +66,7 @@ def build_world(seed: int, layout: Layout | None = None) -> World:
         kind = list(layout.kinds)[rng.choice(len(weights), p=weights / weights.sum())]
         BLOCKS[kind](plan, block)
     crossings = [
-        road.crossings([other for other in roads if other.vertical != road.vertical])
-        for road in roads
+        road.crossings([r for r in roads if r.vertical != road.vertical]) for road in roads
     ]
     for i, road in enumerate(roads):
         add_road(plan, road)

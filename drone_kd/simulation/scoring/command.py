@@ -17,23 +17,14 @@ RECORD = "flight.jsonl"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument(
-        "flight", type=Path, metavar="FLIGHT", help=f"folder of the scorer, or its {RECORD}"
-    )
-    parser.add_argument(
-        "--confidence",
-        type=float,
-        default=0.25,
-        metavar="C",
-        help="score threshold of recall",
-    )
+    folder = f"folder of the scorer, or its {RECORD}"
+    parser.add_argument("flight", type=Path, metavar="FLIGHT", help=folder)
+    least = "score threshold of recall"
+    parser.add_argument("--confidence", type=float, default=0.25, metavar="C", help=least)
 
 
 def write_score(folder: Path, confidence: float = 0.25, title: str = "Flight") -> dict:
-    """Score a folder's flight.jsonl; writes score.json and report.html there.
-
-    Returns:
-        What `score` does.
+    """Score a folder's flight.jsonl as `score` does; writes score.json and report.html there.
 
     Raises:
         FlightError: it cannot be scored, with the reason.

@@ -27,68 +27,41 @@ class FlightError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """Ground truth of one moment.
+    """Ground truth of one moment."""
 
-    Attributes:
-        xyxy: float32 (N, 4), left, top, right, bottom in pixels.
-        names: class names, N.
-        ids: track ids, N; "" for an object without one.
-    """
-
-    xyxy: np.ndarray
-    names: tuple[str, ...]
-    ids: tuple[str, ...]
+    xyxy: np.ndarray  # float32 (N, 4), left, top, right, bottom in pixels
+    names: tuple[str, ...]  # class names, N
+    ids: tuple[str, ...]  # track ids, N; "" for an object without one
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The predictions of a detector for one frame.
+    """The predictions of a detector for one frame."""
 
-    Attributes:
-        stamp_ns: stamp of the frame.
-        at_ns: when the predictions reached a subscriber.
-        xyxy: float32 (N, 4), left, top, right, bottom in pixels.
-        scores: float32 (N,), in [0, 1].
-        names: class names, N.
-    """
-
-    stamp_ns: int
-    at_ns: int
-    xyxy: np.ndarray
-    scores: np.ndarray
-    names: tuple[str, ...]
+    stamp_ns: int  # of the frame
+    at_ns: int  # when the predictions reached a subscriber
+    xyxy: np.ndarray  # float32 (N, 4), left, top, right, bottom in pixels
+    scores: np.ndarray  # float32 (N,), in [0, 1]
+    names: tuple[str, ...]  # class names, N
 
 
 @dataclass
 class Leg:
-    """A part of a flight in which the camera's clock only moves forward.
+    """A part of a flight in which the camera's clock only moves forward. Stamps in ns."""
 
-    Attributes:
-        truths: ground truth by stamp, ns.
-        truths_at: arrival of the ground truth by stamp, ns.
-        frames: stamps of the delivered frames, ns.
-        predictions: in the order of arrival.
-    """
-
-    truths: dict[int, Truth] = field(default_factory=dict)
-    truths_at: dict[int, int] = field(default_factory=dict)
-    frames: set[int] = field(default_factory=set)
-    predictions: list[Predictions] = field(default_factory=list)
+    truths: dict[int, Truth] = field(default_factory=dict)  # by stamp
+    truths_at: dict[int, int] = field(default_factory=dict)  # arrival in ns by stamp
+    frames: set[int] = field(default_factory=set)  # stamps of the delivered frames
+    predictions: list[Predictions] = field(default_factory=list)  # in the order of arrival
 
 
 @dataclass
 class Flight:
-    """A flight that can be scored.
-
-    Attributes:
-        legs: the flight, cut where the camera's clock jumps back.
-        classes: the classes that the detector announced; empty if it did not.
-        notes: one line per irregularity.
-    """
+    """A flight that can be scored, cut into legs where the camera's clock jumps back."""
 
     legs: list[Leg] = field(default_factory=lambda: [Leg()])
-    classes: tuple[str, ...] = ()
-    notes: list[str] = field(default_factory=list)
+    classes: tuple[str, ...] = ()  # that the detector announced; empty if it did not
+    notes: list[str] = field(default_factory=list)  # one line per irregularity
 
     def add(self, event: dict) -> None:
         """Add one event; see the module's docstring.

@@ -17,21 +17,13 @@ _OTHER_CLOCK_NS = 10**9
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """One moment of ground truth with the predictions to compare it with.
+    """One moment of ground truth with the predictions to compare it with."""
 
-    Attributes:
-        stamp_ns: stamp of the ground truth.
-        truth: the ground truth.
-        own: predictions for the frame of this moment; None: there are none.
-        latest: newest predictions that had arrived at this moment; None: none had.
-        fresh: `latest` arrived since the previous moment.
-    """
-
-    stamp_ns: int
+    stamp_ns: int  # of the ground truth
     truth: Truth
-    own: Predictions | None
-    latest: Predictions | None
-    fresh: bool
+    own: Predictions | None  # for the frame of this moment
+    latest: Predictions | None  # the newest that had arrived at this moment
+    fresh: bool  # `latest` arrived since the previous moment
 
 
 def clock_offset_ns(leg: Leg) -> int:
@@ -41,6 +33,16 @@ def clock_offset_ns(leg: Leg) -> int:
     """
     delay = min(at - stamp for stamp, at in leg.truths_at.items())
     return 0 if abs(delay) < _OTHER_CLOCK_NS else delay
+
+
+def latencies_ms(legs: list[Leg]) -> list[float]:
+    """Return the time from each frame's stamp to the arrival of its predictions, in ms."""
+    return [
+        (p.at_ns - offset - p.stamp_ns) / 1e6
+        for leg in legs
+        for offset in [clock_offset_ns(leg)]
+        for p in leg.predictions
+    ]
 
 
 def moments(leg: Leg) -> Iterator[Moment]:
@@ -65,13 +67,8 @@ def match(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Match boxes class by class, best scores first, each with the best box that is left.
 
-    Args:
-        truth: the ground truth.
-        predictions: the predictions.
-        confidence: predictions with a lower score are ignored.
-
-    Returns:
-        found: bool (objects,); false_alarm: bool (predictions,).
+    Predictions with a score below `confidence` are ignored. Returns which objects are found, bool
+    (objects,), and which predictions are false alarms, bool (predictions,).
     """
     found = np.zeros(len(truth.names), bool)
     confident = predictions.scores >= confidence

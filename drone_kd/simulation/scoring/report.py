@@ -9,7 +9,7 @@ import numpy as np
 
 from drone_kd.html_page import data_url, render_page
 from drone_kd.simulation.scoring.flight_record import Flight, FlightError
-from drone_kd.simulation.scoring.matching import Moment, clock_offset_ns, match, moments
+from drone_kd.simulation.scoring.matching import Moment, latencies_ms, match, moments
 from drone_kd.simulation.scoring.text import rows
 
 # Folder beside a record with frames of the worst misses, STAMP.jpg.
@@ -22,13 +22,9 @@ _BINS = 40
 
 
 def render_report(scored: dict, flight: Flight, pictures: Path, title: str) -> str:
-    """Return the page as HTML.
+    """Return the page of a flight and its `score` as HTML.
 
-    Args:
-        scored: result of `score`.
-        flight: the flight that was scored.
-        pictures: folder with frames of the flight, STAMP.jpg; it may be missing.
-        title: title of the page.
+    The folder `pictures` has frames of the flight, STAMP.jpg; it may be missing.
 
     Raises:
         FlightError: Jinja2 is not installed.
@@ -107,12 +103,7 @@ def _timeline(timeline: list[dict]) -> dict:
 
 def _histogram(flight: Flight) -> list[tuple[float, float, int]]:
     """Return (lower edge in ms, height 0 to 1, count) of each bin of the latencies."""
-    values = [
-        (p.at_ns - clock_offset_ns(leg) - p.stamp_ns) / 1e6
-        for leg in flight.legs
-        if leg.truths
-        for p in leg.predictions
-    ]
+    values = latencies_ms([leg for leg in flight.legs if leg.truths])
     if not values:
         return []
     # Outliers would squeeze all other values into one bar.

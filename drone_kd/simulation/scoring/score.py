@@ -6,14 +6,20 @@ streaming  every moment, against the newest predictions that had arrived, as a p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from drone_kd.metrics import SIZES, annotation, mean_precision, precision
 from drone_kd.simulation.scoring.flight_record import Flight, FlightError, Leg, Predictions, Truth
-from drone_kd.simulation.scoring.matching import Moment, clock_offset_ns, match, moments
+from drone_kd.simulation.scoring.matching import (
+    Moment,
+    clock_offset_ns,
+    latencies_ms,
+    match,
+    moments,
+)
 
 # A longer gap in a topic becomes a note.
 _SILENCE_S = 1.0
@@ -22,16 +28,13 @@ _SILENCE_S = 1.0
 def score(flight: Flight, confidence: float = 0.25) -> dict:
     """Score a flight.
 
-    Args:
-        flight: what was recorded.
-        confidence: least score of a prediction for recall, false alarms and the time to the first
-            detection. Average precision uses all predictions.
+    `confidence` is the least score of a prediction for recall, false alarms and the time to the
+    first detection; average precision uses all predictions.
 
     Returns:
-        {"confidence", "seconds", "moments", "objects", "classes", "classes_not_in_detector",
-        "offline", "streaming", "latency_ms", "age_ms", "frames", "notes", "timeline"}. "offline"
-        and "streaming" hold "map50_95", "map50", "ap50", "recall", "recall_SIZE" (0 to 1, None
-        if undefined), "false_alarms_per_minute" and "first_detection_s".
+        The dict below. "offline" and "streaming" hold "map50_95", "map50", "ap50", "recall",
+        "recall_SIZE" (0 to 1, None if undefined), "false_alarms_per_minute" and
+        "first_detection_s".
 
     Raises:
         FlightError: there is nothing to score, with the reason.
@@ -66,13 +69,9 @@ def score(flight: Flight, confidence: float = 0.25) -> dict:
             **_precision([(m.truth, m.latest) for m in everything], known),
             **_found(timed, lambda m: m.latest, lambda m: m.fresh, confidence, seconds, True),
         },
-        "latency_ms": _percentiles(
-            (p.at_ns - clock_offset_ns(leg) - p.stamp_ns) / 1e6
-            for leg in legs
-            for p in leg.predictions
-        ),
+        "latency_ms": _percentiles(latencies_ms(legs)),
         "age_ms": _percentiles(
-            (m.stamp_ns - m.latest.stamp_ns) / 1e6 for m in everything if m.latest is not None
+            [(m.stamp_ns - m.latest.stamp_ns) / 1e6 for m in everything if m.latest is not None]
         ),
         "frames": _frames(legs, len(processed), seconds),
         "notes": notes,
@@ -155,15 +154,10 @@ def _found(
     seconds: float,
     count_without: bool = False,
 ) -> dict:
-    """Recall, false alarms and time to the first detection.
+    """Recall, false alarms and time to the first detection, over the moments of each leg.
 
-    Args:
-        timed: the moments of each leg.
-        predictions_of: selects the predictions of a moment.
-        count_alarms: whether false alarms count at this moment, so that each counts once.
-        confidence: see `score`.
-        seconds: length of the flight.
-        count_without: objects of a moment without predictions are missed; else left out.
+    `count_alarms`: whether false alarms count at this moment, so that each counts once;
+    `count_without`: objects of a moment without predictions are missed; else left out.
     """
     areas, hits, alarms = [], [], 0
     first_seen: dict[tuple[int, str], int] = {}
@@ -206,8 +200,7 @@ def _share(hit: np.ndarray) -> float | None:
     return round(float(hit.mean()), 5) if len(hit) else None
 
 
-def _percentiles(values: Iterable[float], digits: int = 1) -> dict:
-    values = list(values)
+def _percentiles(values: list[float], digits: int = 1) -> dict:
     if not values:
         return {"p50": None, "p95": None, "p99": None}
     found = np.percentile(values, (50, 95, 99)).round(digits).tolist()
@@ -215,10 +208,7 @@ def _percentiles(values: Iterable[float], digits: int = 1) -> dict:
 
 
 def _frames(legs: list[Leg], processed: int, seconds: float) -> dict:
-    """Count frames: due, delivered by the camera, answered by the detector.
-
-    Counts of delivered frames are None without camera_info.
-    """
+    """Count frames; how many the camera delivered is None without camera_info."""
     due = sum(len(leg.truths) for leg in legs)
     known = any(leg.frames for leg in legs)
     delivered = sum(len(leg.frames & leg.truths.keys()) for leg in legs)
@@ -274,9 +264,7 @@ def _silences(stamps: np.ndarray, start: int, end: int) -> list[tuple[float, flo
         return []
     edges = np.concatenate([[start], stamps, [end]])
     gaps = np.diff(edges) / 1e9
-    return [
-        ((edges[i] - start) / 1e9, gaps[i]) for i in np.flatnonzero(gaps > _SILENCE_S).tolist()
-    ]
+    return [((edges[i] - start) / 1e9, gaps[i]) for i in np.flatnonzero(gaps > _SILENCE_S)]
 
 
 def _no_common_stamp(legs: list[Leg]) -> str:

@@ -12,7 +12,7 @@ from std_msgs.msg import Header
 from drone_kd.media.bags import is_bag
 from drone_kd.media.image_files import SourceError
 from drone_kd.ros.detection_messages import bgr_to_image
-from drone_kd.simulation.bag_replay import read_bag
+from drone_kd.simulation.replay import read_bag
 from drone_kd.simulation.scoring.flight_record import Truth
 from drone_kd.simulation.truth_messages import truth_to_message
 
