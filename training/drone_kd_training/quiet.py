@@ -39,10 +39,7 @@ _REWORDED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             r"(?:\w+: )?(?P<file>.+?): (?P<n>\d+) duplicate labels removed",
             "{file}: ignored {n} duplicate labels",
         ),
-        (
-            r"(?:\w+: )?No labels found in (?P<where>.+?)\. See .*",
-            "No labels found for {where}",
-        ),
+        (r"(?:\w+: )?No labels found in (?P<where>.+?)\. See .*", "No labels found for {where}"),
         (
             r"(?:\w+: )?Labels are missing or empty in (?P<where>.+?), training may .*",
             "All labels are missing or empty ({where})",

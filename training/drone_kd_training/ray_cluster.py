@@ -27,13 +27,9 @@ class FreeResources(NamedTuple):
 
 
 def connect(address: str) -> FreeResources:
-    """Connect this process to a cluster, once; every node needs this package.
+    """Connect this process to a cluster at "host:port", once; every node needs this package.
 
-    Args:
-        address: "host:port".
-
-    Raises:
-        ClusterError: Ray is not installed, or no cluster answers at `address`.
+    Raises ClusterError if Ray is not installed, or no cluster answers.
     """
     # Ray reads these when imported: no usage statistics, no log lines of its C++ part.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -65,15 +61,8 @@ def each(
 ) -> Iterator[Any]:
     """Call a function once per tuple of arguments, a task each; yield results in order.
 
-    A task takes a core, and a GPU if the cluster has any.
-
-    Args:
-        address: "host:port".
-        function: runs on a node.
-        calls: its arguments.
-
-    Raises:
-        ClusterError: see `connect`; also if no core is free or a task failed.
+    A task takes a core, and a GPU if the cluster has any. Raises ClusterError, see `connect`; also
+    if no core is free or a task failed.
     """
     free = connect(address)
     import ray

@@ -10,12 +10,7 @@ def format_score(score: float | None) -> str:
 
 
 def format_table(rows: dict[str, dict]) -> str:
-    """Return one line per model.
-
-    Args:
-        rows: model name -> merged results of `evaluation.evaluate.evaluate` and
-            `models.checkpoints.cost`.
-    """
+    """Return one line per model; ``rows``: name -> merged results of `evaluate` and `cost`."""
     lines = [f"{'':<16}{'mAP50-95':>10}{'mAP50':>8}{'AP tiny':>9}{'parameters':>12}{'GFLOPs':>8}"]
     for name, row in rows.items():
         scores = "".join(

@@ -49,14 +49,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Sample:
-    """A labelled image.
-
-    Attributes:
-        path: of the image file.
-        image: BGR uint8 (h, w, 3).
-        xyxy: boxes in pixels, float32 (n, 4).
-        class_ids: int64 (n,).
-    """
+    """A labelled image: BGR uint8 (h, w, 3), corners in pixels float32 (n, 4), classes int64 (n,)."""
 
     path: Path
     image: np.ndarray
@@ -68,9 +61,7 @@ def load_data(path: str | os.PathLike) -> DataSet:
     """Read a data.yaml.
 
     Relative paths in it start at its key ``path``, which is relative to the file's own folder.
-
-    Raises:
-        DataError: the file is missing or no YAML, a key is missing, or a path does not exist.
+    Raises DataError if the file is missing or no YAML, a key is missing, or a path does not exist.
     """
     file = Path(path)
     if not file.is_file():
@@ -127,10 +118,8 @@ def _split_path(file: Path, root: Path, key: str, value: object) -> Path | None:
 def image_paths(split: Path) -> list[Path]:
     """Return all images of a split: a folder, searched recursively, or a file of paths.
 
-    A file holds one path per line, relative to its own folder. The names of links are kept.
-
-    Raises:
-        DataError: there is no image.
+    A file holds one path per line, relative to its own folder. The names of links are kept. Raises
+    DataError if there is no image.
     """
     if split.is_dir():
         found = sorted(p for p in split.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -149,10 +138,7 @@ def image_paths(split: Path) -> list[Path]:
 
 
 def label_path(image: Path) -> Path:
-    """Return the YOLO label file of an image.
-
-    The last folder named ``images`` becomes ``labels``, the suffix ``.txt``.
-    """
+    """Return an image's YOLO label file: the last folder ``images`` becomes ``labels``."""
     parts = list(image.parts)
     for i in range(len(parts) - 2, -1, -1):
         if parts[i] == "images":
@@ -206,10 +192,7 @@ def label_lines(
 ) -> str:
     """Return label lines 'class cx cy w h', with ``scores`` 'class cx cy w h confidence'.
 
-    Args:
-        class_ids: n whole numbers.
-        boxes: (n, 4) centre and size in [0, 1] of the image.
-        scores: n confidences in [0, 1].
+    ``boxes``: (n, 4) centre and size in [0, 1] of the image.
     """
     table = np.asarray(boxes)
     if scores is not None:

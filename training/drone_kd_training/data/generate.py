@@ -57,13 +57,7 @@ def generate(output: Path, train: int, val: int, imgsz: int = 640, seed: int = 0
     ):
         if not low <= value <= high:
             raise ValueError(f"{name}: expected {low} to {high}, got {value}")
-    arguments = {
-        "version": _VERSION,
-        "train": train,
-        "val": val,
-        "imgsz": imgsz,
-        "seed": seed,
-    }
+    arguments = {"version": _VERSION, "train": train, "val": val, "imgsz": imgsz, "seed": seed}
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         if _read_arguments(output) == arguments:
             return output / "data.yaml"
@@ -117,11 +111,7 @@ def _render_world(folder: Path, imgsz: int, job: tuple[str, int, range]) -> int:
 
 
 def write_drawn(folder: Path, split: str, name: str, frame: Frame) -> None:
-    """Write a synthetic image and its labels into a data set.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write a synthetic image and its labels into a data set; OSError if it cannot be written."""
     for kind in ("images", "labels"):
         (folder / kind / split).mkdir(parents=True, exist_ok=True)
     image = folder / "images" / split / f"{name}.jpg"

@@ -19,22 +19,10 @@ from drone_kd.core.boxes import nms
 from drone_kd.core.detections import Detections
 from drone_kd.core.model_spec import ModelError
 from drone_kd.detector import Detector
-from drone_kd.metrics import (
-    MAX_DETECTIONS,
-    SIZES,
-    annotation,
-    mean_precision,
-    precision,
-)
+from drone_kd.metrics import MAX_DETECTIONS, SIZES, annotation, mean_precision, precision
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import track
-from drone_kd_training.data.dataset import (
-    DataError,
-    DataSet,
-    image_paths,
-    load_data,
-    read_sample,
-)
+from drone_kd_training.data.dataset import DataError, DataSet, image_paths, load_data, read_sample
 from drone_kd_training.models.checkpoints import UnusableModelError, load_model
 from drone_kd_training.models.torch_backend import ImageSize, TorchBackend
 
@@ -54,8 +42,7 @@ class SplitPredictions:
         known: indices of the classes that the model has.
         paths: every image of the split; an image's id is its index here.
         images: {"id", "width", "height"} of each image that was used.
-        truth: annotations of the ground truth.
-        predictions: annotations with a "score".
+        truth, predictions: annotations, the latter with a "score".
         ignored: number of images that could not be used.
     """
 

@@ -43,17 +43,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "from, to compare with",
     )
     parser.add_argument(
-        "--force",
-        action="store_true",
-        help="write a file that fails a gate, as NAME.failed.onnx",
+        "--force", action="store_true", help="write a file that fails a gate, as NAME.failed.onnx"
     )
     metadata = parser.add_argument_group("metadata")
     metadata.add_argument("--licence", default="AGPL-3.0", help="of the weights")
     metadata.add_argument(
-        "--attribution",
-        default="",
-        metavar="TEXT",
-        help="credit that the training data require",
+        "--attribution", default="", metavar="TEXT", help="credit that the training data require"
     )
 
 

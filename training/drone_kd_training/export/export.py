@@ -225,14 +225,7 @@ def _training_metrics(path: Path) -> dict[str, float]:
 def write(model: nn.Module, spec: ModelSpec, frames: list[Path], path: Path) -> None:
     """Write the graph that ``spec`` describes, without measuring any gate.
 
-    Args:
-        model: an Ultralytics detector.
-        spec: metadata; decides precision, input and batch.
-        frames: images that calibrate INT8.
-        path: the .onnx to write.
-
-    Raises:
-        DataError: none of ``frames`` can be read.
+    ``frames``: images that calibrate INT8. Raises DataError if none of them can be read.
     """
     nchw = spec.layout == "NCHW"
     graph = ExportGraph(model, nchw, half=spec.precision != "fp32")
@@ -273,10 +266,7 @@ def _save(
 def _measure(
     model: nn.Module, reference: nn.Module, spec: ModelSpec, dataset: DataSet | None, path: Path
 ) -> ModelSpec:
-    """Return ``spec`` with the measured gates, and with metrics where there is a data set.
-
-    ``reference``: the model whose mAP the file must keep.
-    """
+    """Return ``spec`` with gates and metrics; ``reference``: the model whose mAP must be kept."""
     tolerance = TOLERANCES["int8 aware" if is_qat(model) else spec.precision]
     imgsz = spec.input_height, spec.input_width
     backend = TorchBackend(model, imgsz, spec.batch)

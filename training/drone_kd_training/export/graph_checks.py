@@ -22,12 +22,7 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def problems(model: onnx.ModelProto, precision: str) -> list[str]:
-    """Return the problems of an exported graph, one line each.
-
-    Args:
-        model: the exported graph.
-        precision: its intended precision: "fp32", "fp16" or "int8".
-    """
+    """Return the problems of a graph exported for "fp32", "fp16" or "int8", one line each."""
     return list(_problems(_Graph(model), precision))
 
 

@@ -17,15 +17,9 @@ CALIBRATED, TRAINED = "calibrated.onnx", "model.onnx"
 def export_both(config: Config, output: Path) -> str:
     """Export the student that a run started from, calibrated, and the student it ended with.
 
-    Args:
-        config: a finished run with ``quantize``.
-        output: its folder; gets ``calibrated.onnx`` and ``model.onnx``.
-
-    Returns:
-        Both tables of gates, the mAP of both files, and which of the two to fly.
-
-    Raises:
-        ExportError: the trained student fails a gate.
+    ``config``: a finished run with ``quantize``; ``output``: its folder, gets both files. Returns
+    both tables of gates, the mAP of both files, and which of the two to fly. Raises ExportError if
+    the trained student fails a gate.
     """
     before = Path(config.student)
     int8 = partial(export, precision="int8", data=str(output / "data.yaml"), imgsz=config.imgsz)

@@ -49,13 +49,8 @@ def names_sha256(paths: list[Path]) -> str:
 def calibrate(graph: ExportGraph, spec: ModelSpec, frames: list[Path]) -> dict[str, float]:
     """Return the largest input magnitude of each convolution, by the name of its weights.
 
-    Args:
-        graph: the float32 graph.
-        spec: its metadata.
-        frames: images, run one at a time; unreadable ones are skipped.
-
-    Raises:
-        DataError: none of the frames can be read.
+    ``graph`` is float32. ``frames`` run one at a time; unreadable ones are skipped. Raises
+    DataError if none can be read.
     """
     largest: dict[str, float] = {}
 
@@ -88,9 +83,7 @@ def calibrate(graph: ExportGraph, spec: ModelSpec, frames: list[Path]) -> dict[s
 
 
 def quantize(
-    model: onnx.ModelProto,
-    inputs: dict[str, float],
-    weights: dict[str, np.ndarray] | None = None,
+    model: onnx.ModelProto, inputs: dict[str, float], weights: dict[str, np.ndarray] | None = None
 ) -> onnx.ModelProto:
     """Insert Q/DQ around every convolution whose weights are float16.
 
@@ -99,9 +92,6 @@ def quantize(
         inputs: largest input magnitude of each such convolution, by the name of its weights.
         weights: weight magnitudes of quantization-aware training, float32 (output channels,), by
             the same name (default: taken from the weights).
-
-    Returns:
-        The quantized graph.
     """
     initializers = {i.name: i for i in model.graph.initializer}
     half = [n for n in model.graph.node if n.op_type == "Conv" and _is_half(n, initializers)]

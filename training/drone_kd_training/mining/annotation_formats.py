@@ -65,9 +65,7 @@ def export_labels(mined: Path, format_: str, output: Path) -> int:
             with one .json per frame).
         output: file or folder to make.
 
-    Raises:
-        DataError: there are no mined frames.
-        FileExistsError: the output exists.
+    Raises DataError if there are no mined frames, FileExistsError if the output exists.
     """
     frames, classes = read_mined(mined)
     if output.exists():
@@ -86,11 +84,8 @@ def import_labels(mined: Path, format_: str, source: Path, checked: bool) -> tup
         checked: whether a person has checked every frame in it; otherwise the frames whose labels
             have changed count as corrected.
 
-    Returns:
-        The number of frames in the source, and of corrected ones.
-
-    Raises:
-        DataError: the source has another format, an unknown frame or class, or an invalid box.
+    Returns the number of frames in the source, and of corrected ones. Raises DataError if the
+    source has another format, an unknown frame or class, or an invalid box.
     """
     frames, classes = read_mined(mined)
     found: dict[str, list[Label]] = {}
@@ -130,8 +125,7 @@ def _read(format_: str, source: Path) -> list[tuple[str, list[Label]]]:
 def read_mined(mined: Path) -> tuple[Frames, tuple[str, ...]]:
     """Return all frames of a mined data set, and its classes.
 
-    Raises:
-        DataError: the folder is no mined data set, or an image in it cannot be read.
+    Raises DataError if the folder is no mined data set, or an image in it cannot be read.
     """
     try:
         names = yaml.safe_load((mined / "data.yaml").read_text(encoding="utf-8"))["names"]

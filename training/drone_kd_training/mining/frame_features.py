@@ -22,13 +22,10 @@ _GRID = 4
 
 
 class FrameFeatures(NamedTuple):
-    """A frame that is kept, with its features.
+    """A frame that is kept, and its descriptor, see `embed`.
 
-    Attributes:
-        frame: with pixels.
-        embedding: see `embed`.
-        shift: (x, y) motion of the scene since the last kept frame of the same block, as shares
-            of width and height; None for the first one.
+    ``shift``: (x, y) motion of the scene since the last kept frame of the same block, as shares of
+    width and height; None for the first one.
     """
 
     frame: Frame

@@ -52,14 +52,11 @@ def mine(
         cluster: "host:port" of a Ray cluster that does the work (default: this process).
         warn: gets warnings, one line each.
 
-    Returns:
-        The number of scored "frames", and of frames in "train" and "val".
+    Returns the number of scored "frames", and of frames in "train" and "val".
 
-    Raises:
-        ValueError: a setting is out of its range.
-        SourceError, UnusableModelError, ModelError, DataError, FileExistsError: the input cannot
-            be used.
-        OSError: the output cannot be written; finished work is kept.
+    Raises ValueError if a setting is out of its range; SourceError, UnusableModelError,
+    ModelError, DataError or FileExistsError if the input cannot be used; OSError if the output
+    cannot be written, but finished work is kept.
     """
     if settings.frames < 1 or settings.per_scene < 1:
         raise ValueError("--frames and --per-scene: expected at least 1")

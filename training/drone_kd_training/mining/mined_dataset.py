@@ -56,15 +56,8 @@ def write_frame(
 ) -> None:
     """Write a frame, its predictions and, last, its pseudo-labels.
 
-    Args:
-        root: of the data set.
-        row: of the frame, see `selection.pick`.
-        labelled: the frame.
-        confident: score above which a prediction is a pseudo-label. Scores are rescaled so that
-            it becomes the upper edge of the ignore band.
-
-    Raises:
-        OSError: a file cannot be written.
+    ``row``: see `selection.pick`. ``confident``: score above which a prediction is a pseudo-label.
+    Scores are rescaled so that it becomes the upper edge of the ignore band. Raises OSError.
     """
     name, split = row["name"], row["split"]
     scores = rescale(labelled.predictions.scores, confident).astype(np.float32)
@@ -82,11 +75,7 @@ def is_written(root: Path, row: dict[str, Any]) -> bool:
 
 
 def finish(root: Path, rows: list[dict[str, Any]], names: tuple[str, ...]) -> int:
-    """Write the files that describe the frames; return the number of pseudo-labels.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Write the files that describe the frames; return the number of pseudo-labels."""
     table = io.StringIO()
     writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

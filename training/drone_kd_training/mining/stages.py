@@ -39,17 +39,9 @@ _JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class ScoredFrame:
-    """A frame after inference, without its pixels.
+    """A frame after inference, without its pixels; see `Frame` and `FrameFeatures`.
 
-    Attributes:
-        number: in the segment.
-        stamp_s: time stamp in seconds.
-        block: time block.
-        size: (width, height) in pixels.
-        embedding: see `frame_features.embed`.
-        shift: see `frame_features.FrameFeatures`.
-        student: the student's predictions.
-        disagreement: of student and teacher, see `hardness.disagreement`.
+    ``size``: (width, height) in pixels. ``student``: the student's predictions.
     """
 
     number: int
@@ -120,8 +112,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Reduce a segment to candidates: the best frames of each scene, by each reason.
 
-    Returns:
-        JSON: "said" (the problems), "frames" (how many were scored) and "candidates".
+    Returns JSON: "said" (the problems), "frames" (how many were scored) and "candidates".
     """
     scored = sorted(scored, key=lambda s: s.number)
     candidates: list[dict[str, Any]] = []

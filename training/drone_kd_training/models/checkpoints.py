@@ -37,9 +37,7 @@ class UnusableModelError(ValueError):
 class ClassMatch:
     """Classes that student and teacher share, matched by name.
 
-    Attributes:
-        student_names, teacher_names: class names by index.
-        pairs: (student index, teacher index) of each shared class.
+    ``pairs``: (student index, teacher index) of each shared class.
     """
 
     student_names: tuple[str, ...]
@@ -68,8 +66,7 @@ class ClassMatch:
 def match_classes(student_names: tuple[str, ...], teacher_names: tuple[str, ...]) -> ClassMatch:
     """Match classes by name, ignoring case and surrounding space.
 
-    Raises:
-        UnusableModelError: no class in common.
+    Raises UnusableModelError if there is no class in common.
     """
     where = {name.strip().lower(): i for i, name in enumerate(teacher_names)}
     keys = [name.strip().lower() for name in student_names]
@@ -86,10 +83,8 @@ def match_classes(student_names: tuple[str, ...], teacher_names: tuple[str, ...]
 def resolve_model(name: str) -> str:
     """Return the path of a model file, or the name of a yaml of this project or Ultralytics.
 
-    The name of a released checkpoint is returned as it is: Ultralytics downloads it.
-
-    Raises:
-        UnusableModelError: the file does not exist, or is neither a .pt nor a model yaml.
+    The name of a released checkpoint is returned as it is: Ultralytics downloads it. Raises
+    UnusableModelError if the file does not exist, or is neither a .pt nor a model yaml.
     """
     path = Path(name)
     if path.suffix not in {".pt", ".yaml", ".yml"}:
@@ -114,17 +109,11 @@ def resolve_model(name: str) -> str:
 
 
 def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, dict]:
-    """Load a detector in float32 and evaluation mode.
+    """Load a detector in float32 and evaluation mode; ``name``: see `resolve_model`.
 
-    Args:
-        name: see `resolve_model`.
-        also: names of other heads that are accepted beside Detect.
-
-    Returns:
-        The model and its checkpoint's dictionary, which is empty for a yaml.
-
-    Raises:
-        UnusableModelError: not a checkpoint, or a model with another head.
+    ``also``: names of other heads that are accepted beside Detect. Returns the model and its
+    checkpoint's dictionary, which is empty for a yaml. Raises UnusableModelError if it is no
+    checkpoint, or a model with another head.
     """
     source = resolve_model(name)
     checkpoint: dict = {}

@@ -25,8 +25,7 @@ def interpolate_weights(
         alpha: share of ``start`` in the result, in [0, 1].
         output: the .pt to write, in float32.
 
-    Raises:
-        UnusableModelError: one of the checkpoints cannot be loaded.
+    Raises UnusableModelError if one of the checkpoints cannot be loaded.
     """
     model, before = load_model(str(trained))[0], load_model(str(start))[0]
     rows = [class_names(before).index(name) for name in class_names(model)]

@@ -120,16 +120,9 @@ def build(
 ) -> Path:
     """Train, interpolate, calibrate, export, measure and write the card; return the model.
 
-    Args:
-        folders: where to read and write.
-        recipe: duration of the trainings.
-        thermal: teacher of thermal images; None trains one.
-        before: another .onnx that is measured for comparison.
-        plan_template: sources and teachers.
-
-    Raises:
-        ExportError: the model does not pass the gates of the export.
-        ValueError: the input cannot work.
+    ``thermal``: teacher of thermal images; None trains one. ``before``: another .onnx that is
+    measured for comparison. ``plan_template``: sources and teachers. Raises ExportError if the
+    model does not pass the gates of the export, ValueError for input that cannot work.
     """
     shared, output = folders.shared.resolve(), folders.output.resolve()
     thermal = thermal.resolve() if thermal else train_thermal(shared, output / "thermal", recipe)
@@ -232,16 +225,9 @@ def choose_alpha(
 ) -> tuple[float, Path, dict[str, dict[str, dict[str, Any]]]]:
     """Choose the alpha of the weight interpolation: the best mean AP50 over ``selection``.
 
-    So what is hardly taught is not forgotten.
-
-    Args:
-        checkpoint: trained from ``start``.
-        start: where training started.
-        selection: name -> data.yaml of images that alpha is chosen on.
-        output: folder for the interpolated checkpoints.
-
-    Returns:
-        Alpha, its checkpoint, and the results of `evaluate` by alpha and name.
+    So what is hardly taught is not forgotten. ``selection``: name -> data.yaml of images that
+    alpha is chosen on. ``output``: folder for the interpolated checkpoints. Returns alpha, its
+    checkpoint, and the results of `evaluate` by alpha and name.
     """
     checkpoints = {alpha: output / "interpolated" / f"{alpha}.pt" for alpha in ALPHAS}
     found: dict[str, dict[str, dict[str, Any]]] = {}
@@ -260,10 +246,8 @@ def calibrate(checkpoint: Path, plan: Plan, output: Path) -> tuple[Path, dict[st
     """Shift the class logits so that the best threshold becomes the package's default.
 
     The best threshold has the highest mean F1 over sources and classes. A shift of all logits
-    changes neither their order nor any AP.
-
-    Returns:
-        The checkpoint, and the result of `choose_threshold`.
+    changes neither their order nor any AP. Returns the checkpoint, and what `choose_threshold`
+    returned.
     """
     saved, result = output / "calibrated.pt", output / "threshold.json"
     if not result.is_file():

@@ -42,12 +42,8 @@ def fly(
         seconds: duration that is measured, from the first detections on.
         rate_hz: images per second of the camera.
 
-    Returns:
-        {"frames_in", "frames_out", "detections", "latency_p50_ms", "latency_p95_ms", "rate_hz",
-        "seconds"}.
-
-    Raises:
-        RuntimeError: a process ended, or no detections were received.
+    Returns "frames_in", "frames_out", "detections", "latency_p50_ms", "latency_p95_ms", "rate_hz"
+    and "seconds". Raises RuntimeError if a process ended, or no detections were received.
     """
     output.mkdir(parents=True, exist_ok=True)
     camera = {"rate": rate_hz, **({"source": source} if source else {})}
@@ -134,11 +130,7 @@ class _Subscriber:
         self._next_image = time.monotonic()
 
     def spin(self, seconds: float, check: Callable[[], None], until: Callable[[], bool]) -> None:
-        """Handle messages until a condition holds.
-
-        Raises:
-            RuntimeError: it did not hold within ``seconds``.
-        """
+        """Handle messages until a condition holds; RuntimeError if it does not within ``seconds``."""
         deadline = time.monotonic() + seconds
         while not until():
             if time.monotonic() > deadline:

@@ -82,8 +82,7 @@ class Plan:
 def run(plan: Plan) -> dict[str, Any]:
     """Run the missing steps; return the summary that is also in ``summary.json``.
 
-    Raises:
-        RuntimeError: the candidate model was refused, or a process failed.
+    Raises RuntimeError if the candidate model was refused, or a process failed.
     """
     started = time.monotonic()
     out = plan.output

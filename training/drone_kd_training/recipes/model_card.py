@@ -45,10 +45,7 @@ class Card:
     """Content of the card.
 
     Attributes:
-        plan: sources and teachers.
-        recipe: of the training.
         metrics: metrics.json of the student's run.
-        figures: what was measured.
         alpha: of the weight interpolation.
         alphas: alpha -> test set -> result of `evaluate` on selection images.
         threshold: result of `default_model.choose_threshold`.
@@ -68,14 +65,7 @@ class Card:
 
 
 def write_card(card: Card, model: Path, docs: Path, models: Path) -> None:
-    """Write both cards and the images.
-
-    Args:
-        card: content.
-        model: the exported model.
-        docs: folder for default-model.md and its images.
-        models: folder for the short README.md.
-    """
+    """Write default-model.md and its images to ``docs``, and the short README.md to ``models``."""
     draw_images(docs, model, card.plan)
     student = card.metrics["student"]["parameters"]
     parameters = {
@@ -195,13 +185,9 @@ def draw_images(docs: Path, model: Path, plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class _Window:
-    """Part of an image around confident predictions of the teachers.
+    """Part of an image, uint8 (WINDOW_PX, WINDOW_PX, 3) BGR, around the teachers' predictions.
 
-    Attributes:
-        f1: of the model's boxes against these predictions.
-        name: of the image.
-        image: uint8 (WINDOW_PX, WINDOW_PX, 3) BGR.
-        detections: of the model.
+    ``f1``: of the model's ``detections`` against these predictions.
     """
 
     f1: float

@@ -30,13 +30,9 @@ INTERRUPTED = "interrupted; the same command resumes the run"
 
 
 def train(config: Config, output: Path) -> dict[str, Any]:
-    """Train, resume an interrupted run, or read the metrics of a finished one.
+    """Train, resume an interrupted run, or read the metrics of a finished one; return them.
 
-    Returns:
-        The content of metrics.json.
-
-    Raises:
-        ValueError: the folder holds a run with other settings.
+    Raises ValueError if the folder holds a run with other settings.
     """
     started = (output / "config.yaml").is_file()
     if started and read_config(output) != config:
@@ -67,8 +63,7 @@ def ros_session() -> Iterator[None]:
 def run_recipe(recipe: Callable[[], object]) -> int:
     """Run a recipe; an error becomes one line unless ``DRONE_KD_TRACEBACK`` is set.
 
-    Returns:
-        The exit code: 0 done, 1 the work failed, 2 wrong input, 130 interrupted.
+    Returns the exit code: 0 done, 1 the work failed, 2 wrong input, 130 interrupted.
     """
     log_to_terminal()
     os.environ.setdefault("YOLO_OFFLINE", "1")

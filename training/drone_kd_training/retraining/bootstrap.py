@@ -60,14 +60,10 @@ class Matches:
         return np.array([self.matched[k, area].objects.sum() for k in range(self.classes)])
 
     def precision(self, area: str, resamples: np.ndarray) -> np.ndarray:
-        """Return the AP over IoU 0.5 to 0.95 of objects of a size, by class and resample.
+        """Return the AP over IoU 0.5 to 0.95 of an area of `AREAS`, by class and resample.
 
-        Args:
-            area: one of AREAS.
-            resamples: int64 (N, F), count of each frame; all ones give the plain figure.
-
-        Returns:
-            float64 (C, N) in [0, 1]; NaN for a resample without such an object.
+        ``resamples``: int64 (N, F), count of each frame; all ones give the plain figure. Returns
+        float64 (C, N) in [0, 1]; NaN for a resample without such an object.
         """
         return np.array(
             [

@@ -18,16 +18,9 @@ class Plan:
 
     Attributes:
         model: the checkpoint of the deployed model.
-        mined: a folder of `drone-kd mine`.
-        data: data.yaml of the base, the frames that the model was trained on so far.
-        teacher: a checkpoint, or a folder of its predictions on the base.
-        parent: the deployed .onnx, for the lineage.
-        replay: share of base frames among the frames of an epoch, in [0, 1), as far as the base
-            has so many; spread over the base.
-        keep: share of the deployed model in the candidate's weights, in [0, 1); a half is the
-            advice of Wortsman et al. 2022 (arXiv:2109.01903) where nothing was tuned.
-        imgsz: side of the square input in pixels; None: as the model was trained.
-        overrides: Ultralytics' own training settings.
+        replay: in [0, 1), as far as the base has so many frames; spread over the base.
+        keep: in [0, 1); a half is the advice of Wortsman et al. 2022 (arXiv:2109.01903) where
+            nothing was tuned.
     """
 
     model: str

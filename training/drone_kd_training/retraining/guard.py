@@ -44,8 +44,8 @@ HOLDS, WORSE, NOT_SHOWN, FEW = "holds", "worse", "not shown", "too few objects"
 class Row:
     """One comparison of the deployed model with the candidate.
 
-    The part "labels" is about the deployed model alone: ``objects`` confident predictions, and
-    the share that agrees with labels on the base (``before``) and on the new flight (``after``).
+    The part "labels" is about the deployed model alone: ``objects`` confident predictions, and the
+    share that agrees with labels on the base (``before``) and on the new flight (``after``).
 
     Attributes:
         domain: "new" or "base".
@@ -79,15 +79,14 @@ def compare_models(
     """Compare two models on the validation splits of the base and of the mined frames.
 
     Args:
-        before: the deployed model, as `evaluation.evaluate.evaluate` takes it.
+        before: the deployed model, as `evaluate` takes it.
         after: the candidate.
         base: data.yaml of the base.
         mined: data.yaml of the mined frames.
         teacher: predictions for the mined frames; the uncertain ones are ignore regions.
         corrected: stems of the frames whose labels a person corrected, so that they are complete.
 
-    Raises:
-        DataError, UnusableModelError: see `evaluation.evaluate.evaluate`.
+    Raises DataError or UnusableModelError, see `evaluate`.
     """
     results = {
         domain: [predict_split(model, data) for model in (before, after)]

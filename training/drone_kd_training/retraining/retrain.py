@@ -72,13 +72,12 @@ def retrain(plan: Plan, output: Path, command: str) -> dict:
             accepted candidate ``model-HASH.onnx``.
         command: command line, for the lineage.
 
-    Returns:
-        Content of the .json: "accepted", "rows" (see `guard.Row`), "table", "model" and so on.
+    Returns the content of the .json: "accepted", "rows" (see `guard.Row`), "table", "model" and so
+    on.
 
-    Raises:
-        ValueError: input that cannot work (also as DataError, UnusableModelError, ModelError);
-            nothing was trained.
-        ExportError: the accepted candidate fails a gate of the export.
+    Raises ValueError for input that cannot work (also as DataError, UnusableModelError,
+    ModelError), before anything is trained, and ExportError if the accepted candidate fails a gate
+    of the export.
     """
     inputs = _validate(plan, command)
     _open_folder(plan, output, inputs.lineage)

@@ -49,11 +49,7 @@ class Mined:
 
 
 def read_mined(folder: Path) -> Mined:
-    """Read a folder of ``drone-kd mine``.
-
-    Raises:
-        DataError: something that retraining needs is missing.
-    """
+    """Read a folder of ``drone-kd mine``; DataError if something that retraining needs is missing."""
     for name, problem in (
         ("data.yaml", "is not a folder of `drone-kd mine`"),
         ("images/train", "has no frames to train on"),
@@ -80,13 +76,8 @@ def read_mined(folder: Path) -> Mined:
 def replay_frames(base: DataSet, mined: Mined, replay: float) -> list[Path]:
     """Return the base frames for the training set: at least one, evenly spaced over the base.
 
-    Args:
-        base: the base data set.
-        mined: the mined frames.
-        replay: share of base frames in the training set, in [0, 1).
-
-    Raises:
-        DataError: a base frame and a mined frame have the same name.
+    ``replay``: share of base frames in the training set, in [0, 1). Raises DataError if a base
+    frame and a mined frame have the same name.
     """
     count = max(1, round(len(mined.train) * replay / (1 - replay)))
     frames = spread(image_paths(base.train), count)
@@ -104,19 +95,10 @@ def write_training_set(
 ) -> tuple[Path, Path, Path]:
     """Write lists of frames, data.yaml and teacher predictions; finished steps are not repeated.
 
-    Args:
-        folder: folder of the run.
-        base: the base data set.
-        frames: its frames in the training set.
-        mined: the mined frames.
-        teacher: checkpoint, or folder of predictions for the base's training frames.
-
-    Returns:
-        data.yaml, the list of unlabelled frames, and the folder of predictions for all frames.
-
-    Raises:
-        DataError: base frames without predictions.
-        UnusableModelError: a teacher that cannot be used.
+    ``frames``: those of the base in the training set. ``teacher``: checkpoint, or folder of
+    predictions for the base's training frames. Returns data.yaml, the list of unlabelled frames,
+    and the folder of predictions for all frames. Raises DataError if base frames have no
+    predictions, and UnusableModelError if the teacher cannot be used.
     """
     lists = {
         "base.txt": [*frames],
@@ -189,7 +171,7 @@ def _check_teacher(
     base_classes: dict[int, int],
     mined_classes: dict[int, int],
 ) -> None:
-    """Raise unless ``teacher`` has predictions for all frames and knows all predicted classes.
+    """Raise unless ``teacher`` predicted all frames and knows all predicted classes.
 
     ``base_classes``, ``mined_classes``: the model's class -> the predictions' class.
     """
