@@ -156,13 +156,10 @@ def write_report(
 
 
 def _row(name: str, figures: Mapping[str, Any], classes: list[str]) -> list[str]:
-    missing: dict[str, float | None] = {"ap50_95": None, "ap50": None}
-    per_class = (figures["per_class"].get(c, missing) for c in classes)
-    return [
-        name,
-        *(format_score(figures[key]) for key in COLUMNS),
-        *(f"{format_score(c['ap50_95'])} / {format_score(c['ap50'])}" for c in per_class),
-    ]
+    scores = [format_score(figures[key]) for key in COLUMNS]
+    found = (figures["per_class"].get(c, {}) for c in classes)
+    pairs = [f"{format_score(c.get('ap50_95'))} / {format_score(c.get('ap50'))}" for c in found]
+    return [name, *scores, *pairs]
 
 
 def _jpeg_url(image: np.ndarray) -> str:

@@ -113,11 +113,7 @@ class _AddPair(argparse.Action):
     """Adds KEY=VALUE to a dict."""
 
     def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
+        self, parser: Any, namespace: Any, values: Any, option_string: Any = None
     ) -> None:
         key, separator, text = values.partition("=")
         if not separator or not key:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from drone_kd_training.quiet import first_line
+
 # A cluster answers within two seconds; Ray itself would try for minutes.
 _ANSWER_SECONDS = 20.0
 
@@ -19,11 +21,7 @@ class ClusterError(RuntimeError):
     """A cluster cannot be used; the message is one line."""
 
 
-class FreeResources(NamedTuple):
-    """Free resources of a cluster, in whole cores and GPUs."""
-
-    cpus: int
-    gpus: int
+FreeResources = NamedTuple("FreeResources", [("cpus", int), ("gpus", int)])
 
 
 def connect(address: str) -> FreeResources:
@@ -79,14 +77,8 @@ def each(
 
 
 def _answers(host: str, port: int) -> bool:
-    command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "status",
-        "--address",
-        f"{host}:{port}",
-    ]
+    address = f"{host}:{port}"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     try:
         # Where nothing listens, Ray would use up the whole time.
         socket.create_connection((host, port), timeout=_ANSWER_SECONDS).close()
@@ -99,8 +91,4 @@ def _answers(host: str, port: int) -> bool:
 def failure(error: Exception) -> ClusterError:
     """Return the error of a task with a one-line message."""
     cause = getattr(error, "cause", None) or error.__cause__ or error
-    return ClusterError(f"on the cluster: {type(cause).__name__}: {_first_line(cause)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ClusterError(f"on the cluster: {type(cause).__name__}: {first_line(cause)}")

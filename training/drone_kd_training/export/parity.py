@@ -20,7 +20,7 @@ _PX_PER_SCORE = 100
 
 @dataclass(frozen=True)
 class Parity:
-    """Difference per matched row: the largest of a box's edges in input pixels, and the score's."""
+    """Difference per matched row: the largest of a box's edges in input pixels, the score's."""
 
     box_px: np.ndarray
     score: np.ndarray

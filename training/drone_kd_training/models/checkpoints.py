@@ -14,19 +14,15 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
+from drone_kd_training.quiet import first_line
+
 PACKAGED_MODELS = Path(__file__).parents[1] / "recipes"
 _SHOWN_NAMES = 8
 # What Ultralytics' loader raises for a file that is not one of its checkpoints.
 _LOAD_ERRORS = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ModuleNotFoundError,
+    OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ModuleNotFoundError,
     pickle.UnpicklingError,
-)
+)  # fmt: skip
 
 
 class UnusableModelError(ValueError):
@@ -104,7 +100,7 @@ def resolve_model(name: str) -> str:
     try:
         yaml_model_load(name)
     except Exception as error:  # the loader raises many types for "not found"
-        raise UnusableModelError(f"no model yaml called {name}: {_first_line(error)}") from error
+        raise UnusableModelError(f"no model yaml called {name}: {first_line(error)}") from error
     return name
 
 
@@ -122,7 +118,7 @@ def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, d
             model, checkpoint = load_checkpoint(source)
         except _LOAD_ERRORS as error:
             raise UnusableModelError(
-                f"{name} is not an Ultralytics checkpoint: {_first_line(error)}"
+                f"{name} is not an Ultralytics checkpoint: {first_line(error)}"
             ) from error
     else:
         model = DetectionModel(source, verbose=False).eval()
@@ -148,12 +144,5 @@ def class_names(model: nn.Module) -> tuple[str, ...]:
 
 def cost(model: DetectionModel, imgsz: int) -> dict[str, float]:
     """Return the number of parameters and the GFLOPs of one square frame of ``imgsz`` pixels."""
-    return {
-        "parameters": int(get_num_params(model)),
-        "gflops": round(float(get_flops(model, imgsz)), 3),
-    }
-
-
-def _first_line(error: BaseException) -> str:
-    lines = (line.strip() for line in str(error).splitlines())
-    return next(filter(None, lines), type(error).__name__)
+    gflops = round(float(get_flops(model, imgsz)), 3)
+    return {"parameters": int(get_num_params(model)), "gflops": gflops}

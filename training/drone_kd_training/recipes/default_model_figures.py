@@ -14,10 +14,10 @@ import numpy as np
 
 from drone_kd.backends import open_backend
 from drone_kd.detector import Detector
+from drone_kd.files import write_text
 from drone_kd.media.image_files import read_image
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import track
-from drone_kd_training.data.dataset import write_text
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend

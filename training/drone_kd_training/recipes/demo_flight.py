@@ -130,7 +130,7 @@ class _Subscriber:
         self._next_image = time.monotonic()
 
     def spin(self, seconds: float, check: Callable[[], None], until: Callable[[], bool]) -> None:
-        """Handle messages until a condition holds; RuntimeError if it does not within ``seconds``."""
+        """Handle messages until a condition holds; RuntimeError if it does not in time."""
         deadline = time.monotonic() + seconds
         while not until():
             if time.monotonic() > deadline:

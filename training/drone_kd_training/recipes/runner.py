@@ -14,16 +14,11 @@ from typing import Any
 from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd_training.distillation.config import Config, read_config
 from drone_kd_training.distillation.distill import distill
-from drone_kd_training.quiet import log_to_terminal
+from drone_kd_training.quiet import first_line, log_to_terminal
 
 # Learning rate schedule of a short run; Ultralytics' automatic one is made for hundreds of epochs.
-SHORT_RUN = {
-    "optimizer": "AdamW",
-    "lr0": 0.001,
-    "warmup_epochs": 1.0,
-    "mosaic": 0.0,
-    "close_mosaic": 0,
-}
+SHORT_RUN = {"optimizer": "AdamW", "lr0": 0.001, "warmup_epochs": 1.0, "mosaic": 0.0}
+SHORT_RUN["close_mosaic"] = 0
 # Only ends a wait that would last for ever; a loaded machine starts a node in half a minute.
 TIMEOUT_S = 300.0
 INTERRUPTED = "interrupted; the same command resumes the run"
@@ -75,7 +70,6 @@ def run_recipe(recipe: Callable[[], object]) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("DRONE_KD_TRACEBACK"):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        print(f"error: {lines[0] if lines else type(error).__name__}", file=sys.stderr)
+        print(f"error: {first_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, (ValueError, FileNotFoundError, FileExistsError)) else 1
     return 0

@@ -49,7 +49,7 @@ class Mined:
 
 
 def read_mined(folder: Path) -> Mined:
-    """Read a folder of ``drone-kd mine``; DataError if something that retraining needs is missing."""
+    """Read a folder of ``drone-kd mine``; DataError if something needed is missing."""
     for name, problem in (
         ("data.yaml", "is not a folder of `drone-kd mine`"),
         ("images/train", "has no frames to train on"),
