@@ -21,7 +21,11 @@ class ClusterError(RuntimeError):
     """A cluster cannot be used; the message is one line."""
 
 
-FreeResources = NamedTuple("FreeResources", [("cpus", int), ("gpus", int)])
+class FreeResources(NamedTuple):
+    """Free resources of a cluster, in whole cores and GPUs."""
+
+    cpus: int
+    gpus: int
 
 
 def connect(address: str) -> FreeResources:

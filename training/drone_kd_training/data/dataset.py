@@ -36,11 +36,8 @@ class DataSet:
 
     def write_resolved(self, path: Path) -> Path:
         """Write a data.yaml with absolute paths, for use from any folder; return its path."""
-        content: dict[str, object] = {
-            "train": str(self.train),
-            "val": str(self.val),
-            "names": dict(enumerate(self.names)),
-        }
+        content: dict[str, object] = {"train": str(self.train), "val": str(self.val)}
+        content["names"] = dict(enumerate(self.names))
         if self.test is not None:
             content["test"] = str(self.test)
         write_text(path, yaml.safe_dump(content, sort_keys=False))
@@ -49,7 +46,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Sample:
-    """A labelled image: BGR uint8 (h, w, 3), corners in pixels float32 (n, 4), classes int64 (n,)."""
+    """A labelled image, BGR uint8 (h, w, 3): boxes float32 (n, 4) in pixels, int64 (n,) ids."""
 
     path: Path
     image: np.ndarray
@@ -80,11 +77,9 @@ def load_data(path: str | os.PathLike) -> DataSet:
     if missing:
         raise DataError(f"{file} lacks {', '.join(missing)}: train, val and names are required")
     root = (file.parent / (content.get("path") or ".")).resolve()
-    train, val, test = (
-        _split_path(file, root, key, content.get(key)) for key in ("train", "val", "test")
-    )
-    assert train is not None and val is not None  # both keys have a value
-    return DataSet(file.resolve(), _class_names(file, content["names"]), train, val, test)
+    keys = [key for key in ("train", "val", "test") if content.get(key)]
+    splits = {key: _split_path(file, root, key, content[key]) for key in keys}
+    return DataSet(file.resolve(), _class_names(file, content["names"]), **splits)
 
 
 def _class_names(file: Path, names: list | dict) -> tuple[str, ...]:
@@ -100,9 +95,7 @@ def _class_names(file: Path, names: list | dict) -> tuple[str, ...]:
     return found
 
 
-def _split_path(file: Path, root: Path, key: str, value: object) -> Path | None:
-    if not value:
-        return None
+def _split_path(file: Path, root: Path, key: str, value: object) -> Path:
     if not isinstance(value, str):
         raise DataError(
             f"{file}: {key} must be one folder or list file, found {type(value).__name__}"
@@ -124,12 +117,9 @@ def image_paths(split: Path) -> list[Path]:
     if split.is_dir():
         found = sorted(p for p in split.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     else:
-        lines = (line.strip() for line in split.read_text(encoding="utf-8").splitlines())
-        found = [
-            Path(os.path.abspath(split.parent / line))  # noqa: PTH100  resolve() follows links, and labels go by the link's name
-            for line in lines
-            if line
-        ]
+        lines = split.read_text(encoding="utf-8").splitlines()
+        files = (split.parent / line.strip() for line in lines if line.strip())
+        found = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100  resolve() follows links, and labels go by the link's name
     if not found:
         raise DataError(
             f"no image in {split}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
@@ -139,12 +129,10 @@ def image_paths(split: Path) -> list[Path]:
 
 def label_path(image: Path) -> Path:
     """Return an image's YOLO label file: the last folder ``images`` becomes ``labels``."""
-    parts = list(image.parts)
-    for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == "images":
-            parts[i] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
+    folders = list(image.parent.parts)
+    if "images" in folders:
+        folders[-1 - folders[::-1].index("images")] = "labels"
+    return Path(*folders, image.name).with_suffix(".txt")
 
 
 def read_sample(image: Path, classes: int) -> Sample | None:
@@ -174,8 +162,8 @@ def _label_rows(path: Path, classes: int) -> np.ndarray:
     """Return the rows of a label file, float64 (n, 5): class, centre, size in [0, 1]."""
     if not path.is_file():
         return np.zeros((0, 5))
-    text = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    text = [row for row in text if row]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    text = [line.split() for line in lines if line.strip()]
     try:
         rows = np.array(text, dtype=np.float64).reshape(len(text), 5)
     except ValueError:

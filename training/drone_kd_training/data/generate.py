@@ -49,15 +49,11 @@ def generate(output: Path, train: int, val: int, imgsz: int = 640, seed: int = 0
         FileExistsError: the folder holds something else.
     """
     output = Path(output)
-    for name, value, low, high in (
-        ("train", train, 1, 10**9),
-        ("val", val, 1, 10**9),
-        ("imgsz", imgsz, 64, 4096),
-        ("seed", seed, 0, 2**62),
-    ):
-        if not low <= value <= high:
-            raise ValueError(f"{name}: expected {low} to {high}, got {value}")
     arguments = {"version": _VERSION, "train": train, "val": val, "imgsz": imgsz, "seed": seed}
+    ranges = {"train": (1, 10**9), "val": (1, 10**9), "imgsz": (64, 4096), "seed": (0, 2**62)}
+    for name, (low, high) in ranges.items():
+        if not low <= arguments[name] <= high:
+            raise ValueError(f"{name}: expected {low} to {high}, got {arguments[name]}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         if _read_arguments(output) == arguments:
             return output / "data.yaml"
@@ -90,17 +86,13 @@ def _jobs(counts: dict[str, int], seed: int) -> Iterator[tuple[str, int, range]]
 def _render(folder: Path, counts: dict[str, int], imgsz: int, seed: int) -> None:
     render = partial(_render_world, folder, imgsz)
     # spawn: a fork would copy the locks of the threads that torch has started.
-    pool = ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=_one_thread)
+    pool = ProcessPoolExecutor(WORKERS, get_context("spawn"), cv2.setNumThreads, (1,))
     try:
         with Progress("Render", sum(counts.values()), "image") as progress:
             for written in pool.map(render, _jobs(counts, seed)):
                 progress.update(written)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(1)
 
 
 def _render_world(folder: Path, imgsz: int, job: tuple[str, int, range]) -> int:

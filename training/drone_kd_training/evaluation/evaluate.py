@@ -128,14 +128,9 @@ def predict_split(
             f"{data} has no split {split!r}: use train, val or test, as far as it has them"
         )
     backend = _open(model, imgsz)
-    detector = Detector(
-        backend,
-        confidence=CONFIDENCE,
-        iou=IOU,
-        max_detections=MAX_DETECTIONS,
-        tiling=tiling,
-        tile_overlap=parameter_defaults("detector.yaml")["tile_overlap"],
-    )
+    overlap = parameter_defaults("detector.yaml")["tile_overlap"]
+    tiles = {"tiling": tiling, "tile_overlap": overlap}
+    detector = Detector(backend, CONFIDENCE, IOU, MAX_DETECTIONS, **tiles)
     to_data = _class_map(backend.spec.classes, dataset, only, classes or {})
     known = sorted({*to_data.tolist()} - {-1})
     paths = image_paths(folder)
@@ -150,9 +145,7 @@ def predict_split(
         images.append({"id": image_id, "width": width, "height": height})
         for box, class_id in zip(sample.xyxy, sample.class_ids, strict=True):
             truth.append(annotation(len(truth) + 1, image_id, box, class_id))
-        predictions += _annotations(
-            detector(sample.image), image_id, to_data, merged=bool(classes)
-        )
+        predictions += _annotations(detector(sample.image), image_id, to_data, bool(classes))
     if not images:
         raise DataError(f"no usable image in {folder}")
     ignored = len(paths) - len(images)
@@ -166,9 +159,8 @@ def _class_map(
     renamed: Mapping[str, str],
 ) -> np.ndarray:
     """Return the data set's class of each class of the model, int64 (C,); -1 without one."""
-    index = {
-        name.strip().lower(): i for i, name in enumerate(dataset.names) if not only or name in only
-    }
+    wanted = [(i, name) for i, name in enumerate(dataset.names) if not only or name in only]
+    index = {name.strip().lower(): i for i, name in wanted}
     to_data = [index.get(renamed.get(name, name).strip().lower(), -1) for name in model_classes]
     if max(to_data, default=-1) < 0:
         raise UnusableModelError(
@@ -183,14 +175,10 @@ def _annotations(
 ) -> list[dict]:
     """Convert detections to the data set's classes; ``merged`` classes go through NMS again."""
     ids = to_data[detections.class_ids]
-    kept = np.arange(len(ids))
-    if merged:
-        kept = nms(detections.xyxy, detections.scores, ids, IOU, MAX_DETECTIONS)
+    boxes, scores = detections.xyxy, detections.scores
+    kept = nms(boxes, scores, ids, IOU, MAX_DETECTIONS) if merged else np.arange(len(ids))
     return [
-        {
-            **annotation(0, image_id, detections.xyxy[i], ids[i]),
-            "score": float(detections.scores[i]),
-        }
+        annotation(0, image_id, boxes[i], ids[i]) | {"score": float(scores[i])}
         for i in kept
         if ids[i] >= 0
     ]

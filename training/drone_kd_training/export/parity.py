@@ -58,7 +58,5 @@ def _differences(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cost = np.where(other_class, np.inf, box + _PX_PER_SCORE * score)
     rows, partner = np.arange(len(a)), cost.argmin(axis=1)
     missing = np.isinf(cost[rows, partner])
-    return (
-        np.where(missing, np.inf, box[rows, partner]),
-        np.where(missing, np.inf, score[rows, partner]),
-    )
+    box, score = (np.where(missing, np.inf, d[rows, partner]) for d in (box, score))
+    return box, score

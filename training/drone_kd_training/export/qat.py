@@ -26,18 +26,17 @@ def export_both(config: Config, output: Path) -> str:
     # Forced: it is the baseline of training, whatever it lost.
     calibrated_file, calibrated = int8(before, output / CALIBRATED, force=True)
     trained_file, trained = int8(output / "best.pt", output / TRAINED, before=before)
-    lines = [
-        f"calibrated: {calibrated_file}",
-        gate_table(calibrated),
-        f"trained: {trained_file}",
-        gate_table(trained),
-        f"{'mAP50-95':<28}{'':>12}",
-        f"{'FP32':<28}{format_score(trained.metrics['map50_95_fp32']):>12}",
-        f"{'INT8, calibrated':<28}{format_score(calibrated.metrics['map50_95']):>12}",
-        f"{'INT8, trained':<28}{format_score(trained.metrics['map50_95']):>12}",
-        _verdict(calibrated, trained),
-    ]
-    return "\n".join(lines)
+    scores = {
+        "FP32": trained.metrics["map50_95_fp32"],
+        "INT8, calibrated": calibrated.metrics["map50_95"],
+        "INT8, trained": trained.metrics["map50_95"],
+    }
+    table = "\n".join(f"{name:<28}{format_score(ap):>12}" for name, ap in scores.items())
+    return (
+        f"calibrated: {calibrated_file}\n{gate_table(calibrated)}\n"
+        f"trained: {trained_file}\n{gate_table(trained)}\n"
+        f"{'mAP50-95':<28}{'':>12}\n{table}\n{_verdict(calibrated, trained)}"
+    )
 
 
 def _verdict(calibrated: ModelSpec, trained: ModelSpec) -> str:

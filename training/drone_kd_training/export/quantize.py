@@ -94,9 +94,13 @@ def quantize(
             the same name (default: taken from the weights).
     """
     initializers = {i.name: i for i in model.graph.initializer}
-    half = [n for n in model.graph.node if n.op_type == "Conv" and _is_half(n, initializers)]
-    ranges = {}
-    overrides = {}
+    half = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Conv"
+        and initializers[node.input[1]].data_type == onnx.TensorProto.FLOAT16
+    ]
+    ranges, overrides = {}, {}
     for node in half:
         name = node.input[1]
         bound = np.float16(inputs[name])
@@ -128,10 +132,6 @@ def quantize(
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     return quantizer.model.model
-
-
-def _is_half(node: onnx.NodeProto, initializers: dict) -> bool:
-    return initializers[node.input[1]].data_type == onnx.TensorProto.FLOAT16
 
 
 def _weight_scales(tensor: onnx.TensorProto, trained: dict[str, np.ndarray]) -> np.ndarray:

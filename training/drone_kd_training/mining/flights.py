@@ -127,12 +127,10 @@ def read(
     if segment.topic:
         yield from _read_bag(segment, path, on_error, wanted)
     elif path.is_dir():
-        files = _image_files(path)[segment.start : segment.stop]
-        for i, file in enumerate(files):
-            if wanted is not None and i not in wanted:
-                continue
+        for i, file in enumerate(_image_files(path)[segment.start : segment.stop]):
             try:
-                yield _numbered(segment, i, float(segment.start + i), read_image(file))
+                if wanted is None or i in wanted:
+                    yield _numbered(segment, i, float(segment.start + i), read_image(file))
             except SourceError as error:
                 on_error(error)
     else:

@@ -93,11 +93,8 @@ def mine(
             "same command continues it"
         ) from error
     splits = Counter(row["split"] for row in rows)
-    return {
-        "frames": sum(part["frames"] for part in done.values()),
-        "train": splits["train"],
-        "val": splits["val"],
-    }
+    frames = sum(part["frames"] for part in done.values())
+    return {"frames": frames, "train": splits["train"], "val": splits["val"]}
 
 
 class InProcess:
@@ -112,10 +109,8 @@ class InProcess:
         """Yield segments with their scored frames and problems."""
         for segment in segments:
             problems: Counter[str] = Counter()
-            scored: list[stages.ScoredFrame] = []
-            for batch in stages.read_features(segment, problems):
-                scored += stages.score(batch, self.models)
-            yield segment, scored, problems
+            batches = stages.read_features(segment, problems)
+            yield segment, [f for b in batches for f in stages.score(b, self.models)], problems
 
     def label(
         self, wanted: list[tuple[Segment, set[int]]]
@@ -196,11 +191,11 @@ def _label(
 ) -> None:
     """Write the chosen frames that an interrupted run has not written."""
     rows = {(segment.key, row["index"]): row for segment, own in chosen for row in own}
-    missing = []
-    for segment, own in chosen:
-        numbers = {row["index"] for row in own if not mined_dataset.is_written(work, row)}
-        if numbers:
-            missing.append((segment, numbers))
+    missing = [
+        (segment, numbers)
+        for segment, own in chosen
+        if (numbers := {row["index"] for row in own if not mined_dataset.is_written(work, row)})
+    ]
     written = len(rows) - sum(len(numbers) for _, numbers in missing)
     with Progress("Label", len(rows), "frame", done=written) as progress:
         for segment, found in label(missing):
@@ -213,12 +208,11 @@ def _label(
 def _work_folder(output: Path, settings: Settings, segments: list[Segment]) -> Path:
     """Return the work folder beside the output: new, or of the same command."""
     models = [settings.teacher, settings.student or str(default_model_path())]
+    parts = json.dumps([[s.key, s.start, s.stop] for s in segments]).encode()
     content = {
         **asdict(settings),
         "models": [_digest(model) for model in models],
-        "segments": hashlib.sha256(
-            json.dumps([[s.key, s.start, s.stop] for s in segments]).encode()
-        ).hexdigest(),
+        "segments": hashlib.sha256(parts).hexdigest(),
     }
     work = output.with_name(f".{output.name}.mining")
     settings_file = work / "settings.json"

@@ -45,12 +45,12 @@ def pick(
         "train": _take(train, wanted, frames, per_scene),
         "val": _take(val, {"random": most}, most, per_scene),
     }
-    chosen = {
-        name: {"split": split, "reason": reason}
+    return [
+        {**c, "split": split, "reason": reasons[c["name"]]}
+        for c in candidates
         for split, reasons in taken.items()
-        for name, reason in reasons.items()
-    }
-    return [{**c, **chosen[c["name"]]} for c in candidates if c["name"] in chosen]
+        if c["name"] in reasons
+    ]
 
 
 def add_scenes(candidates: list[dict[str, Any]], leaders: list[int]) -> None:

@@ -65,9 +65,8 @@ class LabelledFrame(NamedTuple):
 
 def read_features(segment: Segment, problems: Counter[str]) -> Iterator[list[FrameFeatures]]:
     """Yield a segment's frames without near duplicates, in batches; count `problems`."""
-    return batches(
-        drop_near_duplicates(read(segment, lambda error: problems.update([str(error)])))
-    )
+    frames = read(segment, lambda error: problems.update([str(error)]))
+    return batches(drop_near_duplicates(frames))
 
 
 def read_chosen(segment: Segment, wanted: set[int]) -> Iterator[list[Frame]]:
@@ -78,32 +77,21 @@ def read_chosen(segment: Segment, wanted: set[int]) -> Iterator[list[Frame]]:
 def score(batch: list[FrameFeatures], models: Models) -> list[ScoredFrame]:
     """Run student and teacher on frames."""
     found = []
-    for frame, embedding, shift in batch:
-        height, width = frame.image.shape[:2]
-        student = models.student(frame.image)
-        found.append(
-            ScoredFrame(
-                frame.number,
-                frame.stamp_s,
-                frame.block,
-                (width, height),
-                embedding,
-                shift,
-                student,
-                disagreement(models.predict(frame.image), student),
-            )
-        )
+    for (number, stamp_s, block, image), embedding, shift in batch:
+        size = (image.shape[1], image.shape[0])
+        student = models.student(image)
+        gap = disagreement(models.predict(image), student)
+        found.append(ScoredFrame(number, stamp_s, block, size, embedding, shift, student, gap))
     return found
 
 
 def label(batch: list[Frame], models: Models) -> list[LabelledFrame]:
     """Let the teacher label frames."""
     found = []
-    for frame in batch:
-        height, width = frame.image.shape[:2]
-        _, jpeg = cv2.imencode(".jpg", frame.image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-        predictions = models.label(frame.image)
-        found.append(LabelledFrame(frame.number, jpeg.tobytes(), (width, height), predictions))
+    for number, _, _, image in batch:
+        size = (image.shape[1], image.shape[0])
+        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
+        found.append(LabelledFrame(number, jpeg, size, models.label(image)))
     return found
 
 
@@ -120,7 +108,7 @@ def summarise(
         rows = [_candidate(segment, scored, i) for i in scene]
         best = {0}  # the first frame represents the scene
         for reason in REASONS:
-            best |= set(sorted(range(len(rows)), key=lambda i: -rows[i][reason])[:per_scene])
+            best.update(sorted(range(len(rows)), key=lambda i: -rows[i][reason])[:per_scene])
         leader = len(candidates)
         candidates += [{**rows[i], "leader": leader} for i in sorted(best)]
     return {"said": dict(problems), "frames": len(scored), "candidates": candidates}

@@ -103,11 +103,11 @@ def fuse(passes: list[Detections], width: int, height: int) -> Detections:
     scores; a pass that misses it counts as 0.
     """
     size = np.array([width, height] * 2, np.float32)
-    real = [(d.xyxy[:, 2:] > d.xyxy[:, :2]).all(axis=1) for d in passes]
+    real = [(d, (d.xyxy[:, 2:] > d.xyxy[:, :2]).all(axis=1)) for d in passes]
     boxes, scores, labels = weighted_boxes_fusion(
-        [np.clip(d.xyxy[r] / size, 0, 1) for d, r in zip(passes, real, strict=True)],
-        [d.scores[r] for d, r in zip(passes, real, strict=True)],
-        [d.class_ids[r] for d, r in zip(passes, real, strict=True)],
+        [np.clip(d.xyxy[kept] / size, 0, 1) for d, kept in real],
+        [d.scores[kept] for d, kept in real],
+        [d.class_ids[kept] for d, kept in real],
         iou_thr=_FUSE_IOU,
     )
     kept = scores >= LOWEST_SCORE

@@ -65,6 +65,9 @@ THRESHOLD_SOURCES = ("hit-uav", "aerial-cars")
 THRESHOLDS = np.arange(0.05, 0.8, 0.025)
 # A class with fewer labels does not count for the choice of the threshold.
 LABELS_NEEDED = 20
+OVERRIDES = {"optimizer": "AdamW", "lr0": 0.0003, "lrf": 0.05, "cos_lr": True,
+             "warmup_epochs": 0.2, "nbs": 8, "mosaic": 0.7, "close_mosaic": 0,
+             "flipud": 0.3}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,19 +82,7 @@ class Recipe:
     batch: int = 8
     seed: int = 0
     balance: float = 0.5
-    overrides: dict[str, Any] = field(
-        default_factory=lambda: {
-            "optimizer": "AdamW",
-            "lr0": 0.0003,
-            "lrf": 0.05,
-            "cos_lr": True,
-            "warmup_epochs": 0.2,
-            "nbs": 8,
-            "mosaic": 0.7,
-            "close_mosaic": 0,
-            "flipud": 0.3,
-        }
-    )
+    overrides: dict[str, Any] = field(default_factory=OVERRIDES.copy)
 
 
 @dataclass(frozen=True)
@@ -136,27 +127,18 @@ def build(
         name: write_test_set(shared, name, output / "selection" / name, trained)
         for name in TEST_SETS
     }
-    alpha, interpolated, alphas = choose_alpha(
-        output / "train" / "best.pt", start, selection, output
-    )
+    trained_model = output / "train" / "best.pt"
+    alpha, interpolated, alphas = choose_alpha(trained_model, start, selection, output)
     best, threshold = calibrate(interpolated, plan, output)
     validation = output / "train" / "frames" / "val"
     model = folders.models / "default.onnx"
-    export(
-        best,
-        model,
-        precision="fp16",
-        imgsz=INPUT_PX,
-        data=str(validation / "aerial-cars" / "data.yaml"),
-        licence=LICENCE,
-        attribution=ATTRIBUTION,
-    )
+    data = str(validation / "aerial-cars" / "data.yaml")
+    export(best, model, "fp16", data, INPUT_PX, licence=LICENCE, attribution=ATTRIBUTION)
     others = {} if before is None else {"previous model": before}
     others |= {teacher.name: teacher.weights for teacher in plan.teachers}
     others["COCO nano"] = shared / "weights/yolov8n-coco.pt"
-    test_sets = {
-        name: write_test_set(shared, name, output / "test_sets" / name) for name in TEST_SETS
-    }
+    tests = output / "test_sets"
+    test_sets = {name: write_test_set(shared, name, tests / name) for name in TEST_SETS}
     figures = collect(model, best, others, plan, test_sets, validation, shared, output / "figures")
     card = Card(plan, recipe, metrics, figures, alpha, alphas, threshold, ATTRIBUTION, LICENCE)
     write_card(card, model, folders.docs, folders.models)
@@ -295,10 +277,8 @@ def _count_by_threshold(detector: Detector, source: Source, names: tuple[str, ..
             continue
         found = detector(sample.image)
         ids = to_student[sample.class_ids]
-        truth = np.concatenate([sample.xyxy, ids[:, None]], axis=1)[ids >= 0]
-        table = np.concatenate(
-            [found.xyxy, found.scores[:, None], found.class_ids[:, None]], axis=1
-        )
+        truth = np.column_stack([sample.xyxy, ids])[ids >= 0]
+        table = np.column_stack([found.xyxy, found.scores, found.class_ids])
         for c in map(names.index, source.labelled):
             labels = (truth[:, 4] == c).sum()
             for k, threshold in enumerate(THRESHOLDS):
@@ -319,27 +299,14 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the arguments and build; return the exit code."""
     package = Path(drone_kd.__file__).parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--shared", type=Path, required=True, help="folder with data/, weights/ and replay/"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/default"), help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--thermal-teacher",
-        type=Path,
-        metavar="best.pt",
-        help="detector of HIT-UAV's classes (default: train one, 40 minutes)",
-    )
-    parser.add_argument(
-        "--before", type=Path, metavar="MODEL.onnx", help="a model to measure for comparison"
-    )
-    parser.add_argument(
-        "--models", type=Path, default=package / "models", help="for the model (%(default)s)"
-    )
-    parser.add_argument(
-        "--docs", type=Path, default=package.parent / "docs", help="for the card (%(default)s)"
-    )
+    add = parser.add_argument
+    add("--shared", type=Path, required=True, help="folder with data/, weights/ and replay/")
+    add("--output", type=Path, default=Path("runs/default"), help="(default: %(default)s)")
+    teacher = "detector of HIT-UAV's classes (default: train one, 40 minutes)"
+    add("--thermal-teacher", type=Path, metavar="best.pt", help=teacher)
+    add("--before", type=Path, metavar="MODEL.onnx", help="a model to measure for comparison")
+    add("--models", type=Path, default=package / "models", help="for the model (%(default)s)")
+    add("--docs", type=Path, default=package.parent / "docs", help="for the card (%(default)s)")
     a = parser.parse_args(argv)
     folders = Folders(a.shared, a.output, a.models, a.docs)
     return run_recipe(lambda: print(build(folders, Recipe(), a.thermal_teacher, a.before)))

@@ -80,8 +80,7 @@ def collect(
         s.name: measure(model, validation / s.name / "data.yaml", cache, only=s.labelled)
         for s in track([s for s in plan.sources if s.val], "Evaluate by class", "source")
     }
-    confidence = parameter_defaults("detector.yaml")["confidence"]
-    alarms = count_false_alarms(model, shared, confidence)
+    alarms = count_false_alarms(model, shared)
     return Figures(models, by_source, alarms, relative_times(checkpoint, teachers))
 
 
@@ -101,8 +100,7 @@ def measure(
         size = None if model.suffix == ".onnx" else INPUT_PX
         scores = evaluate(model, data, imgsz=size, tiling=tiling, only=only, classes=classes)
         write_text(cached, json.dumps(scores, indent=1))
-    found: dict[str, Any] = json.loads(cached.read_text(encoding="utf-8"))
-    return found
+    return json.loads(cached.read_text(encoding="utf-8"))
 
 
 def relative_times(
@@ -126,15 +124,13 @@ def relative_times(
     return {name: float(np.median(seconds[name]) / np.median(seconds[""])) for name in teachers}
 
 
-def count_false_alarms(model: Path, shared: Path, confidence: float) -> dict[str, tuple[int, int]]:
+def count_false_alarms(model: Path, shared: Path) -> dict[str, tuple[int, int]]:
     """Count detections in images without objects: name -> (number of images, detections)."""
-    nms_iou = parameter_defaults("detector.yaml")["iou"]
-    detector = Detector(open_backend(model, runtime="onnxruntime"), confidence, nms_iou, 300)
-    paths = {
-        name: [shared / UNLABELLED / f"{stem}.jpg" for stem in stems]
-        for name, stems in EMPTY.items()
-    }
-    return {
-        name: (len(own), sum(len(detector(read_image(path))) for path in own))
-        for name, own in paths.items()
-    }
+    defaults = parameter_defaults("detector.yaml")
+    backend = open_backend(model, runtime="onnxruntime")
+    detector = Detector(backend, defaults["confidence"], defaults["iou"], 300)
+    alarms = {}
+    for name, stems in EMPTY.items():
+        images = (read_image(shared / UNLABELLED / f"{stem}.jpg") for stem in stems)
+        alarms[name] = len(stems), sum(len(detector(image)) for image in images)
+    return alarms

@@ -17,8 +17,8 @@ from drone_kd_training.distillation.distill import distill
 from drone_kd_training.quiet import first_line, log_to_terminal
 
 # Learning rate schedule of a short run; Ultralytics' automatic one is made for hundreds of epochs.
-SHORT_RUN = {"optimizer": "AdamW", "lr0": 0.001, "warmup_epochs": 1.0, "mosaic": 0.0}
-SHORT_RUN["close_mosaic"] = 0
+SHORT_RUN = {"optimizer": "AdamW", "lr0": 0.001, "warmup_epochs": 1.0, "mosaic": 0.0,
+             "close_mosaic": 0}  # fmt: skip
 # Only ends a wait that would last for ever; a loaded machine starts a node in half a minute.
 TIMEOUT_S = 300.0
 INTERRUPTED = "interrupted; the same command resumes the run"

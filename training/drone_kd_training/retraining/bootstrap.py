@@ -65,12 +65,8 @@ class Matches:
         ``resamples``: int64 (N, F), count of each frame; all ones give the plain figure. Returns
         float64 (C, N) in [0, 1]; NaN for a resample without such an object.
         """
-        return np.array(
-            [
-                [_average(self.matched[k, area], weights, self.recalls) for weights in resamples]
-                for k in range(self.classes)
-            ]
-        )
+        classes = [self.matched[k, area] for k in range(self.classes)]
+        return np.array([[_average(m, w, self.recalls) for w in resamples] for m in classes])
 
 
 def resample_frames(frames: int, times: int, seed: int = 0) -> np.ndarray:

@@ -200,15 +200,11 @@ def _compare(domain: str, before: SplitPredictions, after: SplitPredictions) -> 
         means = [_mean(v[classes]) for v in values]
         whole = area == "all"
         least = (GAIN if domain == "new" else MARGIN) if whole else PART_MARGIN
-        judged = bool(enough.any())
-        rows.append(_row(domain, area, objects[classes].sum(), means, least, judged))
+        rows.append(_row(domain, area, objects[classes].sum(), means, least, bool(enough.any())))
         if whole:
-            rows += [
-                _row(
-                    domain, name, objects[k], [v[k] for v in values], PART_MARGIN, bool(enough[k])
-                )
-                for k, name in enumerate(before.names[i] for i in before.known)
-            ]
+            for k, i in enumerate(before.known):
+                own = [v[k] for v in values]
+                rows.append(_row(domain, before.names[i], objects[k], own, PART_MARGIN, enough[k]))
     return rows
 
 
