@@ -128,15 +128,11 @@ def write_report(
     sides: Sides | None = None,
     table: str = "",
 ) -> None:
-    """Write the page.
+    """Write the page to the .html file ``path``; raises OSError.
 
-    Args:
-        path: the .html file.
-        title: of the page.
-        models: name -> result of `evaluate`.
-        curves: name of a run -> image of its curves (.png).
-        sides: baseline against distilled student.
-        table: Markdown table of an experiment, shown first.
+    ``models``: name -> result of `evaluate`. ``curves``: name of a run -> image of its curves
+    (.png). ``sides``: baseline against distilled student. ``table``: Markdown table of an
+    experiment, shown first.
     """
     classes = list(dict.fromkeys(c for m in models.values() for c in m["per_class"]))
     lines = table.splitlines()

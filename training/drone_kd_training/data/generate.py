@@ -32,21 +32,13 @@ _VERSION = 2
 
 
 def generate(output: Path, train: int, val: int, imgsz: int = 640, seed: int = 0) -> Path:
-    """Render a data set; return its data.yaml.
+    """Render a data set in a new or empty folder; return its data.yaml.
 
     The same arguments give the same images. The folder appears when it is complete; one that the
-    same arguments made before is kept. No place is in both splits.
-
-    Args:
-        output: folder to make; it must not exist, or be empty.
-        train: number of training images, at least 1.
-        val: number of validation images, at least 1.
-        imgsz: side of the square images in pixels, 64 to 4096.
-        seed: 0 or more.
-
-    Raises:
-        ValueError: a number is out of its range.
-        FileExistsError: the folder holds something else.
+    same arguments made before is kept. No place is in both splits. ``train``, ``val``: number of
+    images, at least 1; ``imgsz``: side of the square images in pixels, 64 to 4096; ``seed``: 0 or
+    more. Raises ValueError if a number is out of its range, FileExistsError if the folder holds
+    something else.
     """
     output = Path(output)
     arguments = {"version": _VERSION, "train": train, "val": val, "imgsz": imgsz, "seed": seed}

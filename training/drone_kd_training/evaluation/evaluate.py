@@ -77,15 +77,14 @@ def evaluate(
         classes: the model's class name -> the data set's, where they differ; predictions that
             become duplicates of one class go through NMS again.
 
-    Returns:
-        {"map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large", "per_class": {name:
-        {...}}, "classes_not_in_model", "images", "images_ignored", "boxes"}. APs are in [0, 1], or
-        None without an object of that kind. Means cover the classes that the model has.
+    Returns {"map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large", "per_class":
+    {name: {"ap50_95", "ap50"}}, "classes_not_in_model", "images", "images_ignored", "boxes"}. APs
+    are in [0, 1], or None without an object of that kind. Means cover the classes that the model
+    has.
 
-    Raises:
-        DataError: the split is missing or has no usable image.
-        ModelError: the model file cannot be opened.
-        UnusableModelError: not a detector, or no class in common with the data.
+    Raises DataError if the split is missing or has no usable image, ModelError if the model file
+    cannot be opened, UnusableModelError if it is no detector, or has no class in common with the
+    data.
     """
     result = predict_split(model, data, split, imgsz, tiling, only, classes)
     scores = precision(result.images, result.truth, result.predictions, result.known)

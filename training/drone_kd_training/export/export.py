@@ -105,25 +105,20 @@ def export(
         precision: fp32, fp16 or int8.
         data: a data.yaml: its training split calibrates INT8, its validation split compares file
             and checkpoint. Without it the comparison runs on noise, and no mAP is measured.
-        imgsz: input size: side of a square in pixels, or height and width, such as (384, 640)
-            for 16:9 frames (default: the square it was trained at).
+        imgsz: side of a square in pixels, or height and width, such as (384, 640) for 16:9 frames
+            (default: the square it was trained at).
         batch: frames per inference.
         input_: a name of `drone_kd.core.model_spec.INPUTS`.
         force: write a file that fails a gate as NAME.failed.onnx.
-        before: float checkpoint that a quantization-aware one was trained from; required for
-            such a checkpoint, whose mAP is compared with it.
-        licence: licence of the weights, for the metadata.
-        attribution: credit that the training data ask for, for the metadata.
-        lineage: origin of the weights, for the metadata; see `drone_kd.lineage.descend`.
+        before: float checkpoint that a quantization-aware one was trained from; required for such
+            a checkpoint, whose mAP is compared with it.
+        licence, attribution: of the weights, and credit that the training data ask for.
+        lineage: origin of the weights; see `drone_kd.lineage.descend`.
 
-    Returns:
-        The file that was written (not ``output`` if it was forced) and its metadata.
-
-    Raises:
-        UnusableModelError: ``checkpoint`` is not a detector.
-        DataError: ``data`` cannot be used.
-        ValueError: arguments that do not go together.
-        ExportError: a gate fails; nothing is written.
+    Returns the file that was written (not ``output`` if it was forced) and its metadata. Raises
+    UnusableModelError if ``checkpoint`` is not a detector, DataError if ``data`` cannot be used,
+    ValueError for arguments that do not go together, and ExportError if a gate fails; then nothing
+    is written.
     """
     _check_arguments(output, precision, batch, data)
     dataset = load_data(data) if data is not None else None

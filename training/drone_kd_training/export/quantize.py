@@ -85,13 +85,11 @@ def calibrate(graph: ExportGraph, spec: ModelSpec, frames: list[Path]) -> dict[s
 def quantize(
     model: onnx.ModelProto, inputs: dict[str, float], weights: dict[str, np.ndarray] | None = None
 ) -> onnx.ModelProto:
-    """Insert Q/DQ around every convolution whose weights are float16.
+    """Insert Q/DQ around every convolution whose weights are float16; float32 ones stay float.
 
-    Args:
-        model: an FP16 graph of opset 19 or later; float32 convolutions stay float.
-        inputs: largest input magnitude of each such convolution, by the name of its weights.
-        weights: weight magnitudes of quantization-aware training, float32 (output channels,), by
-            the same name (default: taken from the weights).
+    ``model``: an FP16 graph of opset 19 or later. ``inputs``: largest input magnitude of each such
+    convolution, by the name of its weights. ``weights``: weight magnitudes of quantization-aware
+    training, float32 (output channels,), by the same name (default: taken from the weights).
     """
     initializers = {i.name: i for i in model.graph.initializer}
     half = [

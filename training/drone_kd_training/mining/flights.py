@@ -76,6 +76,9 @@ class Segment:
         return "-".join(filter(None, (self.name, safe(self.topic), f"{self.number:05d}")))
 
 
+OnError = Callable[[SourceError], None]
+
+
 class Frame(NamedTuple):
     """A frame of a segment: number in it, stamp, time block, BGR uint8 pixels (h, w, 3)."""
 
@@ -90,9 +93,7 @@ def safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:60]
 
 
-def plan(
-    flights: list[str], topics: list[str], on_error: Callable[[SourceError], None]
-) -> list[Segment]:
+def plan(flights: list[str], topics: list[str], on_error: OnError) -> list[Segment]:
     """Split flights into segments.
 
     ``flights``: paths or fsspec URLs; a flight given twice counts once. ``topics``: of the bags;
@@ -116,9 +117,7 @@ def plan(
     return segments
 
 
-def read(
-    segment: Segment, on_error: Callable[[SourceError], None], wanted: set[int] | None = None
-) -> Iterator[Frame]:
+def read(segment: Segment, on_error: OnError, wanted: set[int] | None = None) -> Iterator[Frame]:
     """Yield the frames of a segment; ``wanted``: numbers of the frames to decode (default: all).
 
     ``on_error`` gets each frame that cannot be read; the others follow.
@@ -175,7 +174,7 @@ def fingerprint(path: Path) -> str:
 
 
 def _plan_bag(
-    flight: str, path: Path, name: str, topics: list[str], on_error: Callable[[SourceError], None]
+    flight: str, path: Path, name: str, topics: list[str], on_error: OnError
 ) -> list[Segment]:
     files = inspect_bag(path, on_error)
     cameras = {t.name for f in files for t in f.topics if t.msgtype in (IMAGE, COMPRESSED)}
@@ -199,10 +198,9 @@ def _plan_bag(
                 first = start + ((file.start_ns - start) // block + 1) * block
                 edges[1:1] = range(first, file.stop_ns, block)
             parts += [(inside, a, b, file.broken) for a, b in pairwise(edges)]
-        segments += [
-            Segment(flight, name, topic, number, inside, a, b, start, block, broken)
-            for number, (inside, a, b, broken) in enumerate(parts)
-        ]
+        for number, (inside, a, b, broken) in enumerate(parts):
+            part = Segment(flight, name, topic, number, inside, a, b, start, block, broken)
+            segments.append(part)
     return segments
 
 
@@ -245,7 +243,7 @@ def _numbered(segment: Segment, number: int, stamp_s: float, image: np.ndarray) 
 
 
 def _read_bag(
-    segment: Segment, path: Path, on_error: Callable[[SourceError], None], wanted: set[int] | None
+    segment: Segment, path: Path, on_error: OnError, wanted: set[int] | None
 ) -> Iterator[Frame]:
     file = BagFile(path / segment.file, (), segment.start, segment.stop, broken=segment.broken)
     messages = read_messages(file, {segment.topic}, on_error, segment.start, segment.stop)

@@ -34,25 +34,27 @@ if TYPE_CHECKING:  # imported on demand: only a cluster needs it
     from drone_kd_training.mining.ray_pipeline import Cluster
 
 
+# A frame's candidate or a segment's summary, as `stages.summarise` describes them.
+Row = dict[str, Any]
+# Segments with their chosen frames.
+Chosen = list[tuple[Segment, list[Row]]]
+Warn = Callable[[str], None]
+
+
 def mine(
     flights: list[str],
     output: Path,
     settings: Settings,
     topics: tuple[str, ...] = (),
     cluster: str | None = None,
-    warn: Callable[[str], None] = print_line,
+    warn: Warn = print_line,
 ) -> dict[str, int]:
     """Mine flights into a data set; `mining.mined_dataset` describes its files.
 
-    Args:
-        flights: bags, videos, folders of images: paths or fsspec URLs.
-        output: folder to make.
-        settings: decide the result.
-        topics: of the bags' cameras; empty: all.
-        cluster: "host:port" of a Ray cluster that does the work (default: this process).
-        warn: gets warnings, one line each.
-
-    Returns the number of scored "frames", and of frames in "train" and "val".
+    ``flights``: bags, videos, folders of images: paths or fsspec URLs. ``topics``: of the bags'
+    cameras; empty: all. ``cluster``: "host:port" of a Ray cluster that does the work (default:
+    this process). ``warn`` gets warnings, one line each. Returns the number of scored "frames",
+    and of frames in "train" and "val".
 
     Raises ValueError if a setting is out of its range; SourceError, UnusableModelError,
     ModelError, DataError or FileExistsError if the input cannot be used; OSError if the output
@@ -103,18 +105,14 @@ class InProcess:
     def __init__(self, models: Models) -> None:
         self.models = models
 
-    def score(
-        self, segments: list[Segment]
-    ) -> Iterator[tuple[Segment, list[stages.ScoredFrame], Counter[str]]]:
+    def score(self, segments: list[Segment]) -> Iterator[stages.Scored]:
         """Yield segments with their scored frames and problems."""
         for segment in segments:
             problems: Counter[str] = Counter()
             batches = stages.read_features(segment, problems)
             yield segment, [f for b in batches for f in stages.score(b, self.models)], problems
 
-    def label(
-        self, wanted: list[tuple[Segment, set[int]]]
-    ) -> Iterator[tuple[Segment, list[stages.LabelledFrame]]]:
+    def label(self, wanted: list[tuple[Segment, set[int]]]) -> Iterator[stages.Labelled]:
         """Yield segments with some of their labelled frames."""
         for segment, numbers in wanted:
             for batch in stages.read_chosen(segment, numbers):
@@ -122,11 +120,8 @@ class InProcess:
 
 
 def _score(
-    work: Path,
-    segments: list[Segment],
-    settings: Settings,
-    score: Callable[[list[Segment]], Iterator],
-) -> dict[str, dict[str, Any]]:
+    work: Path, segments: list[Segment], settings: Settings, score: Callable[..., Iterator]
+) -> dict[str, Row]:
     """Return the summaries of all segments by key; those of an interrupted run are reused."""
     shards = {segment.key: work / "shards" / f"{segment.key}.json" for segment in segments}
     missing = [segment for segment in segments if not shards[segment.key].exists()]
@@ -141,7 +136,7 @@ def _score(
     return {key: json.loads(path.read_bytes()) for key, path in shards.items()}
 
 
-def _report(done: dict[str, dict[str, Any]], warn: Callable[[str], None]) -> None:
+def _report(done: dict[str, Row], warn: Warn) -> None:
     problems: Counter[str] = Counter()
     for part in done.values():
         problems.update(part["said"])
@@ -153,13 +148,9 @@ def _report(done: dict[str, dict[str, Any]], warn: Callable[[str], None]) -> Non
 
 
 def _choose(
-    segments: list[Segment],
-    done: dict[str, dict[str, Any]],
-    settings: Settings,
-    warn: Callable[[str], None],
-) -> list[tuple[Segment, list[dict[str, Any]]]]:
-    """Return the segments with chosen frames, and these."""
-    candidates: list[dict[str, Any]] = []
+    segments: list[Segment], done: dict[str, Row], settings: Settings, warn: Warn
+) -> Chosen:
+    candidates: list[Row] = []
     leaders: list[int] = []
     segment_of: dict[str, Segment] = {}
     for segment in segments:
@@ -177,18 +168,13 @@ def _choose(
             f"WARNING {train} frames instead of {settings.frames}: {scenes} scenes with at most "
             f"{settings.per_scene} frames each (--per-scene)"
         )
-    by_segment: dict[Segment, list[dict[str, Any]]] = {}
+    by_segment: dict[Segment, list[Row]] = {}
     for row in rows:
         by_segment.setdefault(segment_of[row["name"]], []).append(row)
     return list(by_segment.items())
 
 
-def _label(
-    work: Path,
-    chosen: list[tuple[Segment, list[dict[str, Any]]]],
-    label: Callable[[list[tuple[Segment, set[int]]]], Iterator],
-    confident: float,
-) -> None:
+def _label(work: Path, chosen: Chosen, label: Callable[..., Iterator], confident: float) -> None:
     """Write the chosen frames that an interrupted run has not written."""
     rows = {(segment.key, row["index"]): row for segment, own in chosen for row in own}
     missing = [

@@ -63,6 +63,11 @@ class LabelledFrame(NamedTuple):
     predictions: Detections
 
 
+# What a worker yields: a segment with its scored frames and problems, or some labelled frames.
+Scored = tuple[Segment, list[ScoredFrame], Counter[str]]
+Labelled = tuple[Segment, list[LabelledFrame]]
+
+
 def read_features(segment: Segment, problems: Counter[str]) -> Iterator[list[FrameFeatures]]:
     """Yield a segment's frames without near duplicates, in batches; count `problems`."""
     frames = read(segment, lambda error: problems.update([str(error)]))

@@ -51,11 +51,9 @@ class ClassMatch:
             lines.append(f"{f'{name} ({index})':<24} {found}")
         unused = [n for i, n in enumerate(self.teacher_names) if i not in teacher.values()]
         if unused:
-            shown = ", ".join(unused[:_SHOWN_NAMES])
             more = len(unused) - _SHOWN_NAMES
-            lines.append(
-                f"teacher classes not used: {shown}{f' and {more} more' if more > 0 else ''}"
-            )
+            shown = ", ".join(unused[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+            lines.append(f"teacher classes not used: {shown}")
         return "\n".join(lines)
 
 

@@ -131,13 +131,7 @@ class BoxBackend:
     def __init__(self, model: nn.Module, device: str = "cpu") -> None:
         self.device = device
         self.model = model.to(device).eval()
-        self.spec = ModelSpec(
-            classes=class_names(model),
-            input_width=trained_imgsz(model),
-            input_height=trained_imgsz(model),
-            head="end2end",
-            **_NO_FILE,
-        )
+        self.spec = make_spec(model, trained_imgsz(model), head="end2end", **_NO_FILE)
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Run uint8 (B, H, W, 3) BGR frames; return float32 (B, queries, 6), best first."""
@@ -163,10 +157,7 @@ def trained_imgsz(model: nn.Module) -> int:
 def make_spec(model: nn.Module, imgsz: ImageSize, **fields: Any) -> ModelSpec:
     """Return the metadata of a detector; ``fields``: further fields of `ModelSpec`."""
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    return ModelSpec(
-        classes=class_names(model),
-        input_width=width,
-        input_height=height,
-        head="end2end" if detect_head(model).end2end else "dense",
-        **fields,
-    )
+    if "head" not in fields:
+        fields["head"] = "end2end" if detect_head(model).end2end else "dense"
+    classes = class_names(model)
+    return ModelSpec(classes=classes, input_width=width, input_height=height, **fields)

@@ -123,10 +123,8 @@ def build(
     metrics = train(student_config(output / "teachers.yaml", start, recipe), output / "train")
     plan = read_plan(output / "teachers.yaml")
     trained = {path for source in plan.sources for path in source.train}
-    selection = {
-        name: write_test_set(shared, name, output / "selection" / name, trained)
-        for name in TEST_SETS
-    }
+    chosen = output / "selection"
+    selection = {n: write_test_set(shared, n, chosen / n, trained) for n in TEST_SETS}
     trained_model = output / "train" / "best.pt"
     alpha, interpolated, alphas = choose_alpha(trained_model, start, selection, output)
     best, threshold = calibrate(interpolated, plan, output)
@@ -138,7 +136,7 @@ def build(
     others |= {teacher.name: teacher.weights for teacher in plan.teachers}
     others["COCO nano"] = shared / "weights/yolov8n-coco.pt"
     tests = output / "test_sets"
-    test_sets = {name: write_test_set(shared, name, tests / name) for name in TEST_SETS}
+    test_sets = {n: write_test_set(shared, n, tests / n) for n in TEST_SETS}
     figures = collect(model, best, others, plan, test_sets, validation, shared, output / "figures")
     card = Card(plan, recipe, metrics, figures, alpha, alphas, threshold, ATTRIBUTION, LICENCE)
     write_card(card, model, folders.docs, folders.models)
@@ -257,18 +255,15 @@ def choose_threshold(backend: Backend, plan: Plan) -> dict[str, Any]:
                 curves[f"{source.name} {label}"] = 2 * counts[c, :, 0] / counts[c, :, 1:].sum(-1)
     mean = np.mean(list(curves.values()), axis=0)
     best = int(mean.argmax())
-    return {
-        "threshold": round(float(THRESHOLDS[best]), 3),
-        "f1": round(float(mean[best]), 4),
-        "f1_by_class": {name: round(float(curve[best]), 4) for name, curve in curves.items()},
-    }
+    threshold, f1 = round(float(THRESHOLDS[best]), 3), round(float(mean[best]), 4)
+    by_class = {name: round(float(curve[best]), 4) for name, curve in curves.items()}
+    return {"threshold": threshold, "f1": f1, "f1_by_class": by_class}
 
 
 def _count_by_threshold(detector: Detector, source: Source, names: tuple[str, ...]) -> np.ndarray:
     """Count (classes, thresholds, 3): correct detections, all detections, labels."""
-    to_student = np.array(
-        [names.index(source.classes[n]) if n in source.classes else -1 for n in source.names]
-    )
+    ours = {name: names.index(student) for name, student in source.classes.items()}
+    to_student = np.array([ours.get(name, -1) for name in source.names])
     counts = np.zeros((len(names), len(THRESHOLDS), 3))
     images = selection_images(source.train[0].parent, set(source.train))
     for path in track(images, f"Choose a threshold on {source.name}", "image"):

@@ -57,15 +57,10 @@ def collect(
 ) -> Figures:
     """Measure a finished model and those that it is compared with.
 
-    Args:
-        model: the exported model.
-        checkpoint: what it was exported from.
-        others: name -> model to compare with.
-        plan: sources and teachers.
-        test_sets: name -> data.yaml of `default_model_data.write_test_set`.
-        validation: folder with the validation split of each source.
-        shared: folder with data/.
-        cache: folder for results of `measure`.
+    ``checkpoint``: what ``model`` was exported from. ``others``: name -> model to compare with.
+    ``test_sets``: name -> data.yaml of `default_model_data.write_test_set`. ``validation``: folder
+    with the validation split of each source. ``shared``: folder with data/. ``cache``: folder for
+    results of `measure`.
     """
     teachers = {teacher.name: teacher.weights for teacher in plan.teachers}
     models = {
@@ -110,10 +105,8 @@ def relative_times(
 
     Medians of interleaved forward passes in PyTorch on this machine.
     """
-    backends = {
-        name: TorchBackend(load_model(str(path))[0], INPUT_PX)
-        for name, path in {"": student, **teachers}.items()
-    }
+    paths = {"": student, **teachers}
+    backends = {n: TorchBackend(load_model(str(p))[0], INPUT_PX) for n, p in paths.items()}
     image = np.zeros((1, INPUT_PX, INPUT_PX, 3), np.uint8)
     seconds: dict[str, list[float]] = {name: [] for name in backends}
     for _ in range(rounds):

@@ -108,11 +108,8 @@ def _distil(plan: Plan, data: Path) -> dict[str, Any]:
     baseline = _train(plan, "student", data, NO_TEACHER, plan.student, plan.epochs)
     print(f"\nDistilled: the same student with teacher {Path(teacher).name}", flush=True)
     distilled = _train(plan, "distilled", data, teacher, plan.student, plan.epochs)
-    return {
-        "teacher": distilled["teacher"],
-        "student_alone": baseline["student"],
-        "distilled": distilled["student"],
-    }
+    alone, student = baseline["student"], distilled["student"]
+    return {"teacher": distilled["teacher"], "student_alone": alone, "distilled": student}
 
 
 def _train(

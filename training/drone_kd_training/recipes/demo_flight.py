@@ -35,17 +35,13 @@ NODE_LOG = "nodes.log"
 def fly(
     model: Path, source: str, output: Path, seconds: float, rate_hz: float = 10.0
 ) -> dict[str, Any]:
-    """Fly a model over a source, and write annotated images.
+    """Fly a model (.onnx) over a source, and write annotated images.
 
-    Args:
-        model: an exported model (.onnx).
-        source: what the camera node shows: a folder, a video, or "" for a rendered flight.
-        output: folder for frame-NNN.jpg, contact-sheet.jpg and the log of both nodes.
-        seconds: duration that is measured, from the first detections on.
-        rate_hz: images per second of the camera.
-
-    Returns "frames_in", "frames_out", "detections", "latency_p50_ms", "latency_p95_ms", "rate_hz"
-    and "seconds". Raises RuntimeError if a process ended, or no detections were received.
+    ``source``: what the camera node shows: a folder, a video, or "" for a rendered flight.
+    ``output``: folder for frame-NNN.jpg, contact-sheet.jpg and the log of both nodes. ``seconds``:
+    duration that is measured, from the first detections on. Returns "frames_in", "frames_out",
+    "detections", "latency_p50_ms", "latency_p95_ms", "rate_hz" and "seconds". Raises RuntimeError
+    if a process ended, or no detections were received.
     """
     output.mkdir(parents=True, exist_ok=True)
     camera = {"rate": rate_hz, **({"source": source} if source else {})}

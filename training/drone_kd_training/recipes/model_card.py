@@ -39,6 +39,9 @@ PREDICTIONS_NEEDED = 3
 # A box that a window cuts to less does not count.
 CUT_PX = 3
 
+# Test set or source -> result of `evaluate`.
+Scores = Mapping[str, Mapping[str, Any]]
+
 
 @dataclass(frozen=True)
 class Card:
@@ -104,9 +107,7 @@ def _wrap(text: str) -> str:
 
 
 def table_by_test_set(
-    figures: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    parameters: Mapping[str, float],
-    first: str = "model",
+    figures: Mapping[str, Scores], parameters: Mapping[str, float], first: str = "model"
 ) -> str:
     """Return models x test sets: AP50 (mAP50-95), classes merged by kind."""
     names = list(next(iter(figures.values())))
@@ -121,7 +122,7 @@ def table_by_test_set(
     return _table([first, "parameters", *names, "mean"], rows)
 
 
-def size_table(figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def size_table(figures: Mapping[str, Scores]) -> str:
     """Return models x test sets: AP50 by class, and AP by object size."""
     rows = []
     for model, by_test_set in figures.items():
@@ -133,7 +134,7 @@ def size_table(figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     return _table(["model", "test set", "AP50 by class", "AP tiny", "small", "medium"], rows)
 
 
-def class_table(by_source: Mapping[str, Mapping[str, Any]]) -> str:
+def class_table(by_source: Scores) -> str:
     """Return the default model by source and class: AP50 (AP50-95)."""
     rows = []
     for name, scores in by_source.items():
@@ -187,16 +188,16 @@ class _Window:
 def _windows(detector: Detector, plan: Plan, source: Source) -> list[_Window]:
     teachers = plan.teachers_of(source)
     caches = [PredictionCache(teacher, plan.answers, plan.names) for teacher in teachers]
+    classes = plan.names
     weights = [
-        np.array([t.weight[name] * (name in t.taught_classes) for name in plan.names])
-        for t in teachers
+        np.array([t.weight[c] * (c in t.taught_classes) for c in classes]) for t in teachers
     ]
     windows = []
     for path in track(source.train, f"Compare with the teachers on {source.name}", "image"):
         image = read_image(path)
         height, width = image.shape[:2]
         tables = [
-            translate(cache.of(path, (height, width)), teacher, source.name, plan.names)
+            translate(cache.of(path, (height, width)), teacher, source.name, classes)
             for cache, teacher in zip(caches, teachers, strict=True)
         ]
         fused = fuse(tables, weights)
@@ -207,7 +208,7 @@ def _windows(detector: Detector, plan: Plan, source: Source) -> list[_Window]:
         x, y = _window_corner(confident, width, height)
         window = image[y : y + WINDOW_PX, x : x + WINDOW_PX]
         detections = detector(window)
-        f1 = _agreement(detections, confident, x, y, len(plan.names))
+        f1 = _agreement(detections, confident, x, y, len(classes))
         windows.append(_Window(f1, path.stem, window, detections))
     return windows
 

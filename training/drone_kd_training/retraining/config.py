@@ -10,10 +10,9 @@ from functools import partial
 from drone_kd.core.model_spec import PRECISIONS
 from drone_kd_training.options import option
 
-_input, _forgetting, _training, _export = (
-    partial(option, group=title)
-    for title in ("data and models", "against forgetting", "training", "export")
-)
+_input = partial(option, group="data and models")
+_share = partial(option, group="against forgetting", metavar="SHARE")
+_training, _export = partial(option, group="training"), partial(option, group="export")
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,8 @@ class Plan:
         help="the teacher that labelled the mined frames: a checkpoint, or a folder of its "
         "predictions on the base's training frames"
     )
-    replay: float = _forgetting(
-        0.75, metavar="SHARE", help="share of base frames among those of an epoch"
-    )
-    keep: float = _forgetting(
-        0.5, metavar="SHARE", help="share of the deployed model in the candidate's weights"
-    )
+    replay: float = _share(0.75, help="share of base frames among those of an epoch")
+    keep: float = _share(0.5, help="share of the deployed model in the candidate's weights")
     epochs: int = _training(10, metavar="N", help="training epochs")
     batch: int = _training(8, metavar="N", help="frames per step")
     imgsz: int | None = _training(None, metavar="PX", help="square input (default: as trained)")

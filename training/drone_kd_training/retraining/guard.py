@@ -76,16 +76,10 @@ def compare_models(
     teacher: Predictions,
     corrected: set[str],
 ) -> list[Row]:
-    """Compare two models on the validation splits of the base and of the mined frames.
+    """Compare the deployed model and the candidate on the validation splits of two data.yaml.
 
-    Args:
-        before: the deployed model, as `evaluate` takes it.
-        after: the candidate.
-        base: data.yaml of the base.
-        mined: data.yaml of the mined frames.
-        teacher: predictions for the mined frames; the uncertain ones are ignore regions.
-        corrected: stems of the frames whose labels a person corrected, so that they are complete.
-
+    ``teacher``: predictions for the mined frames; the uncertain ones are ignore regions.
+    ``corrected``: stems of the frames whose labels a person corrected, so that they are complete.
     Raises DataError or UnusableModelError, see `evaluate`.
     """
     results = {
@@ -107,10 +101,8 @@ def accepted(rows: list[Row]) -> bool:
 def _agreement(new: SplitPredictions, base: SplitPredictions, corrected: set[str]) -> Row:
     """Compare how often labels agree with confident predictions, on the new flight and base."""
     confident, agreeing = _confident_and_agreeing(new, corrected)
-    share, usual = (
-        float(n.sum() / max(1, of.sum()))
-        for of, n in ((confident, agreeing), _confident_and_agreeing(base, set()))
-    )
+    both = (confident, agreeing), _confident_and_agreeing(base, set())
+    share, usual = (float(n.sum() / max(1, of.sum())) for of, n in both)
     least, low, high, verdict = AGREEMENT * usual, float("nan"), float("nan"), FEW
     if confident.sum() >= MIN_OBJECTS:
         resamples = resample_frames(len(confident), RESAMPLES)

@@ -56,14 +56,10 @@ class _Inputs:
 def retrain(plan: Plan, output: Path, command: str) -> dict:
     """Retrain, judge, and export an accepted candidate; finished steps are not repeated.
 
-    Args:
-        plan: settings; the same as before if ``output`` holds a run.
-        output: folder for ``accepted.json`` or ``refused.json``, ``candidate.pt``, and for an
-            accepted candidate ``model-HASH.onnx``.
-        command: command line, for the lineage.
-
-    Returns the content of the .json: "accepted", "rows" (see `guard.Row`), "table", "model" and so
-    on.
+    ``plan``: the same as before if ``output`` holds a run. ``output`` gets ``accepted.json`` or
+    ``refused.json``, ``candidate.pt``, and for an accepted candidate ``model-HASH.onnx``.
+    ``command``: command line, for the lineage. Returns the content of the .json: "accepted",
+    "rows" (see `guard.Row`), "table", "model" and so on.
 
     Raises ValueError for input that cannot work (also as DataError, UnusableModelError,
     ModelError), before anything is trained, and ExportError if the accepted candidate fails a gate
@@ -157,7 +153,7 @@ def _open_folder(plan: Plan, output: Path, lineage: Lineage) -> None:
 
 
 def _train(plan: Plan, inputs: _Inputs, output: Path) -> Path:
-    """Distil on the training set; return the candidate, interpolated with the deployed model."""
+    """Distil; return the candidate, interpolated with the deployed model."""
     mined = inputs.mined
     data, unlabelled, predictions = training_set.write_training_set(
         output, inputs.base, inputs.frames, mined, plan.teacher
@@ -204,12 +200,6 @@ def _judge(plan: Plan, inputs: _Inputs, candidate: Path) -> dict:
 
 def _export(plan: Plan, inputs: _Inputs, candidate: Path) -> Path:
     """Export through the gates to a file named after its content."""
-    file, _ = export(
-        candidate,
-        candidate.with_suffix(".onnx"),
-        precision=plan.precision,
-        data=str(inputs.base.yaml_path),
-        imgsz=plan.imgsz,
-        lineage=inputs.lineage,
-    )
+    output, data = candidate.with_suffix(".onnx"), str(inputs.base.yaml_path)
+    file, _ = export(candidate, output, plan.precision, data, plan.imgsz, lineage=inputs.lineage)
     return file.replace(file.with_name(f"model-{file_sha256(file)[:12]}.onnx"))

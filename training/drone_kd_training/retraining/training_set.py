@@ -101,12 +101,12 @@ def write_training_set(
     predictions, and UnusableModelError if the teacher cannot be used.
     """
     lists = {
-        "base.txt": [*frames],
-        "labelled.txt": [*frames, *mined.labelled],
-        "unlabelled.txt": mined.unlabelled,
+        "base": frames,
+        "labelled": [*frames, *mined.labelled],
+        "unlabelled": mined.unlabelled,
     }
     for name, paths in lists.items():
-        write_text(folder / name, "".join(f"{path}\n" for path in paths))
+        write_text(folder / f"{name}.txt", "".join(f"{path}\n" for path in paths))
     split = replace(base, train=(folder / "labelled.txt").resolve(), test=None)
     data = split.write_resolved(folder / "data.yaml")
     predictions = folder / "answers"
@@ -138,20 +138,14 @@ def _merge_predictions(
     A corrected frame gets its labels, with a score of 1, in place of predictions.
     """
     names = mined.data.names
-    base_classes, mined_classes = (
-        dict(match_classes(names, predictions.names).pairs)
-        for predictions in (teacher, mined.teacher)
-    )
+    base_classes = dict(match_classes(names, teacher.names).pairs)
+    mined_classes = dict(match_classes(names, mined.teacher.names).pairs)
     _check_teacher(teacher, frames, mined, base_classes, mined_classes)
     order = sorted(base_classes.keys() & mined_classes.keys())
-    texts = {
-        path.stem: _prediction_lines(predictions, path.stem, [classes[i] for i in order])
-        for predictions, classes, paths in (
-            (teacher, base_classes, frames),
-            (mined.teacher, mined_classes, mined.unlabelled),
-        )
-        for path in paths
-    }
+    base_order, mined_order = ([c[i] for i in order] for c in (base_classes, mined_classes))
+    texts = {p.stem: _prediction_lines(teacher, p.stem, base_order) for p in frames}
+    for path in mined.unlabelled:
+        texts[path.stem] = _prediction_lines(mined.teacher, path.stem, mined_order)
     for path in mined.labelled:
         rows = _labels(path)
         rows = rows[np.isin(rows[:, 0], order)]
