@@ -42,12 +42,8 @@ COLUMNS = {
 class Sides:
     """Labelled objects of a split that two models found, at confidence 0.25 and IoU 0.5.
 
-    Attributes:
-        objects: number of labelled objects.
-        only_first: found by the first model only.
-        only_second: found by the second model only.
-        images: uint8 BGR, the first model left and the second right, of the images in which the
-            second model gained most.
+    ``images``: uint8 BGR, the first model left and the second right, of the images in which the
+    second model gained most.
     """
 
     objects: int = 0
@@ -57,17 +53,10 @@ class Sides:
 
 
 def compare_frames(first: Path, second: Path, data: Path, imgsz: int) -> Sides:
-    """Run two checkpoints on the validation split of a data set.
+    """Run two checkpoints on the validation split of a data set; the first is shown on the left.
 
-    Args:
-        first: checkpoint shown on the left.
-        second: checkpoint shown on the right.
-        data: data.yaml in Ultralytics' format.
-        imgsz: side of the square input in pixels.
-
-    Raises:
-        DataError: the data cannot be read.
-        UnusableModelError: a checkpoint cannot be loaded.
+    ``imgsz``: side of the square input in pixels. Raises DataError if the data cannot be read, and
+    UnusableModelError if a checkpoint cannot be loaded.
     """
     dataset = load_data(data)
     detectors = [
@@ -98,16 +87,10 @@ def compare_frames(first: Path, second: Path, data: Path, imgsz: int) -> Sides:
 def found_objects(
     sample: Sample, detections: Detections, classes: tuple[str, ...], names: tuple[str, ...]
 ) -> np.ndarray:
-    """Return which labelled objects were found; a detection counts for one object.
+    """Return which labelled objects were found, bool (objects,); each detection counts once.
 
-    Args:
-        sample: image with its labelled boxes.
-        detections: best score first.
-        classes: class names of the model.
-        names: class names of the labels.
-
-    Returns:
-        bool (objects,).
+    The best detection comes first. ``classes``: class names of the model; ``names``: of the
+    labels.
     """
     hits = np.zeros(len(sample.xyxy), bool)
     for box, class_id in zip(detections.xyxy, detections.class_ids, strict=True):
@@ -145,18 +128,11 @@ def write_report(
     sides: Sides | None = None,
     table: str = "",
 ) -> None:
-    """Write the page.
+    """Write the page to the .html file ``path``; raises OSError.
 
-    Args:
-        path: the .html file.
-        title: of the page.
-        models: name -> result of `evaluate`.
-        curves: name of a run -> image of its curves (.png).
-        sides: baseline against distilled student.
-        table: Markdown table of an experiment, shown first.
-
-    Raises:
-        OSError: a file cannot be read or written.
+    ``models``: name -> result of `evaluate`. ``curves``: name of a run -> image of its curves
+    (.png). ``sides``: baseline against distilled student. ``table``: Markdown table of an
+    experiment, shown first.
     """
     classes = list(dict.fromkeys(c for m in models.values() for c in m["per_class"]))
     lines = table.splitlines()
@@ -176,13 +152,10 @@ def write_report(
 
 
 def _row(name: str, figures: Mapping[str, Any], classes: list[str]) -> list[str]:
-    missing: dict[str, float | None] = {"ap50_95": None, "ap50": None}
-    per_class = (figures["per_class"].get(c, missing) for c in classes)
-    return [
-        name,
-        *(format_score(figures[key]) for key in COLUMNS),
-        *(f"{format_score(c['ap50_95'])} / {format_score(c['ap50'])}" for c in per_class),
-    ]
+    scores = [format_score(figures[key]) for key in COLUMNS]
+    found = (figures["per_class"].get(c, {}) for c in classes)
+    pairs = [f"{format_score(c.get('ap50_95'))} / {format_score(c.get('ap50'))}" for c in found]
+    return [name, *scores, *pairs]
 
 
 def _jpeg_url(image: np.ndarray) -> str:

@@ -29,13 +29,9 @@ def option(
 ) -> Any:
     """Return a dataclass field that `add_config_options` makes an option of.
 
-    Args:
-        default: of field and option; MISSING: the option is required.
-        help: of the option.
-        factory: makes a mutable default, instead of ``default``.
-        group: title of its argument group.
-        flag: of the option; default: ``--`` and the field's name.
-        settings: of `argparse.ArgumentParser.add_argument`, e.g. metavar or choices.
+    Without a default (or a ``factory`` of a mutable one) the option is required. ``group``: title
+    of its argument group. ``flag``: default ``--`` and the field's name. ``settings``: of
+    `argparse.ArgumentParser.add_argument`, e.g. metavar or choices.
     """
     metadata = {"help": help, "group": group, "flag": flag, "settings": settings}
     if factory is not None:
@@ -52,14 +48,8 @@ def add_config_options(
 ) -> dict[str, Container]:
     """Add an option for every field of a configuration class that was made with `option`.
 
-    Args:
-        parser: gets the options, in argument groups in the order of the fields.
-        config: the dataclass.
-        omit: names of fields without an option.
-        changes: field name to settings of `add_option` that differ from the class.
-
-    Returns:
-        Title to argument group, for further options.
+    ``omit``: names of fields without an option. ``changes``: field name to settings of
+    `add_option` that differ from the class. Returns title to argument group, for further options.
     """
     groups: dict[str, Container] = {}
     for item in fields(config):
@@ -90,8 +80,7 @@ def add_option(container: Container, config: type, name: str, **changes: Any) ->
 def from_arguments(config: type[T], arguments: argparse.Namespace, **changes: Any) -> T:
     """Return the configuration that parsed arguments describe; ``changes`` have precedence.
 
-    Raises:
-        ValueError: the configuration refuses a value.
+    Raises ValueError if the configuration refuses a value.
     """
     names = [item.name for item in fields(config)]  # type: ignore[arg-type]
     given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
@@ -124,11 +113,7 @@ class _AddPair(argparse.Action):
     """Adds KEY=VALUE to a dict."""
 
     def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
+        self, parser: Any, namespace: Any, values: Any, option_string: Any = None
     ) -> None:
         key, separator, text = values.partition("=")
         if not separator or not key:

@@ -19,40 +19,24 @@ VERBOSE = os.environ.get("DRONE_KD_VERBOSE", "") not in ("", "0")
 _OURS = str(Path(__file__).parent)
 # Libraries whose Python warnings concern their own code, not the user's data.
 _LIBRARIES = (
-    ("torch", "torchvision", "ultralytics", "modelopt", "ray", "transformers", "huggingface_hub")
-    + ("onnx", "onnxscript", "onnxslim", "onnxruntime", "multiprocessing", "numpy", "matplotlib")
-    + ("polars", "pycocotools", "fsspec")
-)
+    "torch", "torchvision", "ultralytics", "modelopt", "ray", "transformers", "huggingface_hub",
+    "onnx", "onnxscript", "onnxslim", "onnxruntime", "multiprocessing", "numpy", "matplotlib",
+    "polars", "pycocotools", "fsspec",
+)  # fmt: skip
 # What Ultralytics says of a user's frames, labels and memory -> the same in our words.
-_REWORDED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern, re.DOTALL), text)
-    for pattern, text in (
-        (
-            r"(?:\w+: )?(?P<file>.+?): ignoring corrupt image/label: (?P<why>.*)",
-            "Ignored {file}: corrupt image or label ({why})",
-        ),
-        (
-            r"(?:\w+: )?(?P<file>.+?): corrupt JPEG restored and saved",
-            "{file}: the JPEG was truncated; Ultralytics has rewritten it",
-        ),
-        (
-            r"(?:\w+: )?(?P<file>.+?): (?P<n>\d+) duplicate labels removed",
-            "{file}: ignored {n} duplicate labels",
-        ),
-        (
-            r"(?:\w+: )?No labels found in (?P<where>.+?)\. See .*",
-            "No labels found for {where}",
-        ),
-        (
-            r"(?:\w+: )?Labels are missing or empty in (?P<where>.+?), training may .*",
-            "All labels are missing or empty ({where})",
-        ),
-        (
-            r"(?P<what>.*out of memory.*) Reducing to batch=(?P<batch>\d+) and retrying.*",
-            "{what} Training goes on with batch {batch}",
-        ),
-    )
-)
+_FILE = r"(?:\w+: )?(?P<file>.+?): "
+_REWORDED = {
+    _FILE + r"ignoring corrupt image/label: (?P<why>.*)":
+        "Ignored {file}: corrupt image or label ({why})",
+    _FILE + r"corrupt JPEG restored and saved":
+        "{file}: the JPEG was truncated; Ultralytics has rewritten it",
+    _FILE + r"(?P<n>\d+) duplicate labels removed": "{file}: ignored {n} duplicate labels",
+    r"(?:\w+: )?No labels found in (?P<where>.+?)\. See .*": "No labels found for {where}",
+    r"(?:\w+: )?Labels are missing or empty in (?P<where>.+?), training may .*":
+        "All labels are missing or empty ({where})",
+    r"(?P<what>.*out of memory.*) Reducing to batch=(?P<batch>\d+) and retrying.*":
+        "{what} Training goes on with batch {batch}",
+}  # fmt: skip
 # Warnings of Ultralytics about settings that this package chooses itself.
 _MEANINGLESS = re.compile(
     r"(?:'rect=True' is incompatible|validating an untrained model YAML|"
@@ -79,10 +63,16 @@ class _UltralyticsFilter(logging.Filter):
 
 def reworded(line: str) -> str | None:
     """Return a message of Ultralytics about the user's data in our words, None for others."""
-    for pattern, text in _REWORDED:
-        if match := pattern.fullmatch(line.strip()):
+    for pattern, text in _REWORDED.items():
+        if match := re.fullmatch(pattern, line.strip(), re.DOTALL):
             return text.format(**match.groupdict())
     return None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that is not empty, or the error's name."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
 
 
 def quiet_libraries() -> None:
@@ -112,8 +102,8 @@ class _LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         warning = record.levelno >= logging.WARNING
-        prefix = f"{record.levelname} " if warning else ""
-        print_line(prefix + self.format(record), sys.stderr if warning else sys.stdout)
+        line = f"{record.levelname} {self.format(record)}" if warning else self.format(record)
+        print_line(line, sys.stderr if warning else sys.stdout)
 
 
 def log_to_terminal() -> None:

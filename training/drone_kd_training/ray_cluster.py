@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from drone_kd_training.quiet import first_line
+
 # A cluster answers within two seconds; Ray itself would try for minutes.
 _ANSWER_SECONDS = 20.0
 
@@ -27,13 +29,9 @@ class FreeResources(NamedTuple):
 
 
 def connect(address: str) -> FreeResources:
-    """Connect this process to a cluster, once; every node needs this package.
+    """Connect this process to a cluster at "host:port", once; every node needs this package.
 
-    Args:
-        address: "host:port".
-
-    Raises:
-        ClusterError: Ray is not installed, or no cluster answers at `address`.
+    Raises ClusterError if Ray is not installed, or no cluster answers.
     """
     # Ray reads these when imported: no usage statistics, no log lines of its C++ part.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -65,15 +63,8 @@ def each(
 ) -> Iterator[Any]:
     """Call a function once per tuple of arguments, a task each; yield results in order.
 
-    A task takes a core, and a GPU if the cluster has any.
-
-    Args:
-        address: "host:port".
-        function: runs on a node.
-        calls: its arguments.
-
-    Raises:
-        ClusterError: see `connect`; also if no core is free or a task failed.
+    A task takes a core, and a GPU if the cluster has any. Raises ClusterError, see `connect`; also
+    if no core is free or a task failed.
     """
     free = connect(address)
     import ray
@@ -90,14 +81,8 @@ def each(
 
 
 def _answers(host: str, port: int) -> bool:
-    command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "status",
-        "--address",
-        f"{host}:{port}",
-    ]
+    address = f"{host}:{port}"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     try:
         # Where nothing listens, Ray would use up the whole time.
         socket.create_connection((host, port), timeout=_ANSWER_SECONDS).close()
@@ -110,8 +95,4 @@ def _answers(host: str, port: int) -> bool:
 def failure(error: Exception) -> ClusterError:
     """Return the error of a task with a one-line message."""
     cause = getattr(error, "cause", None) or error.__cause__ or error
-    return ClusterError(f"on the cluster: {type(cause).__name__}: {_first_line(cause)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ClusterError(f"on the cluster: {type(cause).__name__}: {first_line(cause)}")

@@ -10,17 +10,10 @@ def format_score(score: float | None) -> str:
 
 
 def format_table(rows: dict[str, dict]) -> str:
-    """Return one line per model.
-
-    Args:
-        rows: model name -> merged results of `evaluation.evaluate.evaluate` and
-            `models.checkpoints.cost`.
-    """
+    """Return one line per model; ``rows``: name -> merged results of `evaluate` and `cost`."""
     lines = [f"{'':<16}{'mAP50-95':>10}{'mAP50':>8}{'AP tiny':>9}{'parameters':>12}{'GFLOPs':>8}"]
     for name, row in rows.items():
-        scores = "".join(
-            f"{format_score(row[key]):>{width}}"
-            for key, width in (("map50_95", 10), ("map50", 8), ("ap_tiny", 9))
-        )
+        all_, half, tiny = (format_score(row[key]) for key in ("map50_95", "map50", "ap_tiny"))
+        scores = f"{all_:>10}{half:>8}{tiny:>9}"
         lines.append(f"{name:<16}{scores}{row['parameters']:>12,}{row['gflops']:>8.2f}")
     return "\n".join(lines)

@@ -9,17 +9,12 @@ from pathlib import Path
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder")
-    parser.add_argument(
-        "--train", type=int, required=True, metavar="N", help="number of training images"
-    )
-    parser.add_argument(
-        "--val", type=int, required=True, metavar="N", help="number of validation images"
-    )
-    parser.add_argument(
-        "--imgsz", type=int, default=640, metavar="PX", help="side of the square images"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same images")
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="new folder")
+    add("--train", type=int, required=True, metavar="N", help="number of training images")
+    add("--val", type=int, required=True, metavar="N", help="number of validation images")
+    add("--imgsz", type=int, default=640, metavar="PX", help="side of the square images")
+    add("--seed", type=int, default=0, metavar="N", help="same seed, same images")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -36,11 +36,8 @@ class DataSet:
 
     def write_resolved(self, path: Path) -> Path:
         """Write a data.yaml with absolute paths, for use from any folder; return its path."""
-        content: dict[str, object] = {
-            "train": str(self.train),
-            "val": str(self.val),
-            "names": dict(enumerate(self.names)),
-        }
+        content: dict[str, object] = {"train": str(self.train), "val": str(self.val)}
+        content["names"] = dict(enumerate(self.names))
         if self.test is not None:
             content["test"] = str(self.test)
         write_text(path, yaml.safe_dump(content, sort_keys=False))
@@ -49,14 +46,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class Sample:
-    """A labelled image.
-
-    Attributes:
-        path: of the image file.
-        image: BGR uint8 (h, w, 3).
-        xyxy: boxes in pixels, float32 (n, 4).
-        class_ids: int64 (n,).
-    """
+    """A labelled image, BGR uint8 (h, w, 3): boxes float32 (n, 4) in pixels, int64 (n,) ids."""
 
     path: Path
     image: np.ndarray
@@ -68,9 +58,7 @@ def load_data(path: str | os.PathLike) -> DataSet:
     """Read a data.yaml.
 
     Relative paths in it start at its key ``path``, which is relative to the file's own folder.
-
-    Raises:
-        DataError: the file is missing or no YAML, a key is missing, or a path does not exist.
+    Raises DataError if the file is missing or no YAML, a key is missing, or a path does not exist.
     """
     file = Path(path)
     if not file.is_file():
@@ -89,11 +77,9 @@ def load_data(path: str | os.PathLike) -> DataSet:
     if missing:
         raise DataError(f"{file} lacks {', '.join(missing)}: train, val and names are required")
     root = (file.parent / (content.get("path") or ".")).resolve()
-    train, val, test = (
-        _split_path(file, root, key, content.get(key)) for key in ("train", "val", "test")
-    )
-    assert train is not None and val is not None  # both keys have a value
-    return DataSet(file.resolve(), _class_names(file, content["names"]), train, val, test)
+    keys = [key for key in ("train", "val", "test") if content.get(key)]
+    splits = {key: _split_path(file, root, key, content[key]) for key in keys}
+    return DataSet(file.resolve(), _class_names(file, content["names"]), **splits)
 
 
 def _class_names(file: Path, names: list | dict) -> tuple[str, ...]:
@@ -109,9 +95,7 @@ def _class_names(file: Path, names: list | dict) -> tuple[str, ...]:
     return found
 
 
-def _split_path(file: Path, root: Path, key: str, value: object) -> Path | None:
-    if not value:
-        return None
+def _split_path(file: Path, root: Path, key: str, value: object) -> Path:
     if not isinstance(value, str):
         raise DataError(
             f"{file}: {key} must be one folder or list file, found {type(value).__name__}"
@@ -127,20 +111,15 @@ def _split_path(file: Path, root: Path, key: str, value: object) -> Path | None:
 def image_paths(split: Path) -> list[Path]:
     """Return all images of a split: a folder, searched recursively, or a file of paths.
 
-    A file holds one path per line, relative to its own folder. The names of links are kept.
-
-    Raises:
-        DataError: there is no image.
+    A file holds one path per line, relative to its own folder. The names of links are kept. Raises
+    DataError if there is no image.
     """
     if split.is_dir():
         found = sorted(p for p in split.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     else:
-        lines = (line.strip() for line in split.read_text(encoding="utf-8").splitlines())
-        found = [
-            Path(os.path.abspath(split.parent / line))  # noqa: PTH100  resolve() follows links, and labels go by the link's name
-            for line in lines
-            if line
-        ]
+        lines = split.read_text(encoding="utf-8").splitlines()
+        files = (split.parent / line.strip() for line in lines if line.strip())
+        found = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100  resolve() follows links, and labels go by the link's name
     if not found:
         raise DataError(
             f"no image in {split}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
@@ -149,16 +128,11 @@ def image_paths(split: Path) -> list[Path]:
 
 
 def label_path(image: Path) -> Path:
-    """Return the YOLO label file of an image.
-
-    The last folder named ``images`` becomes ``labels``, the suffix ``.txt``.
-    """
-    parts = list(image.parts)
-    for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == "images":
-            parts[i] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
+    """Return an image's YOLO label file: the last folder ``images`` becomes ``labels``."""
+    folders = list(image.parent.parts)
+    if "images" in folders:
+        folders[-1 - folders[::-1].index("images")] = "labels"
+    return Path(*folders, image.name).with_suffix(".txt")
 
 
 def read_sample(image: Path, classes: int) -> Sample | None:
@@ -188,8 +162,8 @@ def _label_rows(path: Path, classes: int) -> np.ndarray:
     """Return the rows of a label file, float64 (n, 5): class, centre, size in [0, 1]."""
     if not path.is_file():
         return np.zeros((0, 5))
-    text = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    text = [row for row in text if row]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    text = [line.split() for line in lines if line.strip()]
     try:
         rows = np.array(text, dtype=np.float64).reshape(len(text), 5)
     except ValueError:
@@ -206,10 +180,7 @@ def label_lines(
 ) -> str:
     """Return label lines 'class cx cy w h', with ``scores`` 'class cx cy w h confidence'.
 
-    Args:
-        class_ids: n whole numbers.
-        boxes: (n, 4) centre and size in [0, 1] of the image.
-        scores: n confidences in [0, 1].
+    ``boxes``: (n, 4) centre and size in [0, 1] of the image.
     """
     table = np.asarray(boxes)
     if scores is not None:

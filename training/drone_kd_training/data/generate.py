@@ -32,38 +32,20 @@ _VERSION = 2
 
 
 def generate(output: Path, train: int, val: int, imgsz: int = 640, seed: int = 0) -> Path:
-    """Render a data set; return its data.yaml.
+    """Render a data set in a new or empty folder; return its data.yaml.
 
     The same arguments give the same images. The folder appears when it is complete; one that the
-    same arguments made before is kept. No place is in both splits.
-
-    Args:
-        output: folder to make; it must not exist, or be empty.
-        train: number of training images, at least 1.
-        val: number of validation images, at least 1.
-        imgsz: side of the square images in pixels, 64 to 4096.
-        seed: 0 or more.
-
-    Raises:
-        ValueError: a number is out of its range.
-        FileExistsError: the folder holds something else.
+    same arguments made before is kept. No place is in both splits. ``train``, ``val``: number of
+    images, at least 1; ``imgsz``: side of the square images in pixels, 64 to 4096; ``seed``: 0 or
+    more. Raises ValueError if a number is out of its range, FileExistsError if the folder holds
+    something else.
     """
     output = Path(output)
-    for name, value, low, high in (
-        ("train", train, 1, 10**9),
-        ("val", val, 1, 10**9),
-        ("imgsz", imgsz, 64, 4096),
-        ("seed", seed, 0, 2**62),
-    ):
-        if not low <= value <= high:
-            raise ValueError(f"{name}: expected {low} to {high}, got {value}")
-    arguments = {
-        "version": _VERSION,
-        "train": train,
-        "val": val,
-        "imgsz": imgsz,
-        "seed": seed,
-    }
+    arguments = {"version": _VERSION, "train": train, "val": val, "imgsz": imgsz, "seed": seed}
+    ranges = {"train": (1, 10**9), "val": (1, 10**9), "imgsz": (64, 4096), "seed": (0, 2**62)}
+    for name, (low, high) in ranges.items():
+        if not low <= arguments[name] <= high:
+            raise ValueError(f"{name}: expected {low} to {high}, got {arguments[name]}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         if _read_arguments(output) == arguments:
             return output / "data.yaml"
@@ -96,17 +78,13 @@ def _jobs(counts: dict[str, int], seed: int) -> Iterator[tuple[str, int, range]]
 def _render(folder: Path, counts: dict[str, int], imgsz: int, seed: int) -> None:
     render = partial(_render_world, folder, imgsz)
     # spawn: a fork would copy the locks of the threads that torch has started.
-    pool = ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=_one_thread)
+    pool = ProcessPoolExecutor(WORKERS, get_context("spawn"), cv2.setNumThreads, (1,))
     try:
         with Progress("Render", sum(counts.values()), "image") as progress:
             for written in pool.map(render, _jobs(counts, seed)):
                 progress.update(written)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(1)
 
 
 def _render_world(folder: Path, imgsz: int, job: tuple[str, int, range]) -> int:
@@ -117,11 +95,7 @@ def _render_world(folder: Path, imgsz: int, job: tuple[str, int, range]) -> int:
 
 
 def write_drawn(folder: Path, split: str, name: str, frame: Frame) -> None:
-    """Write a synthetic image and its labels into a data set.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write a synthetic image and its labels into a data set; OSError if it cannot be written."""
     for kind in ("images", "labels"):
         (folder / kind / split).mkdir(parents=True, exist_ok=True)
     image = folder / "images" / split / f"{name}.jpg"

@@ -10,35 +10,29 @@ from pathlib import Path
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("model", metavar="MODEL", help=".pt or .onnx")
-    parser.add_argument("--data", required=True, help="data.yaml in Ultralytics' format")
-    parser.add_argument("--split", default="val", help="train, val or test")
-    parser.add_argument(
-        "--imgsz", type=int, metavar="PX", help="square input of a .pt (default: as trained)"
-    )
-    parser.add_argument(
-        "--tiling", default="off", help="off, auto or ROWSxCOLUMNS, as of the node"
-    )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="file for the metrics")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help=".pt or .onnx")
+    add("--data", required=True, help="data.yaml in Ultralytics' format")
+    add("--split", default="val", help="train, val or test")
+    add("--imgsz", type=int, metavar="PX", help="square input of a .pt (default: as trained)")
+    add("--tiling", default="off", help="off, auto or ROWSxCOLUMNS, as of the node")
+    add("--json", type=Path, metavar="OUT", help="file for the metrics")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print the metrics."""
-    from drone_kd_training.data.dataset import write_text
+    from drone_kd.files import write_text
     from drone_kd_training.evaluation.evaluate import evaluate
-    from drone_kd_training.tables import format_score
+    from drone_kd_training.tables import format_score as points
 
     a = arguments
     metrics = evaluate(a.model, a.data, split=a.split, imgsz=a.imgsz, tiling=a.tiling)
     if a.json:
         write_text(a.json, json.dumps(metrics, indent=1))
     for key in ("map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large"):
-        print(f"{key:<10} {format_score(metrics[key])}")
-    for name, scores in metrics["per_class"].items():
-        print(
-            f"  {name:<16} AP50-95 {format_score(scores['ap50_95'])}  "
-            f"AP50 {format_score(scores['ap50'])}"
-        )
+        print(f"{key:<10} {points(metrics[key])}")
+    for name, ap in metrics["per_class"].items():
+        print(f"  {name:<16} AP50-95 {points(ap['ap50_95'])}  AP50 {points(ap['ap50'])}")
     for name in metrics["classes_not_in_model"]:
         print(f"  {name:<16} not a class of the model, excluded from the means")
     ignored = f", {metrics['images_ignored']} ignored" if metrics["images_ignored"] else ""

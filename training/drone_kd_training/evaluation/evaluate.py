@@ -19,22 +19,10 @@ from drone_kd.core.boxes import nms
 from drone_kd.core.detections import Detections
 from drone_kd.core.model_spec import ModelError
 from drone_kd.detector import Detector
-from drone_kd.metrics import (
-    MAX_DETECTIONS,
-    SIZES,
-    annotation,
-    mean_precision,
-    precision,
-)
+from drone_kd.metrics import MAX_DETECTIONS, SIZES, annotation, mean_precision, precision
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import track
-from drone_kd_training.data.dataset import (
-    DataError,
-    DataSet,
-    image_paths,
-    load_data,
-    read_sample,
-)
+from drone_kd_training.data.dataset import DataError, DataSet, image_paths, load_data, read_sample
 from drone_kd_training.models.checkpoints import UnusableModelError, load_model
 from drone_kd_training.models.torch_backend import ImageSize, TorchBackend
 
@@ -54,8 +42,7 @@ class SplitPredictions:
         known: indices of the classes that the model has.
         paths: every image of the split; an image's id is its index here.
         images: {"id", "width", "height"} of each image that was used.
-        truth: annotations of the ground truth.
-        predictions: annotations with a "score".
+        truth, predictions: annotations, the latter with a "score".
         ignored: number of images that could not be used.
     """
 
@@ -90,15 +77,14 @@ def evaluate(
         classes: the model's class name -> the data set's, where they differ; predictions that
             become duplicates of one class go through NMS again.
 
-    Returns:
-        {"map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large", "per_class": {name:
-        {...}}, "classes_not_in_model", "images", "images_ignored", "boxes"}. APs are in [0, 1], or
-        None without an object of that kind. Means cover the classes that the model has.
+    Returns {"map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large", "per_class":
+    {name: {"ap50_95", "ap50"}}, "classes_not_in_model", "images", "images_ignored", "boxes"}. APs
+    are in [0, 1], or None without an object of that kind. Means cover the classes that the model
+    has.
 
-    Raises:
-        DataError: the split is missing or has no usable image.
-        ModelError: the model file cannot be opened.
-        UnusableModelError: not a detector, or no class in common with the data.
+    Raises DataError if the split is missing or has no usable image, ModelError if the model file
+    cannot be opened, UnusableModelError if it is no detector, or has no class in common with the
+    data.
     """
     result = predict_split(model, data, split, imgsz, tiling, only, classes)
     scores = precision(result.images, result.truth, result.predictions, result.known)
@@ -141,14 +127,9 @@ def predict_split(
             f"{data} has no split {split!r}: use train, val or test, as far as it has them"
         )
     backend = _open(model, imgsz)
-    detector = Detector(
-        backend,
-        confidence=CONFIDENCE,
-        iou=IOU,
-        max_detections=MAX_DETECTIONS,
-        tiling=tiling,
-        tile_overlap=parameter_defaults("detector.yaml")["tile_overlap"],
-    )
+    overlap = parameter_defaults("detector.yaml")["tile_overlap"]
+    tiles = {"tiling": tiling, "tile_overlap": overlap}
+    detector = Detector(backend, CONFIDENCE, IOU, MAX_DETECTIONS, **tiles)
     to_data = _class_map(backend.spec.classes, dataset, only, classes or {})
     known = sorted({*to_data.tolist()} - {-1})
     paths = image_paths(folder)
@@ -163,9 +144,7 @@ def predict_split(
         images.append({"id": image_id, "width": width, "height": height})
         for box, class_id in zip(sample.xyxy, sample.class_ids, strict=True):
             truth.append(annotation(len(truth) + 1, image_id, box, class_id))
-        predictions += _annotations(
-            detector(sample.image), image_id, to_data, merged=bool(classes)
-        )
+        predictions += _annotations(detector(sample.image), image_id, to_data, bool(classes))
     if not images:
         raise DataError(f"no usable image in {folder}")
     ignored = len(paths) - len(images)
@@ -179,9 +158,8 @@ def _class_map(
     renamed: Mapping[str, str],
 ) -> np.ndarray:
     """Return the data set's class of each class of the model, int64 (C,); -1 without one."""
-    index = {
-        name.strip().lower(): i for i, name in enumerate(dataset.names) if not only or name in only
-    }
+    wanted = [(i, name) for i, name in enumerate(dataset.names) if not only or name in only]
+    index = {name.strip().lower(): i for i, name in wanted}
     to_data = [index.get(renamed.get(name, name).strip().lower(), -1) for name in model_classes]
     if max(to_data, default=-1) < 0:
         raise UnusableModelError(
@@ -196,14 +174,10 @@ def _annotations(
 ) -> list[dict]:
     """Convert detections to the data set's classes; ``merged`` classes go through NMS again."""
     ids = to_data[detections.class_ids]
-    kept = np.arange(len(ids))
-    if merged:
-        kept = nms(detections.xyxy, detections.scores, ids, IOU, MAX_DETECTIONS)
+    boxes, scores = detections.xyxy, detections.scores
+    kept = nms(boxes, scores, ids, IOU, MAX_DETECTIONS) if merged else np.arange(len(ids))
     return [
-        {
-            **annotation(0, image_id, detections.xyxy[i], ids[i]),
-            "score": float(detections.scores[i]),
-        }
+        annotation(0, image_id, boxes[i], ids[i]) | {"score": float(scores[i])}
         for i in kept
         if ids[i] >= 0
     ]

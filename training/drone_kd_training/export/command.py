@@ -12,49 +12,23 @@ from drone_kd.core.model_spec import INPUTS, PRECISIONS
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("checkpoint", metavar="best.pt", help="trained checkpoint")
-    parser.add_argument("--output", type=Path, required=True, metavar="ONNX", help="file to write")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the graph")
-    parser.add_argument(
-        "--data",
-        help="data.yaml: its training frames calibrate INT8, its validation frames compare and "
-        "evaluate (default: compare on noise)",
-    )
-    parser.add_argument(
-        "--imgsz",
-        type=_image_size,
-        metavar="PX|HxW",
-        help="input, such as 384x640 for frames of 16:9 (default: the square as trained)",
-    )
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images per inference")
-    parser.add_argument(
-        "--input",
-        choices=tuple(INPUTS),
-        default="uint8-nhwc",
-        help="uint8-nhwc: BGR images, scaled in the graph; float32-nchw: RGB, 0 to 1, for other "
-        "programs",
-    )
-    parser.add_argument(
-        "--from",
-        dest="from_",
-        type=Path,
-        metavar="float.pt",
-        help="for a checkpoint of quantization-aware training: the float one that it started "
-        "from, to compare with",
-    )
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="write a file that fails a gate, as NAME.failed.onnx",
-    )
-    metadata = parser.add_argument_group("metadata")
-    metadata.add_argument("--licence", default="AGPL-3.0", help="of the weights")
-    metadata.add_argument(
-        "--attribution",
-        default="",
-        metavar="TEXT",
-        help="credit that the training data require",
-    )
+    add = parser.add_argument
+    add("checkpoint", metavar="best.pt", help="trained checkpoint")
+    add("--output", type=Path, required=True, metavar="ONNX", help="file to write")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of the graph")
+    data = "its training frames calibrate INT8, its validation frames compare and evaluate"
+    add("--data", help=f"data.yaml: {data} (default: compare on noise)")
+    size = "input, such as 384x640 for frames of 16:9 (default: the square as trained)"
+    add("--imgsz", type=_image_size, metavar="PX|HxW", help=size)
+    add("--batch", type=int, default=1, metavar="N", help="images per inference")
+    inputs = "BGR images, scaled in the graph; float32-nchw: RGB, 0 to 1, for other programs"
+    add("--input", choices=INPUTS, default="uint8-nhwc", help=f"uint8-nhwc: {inputs}")
+    start = "quantization-aware training: the float one that it started from, to compare with"
+    add("--from", dest="from_", type=Path, metavar="float.pt", help=f"for a checkpoint of {start}")
+    add("--force", action="store_true", help="write a file that fails a gate, as NAME.failed.onnx")
+    add = parser.add_argument_group("metadata").add_argument
+    add("--licence", default="AGPL-3.0", help="of the weights")
+    add("--attribution", default="", metavar="TEXT", help="credit that the training data require")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -105,25 +105,20 @@ def export(
         precision: fp32, fp16 or int8.
         data: a data.yaml: its training split calibrates INT8, its validation split compares file
             and checkpoint. Without it the comparison runs on noise, and no mAP is measured.
-        imgsz: input size: side of a square in pixels, or height and width, such as (384, 640)
-            for 16:9 frames (default: the square it was trained at).
+        imgsz: side of a square in pixels, or height and width, such as (384, 640) for 16:9 frames
+            (default: the square it was trained at).
         batch: frames per inference.
         input_: a name of `drone_kd.core.model_spec.INPUTS`.
         force: write a file that fails a gate as NAME.failed.onnx.
-        before: float checkpoint that a quantization-aware one was trained from; required for
-            such a checkpoint, whose mAP is compared with it.
-        licence: licence of the weights, for the metadata.
-        attribution: credit that the training data ask for, for the metadata.
-        lineage: origin of the weights, for the metadata; see `drone_kd.lineage.descend`.
+        before: float checkpoint that a quantization-aware one was trained from; required for such
+            a checkpoint, whose mAP is compared with it.
+        licence, attribution: of the weights, and credit that the training data ask for.
+        lineage: origin of the weights; see `drone_kd.lineage.descend`.
 
-    Returns:
-        The file that was written (not ``output`` if it was forced) and its metadata.
-
-    Raises:
-        UnusableModelError: ``checkpoint`` is not a detector.
-        DataError: ``data`` cannot be used.
-        ValueError: arguments that do not go together.
-        ExportError: a gate fails; nothing is written.
+    Returns the file that was written (not ``output`` if it was forced) and its metadata. Raises
+    UnusableModelError if ``checkpoint`` is not a detector, DataError if ``data`` cannot be used,
+    ValueError for arguments that do not go together, and ExportError if a gate fails; then nothing
+    is written.
     """
     _check_arguments(output, precision, batch, data)
     dataset = load_data(data) if data is not None else None
@@ -225,14 +220,7 @@ def _training_metrics(path: Path) -> dict[str, float]:
 def write(model: nn.Module, spec: ModelSpec, frames: list[Path], path: Path) -> None:
     """Write the graph that ``spec`` describes, without measuring any gate.
 
-    Args:
-        model: an Ultralytics detector.
-        spec: metadata; decides precision, input and batch.
-        frames: images that calibrate INT8.
-        path: the .onnx to write.
-
-    Raises:
-        DataError: none of ``frames`` can be read.
+    ``frames``: images that calibrate INT8. Raises DataError if none of them can be read.
     """
     nchw = spec.layout == "NCHW"
     graph = ExportGraph(model, nchw, half=spec.precision != "fp32")
@@ -273,10 +261,7 @@ def _save(
 def _measure(
     model: nn.Module, reference: nn.Module, spec: ModelSpec, dataset: DataSet | None, path: Path
 ) -> ModelSpec:
-    """Return ``spec`` with the measured gates, and with metrics where there is a data set.
-
-    ``reference``: the model whose mAP the file must keep.
-    """
+    """Return ``spec`` with gates and metrics; ``reference``: the model whose mAP must be kept."""
     tolerance = TOLERANCES["int8 aware" if is_qat(model) else spec.precision]
     imgsz = spec.input_height, spec.input_width
     backend = TorchBackend(model, imgsz, spec.batch)

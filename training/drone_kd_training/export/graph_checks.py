@@ -22,12 +22,7 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def problems(model: onnx.ModelProto, precision: str) -> list[str]:
-    """Return the problems of an exported graph, one line each.
-
-    Args:
-        model: the exported graph.
-        precision: its intended precision: "fp32", "fp16" or "int8".
-    """
+    """Return the problems of a graph exported for "fp32", "fp16" or "int8", one line each."""
     return list(_problems(_Graph(model), precision))
 
 
@@ -47,17 +42,13 @@ class _Graph:
         for value in (*graph.input, *graph.output, *graph.value_info):
             self.types[value.name] = value.type.tensor_type.elem_type
 
-    def consumers(self, name: str) -> list[onnx.NodeProto]:
-        return [node for node in self.nodes if name in node.input]
-
     def value(self, name: str) -> np.ndarray:
         return numpy_helper.to_array(self.constants[name])
 
     def dequantizer(self, name: str) -> onnx.NodeProto | None:
         """Return the producer of a tensor if it is a DequantizeLinear."""
-        producer = self.producers.get(name)
-        is_one = producer is not None and producer.op_type == "DequantizeLinear"
-        return producer if is_one else None
+        node = self.producers.get(name)
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def _problems(graph: _Graph, precision: str) -> Iterator[str]:
@@ -82,10 +73,9 @@ def _problems(graph: _Graph, precision: str) -> Iterator[str]:
 def _value_problems(graph: _Graph, value: onnx.ValueInfoProto) -> Iterator[str]:
     if not all(d.dim_value for d in value.type.tensor_type.shape.dim):
         yield f"{value.name}: the shape is not fixed"
-    if graph.types[value.name] == TensorProto.UINT8:
-        wrong = {n.op_type for n in graph.consumers(value.name)} - {"Cast"}
-        if wrong:
-            yield f"{value.name}: uint8 can only be cast, but enters {', '.join(wrong)}"
+    wrong = {n.op_type for n in graph.nodes if value.name in n.input} - {"Cast"}
+    if graph.types[value.name] == TensorProto.UINT8 and wrong:
+        yield f"{value.name}: uint8 can only be cast, but enters {', '.join(wrong)}"
 
 
 def _quantizer_problems(graph: _Graph, node: onnx.NodeProto) -> Iterator[str]:
@@ -151,7 +141,6 @@ def _convolution_problems(graph: _Graph, node: onnx.NodeProto, precision: str) -
         channels = graph.constants[weights].dims[0] if weights in graph.constants else None
         if scales.shape != (channels,) or axis != 0:
             yield f"{node.name}: expected one scale per output channel, got {scales.shape}"
-    if len(node.input) > 2 and (
-        sources[2] is not None or graph.types.get(node.input[2]) not in _FLOATS
-    ):
-        yield f"{node.name}: the bias is quantized"
+    for bias in node.input[2:]:
+        if graph.dequantizer(bias) or graph.types.get(bias) not in _FLOATS:
+            yield f"{node.name}: the bias is quantized"

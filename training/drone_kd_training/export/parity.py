@@ -20,13 +20,7 @@ _PX_PER_SCORE = 100
 
 @dataclass(frozen=True)
 class Parity:
-    """Differences of matched rows.
-
-    Attributes:
-        box_px: largest difference of the four coordinates per row, in input pixels.
-        score: difference of the scores per row, in [0, 1].
-        frames: number of frames compared.
-    """
+    """Difference per matched row: the largest of a box's edges in input pixels, the score's."""
 
     box_px: np.ndarray
     score: np.ndarray
@@ -38,15 +32,10 @@ def compare(
 ) -> Parity:
     """Match the better rows of ``first`` with rows of ``second``, and take the differences.
 
-    Args:
-        first: reference backend.
-        second: backend of the same input size, batch and classes.
-        frames: uint8 (H, W, 3) BGR of that size.
-        least_score: rows of ``first`` below it are left out.
-
-    Returns:
-        One difference per row of ``first``; infinite where ``second`` has no row of that class
-        (of any class, for scores up to `MIN_CLASS_SCORE`).
+    Both backends have the same input size, batch and classes, and ``frames`` are uint8 (H, W, 3)
+    BGR of that size. Rows of ``first`` with a score below ``least_score`` are left out. A
+    difference is infinite where ``second`` has no row of that class (of any class, for scores up
+    to `MIN_CLASS_SCORE`).
     """
     box, score = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
     for frame in frames:
@@ -69,7 +58,5 @@ def _differences(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cost = np.where(other_class, np.inf, box + _PX_PER_SCORE * score)
     rows, partner = np.arange(len(a)), cost.argmin(axis=1)
     missing = np.isinf(cost[rows, partner])
-    return (
-        np.where(missing, np.inf, box[rows, partner]),
-        np.where(missing, np.inf, score[rows, partner]),
-    )
+    box, score = (np.where(missing, np.inf, d[rows, partner]) for d in (box, score))
+    return box, score

@@ -17,33 +17,26 @@ CALIBRATED, TRAINED = "calibrated.onnx", "model.onnx"
 def export_both(config: Config, output: Path) -> str:
     """Export the student that a run started from, calibrated, and the student it ended with.
 
-    Args:
-        config: a finished run with ``quantize``.
-        output: its folder; gets ``calibrated.onnx`` and ``model.onnx``.
-
-    Returns:
-        Both tables of gates, the mAP of both files, and which of the two to fly.
-
-    Raises:
-        ExportError: the trained student fails a gate.
+    ``config``: a finished run with ``quantize``; ``output``: its folder, gets both files. Returns
+    both tables of gates, the mAP of both files, and which of the two to fly. Raises ExportError if
+    the trained student fails a gate.
     """
     before = Path(config.student)
     int8 = partial(export, precision="int8", data=str(output / "data.yaml"), imgsz=config.imgsz)
     # Forced: it is the baseline of training, whatever it lost.
     calibrated_file, calibrated = int8(before, output / CALIBRATED, force=True)
     trained_file, trained = int8(output / "best.pt", output / TRAINED, before=before)
-    lines = [
-        f"calibrated: {calibrated_file}",
-        gate_table(calibrated),
-        f"trained: {trained_file}",
-        gate_table(trained),
-        f"{'mAP50-95':<28}{'':>12}",
-        f"{'FP32':<28}{format_score(trained.metrics['map50_95_fp32']):>12}",
-        f"{'INT8, calibrated':<28}{format_score(calibrated.metrics['map50_95']):>12}",
-        f"{'INT8, trained':<28}{format_score(trained.metrics['map50_95']):>12}",
-        _verdict(calibrated, trained),
-    ]
-    return "\n".join(lines)
+    scores = {
+        "FP32": trained.metrics["map50_95_fp32"],
+        "INT8, calibrated": calibrated.metrics["map50_95"],
+        "INT8, trained": trained.metrics["map50_95"],
+    }
+    table = "\n".join(f"{name:<28}{format_score(ap):>12}" for name, ap in scores.items())
+    return (
+        f"calibrated: {calibrated_file}\n{gate_table(calibrated)}\n"
+        f"trained: {trained_file}\n{gate_table(trained)}\n"
+        f"{'mAP50-95':<28}{'':>12}\n{table}\n{_verdict(calibrated, trained)}"
+    )
 
 
 def _verdict(calibrated: ModelSpec, trained: ModelSpec) -> str:

@@ -49,13 +49,8 @@ def names_sha256(paths: list[Path]) -> str:
 def calibrate(graph: ExportGraph, spec: ModelSpec, frames: list[Path]) -> dict[str, float]:
     """Return the largest input magnitude of each convolution, by the name of its weights.
 
-    Args:
-        graph: the float32 graph.
-        spec: its metadata.
-        frames: images, run one at a time; unreadable ones are skipped.
-
-    Raises:
-        DataError: none of the frames can be read.
+    ``graph`` is float32. ``frames`` run one at a time; unreadable ones are skipped. Raises
+    DataError if none can be read.
     """
     largest: dict[str, float] = {}
 
@@ -88,25 +83,22 @@ def calibrate(graph: ExportGraph, spec: ModelSpec, frames: list[Path]) -> dict[s
 
 
 def quantize(
-    model: onnx.ModelProto,
-    inputs: dict[str, float],
-    weights: dict[str, np.ndarray] | None = None,
+    model: onnx.ModelProto, inputs: dict[str, float], weights: dict[str, np.ndarray] | None = None
 ) -> onnx.ModelProto:
-    """Insert Q/DQ around every convolution whose weights are float16.
+    """Insert Q/DQ around every convolution whose weights are float16; float32 ones stay float.
 
-    Args:
-        model: an FP16 graph of opset 19 or later; float32 convolutions stay float.
-        inputs: largest input magnitude of each such convolution, by the name of its weights.
-        weights: weight magnitudes of quantization-aware training, float32 (output channels,), by
-            the same name (default: taken from the weights).
-
-    Returns:
-        The quantized graph.
+    ``model``: an FP16 graph of opset 19 or later. ``inputs``: largest input magnitude of each such
+    convolution, by the name of its weights. ``weights``: weight magnitudes of quantization-aware
+    training, float32 (output channels,), by the same name (default: taken from the weights).
     """
     initializers = {i.name: i for i in model.graph.initializer}
-    half = [n for n in model.graph.node if n.op_type == "Conv" and _is_half(n, initializers)]
-    ranges = {}
-    overrides = {}
+    half = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Conv"
+        and initializers[node.input[1]].data_type == onnx.TensorProto.FLOAT16
+    ]
+    ranges, overrides = {}, {}
     for node in half:
         name = node.input[1]
         bound = np.float16(inputs[name])
@@ -138,10 +130,6 @@ def quantize(
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     return quantizer.model.model
-
-
-def _is_half(node: onnx.NodeProto, initializers: dict) -> bool:
-    return initializers[node.input[1]].data_type == onnx.TensorProto.FLOAT16
 
 
 def _weight_scales(tensor: onnx.TensorProto, trained: dict[str, np.ndarray]) -> np.ndarray:

@@ -57,17 +57,11 @@ Frames = dict[str, MinedFrame]
 
 
 def export_labels(mined: Path, format_: str, output: Path) -> int:
-    """Write the labels of all mined frames for an annotation tool; return the number of frames.
+    """Write the labels of all frames of a `drone-kd mine` folder; return the number of frames.
 
-    Args:
-        mined: folder that `drone-kd mine` made.
-        format_: "coco" (one .json), "cvat" (CVAT for images 1.1, one .xml) or "labelme" (a folder
-            with one .json per frame).
-        output: file or folder to make.
-
-    Raises:
-        DataError: there are no mined frames.
-        FileExistsError: the output exists.
+    ``format_``: "coco" (one .json), "cvat" (CVAT for images 1.1, one .xml) or "labelme" (a folder
+    with one .json per frame). Raises DataError if there are no mined frames, FileExistsError if
+    the output exists.
     """
     frames, classes = read_mined(mined)
     if output.exists():
@@ -79,18 +73,11 @@ def export_labels(mined: Path, format_: str, output: Path) -> int:
 def import_labels(mined: Path, format_: str, source: Path, checked: bool) -> tuple[int, int]:
     """Import corrected labels into a mined data set; nothing is written unless all is valid.
 
-    Args:
-        mined: folder that `drone-kd mine` made.
-        format_: see `export_labels`; "cvat" also reads the .zip that CVAT exports.
-        source: file or folder with the corrections.
-        checked: whether a person has checked every frame in it; otherwise the frames whose labels
-            have changed count as corrected.
-
-    Returns:
-        The number of frames in the source, and of corrected ones.
-
-    Raises:
-        DataError: the source has another format, an unknown frame or class, or an invalid box.
+    ``format_``: see `export_labels`; "cvat" also reads the .zip that CVAT exports. ``checked``:
+    whether a person has checked every frame in the source; otherwise the frames whose labels have
+    changed count as corrected. Returns the number of frames in the source, and of corrected ones.
+    Raises DataError if the source has another format, an unknown frame or class, or an invalid
+    box.
     """
     frames, classes = read_mined(mined)
     found: dict[str, list[Label]] = {}
@@ -130,8 +117,7 @@ def _read(format_: str, source: Path) -> list[tuple[str, list[Label]]]:
 def read_mined(mined: Path) -> tuple[Frames, tuple[str, ...]]:
     """Return all frames of a mined data set, and its classes.
 
-    Raises:
-        DataError: the folder is no mined data set, or an image in it cannot be read.
+    Raises DataError if the folder is no mined data set, or an image in it cannot be read.
     """
     try:
         names = yaml.safe_load((mined / "data.yaml").read_text(encoding="utf-8"))["names"]
@@ -236,13 +222,9 @@ def _read_cvat(source: Path) -> Iterator[tuple[str, list[Label]]]:
     for image in root.iter("image"):
         if other := [shape.tag for shape in image if shape.tag not in ("box", "tag")]:
             raise ValueError(f"found a {other[0]} in {image.get('name')}")
-        yield (
-            image.attrib["name"],
-            [
-                (box.attrib["label"], np.array([float(box.attrib[e]) for e in _CVAT_EDGES]))
-                for box in image.iter("box")
-            ],
-        )
+        boxes = [box.attrib for box in image.iter("box")]
+        labels = [(b["label"], np.array([float(b[edge]) for edge in _CVAT_EDGES])) for b in boxes]
+        yield image.attrib["name"], labels
 
 
 def _write_labelme(frames: Frames, classes: tuple[str, ...], output: Path) -> None:

@@ -15,16 +15,7 @@ SHARES = {"disagreement": 0.5, "uncertainty": 0.2, "novelty": 0.2, "random": 0.1
 
 @dataclass(frozen=True)
 class Settings:
-    """What the result depends on.
-
-    Attributes:
-        teacher: a .pt (YOLO or RT-DETR) or .onnx.
-        student: the deployed model, .onnx or .pt; None: the model of the package.
-        frames: number of training frames, at most.
-        per_scene: frames of one scene, at most.
-        sure: score of the teacher above which its box is a label, in (0, 1).
-        shares: reason to share of the training frames; see `selection.pick`.
-    """
+    """What the result depends on; ``shares``: see `selection.pick`."""
 
     teacher: str = option(help=".pt (YOLO or RT-DETR) or .onnx", metavar="MODEL")
     student: str | None = option(

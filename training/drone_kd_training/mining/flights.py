@@ -53,8 +53,7 @@ class Segment:
         topic: of the camera; empty for videos and images.
         number: of the segment within the flight and topic.
         file: of the bag, relative to the flight ("" for the flight itself).
-        start: first time in nanoseconds (bags) or first frame number (others).
-        stop: end, exclusive for frame numbers.
+        start, stop: first and last time in nanoseconds (bags), or frame numbers without the last.
         origin: of the time blocks, in the unit of `start`.
         block: length of a time block; a frame at `t` is in block (t - origin) // block.
         broken: whether the bag's file is truncated.
@@ -77,6 +76,9 @@ class Segment:
         return "-".join(filter(None, (self.name, safe(self.topic), f"{self.number:05d}")))
 
 
+OnError = Callable[[SourceError], None]
+
+
 class Frame(NamedTuple):
     """A frame of a segment: number in it, stamp, time block, BGR uint8 pixels (h, w, 3)."""
 
@@ -91,18 +93,12 @@ def safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:60]
 
 
-def plan(
-    flights: list[str], topics: list[str], on_error: Callable[[SourceError], None]
-) -> list[Segment]:
+def plan(flights: list[str], topics: list[str], on_error: OnError) -> list[Segment]:
     """Split flights into segments.
 
-    Args:
-        flights: paths or fsspec URLs; a flight given twice counts once.
-        topics: of the bags; empty: all with images.
-        on_error: gets each defect that leaves something usable.
-
-    Raises:
-        SourceError: a flight cannot be used at all.
+    ``flights``: paths or fsspec URLs; a flight given twice counts once. ``topics``: of the bags;
+    empty: all with images. ``on_error`` gets each defect that leaves something usable. Raises
+    SourceError if a flight cannot be used at all.
     """
     segments: list[Segment] = []
     known: dict[str, str] = {}
@@ -121,26 +117,19 @@ def plan(
     return segments
 
 
-def read(
-    segment: Segment, on_error: Callable[[SourceError], None], wanted: set[int] | None = None
-) -> Iterator[Frame]:
-    """Yield the frames of a segment.
+def read(segment: Segment, on_error: OnError, wanted: set[int] | None = None) -> Iterator[Frame]:
+    """Yield the frames of a segment; ``wanted``: numbers of the frames to decode (default: all).
 
-    Args:
-        segment: from `plan`.
-        on_error: gets each frame that cannot be read; the others follow.
-        wanted: numbers of the frames to decode (default: all).
+    ``on_error`` gets each frame that cannot be read; the others follow.
     """
     path = local(segment.flight)
     if segment.topic:
         yield from _read_bag(segment, path, on_error, wanted)
     elif path.is_dir():
-        files = _image_files(path)[segment.start : segment.stop]
-        for i, file in enumerate(files):
-            if wanted is not None and i not in wanted:
-                continue
+        for i, file in enumerate(_image_files(path)[segment.start : segment.stop]):
             try:
-                yield _numbered(segment, i, float(segment.start + i), read_image(file))
+                if wanted is None or i in wanted:
+                    yield _numbered(segment, i, float(segment.start + i), read_image(file))
             except SourceError as error:
                 on_error(error)
     else:
@@ -150,8 +139,7 @@ def read(
 def local(flight: str) -> Path:
     """Return the path of a flight on this machine; a URL is downloaded into a cache, once.
 
-    Raises:
-        SourceError: there is no such flight.
+    Raises SourceError if there is no such flight.
     """
     if "://" not in flight:
         if not Path(flight).exists():
@@ -186,11 +174,7 @@ def fingerprint(path: Path) -> str:
 
 
 def _plan_bag(
-    flight: str,
-    path: Path,
-    name: str,
-    topics: list[str],
-    on_error: Callable[[SourceError], None],
+    flight: str, path: Path, name: str, topics: list[str], on_error: OnError
 ) -> list[Segment]:
     files = inspect_bag(path, on_error)
     cameras = {t.name for f in files for t in f.topics if t.msgtype in (IMAGE, COMPRESSED)}
@@ -214,10 +198,9 @@ def _plan_bag(
                 first = start + ((file.start_ns - start) // block + 1) * block
                 edges[1:1] = range(first, file.stop_ns, block)
             parts += [(inside, a, b, file.broken) for a, b in pairwise(edges)]
-        segments += [
-            Segment(flight, name, topic, number, inside, a, b, start, block, broken)
-            for number, (inside, a, b, broken) in enumerate(parts)
-        ]
+        for number, (inside, a, b, broken) in enumerate(parts):
+            part = Segment(flight, name, topic, number, inside, a, b, start, block, broken)
+            segments.append(part)
     return segments
 
 
@@ -260,10 +243,7 @@ def _numbered(segment: Segment, number: int, stamp_s: float, image: np.ndarray) 
 
 
 def _read_bag(
-    segment: Segment,
-    path: Path,
-    on_error: Callable[[SourceError], None],
-    wanted: set[int] | None,
+    segment: Segment, path: Path, on_error: OnError, wanted: set[int] | None
 ) -> Iterator[Frame]:
     file = BagFile(path / segment.file, (), segment.start, segment.stop, broken=segment.broken)
     messages = read_messages(file, {segment.topic}, on_error, segment.start, segment.stop)

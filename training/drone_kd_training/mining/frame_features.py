@@ -22,13 +22,10 @@ _GRID = 4
 
 
 class FrameFeatures(NamedTuple):
-    """A frame that is kept, with its features.
+    """A frame that is kept, and its descriptor, see `embed`.
 
-    Attributes:
-        frame: with pixels.
-        embedding: see `embed`.
-        shift: (x, y) motion of the scene since the last kept frame of the same block, as shares
-            of width and height; None for the first one.
+    ``shift``: (x, y) motion of the scene since the last kept frame of the same block, as shares of
+    width and height; None for the first one.
     """
 
     frame: Frame
@@ -77,7 +74,5 @@ def embed(image: np.ndarray) -> np.ndarray:
     gradient = np.hypot(np.gradient(light, axis=0), np.gradient(light, axis=1))
     planes = np.dstack([lab, gradient])
     cells = planes.reshape(_GRID, 16, _GRID, 16, 4).transpose(0, 2, 1, 3, 4).reshape(-1, 256, 4)
-    means = cells.mean(axis=1)
-    spread = cells[..., 0].std(axis=1)
-    found = np.column_stack([means, spread]).ravel()
+    found = np.column_stack([cells.mean(axis=1), cells[..., 0].std(axis=1)]).ravel()
     return (found / np.sqrt(_GRID**2)).astype(np.float32)

@@ -20,12 +20,9 @@ _SAME_DISTANCE = 1.5
 def disagreement(teacher: Detections, student: Detections) -> float:
     """Return the share of predictions that only one model has, 0 to (almost) 1.
 
-    A pair counts with the difference of its scores, an unmatched box with its whole score. The
-    sum is divided by all scores plus 1: a single weak box is no disagreement.
-
-    Args:
-        teacher: predictions for one frame, in the student's classes.
-        student: predictions for the same frame.
+    A pair counts with the difference of its scores, an unmatched box with its whole score. The sum
+    is divided by all scores plus 1: a single weak box is no disagreement. Both models' predictions
+    are in the student's classes.
     """
     overlap = iou(teacher.xyxy, student.xyxy)
     overlap[teacher.class_ids[:, None] != student.class_ids[None, :]] = 0
@@ -37,11 +34,8 @@ def flicker(
 ) -> float:
     """Return the share of predictions missing in the neighbouring frame, 0 to (almost) 1.
 
-    Args:
-        before: the student's predictions for a frame of a flight.
-        now: its predictions for the next one.
-        shift: motion of the scene between them, as shares of `size`.
-        size: (width, height) of the frames in pixels.
+    ``before``, ``now``: the student's predictions for neighbouring frames of a flight. ``shift``:
+    motion of the scene between them, as shares of ``size``, (width, height) in pixels.
     """
     centre = [(d.xyxy[:, :2] + d.xyxy[:, 2:]) / 2 for d in (before, now)]
     extent = [np.sqrt(np.prod(d.xyxy[:, 2:] - d.xyxy[:, :2], axis=1)) for d in (before, now)]

@@ -13,14 +13,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     direction = parser.add_mutually_exclusive_group(required=True)
     metavar = ("coco|cvat|labelme", "PATH")
     direction.add_argument("--to", nargs=2, metavar=metavar, help="write the labels there")
-    direction.add_argument(
-        "--from", dest="from_", nargs=2, metavar=metavar, help="import corrected labels"
-    )
-    parser.add_argument(
-        "--checked",
-        action="store_true",
-        help="with --from: a person has checked every frame in it (default: those that changed)",
-    )
+    read = "import corrected labels"
+    direction.add_argument("--from", dest="from_", nargs=2, metavar=metavar, help=read)
+    checked = "with --from: a person has checked every frame in it (default: those that changed)"
+    parser.add_argument("--checked", action="store_true", help=checked)
 
 
 def run(arguments: argparse.Namespace) -> int:

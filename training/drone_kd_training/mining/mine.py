@@ -34,32 +34,31 @@ if TYPE_CHECKING:  # imported on demand: only a cluster needs it
     from drone_kd_training.mining.ray_pipeline import Cluster
 
 
+# A frame's candidate or a segment's summary, as `stages.summarise` describes them.
+Row = dict[str, Any]
+# Segments with their chosen frames.
+Chosen = list[tuple[Segment, list[Row]]]
+Warn = Callable[[str], None]
+
+
 def mine(
     flights: list[str],
     output: Path,
     settings: Settings,
     topics: tuple[str, ...] = (),
     cluster: str | None = None,
-    warn: Callable[[str], None] = print_line,
+    warn: Warn = print_line,
 ) -> dict[str, int]:
     """Mine flights into a data set; `mining.mined_dataset` describes its files.
 
-    Args:
-        flights: bags, videos, folders of images: paths or fsspec URLs.
-        output: folder to make.
-        settings: decide the result.
-        topics: of the bags' cameras; empty: all.
-        cluster: "host:port" of a Ray cluster that does the work (default: this process).
-        warn: gets warnings, one line each.
+    ``flights``: bags, videos, folders of images: paths or fsspec URLs. ``topics``: of the bags'
+    cameras; empty: all. ``cluster``: "host:port" of a Ray cluster that does the work (default:
+    this process). ``warn`` gets warnings, one line each. Returns the number of scored "frames",
+    and of frames in "train" and "val".
 
-    Returns:
-        The number of scored "frames", and of frames in "train" and "val".
-
-    Raises:
-        ValueError: a setting is out of its range.
-        SourceError, UnusableModelError, ModelError, DataError, FileExistsError: the input cannot
-            be used.
-        OSError: the output cannot be written; finished work is kept.
+    Raises ValueError if a setting is out of its range; SourceError, UnusableModelError,
+    ModelError, DataError or FileExistsError if the input cannot be used; OSError if the output
+    cannot be written, but finished work is kept.
     """
     if settings.frames < 1 or settings.per_scene < 1:
         raise ValueError("--frames and --per-scene: expected at least 1")
@@ -96,11 +95,8 @@ def mine(
             "same command continues it"
         ) from error
     splits = Counter(row["split"] for row in rows)
-    return {
-        "frames": sum(part["frames"] for part in done.values()),
-        "train": splits["train"],
-        "val": splits["val"],
-    }
+    frames = sum(part["frames"] for part in done.values())
+    return {"frames": frames, "train": splits["train"], "val": splits["val"]}
 
 
 class InProcess:
@@ -109,20 +105,14 @@ class InProcess:
     def __init__(self, models: Models) -> None:
         self.models = models
 
-    def score(
-        self, segments: list[Segment]
-    ) -> Iterator[tuple[Segment, list[stages.ScoredFrame], Counter[str]]]:
+    def score(self, segments: list[Segment]) -> Iterator[stages.Scored]:
         """Yield segments with their scored frames and problems."""
         for segment in segments:
             problems: Counter[str] = Counter()
-            scored: list[stages.ScoredFrame] = []
-            for batch in stages.read_features(segment, problems):
-                scored += stages.score(batch, self.models)
-            yield segment, scored, problems
+            batches = stages.read_features(segment, problems)
+            yield segment, [f for b in batches for f in stages.score(b, self.models)], problems
 
-    def label(
-        self, wanted: list[tuple[Segment, set[int]]]
-    ) -> Iterator[tuple[Segment, list[stages.LabelledFrame]]]:
+    def label(self, wanted: list[tuple[Segment, set[int]]]) -> Iterator[stages.Labelled]:
         """Yield segments with some of their labelled frames."""
         for segment, numbers in wanted:
             for batch in stages.read_chosen(segment, numbers):
@@ -130,11 +120,8 @@ class InProcess:
 
 
 def _score(
-    work: Path,
-    segments: list[Segment],
-    settings: Settings,
-    score: Callable[[list[Segment]], Iterator],
-) -> dict[str, dict[str, Any]]:
+    work: Path, segments: list[Segment], settings: Settings, score: Callable[..., Iterator]
+) -> dict[str, Row]:
     """Return the summaries of all segments by key; those of an interrupted run are reused."""
     shards = {segment.key: work / "shards" / f"{segment.key}.json" for segment in segments}
     missing = [segment for segment in segments if not shards[segment.key].exists()]
@@ -149,7 +136,7 @@ def _score(
     return {key: json.loads(path.read_bytes()) for key, path in shards.items()}
 
 
-def _report(done: dict[str, dict[str, Any]], warn: Callable[[str], None]) -> None:
+def _report(done: dict[str, Row], warn: Warn) -> None:
     problems: Counter[str] = Counter()
     for part in done.values():
         problems.update(part["said"])
@@ -161,13 +148,9 @@ def _report(done: dict[str, dict[str, Any]], warn: Callable[[str], None]) -> Non
 
 
 def _choose(
-    segments: list[Segment],
-    done: dict[str, dict[str, Any]],
-    settings: Settings,
-    warn: Callable[[str], None],
-) -> list[tuple[Segment, list[dict[str, Any]]]]:
-    """Return the segments with chosen frames, and these."""
-    candidates: list[dict[str, Any]] = []
+    segments: list[Segment], done: dict[str, Row], settings: Settings, warn: Warn
+) -> Chosen:
+    candidates: list[Row] = []
     leaders: list[int] = []
     segment_of: dict[str, Segment] = {}
     for segment in segments:
@@ -185,25 +168,20 @@ def _choose(
             f"WARNING {train} frames instead of {settings.frames}: {scenes} scenes with at most "
             f"{settings.per_scene} frames each (--per-scene)"
         )
-    by_segment: dict[Segment, list[dict[str, Any]]] = {}
+    by_segment: dict[Segment, list[Row]] = {}
     for row in rows:
         by_segment.setdefault(segment_of[row["name"]], []).append(row)
     return list(by_segment.items())
 
 
-def _label(
-    work: Path,
-    chosen: list[tuple[Segment, list[dict[str, Any]]]],
-    label: Callable[[list[tuple[Segment, set[int]]]], Iterator],
-    confident: float,
-) -> None:
+def _label(work: Path, chosen: Chosen, label: Callable[..., Iterator], confident: float) -> None:
     """Write the chosen frames that an interrupted run has not written."""
     rows = {(segment.key, row["index"]): row for segment, own in chosen for row in own}
-    missing = []
-    for segment, own in chosen:
-        numbers = {row["index"] for row in own if not mined_dataset.is_written(work, row)}
-        if numbers:
-            missing.append((segment, numbers))
+    missing = [
+        (segment, numbers)
+        for segment, own in chosen
+        if (numbers := {row["index"] for row in own if not mined_dataset.is_written(work, row)})
+    ]
     written = len(rows) - sum(len(numbers) for _, numbers in missing)
     with Progress("Label", len(rows), "frame", done=written) as progress:
         for segment, found in label(missing):
@@ -216,12 +194,11 @@ def _label(
 def _work_folder(output: Path, settings: Settings, segments: list[Segment]) -> Path:
     """Return the work folder beside the output: new, or of the same command."""
     models = [settings.teacher, settings.student or str(default_model_path())]
+    parts = json.dumps([[s.key, s.start, s.stop] for s in segments]).encode()
     content = {
         **asdict(settings),
         "models": [_digest(model) for model in models],
-        "segments": hashlib.sha256(
-            json.dumps([[s.key, s.start, s.stop] for s in segments]).encode()
-        ).hexdigest(),
+        "segments": hashlib.sha256(parts).hexdigest(),
     }
     work = output.with_name(f".{output.name}.mining")
     settings_file = work / "settings.json"

@@ -14,25 +14,15 @@ INTERRUPTED = "finished work is kept: the same command continues"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument(
-        "flights",
-        nargs="+",
-        metavar="FLIGHT",
-        help="bag (MCAP, sqlite3), video or folder of images; a path or a URL that fsspec reads",
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new data set")
+    add = parser.add_argument
+    flights = "bag (MCAP, sqlite3), video or folder of images; a path or a URL that fsspec reads"
+    add("flights", nargs="+", metavar="FLIGHT", help=flights)
+    add("--output", type=Path, required=True, metavar="DIR", help="new data set")
     add_config_options(parser, Settings)
-    parser.add_argument(
-        "--topic",
-        action="append",
-        default=[],
-        help="camera topic of the bags; repeatable (default: all image topics)",
-    )
-    parser.add_argument(
-        "--cluster",
-        metavar="HOST:PORT",
-        help="Ray cluster that does the work (default: this machine)",
-    )
+    topics = "camera topic of the bags; repeatable (default: all image topics)"
+    add("--topic", action="append", default=[], help=topics)
+    cluster = "Ray cluster that does the work (default: this machine)"
+    add("--cluster", metavar="HOST:PORT", help=cluster)
 
 
 def run(arguments: argparse.Namespace) -> int:

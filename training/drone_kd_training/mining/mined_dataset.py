@@ -26,7 +26,7 @@ import yaml
 
 from drone_kd.core.preprocess import letterbox
 from drone_kd.files import write_bytes, write_text
-from drone_kd.visualization import draw_text
+from drone_kd.visualization import contact_sheet, draw_text
 from drone_kd_training.mining.stages import LabelledFrame
 from drone_kd_training.teachers.fusion import rescale
 from drone_kd_training.teachers.predict import prediction_lines
@@ -56,15 +56,8 @@ def write_frame(
 ) -> None:
     """Write a frame, its predictions and, last, its pseudo-labels.
 
-    Args:
-        root: of the data set.
-        row: of the frame, see `selection.pick`.
-        labelled: the frame.
-        confident: score above which a prediction is a pseudo-label. Scores are rescaled so that
-            it becomes the upper edge of the ignore band.
-
-    Raises:
-        OSError: a file cannot be written.
+    ``row``: see `selection.pick`. ``confident``: score above which a prediction is a pseudo-label.
+    Scores are rescaled so that it becomes the upper edge of the ignore band. Raises OSError.
     """
     name, split = row["name"], row["split"]
     scores = rescale(labelled.predictions.scores, confident).astype(np.float32)
@@ -82,11 +75,7 @@ def is_written(root: Path, row: dict[str, Any]) -> bool:
 
 
 def finish(root: Path, rows: list[dict[str, Any]], names: tuple[str, ...]) -> int:
-    """Write the files that describe the frames; return the number of pseudo-labels.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Write the files that describe the frames; return the number of pseudo-labels."""
     table = io.StringIO()
     writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -117,14 +106,9 @@ def _read_predictions(root: Path, name: str) -> np.ndarray:
 
 
 def _sheet(root: Path, rows: list[dict[str, Any]]) -> bytes:
-    shown = rows[:: math.ceil(len(rows) / _SHEET_FRAMES)]
-    tiles = list(_tiles(root, shown))
-    blank = np.zeros_like(tiles[0])
-    tiles += [blank] * (-len(tiles) % _SHEET_COLUMNS)
-    lines = [
-        np.hstack(tiles[i : i + _SHEET_COLUMNS]) for i in range(0, len(tiles), _SHEET_COLUMNS)
-    ]
-    return cv2.imencode(".jpg", np.vstack(lines))[1].tobytes()
+    tiles = list(_tiles(root, rows[:: math.ceil(len(rows) / _SHEET_FRAMES)]))
+    sheet = contact_sheet(tiles, _SHEET_COLUMNS, _SHEET_COLUMNS * _TILE[0])
+    return cv2.imencode(".jpg", sheet)[1].tobytes()
 
 
 def _tiles(root: Path, rows: list[dict[str, Any]]) -> Iterator[np.ndarray]:
@@ -139,13 +123,10 @@ def _tiles(root: Path, rows: list[dict[str, Any]]) -> Iterator[np.ndarray]:
         for _, x, y, w, h, score in _read_predictions(root, row["name"]):
             if score < IGNORE_BAND[0]:
                 continue
-            (x1, y1), (x2, y2) = (
-                np.rint((np.array([x, y]) + side * np.array([w, h]) / 2) * size + [left, top])
-                .astype(int)
-                .tolist()
-                for side in (-1, 1)
-            )
+            half = np.array([w, h]) / 2
+            corners = (np.array([x, y]) + side * half for side in (-1, 1))
+            first, second = (np.rint(c * size + [left, top]).astype(int).tolist() for c in corners)
             colour = _LABEL_COLOUR if score > IGNORE_BAND[1] else _IGNORED_COLOUR
-            cv2.rectangle(tile, (x1, y1), (x2, y2), colour, 1)
+            cv2.rectangle(tile, first, second, colour, 1)
         draw_text(tile, f"{row['reason']}, scene {row['scene']} ({row['split']})")
         yield tile

@@ -39,9 +39,7 @@ class Cluster:
             )
         self.models = _load(teacher), None if student is None else _load(student)
 
-    def score(
-        self, segments: list[Segment]
-    ) -> Iterator[tuple[Segment, list[stages.ScoredFrame], Counter[str]]]:
+    def score(self, segments: list[Segment]) -> Iterator[stages.Scored]:
         """Yield segments with their scored frames and problems."""
         scored: dict[Segment, dict[int, stages.ScoredFrame]] = {s: {} for s in segments}
         ends: dict[Segment, tuple[int, Counter[str]]] = {}
@@ -55,9 +53,7 @@ class Cluster:
             if segment in ends and len(scored[segment]) == ends[segment][0]:
                 yield segment, list(scored.pop(segment).values()), ends.pop(segment)[1]
 
-    def label(
-        self, wanted: list[tuple[Segment, set[int]]]
-    ) -> Iterator[tuple[Segment, list[stages.LabelledFrame]]]:
+    def label(self, wanted: list[tuple[Segment, set[int]]]) -> Iterator[stages.Labelled]:
         """Yield segments with some of their labelled frames."""
         for segment, _, found in self._run(wanted, _read_chosen, stages.label):
             yield segment, found

@@ -31,14 +31,10 @@ def pick(
 ) -> list[dict[str, Any]]:
     """Choose training frames, and validation frames from held-out blocks.
 
-    Args:
-        candidates: of all flights, in order, with the fields of `add_scenes`.
-        frames: maximum number of training frames.
-        per_scene: maximum number of frames of one scene in each split.
-        shares: of the training frames, by reason; the first one gets what rounding leaves.
-
-    Returns:
-        The chosen candidates with "split" and "reason", in the order of `candidates`.
+    ``candidates``: of all flights, in order, with the fields of `add_scenes`. ``frames``: maximum
+    number of training frames; ``per_scene``: of frames of one scene in each split. ``shares``: of
+    the training frames, by reason; the first one gets what rounding leaves. Returns the chosen
+    candidates with "split" and "reason", in their order.
     """
     train = [c for c in candidates if not held_out(c["block"])]
     val = [c for c in candidates if held_out(c["block"])]
@@ -49,20 +45,19 @@ def pick(
         "train": _take(train, wanted, frames, per_scene),
         "val": _take(val, {"random": most}, most, per_scene),
     }
-    chosen = {
-        name: {"split": split, "reason": reason}
+    return [
+        {**c, "split": split, "reason": reasons[c["name"]]}
+        for c in candidates
         for split, reasons in taken.items()
-        for name, reason in reasons.items()
-    }
-    return [{**c, **chosen[c["name"]]} for c in candidates if c["name"] in chosen]
+        if c["name"] in reasons
+    ]
 
 
 def add_scenes(candidates: list[dict[str, Any]], leaders: list[int]) -> None:
     """Number the scenes over all flights, and measure the novelty of each frame.
 
-    Args:
-        candidates: get "scene" and "novelty" in place.
-        leaders: per candidate, the index of the one that represents its scene.
+    Candidates get "scene" and "novelty" in place. ``leaders``: per candidate, the index of the one
+    that represents its scene.
     """
     centres = np.zeros((0, len(candidates[0]["embedding"])), np.float32)
     scene_of: dict[int, int] = {}

@@ -39,17 +39,9 @@ _JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class ScoredFrame:
-    """A frame after inference, without its pixels.
+    """A frame after inference, without its pixels; see `Frame` and `FrameFeatures`.
 
-    Attributes:
-        number: in the segment.
-        stamp_s: time stamp in seconds.
-        block: time block.
-        size: (width, height) in pixels.
-        embedding: see `frame_features.embed`.
-        shift: see `frame_features.FrameFeatures`.
-        student: the student's predictions.
-        disagreement: of student and teacher, see `hardness.disagreement`.
+    ``size``: (width, height) in pixels. ``student``: the student's predictions.
     """
 
     number: int
@@ -71,11 +63,15 @@ class LabelledFrame(NamedTuple):
     predictions: Detections
 
 
+# What a worker yields: a segment with its scored frames and problems, or some labelled frames.
+Scored = tuple[Segment, list[ScoredFrame], Counter[str]]
+Labelled = tuple[Segment, list[LabelledFrame]]
+
+
 def read_features(segment: Segment, problems: Counter[str]) -> Iterator[list[FrameFeatures]]:
     """Yield a segment's frames without near duplicates, in batches; count `problems`."""
-    return batches(
-        drop_near_duplicates(read(segment, lambda error: problems.update([str(error)])))
-    )
+    frames = read(segment, lambda error: problems.update([str(error)]))
+    return batches(drop_near_duplicates(frames))
 
 
 def read_chosen(segment: Segment, wanted: set[int]) -> Iterator[list[Frame]]:
@@ -86,32 +82,21 @@ def read_chosen(segment: Segment, wanted: set[int]) -> Iterator[list[Frame]]:
 def score(batch: list[FrameFeatures], models: Models) -> list[ScoredFrame]:
     """Run student and teacher on frames."""
     found = []
-    for frame, embedding, shift in batch:
-        height, width = frame.image.shape[:2]
-        student = models.student(frame.image)
-        found.append(
-            ScoredFrame(
-                frame.number,
-                frame.stamp_s,
-                frame.block,
-                (width, height),
-                embedding,
-                shift,
-                student,
-                disagreement(models.predict(frame.image), student),
-            )
-        )
+    for (number, stamp_s, block, image), embedding, shift in batch:
+        size = (image.shape[1], image.shape[0])
+        student = models.student(image)
+        gap = disagreement(models.predict(image), student)
+        found.append(ScoredFrame(number, stamp_s, block, size, embedding, shift, student, gap))
     return found
 
 
 def label(batch: list[Frame], models: Models) -> list[LabelledFrame]:
     """Let the teacher label frames."""
     found = []
-    for frame in batch:
-        height, width = frame.image.shape[:2]
-        _, jpeg = cv2.imencode(".jpg", frame.image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-        predictions = models.label(frame.image)
-        found.append(LabelledFrame(frame.number, jpeg.tobytes(), (width, height), predictions))
+    for number, _, _, image in batch:
+        size = (image.shape[1], image.shape[0])
+        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
+        found.append(LabelledFrame(number, jpeg, size, models.label(image)))
     return found
 
 
@@ -120,8 +105,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Reduce a segment to candidates: the best frames of each scene, by each reason.
 
-    Returns:
-        JSON: "said" (the problems), "frames" (how many were scored) and "candidates".
+    Returns JSON: "said" (the problems), "frames" (how many were scored) and "candidates".
     """
     scored = sorted(scored, key=lambda s: s.number)
     candidates: list[dict[str, Any]] = []
@@ -129,7 +113,7 @@ def summarise(
         rows = [_candidate(segment, scored, i) for i in scene]
         best = {0}  # the first frame represents the scene
         for reason in REASONS:
-            best |= set(sorted(range(len(rows)), key=lambda i: -rows[i][reason])[:per_scene])
+            best.update(sorted(range(len(rows)), key=lambda i: -rows[i][reason])[:per_scene])
         leader = len(candidates)
         candidates += [{**rows[i], "leader": leader} for i in sorted(best)]
     return {"said": dict(problems), "frames": len(scored), "candidates": candidates}

@@ -31,7 +31,7 @@ _FUSE_IOU = 0.55
 
 @dataclass(frozen=True)
 class Models:
-    """Student and teacher; all predictions are in the student's classes.
+    """Student and teacher; the methods' predictions are in the student's classes.
 
     Attributes:
         names: the student's classes.
@@ -74,12 +74,8 @@ class Models:
 def open_models(teacher: str, student: str | None) -> Models:
     """Open both models on the GPU if there is one, else on one core.
 
-    Args:
-        teacher: .pt (with a Detect head, or RT-DETR) or .onnx.
-        student: the same; None: the package's model.
-
-    Raises:
-        UnusableModelError, ModelError: a model cannot be used, or they share no class.
+    Each is a .pt (with a Detect head, or RT-DETR) or .onnx; a student of None is the package's
+    model. Raises UnusableModelError or ModelError if one cannot be used, or they share no class.
     """
     # Torch's rounding depends on the number of threads; one gives equal results everywhere.
     torch.set_num_threads(1)
@@ -101,22 +97,17 @@ def open_models(teacher: str, student: str | None) -> Models:
 
 
 def fuse(passes: list[Detections], width: int, height: int) -> Detections:
-    """Fuse the predictions of several forward passes on one image.
+    """Fuse predictions in pixels of several forward passes on one image of this size.
 
     Weighted boxes fusion (Solovyev et al. 2021, arXiv:1910.13302): a box has the mean of its
     scores; a pass that misses it counts as 0.
-
-    Args:
-        passes: predictions in pixels.
-        width: of the image in pixels.
-        height: of the image in pixels.
     """
     size = np.array([width, height] * 2, np.float32)
-    real = [(d.xyxy[:, 2:] > d.xyxy[:, :2]).all(axis=1) for d in passes]
+    real = [(d, (d.xyxy[:, 2:] > d.xyxy[:, :2]).all(axis=1)) for d in passes]
     boxes, scores, labels = weighted_boxes_fusion(
-        [np.clip(d.xyxy[r] / size, 0, 1) for d, r in zip(passes, real, strict=True)],
-        [d.scores[r] for d, r in zip(passes, real, strict=True)],
-        [d.class_ids[r] for d, r in zip(passes, real, strict=True)],
+        [np.clip(d.xyxy[kept] / size, 0, 1) for d, kept in real],
+        [d.scores[kept] for d, kept in real],
+        [d.class_ids[kept] for d, kept in real],
         iou_thr=_FUSE_IOU,
     )
     kept = scores >= LOWEST_SCORE

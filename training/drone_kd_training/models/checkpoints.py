@@ -14,19 +14,15 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
+from drone_kd_training.quiet import first_line
+
 PACKAGED_MODELS = Path(__file__).parents[1] / "recipes"
 _SHOWN_NAMES = 8
 # What Ultralytics' loader raises for a file that is not one of its checkpoints.
 _LOAD_ERRORS = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ModuleNotFoundError,
+    OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ModuleNotFoundError,
     pickle.UnpicklingError,
-)
+)  # fmt: skip
 
 
 class UnusableModelError(ValueError):
@@ -37,9 +33,7 @@ class UnusableModelError(ValueError):
 class ClassMatch:
     """Classes that student and teacher share, matched by name.
 
-    Attributes:
-        student_names, teacher_names: class names by index.
-        pairs: (student index, teacher index) of each shared class.
+    ``pairs``: (student index, teacher index) of each shared class.
     """
 
     student_names: tuple[str, ...]
@@ -57,19 +51,16 @@ class ClassMatch:
             lines.append(f"{f'{name} ({index})':<24} {found}")
         unused = [n for i, n in enumerate(self.teacher_names) if i not in teacher.values()]
         if unused:
-            shown = ", ".join(unused[:_SHOWN_NAMES])
             more = len(unused) - _SHOWN_NAMES
-            lines.append(
-                f"teacher classes not used: {shown}{f' and {more} more' if more > 0 else ''}"
-            )
+            shown = ", ".join(unused[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+            lines.append(f"teacher classes not used: {shown}")
         return "\n".join(lines)
 
 
 def match_classes(student_names: tuple[str, ...], teacher_names: tuple[str, ...]) -> ClassMatch:
     """Match classes by name, ignoring case and surrounding space.
 
-    Raises:
-        UnusableModelError: no class in common.
+    Raises UnusableModelError if there is no class in common.
     """
     where = {name.strip().lower(): i for i, name in enumerate(teacher_names)}
     keys = [name.strip().lower() for name in student_names]
@@ -86,10 +77,8 @@ def match_classes(student_names: tuple[str, ...], teacher_names: tuple[str, ...]
 def resolve_model(name: str) -> str:
     """Return the path of a model file, or the name of a yaml of this project or Ultralytics.
 
-    The name of a released checkpoint is returned as it is: Ultralytics downloads it.
-
-    Raises:
-        UnusableModelError: the file does not exist, or is neither a .pt nor a model yaml.
+    The name of a released checkpoint is returned as it is: Ultralytics downloads it. Raises
+    UnusableModelError if the file does not exist, or is neither a .pt nor a model yaml.
     """
     path = Path(name)
     if path.suffix not in {".pt", ".yaml", ".yml"}:
@@ -109,22 +98,16 @@ def resolve_model(name: str) -> str:
     try:
         yaml_model_load(name)
     except Exception as error:  # the loader raises many types for "not found"
-        raise UnusableModelError(f"no model yaml called {name}: {_first_line(error)}") from error
+        raise UnusableModelError(f"no model yaml called {name}: {first_line(error)}") from error
     return name
 
 
 def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, dict]:
-    """Load a detector in float32 and evaluation mode.
+    """Load a detector in float32 and evaluation mode; ``name``: see `resolve_model`.
 
-    Args:
-        name: see `resolve_model`.
-        also: names of other heads that are accepted beside Detect.
-
-    Returns:
-        The model and its checkpoint's dictionary, which is empty for a yaml.
-
-    Raises:
-        UnusableModelError: not a checkpoint, or a model with another head.
+    ``also``: names of other heads that are accepted beside Detect. Returns the model and its
+    checkpoint's dictionary, which is empty for a yaml. Raises UnusableModelError if it is no
+    checkpoint, or a model with another head.
     """
     source = resolve_model(name)
     checkpoint: dict = {}
@@ -133,7 +116,7 @@ def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, d
             model, checkpoint = load_checkpoint(source)
         except _LOAD_ERRORS as error:
             raise UnusableModelError(
-                f"{name} is not an Ultralytics checkpoint: {_first_line(error)}"
+                f"{name} is not an Ultralytics checkpoint: {first_line(error)}"
             ) from error
     else:
         model = DetectionModel(source, verbose=False).eval()
@@ -159,12 +142,5 @@ def class_names(model: nn.Module) -> tuple[str, ...]:
 
 def cost(model: DetectionModel, imgsz: int) -> dict[str, float]:
     """Return the number of parameters and the GFLOPs of one square frame of ``imgsz`` pixels."""
-    return {
-        "parameters": int(get_num_params(model)),
-        "gflops": round(float(get_flops(model, imgsz)), 3),
-    }
-
-
-def _first_line(error: BaseException) -> str:
-    lines = (line.strip() for line in str(error).splitlines())
-    return next(filter(None, lines), type(error).__name__)
+    gflops = round(float(get_flops(model, imgsz)), 3)
+    return {"parameters": int(get_num_params(model)), "gflops": gflops}

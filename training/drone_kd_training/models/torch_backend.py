@@ -23,31 +23,20 @@ QuantizationRanges = tuple[dict[str, float], dict[str, np.ndarray]]
 # Output rows of a dense head, from measurements on three data sets (benchmarks/export.md).
 CANDIDATES = 1000
 # A graph without a file has no hash and no licence yet.
-_NO_FILE: dict[str, Any] = {
-    "source_sha256": "0" * 64,
-    "tools": {},
-    "metrics": {},
-    "licence": "",
-}
+_NO_FILE: dict[str, Any] = {"source_sha256": "0" * 64, "tools": {}, "metrics": {}, "licence": ""}
 
 
 class ExportGraph(nn.Module):
     """Deployed graph: preprocessing, network, decoding and candidate selection.
 
-    Input: uint8 (B, H, W, 3) BGR, or with ``nchw`` float32 (B, 3, H, W) RGB in [0, 1].
-    Output: float32 (B, K, 6) as x1, y1, x2, y2 in input pixels, score, class; best first. A dense
-    head gives the best class of its K best anchors, an end-to-end head its detections.
+    Input: uint8 (B, H, W, 3) BGR, or with ``nchw`` float32 (B, 3, H, W) RGB in [0, 1]. Output:
+    float32 (B, K, 6) as x1, y1, x2, y2 in input pixels, score, class; best first. A dense head
+    gives the best class of its K = ``candidates`` best anchors, an end-to-end head its detections.
 
-    Args:
-        model: an Ultralytics detector; it is copied.
-        nchw: whether the input is float32 NCHW.
-        half: compute in float16, except the last convolutions of the head and all that follows
-            them: logits and pixel coordinates need float32. The quantizers of a
-            quantization-aware checkpoint are removed; ``ranges`` keeps what they learned.
-        candidates: output rows of a dense head.
-
-    Attributes:
-        ranges: see `trained_ranges`; None unless ``half``.
+    ``half``: compute in float16, except the last convolutions of the head and all that follows
+    them: logits and pixel coordinates need float32. The quantizers of a quantization-aware
+    checkpoint are removed; ``ranges`` keeps what they learned (see `trained_ranges`), and is None
+    without ``half``. The model is copied.
     """
 
     def __init__(
@@ -112,24 +101,16 @@ class _ToFloat(nn.Module):
 
 
 class TorchBackend:
-    """Ultralytics detector behind the interface of `drone_kd.backends.Backend`.
+    """Ultralytics detector, copied, behind the interface of `drone_kd.backends.Backend`.
 
-    Args:
-        model: an Ultralytics detector with a Detect head; it is copied.
-        imgsz: input size (default: the square it was trained at).
-        batch: frames per inference.
-        device: a torch device.
+    ``imgsz``: default: the square it was trained at. ``batch``: frames per inference.
     """
 
     name = "torch"
     fallback = ""
 
     def __init__(
-        self,
-        model: nn.Module,
-        imgsz: ImageSize | None = None,
-        batch: int = 1,
-        device: str = "cpu",
+        self, model: nn.Module, imgsz: ImageSize | None = None, batch: int = 1, device: str = "cpu"
     ) -> None:
         self.device = device
         self.graph = ExportGraph(model).to(device)
@@ -150,13 +131,7 @@ class BoxBackend:
     def __init__(self, model: nn.Module, device: str = "cpu") -> None:
         self.device = device
         self.model = model.to(device).eval()
-        self.spec = ModelSpec(
-            classes=class_names(model),
-            input_width=trained_imgsz(model),
-            input_height=trained_imgsz(model),
-            head="end2end",
-            **_NO_FILE,
-        )
+        self.spec = make_spec(model, trained_imgsz(model), head="end2end", **_NO_FILE)
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Run uint8 (B, H, W, 3) BGR frames; return float32 (B, queries, 6), best first."""
@@ -180,18 +155,9 @@ def trained_imgsz(model: nn.Module) -> int:
 
 
 def make_spec(model: nn.Module, imgsz: ImageSize, **fields: Any) -> ModelSpec:
-    """Return the metadata of a detector.
-
-    Args:
-        model: an Ultralytics detector.
-        imgsz: input size.
-        fields: further fields of `ModelSpec`.
-    """
+    """Return the metadata of a detector; ``fields``: further fields of `ModelSpec`."""
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    return ModelSpec(
-        classes=class_names(model),
-        input_width=width,
-        input_height=height,
-        head="end2end" if detect_head(model).end2end else "dense",
-        **fields,
-    )
+    if "head" not in fields:
+        fields["head"] = "end2end" if detect_head(model).end2end else "dense"
+    classes = class_names(model)
+    return ModelSpec(classes=classes, input_width=width, input_height=height, **fields)

@@ -15,18 +15,12 @@ from drone_kd_training.models.torch_backend import trained_imgsz
 def interpolate_weights(
     trained: str | Path, start: str | Path, alpha: float, output: Path
 ) -> None:
-    """Write a checkpoint whose weights and batch-norm statistics lie between two models'.
+    """Write a .pt whose weights and batch-norm statistics lie between two models', in float32.
 
-    WiSE-FT: Wortsman et al. 2022, arXiv:2109.01903. It reduces forgetting.
-
-    Args:
-        trained: checkpoint fine-tuned from ``start``; the result has its classes.
-        start: checkpoint with these classes by the same names, and perhaps others.
-        alpha: share of ``start`` in the result, in [0, 1].
-        output: the .pt to write, in float32.
-
-    Raises:
-        UnusableModelError: one of the checkpoints cannot be loaded.
+    WiSE-FT: Wortsman et al. 2022, arXiv:2109.01903. It reduces forgetting. ``trained`` was
+    fine-tuned from ``start``, which has its classes by the same names, and perhaps others.
+    ``alpha``: share of ``start`` in the result, in [0, 1]. Raises UnusableModelError if one cannot
+    be loaded.
     """
     model, before = load_model(str(trained))[0], load_model(str(start))[0]
     rows = [class_names(before).index(name) for name in class_names(model)]

@@ -65,6 +65,9 @@ THRESHOLD_SOURCES = ("hit-uav", "aerial-cars")
 THRESHOLDS = np.arange(0.05, 0.8, 0.025)
 # A class with fewer labels does not count for the choice of the threshold.
 LABELS_NEEDED = 20
+OVERRIDES = {"optimizer": "AdamW", "lr0": 0.0003, "lrf": 0.05, "cos_lr": True,
+             "warmup_epochs": 0.2, "nbs": 8, "mosaic": 0.7, "close_mosaic": 0,
+             "flipud": 0.3}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,19 +82,7 @@ class Recipe:
     batch: int = 8
     seed: int = 0
     balance: float = 0.5
-    overrides: dict[str, Any] = field(
-        default_factory=lambda: {
-            "optimizer": "AdamW",
-            "lr0": 0.0003,
-            "lrf": 0.05,
-            "cos_lr": True,
-            "warmup_epochs": 0.2,
-            "nbs": 8,
-            "mosaic": 0.7,
-            "close_mosaic": 0,
-            "flipud": 0.3,
-        }
-    )
+    overrides: dict[str, Any] = field(default_factory=OVERRIDES.copy)
 
 
 @dataclass(frozen=True)
@@ -120,16 +111,9 @@ def build(
 ) -> Path:
     """Train, interpolate, calibrate, export, measure and write the card; return the model.
 
-    Args:
-        folders: where to read and write.
-        recipe: duration of the trainings.
-        thermal: teacher of thermal images; None trains one.
-        before: another .onnx that is measured for comparison.
-        plan_template: sources and teachers.
-
-    Raises:
-        ExportError: the model does not pass the gates of the export.
-        ValueError: the input cannot work.
+    ``thermal``: teacher of thermal images; None trains one. ``before``: another .onnx that is
+    measured for comparison. ``plan_template``: sources and teachers. Raises ExportError if the
+    model does not pass the gates of the export, ValueError for input that cannot work.
     """
     shared, output = folders.shared.resolve(), folders.output.resolve()
     thermal = thermal.resolve() if thermal else train_thermal(shared, output / "thermal", recipe)
@@ -139,31 +123,20 @@ def build(
     metrics = train(student_config(output / "teachers.yaml", start, recipe), output / "train")
     plan = read_plan(output / "teachers.yaml")
     trained = {path for source in plan.sources for path in source.train}
-    selection = {
-        name: write_test_set(shared, name, output / "selection" / name, trained)
-        for name in TEST_SETS
-    }
-    alpha, interpolated, alphas = choose_alpha(
-        output / "train" / "best.pt", start, selection, output
-    )
+    chosen = output / "selection"
+    selection = {n: write_test_set(shared, n, chosen / n, trained) for n in TEST_SETS}
+    trained_model = output / "train" / "best.pt"
+    alpha, interpolated, alphas = choose_alpha(trained_model, start, selection, output)
     best, threshold = calibrate(interpolated, plan, output)
     validation = output / "train" / "frames" / "val"
     model = folders.models / "default.onnx"
-    export(
-        best,
-        model,
-        precision="fp16",
-        imgsz=INPUT_PX,
-        data=str(validation / "aerial-cars" / "data.yaml"),
-        licence=LICENCE,
-        attribution=ATTRIBUTION,
-    )
+    data = str(validation / "aerial-cars" / "data.yaml")
+    export(best, model, "fp16", data, INPUT_PX, licence=LICENCE, attribution=ATTRIBUTION)
     others = {} if before is None else {"previous model": before}
     others |= {teacher.name: teacher.weights for teacher in plan.teachers}
     others["COCO nano"] = shared / "weights/yolov8n-coco.pt"
-    test_sets = {
-        name: write_test_set(shared, name, output / "test_sets" / name) for name in TEST_SETS
-    }
+    tests = output / "test_sets"
+    test_sets = {n: write_test_set(shared, n, tests / n) for n in TEST_SETS}
     figures = collect(model, best, others, plan, test_sets, validation, shared, output / "figures")
     card = Card(plan, recipe, metrics, figures, alpha, alphas, threshold, ATTRIBUTION, LICENCE)
     write_card(card, model, folders.docs, folders.models)
@@ -232,16 +205,9 @@ def choose_alpha(
 ) -> tuple[float, Path, dict[str, dict[str, dict[str, Any]]]]:
     """Choose the alpha of the weight interpolation: the best mean AP50 over ``selection``.
 
-    So what is hardly taught is not forgotten.
-
-    Args:
-        checkpoint: trained from ``start``.
-        start: where training started.
-        selection: name -> data.yaml of images that alpha is chosen on.
-        output: folder for the interpolated checkpoints.
-
-    Returns:
-        Alpha, its checkpoint, and the results of `evaluate` by alpha and name.
+    So what is hardly taught is not forgotten. ``selection``: name -> data.yaml of images that
+    alpha is chosen on. ``output``: folder for the interpolated checkpoints. Returns alpha, its
+    checkpoint, and the results of `evaluate` by alpha and name.
     """
     checkpoints = {alpha: output / "interpolated" / f"{alpha}.pt" for alpha in ALPHAS}
     found: dict[str, dict[str, dict[str, Any]]] = {}
@@ -260,10 +226,8 @@ def calibrate(checkpoint: Path, plan: Plan, output: Path) -> tuple[Path, dict[st
     """Shift the class logits so that the best threshold becomes the package's default.
 
     The best threshold has the highest mean F1 over sources and classes. A shift of all logits
-    changes neither their order nor any AP.
-
-    Returns:
-        The checkpoint, and the result of `choose_threshold`.
+    changes neither their order nor any AP. Returns the checkpoint, and what `choose_threshold`
+    returned.
     """
     saved, result = output / "calibrated.pt", output / "threshold.json"
     if not result.is_file():
@@ -291,18 +255,15 @@ def choose_threshold(backend: Backend, plan: Plan) -> dict[str, Any]:
                 curves[f"{source.name} {label}"] = 2 * counts[c, :, 0] / counts[c, :, 1:].sum(-1)
     mean = np.mean(list(curves.values()), axis=0)
     best = int(mean.argmax())
-    return {
-        "threshold": round(float(THRESHOLDS[best]), 3),
-        "f1": round(float(mean[best]), 4),
-        "f1_by_class": {name: round(float(curve[best]), 4) for name, curve in curves.items()},
-    }
+    threshold, f1 = round(float(THRESHOLDS[best]), 3), round(float(mean[best]), 4)
+    by_class = {name: round(float(curve[best]), 4) for name, curve in curves.items()}
+    return {"threshold": threshold, "f1": f1, "f1_by_class": by_class}
 
 
 def _count_by_threshold(detector: Detector, source: Source, names: tuple[str, ...]) -> np.ndarray:
     """Count (classes, thresholds, 3): correct detections, all detections, labels."""
-    to_student = np.array(
-        [names.index(source.classes[n]) if n in source.classes else -1 for n in source.names]
-    )
+    ours = {name: names.index(student) for name, student in source.classes.items()}
+    to_student = np.array([ours.get(name, -1) for name in source.names])
     counts = np.zeros((len(names), len(THRESHOLDS), 3))
     images = selection_images(source.train[0].parent, set(source.train))
     for path in track(images, f"Choose a threshold on {source.name}", "image"):
@@ -311,10 +272,8 @@ def _count_by_threshold(detector: Detector, source: Source, names: tuple[str, ..
             continue
         found = detector(sample.image)
         ids = to_student[sample.class_ids]
-        truth = np.concatenate([sample.xyxy, ids[:, None]], axis=1)[ids >= 0]
-        table = np.concatenate(
-            [found.xyxy, found.scores[:, None], found.class_ids[:, None]], axis=1
-        )
+        truth = np.column_stack([sample.xyxy, ids])[ids >= 0]
+        table = np.column_stack([found.xyxy, found.scores, found.class_ids])
         for c in map(names.index, source.labelled):
             labels = (truth[:, 4] == c).sum()
             for k, threshold in enumerate(THRESHOLDS):
@@ -335,27 +294,14 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the arguments and build; return the exit code."""
     package = Path(drone_kd.__file__).parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--shared", type=Path, required=True, help="folder with data/, weights/ and replay/"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/default"), help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--thermal-teacher",
-        type=Path,
-        metavar="best.pt",
-        help="detector of HIT-UAV's classes (default: train one, 40 minutes)",
-    )
-    parser.add_argument(
-        "--before", type=Path, metavar="MODEL.onnx", help="a model to measure for comparison"
-    )
-    parser.add_argument(
-        "--models", type=Path, default=package / "models", help="for the model (%(default)s)"
-    )
-    parser.add_argument(
-        "--docs", type=Path, default=package.parent / "docs", help="for the card (%(default)s)"
-    )
+    add = parser.add_argument
+    add("--shared", type=Path, required=True, help="folder with data/, weights/ and replay/")
+    add("--output", type=Path, default=Path("runs/default"), help="(default: %(default)s)")
+    teacher = "detector of HIT-UAV's classes (default: train one, 40 minutes)"
+    add("--thermal-teacher", type=Path, metavar="best.pt", help=teacher)
+    add("--before", type=Path, metavar="MODEL.onnx", help="a model to measure for comparison")
+    add("--models", type=Path, default=package / "models", help="for the model (%(default)s)")
+    add("--docs", type=Path, default=package.parent / "docs", help="for the card (%(default)s)")
     a = parser.parse_args(argv)
     folders = Folders(a.shared, a.output, a.models, a.docs)
     return run_recipe(lambda: print(build(folders, Recipe(), a.thermal_teacher, a.before)))

@@ -56,11 +56,8 @@ SELECTION_IMAGES = 150
 def prepare(shared: Path, work: Path, synthetic: int, seed: int) -> None:
     """Write what default_model.yaml names below $work: lists, images of a video, synthetic images.
 
-    Args:
-        shared: folder with data/ and replay/.
-        work: folder to write to; what it holds already is kept.
-        synthetic: number of synthetic training images.
-        seed: of the synthetic images.
+    ``shared``: folder with data/ and replay/. What ``work`` holds already is kept. ``synthetic``:
+    number of synthetic training images.
     """
     generate(work / "procedural", train=synthetic, val=60, imgsz=640, seed=seed)
     images = image_paths(shared / UNLABELLED)
@@ -80,12 +77,7 @@ def _extract_frames(video: Path, folder: Path) -> None:
 
 
 def selection_images(folder: Path, trained: set[Path]) -> list[Path]:
-    """Return training images on which something is chosen: see `SELECTION_IMAGES`.
-
-    Args:
-        folder: of a training split.
-        trained: images that were trained on.
-    """
+    """Return images of a training split on which something is chosen: see `SELECTION_IMAGES`."""
     images = image_paths(folder)
     between = [path for path in images if path not in trained] or images
     return between[:: max(1, len(between) // SELECTION_IMAGES)]
@@ -96,15 +88,8 @@ def write_test_set(
 ) -> Path:
     """Write a validation split with its classes merged to person, two-wheeler and vehicle.
 
-    Args:
-        shared: folder with data/.
-        name: of the data set below data/.
-        folder: to write; an old one is replaced.
-        trained: images that were trained on; if given, `selection_images` are taken instead of
-            the validation split.
-
-    Returns:
-        The data.yaml.
+    An old ``folder`` is replaced. If ``trained`` images are given, `selection_images` are taken
+    instead of the validation split. Returns the data.yaml.
     """
     data = load_data(shared / "data" / name / "data.yaml")
     kinds = tuple(dict.fromkeys(KINDS[n] for n in data.names))

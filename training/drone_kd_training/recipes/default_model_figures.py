@@ -14,10 +14,10 @@ import numpy as np
 
 from drone_kd.backends import open_backend
 from drone_kd.detector import Detector
+from drone_kd.files import write_text
 from drone_kd.media.image_files import read_image
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import track
-from drone_kd_training.data.dataset import write_text
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend
@@ -57,15 +57,10 @@ def collect(
 ) -> Figures:
     """Measure a finished model and those that it is compared with.
 
-    Args:
-        model: the exported model.
-        checkpoint: what it was exported from.
-        others: name -> model to compare with.
-        plan: sources and teachers.
-        test_sets: name -> data.yaml of `default_model_data.write_test_set`.
-        validation: folder with the validation split of each source.
-        shared: folder with data/.
-        cache: folder for results of `measure`.
+    ``checkpoint``: what ``model`` was exported from. ``others``: name -> model to compare with.
+    ``test_sets``: name -> data.yaml of `default_model_data.write_test_set`. ``validation``: folder
+    with the validation split of each source. ``shared``: folder with data/. ``cache``: folder for
+    results of `measure`.
     """
     teachers = {teacher.name: teacher.weights for teacher in plan.teachers}
     models = {
@@ -80,8 +75,7 @@ def collect(
         s.name: measure(model, validation / s.name / "data.yaml", cache, only=s.labelled)
         for s in track([s for s in plan.sources if s.val], "Evaluate by class", "source")
     }
-    confidence = parameter_defaults("detector.yaml")["confidence"]
-    alarms = count_false_alarms(model, shared, confidence)
+    alarms = count_false_alarms(model, shared)
     return Figures(models, by_source, alarms, relative_times(checkpoint, teachers))
 
 
@@ -101,8 +95,7 @@ def measure(
         size = None if model.suffix == ".onnx" else INPUT_PX
         scores = evaluate(model, data, imgsz=size, tiling=tiling, only=only, classes=classes)
         write_text(cached, json.dumps(scores, indent=1))
-    found: dict[str, Any] = json.loads(cached.read_text(encoding="utf-8"))
-    return found
+    return json.loads(cached.read_text(encoding="utf-8"))
 
 
 def relative_times(
@@ -112,10 +105,8 @@ def relative_times(
 
     Medians of interleaved forward passes in PyTorch on this machine.
     """
-    backends = {
-        name: TorchBackend(load_model(str(path))[0], INPUT_PX)
-        for name, path in {"": student, **teachers}.items()
-    }
+    paths = {"": student, **teachers}
+    backends = {n: TorchBackend(load_model(str(p))[0], INPUT_PX) for n, p in paths.items()}
     image = np.zeros((1, INPUT_PX, INPUT_PX, 3), np.uint8)
     seconds: dict[str, list[float]] = {name: [] for name in backends}
     for _ in range(rounds):
@@ -126,15 +117,13 @@ def relative_times(
     return {name: float(np.median(seconds[name]) / np.median(seconds[""])) for name in teachers}
 
 
-def count_false_alarms(model: Path, shared: Path, confidence: float) -> dict[str, tuple[int, int]]:
+def count_false_alarms(model: Path, shared: Path) -> dict[str, tuple[int, int]]:
     """Count detections in images without objects: name -> (number of images, detections)."""
-    nms_iou = parameter_defaults("detector.yaml")["iou"]
-    detector = Detector(open_backend(model, runtime="onnxruntime"), confidence, nms_iou, 300)
-    paths = {
-        name: [shared / UNLABELLED / f"{stem}.jpg" for stem in stems]
-        for name, stems in EMPTY.items()
-    }
-    return {
-        name: (len(own), sum(len(detector(read_image(path))) for path in own))
-        for name, own in paths.items()
-    }
+    defaults = parameter_defaults("detector.yaml")
+    backend = open_backend(model, runtime="onnxruntime")
+    detector = Detector(backend, defaults["confidence"], defaults["iou"], 300)
+    alarms = {}
+    for name, stems in EMPTY.items():
+        images = (read_image(shared / UNLABELLED / f"{stem}.jpg") for stem in stems)
+        alarms[name] = len(stems), sum(len(detector(image)) for image in images)
+    return alarms

@@ -53,14 +53,8 @@ class Plan:
 
 
 # With your own data set: a usual pair from model yamls, the teacher trained first.
-OWN_DATA = {
-    "teacher": "yolo11s.yaml",
-    "student": "yolo11n.yaml",
-    "epochs": 10,
-    "teacher_epochs": 10,
-    "batch": 8,
-    "imgsz": 640,
-}
+OWN_DATA = {"teacher": "yolo11s.yaml", "student": "yolo11n.yaml", "epochs": 10,
+            "teacher_epochs": 10, "batch": 8, "imgsz": 640}  # fmt: skip
 
 
 def run(plan: Plan) -> dict[str, Any]:
@@ -77,10 +71,8 @@ def run(plan: Plan) -> dict[str, Any]:
     write_text(plan.output / "summary.json", json.dumps(summary, indent=1))
     print(f"\nSummary\n{as_text(summary)}")
     print(f"Images with detections: {plan.output / 'flight'}")
-    print(
-        f"All results: {plan.output} ({duration(time.monotonic() - started)}; delete the folder "
-        "to start again)"
-    )
+    elapsed = duration(time.monotonic() - started)
+    print(f"All results: {plan.output} ({elapsed}; delete the folder to start again)")
     return summary
 
 
@@ -116,11 +108,8 @@ def _distil(plan: Plan, data: Path) -> dict[str, Any]:
     baseline = _train(plan, "student", data, NO_TEACHER, plan.student, plan.epochs)
     print(f"\nDistilled: the same student with teacher {Path(teacher).name}", flush=True)
     distilled = _train(plan, "distilled", data, teacher, plan.student, plan.epochs)
-    return {
-        "teacher": distilled["teacher"],
-        "student_alone": baseline["student"],
-        "distilled": distilled["student"],
-    }
+    alone, student = baseline["student"], distilled["student"]
+    return {"teacher": distilled["teacher"], "student_alone": alone, "distilled": student}
 
 
 def _train(
@@ -158,27 +147,21 @@ def _fly(plan: Plan, model: Path) -> dict[str, Any]:
         source = "" if plan.data is None else str(load_data(plan.data).val)
         flight = fly(model, source, plan.output / "flight", seconds=FLIGHT_SECONDS)
         write_text(result, json.dumps(flight, indent=1))
-    found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    return found
+    return json.loads(result.read_text(encoding="utf-8"))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse what `make demo` passes on; return the exit code."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", help="data.yaml in Ultralytics' format (default: synthetic images)"
-    )
-    parser.add_argument("--teacher")
-    parser.add_argument("--student")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--teacher-epochs", type=int)
-    parser.add_argument("--imgsz", type=int)
-    parser.add_argument("--fraction", type=float)
-    parser.add_argument("--output", type=Path)
+    add = parser.add_argument
+    add("--data", help="data.yaml in Ultralytics' format (default: synthetic images)")
+    kinds = {"teacher": str, "student": str, "epochs": int, "teacher-epochs": int, "imgsz": int}
+    for name, kind in {**kinds, "fraction": float, "output": Path}.items():
+        add(f"--{name}", type=kind)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     if "data" in given:
-        name = Path(given["data"]).resolve().parent.name
-        given = {"output": Path(f"runs/demo-{name}"), **OWN_DATA, **given}
+        folder = Path(f"runs/demo-{Path(given['data']).resolve().parent.name}")
+        given = {"output": folder, **OWN_DATA, **given}
     return run_recipe(lambda: run(Plan(**given)))
 
 

@@ -20,8 +20,10 @@ import cv2
 import numpy as np
 
 from drone_kd.core.detections import Detections
+from drone_kd.media.raw_images import raw_to_bgr
 from drone_kd.processes import running
 from drone_kd.progress import Progress
+from drone_kd.simulation.scoring.flight_record import columns
 from drone_kd.simulation.simulate import ros_arguments
 from drone_kd.visualization import contact_sheet, draw_detections
 from drone_kd_training.recipes.runner import TIMEOUT_S, ros_session
@@ -33,21 +35,13 @@ NODE_LOG = "nodes.log"
 def fly(
     model: Path, source: str, output: Path, seconds: float, rate_hz: float = 10.0
 ) -> dict[str, Any]:
-    """Fly a model over a source, and write annotated images.
+    """Fly a model (.onnx) over a source, and write annotated images.
 
-    Args:
-        model: an exported model (.onnx).
-        source: what the camera node shows: a folder, a video, or "" for a rendered flight.
-        output: folder for frame-NNN.jpg, contact-sheet.jpg and the log of both nodes.
-        seconds: duration that is measured, from the first detections on.
-        rate_hz: images per second of the camera.
-
-    Returns:
-        {"frames_in", "frames_out", "detections", "latency_p50_ms", "latency_p95_ms", "rate_hz",
-        "seconds"}.
-
-    Raises:
-        RuntimeError: a process ended, or no detections were received.
+    ``source``: what the camera node shows: a folder, a video, or "" for a rendered flight.
+    ``output``: folder for frame-NNN.jpg, contact-sheet.jpg and the log of both nodes. ``seconds``:
+    duration that is measured, from the first detections on. Returns "frames_in", "frames_out",
+    "detections", "latency_p50_ms", "latency_p95_ms", "rate_hz" and "seconds". Raises RuntimeError
+    if a process ended, or no detections were received.
     """
     output.mkdir(parents=True, exist_ok=True)
     camera = {"rate": rate_hz, **({"source": source} if source else {})}
@@ -120,9 +114,8 @@ class _Subscriber:
         self.executor.add_node(self.node)
         # Reliable, so that every image of the camera counts; the detector takes the newest only.
         self.node.create_subscription(Image, "image", self._on_image, 5)
-        self.node.create_subscription(
-            Detection2DArray, "detector/detections", self._on_detections, 10
-        )
+        topic = "detector/detections"
+        self.node.create_subscription(Detection2DArray, topic, self._on_detections, 10)
         self.restart()
 
     def restart(self) -> None:
@@ -130,15 +123,11 @@ class _Subscriber:
         self.frames_in = self.detections = 0
         self.latencies_ms: list[float] = []
         self.images: list[np.ndarray] = []
-        self._recent: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
         self._next_image = time.monotonic()
 
     def spin(self, seconds: float, check: Callable[[], None], until: Callable[[], bool]) -> None:
-        """Handle messages until a condition holds.
-
-        Raises:
-            RuntimeError: it did not hold within ``seconds``.
-        """
+        """Handle messages until a condition holds; RuntimeError if it does not in time."""
         deadline = time.monotonic() + seconds
         while not until():
             if time.monotonic() > deadline:
@@ -150,17 +139,15 @@ class _Subscriber:
 
     def _on_image(self, message: Any) -> None:
         self.frames_in += 1
-        rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)
-        image = rows[:, : message.width * 3].reshape(message.height, message.width, 3)
-        self._recent[_stamp(message)] = image
+        self._recent[_stamp_ns(message)] = raw_to_bgr(message)
         while len(self._recent) > 20:
             self._recent.popitem(last=False)
 
     def _on_detections(self, message: Any) -> None:
-        seconds, nanoseconds = _stamp(message)
-        self.latencies_ms.append((time.time_ns() - seconds * 10**9 - nanoseconds) / 1e6)
+        stamp = _stamp_ns(message)
+        self.latencies_ms.append((time.time_ns() - stamp) / 1e6)
         self.detections += len(message.detections)
-        image = self._recent.get((seconds, nanoseconds))
+        image = self._recent.get(stamp)
         full = len(self.images) >= IMAGES
         if image is None or full or time.monotonic() < self._next_image:
             return
@@ -168,23 +155,15 @@ class _Subscriber:
         self.images.append(draw_detections(image, *_from_message(message)))
 
 
-def _stamp(message: Any) -> tuple[int, int]:
-    return message.header.stamp.sec, message.header.stamp.nanosec
+def _stamp_ns(message: Any) -> int:
+    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
 
 
 def _from_message(message: Any) -> tuple[Detections, tuple[str, ...]]:
     """Return a Detection2DArray as detections, and the class names of their ids."""
-    boxes, scores, labels = [], [], []
-    for detection in message.detections:
-        centre, hypothesis = detection.bbox.center.position, detection.results[0].hypothesis
-        half_w, half_h = detection.bbox.size_x / 2, detection.bbox.size_y / 2
-        boxes.append((centre.x - half_w, centre.y - half_h, centre.x + half_w, centre.y + half_h))
-        scores.append(hypothesis.score)
-        labels.append(hypothesis.class_id)
+    from drone_kd.simulation.truth_messages import boxes_of
+
+    labels, scores, xyxy = columns(boxes_of(message, "score"))
     names = tuple(dict.fromkeys(labels))
-    detections = Detections(
-        np.array(boxes, np.float32).reshape(-1, 4),
-        np.array(scores, np.float32),
-        np.array([names.index(label) for label in labels], np.int64),
-    )
-    return detections, names
+    ids = np.array([names.index(label) for label in labels], np.int64)
+    return Detections(xyxy, np.array(scores, np.float32), ids), names

@@ -82,8 +82,7 @@ class Plan:
 def run(plan: Plan) -> dict[str, Any]:
     """Run the missing steps; return the summary that is also in ``summary.json``.
 
-    Raises:
-        RuntimeError: the candidate model was refused, or a process failed.
+    Raises RuntimeError if the candidate model was refused, or a process failed.
     """
     started = time.monotonic()
     out = plan.output
@@ -178,10 +177,8 @@ def _export_deployed(plan: Plan, base: Path) -> Path:
 
 
 def _detector(plan: Plan, model: Path) -> list[str]:
-    recording = {
-        "record_directory": str((plan.output / "bags").resolve()),
-        "record_per_minute": 240.0,
-    }
+    folder = str((plan.output / "bags").resolve())
+    recording = {"record_directory": folder, "record_per_minute": 240.0}
     return [*detector_command(str(model), CONFIDENCE), *ros_arguments(recording)[1:]]
 
 
@@ -202,10 +199,9 @@ def _record(plan: Plan, client: DetectorClient) -> list[Path]:
     client.record(True)
     with Progress("Record", plan.places, "place") as progress:
         for place in range(plan.places):
+            camera = [sys.executable, "-m", "drone_kd.simulation.camera_node"]
             arguments = [*_camera(plan, RECORDED_SEED + place, plan.seconds), "-p", "listeners:=1"]
-            with running(
-                [sys.executable, "-m", "drone_kd.simulation.camera_node", *arguments]
-            ) as p:
+            with running([*camera, *arguments]) as p:
                 if p.wait(plan.seconds + TIMEOUT_S):
                     raise RuntimeError(f"the camera ended with exit code {p.returncode}")
             progress.update()

@@ -18,7 +18,7 @@ from drone_kd.files import write_text
 from drone_kd.media.image_files import read_image
 from drone_kd.paths import selftest_image_path
 from drone_kd.progress import track
-from drone_kd.visualization import draw_detections
+from drone_kd.visualization import contact_sheet, draw_detections
 from drone_kd_training.models.checkpoints import cost, load_model
 from drone_kd_training.recipes.default_model_figures import INPUT_PX, Figures
 from drone_kd_training.tables import format_score
@@ -39,16 +39,16 @@ PREDICTIONS_NEEDED = 3
 # A box that a window cuts to less does not count.
 CUT_PX = 3
 
+# Test set or source -> result of `evaluate`.
+Scores = Mapping[str, Mapping[str, Any]]
+
 
 @dataclass(frozen=True)
 class Card:
     """Content of the card.
 
     Attributes:
-        plan: sources and teachers.
-        recipe: of the training.
         metrics: metrics.json of the student's run.
-        figures: what was measured.
         alpha: of the weight interpolation.
         alphas: alpha -> test set -> result of `evaluate` on selection images.
         threshold: result of `default_model.choose_threshold`.
@@ -68,21 +68,13 @@ class Card:
 
 
 def write_card(card: Card, model: Path, docs: Path, models: Path) -> None:
-    """Write both cards and the images.
-
-    Args:
-        card: content.
-        model: the exported model.
-        docs: folder for default-model.md and its images.
-        models: folder for the short README.md.
-    """
+    """Write default-model.md and its images to ``docs``, and the short README.md to ``models``."""
     draw_images(docs, model, card.plan)
     student = card.metrics["student"]["parameters"]
-    parameters = {
-        teacher.name: cost(load_model(str(teacher.weights))[0], INPUT_PX)["parameters"]
-        for teacher in card.plan.teachers
-    }
-    parameters |= {model.name: student, f"{model.name}, tiling auto": student}
+    parameters = {model.name: student, f"{model.name}, tiling auto": student}
+    for teacher in card.plan.teachers:
+        network = load_model(str(teacher.weights))[0]
+        parameters[teacher.name] = cost(network, INPUT_PX)["parameters"]
     shared = {
         "names": ", ".join(card.plan.names),
         "parameters": student,
@@ -90,17 +82,14 @@ def write_card(card: Card, model: Path, docs: Path, models: Path) -> None:
         "attribution": _wrap(f"{card.attribution}."),
         "licence": card.licence,
     }
-    f1 = card.threshold["f1_by_class"]
+    f1, alarms = card.threshold["f1_by_class"], card.figures.alarms
     text = CARD.format(
         **shared,
         size_mb=model.stat().st_size / 1e6,
         plan=card.plan.table(),
         sizes=size_table(card.figures.models),
         classes=class_table(card.figures.by_source),
-        alarms="\n".join(
-            f"- {name}: {alarms} in {number} images"
-            for name, (number, alarms) in card.figures.alarms.items()
-        ),
+        alarms="\n".join(f"- {n}: {found} in {of} images" for n, (of, found) in alarms.items()),
         times=", ".join(f"{name} {ratio:.1f}" for name, ratio in card.figures.times.items()),
         alphas=table_by_test_set(card.alphas, {}, first="alpha"),
         alpha=card.alpha,
@@ -118,55 +107,49 @@ def _wrap(text: str) -> str:
 
 
 def table_by_test_set(
-    figures: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    parameters: Mapping[str, float],
-    first: str = "model",
+    figures: Mapping[str, Scores], parameters: Mapping[str, float], first: str = "model"
 ) -> str:
     """Return models x test sets: AP50 (mAP50-95), classes merged by kind."""
     names = list(next(iter(figures.values())))
-    lines = [
-        f"| {first} | parameters | " + " | ".join(names) + " | mean |",
-        "|---|---|" + "---|" * (len(names) + 1),
-    ]
+    rows = []
     for model, scores in figures.items():
         pairs = [(scores[name]["map50"], scores[name]["map50_95"]) for name in names]
-        means = [
-            float(np.mean([score or 0 for score in column])) for column in zip(*pairs, strict=True)
-        ]
-        cells = [f"{format_score(a)} ({format_score(b)})" for a, b in [*pairs, means]]
+        means = [float(np.mean([x or 0 for x in column])) for column in zip(*pairs, strict=True)]
         count = parameters.get(model)
         size = f"{count / 1e6:.1f} M" if count else ""
-        lines.append(f"| {model} | {size} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = (f"{format_score(a)} ({format_score(b)})" for a, b in [*pairs, means])
+        rows.append([model, size, *cells])
+    return _table([first, "parameters", *names, "mean"], rows)
 
 
-def size_table(figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def size_table(figures: Mapping[str, Scores]) -> str:
     """Return models x test sets: AP50 by class, and AP by object size."""
-    lines = [
-        "| model | test set | AP50 by class | AP tiny | small | medium |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for model, by_test_set in figures.items():
         for name, scores in by_test_set.items():
-            classes = ", ".join(
-                f"{c} {format_score(s['ap50'])}" for c, s in scores["per_class"].items()
-            )
+            per_class = scores["per_class"].items()
+            classes = ", ".join(f"{c} {format_score(s['ap50'])}" for c, s in per_class)
             sizes = (format_score(scores[f"ap_{size}"]) for size in ("tiny", "small", "medium"))
-            lines.append(f"| {model} | {name} | {classes} | {' | '.join(sizes)} |")
-    return "\n".join(lines)
+            rows.append([model, name, classes, *sizes])
+    return _table(["model", "test set", "AP50 by class", "AP tiny", "small", "medium"], rows)
 
 
-def class_table(by_source: Mapping[str, Mapping[str, Any]]) -> str:
+def class_table(by_source: Scores) -> str:
     """Return the default model by source and class: AP50 (AP50-95)."""
-    lines = ["| source | images | class: AP50 (AP50-95) |", "|---|---|---|"]
+    rows = []
     for name, scores in by_source.items():
         cells = ", ".join(
             f"{c} {format_score(s['ap50'])} ({format_score(s['ap50_95'])})"
             for c, s in scores["per_class"].items()
             if s["ap50"] is not None
         )
-        lines.append(f"| {name} | {scores['images']} | {cells} |")
-    return "\n".join(lines)
+        rows.append([name, str(scores["images"]), cells])
+    return _table(["source", "images", "class: AP50 (AP50-95)"], rows)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (header, *rows))
+    return "\n".join([first, "|" + "---|" * len(header), *others])
 
 
 def draw_images(docs: Path, model: Path, plan: Plan) -> None:
@@ -180,28 +163,20 @@ def draw_images(docs: Path, model: Path, plan: Plan) -> None:
     drawn = draw_detections(image, detector(image), plan.names)
     height = 1000 * image.shape[0] // image.shape[1]
     _write_image(docs / "default-model.jpg", cv2.resize(drawn, (1000, height)), 70)
-    windows = [
-        window
-        for source in plan.sources
-        if source.name in SHOWN
-        for window in _windows(detector, plan, source)
-    ]
+    shown = [source for source in plan.sources if source.name in SHOWN]
+    windows = [window for source in shown for window in _windows(detector, plan, source)]
     windows.sort(key=lambda window: (window.f1, window.name), reverse=True)
     for name, chosen in (("good", windows[:IMAGES]), ("bad", windows[-IMAGES:])):
         tiles = [_tile(window, plan.names) for window in chosen]
-        rows = [np.hstack(tiles[i : i + SHEET_COLUMNS]) for i in range(0, IMAGES, SHEET_COLUMNS)]
-        _write_image(docs / f"default-model-{name}.jpg", np.vstack(rows), SHEET_JPEG)
+        sheet = contact_sheet(tiles, SHEET_COLUMNS, SHEET_COLUMNS * SHOWN_PX)
+        _write_image(docs / f"default-model-{name}.jpg", sheet, SHEET_JPEG)
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Part of an image around confident predictions of the teachers.
+    """Part of an image, uint8 (WINDOW_PX, WINDOW_PX, 3) BGR, around the teachers' predictions.
 
-    Attributes:
-        f1: of the model's boxes against these predictions.
-        name: of the image.
-        image: uint8 (WINDOW_PX, WINDOW_PX, 3) BGR.
-        detections: of the model.
+    ``f1``: of the model's ``detections`` against these predictions.
     """
 
     f1: float
@@ -213,16 +188,16 @@ class _Window:
 def _windows(detector: Detector, plan: Plan, source: Source) -> list[_Window]:
     teachers = plan.teachers_of(source)
     caches = [PredictionCache(teacher, plan.answers, plan.names) for teacher in teachers]
+    classes = plan.names
     weights = [
-        np.array([t.weight[name] * (name in t.taught_classes) for name in plan.names])
-        for t in teachers
+        np.array([t.weight[c] * (c in t.taught_classes) for c in classes]) for t in teachers
     ]
     windows = []
     for path in track(source.train, f"Compare with the teachers on {source.name}", "image"):
         image = read_image(path)
         height, width = image.shape[:2]
         tables = [
-            translate(cache.of(path, (height, width)), teacher, source.name, plan.names)
+            translate(cache.of(path, (height, width)), teacher, source.name, classes)
             for cache, teacher in zip(caches, teachers, strict=True)
         ]
         fused = fuse(tables, weights)
@@ -233,7 +208,7 @@ def _windows(detector: Detector, plan: Plan, source: Source) -> list[_Window]:
         x, y = _window_corner(confident, width, height)
         window = image[y : y + WINDOW_PX, x : x + WINDOW_PX]
         detections = detector(window)
-        f1 = _agreement(detections, confident, x, y, len(plan.names))
+        f1 = _agreement(detections, confident, x, y, len(classes))
         windows.append(_Window(f1, path.stem, window, detections))
     return windows
 
@@ -242,10 +217,8 @@ def _window_corner(boxes: np.ndarray, width: int, height: int) -> tuple[int, int
     """Return the top left corner of a window at the box that is nearest to the mean of all."""
     x, y = boxes[:, [0, 2]].mean(), boxes[:, [1, 3]].mean()
     near = boxes[np.hypot(boxes[:, 0] - x, boxes[:, 1] - y).argmin()]
-    return (
-        int(np.clip(near[0] - WINDOW_PX / 2, 0, width - WINDOW_PX)),
-        int(np.clip(near[1] - WINDOW_PX / 2, 0, height - WINDOW_PX)),
-    )
+    left, top = np.clip(near[:2] - WINDOW_PX / 2, 0, [width - WINDOW_PX, height - WINDOW_PX])
+    return int(left), int(top)
 
 
 def _agreement(detections: Detections, boxes: np.ndarray, x: int, y: int, classes: int) -> float:
@@ -253,9 +226,7 @@ def _agreement(detections: Detections, boxes: np.ndarray, x: int, y: int, classe
     inside = np.clip(boxes[:, :4] - np.array([x, y, x, y]), 0, WINDOW_PX)
     truth = np.concatenate([inside, boxes[:, 5:6]], axis=1)
     truth = truth[(inside[:, 2:] - inside[:, :2] > CUT_PX).all(axis=1)]
-    table = np.concatenate(
-        [detections.xyxy, detections.scores[:, None], detections.class_ids[:, None]], axis=1
-    )
+    table = np.column_stack([detections.xyxy, detections.scores, detections.class_ids])
     right = sum(count_right(table, truth, c, 0.0)[0] for c in range(classes))
     return 2 * right / max(len(table) + len(truth), 1)
 

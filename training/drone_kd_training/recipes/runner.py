@@ -14,29 +14,20 @@ from typing import Any
 from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd_training.distillation.config import Config, read_config
 from drone_kd_training.distillation.distill import distill
-from drone_kd_training.quiet import log_to_terminal
+from drone_kd_training.quiet import first_line, log_to_terminal
 
 # Learning rate schedule of a short run; Ultralytics' automatic one is made for hundreds of epochs.
-SHORT_RUN = {
-    "optimizer": "AdamW",
-    "lr0": 0.001,
-    "warmup_epochs": 1.0,
-    "mosaic": 0.0,
-    "close_mosaic": 0,
-}
+SHORT_RUN = {"optimizer": "AdamW", "lr0": 0.001, "warmup_epochs": 1.0, "mosaic": 0.0,
+             "close_mosaic": 0}  # fmt: skip
 # Only ends a wait that would last for ever; a loaded machine starts a node in half a minute.
 TIMEOUT_S = 300.0
 INTERRUPTED = "interrupted; the same command resumes the run"
 
 
 def train(config: Config, output: Path) -> dict[str, Any]:
-    """Train, resume an interrupted run, or read the metrics of a finished one.
+    """Train, resume an interrupted run, or read the metrics of a finished one; return them.
 
-    Returns:
-        The content of metrics.json.
-
-    Raises:
-        ValueError: the folder holds a run with other settings.
+    Raises ValueError if the folder holds a run with other settings.
     """
     started = (output / "config.yaml").is_file()
     if started and read_config(output) != config:
@@ -67,8 +58,7 @@ def ros_session() -> Iterator[None]:
 def run_recipe(recipe: Callable[[], object]) -> int:
     """Run a recipe; an error becomes one line unless ``DRONE_KD_TRACEBACK`` is set.
 
-    Returns:
-        The exit code: 0 done, 1 the work failed, 2 wrong input, 130 interrupted.
+    Returns the exit code: 0 done, 1 the work failed, 2 wrong input, 130 interrupted.
     """
     log_to_terminal()
     os.environ.setdefault("YOLO_OFFLINE", "1")
@@ -80,7 +70,6 @@ def run_recipe(recipe: Callable[[], object]) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("DRONE_KD_TRACEBACK"):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        print(f"error: {lines[0] if lines else type(error).__name__}", file=sys.stderr)
+        print(f"error: {first_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, (ValueError, FileNotFoundError, FileExistsError)) else 1
     return 0

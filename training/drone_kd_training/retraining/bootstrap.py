@@ -60,21 +60,13 @@ class Matches:
         return np.array([self.matched[k, area].objects.sum() for k in range(self.classes)])
 
     def precision(self, area: str, resamples: np.ndarray) -> np.ndarray:
-        """Return the AP over IoU 0.5 to 0.95 of objects of a size, by class and resample.
+        """Return the AP over IoU 0.5 to 0.95 of an area of `AREAS`, by class and resample.
 
-        Args:
-            area: one of AREAS.
-            resamples: int64 (N, F), count of each frame; all ones give the plain figure.
-
-        Returns:
-            float64 (C, N) in [0, 1]; NaN for a resample without such an object.
+        ``resamples``: int64 (N, F), count of each frame; all ones give the plain figure. Returns
+        float64 (C, N) in [0, 1]; NaN for a resample without such an object.
         """
-        return np.array(
-            [
-                [_average(self.matched[k, area], weights, self.recalls) for weights in resamples]
-                for k in range(self.classes)
-            ]
-        )
+        classes = [self.matched[k, area] for k in range(self.classes)]
+        return np.array([[_average(m, w, self.recalls) for w in resamples] for m in classes])
 
 
 def resample_frames(frames: int, times: int, seed: int = 0) -> np.ndarray:

@@ -16,10 +16,8 @@ REFUSED = 3
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("model", metavar="MODEL.pt", help="checkpoint of the deployed model")
-    groups = add_config_options(parser, Plan)
-    groups["data and models"].add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="folder of the run"
-    )
+    add = add_config_options(parser, Plan)["data and models"].add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the run")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from drone_kd.core.model_spec import PRECISIONS
 from drone_kd_training.options import option
 
-_INPUT, _FORGETTING, _TRAINING = "data and models", "against forgetting", "training"
+_input = partial(option, group="data and models")
+_share = partial(option, group="against forgetting", metavar="SHARE")
+_training, _export = partial(option, group="training"), partial(option, group="export")
 
 
 @dataclass(frozen=True)
@@ -18,56 +21,29 @@ class Plan:
 
     Attributes:
         model: the checkpoint of the deployed model.
-        mined: a folder of `drone-kd mine`.
-        data: data.yaml of the base, the frames that the model was trained on so far.
-        teacher: a checkpoint, or a folder of its predictions on the base.
-        parent: the deployed .onnx, for the lineage.
-        replay: share of base frames among the frames of an epoch, in [0, 1), as far as the base
-            has so many; spread over the base.
-        keep: share of the deployed model in the candidate's weights, in [0, 1); a half is the
-            advice of Wortsman et al. 2022 (arXiv:2109.01903) where nothing was tuned.
-        imgsz: side of the square input in pixels; None: as the model was trained.
-        overrides: Ultralytics' own training settings.
+        replay: in [0, 1), as far as the base has so many frames; spread over the base.
+        keep: in [0, 1); a half is the advice of Wortsman et al. 2022 (arXiv:2109.01903) where
+            nothing was tuned.
     """
 
     model: str
-    mined: str = option(help="folder of `drone-kd mine`", metavar="DIR", group=_INPUT)
-    data: str = option(help="data.yaml that the model was trained on so far", group=_INPUT)
-    teacher: str = option(
+    mined: str = _input(help="folder of `drone-kd mine`", metavar="DIR")
+    data: str = _input(help="data.yaml that the model was trained on so far")
+    teacher: str = _input(
         help="the teacher that labelled the mined frames: a checkpoint, or a folder of its "
-        "predictions on the base's training frames",
-        group=_INPUT,
+        "predictions on the base's training frames"
     )
-    replay: float = option(
-        0.75,
-        metavar="SHARE",
-        help="share of base frames among those of an epoch",
-        group=_FORGETTING,
-    )
-    keep: float = option(
-        0.5,
-        metavar="SHARE",
-        help="share of the deployed model in the candidate's weights",
-        group=_FORGETTING,
-    )
-    epochs: int = option(10, metavar="N", help="training epochs", group=_TRAINING)
-    batch: int = option(8, metavar="N", help="frames per step", group=_TRAINING)
-    imgsz: int | None = option(
-        None, metavar="PX", help="square input (default: as trained)", group=_TRAINING
-    )
-    device: str = option(
-        "", help="cpu, 0, or 0,1 (default: the GPU if there is one)", group=_TRAINING
-    )
-    seed: int = option(0, metavar="N", help="of order and augmentation", group=_TRAINING)
-    precision: str = option(
-        "fp32", choices=PRECISIONS, help="of the exported file", group="export"
-    )
-    parent: str = option(
-        "", metavar="ONNX", help="the deployed file, for the lineage", group="export"
-    )
-    overrides: Mapping[str, object] = option(
+    replay: float = _share(0.75, help="share of base frames among those of an epoch")
+    keep: float = _share(0.5, help="share of the deployed model in the candidate's weights")
+    epochs: int = _training(10, metavar="N", help="training epochs")
+    batch: int = _training(8, metavar="N", help="frames per step")
+    imgsz: int | None = _training(None, metavar="PX", help="square input (default: as trained)")
+    device: str = _training("", help="cpu, 0, or 0,1 (default: the GPU if there is one)")
+    seed: int = _training(0, metavar="N", help="of order and augmentation")
+    precision: str = _export("fp32", choices=PRECISIONS, help="of the exported file")
+    parent: str = _export("", metavar="ONNX", help="the deployed file, for the lineage")
+    overrides: Mapping[str, object] = _training(
         factory=dict,
         flag="--set",
         help="a training setting of Ultralytics, such as lr0=0.01; repeatable",
-        group=_TRAINING,
     )

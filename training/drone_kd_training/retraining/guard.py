@@ -44,8 +44,8 @@ HOLDS, WORSE, NOT_SHOWN, FEW = "holds", "worse", "not shown", "too few objects"
 class Row:
     """One comparison of the deployed model with the candidate.
 
-    The part "labels" is about the deployed model alone: ``objects`` confident predictions, and
-    the share that agrees with labels on the base (``before``) and on the new flight (``after``).
+    The part "labels" is about the deployed model alone: ``objects`` confident predictions, and the
+    share that agrees with labels on the base (``before``) and on the new flight (``after``).
 
     Attributes:
         domain: "new" or "base".
@@ -76,18 +76,11 @@ def compare_models(
     teacher: Predictions,
     corrected: set[str],
 ) -> list[Row]:
-    """Compare two models on the validation splits of the base and of the mined frames.
+    """Compare the deployed model and the candidate on the validation splits of two data.yaml.
 
-    Args:
-        before: the deployed model, as `evaluation.evaluate.evaluate` takes it.
-        after: the candidate.
-        base: data.yaml of the base.
-        mined: data.yaml of the mined frames.
-        teacher: predictions for the mined frames; the uncertain ones are ignore regions.
-        corrected: stems of the frames whose labels a person corrected, so that they are complete.
-
-    Raises:
-        DataError, UnusableModelError: see `evaluation.evaluate.evaluate`.
+    ``teacher``: predictions for the mined frames; the uncertain ones are ignore regions.
+    ``corrected``: stems of the frames whose labels a person corrected, so that they are complete.
+    Raises DataError or UnusableModelError, see `evaluate`.
     """
     results = {
         domain: [predict_split(model, data) for model in (before, after)]
@@ -108,10 +101,8 @@ def accepted(rows: list[Row]) -> bool:
 def _agreement(new: SplitPredictions, base: SplitPredictions, corrected: set[str]) -> Row:
     """Compare how often labels agree with confident predictions, on the new flight and base."""
     confident, agreeing = _confident_and_agreeing(new, corrected)
-    share, usual = (
-        float(n.sum() / max(1, of.sum()))
-        for of, n in ((confident, agreeing), _confident_and_agreeing(base, set()))
-    )
+    both = (confident, agreeing), _confident_and_agreeing(base, set())
+    share, usual = (float(n.sum() / max(1, of.sum())) for of, n in both)
     least, low, high, verdict = AGREEMENT * usual, float("nan"), float("nan"), FEW
     if confident.sum() >= MIN_OBJECTS:
         resamples = resample_frames(len(confident), RESAMPLES)
@@ -201,15 +192,11 @@ def _compare(domain: str, before: SplitPredictions, after: SplitPredictions) -> 
         means = [_mean(v[classes]) for v in values]
         whole = area == "all"
         least = (GAIN if domain == "new" else MARGIN) if whole else PART_MARGIN
-        judged = bool(enough.any())
-        rows.append(_row(domain, area, objects[classes].sum(), means, least, judged))
+        rows.append(_row(domain, area, objects[classes].sum(), means, least, bool(enough.any())))
         if whole:
-            rows += [
-                _row(
-                    domain, name, objects[k], [v[k] for v in values], PART_MARGIN, bool(enough[k])
-                )
-                for k, name in enumerate(before.names[i] for i in before.known)
-            ]
+            for k, i in enumerate(before.known):
+                own = [v[k] for v in values]
+                rows.append(_row(domain, before.names[i], objects[k], own, PART_MARGIN, enough[k]))
     return rows
 
 

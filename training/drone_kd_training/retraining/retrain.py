@@ -28,14 +28,9 @@ from drone_kd_training.export.export import export
 from drone_kd_training.models.checkpoints import UnusableModelError, class_names, load_model
 from drone_kd_training.models.torch_backend import trained_imgsz
 from drone_kd_training.models.weight_interpolation import interpolate_weights
-from drone_kd_training.retraining import guard
+from drone_kd_training.retraining import guard, training_set
 from drone_kd_training.retraining.config import Plan
-from drone_kd_training.retraining.training_set import (
-    Mined,
-    read_mined,
-    replay_frames,
-    write_training_set,
-)
+from drone_kd_training.retraining.training_set import Mined
 
 ACCEPTED, REFUSED, CANDIDATE = "accepted.json", "refused.json", "candidate.pt"
 SETTINGS = "retrain.json"
@@ -43,13 +38,8 @@ SETTINGS = "retrain.json"
 TERMS = ("class", "box")
 # A low learning rate, because the model is trained already. An optimizer step per batch, because
 # few frames give few steps.
-GENTLE = {
-    "optimizer": "AdamW",
-    "lr0": 0.0001,
-    "warmup_epochs": 1.0,
-    "mosaic": 0.0,
-    "close_mosaic": 0,
-}
+GENTLE = {"optimizer": "AdamW", "lr0": 0.0001, "warmup_epochs": 1.0, "mosaic": 0.0,
+          "close_mosaic": 0}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,19 +56,14 @@ class _Inputs:
 def retrain(plan: Plan, output: Path, command: str) -> dict:
     """Retrain, judge, and export an accepted candidate; finished steps are not repeated.
 
-    Args:
-        plan: settings; the same as before if ``output`` holds a run.
-        output: folder for ``accepted.json`` or ``refused.json``, ``candidate.pt``, and for an
-            accepted candidate ``model-HASH.onnx``.
-        command: command line, for the lineage.
+    ``plan``: the same as before if ``output`` holds a run. ``output`` gets ``accepted.json`` or
+    ``refused.json``, ``candidate.pt``, and for an accepted candidate ``model-HASH.onnx``.
+    ``command``: command line, for the lineage. Returns the content of the .json: "accepted",
+    "rows" (see `guard.Row`), "table", "model" and so on.
 
-    Returns:
-        Content of the .json: "accepted", "rows" (see `guard.Row`), "table", "model" and so on.
-
-    Raises:
-        ValueError: input that cannot work (also as DataError, UnusableModelError, ModelError);
-            nothing was trained.
-        ExportError: the accepted candidate fails a gate of the export.
+    Raises ValueError for input that cannot work (also as DataError, UnusableModelError,
+    ModelError), before anything is trained, and ExportError if the accepted candidate fails a gate
+    of the export.
     """
     inputs = _validate(plan, command)
     _open_folder(plan, output, inputs.lineage)
@@ -90,9 +75,8 @@ def retrain(plan: Plan, output: Path, command: str) -> dict:
     if result["accepted"]:
         result["model"] = str(_export(plan, inputs, candidate))
     # Written last: the run is finished once it is there.
-    write_text(
-        output / (ACCEPTED if result["accepted"] else REFUSED), json.dumps(result, indent=1) + "\n"
-    )
+    name = ACCEPTED if result["accepted"] else REFUSED
+    write_text(output / name, json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -110,7 +94,7 @@ def _validate(plan: Plan, command: str) -> _Inputs:
         raise UnusableModelError(
             f"{plan.model} was trained for INT8: retrain the float one that it was trained from"
         )
-    base, mined = load_data(plan.data), read_mined(Path(plan.mined))
+    base, mined = load_data(plan.data), training_set.read_mined(Path(plan.mined))
     classes = class_names(model)
     for name, names in (("--data", base.names), ("--mined", mined.data.names)):
         if names != classes:
@@ -118,7 +102,7 @@ def _validate(plan: Plan, command: str) -> _Inputs:
                 f"the classes differ: MODEL has {list(classes)}, {name} has {list(names)}; give "
                 "base and mined frames the model's list, in its order"
             )
-    frames = replay_frames(base, mined, plan.replay)
+    frames = training_set.replay_frames(base, mined, plan.replay)
     lineage = _lineage(plan, command, frames, mined)
     return _Inputs(base, mined, frames, plan.imgsz or trained_imgsz(model), lineage)
 
@@ -128,13 +112,9 @@ def _lineage(plan: Plan, command: str, frames: list[Path], mined: Mined) -> Line
     own = file_sha256(Path(plan.model))
     if not plan.parent:
         # Without the deployed file the checkpoint is the ancestor.
-        now = datetime.now(timezone.utc)
-        return Lineage(
-            date=f"{now:%Y-%m-%dT%H:%M:%SZ}",
-            command=command,
-            data=data,
-            ancestors=(Ancestor(sha256=own, metrics={}),),
-        )
+        date = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+        ancestors = (Ancestor(sha256=own, metrics={}),)
+        return Lineage(date=date, command=command, data=data, ancestors=ancestors)
     made_from = read_spec(Path(plan.parent)).source_sha256
     if made_from != own:
         raise ValueError(
@@ -156,11 +136,8 @@ def _content_sha256(frames: list[Path]) -> str:
 
 def _open_folder(plan: Plan, output: Path, lineage: Lineage) -> None:
     """Write the settings into an empty folder, or check that the run in it has the same."""
-    settings = {
-        **asdict(plan),
-        "data_sha256": dict(lineage.data),
-        "model_sha256": file_sha256(Path(plan.model)),
-    }
+    hashes = {"data_sha256": dict(lineage.data), "model_sha256": file_sha256(Path(plan.model))}
+    settings = asdict(plan) | hashes
     file = output / SETTINGS
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -176,9 +153,9 @@ def _open_folder(plan: Plan, output: Path, lineage: Lineage) -> None:
 
 
 def _train(plan: Plan, inputs: _Inputs, output: Path) -> Path:
-    """Distil on the training set; return the candidate, interpolated with the deployed model."""
+    """Distil; return the candidate, interpolated with the deployed model."""
     mined = inputs.mined
-    data, unlabelled, predictions = write_training_set(
+    data, unlabelled, predictions = training_set.write_training_set(
         output, inputs.base, inputs.frames, mined, plan.teacher
     )
     config = Config(
@@ -204,14 +181,10 @@ def _train(plan: Plan, inputs: _Inputs, output: Path) -> Path:
 
 def _judge(plan: Plan, inputs: _Inputs, candidate: Path) -> dict:
     """Compare the candidate with the deployed model; return the content of the .json."""
-    mined = inputs.mined
+    base, mined = inputs.base.yaml_path, inputs.mined
+    new = mined.data.yaml_path
     rows = guard.compare_models(
-        plan.model,
-        str(candidate),
-        inputs.base.yaml_path,
-        mined.data.yaml_path,
-        mined.teacher,
-        mined.corrected,
+        plan.model, str(candidate), base, new, mined.teacher, mined.corrected
     )
     return {
         "accepted": guard.accepted(rows),
@@ -227,12 +200,6 @@ def _judge(plan: Plan, inputs: _Inputs, candidate: Path) -> dict:
 
 def _export(plan: Plan, inputs: _Inputs, candidate: Path) -> Path:
     """Export through the gates to a file named after its content."""
-    file, _ = export(
-        candidate,
-        candidate.with_suffix(".onnx"),
-        precision=plan.precision,
-        data=str(inputs.base.yaml_path),
-        imgsz=plan.imgsz,
-        lineage=inputs.lineage,
-    )
+    output, data = candidate.with_suffix(".onnx"), str(inputs.base.yaml_path)
+    file, _ = export(candidate, output, plan.precision, data, plan.imgsz, lineage=inputs.lineage)
     return file.replace(file.with_name(f"model-{file_sha256(file)[:12]}.onnx"))

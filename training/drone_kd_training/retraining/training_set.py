@@ -49,11 +49,7 @@ class Mined:
 
 
 def read_mined(folder: Path) -> Mined:
-    """Read a folder of ``drone-kd mine``.
-
-    Raises:
-        DataError: something that retraining needs is missing.
-    """
+    """Read a folder of ``drone-kd mine``; DataError if something needed is missing."""
     for name, problem in (
         ("data.yaml", "is not a folder of `drone-kd mine`"),
         ("images/train", "has no frames to train on"),
@@ -80,13 +76,8 @@ def read_mined(folder: Path) -> Mined:
 def replay_frames(base: DataSet, mined: Mined, replay: float) -> list[Path]:
     """Return the base frames for the training set: at least one, evenly spaced over the base.
 
-    Args:
-        base: the base data set.
-        mined: the mined frames.
-        replay: share of base frames in the training set, in [0, 1).
-
-    Raises:
-        DataError: a base frame and a mined frame have the same name.
+    ``replay``: share of base frames in the training set, in [0, 1). Raises DataError if a base
+    frame and a mined frame have the same name.
     """
     count = max(1, round(len(mined.train) * replay / (1 - replay)))
     frames = spread(image_paths(base.train), count)
@@ -104,27 +95,18 @@ def write_training_set(
 ) -> tuple[Path, Path, Path]:
     """Write lists of frames, data.yaml and teacher predictions; finished steps are not repeated.
 
-    Args:
-        folder: folder of the run.
-        base: the base data set.
-        frames: its frames in the training set.
-        mined: the mined frames.
-        teacher: checkpoint, or folder of predictions for the base's training frames.
-
-    Returns:
-        data.yaml, the list of unlabelled frames, and the folder of predictions for all frames.
-
-    Raises:
-        DataError: base frames without predictions.
-        UnusableModelError: a teacher that cannot be used.
+    ``frames``: those of the base in the training set. ``teacher``: checkpoint, or folder of
+    predictions for the base's training frames. Returns data.yaml, the list of unlabelled frames,
+    and the folder of predictions for all frames. Raises DataError if base frames have no
+    predictions, and UnusableModelError if the teacher cannot be used.
     """
     lists = {
-        "base.txt": [*frames],
-        "labelled.txt": [*frames, *mined.labelled],
-        "unlabelled.txt": mined.unlabelled,
+        "base": frames,
+        "labelled": [*frames, *mined.labelled],
+        "unlabelled": mined.unlabelled,
     }
     for name, paths in lists.items():
-        write_text(folder / name, "".join(f"{path}\n" for path in paths))
+        write_text(folder / f"{name}.txt", "".join(f"{path}\n" for path in paths))
     split = replace(base, train=(folder / "labelled.txt").resolve(), test=None)
     data = split.write_resolved(folder / "data.yaml")
     predictions = folder / "answers"
@@ -156,20 +138,14 @@ def _merge_predictions(
     A corrected frame gets its labels, with a score of 1, in place of predictions.
     """
     names = mined.data.names
-    base_classes, mined_classes = (
-        dict(match_classes(names, predictions.names).pairs)
-        for predictions in (teacher, mined.teacher)
-    )
+    base_classes = dict(match_classes(names, teacher.names).pairs)
+    mined_classes = dict(match_classes(names, mined.teacher.names).pairs)
     _check_teacher(teacher, frames, mined, base_classes, mined_classes)
     order = sorted(base_classes.keys() & mined_classes.keys())
-    texts = {
-        path.stem: _prediction_lines(predictions, path.stem, [classes[i] for i in order])
-        for predictions, classes, paths in (
-            (teacher, base_classes, frames),
-            (mined.teacher, mined_classes, mined.unlabelled),
-        )
-        for path in paths
-    }
+    base_order, mined_order = ([c[i] for i in order] for c in (base_classes, mined_classes))
+    texts = {p.stem: _prediction_lines(teacher, p.stem, base_order) for p in frames}
+    for path in mined.unlabelled:
+        texts[path.stem] = _prediction_lines(mined.teacher, path.stem, mined_order)
     for path in mined.labelled:
         rows = _labels(path)
         rows = rows[np.isin(rows[:, 0], order)]
@@ -189,7 +165,7 @@ def _check_teacher(
     base_classes: dict[int, int],
     mined_classes: dict[int, int],
 ) -> None:
-    """Raise unless ``teacher`` has predictions for all frames and knows all predicted classes.
+    """Raise unless ``teacher`` predicted all frames and knows all predicted classes.
 
     ``base_classes``, ``mined_classes``: the model's class -> the predictions' class.
     """
