@@ -106,7 +106,7 @@ def cluster(flight: str, teacher: str, frames: int) -> None:
     from ray_nodes import ray_nodes
 
     with tempfile.TemporaryDirectory() as name:
-        command = [sys.executable, "-m", "training", "mine", flight, "--teacher", teacher]
+        command = [sys.executable, "-m", "drone_kd.cli", "mine", flight, "--teacher", teacher]
         command += ["--frames", str(frames), "--output"]
 
         def seconds(output: str, *options: str) -> float:
