@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from ultralytics.nn.modules.head import Detect
 
-    from drone_kd_training.distillation.comparison import Hidden, LevelComparison
+    from drone_kd_training.distillation.aligned_predictions import Hidden, LevelComparison
     from drone_kd_training.distillation.levels import LevelMatch
 
 # The box and the class branch of a Detect head.
 BOX, CLASS = "cv2", "cv3"
 
 
-class CrossHeadTerm(Term["LevelComparison"]):
+class CrossHeadTerm(Term):
     """The student's hidden features, seen through the rest of the teacher's head."""
 
     help = "student features through the teacher's head"

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from ultralytics.nn.modules.head import Detect
 
-    from drone_kd_training.distillation.comparison import LevelComparison
+    from drone_kd_training.distillation.aligned_predictions import LevelComparison
     from drone_kd_training.distillation.levels import LevelMatch
 
 
-class FeatureTerm(Term["LevelComparison"]):
+class FeatureTerm(Term):
     """The features that enter both heads, weighted by the teacher's confidence."""
 
     help = "features that enter the head, where the teacher sees objects"
@@ -26,20 +26,16 @@ class FeatureTerm(Term["LevelComparison"]):
         from drone_kd_training.distillation import losses  # deferred: it imports torch
 
         pair = comparison.pair
-        features = [comparison.student["feats"][i] for i in pair.levels.student]
-        grids = [x.shape[-2:] for x in features]
+        grids = [comparison.student["feats"][i].shape[-2:] for i in pair.levels.student]
         weights = comparison.confidence.split([h * w for h, w in grids], dim=-1)
         terms = [
             losses.feature_correlation(
-                adapter(x), comparison.teacher["feats"][j], weight.unflatten(-1, grid)
+                adapter(comparison.student["feats"][i]),
+                comparison.teacher["feats"][j],
+                weight.unflatten(-1, grid),
             )
-            for adapter, x, j, weight, grid in zip(
-                pair.layers("feature"),
-                features,
-                pair.levels.teacher,
-                weights,
-                grids,
-                strict=True,
+            for adapter, (i, j), weight, grid in zip(
+                pair.layers("feature"), pair.levels.pairs, weights, grids, strict=True
             )
         ]
         return {"kd_feature_loss": sum(terms[1:], terms[0]) / len(terms)}
@@ -54,9 +50,7 @@ class FeatureTerm(Term["LevelComparison"]):
             modules = head.cv2[level].modules()
             return next(m for m in modules if isinstance(m, nn.Conv2d)).in_channels
 
-        return {
-            "feature": nn.ModuleList(
-                nn.Conv2d(width(student_head, i), width(teacher_head, j), 1)
-                for i, j in levels.pairs
-            )
-        }
+        layers = (
+            nn.Conv2d(width(student_head, i), width(teacher_head, j), 1) for i, j in levels.pairs
+        )
+        return {"feature": nn.ModuleList(layers)}
