@@ -109,6 +109,8 @@ def compare(
 ) -> tuple[dict, list[Summary]]:
     """Run the missing runs; write compare.csv, compare.md, metrics.json and report.html.
 
+    The result is the teacher's figures, and a summary per arm.
+
     Args:
         config: settings of the arm ``distilled``; its seed is ignored.
         output: folder of the experiment; each run has its own in ``runs``.

@@ -23,7 +23,11 @@ import json
 import math
 import re
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +41,6 @@ from ultralytics.utils.torch_utils import strip_optimizer
 from drone_kd.files import atomic_file, write_text
 from drone_kd_training.data.dataset import DataSet, image_paths, load_data
 from drone_kd_training.distillation.config import Config, read_config
-from drone_kd_training.distillation.interrupt import interrupt_between_batches
 from drone_kd_training.distillation.levels import match_levels
 from drone_kd_training.distillation.run_report import (
     mean_of_sources,
@@ -230,7 +233,7 @@ def train(run: Run, data: Path) -> float:
             strip_optimizer(run.checkpoint)
         else:
             trainer = DistillTrainer(overrides=_overrides(run, data))
-            with interrupt_between_batches(trainer):
+            with _interrupt_between_batches(trainer):
                 trainer.train()
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
@@ -240,6 +243,38 @@ def train(run: Run, data: Path) -> float:
             ) from error
         raise
     return round(time.time() - started, 1)
+
+
+@contextmanager
+def _interrupt_between_batches(trainer: DistillTrainer) -> Iterator[None]:
+    """Stop at the next batch on Ctrl-C, and at once on a second one.
+
+    An exception raised by a signal handler is lost inside Python's own clean-up, such as the
+    forking of a loader's process.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
+        yield
+        return
+    interrupted = threading.Event()
+
+    def on_signal(*_) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+        LOGGER.info("Stopping after this batch")
+
+    def check(_) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+
+    for event in ("on_train_batch_start", "on_val_batch_start"):
+        trainer.add_callback(event, check)
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    check(trainer)
 
 
 def _overrides(run: Run, data: Path) -> dict:

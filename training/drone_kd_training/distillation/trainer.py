@@ -40,7 +40,8 @@ class DistillTrainer(DetectionTrainer):
     """Ultralytics' trainer with the distillation loss.
 
     It reads its configuration from the folder of the run, because Ultralytics gives the processes
-    of a multi-GPU run nothing but its own settings.
+    of a multi-GPU run nothing but its own settings. What `__init__` adds as callbacks is called by
+    Ultralytics' loop.
     """
 
     # Ultralytics annotates the types that these have before its set-up.
@@ -81,9 +82,6 @@ class DistillTrainer(DetectionTrainer):
     def student(self) -> Any:
         """The model that is trained, out of its DDP wrapper."""
         return unwrap_model(self.model)
-
-    # The methods up to `_close_dataloader_mosaic`, and others below that nothing here calls, are
-    # Ultralytics callbacks.
 
     def _mix_precision(self) -> None:
         """Compute in bfloat16 on a CPU, losses aside, if ``amp=bf16``.

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from drone_kd_training.distillation.terms.assignment import AssignmentTerm
 from drone_kd_training.distillation.terms.base import Term
-from drone_kd_training.distillation.terms.cross_head import CrossHeadTerm
-from drone_kd_training.distillation.terms.feature import FeatureTerm
+from drone_kd_training.distillation.terms.features import CrossHeadTerm, FeatureTerm
 from drone_kd_training.distillation.terms.response import BoxTerm, ClassTerm, SoftmaxTerm
 
 TERMS: dict[str, Term] = {
