@@ -183,7 +183,6 @@ class DistillTrainer(DetectionTrainer):
         self._accumulate = batches
 
     def _count_batch(self) -> None:
-
         self._batches_since_step += 1
 
     def _resume_accumulation(self) -> None:
