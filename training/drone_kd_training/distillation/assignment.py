@@ -22,8 +22,8 @@ def assign_boxes(
     uses it. The probabilities of a box are scaled by how well its anchor is aligned.
 
     Args:
-        boxes: scores in the classes that are compared.
-        scores: the student's probabilities (B, N, C) of these classes.
+        boxes: the teacher's, scores in the C classes that are compared.
+        scores: the student's probabilities (B, N, C).
         xyxy: the student's boxes (B, N, 4), pixels.
         centers: of the anchors (N, 2), pixels.
         strides: of the student's levels.
@@ -42,8 +42,7 @@ def assign_boxes(
     for image in range(images):
         own = boxes[boxes.image == image]
         n = len(own.image)
-        own_xyxy = box_convert(own.cxcywh, "cxcywh", "xyxy")
-        padded_xyxy[image, :n] = own_xyxy.to(padded_xyxy) * size
+        padded_xyxy[image, :n] = box_convert(own.cxcywh, "cxcywh", "xyxy").to(padded_xyxy) * size
         padded_scores[image, :n] = own.scores.to(padded_scores)
         valid[image, :n] = 1
     assigner = TaskAlignedAssigner(10, classes, alpha=0.5, beta=6.0, stride=strides)
@@ -58,10 +57,7 @@ def assign_boxes(
 class GuidedAssigner(nn.Module):
     """Ultralytics' assigner with given predictions in the place of the student's.
 
-    Args:
-        assigner: the assigner of the detection criterion.
-        scores: (B, N, C) probabilities.
-        xyxy: (B, N, 4) boxes, pixels.
+    These are probabilities (B, N, C) and boxes (B, N, 4) in pixels.
     """
 
     def __init__(self, assigner: nn.Module, scores: Tensor, xyxy: Tensor) -> None:

@@ -61,7 +61,7 @@ class Summary:
 def default_arms(config: Config) -> list[str]:
     """Return the baseline, the tuned built-in, ours, and ours minus each of its terms."""
     without = [
-        "terms=" + "+".join(t for t in config.terms if t != left_out)
+        "terms=" + "+".join(term for term in config.terms if term != left_out)
         for left_out in config.terms
         if len(config.terms) > 1
     ]
@@ -109,18 +109,15 @@ def compare(
 ) -> tuple[dict, list[Summary]]:
     """Run the missing runs; write compare.csv, compare.md, metrics.json and report.html.
 
+    The result is the teacher's figures, and a summary per arm.
+
     Args:
         config: settings of the arm ``distilled``; its seed is ignored.
         output: folder of the experiment; each run has its own in ``runs``.
-        seeds: every arm is trained once with each.
-        arms: see `arm_config`.
         select: evaluate on this share of the training frames (not trained on, see `hold_out`)
-            instead of the validation split, to choose settings.
+            instead of the validation split, to choose settings; 0: on that split.
         cluster: "host:port" of a Ray cluster, one task per run; its nodes must see ``output``, the
             data and the models under the same paths. None: one run after the other, here.
-
-    Returns:
-        The teacher's figures, and a summary per arm.
 
     Raises:
         ValueError: no teacher, an unknown arm, or a folder with a run of other settings.
@@ -134,13 +131,14 @@ def compare(
         data = hold_out(data, select, output)
     teacher = _evaluate_teacher(config, data, output / "teacher.json")
     names = [(arm, seed) for seed in seeds for arm in arms]
-    runs = [
-        _plan_run(
-            replace(configs[arm], data=str(data.resolve()), seed=seed),
-            _run_folder(output, arm, seed),
-        )
-        for arm, seed in names
-    ]
+    runs = []
+    for arm, seed in names:
+        run = replace(configs[arm], data=str(data.resolve()), seed=seed)
+        folder = _run_folder(output, arm, seed).resolve()  # a task runs elsewhere
+        started = (folder / "config.yaml").is_file()
+        if started and read_config(folder) != run:
+            raise ValueError(f"{folder} has a run with other settings: choose another --output")
+        runs.append((run, folder, started))
     results = each(cluster, _train, runs) if cluster else (_train(*run) for run in runs)
     rows: list[dict] = []
     for number, (arm, seed) in enumerate(names, start=1):
@@ -163,15 +161,6 @@ def _evaluate_teacher(config: Config, data: Path, cached: Path) -> dict:
     return json.loads(cached.read_text(encoding="utf-8"))
 
 
-def _plan_run(run: Config, folder: Path) -> tuple[Config, Path, bool]:
-    """Return the arguments of `_train`; absolute, because a task runs elsewhere."""
-    folder = folder.resolve()
-    started = (folder / "config.yaml").is_file()
-    if started and read_config(folder) != run:
-        raise ValueError(f"{folder} has a run with other settings: choose another --output")
-    return run, folder, started
-
-
 def _train(run: Config, folder: Path, started: bool) -> dict:
     return distill(run, folder, resume=started, measure_teacher=False)
 
@@ -181,16 +170,14 @@ def _write_report(
 ) -> None:
     """Write the page of the experiment; figures and images of models are those of one seed."""
     models, curves = {"teacher": teacher}, {}
-    for arm in arms:
-        folder = _run_folder(output, arm, seed)
+    folders = {arm: _run_folder(output, arm, seed) for arm in arms}
+    for arm, folder in folders.items():
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         models[f"{arm}, seed {seed}"] = metrics["student"]
         curves[f"{arm}, seed {seed}"] = folder / "curves.png"
     sides = None
     if PLAIN in arms and DISTILLED in arms:
-        plain, distilled = (
-            _run_folder(output, arm, seed) / "best.pt" for arm in (PLAIN, DISTILLED)
-        )
+        plain, distilled = (folders[arm] / "best.pt" for arm in (PLAIN, DISTILLED))
         sides = compare_frames(plain, distilled, data, config.imgsz)
     table = (output / "compare.md").read_text(encoding="utf-8")
     write_report(output / "report.html", "Distillation compared", models, curves, sides, table)
@@ -202,18 +189,10 @@ def _run_folder(output: Path, arm: str, seed: int) -> Path:
 
 
 def hold_out(data: Path, share: float, output: Path) -> Path:
-    """Write a data set whose validation split is a share of the training frames.
+    """Write a data set whose validation split is a share in (0, 1) of the training frames.
 
     Stretches of consecutive frames are held out, so that most frames have no neighbor on the other
-    side; in several places, so that they are representative.
-
-    Args:
-        data: data.yaml of the whole data set.
-        share: of the training frames, in (0, 1).
-        output: folder for data.yaml and the lists.
-
-    Returns:
-        The new data.yaml.
+    side; in several places, so that they are representative. The result is the new data.yaml.
 
     Raises:
         ValueError: no frame would be left on one side.
@@ -223,14 +202,14 @@ def hold_out(data: Path, share: float, output: Path) -> Path:
     places = min(STRETCHES, round(len(paths) * share))
     if share >= 1 or places < 1:
         raise ValueError(f"a share of {share} of {len(paths)} frames leaves nothing on one side")
-    lists: dict[str, list[Path]] = {"train": [], "val": []}
+    lists: dict[str, list[str]] = {"train": [], "val": []}
     for i, path in enumerate(paths):
         # The end of each of the equal parts of the list is held out.
         position = i * places / len(paths) % 1
-        lists["val" if position >= 1 - share else "train"].append(path)
+        lists["val" if position >= 1 - share else "train"].append(f"{path}\n")
     train, val = ((output / f"{name}.txt").resolve() for name in lists)
-    for path, chosen in zip((train, val), lists.values(), strict=True):
-        write_text(path, "\n".join(map(str, chosen)) + "\n")
+    write_text(train, "".join(lists["train"]))
+    write_text(val, "".join(lists["val"]))
     split = replace(dataset, train=train, val=val, test=None)
     return split.write_resolved(output / "data.yaml")
 
@@ -271,10 +250,7 @@ def _score(row: dict) -> float:
 
 
 def interval(differences: list[float]) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean of paired differences by Student's t.
-
-    None for fewer than two pairs.
-    """
+    """Return the 95 % interval of a mean of paired differences by Student's t, None below two."""
     n = len(differences)
     if n < 2:
         return None
@@ -334,19 +310,19 @@ def as_markdown(teacher: dict, summaries: list[Summary], rows: list[dict]) -> st
         spread = "" if s.spread is None else f" ± {100 * s.spread:.1f}"
         gain = "" if s.gain is None else f"{100 * s.gain:+.1f}"
         if s.gain_interval:
-            gain += " [{:+.1f}, {:+.1f}]".format(*(100 * x for x in s.gain_interval))
+            gain += f" {_limits(s.gain_interval)}"
         share = "" if s.gap_share is None else f"{100 * s.gap_share:.0f} %"
         time = "" if s.time_ratio is None else f"{s.time_ratio:.2f}"
         mean = f"{format_score(s.mean)}{spread}"
         lines.append(f"| {s.arm} | {s.seeds} | {mean} | {gain} | {share} | {time} |")
     best = best_builtin(summaries)
-    others = [s.arm for s in summaries if s is best or s.arm.startswith("terms=")]
-    for arm in others:
+    for arm in (s.arm for s in summaries if s is best or s.arm.startswith("terms=")):
         differences = against(rows, arm)
         if limits := interval(differences):
-            lines += [
-                "",
-                f"{DISTILLED} - {arm}: {100 * np.mean(differences):+.1f} "
-                "[{:+.1f}, {:+.1f}]".format(*(100 * x for x in limits)),
-            ]
+            mean = 100 * np.mean(differences)
+            lines += ["", f"{DISTILLED} - {arm}: {mean:+.1f} {_limits(limits)}"]
     return "\n".join(lines) + "\n"
+
+
+def _limits(interval: tuple[float, float]) -> str:
+    return "[{:+.1f}, {:+.1f}]".format(*(100 * x for x in interval))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -14,112 +15,80 @@ from drone_kd_training.distillation.terms import TERM_HELP
 from drone_kd_training.options import option
 
 NO_TEACHER = "none"
-_INPUT, _TRAINING, _DISTILLATION = "data and models", "training", "distillation"
+# Options by their group in the help.
+_input = partial(option, group="data and models")
+_training = partial(option, group="training")
+_distillation = partial(option, group="distillation")
 
 
 @dataclass(frozen=True)
 class Config:
     """Configuration of a run; ``config.yaml`` in its output folder, which --resume reads.
 
-    Attributes:
-        data, teacher: of one source; with ``teachers``, both follow from that file.
-        student: a checkpoint or a model yaml.
-        teachers: a file of sources and teachers; see `teachers.plan`.
-        unlabelled: folder of further training frames, which the teacher labels.
-        imgsz: side of the student's square input in pixels.
-        batch: frames per step; -1: fitted to the GPU's memory.
-        fraction: share of the training frames, in (0, 1].
-        overrides: Ultralytics' own training settings (lr0, mosaic, ...).
-        terms: names of distillation terms.
-        balance: gradient of each term, as a share of the detection loss's gradient on the same
-            features at lambda = 1, in (0, 1].
-        teacher_scale: side of the teacher's input over that of the student's.
-        teacher_tiles: the teacher sees its input tile by tile.
-        quantize: "int8": quantization-aware training of the checkpoint ``student``; the float
-            checkpoint is a further teacher.
+    The help of an option says what its field is. Beyond that: with ``teachers``, ``data`` and
+    ``teacher`` follow from that file (`teachers.plan`); ``balance`` holds at lambda = 1, for
+    gradients on the features that enter the head; ``quantize`` "int8" trains the checkpoint
+    ``student``, with its float weights as a further teacher.
+
 
     Raises:
         ValueError: a value is out of its range, or two do not go together.
     """
 
-    data: str = option(help="data.yaml in Ultralytics' format", group=_INPUT)
-    teacher: str = option(
+    data: str = _input(help="data.yaml in Ultralytics' format")
+    teacher: str = _input(
         help="checkpoint (YOLO or RT-DETR), or predictions: a folder of YOLO .txt with "
-        "confidences, or a COCO results .json; 'none' trains the student alone",
-        group=_INPUT,
+        "confidences, or a COCO results .json; 'none' trains the student alone"
     )
-    student: str = option(help="checkpoint or model yaml", group=_INPUT)
-    teachers: str = option(
+    student: str = _input(help="checkpoint or model yaml")
+    teachers: str = _input(
         "",
         metavar="FILE.yaml",
         help="several sources and teachers, instead of --data and --teacher; teachers/plan.py "
         "describes the file",
-        group=_INPUT,
     )
-    unlabelled: str = option(
+    unlabelled: str = _input(
         "",
         metavar="DIR",
         help="further training frames without labels: confident predictions of the teacher are "
         "pseudo-labels, uncertain ones are ignored in the loss",
-        group=_INPUT,
     )
-    epochs: int = option(100, metavar="N", help="training epochs", group=_TRAINING)
-    imgsz: int = option(640, metavar="PX", help="square input", group=_TRAINING)
-    batch: int = option(
-        16,
-        metavar="N",
-        help="frames per step; -1: as many as fit into the GPU beside the teacher",
-        group=_TRAINING,
+    epochs: int = _training(100, metavar="N", help="training epochs")
+    imgsz: int = _training(640, metavar="PX", help="square input")
+    batch: int = _training(
+        16, metavar="N", help="frames per step; -1: as many as fit into the GPU beside the teacher"
     )
-    device: str = option(
-        "", help="cpu, 0, or 0,1 (default: the GPU if there is one)", group=_TRAINING
-    )
-    seed: int = option(0, metavar="N", help="of weights, order and augmentation", group=_TRAINING)
-    fraction: float = option(
-        1.0, metavar="SHARE", help="share of the training frames used", group=_TRAINING
-    )
-    val: bool = option(
-        True, help="validate every epoch and keep the best, or only at the end", group=_TRAINING
-    )
-    overrides: Mapping[str, object] = option(
+    device: str = _training("", help="cpu, 0, or 0,1 (default: the GPU if there is one)")
+    seed: int = _training(0, metavar="N", help="of weights, order and augmentation")
+    fraction: float = _training(1.0, metavar="SHARE", help="share of the training frames used")
+    val: bool = _training(True, help="validate every epoch and keep the best, or only at the end")
+    overrides: Mapping[str, object] = _training(
         factory=dict,
         flag="--set",
         help="a training setting of Ultralytics, such as lr0=0.01; repeatable",
-        group=_TRAINING,
     )
-    terms: tuple[str, ...] = option(
+    terms: tuple[str, ...] = _distillation(
         ("class", "assign"),
         metavar="NAMES",
         help="distillation terms, joined by commas: "
         + "; ".join(f"{name}: {text}" for name, text in TERM_HELP.items()),
-        group=_DISTILLATION,
     )
-    balance: float = option(
-        1.0,
-        metavar="SHARE",
-        help="gradient of each term as a share of the detection loss's",
-        group=_DISTILLATION,
+    balance: float = _distillation(
+        1.0, metavar="SHARE", help="gradient of each term as a share of the detection loss's"
     )
-    temperature: float = option(
-        1.0, metavar="T", help="softens the class probabilities", group=_DISTILLATION
+    temperature: float = _distillation(1.0, metavar="T", help="softens the class probabilities")
+    teacher_scale: float = _distillation(
+        1, choices=(1, 1.5, 2, 4), help="size of the teacher's input, relative to the student's"
     )
-    teacher_scale: float = option(
-        1,
-        choices=(1, 1.5, 2, 4),
-        help="size of the teacher's input, relative to the student's",
-        group=_DISTILLATION,
-    )
-    teacher_tiles: bool = option(
+    teacher_tiles: bool = _distillation(
         False,
         help="run the teacher on its larger input in tiles: less memory, a little more time",
-        group=_DISTILLATION,
     )
-    quantize: str = option(
+    quantize: str = _distillation(
         "",
         choices=("int8",),
         help="with --from: quantization-aware training with teacher and float student as "
         "teachers; exported beside calibration alone (default: off)",
-        group=_DISTILLATION,
     )
 
     def __post_init__(self) -> None:

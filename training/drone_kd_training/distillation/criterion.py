@@ -13,32 +13,21 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from drone_kd_training.distillation.assignment import guided_criterion
-from drone_kd_training.distillation.comparison import (
+from drone_kd_training.distillation import heads
+from drone_kd_training.distillation.aligned_predictions import (
     BoxComparison,
     Comparison,
     LevelComparison,
     ModelPair,
 )
-from drone_kd_training.distillation.heads import (
-    anchor_centers,
-    confident_boxes,
-    detect_head,
-    in_float32,
-    input_size,
-    raw_predictions,
-)
+from drone_kd_training.distillation.assignment import guided_criterion
 from drone_kd_training.distillation.levels import LevelMatch
 from drone_kd_training.distillation.loss_balancing import Balance, Schedule
 from drone_kd_training.distillation.losses import BACKGROUND
 from drone_kd_training.distillation.teacher_cost import Cost
 from drone_kd_training.distillation.terms import TERMS
-from drone_kd_training.models.checkpoints import ClassMatch, UnusableModelError
-from drone_kd_training.teachers.soft_labels import (
-    Boxes,
-    add_pseudo_labels,
-    negatives_mask,
-)
+from drone_kd_training.models.checkpoints import ClassMatch, UnusableModelError, detect_head
+from drone_kd_training.teachers.soft_labels import Boxes, add_pseudo_labels, negatives_mask
 
 # Keys of a batch: what the criteria outside of Ultralytics' own hand down to it.
 ASSIGNMENT, NEGATIVES_MASK = "assignment", "negatives_mask"
@@ -74,10 +63,8 @@ class InFloat32:
 
     def loss(self, preds, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its named parts; autocast is off."""
-        detection = guided_criterion(
-            self.detection, batch.get(ASSIGNMENT), batch.get(NEGATIVES_MASK)
-        )
-        return detection(in_float32(preds), batch)
+        guides = batch.get(ASSIGNMENT), batch.get(NEGATIVES_MASK)
+        return guided_criterion(self.detection, *guides)(heads.in_float32(preds), batch)
 
 
 class DistillationLoss(InFloat32):
@@ -150,58 +137,59 @@ class DistillationLoss(InFloat32):
         partial = "areas" in batch and batch["areas"].partial
         if factor == 0 and not partial:  # the teacher is not needed, so it does not run
             return self._without_terms(*self.detection(preds, batch))
-        student = raw_predictions(in_float32(preds))
-        teacher = self._run_teacher(batch)
+        student = heads.raw_predictions(heads.in_float32(preds))
+        images = batch["teacher_img" if self.pair.levels.scale > 1 else "img"]
+        teacher = self._run_teacher(images, batch)
         if partial:
-            batch = self._fill_in_labels(student, teacher, batch)
+            boxes = self._boxes(teacher, images.shape[-1])
+            batch = self._fill_in_labels(student, boxes, batch)
         if factor == 0:
             return self._without_terms(*self.detection(preds, batch))
         comparison = self._compare(student, teacher, batch)
-        batch = self._assign_labels(comparison, batch)
-        loss, items = self.detection(preds, batch)
+        loss, items = self.detection(preds, self._assign_labels(comparison, batch))
         losses = self._compute(comparison)
         # Ultralytics sums over images: so do the terms, or the balance would depend on the batch.
         size = len(batch["img"])
         if self.balance.due:
             scaled = {name: term * size for name, term in losses.items()}
             # The features that the head has seen, not their float32 copies.
-            self.balance.measure(loss.sum(), scaled, raw_predictions(preds)["feats"])
+            self.balance.measure(loss.sum(), scaled, heads.raw_predictions(preds)["feats"])
         self.balance.batches += 1
-        return self._add_terms(loss, items, losses, factor, size)
+        added = loss.new_zeros(())
+        for name, term in losses.items():
+            weight = factor * self.balance.weight(name)
+            added = added + weight * term * size
+            items = {**items, name: term.detach(), _scale_name(name): loss.new_tensor(weight)}
+        return torch.cat([loss.flatten(), added.view(1)]), items
 
-    def _run_teacher(self, batch: dict) -> dict | Boxes:
-        images = self._teacher_images(batch)
+    def _run_teacher(self, images: Tensor, batch: dict) -> dict | Boxes:
         half = torch.autocast(images.device.type, enabled=self.half)
         with self.cost, torch.no_grad(), half:
             prediction = self.teacher(images.float(), batch)
-        return prediction if isinstance(prediction, Boxes) else in_float32(prediction)
-
-    def _teacher_images(self, batch: dict) -> Tensor:
-        return batch["teacher_img" if self.pair.levels.scale > 1 else "img"]
+        return prediction if isinstance(prediction, Boxes) else heads.in_float32(prediction)
 
     def _boxes(self, teacher: dict | Boxes, size: float) -> Boxes:
         """Return the prediction as boxes, scores in the teacher's classes; ``size``: its input."""
         if isinstance(teacher, Boxes):
             return teacher
         assert self.pair.teacher_head is not None  # raw predictions come from one
-        return confident_boxes(teacher, self.pair.teacher_head, size)
+        return heads.confident_boxes(teacher, self.pair.teacher_head, size)
 
-    def _fill_in_labels(self, student: dict, teacher: dict | Boxes, batch: dict) -> dict:
+    def _fill_in_labels(self, student: dict, boxes: Boxes, batch: dict) -> dict:
         """Add pseudo-labels of unlabelled classes, and the mask of what remains unknown."""
         pair = self.pair
-        boxes = self._boxes(teacher, self._teacher_images(batch).shape[-1])
         scores = boxes.scores.new_zeros(len(boxes.image), pair.student_head.nc)
         scores[:, pair.student_classes] = boxes.scores[:, pair.teacher_classes]
         boxes = Boxes(boxes.image, boxes.cxcywh, scores).without_duplicates(BACKGROUND)
         batch = add_pseudo_labels(batch, boxes)
-        centers = anchor_centers(student["feats"], pair.student_head.stride)
-        mask = negatives_mask(batch, boxes, centers / input_size(student, pair.student_head))
-        return {NEGATIVES_MASK: mask, **batch}
+        centers = heads.anchor_centers(student["feats"], pair.student_head.stride)
+        centers = centers / heads.input_size(student, pair.student_head)
+        return {NEGATIVES_MASK: negatives_mask(batch, boxes, centers), **batch}
 
     def _compare(self, student: dict, teacher: dict | Boxes, batch: dict) -> Comparison:
         if not isinstance(teacher, Boxes) and self.pair.levels.pairs:
             return LevelComparison(self.pair, student, teacher)
-        size = input_size(student, self.pair.student_head) * self.pair.levels.scale
+        size = heads.input_size(student, self.pair.student_head) * self.pair.levels.scale
         return BoxComparison(self.pair, student, self._boxes(teacher, size), batch)
 
     def _assign_labels(self, comparison: Comparison, batch: dict) -> dict:
@@ -217,36 +205,20 @@ class DistillationLoss(InFloat32):
         for name, term in TERMS.items():
             if name in self.terms:
                 found.update(term.compute(comparison))
-        return {name.replace("kd", self.prefix, 1): loss for name, loss in found.items()}
-
-    def _add_terms(
-        self,
-        loss: Tensor,
-        items: dict[str, Tensor],
-        terms: dict[str, Tensor],
-        factor: float,
-        size: int,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        added = loss.new_zeros(())
-        items = dict(items)
-        for name, term in terms.items():
-            if not torch.isfinite(term):
+        found = {name.replace("kd", self.prefix, 1): loss for name, loss in found.items()}
+        for name, loss in found.items():
+            if not torch.isfinite(loss):
                 raise UnusableModelError(
-                    f"{name} is {term.item()}: the teacher's output is not finite on this batch"
+                    f"{name} is {loss.item()}: the teacher's output is not finite on this batch"
                 )
-            weight = factor * self.balance.weight(name)
-            added = added + weight * term * size
-            items[name] = term.detach()
-            items[_scale_name(name)] = term.detach().new_tensor(weight)
-        return torch.cat([loss.flatten(), added.view(1)]), items
+        return found
 
     def _without_terms(
         self, loss: Tensor, items: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         self.pair.hidden.clear()
-        zero = loss.detach().sum() * 0
         names = [*self.balance.sums, *map(_scale_name, self.balance.sums)]
-        return loss, {**items, **dict.fromkeys(names, zero)}
+        return loss, {**items, **dict.fromkeys(names, loss.detach().sum() * 0)}
 
 
 def _scale_name(name: str) -> str:

@@ -23,7 +23,11 @@ import json
 import math
 import re
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +41,6 @@ from ultralytics.utils.torch_utils import strip_optimizer
 from drone_kd.files import atomic_file, write_text
 from drone_kd_training.data.dataset import DataSet, image_paths, load_data
 from drone_kd_training.distillation.config import Config, read_config
-from drone_kd_training.distillation.heads import detect_head
-from drone_kd_training.distillation.interrupt import interrupt_between_batches
 from drone_kd_training.distillation.levels import match_levels
 from drone_kd_training.distillation.run_report import (
     mean_of_sources,
@@ -49,7 +51,13 @@ from drone_kd_training.distillation.train_data import FRAMES, add_unlabelled, sp
 from drone_kd_training.distillation.trainer import COST, STATE, DistillTrainer
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.html_report import write_report
-from drone_kd_training.models.checkpoints import cost, load_model, match_classes, resolve_model
+from drone_kd_training.models.checkpoints import (
+    cost,
+    detect_head,
+    load_model,
+    match_classes,
+    resolve_model,
+)
 from drone_kd_training.teachers.plan import Plan, read_plan
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
 from drone_kd_training.teachers.teaching_dataset import write_frames
@@ -74,10 +82,8 @@ class Run:
     """A validated run.
 
     Attributes:
-        config: its settings.
-        output: its folder.
         student: path of the student's checkpoint or architecture.
-        data: the data; of a plan only once its frames are written.
+        data: None for a plan whose frames are not written yet.
         teacher: the teacher, or None for the student alone (or for a plan, as ``data``).
         plan: several teachers with their sources, or None.
         sources: test sets of a plan: name -> data.yaml and the classes that are labelled.
@@ -111,9 +117,8 @@ def distill(
     ``report.html``.
 
     Args:
-        config: settings of the run.
         output: folder of the run: new or empty, or that of an interrupted run.
-        resume: continue the run in ``output`` with the settings written there.
+        resume: continue the run in ``output`` with the settings written there, not ``config``.
         measure_teacher: evaluate the teacher too, and warn if it is the weaker one.
 
     Returns:
@@ -137,12 +142,7 @@ def distill(
 
 
 def validate(config: Config, output: Path, resume: bool) -> Run:
-    """Check everything that can be checked before anything is written.
-
-    Args:
-        config: settings of the run.
-        output: its folder, absolute.
-        resume: whether to continue the run in the folder with the settings written there.
+    """Check everything that can be checked before anything is written; ``output`` is absolute.
 
     Raises:
         ValueError: see `distill`.
@@ -157,11 +157,12 @@ def validate(config: Config, output: Path, resume: bool) -> Run:
         raise ValueError(
             f"{output} is not an empty folder: choose another, or continue that run with --resume"
         )
+    run = Run(config, output, resolve_model(config.student))
     if not config.teachers:
-        return _open_inputs(Run(config, output, resolve_model(config.student)))
+        return _open_inputs(run)
     plan = read_plan(config.teachers)
     LOGGER.info(plan.table())
-    return Run(config, output, resolve_model(config.student), plan=plan)
+    return replace(run, plan=plan)
 
 
 def _open_inputs(run: Run) -> Run:
@@ -192,30 +193,24 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
     while RANK > 0 and not resolved.is_file():
         time.sleep(1)  # the file of another process, and there is no process group yet
     if run.plan is not None:
-        run = _write_plan(run, run.plan)
+        if RANK <= 0:
+            _write_config(run.config, output)
+        frames = write_frames(run.plan, output / FRAMES)
+        config = replace(run.config, data=str(frames.data), teacher=str(frames.answers))
+        run = _open_inputs(replace(run, config=config, sources=frames.val))
     if RANK > 0:
         return run, resolved
     data, teacher, config = run.data, run.teacher, run.config
     assert data is not None  # opened by `validate`, or just now
     _write_config(config, output)
     if config.fraction < 1:
-        data = replace(
-            data, train=spread_fraction(data.train, config.fraction, output / "train.txt")
-        )
+        listed = spread_fraction(data.train, config.fraction, output / "train.txt")
+        data = replace(data, train=listed)
     if config.unlabelled:
         assert teacher is not None  # checked by `Config`
         unlabelled = image_paths(Path(config.unlabelled).resolve())
         data = replace(data, train=add_unlabelled(data, unlabelled, teacher.names, output))
     return run, data.write_resolved(resolved)  # last: the other processes wait for it
-
-
-def _write_plan(run: Run, plan: Plan) -> Run:
-    """Write the frames of a plan: pseudo-labels of its teachers and all labels there are."""
-    if RANK <= 0:
-        _write_config(run.config, run.output)
-    frames = write_frames(plan, run.output / FRAMES)
-    config = replace(run.config, data=str(frames.data), teacher=str(frames.answers))
-    return _open_inputs(replace(run, config=config, sources=frames.val))
 
 
 def _write_config(config: Config, output: Path) -> None:
@@ -225,26 +220,20 @@ def _write_config(config: Config, output: Path) -> None:
 
 
 def train(run: Run, data: Path) -> float:
-    """Train the student, or continue an interrupted training.
-
-    Args:
-        run: the run.
-        data: its data.yaml.
-
-    Returns:
-        The duration in seconds.
+    """Train the student, or continue an interrupted training; return the duration in seconds.
 
     Raises:
         RuntimeError: out of memory.
     """
     started = time.time()
     try:
-        if _is_trained(run.state, run.config.epochs):
+        last = torch.load(run.state, map_location="cpu")["epoch"] if run.state.is_file() else -1
+        if last == run.config.epochs - 1:
             LOGGER.info("All epochs are done, only the figures are missing")
             strip_optimizer(run.checkpoint)
         else:
             trainer = DistillTrainer(overrides=_overrides(run, data))
-            with interrupt_between_batches(trainer):
+            with _interrupt_between_batches(trainer):
                 trainer.train()
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
@@ -256,9 +245,36 @@ def train(run: Run, data: Path) -> float:
     return round(time.time() - started, 1)
 
 
-def _is_trained(state: Path, epochs: int) -> bool:
-    """Return whether a run ended with its last epoch; ``state`` is the trainer's state file."""
-    return state.is_file() and torch.load(state, map_location="cpu")["epoch"] == epochs - 1
+@contextmanager
+def _interrupt_between_batches(trainer: DistillTrainer) -> Iterator[None]:
+    """Stop at the next batch on Ctrl-C, and at once on a second one.
+
+    An exception raised by a signal handler is lost inside Python's own clean-up, such as the
+    forking of a loader's process.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
+        yield
+        return
+    interrupted = threading.Event()
+
+    def on_signal(*_) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+        LOGGER.info("Stopping after this batch")
+
+    def check(_) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+
+    for event in ("on_train_batch_start", "on_val_batch_start"):
+        trainer.add_callback(event, check)
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    check(trainer)
 
 
 def _overrides(run: Run, data: Path) -> dict:
@@ -292,17 +308,7 @@ def _overrides(run: Run, data: Path) -> dict:
 
 
 def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
-    """Evaluate the student and write figures, curves and the page of the run.
-
-    Args:
-        run: the run.
-        data: its data.yaml.
-        seconds: duration of the training.
-        measure_teacher: evaluate the teacher too.
-
-    Returns:
-        The content of ``metrics.json``.
-    """
+    """Evaluate the student and write figures, curves and the page of the run; see `distill`."""
     config, output = run.config, run.output
     student, _ = load_model(str(run.checkpoint))
     sources = {
@@ -311,10 +317,11 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
     }
     scores = mean_of_sources(sources) if sources else evaluate(student, data, imgsz=config.imgsz)
     has_head = run.teacher is not None and run.teacher.head is not None
+    teacher_cost = output / COST
     metrics: dict[str, Any] = {
         "student": {**scores, **cost(student, config.imgsz)},
         "teacher": _teacher_figures(data, config) if has_head and measure_teacher else None,
-        "teacher_cost": _read_cost(output),
+        "teacher_cost": json.loads(teacher_cost.read_text()) if teacher_cost.is_file() else None,
         **({"sources": sources} if sources else {}),
         "epochs": config.epochs,
         "imgsz": config.imgsz,
@@ -324,7 +331,7 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
     }
     warn_if_teacher_is_weaker(metrics)
     plot_curves(output / "results.csv", output / "curves.png")
-    models = {k: metrics[k] for k in ("teacher", "student") if metrics[k]}
+    models = {who: metrics[who] for who in ("teacher", "student") if metrics[who]}
     curves = {"training": output / "curves.png"}
     write_report(output / "report.html", f"Student {config.student}", models, curves)
     with atomic_file(output / "best.pt") as temporary:
@@ -339,8 +346,3 @@ def _teacher_figures(data: Path, config: Config) -> dict:
     teacher, _ = load_model(config.teacher)
     imgsz = config.teacher_imgsz
     return {**evaluate(teacher, data, imgsz=imgsz), **cost(teacher, imgsz)}
-
-
-def _read_cost(output: Path) -> dict | None:
-    path = output / COST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

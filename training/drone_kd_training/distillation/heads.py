@@ -3,21 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import box_convert
 from ultralytics.nn.modules.head import Detect
 from ultralytics.utils.tal import dist2bbox, make_anchors
 
 from drone_kd_training.distillation.losses import BACKGROUND
 from drone_kd_training.teachers.soft_labels import Boxes
-
-
-def detect_head(model: nn.Module) -> Detect:
-    """Return the head of a model, the last of its layers."""
-    return cast(Any, model).model[-1]
 
 
 def raw_predictions(preds) -> dict:
@@ -52,16 +45,15 @@ def take_levels(raw: dict, key: str, levels: list[int]) -> Tensor:
 
 def all_levels(raw: dict, key: str) -> Tensor:
     """Return the anchors of every level of raw predictions, as (B, N, channels)."""
-    return take_levels(raw, key, list(range(len(raw["feats"]))))
+    return raw[key].transpose(1, 2)
 
 
 def decode_boxes(raw: Tensor, bins: int, grids: list[Tensor], strides: Tensor) -> Tensor:
     """Decode raw boxes (B, N, 4 * bins) on ``grids`` to (B, N, 4), xyxy in pixels."""
     anchors, steps = make_anchors(grids, strides, 0.5)
     if bins > 1:
-        raw = raw.unflatten(-1, (4, bins)).softmax(-1) @ torch.arange(
-            bins, device=raw.device, dtype=raw.dtype
-        )
+        values = torch.arange(bins, device=raw.device, dtype=raw.dtype)
+        raw = raw.unflatten(-1, (4, bins)).softmax(-1) @ values
     return dist2bbox(raw, anchors, xywh=False) * steps
 
 
@@ -84,10 +76,7 @@ def anchor_centers(grids: list[Tensor], strides: Tensor) -> Tensor:
 def confident_boxes(raw: dict, head: Detect, size: float) -> Boxes:
     """Return the raw predictions with a score ≥ ``BACKGROUND`` as boxes, before NMS.
 
-    Args:
-        raw: raw predictions of ``head``.
-        head: the Detect head.
-        size: width of the square input of the head, in pixels.
+    ``size`` is the width of the square input of the head in pixels.
     """
     xyxy = decode_all_boxes(raw, head)
     scores = all_levels(raw, "scores").sigmoid()

@@ -49,11 +49,7 @@ class LevelMatch:
         return "\n".join(lines)
 
     def check_terms(self, terms: tuple[str, ...], teacher: str) -> None:
-        """Refuse terms that compare anchors if no level matches.
-
-        Args:
-            terms: names in `terms.TERMS`.
-            teacher: how the user named the teacher, for the message.
+        """Refuse terms that compare anchors if no level matches; ``teacher``: its source.
 
         Raises:
             UnusableModelError: a term needs matched levels and there are none.
@@ -74,10 +70,8 @@ def match_levels(
 ) -> LevelMatch:
     """Match the levels of two Detect heads by grid size.
 
-    Args:
-        student_head: the student's head.
-        teacher_head: the teacher's head, or None for a teacher without a Detect head.
-        scale: size of the teacher's image divided by the size of the student's.
+    ``teacher_head`` is None for a teacher without one; ``scale`` is the size of the teacher's
+    image divided by the size of the student's.
     """
     student, teacher = (
         () if head is None else tuple(int(s) for s in head.stride)

@@ -34,12 +34,9 @@ class Balance:
         return self.batches < CALIBRATION_BATCHES and self.batches % CALIBRATION_STEP == 0
 
     def measure(self, detection: Tensor, terms: dict[str, Tensor], features: list[Tensor]) -> None:
-        """Add the gradient norms of one batch.
+        """Add the gradient norms of one batch: of scalar losses that depend on ``features``.
 
-        Args:
-            detection: the detection loss, a scalar that depends on ``features``.
-            terms: name -> scalar loss that depends on ``features``.
-            features: the tensors that enter the student's head.
+        These are the tensors that enter the student's head.
         """
         detection_norm = _gradient_norm(detection, features)
         for name, term in terms.items():

@@ -39,13 +39,8 @@ def class_response_sigmoid(
     The divergence of Bernoulli(sigmoid(z_s / T)) from Bernoulli(sigmoid(z_t / T)), times T^2
     (Hinton et al. 2015, arXiv:1503.02531, so that the gradient does not shrink with T), weighted
     by |p_t - p_s| (BCKD, Yang et al. ICCV 2023, arXiv:2308.14286, after the quality focal loss),
-    and divided by the teacher's summed confidence.
-
-    Args:
-        student_logits: (B, N, C).
-        teacher_logits: (B, N, C).
-        temperature: T.
-        mask: (B, N, C) of 1 and 0, where the loss counts; None: everywhere.
+    and divided by the teacher's summed confidence. ``mask`` (B, N, C) is 1 where the loss counts,
+    otherwise 0; None: everywhere.
     """
     target = (teacher_logits / temperature).sigmoid()
     logits = student_logits / temperature
@@ -74,15 +69,10 @@ def class_response_softmax(
 
 
 def dfl_divergence(student_bins: Tensor, teacher_bins: Tensor, confidence: Tensor) -> Tensor:
-    """Return the KL of the distance distributions of the four box sides.
+    """Return the KL of the distance distributions of the four box sides, logits (B, N, 4, R).
 
     Localization distillation (LD, Zheng et al. CVPR 2022, arXiv:2102.12252), weighted by the
-    teacher's confidence.
-
-    Args:
-        student_bins: logits (B, N, 4, R).
-        teacher_bins: logits (B, N, 4, R).
-        confidence: the teacher's, (B, N).
+    teacher's ``confidence`` (B, N).
     """
     teacher_log = F.log_softmax(teacher_bins, dim=-1)
     student_log = F.log_softmax(student_bins, dim=-1)
@@ -93,17 +83,12 @@ def dfl_divergence(student_bins: Tensor, teacher_bins: Tensor, confidence: Tenso
 def decoded_box(
     student_xyxy: Tensor, teacher_xyxy: Tensor, confidence: Tensor, size: float
 ) -> Tensor:
-    """Return the GIoU loss + L1 / size of decoded boxes.
+    """Return the GIoU loss + L1 / size of decoded boxes (B, N, 4) in pixels.
 
     For heads whose distributions cannot be compared (YOLO26 has none). CrossKD (Wang et al. CVPR
     2024, arXiv:2306.11369) distils decoded boxes with GIoU; the L1 term is DETR's
-    (arXiv:2005.12872).
-
-    Args:
-        student_xyxy: (B, N, 4), pixels.
-        teacher_xyxy: (B, N, 4), pixels.
-        confidence: the teacher's, (B, N).
-        size: width of the square input, pixels.
+    (arXiv:2005.12872). The teacher's ``confidence`` (B, N) weights it; ``size`` is the width of
+    the square input in pixels.
     """
     giou = generalized_box_iou_loss(student_xyxy, teacher_xyxy, reduction="none")
     distance = (student_xyxy - teacher_xyxy).abs().mean(dim=-1) / size

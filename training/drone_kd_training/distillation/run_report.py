@@ -13,26 +13,23 @@ from drone_kd_training.tables import format_score
 
 def mean_of_sources(sources: dict[str, dict]) -> dict:
     """Return what `evaluate` found on several sources as one: mean scores, sums of counts."""
-    return {
-        key: _mean_of(key, {name: figures[key] for name, figures in sources.items()})
-        for key in next(iter(sources.values()))
-    }
-
-
-def _mean_of(key: str, by_source: dict) -> object:
-    values = list(by_source.values())
-    if key in ("images", "images_ignored", "boxes"):
-        return sum(values)
-    if key == "per_class":
-        return {
-            f"{name} {label}": scores
-            for name, classes in by_source.items()
-            for label, scores in classes.items()
-        }
-    if isinstance(values[0], list):
-        return []
-    known = [v for v in values if v is not None]
-    return round(sum(known) / len(known), 5) if known else None
+    found: dict[str, object] = {}
+    for key in next(iter(sources.values())):
+        values = [figures[key] for figures in sources.values()]
+        known = [v for v in values if v is not None]
+        if key in ("images", "images_ignored", "boxes"):
+            found[key] = sum(values)
+        elif key == "per_class":
+            found[key] = {
+                f"{name} {label}": scores
+                for name, figures in sources.items()
+                for label, scores in figures[key].items()
+            }
+        elif isinstance(values[0], list):
+            found[key] = []
+        else:
+            found[key] = round(sum(known) / len(known), 5) if known else None
+    return found
 
 
 def warn_if_teacher_is_weaker(metrics: dict) -> None:

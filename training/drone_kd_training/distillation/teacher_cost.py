@@ -59,8 +59,7 @@ class Cost:
     def figures(self, seconds: float) -> dict:
         """Return ``seconds_per_batch``, ``share`` of the training, ``peak_mb`` and a ``text``.
 
-        Args:
-            seconds: duration of the whole training.
+        ``seconds`` is the duration of the whole training.
         """
         share = self.seconds / seconds if seconds else 0.0
         each = self.seconds / max(self.times, 1)

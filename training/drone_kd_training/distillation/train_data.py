@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-from copy import copy
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 from ultralytics.data import build_yolo_dataset
 from ultralytics.utils import LOGGER
@@ -24,14 +22,9 @@ FRAMES = "frames"
 
 
 def spread_fraction(split: Path, fraction: float, output: Path) -> Path:
-    """List every n-th frame of a split.
+    """Write a share in (0, 1] of a split, evenly spread, to the list ``output``; return it.
 
     Ultralytics' own ``fraction`` takes the first frames, which are all of one flight.
-
-    Args:
-        split: folder or list of images.
-        fraction: share of the frames, in (0, 1].
-        output: the list to write.
     """
     paths = image_paths(split)
     count = max(1, round(len(paths) * fraction))
@@ -43,16 +36,9 @@ def spread_fraction(split: Path, fraction: float, output: Path) -> Path:
 def add_unlabelled(
     data: DataSet, unlabelled: list[Path], teacher_names: tuple[str, ...], output: Path
 ) -> Path:
-    """List the training frames with further unlabelled ones, and write which classes each covers.
+    """Add unlabelled frames to the training frames, and write which classes each covers.
 
-    Args:
-        data: the labelled data.
-        unlabelled: further frames.
-        teacher_names: the teacher's classes.
-        output: folder of the run.
-
-    Returns:
-        The list of all training frames.
+    ``output`` is the folder of the run. The result is the list of all training frames.
     """
     listed = image_paths(data.train) + unlabelled
     write_text(output / "train.txt", "\n".join(map(str, listed)) + "\n")
@@ -71,7 +57,6 @@ class TrainData:
     Args:
         run: folder of the run.
         source: how the user named the teacher, for messages.
-        teacher: the teacher.
         data: Ultralytics' description of the data.
     """
 
@@ -86,13 +71,7 @@ class TrainData:
             self.kinds, self.kind_of = read_regions(regions)
 
     def build_dataset(self, args, images: str, batch: int | None, stride: int) -> Any:
-        """Return Ultralytics' dataset with the extended labels.
-
-        Args:
-            args: Ultralytics' settings.
-            images: folder or list of training images.
-            batch: batch size.
-            stride: largest stride of the student.
+        """Return Ultralytics' dataset of a folder or list of images with the extended labels.
 
         Raises:
             UnusableModelError: stored predictions that belong to other images.
@@ -123,15 +102,3 @@ class TrainData:
         if self.scores is None:
             return batch
         return split_batch(batch, self.data["nc"], self.kinds, self.scores)
-
-
-def with_size(args, size: int):
-    """Return a copy of Ultralytics' settings with another image size in pixels."""
-    changed = copy(args)
-    changed.imgsz = size
-    return changed
-
-
-def downsample(images: Tensor, size: int) -> Tensor:
-    """Reduce square images (B, C, S, S) to a side of ``size`` pixels, without aliasing."""
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)

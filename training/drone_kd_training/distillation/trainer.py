@@ -8,6 +8,7 @@ import os
 import random
 import tempfile
 import time
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,19 +22,14 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from drone_kd.files import atomic_file, write_text
-from drone_kd_training.distillation.comparison import make_adapters
+from drone_kd_training.distillation.aligned_predictions import make_adapters
 from drone_kd_training.distillation.config import read_config
 from drone_kd_training.distillation.criterion import DistillationLoss, InFloat32
-from drone_kd_training.distillation.heads import detect_head
-from drone_kd_training.distillation.levels import match_levels
-from drone_kd_training.distillation.loss_balancing import (
-    Balance,
-    Schedule,
-    average_over_processes,
-)
-from drone_kd_training.distillation.train_data import TrainData, downsample, with_size
+from drone_kd_training.distillation.levels import LevelMatch, match_levels
+from drone_kd_training.distillation.loss_balancing import Balance, Schedule, average_over_processes
+from drone_kd_training.distillation.train_data import TrainData
 from drone_kd_training.distillation.training_log import add_training_log
-from drone_kd_training.models.checkpoints import class_names, match_classes
+from drone_kd_training.models.checkpoints import class_names, detect_head, match_classes
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
 
 COST = "teacher_cost.json"
@@ -44,7 +40,8 @@ class DistillTrainer(DetectionTrainer):
     """Ultralytics' trainer with the distillation loss.
 
     It reads its configuration from the folder of the run, because Ultralytics gives the processes
-    of a multi-GPU run nothing but its own settings.
+    of a multi-GPU run nothing but its own settings. What `__init__` adds as callbacks is called by
+    Ultralytics' loop.
     """
 
     # Ultralytics annotates the types that these have before its set-up.
@@ -74,12 +71,12 @@ class DistillTrainer(DetectionTrainer):
         self.add_callback("on_train_epoch_start", type(self)._seed_epoch)
         if self.config.distils:
             self.add_callback("on_pretrain_routine_end", type(self)._attach)
+            self.add_callback("on_train_end", type(self)._report_cost)
         self.add_callback("on_pretrain_routine_end", type(self)._load_state)
         self.add_callback("on_train_start", type(self)._resume_accumulation)
         self.add_callback("on_train_epoch_start", type(self)._restore_gradients)
         self.add_callback("on_train_batch_start", type(self)._count_batch)
         self.add_callback("on_model_save", type(self)._save_state)
-        self.add_callback("on_train_end", type(self)._report_cost)
 
     @property
     def student(self) -> Any:
@@ -87,7 +84,7 @@ class DistillTrainer(DetectionTrainer):
         return unwrap_model(self.model)
 
     def _mix_precision(self) -> None:
-        """Compute in bfloat16 on a CPU, losses aside, if ``amp=bf16`` (Ultralytics callback).
+        """Compute in bfloat16 on a CPU, losses aside, if ``amp=bf16``.
 
         Ultralytics does so on GPUs only. This runs before `_attach`: in a resumed run Ultralytics
         has switched mixed precision off by then, and the teacher's precision follows from it.
@@ -102,7 +99,7 @@ class DistillTrainer(DetectionTrainer):
             self.student.criterion = InFloat32(criterion)
 
     def _seed_epoch(self) -> None:
-        """Make the images of an epoch depend on seed and epoch alone (Ultralytics callback).
+        """Make the images of an epoch depend on seed and epoch alone.
 
         So a resumed run sees the same images as an uninterrupted one, and paired runs see the
         same images whatever other random numbers they draw.
@@ -140,7 +137,8 @@ class DistillTrainer(DetectionTrainer):
         """Read training images at the size that the teacher sees, with stored predictions."""
         if mode != "train" or not self.config.distils:
             return super().build_dataset(img_path, mode, batch)
-        args = with_size(self.args, self.config.teacher_imgsz)
+        args = copy(self.args)
+        args.imgsz = self.config.teacher_imgsz
         stride = max(int(self.student.stride.max()), 32)
         self.train_data = TrainData(self.save_dir, self.config.teacher, self.teacher, self.data)
         return self.train_data.build_dataset(args, img_path, batch, stride)
@@ -152,7 +150,9 @@ class DistillTrainer(DetectionTrainer):
             return batch
         if self.config.teacher_scale > 1:
             batch["teacher_img"] = batch["img"]
-            batch["img"] = downsample(batch["img"], self.config.imgsz)
+            batch["img"] = nn.functional.interpolate(
+                batch["img"], size=(self.config.imgsz,) * 2, mode="bilinear", antialias=True
+            )
         return self.train_data.split(batch)
 
     def build_optimizer(self, model, *args, **kwargs):
@@ -183,21 +183,16 @@ class DistillTrainer(DetectionTrainer):
         self._accumulate = batches
 
     def _count_batch(self) -> None:
-        """Count the batches whose gradients are accumulated (Ultralytics callback)."""
         self._batches_since_step += 1
 
     def _resume_accumulation(self) -> None:
-        """Continue a resumed run between two optimizer steps (Ultralytics callback)."""
         if self.start_epoch:
             # Ultralytics counts from batch -1.
             batches = self.start_epoch * len(self.train_loader)
             self._resume_offset = batches - self._batches_since_step
 
     def _restore_gradients(self) -> None:
-        """Restore gradients that wait for an optimizer step (Ultralytics callback).
-
-        They are set at the start of an epoch, because the loop zeroes gradients before.
-        """
+        """Restore gradients that wait for an optimizer step: the loop zeroes them before."""
         parameters = self._trained_parameters()
         for name, gradient in self._pending_gradients.items():
             parameters[name].grad = gradient
@@ -219,7 +214,7 @@ class DistillTrainer(DetectionTrainer):
         super().optimizer_step()
 
     def _attach(self) -> None:
-        """Put the distillation criterion in the place of the student's (Ultralytics callback)."""
+        """Put the distillation criterion in the place of the student's."""
         student = self.student
         if getattr(student, "criterion", None) is None:
             student.criterion = student.init_criterion()
@@ -230,45 +225,44 @@ class DistillTrainer(DetectionTrainer):
             closes=close > 0,
             step=self.start_epoch * batches,
         )
-        if self.config.quantize:
-            student.criterion = self.float_criterion = self._float_student_criterion(schedule)
-        student.criterion = DistillationLoss(
-            student.criterion,
-            self.teacher,
-            student,
-            match_classes(class_names(student), self.teacher.names),
-            self.levels,
-            self.adapters,
-            self.config.terms,
-            self.config.temperature,
-            Balance(self.config.balance),
-            schedule,
-            amp=bool(self.amp),
+        if self.config.quantize:  # the student before it was quantized teaches, too
+            teacher = open_teacher(self.config.student, class_names(student))
+            levels = match_levels(detect_head(student), teacher.head)
+            student.criterion = self.float_criterion = self._criterion(
+                teacher, levels, nn.ModuleDict(), ("class", "box"), replace(schedule), "kd_float"
+            )
+        student.criterion = self._criterion(
+            self.teacher, self.levels, self.adapters, self.config.terms, schedule, "kd"
         )
 
-    def _float_student_criterion(self, schedule: Schedule) -> DistillationLoss:
-        """Return a criterion whose teacher is the student before it was quantized."""
+    def _criterion(
+        self,
+        teacher: Teacher,
+        levels: LevelMatch,
+        adapters: nn.ModuleDict,
+        terms: tuple[str, ...],
+        schedule: Schedule,
+        prefix: str,
+    ) -> DistillationLoss:
         student = self.student
-        names = class_names(student)
-        teacher = open_teacher(self.config.student, names)
         return DistillationLoss(
             student.criterion,
             teacher,
             student,
-            match_classes(names, teacher.names),
-            match_levels(detect_head(student), teacher.head),
-            nn.ModuleDict(),
-            ("class", "box"),
+            match_classes(class_names(student), teacher.names),
+            levels,
+            adapters,
+            terms,
             self.config.temperature,
             Balance(self.config.balance),
-            replace(schedule),
-            prefix="kd_float",
-            amp=bool(self.amp),
+            schedule,
+            prefix,
+            bool(self.amp),
         )
 
     def _report_cost(self) -> None:
-        """Log the teacher's cost and write it for the report (Ultralytics callback)."""
-        if RANK in {-1, 0} and self.config.distils:
+        """Log the teacher's cost and write it for the report."""
+        if RANK in {-1, 0}:
             cost = self.student.criterion.cost
             found = cost.figures(time.time() - self.train_time_start)
             LOGGER.info(found.pop("text"))
@@ -280,7 +274,7 @@ class DistillTrainer(DetectionTrainer):
         return self.save_dir / "weights" / STATE
 
     def _save_state(self) -> None:
-        """Write what Ultralytics' checkpoint lacks (Ultralytics callback).
+        """Write what Ultralytics' checkpoint lacks.
 
         That checkpoint holds the averaged weights only, and these and SGD's momentum in half
         precision: a run resumed from it differs from an uninterrupted one.
@@ -307,12 +301,10 @@ class DistillTrainer(DetectionTrainer):
             torch.save(state, temporary)
 
     def _load_state(self) -> None:
-        """Continue exactly where an interrupted run was (Ultralytics callback)."""
+        """Continue exactly where an interrupted run was."""
         if not self.start_epoch or not self.state_file.is_file():
             return
-        state: dict[str, Any] = torch.load(
-            self.state_file, map_location=self.device, weights_only=True
-        )
+        state = torch.load(self.state_file, map_location=self.device, weights_only=True)
         if state["epoch"] != self.start_epoch - 1:
             LOGGER.warning(
                 "Interrupted between two files of a checkpoint: the balance of the terms and the "
@@ -330,8 +322,7 @@ class DistillTrainer(DetectionTrainer):
             self.adapters.load_state_dict(state["adapters"])
             student.criterion.balance = Balance(self.config.balance, state["balance"])
         if self.config.quantize:
-            balance = Balance(self.config.balance, state["balance_before"])
-            self.float_criterion.balance = balance
+            self.float_criterion.balance = Balance(self.config.balance, state["balance_before"])
 
     def label_loss_items(self, loss_items=None, prefix: str = "train"):
         """Leave out columns of terms that validation does not compute: they would read as 0."""
@@ -390,6 +381,5 @@ class _WithTeacher(nn.Module):
 
 
 def _cores() -> int:
-    return (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -21,20 +21,13 @@ MATCH_IOU = 0.5
 def translate(
     table: np.ndarray, teacher: Teacher, source: str, names: tuple[str, ...]
 ) -> np.ndarray:
-    """Convert a teacher's predictions to the student's classes.
+    """Convert a teacher's predictions to the student's classes, ``names``.
 
     Several classes of the teacher may be one of the student's: NMS removes duplicates. Scores are
-    rescaled by the teacher's thresholds for this source.
-
-    Args:
-        table: predictions in the teacher's classes.
-        teacher: who made them.
-        source: name of the image's source.
-        names: the student's classes.
+    rescaled by the teacher's thresholds for the source of this name.
     """
-    ours = np.array(
-        [names.index(teacher.classes[n]) if n in teacher.classes else -1 for n in teacher.names]
-    )
+    mapped = map(teacher.classes.get, teacher.names)
+    ours = np.array([-1 if name is None else names.index(name) for name in mapped])
     classes = ours[table[:, 5].astype(int)]
     table, classes = table[classes >= 0], classes[classes >= 0]
     confident = np.array([teacher.threshold(source, name) for name in names], np.float32)[classes]
@@ -46,14 +39,9 @@ def translate(
 
 
 def rescale(scores: np.ndarray, confident: np.ndarray | float) -> np.ndarray:
-    """Rescale scores so that a threshold becomes the upper edge of the ignore band.
+    """Rescale scores (n,) in [0, 1] so that a threshold becomes the upper edge of `IGNORE_BAND`.
 
-    Args:
-        scores: (n,) in [0, 1].
-        confident: one threshold or (n,), in (0, 1]; predictions above it are pseudo-labels.
-
-    Returns:
-        (n,) in [0, 1]; see `soft_labels.IGNORE_BAND`.
+    Predictions above ``confident``, one threshold or (n,) in (0, 1], are pseudo-labels.
     """
     edge = IGNORE_BAND[1]
     above = edge + (1 - edge) * (scores - confident) / np.maximum(1 - confident, 1e-6)
@@ -65,11 +53,8 @@ def fuse(tables: list[np.ndarray], weights: list[np.ndarray]) -> np.ndarray:
 
     Weighted boxes fusion (Solovyev et al. 2021, arXiv:1910.13302), per class. A fused box has the
     maximum of its weighted scores, divided by the largest weight: teachers are specialists, and
-    one that misses an object must not vote it down.
-
-    Args:
-        tables: one for each teacher, in the student's classes.
-        weights: for each teacher (C,), its weight by class; 0 for a class it does not know.
+    one that misses an object must not vote it down. The ``weights`` of a teacher are (C,), by
+    class; 0 for a class that it does not know.
     """
     from ensemble_boxes import weighted_boxes_fusion
 
@@ -99,12 +84,7 @@ def count_right(
     """Count the true positives and all predictions of a class with a score ≥ ``threshold``.
 
     In the order of their scores, predictions take the label with the largest IoU ≥ `MATCH_IOU`.
-
-    Args:
-        table: predictions.
-        truth: labels (m, 5): boxes as in the table, class.
-        class_id: the class to count.
-        threshold: smallest score.
+    ``truth`` are labels (m, 5): boxes as in the table, class.
     """
     confident = table[(table[:, 5] == class_id) & (table[:, 4] >= threshold)]
     labels = truth[truth[:, 4] == class_id]

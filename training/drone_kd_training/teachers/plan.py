@@ -32,7 +32,7 @@ class that neither its labels nor a teacher covers is masked there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,16 @@ import yaml
 from drone_kd_training.data.dataset import DataError, image_paths, load_data
 from drone_kd_training.models.checkpoints import UnusableModelError, class_names, load_model
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
-from drone_kd_training.teachers.teachers import open_teacher
+from drone_kd_training.teachers.teachers import holds_predictions, read_predictions
 
 
 @dataclass(frozen=True)
 class Crops:
     """Training windows of images that are larger than the student's input.
 
-    Attributes:
-        size: side of a window in pixels, at least 32.
-        scales: factors by which an image is resized first, above 0 and at most 2.
-        every: use every n-th window.
-        empty_every: of the windows without an object use every n-th.
+    ``size`` is the side of a window in pixels, at least 32; images are resized by each of
+    ``scales`` first, in (0, 2]. Every n-th window is used, and every n-th of those without an
+    object.
     """
 
     size: int
@@ -74,9 +72,6 @@ class Source:
     """Images of one kind.
 
     Attributes:
-        name: of the source.
-        train: training images.
-        val: validation images.
         names: classes of its labels, () if it is unlabelled.
         classes: own class -> the student's.
         labelled: the student's classes that its labels cover.
@@ -99,7 +94,6 @@ class Teacher:
     """A teacher and its sources.
 
     Attributes:
-        name: of the teacher.
         weights: checkpoint, folder of predictions or COCO results .json.
         names: its own classes.
         sources: names of the sources that it teaches.
@@ -134,13 +128,9 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Plan:
-    """The checked file.
+    """The checked file: ``names`` are the student's classes, ``teachers`` may be empty.
 
-    Attributes:
-        names: the student's classes.
-        sources: of images.
-        teachers: may be empty.
-        answers: folder of the prediction cache.
+    ``answers`` is the folder of the prediction cache.
     """
 
     names: tuple[str, ...]
@@ -161,17 +151,16 @@ class Plan:
         """Return a text table of sources, their images, teachers and classes."""
         lines = [f"{'source':<18}{'images':>7}  {'from':<18} classes"]
         for source in self.sources:
-            rows: list[tuple[str, Sequence[str]]] = []
-            if source.labelled:
-                rows.append(("labels", source.labelled))
+            rows = [("labels", source.labelled)]
             rows += [(t.name, t.taught_classes) for t in self.teachers_of(source)]
             covered = {name for _, names in rows for name in names}
-            masked = [name for name in self.names if name not in covered]
-            rows += [("unlabelled: masked", masked)] if masked else []
-            for number, (who, names) in enumerate(rows):
-                repeat = f" x {source.repeat}" if source.repeat > 1 else ""
-                first = f"{source.name:<18}{str(len(source.train)) + repeat:>7}"
-                lines.append(f"{first if number == 0 else '':<25}  {who:<18} {', '.join(names)}")
+            rows.append(("unlabelled: masked", tuple(n for n in self.names if n not in covered)))
+            repeat = f" x {source.repeat}" if source.repeat > 1 else ""
+            first = f"{source.name:<18}{str(len(source.train)) + repeat:>7}"
+            for who, names in rows:
+                if names:
+                    lines.append(f"{first:<25}  {who:<18} {', '.join(names)}")
+                    first = ""
         return "\n".join(lines)
 
 
@@ -180,12 +169,9 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
-    pairs = [
-        (loader.construct_object(k, deep=True), loader.construct_object(v, deep=True))
-        for k, v in node.value
-    ]
     found: dict = {}
-    for key, value in pairs:
+    for pair in node.value:
+        key, value = (loader.construct_object(part, deep=True) for part in pair)
         if key in found and found[key] != value:
             raise DataError(f"{key!r} is given twice: as {found[key]!r} and as {value!r}")
         found[key] = value
@@ -217,15 +203,16 @@ def read_plan(path: str | Path) -> Plan:
     names = tuple(map(str, names))
     root = file.resolve().parent
     agreed: dict[str, tuple[str, str]] = {}
-    sources = []
-    for name, entry in _entries(file, content, "sources"):
-        sources.append(_source(f"{file}: source {name}", name, entry, root, names, agreed))
-    teachers = []
-    for name, entry in _entries(file, content, "teachers"):
-        teachers.append(
-            _teacher(f"{file}: teacher {name}", name, entry, root, names, sources, agreed)
-        )
-    plan = Plan(names, tuple(sources), tuple(teachers), root / content.get("answers", "answers"))
+    sources = tuple(
+        _source(f"{file}: source {name}", name, entry, root, names, agreed)
+        for name, entry in _entries(file, content, "sources")
+    )
+    known = {s.name for s in sources}
+    teachers = tuple(
+        _teacher(f"{file}: teacher {name}", name, entry, root, names, known, agreed)
+        for name, entry in _entries(file, content, "teachers")
+    )
+    plan = Plan(names, sources, teachers, root / content.get("answers", "answers"))
     for source in sources:
         if not source.labelled and not plan.taught(source):
             raise DataError(
@@ -266,50 +253,45 @@ def _source(where: str, name: str, entry: dict, root: Path, names: tuple, agreed
     every, repeat = (entry.get(key, 1) for key in ("every", "repeat"))
     if not all(isinstance(n, int) and n >= 1 for n in (every, repeat)):
         raise DataError(f"{where}: expected whole numbers ≥ 1 for every and repeat")
-    own: tuple[str, ...] = ()
-    classes: dict[str, str] = {}
-    labelled: tuple[str, ...] = ()
-    val: list[Path] = []
-    if "data" in entry:
-        if "empty" in entry:
-            raise DataError(f"{where}: empty goes with images: data has labels")
-        data = load_data(root / entry["data"])
-        own, folder = data.names, data.train
-        classes = _classes(where, entry, own, names, agreed)
-        labelled = tuple(entry.get("labelled", dict.fromkeys(classes.values())))
-        if unknown := set(labelled) - set(classes.values()):
-            raise DataError(f"{where}: labelled names {sorted(unknown)}, to which no label maps")
-        val = image_paths(data.val)
-    else:
-        labelled = names if entry.get("empty") else ()
+    try:
+        crops = Crops(**entry["crops"]) if "crops" in entry else None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: crops: {error}") from None
+    if "images" in entry:
         if given := {"classes", "labelled"} & set(entry):
             raise DataError(f"{where}: {', '.join(sorted(given))} needs labels (data)")
         folder = root / entry["images"]
         if not folder.exists():
             raise DataError(f"{where}: {folder} does not exist")
-    try:
-        crops = Crops(**entry["crops"]) if "crops" in entry else None
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: crops: {error}") from None
-    train = image_paths(folder)[::every]
+        train = tuple(image_paths(folder)[::every])
+        labelled = names if entry.get("empty") else ()
+        return Source(name, train, labelled=labelled, repeat=repeat, crops=crops)
+    if "empty" in entry:
+        raise DataError(f"{where}: empty goes with images: data has labels")
+    data = load_data(root / entry["data"])
+    classes = _classes(where, entry, data.names, names, agreed)
+    labelled = tuple(entry.get("labelled", dict.fromkeys(classes.values())))
+    if unknown := set(labelled) - set(classes.values()):
+        raise DataError(f"{where}: labelled names {sorted(unknown)}, to which no label maps")
+    val = tuple(image_paths(data.val))
+    train = tuple(image_paths(data.train)[::every])
     if both := set(train) & set(val):
         raise DataError(f"{where}: {min(both).name} is in both train and val")
-    return Source(name, tuple(train), tuple(val), own, classes, labelled, repeat, crops)
+    return Source(name, train, val, data.names, classes, labelled, repeat, crops)
 
 
 def _teacher(
-    where: str, name: str, entry: dict, root: Path, names: tuple, sources: list, agreed: dict
+    where: str, name: str, entry: dict, root: Path, names: tuple, sources: set[str], agreed: dict
 ) -> Teacher:
     own = {f.name for f in fields(Teacher)} - {"name", "names", "weights", "sources"}
     _check_keys(where, entry, {"weights", "sources"}, own)
     weights = root / entry["weights"]
-    if unknown := set(entry["sources"]) - {s.name for s in sources}:
+    if unknown := set(entry["sources"]) - sources:
         raise DataError(f"{where} names no source of this file: {', '.join(sorted(unknown))}")
     if holds_predictions(weights):
-        known = open_teacher(str(weights), names).names
+        known = read_predictions(str(weights), names).names
     else:
-        model, _ = load_model(str(weights))
-        known = class_names(model)
+        known = class_names(load_model(str(weights))[0])
     classes = _classes(where, entry, known, names, agreed)
     sure = _per_class(where, "sure", entry.get("sure", IGNORE_BAND[1]), names, IGNORE_BAND[1])
     sure_on = {
@@ -318,23 +300,11 @@ def _teacher(
     }
     if unknown := set(sure_on) - set(entry["sources"]):
         raise DataError(f"{where}: sure_on names {sorted(unknown)}, which it does not teach")
+    weight = _per_class(where, "weight", entry.get("weight", 1.0), names, 1.0)
+    taught, tiles = tuple(entry["sources"]), str(entry.get("tiles", "off"))
     return Teacher(
-        name,
-        weights,
-        known,
-        tuple(entry["sources"]),
-        classes,
-        entry.get("imgsz"),
-        str(entry.get("tiles", "off")),
-        sure,
-        sure_on,
-        _per_class(where, "weight", entry.get("weight", 1.0), names, 1.0),
+        name, weights, known, taught, classes, entry.get("imgsz"), tiles, sure, sure_on, weight
     )
-
-
-def holds_predictions(weights: Path) -> bool:
-    """Return whether a teacher is given by its predictions, not by a checkpoint."""
-    return weights.is_dir() or weights.suffix == ".json"
 
 
 def _classes(
@@ -342,9 +312,8 @@ def _classes(
 ) -> dict[str, str]:
     """Return {own class: the student's class}: as given, else by the same name."""
     given = entry.get("classes") or {}
-    same = {name.strip().lower(): name for name in names}
     known = {name.strip().lower() for name in own}
-    found: dict[str, str] = {}
+    targets: dict[str, str | None] = {name.strip().lower(): name for name in names}
     for key, value in given.items():
         if str(key).strip().lower() not in known:
             raise DataError(
@@ -352,10 +321,11 @@ def _classes(
             )
         if value is not None and value not in names:
             raise DataError(f"{where} maps {key!r} to {value!r}, which is none of {list(names)}")
-    lower = {str(key).strip().lower(): value for key, value in given.items()}
+        targets[str(key).strip().lower()] = value
+    found: dict[str, str] = {}
     for name in own:
         key = name.strip().lower()
-        target = lower[key] if key in lower else same.get(key)
+        target = targets.get(key)
         if target is None:
             continue
         found[name] = target

@@ -39,18 +39,13 @@ def predict(
 ) -> int:
     """Run a teacher on a split; write one ``.txt`` per image, as `teachers.teachers` reads it.
 
-    The classes are the teacher's, listed in ``classes.txt``.
+    The classes are the teacher's, listed in ``classes.txt``. ``output`` appears when it is
+    complete. The result is the number of images.
 
     Args:
         model: a checkpoint with a Detect head.
-        data: data.yaml of the images.
-        output: folder to make; it appears when it is complete.
         split: train, val or test.
-        imgsz: square input in pixels, which may be larger than the student's (default: as
-            trained).
-
-    Returns:
-        The number of images.
+        imgsz: square input in pixels, which may be larger than the student's; None: as trained.
 
     Raises:
         DataError, UnusableModelError, FileExistsError: the input cannot be used.
@@ -67,8 +62,7 @@ def predict(
     with atomic_folder(output) as partial:
         names = "".join(f"{name}\n" for name in backend.spec.classes)
         (partial / CLASSES_FILE).write_text(names, encoding="utf-8")
-        paths = image_paths(folder)
-        for path in track(paths, f"Predict {split}", "image"):
+        for path in track(image_paths(folder), f"Predict {split}", "image"):
             sample = read_sample(path, len(dataset.names))
             if sample is None:
                 continue

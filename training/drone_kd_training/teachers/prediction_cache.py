@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import cast
 
 import cv2
 import numpy as np
@@ -29,8 +28,13 @@ from drone_kd_training.data.dataset import DataError
 from drone_kd_training.evaluation.evaluate import IOU
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend
-from drone_kd_training.teachers.plan import Teacher, holds_predictions
-from drone_kd_training.teachers.teachers import LOWEST_SCORE, Predictions, open_teacher
+from drone_kd_training.teachers.plan import Teacher
+from drone_kd_training.teachers.teachers import (
+    LOWEST_SCORE,
+    Predictions,
+    holds_predictions,
+    read_predictions,
+)
 
 # Incremented when the same settings give other predictions.
 _VERSION = 1
@@ -40,34 +44,30 @@ class PredictionCache:
     """The predictions of one teacher, by image."""
 
     def __init__(self, teacher: Teacher, folder: Path, names: tuple[str, ...]) -> None:
-        """Open the cache of a teacher.
+        """Open the cache of a teacher in ``folder``, which is that of all teachers.
 
-        Args:
-            teacher: a checkpoint, or predictions that are read in place of the cache.
-            folder: of the caches of all teachers.
-            names: the student's classes.
+        A teacher of given predictions has none; ``names`` are the student's classes.
         """
         self.teacher = teacher
         self._given: Predictions | None = None
         if holds_predictions(teacher.weights):
-            self._given = cast("Predictions", open_teacher(str(teacher.weights), names))
-        self._detector: Detector | None = None
-        if self._given is None:
-            made_by = {
-                "version": _VERSION,
-                "weights": file_hash(teacher.weights),
-                "imgsz": teacher.imgsz,
-                "tiles": teacher.tiles,
-            }
-            key = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:12]
-            self.folder = folder / f"{teacher.name}-{key}"
-            others = [p for p in folder.glob(f"{teacher.name}-*") if p != self.folder]
-            if others and not self.folder.exists():
-                LOGGER.info(
-                    f"{teacher.name}: the predictions in {others[0]} are of other weights, "
-                    "another input size or other tiles: computed again"
-                )
-            write_text(self.folder / "teacher.json", json.dumps(made_by, indent=1))
+            self._given = read_predictions(str(teacher.weights), names)
+            return
+        made_by = {
+            "version": _VERSION,
+            "weights": file_hash(teacher.weights),
+            "imgsz": teacher.imgsz,
+            "tiles": teacher.tiles,
+        }
+        key = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:12]
+        self.folder = folder / f"{teacher.name}-{key}"
+        others = [p for p in folder.glob(f"{teacher.name}-*") if p != self.folder]
+        if others and not self.folder.exists():
+            LOGGER.info(
+                f"{teacher.name}: the predictions in {others[0]} are of other weights, "
+                "another input size or other tiles: computed again"
+            )
+        write_text(self.folder / "teacher.json", json.dumps(made_by, indent=1))
 
     def compute(self, images: Iterable[Path]) -> None:
         """Run the teacher on the images that are not in the cache.
@@ -92,14 +92,9 @@ class PredictionCache:
                 np.save(file, table.astype(np.float32))
 
     def of(self, image: Path, shape: tuple[int, int]) -> np.ndarray:
-        """Return an image's predictions.
+        """Return the predictions for an image of ``shape`` (height, width) in pixels.
 
-        Args:
-            image: its path.
-            shape: (height, width) in pixels.
-
-        Returns:
-            Float32 (n, 6): x1, y1, x2, y2 in [0, 1] of the image, score, the teacher's class.
+        Float32 (n, 6): x1, y1, x2, y2 in [0, 1] of the image, score, the teacher's class.
         """
         if self._given is None:
             return np.load(self._file(image))
@@ -120,17 +115,14 @@ class PredictionCache:
     def _file(self, image: Path) -> Path:
         return self.folder / f"{file_hash(image)[:24]}.npy"
 
+    @cached_property
+    def _detector(self) -> Detector:
+        backend = TorchBackend(load_model(str(self.teacher.weights))[0], self.teacher.imgsz)
+        overlap = parameter_defaults("detector.yaml")["tile_overlap"]
+        tiles = {"tiling": self.teacher.tiles, "tile_overlap": overlap}
+        return Detector(backend, LOWEST_SCORE, IOU, MAX_DETECTIONS, **tiles)
+
     def _predict(self, image: np.ndarray) -> Detections:
-        if self._detector is None:
-            model, _ = load_model(str(self.teacher.weights))
-            self._detector = Detector(
-                TorchBackend(model, self.teacher.imgsz),
-                LOWEST_SCORE,
-                IOU,
-                MAX_DETECTIONS,
-                tiling=self.teacher.tiles,
-                tile_overlap=parameter_defaults("detector.yaml")["tile_overlap"],
-            )
         return self._detector(image)
 
 

@@ -69,11 +69,7 @@ class Coverage:
 class Areas:
     """Where the frames lie within the augmented images of a batch, and what covers them.
 
-    Attributes:
-        image: (n,) int64, index of the image in the batch.
-        cxcywh: (n, 4), in [0, 1] of the input.
-        labelled: (n, C) bool, as in `Coverage`.
-        answered: (n, C) bool, as in `Coverage`.
+    ``image`` and ``cxcywh`` are those of `Boxes`; the others are (n, C) bool, as in `Coverage`.
     """
 
     image: Tensor
@@ -92,15 +88,9 @@ class Areas:
         return not bool(self.labelled.all())
 
     def at(self, values: Tensor, points: Tensor, images: int) -> Tensor:
-        """Return ``values`` at points of each image, 0 outside of every frame.
+        """Return ``values`` (n, C) of the frames at points of each image, 0 outside of them.
 
-        Args:
-            values: (n, C), one row per frame.
-            points: (N, 2) in [0, 1] of the input.
-            images: batch size B.
-
-        Returns:
-            (B, N, C).
+        ``points`` (N, 2) are in [0, 1] of the input. The result is (B, N, C) for B ``images``.
         """
         found = points.new_zeros(images, len(points), values.shape[-1])
         for image, box, value in zip(self.image.tolist(), self.cxcywh, values, strict=True):
@@ -123,7 +113,7 @@ def extend_labels(
         kinds: the kinds of frames, or None where every class is labelled in every frame.
         kind_of: im_file -> index into ``kinds``; labels of a class that is not labelled are
             dropped.
-        predictions: boxes of a teacher, or None.
+        predictions: boxes of a teacher.
 
     Returns:
         The scores (n, C) of all appended predictions, and the number of frames with some.
@@ -139,7 +129,7 @@ def extend_labels(
                 (label["cls"][labelled], label["bboxes"][labelled]),
                 (np.array([[classes + kind]]), np.array([[0.5, 0.5, 1.0, 1.0]])),
             ]
-        if predictions is not None and (found := _predictions_of(label, predictions)) is not None:
+        if predictions is not None and (found := _predictions_of(label, predictions)):
             boxes, box_scores = found
             ids = next_id + np.arange(len(box_scores))
             rows.append((ids[:, None], boxes))
@@ -174,10 +164,9 @@ def split_batch(batch: dict, classes: int, kinds: list[Coverage] | None, scores:
     first = classes + len(kinds or [])
     predicted, area, labelled = row >= first, (row >= classes) & (row < first), row < classes
     image, boxes = batch["batch_idx"].long(), batch["bboxes"]
+    box_scores = scores.to(boxes)[row[predicted] - first]
     found: dict[str, Boxes | Areas] = {
-        "predictions": Boxes(
-            image[predicted], boxes[predicted], scores.to(boxes)[row[predicted] - first]
-        )
+        "predictions": Boxes(image[predicted], boxes[predicted], box_scores)
     }
     if kinds is not None:
         kind = row[area] - classes
@@ -188,19 +177,14 @@ def split_batch(batch: dict, classes: int, kinds: list[Coverage] | None, scores:
 
 
 def add_pseudo_labels(batch: dict, boxes: Boxes) -> dict:
-    """Return a batch with the confident predictions of unlabelled classes as labels.
+    """Add the confident predictions of unlabelled classes to the labels of a batch with ``areas``.
 
-    Args:
-        batch: with ``areas``.
-        boxes: the teacher's after NMS, scores in the student's classes.
+    The boxes are the teacher's after NMS, scores in the student's classes.
     """
     confident = (boxes.scores > IGNORE_BAND[1]) & _pseudo_labelled_at(boxes, batch["areas"])
     index, class_id = confident.nonzero(as_tuple=True)
-    added = {
-        "cls": class_id[:, None],
-        "bboxes": boxes.cxcywh[index],
-        "batch_idx": boxes.image[index],
-    }
+    added = {"cls": class_id[:, None], "bboxes": boxes.cxcywh[index]}
+    added["batch_idx"] = boxes.image[index]
     rows = {key: torch.cat([batch[key], value.to(batch[key])]) for key, value in added.items()}
     # Ultralytics' criterion expects the labels of an image in one stretch, image after image.
     order = rows["batch_idx"].argsort(stable=True)
@@ -212,12 +196,8 @@ def negatives_mask(batch: dict, boxes: Boxes, centers: Tensor) -> Tensor:
 
     That is where a class is labelled, or where a teacher predicts it and no prediction of the
     ignore band covers the anchor. It is 0 in the padding, and in frames of which augmentation left
-    so little that it dropped their row.
-
-    Args:
-        batch: with ``areas``.
-        boxes: the teacher's after NMS, scores in the student's classes.
-        centers: (N, 2) of the anchors, in [0, 1] of the input.
+    so little that it dropped their row. ``boxes`` are as in `add_pseudo_labels`; the ``centers``
+    (N, 2) of the anchors are in [0, 1] of the input.
     """
     areas: Areas = batch["areas"]
     mask = areas.at(areas.labelled | areas.answered, centers, len(batch["img"]))
@@ -233,15 +213,10 @@ def distilled_classes(batch: dict, targets: Tensor, centers: Tensor) -> Tensor:
     """Return where the student is compared with the teacher: (B, N, C) of 1 and 0.
 
     That is where a teacher predicts the class. If labels cover the class too, only where the
-    teacher sees an object: its misses are not background.
-
-    Args:
-        batch: with ``areas``.
-        targets: (B, N, C), the teacher's probabilities at the anchors.
-        centers: (N, 2) of the anchors, in [0, 1] of the input.
+    teacher sees an object: its misses are not background. ``targets`` (B, N, C) are the teacher's
+    probabilities at the anchors, whose ``centers`` (N, 2) are in [0, 1] of the input.
     """
-    areas: Areas = batch["areas"]
-    images = len(batch["img"])
+    areas, images = batch["areas"], len(batch["img"])
     teacher_only = areas.at(areas.pseudo_labelled, centers, images)
     both = areas.at(areas.answered & areas.labelled, centers, images)
     return torch.maximum(teacher_only, both * (targets > 0))

@@ -18,10 +18,14 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
 
-from drone_kd_training.models.checkpoints import UnusableModelError, class_names, load_model
+from drone_kd_training.models.checkpoints import (
+    UnusableModelError,
+    class_names,
+    detect_head,
+    load_model,
+)
 from drone_kd_training.teachers.soft_labels import Boxes
 
 BOX_HEADS = ("RTDETRDecoder",)
@@ -62,7 +66,7 @@ class DetectTeacher:
     def __init__(self, model: DetectionModel, tile: int | None = None) -> None:
         self.tile = tile
         self.names = class_names(model)
-        self.head: Detect = cast(Any, model).model[-1]
+        self.head = detect_head(model)
         if not hasattr(self.head, "one2one_cv2"):  # fused, YOLO26 would lose its one-to-many head
             model = model.fuse(verbose=False)
         # Fused and channels-last, the teacher takes a quarter less time on a CPU.
@@ -83,16 +87,10 @@ class DetectTeacher:
 def predict_in_tiles(
     predict: Callable[[Tensor], RawPredictions], images: Tensor, tile: int, strides: list[int]
 ) -> RawPredictions:
-    """Return raw predictions for square images, merged from those for tiles.
+    """Return raw predictions for square images (B, C, S, S), merged from those for tiles.
 
-    A tile is predicted with a margin that is cut off again, so that objects at its edge are seen
-    whole.
-
-    Args:
-        predict: images -> raw predictions.
-        images: (B, C, S, S).
-        tile: side of a tile without its margin, in pixels.
-        strides: of the levels.
+    A tile of ``tile`` pixels is predicted with a margin that is cut off again, so that objects at
+    its edge are seen whole.
     """
     side = images.shape[-1]
     spans = [
@@ -104,21 +102,18 @@ def predict_in_tiles(
         row: list[list[Tensor]] = []
         for x, left, right in spans:
             raw = predict(images[..., y : bottom + TILE_MARGIN, x : right + TILE_MARGIN])
-            row.append(
-                [
-                    maps[
-                        ..., (top - y) // s : (bottom - y) // s, (left - x) // s : (right - x) // s
-                    ]
-                    for maps, s in zip(_as_maps(raw), strides, strict=True)
-                ]
-            )
+            levels = []
+            for maps, s in zip(_as_maps(raw), strides, strict=True):
+                inside = maps[..., (top - y) // s : (bottom - y) // s, :]
+                levels.append(inside[..., (left - x) // s : (right - x) // s])
+            row.append(levels)
         rows.append([torch.cat(level, dim=-1) for level in zip(*row, strict=True)])
-    levels = [torch.cat(level, dim=-2) for level in zip(*rows, strict=True)]
     others = raw["boxes"].shape[1], raw["scores"].shape[1]
-    feats, boxes, scores = zip(
-        *(maps.split([maps.shape[1] - sum(others), *others], dim=1) for maps in levels),
-        strict=True,
-    )
+    parts = []
+    for level in zip(*rows, strict=True):
+        maps = torch.cat(level, dim=-2)
+        parts.append(maps.split([maps.shape[1] - sum(others), *others], dim=1))
+    feats, boxes, scores = zip(*parts, strict=True)
     return {
         "feats": list(feats),
         "boxes": torch.cat([x.flatten(2) for x in boxes], dim=-1),
@@ -164,48 +159,47 @@ def open_teacher(source: str, names: tuple[str, ...], tile: int | None = None) -
         source: path or name of the teacher.
         names: the classes of the data set: class ids in files of predictions refer to them, unless
             a ``classes.txt`` in the folder lists others.
-        tile: side in pixels of the tiles in which a detector predicts larger images.
+        tile: side in pixels of the tiles in which a detector predicts larger images; None: whole.
 
     Raises:
         UnusableModelError: none of these, or a class id or confidence out of range.
     """
-    if Path(source).is_dir() or Path(source).suffix == ".json":
+    if holds_predictions(Path(source)):
         return read_predictions(source, names)
     model, _ = load_model(source, also=BOX_HEADS)
-    head = type(cast(Any, model).model[-1]).__name__
-    return BoxTeacher(model) if head in BOX_HEADS else DetectTeacher(model, tile)
+    is_box_head = type(detect_head(model)).__name__ in BOX_HEADS
+    return BoxTeacher(model) if is_box_head else DetectTeacher(model, tile)
+
+
+def holds_predictions(weights: Path) -> bool:
+    """Return whether a teacher is given by its predictions, not by a checkpoint."""
+    return weights.is_dir() or weights.suffix == ".json"
 
 
 def read_predictions(source: str, names: tuple[str, ...]) -> Predictions:
     """Read a folder of YOLO .txt with confidences, or a COCO results .json; see `open_teacher`."""
     path = Path(source)
-    if path.is_dir():
-        listed = path / CLASSES_FILE
-        if listed.is_file():
-            names = tuple(listed.read_text(encoding="utf-8").split("\n")[:-1])
-        predictions = Predictions(names, _read_folder(path, len(names)), pixels=False)
-    else:
-        predictions = Predictions(names, _read_coco(path, len(names)), pixels=True)
-    if not predictions.found:
+    if (listed := path / CLASSES_FILE).is_file():
+        names = tuple(listed.read_text(encoding="utf-8").split("\n")[:-1])
+    found = (_read_folder if path.is_dir() else _read_coco)(path, len(names))
+    if not found:
         raise UnusableModelError(
             f"{source} holds no predictions: expected lines 'class x y w h confidence' in .txt "
             "files named like the images, or a COCO results .json"
         )
-    return predictions
+    return Predictions(names, found, pixels=not path.is_dir())
 
 
 def _one_hot(class_ids: np.ndarray, scores: np.ndarray, classes: int, source: Path) -> np.ndarray:
     """Return (n, C) scores: the predicted class has its confidence, every other class 0."""
     class_ids = class_ids.astype(int)
-    if len(class_ids) and not (class_ids.min() >= 0 and class_ids.max() < classes):
+    if wrong := [i for i in class_ids if not 0 <= i < classes]:
         raise UnusableModelError(
-            f"{source}: expected classes 0 to {classes - 1}, got "
-            f"{next(i for i in class_ids if not 0 <= i < classes)}; list the class names in "
-            f"{CLASSES_FILE} if they differ from the data's"
+            f"{source}: expected classes 0 to {classes - 1}, got {wrong[0]}; list the class names "
+            f"in {CLASSES_FILE} if they differ from the data's"
         )
-    if len(scores) and not (scores.min() >= 0 and scores.max() <= 1):
-        wrong = next(s for s in scores if not 0 <= s <= 1)
-        raise UnusableModelError(f"{source}: expected confidences in [0, 1], got {wrong:g}")
+    if wrong := [s for s in scores if not 0 <= s <= 1]:
+        raise UnusableModelError(f"{source}: expected confidences in [0, 1], got {wrong[0]:g}")
     full = np.zeros((len(class_ids), classes), np.float32)
     full[np.arange(len(class_ids)), class_ids] = scores
     return full
@@ -219,9 +213,8 @@ def _read_folder(folder: Path, classes: int) -> dict[str, tuple[np.ndarray, np.n
         try:
             rows = np.array(lines, np.float32).reshape(-1, 6)
         except ValueError:
-            raise UnusableModelError(
-                f"{path}: expected lines 'class x y w h confidence' (6 numbers)"
-            ) from None
+            expected = "expected lines 'class x y w h confidence' (6 numbers)"
+            raise UnusableModelError(f"{path}: {expected}") from None
         found[path.stem] = rows[:, 1:5], _one_hot(rows[:, 0], rows[:, 5], classes, path)
     return found
 
@@ -239,8 +232,8 @@ def _read_coco(path: Path, classes: int) -> dict[str, tuple[np.ndarray, np.ndarr
             f"{path} is not a COCO results file (a list of image_id, category_id, bbox and "
             f"score): {type(error).__name__} {error}"
         ) from error
-    tables = {stem: np.array(rows, np.float32) for stem, rows in by_image.items()}
-    return {
-        stem: (table[:, :4], _one_hot(table[:, 4], table[:, 5], classes, path))
-        for stem, table in tables.items()
-    }
+    found = {}
+    for stem, rows in by_image.items():
+        table = np.array(rows, np.float32)
+        found[stem] = table[:, :4], _one_hot(table[:, 4], table[:, 5], classes, path)
+    return found

@@ -27,6 +27,7 @@ from drone_kd.files import write_text
 from drone_kd.progress import track
 from drone_kd_training.data.dataset import (
     DataError,
+    DataSet,
     Sample,
     centre_and_size,
     label_lines,
@@ -52,12 +53,9 @@ JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class Frames:
-    """The files of a training set.
+    """The files of a training set: data.yaml and the folder of the fused predictions.
 
-    Attributes:
-        data: data.yaml.
-        answers: folder of the fused predictions.
-        val: by source, its data.yaml and the classes that its labels cover.
+    ``val`` has, by source, its data.yaml and the classes that its labels cover.
     """
 
     data: Path
@@ -74,15 +72,9 @@ def write_frames(plan: Plan, folder: Path) -> Frames:
         DataError: an image that a teacher needs cannot be read, or a source has no usable image.
         OSError: a file cannot be written.
     """
-    frames = Frames(
-        folder / "data.yaml",
-        folder / "answers",
-        {
-            s.name: (folder / "val" / s.name / "data.yaml", s.labelled)
-            for s in plan.sources
-            if s.labelled and s.val
-        },
-    )
+    evaluated = [s for s in plan.sources if s.labelled and s.val]
+    val = {s.name: (folder / "val" / s.name / "data.yaml", s.labelled) for s in evaluated}
+    frames = Frames(folder / "data.yaml", folder / "answers", val)
     if (folder / REGIONS).is_file():
         return frames
     caches = {t.name: PredictionCache(t, plan.answers, plan.names) for t in plan.teachers}
@@ -97,44 +89,33 @@ def write_frames(plan: Plan, folder: Path) -> Frames:
     write_text(frames.answers / CLASSES_FILE, "".join(f"{n}\n" for n in plan.names))
     listed: list[Path] = []
     kind_of: dict[str, int] = {}
+    coverage = []
     for kind, source in enumerate(plan.sources):
         written = _write_source(plan, source, caches, weights, folder)
         LOGGER.info(f"{source.name}: {len(source.train)} images, {len(written)} frames")
         kind_of.update({str(path): kind for path in written})
         listed += written * source.repeat
-        if source.name in frames.val:
+        covered = source.labelled, plan.taught(source)
+        coverage.append(Coverage(*(tuple(n in names for n in plan.names) for names in covered)))
+        if source.name in val:
             _write_val(plan, source, folder / "val" / source.name)
     write_text(folder / "train.txt", "".join(f"{path}\n" for path in listed))
-    first = next(iter(frames.val.values()))[0].parent
-    content = {
-        "train": str(folder / "train.txt"),
-        "val": str(first / "images"),
-        "names": dict(enumerate(plan.names)),
-    }
-    write_text(frames.data, yaml.safe_dump(content, sort_keys=False))
-    coverage = [
-        Coverage(
-            tuple(name in source.labelled for name in plan.names),
-            tuple(name in plan.taught(source) for name in plan.names),
-        )
-        for source in plan.sources
-    ]
+    images = folder / "val" / evaluated[0].name / "images"
+    data = DataSet(frames.data, plan.names, folder / "train.txt", images)
+    data.write_resolved(frames.data)
     write_regions(folder / REGIONS, coverage, kind_of)  # last: its presence means complete
     return frames
 
 
 def write_regions(path: Path, coverage: list[Coverage], kind_of: dict[str, int]) -> None:
     """Write the kinds of images (classes with labels, with teachers) and each image's kind."""
-    content = {"kinds": [asdict(c) for c in coverage], "frames": kind_of}
-    write_text(path, json.dumps(content))
+    write_text(path, json.dumps({"kinds": [asdict(c) for c in coverage], "frames": kind_of}))
 
 
 def read_regions(path: Path) -> tuple[list[Coverage], dict[str, int]]:
     """Read the kinds of images, and each image's kind, from `write_regions`."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    kinds = [
-        Coverage(*(tuple(kind[k]) for k in ("labelled", "answered"))) for kind in content["kinds"]
-    ]
+    kinds = [Coverage(tuple(k["labelled"]), tuple(k["answered"])) for k in content["kinds"]]
     return kinds, content["frames"]
 
 
@@ -152,18 +133,13 @@ def measure_weights(plan: Plan, caches: dict[str, PredictionCache]) -> dict[str,
             shared = [
                 s
                 for s in plan.sources
-                if teacher in plan.teachers_of(s)
+                if s.name in teacher.sources
                 and sum(name in t.taught_classes for t in plan.teachers_of(s)) > 1
             ]
-            right, total, labels = np.sum(
-                [(0, 0, 0)]
-                + [
-                    _count_on_labels(plan, teacher, s, name, caches[teacher.name])
-                    for s in shared
-                    if name in s.labelled
-                ],
-                axis=0,
-            )
+            labelled = [s for s in shared if name in s.labelled]
+            cache = caches[teacher.name]
+            counts = [_count_on_labels(plan, teacher, s, name, cache) for s in labelled]
+            right, total, labels = (sum(column) for column in zip((0, 0, 0), *counts, strict=True))
             measured = labels >= MEASURED_LABELS and total > 0
             # Plus one true and one false positive: two predictions do not prove a precision of 1.
             weight = (right + 1) / (total + 2) if measured else teacher.weight[name]
@@ -197,17 +173,13 @@ def _count_on_labels(
 
 def _truth(plan: Plan, source: Source, sample: Sample) -> np.ndarray:
     """Return labels (m, 5) as in `fusion.count_right`, of the classes that labels cover."""
-    ours = np.array([_class_of(plan, source, name) for name in source.names])
+    targets = [source.classes.get(name) for name in source.names]
+    ours = np.array([plan.names.index(t) if t in source.labelled else -1 for t in targets], int)
     height, width = sample.image.shape[:2]
     boxes = sample.xyxy / np.array([width, height] * 2, np.float32)
-    ids = ours[sample.class_ids] if len(sample.class_ids) else np.zeros(0, int)
+    ids = ours[sample.class_ids]
     table = np.concatenate([boxes, ids[:, None]], axis=1)
     return table[ids >= 0]
-
-
-def _class_of(plan: Plan, source: Source, name: str) -> int:
-    target = source.classes.get(name)
-    return -1 if target is None or target not in source.labelled else plan.names.index(target)
 
 
 def _write_source(
@@ -242,10 +214,8 @@ def _write_source(
             elif not cv2.imwrite(str(target), image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)):
                 raise OSError(f"{target} could not be written")
             name = f"{target.stem}.txt"
-            _write_rows(folder / "labels/train" / name, labels[:, :4], labels[:, 4])
-            _write_rows(
-                folder / "answers" / name, predictions[:, :4], predictions[:, 5], predictions[:, 4]
-            )
+            _write_rows(folder / "labels/train" / name, labels)
+            _write_rows(folder / "answers" / name, predictions[:, [0, 1, 2, 3, 5, 4]])
             written.append(target)
     if not written:
         raise DataError(f"source {source.name}: none of its images can be used")
@@ -320,13 +290,11 @@ def boxes_inside(table: np.ndarray, window: tuple[float, float, float, float]) -
     return np.concatenate([boxes, table[kept, 4:]], axis=1)
 
 
-def _write_rows(
-    path: Path, xyxy: np.ndarray, class_ids: np.ndarray, scores: np.ndarray | None = None
-) -> None:
-    """Write a label file."""
-    boxes = centre_and_size(xyxy).clip(0, 1)
-    scores = None if scores is None else scores.clip(0, 1)
-    path.write_text(label_lines(class_ids, boxes, scores), encoding="utf-8")
+def _write_rows(path: Path, table: np.ndarray) -> None:
+    """Write a label file: xyxy, class and perhaps score."""
+    boxes = centre_and_size(table[:, :4]).clip(0, 1)
+    scores = table[:, 5].clip(0, 1) if table.shape[1] > 5 else None
+    path.write_text(label_lines(table[:, 4], boxes, scores), encoding="utf-8")
 
 
 def _write_val(plan: Plan, source: Source, folder: Path) -> None:
@@ -339,7 +307,6 @@ def _write_val(plan: Plan, source: Source, folder: Path) -> None:
             continue
         stem = f"{number:05d}-{path.stem}"
         (folder / "images" / f"{stem}{path.suffix}").symlink_to(path)
-        truth = _truth(plan, source, sample)
-        _write_rows(folder / "labels" / f"{stem}.txt", truth[:, :4], truth[:, 4])
+        _write_rows(folder / "labels" / f"{stem}.txt", _truth(plan, source, sample))
     content = {"train": "images", "val": "images", "names": dict(enumerate(plan.names))}
     write_text(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False))

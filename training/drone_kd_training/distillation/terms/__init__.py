@@ -8,16 +8,12 @@ import torch, so that the help stays fast.
 
 from __future__ import annotations
 
-from typing import Any
-
 from drone_kd_training.distillation.terms.assignment import AssignmentTerm
 from drone_kd_training.distillation.terms.base import Term
-from drone_kd_training.distillation.terms.box import BoxTerm
-from drone_kd_training.distillation.terms.class_response import ClassTerm, SoftmaxTerm
-from drone_kd_training.distillation.terms.cross_head import CrossHeadTerm
-from drone_kd_training.distillation.terms.feature import FeatureTerm
+from drone_kd_training.distillation.terms.features import CrossHeadTerm, FeatureTerm
+from drone_kd_training.distillation.terms.response import BoxTerm, ClassTerm, SoftmaxTerm
 
-TERMS: dict[str, Term[Any]] = {
+TERMS: dict[str, Term] = {
     "class": ClassTerm(),
     "softmax": SoftmaxTerm(),
     "box": BoxTerm(),

@@ -10,10 +10,10 @@ from drone_kd_training.distillation.terms.base import Term
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from drone_kd_training.distillation.comparison import Comparison, LevelComparison
+    from drone_kd_training.distillation.aligned_predictions import Comparison, LevelComparison
 
 
-class AssignmentTerm(Term["Comparison"]):
+class AssignmentTerm(Term):
     """Labels are assigned to the anchors that the teacher predicts best.
 
     This adds no loss: it moves the targets of the detection loss. A teacher that predicts boxes
@@ -49,9 +49,8 @@ class AssignmentTerm(Term["Comparison"]):
             logits, raw = comparison.teacher_level(teacher_levels[level])
             merged = scores[:, anchors].clone()
             merged[..., pair.student_classes] = logits.sigmoid()
-            boxes = decode_boxes(
-                raw, comparison.teacher_head.reg_max, [grid], head.stride[level : level + 1]
-            )
+            strides = head.stride[level : level + 1]
+            boxes = decode_boxes(raw, comparison.teacher_head.reg_max, [grid], strides)
             better = logits.sigmoid().amax(-1) >= scores[:, anchors].amax(-1)
             scores[:, anchors][better] = merged[better]
             xyxy[:, anchors][better] = boxes[better]

@@ -3,23 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from ultralytics.nn.modules.head import Detect
 
-    from drone_kd_training.distillation.comparison import Comparison, Hidden, LevelComparison
+    from drone_kd_training.distillation.aligned_predictions import Hidden, LevelComparison
     from drone_kd_training.distillation.levels import LevelMatch
 
 
-C = TypeVar("C", bound="Comparison")
-
-
-class Term(Generic[C]):
+class Term:
     """One distillation term; without state, because several criteria share it.
-
-    ``C`` is what it can compare: any `Comparison`, or a `LevelComparison` if it needs levels.
 
     Attributes:
         help: one line for ``--help``: what the term compares.
@@ -32,16 +27,18 @@ class Term(Generic[C]):
     paper: str
     needs_levels: bool = True
 
-    def compute(self, comparison: C) -> dict[str, Tensor]:
-        """Return the losses of one batch: column of results.csv -> scalar."""
+    def compute(self, comparison: Any) -> dict[str, Tensor]:
+        """Return the losses of one batch: column of results.csv -> scalar.
+
+        It gets a `LevelComparison` if it ``needs_levels``, otherwise any `Comparison`.
+        """
         raise NotImplementedError
 
     def assignment(self, comparison: LevelComparison) -> tuple[Tensor, Tensor] | None:
         """Return the predictions that decide which anchor gets which label.
 
-        Returns:
-            Probabilities (B, N, C) and boxes (B, N, 4), xyxy in pixels, over all levels of the
-            student; or None to leave the decision to the student.
+        They are probabilities (B, N, C) and boxes (B, N, 4), xyxy in pixels, over all levels of
+        the student; None leaves the decision to the student.
         """
         return None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Distillation through the teacher's head."""
+"""Distillation of features: those that enter the head, and those inside it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,55 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from ultralytics.nn.modules.head import Detect
 
-    from drone_kd_training.distillation.comparison import Hidden, LevelComparison
+    from drone_kd_training.distillation.aligned_predictions import Hidden, LevelComparison
     from drone_kd_training.distillation.levels import LevelMatch
 
 # The box and the class branch of a Detect head.
 BOX, CLASS = "cv2", "cv3"
 
 
-class CrossHeadTerm(Term["LevelComparison"]):
+class FeatureTerm(Term):
+    """The features that enter both heads, weighted by the teacher's confidence."""
+
+    help = "features that enter the head, where the teacher sees objects"
+    paper = "PKD, arXiv:2207.02039"
+
+    def compute(self, comparison: LevelComparison) -> dict[str, Tensor]:
+        """Return ``kd_feature_loss``, the mean over the matched levels."""
+        from drone_kd_training.distillation import losses  # deferred: it imports torch
+
+        pair = comparison.pair
+        grids = [comparison.student["feats"][i].shape[-2:] for i in pair.levels.student]
+        weights = comparison.confidence.split([h * w for h, w in grids], dim=-1)
+        terms = [
+            losses.feature_correlation(
+                adapter(comparison.student["feats"][i]),
+                comparison.teacher["feats"][j],
+                weight.unflatten(-1, grid),
+            )
+            for adapter, (i, j), weight, grid in zip(
+                pair.layers("feature"), pair.levels.pairs, weights, grids, strict=True
+            )
+        ]
+        return {"kd_feature_loss": sum(terms[1:], terms[0]) / len(terms)}
+
+    def make_adapters(
+        self, student_head: Detect, teacher_head: Detect, levels: LevelMatch
+    ) -> dict[str, nn.ModuleList]:
+        """Return a 1x1 convolution from the student's to the teacher's width per level."""
+        from torch import nn
+
+        def width(head: Detect, level: int) -> int:
+            modules = head.cv2[level].modules()
+            return next(m for m in modules if isinstance(m, nn.Conv2d)).in_channels
+
+        layers = (
+            nn.Conv2d(width(student_head, i), width(teacher_head, j), 1) for i, j in levels.pairs
+        )
+        return {"feature": nn.ModuleList(layers)}
+
+
+class CrossHeadTerm(Term):
     """The student's hidden features, seen through the rest of the teacher's head."""
 
     help = "student features through the teacher's head"

@@ -11,16 +11,9 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules.head import Detect
 
-from drone_kd_training.distillation import losses
+from drone_kd_training.distillation import heads, losses
 from drone_kd_training.distillation.assignment import assign_boxes
-from drone_kd_training.distillation.heads import (
-    all_levels,
-    anchor_centers,
-    decode_all_boxes,
-    decode_boxes,
-    input_size,
-    take_levels,
-)
+from drone_kd_training.distillation.heads import take_levels
 from drone_kd_training.distillation.levels import LevelMatch
 from drone_kd_training.distillation.losses import BACKGROUND
 from drone_kd_training.distillation.terms import TERMS
@@ -35,12 +28,9 @@ class ModelPair:
     """What is fixed for a run: both heads, their common classes and levels.
 
     Attributes:
-        student_head: the student's Detect head.
-        teacher_head: the teacher's Detect head, or None for a teacher that predicts boxes.
+        teacher_head: None for a teacher that predicts boxes.
         student_classes: the student's class ids that both know, (C,) int64.
         teacher_classes: the same classes in the teacher's numbering, (C,) int64.
-        levels: the levels that are compared.
-        temperature: of the class probabilities.
         adapters: layers that are trained with the student, by term or branch.
         hidden: the student's hidden features of the current batch.
     """
@@ -75,11 +65,7 @@ class Comparison:
     def __init__(self, pair: ModelPair, student: dict) -> None:
         self.pair = pair
         self.student = student
-
-    @property
-    def size(self) -> float:
-        """Width of the student's square input in pixels."""
-        return input_size(self.student, self.pair.student_head)
+        self.size = heads.input_size(student, pair.student_head)
 
     def box_loss(self) -> tuple[str, Tensor]:
         """Return what is compared, "dfl" (distributions) or "box" (decoded), and the loss."""
@@ -119,11 +105,9 @@ class LevelComparison(Comparison):
         return self.raw_box_loss(raw, self.pair.student_head)
 
     def raw_box_loss(self, raw: Tensor, head: Detect) -> tuple[str, Tensor]:
-        """Compare raw boxes with the teacher's.
+        """Compare raw boxes (B, N, 4R) in the format of ``head`` with the teacher's.
 
-        Args:
-            raw: (B, N, 4R) on the student's grids of the matched levels.
-            head: the head whose format ``raw`` has.
+        They lie on the student's grids of the matched levels.
         """
         teacher_raw = take_levels(self.teacher, "boxes", self.pair.levels.teacher)
         bins = head.reg_max
@@ -133,15 +117,14 @@ class LevelComparison(Comparison):
         # Both in pixels of the student's image, on the same grid.
         grids = [self.student["feats"][i] for i in self.pair.levels.student]
         strides = self.pair.student_head.stride[self.pair.levels.student]
-        xyxy = decode_boxes(raw, head.reg_max, grids, strides)
-        teacher_xyxy = decode_boxes(teacher_raw, self.teacher_head.reg_max, grids, strides)
+        xyxy = heads.decode_boxes(raw, head.reg_max, grids, strides)
+        teacher_xyxy = heads.decode_boxes(teacher_raw, self.teacher_head.reg_max, grids, strides)
         return "box", losses.decoded_box(xyxy, teacher_xyxy, self.confidence, self.size)
 
     def through_teacher(self, branch: str) -> Tensor:
         """Run the student's hidden features through the rest of a branch of the teacher's head.
 
-        Returns:
-            (B, N, channels) over the matched levels.
+        The result is (B, N, channels) over the matched levels.
         """
         outputs = []
         for adapter, (i, j) in zip(self.pair.layers(branch), self.pair.levels.pairs, strict=True):
@@ -155,19 +138,15 @@ class BoxComparison(Comparison):
     """Comparison with a teacher's boxes, assigned to the student's anchors as labels are."""
 
     def __init__(self, pair: ModelPair, student: dict, boxes: Boxes, batch: dict) -> None:
-        """Assign the boxes.
+        """Assign the teacher's boxes, scores in its own classes.
 
-        Args:
-            pair: the models.
-            student: the student's raw predictions.
-            boxes: the teacher's, scores in its own classes.
-            batch: the batch, with ``areas`` where not every class is labelled in every frame.
+        ``batch`` has ``areas`` where not every class is labelled in every frame.
         """
         super().__init__(pair, student)
-        head, grids = pair.student_head, student["feats"]
-        self.student_logits = all_levels(student, "scores")[..., pair.student_classes]
-        self.student_xyxy = decode_all_boxes(student, head)
-        centers = anchor_centers(grids, head.stride)
+        head = pair.student_head
+        self.student_logits = heads.all_levels(student, "scores")[..., pair.student_classes]
+        self.student_xyxy = heads.decode_all_boxes(student, head)
+        centers = heads.anchor_centers(student["feats"], head.stride)
         common = Boxes(boxes.image, boxes.cxcywh, boxes.scores[:, pair.teacher_classes])
         self.targets, self.target_xyxy = assign_boxes(
             common.without_duplicates(BACKGROUND),
@@ -187,9 +166,8 @@ class BoxComparison(Comparison):
     def box_loss(self) -> tuple[str, Tensor]:
         """Compare decoded boxes at the anchors that got one of the teacher's."""
         confidence = self.targets.amax(-1)
-        return "box", losses.decoded_box(
-            self.student_xyxy, self.target_xyxy, confidence, self.size
-        )
+        loss = losses.decoded_box(self.student_xyxy, self.target_xyxy, confidence, self.size)
+        return "box", loss
 
 
 def make_adapters(

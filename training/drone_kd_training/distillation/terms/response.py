@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Distillation of class logits."""
+"""Distillation of what the head predicts: class logits and boxes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from drone_kd_training.distillation.terms.base import Term
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from drone_kd_training.distillation.comparison import Comparison, LevelComparison
+    from drone_kd_training.distillation.aligned_predictions import Comparison, LevelComparison
 
 
-class ClassTerm(Term["Comparison"]):
+class ClassTerm(Term):
     """Class probabilities, each class by itself (sigmoid)."""
 
     help = "class probabilities, per class"
@@ -33,7 +33,7 @@ class ClassTerm(Term["Comparison"]):
         return {"kd_cls_loss": loss}
 
 
-class SoftmaxTerm(Term["LevelComparison"]):
+class SoftmaxTerm(Term):
     """The classical form: a softmax over the classes."""
 
     help = "class probabilities, over the classes"
@@ -47,3 +47,16 @@ class SoftmaxTerm(Term["LevelComparison"]):
             comparison.student_logits, comparison.teacher_logits, comparison.pair.temperature
         )
         return {"kd_softmax_loss": loss}
+
+
+class BoxTerm(Term):
+    """Box distributions, or decoded boxes where the distributions cannot be compared."""
+
+    help = "box distributions, or decoded boxes"
+    paper = "LD, arXiv:2102.12252"
+    needs_levels = False
+
+    def compute(self, comparison: Comparison) -> dict[str, Tensor]:
+        """Return ``kd_dfl_loss`` (distributions) or ``kd_box_loss`` (decoded boxes)."""
+        name, loss = comparison.box_loss()
+        return {f"kd_{name}_loss": loss}
