@@ -29,10 +29,11 @@ import numpy as np
 import yaml
 
 from benchmarks.rig import markdown_head, markdown_row
+from drone_kd.files import write_text
 from drone_kd.media.image_files import read_image
 from drone_kd.progress import track
 from drone_kd.simulation.scene import FlightPlan, fly
-from drone_kd_training.data.dataset import DataSet, image_paths, label_path, load_data, write_text
+from drone_kd_training.data.dataset import DataSet, image_paths, label_path, load_data
 from drone_kd_training.data.generate import write_data_yaml, write_drawn
 from drone_kd_training.distillation.compare import as_csv
 from drone_kd_training.distillation.config import Config

@@ -28,7 +28,7 @@ from drone_kd_training.data.dataset import (
     read_sample,
     write_text,
 )
-from drone_kd_training.teachers.plan import Crops
+from drone_kd_training.teachers.teaching_plan import Crops
 from drone_kd_training.teachers.teaching_dataset import boxes_inside, views
 
 EMPTY_EVERY = 4

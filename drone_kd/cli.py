@@ -32,21 +32,21 @@ ON_BOARD = {
         "publish a generated or recorded flight as a ROS 2 camera",
     ),
     "rehearse": ("simulation.rehearse", "run a model on a simulated flight, and score it"),
-    "score": ("simulation.scoring.command", "score a recorded flight"),
+    "score": ("simulation.scoring.score_command", "score a recorded flight"),
 }
 TRAINING = {
-    "generate": ("data.command", "render a procedural aerial data set"),
+    "generate": ("data.generate_command", "render a procedural aerial data set"),
     "distill": ("distillation.distill_command", "train a student with one or more teachers"),
     "compare": (
         "distillation.compare_command",
         "compare baseline and distillation on paired seeds",
     ),
-    "evaluate": ("evaluation.command", "measure the mAP of a .pt or .onnx"),
-    "predict": ("teachers.command", "write a teacher's predictions to disk once, for many runs"),
+    "evaluate": ("evaluation.evaluate_command", "measure the mAP of a .pt or .onnx"),
+    "predict": ("teachers.predict_command", "write a teacher's predictions to disk once, for many runs"),
     "mine": ("mining.mine_command", "select frames of flights that are worth a label"),
     "labels": ("mining.labels_command", "exchange mined labels with an annotation tool"),
-    "retrain": ("retraining.command", "fine-tune the deployed model; export it only if better"),
-    "export": ("export.command", "export a checkpoint to an ONNX file that describes itself"),
+    "retrain": ("retraining.retrain_command", "fine-tune the deployed model; export it only if better"),
+    "export": ("export.export_command", "export a checkpoint to an ONNX file that describes itself"),
 }
 _COMMANDS = {
     name: (f"{package}.{module}", text)

@@ -7,7 +7,7 @@ import argparse
 import cv2
 import numpy as np
 
-from drone_kd.commands.options import add_measurement, add_model, add_runtime, show_progress
+from drone_kd.commands.shared_options import add_measurement, add_model, add_runtime, show_progress
 from drone_kd.detector import Detector, StageTimes, load_detector
 from drone_kd.machine import machine_name
 from drone_kd.media.image_files import read_image

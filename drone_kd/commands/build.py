@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from drone_kd.backends import open_backend
-from drone_kd.commands.options import add_model, show_progress
+from drone_kd.commands.shared_options import add_model, show_progress
 from drone_kd.paths import default_model_path
 
 add_options = add_model

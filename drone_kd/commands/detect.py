@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from drone_kd.commands.options import (
+from drone_kd.commands.shared_options import (
     add_model,
     add_runtime,
     check_folder,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from drone_kd.commands.options import add_model
+from drone_kd.commands.shared_options import add_model
 from drone_kd.lineage import family_tree
 from drone_kd.paths import default_model_path
 

@@ -32,7 +32,7 @@ from drone_kd.media.bags import is_bag
 from drone_kd.media.image_files import SourceError
 from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.run import run_node
-from drone_kd.simulation.params import declare_camera_parameters
+from drone_kd.simulation.declare import declare_camera_parameters
 from drone_kd.simulation.replay import LabelledFrame, read_bag, read_labels, recorded
 from drone_kd.simulation.scoring.flight_record import Truth
 from drone_kd.simulation.truth_messages import to_camera_info, truth_to_message

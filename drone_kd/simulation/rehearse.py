@@ -21,7 +21,7 @@ from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.media.image_files import SourceError
 from drone_kd.processes import running
 from drone_kd.progress import Progress, print_line
-from drone_kd.simulation.scoring.command import RECORD, write_score
+from drone_kd.simulation.scoring.score_command import RECORD, write_score
 from drone_kd.simulation.scoring.text import summary
 from drone_kd.simulation.simulate import (
     add_flight_options,

@@ -27,7 +27,7 @@ from vision_msgs.msg import Detection2DArray, LabelInfo
 from drone_kd.media.image_files import SourceError
 from drone_kd.ros.image_conversion import ImageError, image_to_bgr
 from drone_kd.ros.run import run_node
-from drone_kd.simulation.params import declare_scorer_parameters
+from drone_kd.simulation.declare import declare_scorer_parameters
 from drone_kd.simulation.scoring.flight_record import FlightWriter, Predictions, Truth, columns
 from drone_kd.simulation.scoring.matching import match
 from drone_kd.simulation.scoring.report import PICTURES_FOLDER

@@ -25,7 +25,7 @@ from drone_kd_training.recipes.default_model import (
 )
 from drone_kd_training.recipes.default_model_data import KINDS, write_test_set
 from drone_kd_training.recipes.model_card import table_by_test_set
-from drone_kd_training.teachers.plan import Plan, Source
+from drone_kd_training.teachers.teaching_plan import Plan, Source
 from tiny_training import save_checkpoint
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from drone_kd_training.teachers.fusion import count_right, fuse, translate
-from drone_kd_training.teachers.plan import Teacher
+from drone_kd_training.teachers.teaching_plan import Teacher
 
 NAMES = ("person", "car")
 

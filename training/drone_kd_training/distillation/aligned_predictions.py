@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ultralytics.nn.modules.head import Detect
 
 from drone_kd_training.distillation import heads, losses
-from drone_kd_training.distillation.assignment import assign_boxes
+from drone_kd_training.distillation.box_assignment import assign_boxes
 from drone_kd_training.distillation.heads import take_levels
 from drone_kd_training.distillation.levels import LevelMatch
 from drone_kd_training.distillation.losses import BACKGROUND

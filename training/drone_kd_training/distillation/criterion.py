@@ -20,7 +20,7 @@ from drone_kd_training.distillation.aligned_predictions import (
     LevelComparison,
     ModelPair,
 )
-from drone_kd_training.distillation.assignment import guided_criterion
+from drone_kd_training.distillation.box_assignment import guided_criterion
 from drone_kd_training.distillation.levels import LevelMatch
 from drone_kd_training.distillation.loss_balancing import Balance, Schedule
 from drone_kd_training.distillation.losses import BACKGROUND

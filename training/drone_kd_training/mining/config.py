@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from drone_kd_training.options import option
+from drone_kd_training.dataclass_options import option
 from drone_kd_training.teachers import IGNORE_BAND
 
 # Of the training frames, this share for each reason. The random ones are a chance to find what

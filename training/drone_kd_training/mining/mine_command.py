@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from drone_kd_training.mining.config import Settings
-from drone_kd_training.options import add_config_options, from_arguments
+from drone_kd_training.dataclass_options import add_config_options, from_arguments
 
 INTERRUPTED = "finished work is kept: the same command continues"
 

@@ -48,7 +48,7 @@ from drone_kd_training.recipes.default_model_figures import INPUT_PX, collect, m
 from drone_kd_training.recipes.model_card import Card, write_card
 from drone_kd_training.recipes.runner import run_recipe, train
 from drone_kd_training.teachers.fusion import count_right
-from drone_kd_training.teachers.plan import Plan, Source, read_plan
+from drone_kd_training.teachers.teaching_plan import Plan, Source, read_plan
 
 PLAN = Path(__file__).with_name("default_model.yaml")
 ATTRIBUTION = (

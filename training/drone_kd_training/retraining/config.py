@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from drone_kd.core.model_spec import PRECISIONS
-from drone_kd_training.options import option
+from drone_kd_training.dataclass_options import option
 
 _input = partial(option, group="data and models")
 _share = partial(option, group="against forgetting", metavar="SHARE")

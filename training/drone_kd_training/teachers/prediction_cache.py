@@ -28,7 +28,7 @@ from drone_kd_training.data.dataset import DataError
 from drone_kd_training.evaluation.evaluate import IOU
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend
-from drone_kd_training.teachers.plan import Teacher
+from drone_kd_training.teachers.teaching_plan import Teacher
 from drone_kd_training.teachers.teachers import (
     LOWEST_SCORE,
     Predictions,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from drone_kd_training.options import (
+from drone_kd_training.dataclass_options import (
     add_config_options,
     add_option,
     from_arguments,

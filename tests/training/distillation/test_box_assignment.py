@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.ops import box_convert
 
-from drone_kd_training.distillation.assignment import (
+from drone_kd_training.distillation.box_assignment import (
     GuidedAssigner,
     MaskedBCE,
     assign_boxes,

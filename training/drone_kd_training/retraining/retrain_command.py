@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from drone_kd_training.options import add_config_options, from_arguments
+from drone_kd_training.dataclass_options import add_config_options, from_arguments
 from drone_kd_training.retraining.config import Plan
 
 INTERRUPTED = "finished work is kept: the same command continues"

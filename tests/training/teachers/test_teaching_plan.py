@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from drone_kd.cli import main
-from drone_kd_training.teachers.plan import read_plan
+from drone_kd_training.teachers.teaching_plan import read_plan
 from tiny_training import draw_set, save_checkpoint
 
 
