@@ -39,9 +39,10 @@ from drone_kd_training.distillation.compare import as_csv
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.evaluation.evaluate import evaluate
-from drone_kd_training.mining.config import SHARES, Settings
+from drone_kd_training.mining.config import Settings
 from drone_kd_training.mining.flights import plan as plan_flights
 from drone_kd_training.mining.mine import mine
+from drone_kd_training.mining.reasons import SHARES
 from drone_kd_training.mining.selection import held_out
 from drone_kd_training.mining.student_and_teacher import open_models
 from drone_kd_training.retraining.retrain import CANDIDATE, GENTLE, Plan, retrain

@@ -28,8 +28,8 @@ from drone_kd_training.data.dataset import (
     read_sample,
     write_text,
 )
-from drone_kd_training.teachers.teaching_plan import Crops
 from drone_kd_training.teachers.teaching_dataset import boxes_inside, views
+from drone_kd_training.teachers.teaching_plan import Crops
 
 EMPTY_EVERY = 4
 

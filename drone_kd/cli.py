@@ -42,11 +42,20 @@ TRAINING = {
         "compare baseline and distillation on paired seeds",
     ),
     "evaluate": ("evaluation.evaluate_command", "measure the mAP of a .pt or .onnx"),
-    "predict": ("teachers.predict_command", "write a teacher's predictions to disk once, for many runs"),
+    "predict": (
+        "teachers.predict_command",
+        "write a teacher's predictions to disk once, for many runs",
+    ),
     "mine": ("mining.mine_command", "select frames of flights that are worth a label"),
     "labels": ("mining.labels_command", "exchange mined labels with an annotation tool"),
-    "retrain": ("retraining.retrain_command", "fine-tune the deployed model; export it only if better"),
-    "export": ("export.export_command", "export a checkpoint to an ONNX file that describes itself"),
+    "retrain": (
+        "retraining.retrain_command",
+        "fine-tune the deployed model; export it only if better",
+    ),
+    "export": (
+        "export.export_command",
+        "export a checkpoint to an ONNX file that describes itself",
+    ),
 }
 _COMMANDS = {
     name: (f"{package}.{module}", text)

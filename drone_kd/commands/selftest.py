@@ -20,7 +20,12 @@ from drone_kd import machine
 from drone_kd.backends import tensorrt_is_installed
 from drone_kd.backends.tensorrt import cuda
 from drone_kd.commands.bench import stage_percentiles
-from drone_kd.commands.shared_options import add_measurement, add_model, check_folder, show_progress
+from drone_kd.commands.shared_options import (
+    add_measurement,
+    add_model,
+    check_folder,
+    show_progress,
+)
 from drone_kd.core.detections import Detections
 from drone_kd.core.model_spec import ModelError
 from drone_kd.core.postprocess import InferenceError

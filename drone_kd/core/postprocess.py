@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from drone_kd.core.arrays import Float32Array
-from drone_kd.core.boxes import nms, unletterbox
+from drone_kd.core.boxes import unletterbox
 from drone_kd.core.detections import Detections
 from drone_kd.core.model_spec import ModelSpec
+from drone_kd.core.nms import nms
 from drone_kd.core.preprocess import Letterbox
 
 

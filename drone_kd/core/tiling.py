@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from drone_kd.core.arrays import BoolArray, Float32Array, Int64Array
-from drone_kd.core.boxes import area, intersection, iou, survivors
+from drone_kd.core.boxes import area, intersection, iou
 from drone_kd.core.detections import Detections
+from drone_kd.core.nms import survivors
 
 OFF, AUTO = "off", "auto"
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from drone_kd.ros.drop_reasons import FAILED, OLD, UNDECODABLE
 from drone_kd.ros.model_loader import Model
 from drone_kd.ros.params import Settings
 from drone_kd.ros.recording.frame_selection import REASONS
 from drone_kd.ros.recording.recorder import RecordReport
-from drone_kd.ros.stats import FAILED, OLD, PROCESSED, UNDECODABLE, CameraReport
+from drone_kd.ros.stats import PROCESSED, CameraReport
 
 OK, WARN = DiagnosticStatus.OK, DiagnosticStatus.WARN
 ERROR, STALE = DiagnosticStatus.ERROR, DiagnosticStatus.STALE

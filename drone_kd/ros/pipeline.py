@@ -17,13 +17,14 @@ from drone_kd.core.detections import Detections
 from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.tiling import OFF, fit_budget
 from drone_kd.detector import DecodedImage, Detector
+from drone_kd.ros.drop_reasons import DISABLED, FAILED, OLD, SUPERSEDED, UNDECODABLE
 from drone_kd.ros.image_conversion import ImageError, decode_message
 from drone_kd.ros.inbox import Frame, Inbox, stamp_ns
 from drone_kd.ros.memory import return_memory
 from drone_kd.ros.model_loader import Model
 from drone_kd.ros.params import Settings
 from drone_kd.ros.qos import ImageSubscription
-from drone_kd.ros.stats import DISABLED, FAILED, OLD, SUPERSEDED, UNDECODABLE, CameraStats
+from drone_kd.ros.stats import CameraStats
 
 _THROTTLE_SECONDS = 5.0
 # A stamp that jumps back by less is an out-of-order frame; by more, a clock that was set back or

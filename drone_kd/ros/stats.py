@@ -10,6 +10,8 @@ from time import monotonic
 
 import numpy as np
 
+from drone_kd.ros.drop_reasons import DROPS
+
 # Rates and percentiles cover this window.
 WINDOW_SECONDS = 10.0
 
@@ -18,13 +20,6 @@ WINDOW_SECONDS = 10.0
 STAGES = ("transport", "wait", "decode", "prepare", "infer", "post", "publish", "total")
 
 PROCESSED = "processed"
-OLD, SUPERSEDED, UNDECODABLE, FAILED, DISABLED = DROPS = (
-    "old",  # older than max_age, or out of order
-    "superseded",  # replaced by a newer one before the worker was free
-    "undecodable",  # not a readable image
-    "failed",  # the inference failed
-    "disabled",  # by ~/enable
-)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from vision_msgs.msg import Detection2DArray
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import share_path
 from drone_kd.ros.run import run_node
-from drone_kd.simulation.gazebo_world import read_gazebo_world, visible_truth
 from drone_kd.simulation.declare import declare_gazebo_truth_parameters
+from drone_kd.simulation.gazebo_world import read_gazebo_world, visible_truth
 from drone_kd.simulation.truth_messages import stamp_ns, truth_to_message
 
 _QOS = QoSProfile(depth=100)

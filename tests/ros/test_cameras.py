@@ -8,7 +8,7 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
 from drone_kd.ros.detection_messages import bgr_to_image
-from drone_kd.ros.stats import FAILED, SUPERSEDED, UNDECODABLE
+from drone_kd.ros.drop_reasons import FAILED, SUPERSEDED, UNDECODABLE
 from ground_station import WAIT_SECONDS
 from tiny_model import tiny_spec, write_bright_cell_model
 

@@ -10,8 +10,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import SetBool, Trigger
 
 from drone_kd.ros import debug_image, model_loader
+from drone_kd.ros.drop_reasons import DISABLED, UNDECODABLE
 from drone_kd.ros.image_conversion import image_to_bgr
-from drone_kd.ros.stats import DISABLED, UNDECODABLE
 from ground_station import WAIT_SECONDS
 from tiny_model import tiny_spec, write_bright_cell_model
 

@@ -14,7 +14,7 @@ from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from drone_kd.paths import config_path
-from drone_kd.ros.stats import FAILED, SUPERSEDED, UNDECODABLE
+from drone_kd.ros.drop_reasons import FAILED, SUPERSEDED, UNDECODABLE
 from ground_station import WAIT_SECONDS
 from tiny_model import write_fixed_model
 

@@ -15,8 +15,9 @@ from drone_kd.ros.diagnostics import (
     judge_node,
     processor_temperatures,
 )
+from drone_kd.ros.drop_reasons import FAILED, OLD, UNDECODABLE
 from drone_kd.ros.params import Settings
-from drone_kd.ros.stats import FAILED, OLD, PROCESSED, UNDECODABLE, CameraStats
+from drone_kd.ros.stats import PROCESSED, CameraStats
 
 SETTINGS = Settings.from_parameters(parameter_defaults("detector.yaml"))
 

@@ -12,7 +12,7 @@ from rosgraph_msgs.msg import Clock
 
 from drone_kd.ros import detector_node as node_module
 from drone_kd.ros import inbox as inbox_module
-from drone_kd.ros.stats import OLD, SUPERSEDED
+from drone_kd.ros.drop_reasons import OLD, SUPERSEDED
 from ground_station import WAIT_SECONDS, Ground, HeldInference
 from tiny_model import write_slow_model
 

@@ -10,8 +10,8 @@ import pytest
 from drone_kd.core.detections import Detections
 from drone_kd_training.data.dataset import DataError, image_paths
 from drone_kd_training.teachers import prediction_cache
-from drone_kd_training.teachers.teaching_plan import Teacher
 from drone_kd_training.teachers.prediction_cache import PredictionCache
+from drone_kd_training.teachers.teaching_plan import Teacher
 from tiny_training import NAMES, SIZE, draw_set
 
 FOUND = Detections(

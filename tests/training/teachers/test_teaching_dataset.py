@@ -18,7 +18,6 @@ from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.teachers import prediction_cache, teaching_dataset
 from drone_kd_training.teachers.fusion import translate
-from drone_kd_training.teachers.teaching_plan import Crops, read_plan
 from drone_kd_training.teachers.prediction_cache import PredictionCache
 from drone_kd_training.teachers.soft_labels import Coverage
 from drone_kd_training.teachers.teaching_dataset import (
@@ -28,6 +27,7 @@ from drone_kd_training.teachers.teaching_dataset import (
     views,
     write_frames,
 )
+from drone_kd_training.teachers.teaching_plan import Crops, read_plan
 from tiny_training import SIZE, draw_set, save_checkpoint
 
 SHORT = {

@@ -21,12 +21,12 @@ from scipy import stats
 
 from drone_kd.files import write_text
 from drone_kd_training.data.dataset import image_paths, load_data
+from drone_kd_training.dataclass_options import read_value
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.html_report import compare_frames, write_report
 from drone_kd_training.models.checkpoints import load_model
-from drone_kd_training.dataclass_options import read_value
 from drone_kd_training.ray_cluster import each
 from drone_kd_training.tables import format_score
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from drone_kd_training.distillation.config import Config
 from drone_kd_training.dataclass_options import add_config_options, from_arguments
+from drone_kd_training.distillation.config import Config
 
 INTERRUPTED = "finished runs are kept: the same command continues"
 

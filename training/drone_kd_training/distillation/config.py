@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from drone_kd_training.distillation.terms import TERM_HELP
 from drone_kd_training.dataclass_options import option
+from drone_kd_training.distillation.terms import TERM_HELP
 
 NO_TEACHER = "none"
 # Options by their group in the help.
@@ -26,8 +26,8 @@ class Config:
     """Configuration of a run; ``config.yaml`` in its output folder, which --resume reads.
 
     The help of an option says what its field is. Beyond that: with ``teachers``, ``data`` and
-    ``teacher`` follow from that file (`teachers.teaching_plan`); ``balance`` holds at lambda = 1, for
-    gradients on the features that enter the head; ``quantize`` "int8" trains the checkpoint
+    ``teacher`` follow from that file (`teachers.teaching_plan`); ``balance`` holds at lambda = 1,
+    for gradients on the features that enter the head; ``quantize`` "int8" trains the checkpoint
     ``student``, with its float weights as a further teacher.
 
 
@@ -44,7 +44,7 @@ class Config:
     teachers: str = _input(
         "",
         metavar="FILE.yaml",
-        help="several sources and teachers, instead of --data and --teacher; teachers/teaching_plan.py "
+        help="several sources and teachers, instead of --data and --teacher; docs/teachers.md "
         "describes the file",
     )
     unlabelled: str = _input(

@@ -4,7 +4,7 @@
     drone-kd distill --teacher teacher.pt --student yolo11n.yaml --data data.yaml --output runs/car
     ... --output runs/car --resume     # after an interruption
     --teacher none ...                 # the student alone (or a future teacher)
-    --teachers teachers.yaml ...       # several, each on its own sources: teachers/teaching_plan.py
+    --teachers teachers.yaml ...       # several, each on its own sources: teaching_plan.py
     ... --device 0,1                   # on two GPUs of this machine
 
 On several machines with two GPUs each, sharing a file system:
@@ -58,9 +58,9 @@ from drone_kd_training.models.checkpoints import (
     match_classes,
     resolve_model,
 )
-from drone_kd_training.teachers.teaching_plan import Plan, read_plan
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
 from drone_kd_training.teachers.teaching_dataset import write_frames
+from drone_kd_training.teachers.teaching_plan import Plan, read_plan
 
 # Quantization-aware training adapts a trained student; it must not start over.
 QUANTIZED = {

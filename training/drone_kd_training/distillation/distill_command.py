@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from drone_kd_training.distillation.config import Config
 from drone_kd_training.dataclass_options import add_config_options, add_option, from_arguments
+from drone_kd_training.distillation.config import Config
 
 INTERRUPTED = "the last finished epoch is kept: the same command with --resume continues"
 

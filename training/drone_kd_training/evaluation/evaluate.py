@@ -15,9 +15,9 @@ import numpy as np
 from torch import nn
 
 from drone_kd.backends import Backend, open_backend
-from drone_kd.core.boxes import nms
 from drone_kd.core.detections import Detections
 from drone_kd.core.model_spec import ModelError
+from drone_kd.core.nms import nms
 from drone_kd.detector import Detector
 from drone_kd.metrics import MAX_DETECTIONS, SIZES, annotation, mean_precision, precision
 from drone_kd.paths import parameter_defaults

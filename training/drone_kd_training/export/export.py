@@ -34,8 +34,9 @@ from drone_kd.lineage import Lineage
 from drone_kd_training.data.dataset import DataError, DataSet, image_paths, load_data, read_sample
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.export import graph_checks
+from drone_kd_training.export.calibration import calibrate, calibration_frames, spread
 from drone_kd_training.export.parity import compare
-from drone_kd_training.export.quantize import calibrate, names_sha256, quantize, spread
+from drone_kd_training.export.quantize import quantize
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import (
     ExportGraph,
@@ -47,8 +48,6 @@ from drone_kd_training.models.torch_backend import (
 
 LICENCE = "AGPL-3.0"
 PARITY_FRAMES = 8
-# Training batches from which Ultralytics takes the ranges of quantization-aware training.
-QAT_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def export(
     model, saved = load_model(str(checkpoint))
     imgsz = imgsz or trained_imgsz(model)
     _check_model(checkpoint, model, imgsz, precision, before)
-    frames, calibration = _calibration(model, saved, precision, dataset)
+    frames, calibration = calibration_frames(model, saved, precision, dataset)
     layout, dtype, colour = INPUTS[input_]
     spec = make_spec(
         model,
@@ -182,22 +181,6 @@ def _check_model(
         raise ValueError(f"{checkpoint} was trained for INT8: export it with --precision int8")
     if before is None:
         raise ValueError(f"{checkpoint} was trained for INT8: name the float one with --from")
-
-
-def _calibration(
-    model: nn.Module, saved: dict, precision: str, dataset: DataSet | None
-) -> tuple[list[Path], dict[str, int | str]]:
-    """Return the calibration frames of an INT8 export, and their entry in the metadata."""
-    if precision != "int8" or dataset is None:
-        return [], {}
-    frames = image_paths(dataset.train)
-    if is_qat(model):
-        count = QAT_BATCHES * saved["train_args"]["batch"]
-    else:
-        frames = spread(frames)
-        count = len(frames)
-    name = dataset.yaml_path.parent.name
-    return frames, {"frames": count, "data": name, "names_sha256": names_sha256(frames)}
 
 
 def _tools(saved: dict, precision: str) -> dict[str, str]:

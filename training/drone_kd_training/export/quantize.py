@@ -8,78 +8,17 @@ does not change.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from pathlib import Path
-
-import cv2
 import numpy as np
 import onnx
-import torch
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from torch import Tensor, nn
-
-from drone_kd.core.model_spec import ModelSpec
-from drone_kd.core.preprocess import letterbox, network_input
-from drone_kd.progress import track
-from drone_kd_training.data.dataset import DataError
-from drone_kd_training.models.torch_backend import ExportGraph
 
 # The largest code; -128 is not used.
 CODES = 127
-CALIBRATION_FRAMES = 512
 # Scale of an all-zero channel: the smallest positive float16.
 _SMALLEST_SCALE = 2.0**-24
-
-
-def spread(paths: list[Path], count: int = CALIBRATION_FRAMES) -> list[Path]:
-    """Return up to ``count`` paths, evenly spaced: neighbours are frames of one flight."""
-    count = min(count, len(paths))
-    return [paths[i * len(paths) // count] for i in range(count)]
-
-
-def names_sha256(paths: list[Path]) -> str:
-    """Return the SHA-256 of the file names, one per line."""
-    return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()
-
-
-def calibrate(graph: ExportGraph, spec: ModelSpec, frames: list[Path]) -> dict[str, float]:
-    """Return the largest input magnitude of each convolution, by the name of its weights.
-
-    ``graph`` is float32. ``frames`` run one at a time; unreadable ones are skipped. Raises
-    DataError if none can be read.
-    """
-    largest: dict[str, float] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
-            largest[name] = max(largest.get(name, 0.0), float(inputs[0].abs().max()))
-
-        return hook
-
-    hooks = [
-        module.register_forward_pre_hook(watch(f"{name}.weight"))
-        for name, module in graph.named_modules()
-        if isinstance(module, nn.Conv2d)
-    ]
-    try:
-        for path in track(frames, "Calibrate INT8", "image"):
-            image = cv2.imread(str(path))
-            if image is None:
-                continue
-            pixels = np.asarray(image, np.uint8)
-            canvas, _ = letterbox(pixels, spec.input_width, spec.input_height)
-            with torch.inference_mode():
-                graph(torch.from_numpy(network_input(canvas[np.newaxis], spec)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not largest:
-        raise DataError(f"calibration: none of {len(frames)} images is readable: {frames[0]}")
-    return largest
 
 
 def quantize(

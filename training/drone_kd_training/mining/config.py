@@ -6,11 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from drone_kd_training.dataclass_options import option
+from drone_kd_training.mining.reasons import SHARES
 from drone_kd_training.teachers import IGNORE_BAND
-
-# Of the training frames, this share for each reason. The random ones are a chance to find what
-# both models miss.
-SHARES = {"disagreement": 0.5, "uncertainty": 0.2, "novelty": 0.2, "random": 0.1}
 
 
 @dataclass(frozen=True)

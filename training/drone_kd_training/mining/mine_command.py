@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from drone_kd_training.mining.config import Settings
 from drone_kd_training.dataclass_options import add_config_options, from_arguments
+from drone_kd_training.mining.config import Settings
 
 INTERRUPTED = "finished work is kept: the same command continues"
 

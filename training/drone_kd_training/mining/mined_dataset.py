@@ -27,6 +27,7 @@ import yaml
 from drone_kd.core.preprocess import letterbox
 from drone_kd.files import write_bytes, write_text
 from drone_kd.visualization import contact_sheet, draw_text
+from drone_kd_training.mining.reasons import REASONS
 from drone_kd_training.mining.stages import LabelledFrame
 from drone_kd_training.teachers.fusion import rescale
 from drone_kd_training.teachers.predict import prediction_lines
@@ -34,10 +35,11 @@ from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 from drone_kd_training.teachers.teachers import CLASSES_FILE
 
 SPLITS = ("train", "val")
+_MEASURES = [name for name in REASONS if name != "random"]
 COLUMNS = (
-    "name", "split", "flight", "topic", "stamp_s", "scene", "reason",
-    "disagreement", "uncertainty", "novelty", "sure", "unsure",
-)  # fmt: skip
+    *("name", "split", "flight", "topic", "stamp_s", "scene", "reason"),
+    *(*_MEASURES, "sure", "unsure"),
+)
 # The contact sheet: maximum number of frames, columns, size of a frame in pixels.
 _SHEET_FRAMES, _SHEET_COLUMNS, _TILE = 60, 6, (320, 240)
 _LABEL_COLOUR, _IGNORED_COLOUR = (90, 230, 60), (0, 160, 255)
@@ -84,7 +86,7 @@ def finish(root: Path, rows: list[dict[str, Any]], names: tuple[str, ...]) -> in
         scores = _read_predictions(root, row["name"])[:, 5]
         confident = int((scores > IGNORE_BAND[1]).sum())
         ignored = int(((scores >= IGNORE_BAND[0]) & (scores <= IGNORE_BAND[1])).sum())
-        figures = {key: f"{row[key]:.6f}" for key in ("disagreement", "uncertainty", "novelty")}
+        figures = {key: f"{row[key]:.6f}" for key in _MEASURES}
         counts = {"stamp_s": f"{row['stamp_s']:.6f}", "sure": confident, "unsure": ignored}
         writer.writerow({**row, **figures, **counts})
         total += confident

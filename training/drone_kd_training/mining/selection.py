@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from drone_kd_training.mining.config import SHARES
+from drone_kd_training.mining.reasons import SHARES
 from drone_kd_training.mining.stages import SCENE_DISTANCE
 
 # One of five time blocks is held out for the guard. A quarter as many frames are chosen there, at

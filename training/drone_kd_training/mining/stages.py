@@ -11,11 +11,10 @@ The result is the same wherever the stages run and however often they are interr
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
@@ -24,7 +23,8 @@ import numpy as np
 from drone_kd.core.detections import Detections
 from drone_kd_training.mining.flights import Frame, Segment, read
 from drone_kd_training.mining.frame_features import FrameFeatures, drop_near_duplicates
-from drone_kd_training.mining.hardness import disagreement, flicker
+from drone_kd_training.mining.hardness import disagreement
+from drone_kd_training.mining.reasons import REASONS, measure
 
 if TYPE_CHECKING:  # readers on a cluster need no torch
     from drone_kd_training.mining.student_and_teacher import Models
@@ -33,7 +33,6 @@ if TYPE_CHECKING:  # readers on a cluster need no torch
 BATCH = 8
 # A scene ends at a frame whose embedding is this far from that of the scene's first frame.
 SCENE_DISTANCE = 0.06
-REASONS = ("disagreement", "uncertainty", "random")
 _JPEG_QUALITY = 95
 
 
@@ -112,7 +111,7 @@ def summarise(
     for scene in _scenes(scored):
         rows = [_candidate(segment, scored, i) for i in scene]
         best = {0}  # the first frame represents the scene
-        for reason in REASONS:
+        for reason in (name for name, reason in REASONS.items() if reason.in_segment):
             best.update(sorted(range(len(rows)), key=lambda i: -rows[i][reason])[:per_scene])
         leader = len(candidates)
         candidates += [{**rows[i], "leader": leader} for i in sorted(best)]
@@ -142,12 +141,6 @@ def _scenes(scored: list[ScoredFrame]) -> Iterator[list[int]]:
 
 def _candidate(segment: Segment, scored: list[ScoredFrame], i: int) -> dict[str, Any]:
     frame = scored[i]
-    # Changes of the student's predictions from the frame before and to the frame after.
-    changes = [
-        flicker(a.student, b.student, b.shift, b.size)
-        for a, b in pairwise(scored[max(i - 1, 0) : i + 2])
-        if b.shift is not None
-    ]
     name = f"{segment.key}-{frame.number:06d}"
     return {
         "name": name,
@@ -155,8 +148,5 @@ def _candidate(segment: Segment, scored: list[ScoredFrame], i: int) -> dict[str,
         "stamp_s": frame.stamp_s,
         "block": frame.block,
         "embedding": frame.embedding.tolist(),
-        "disagreement": frame.disagreement,
-        "uncertainty": float(np.mean(changes)) if changes else 0.0,
-        # Random, but equal in every run and on every machine.
-        "random": int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48,
+        **measure(scored, i, name),
     }

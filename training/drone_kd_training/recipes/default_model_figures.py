@@ -22,8 +22,8 @@ from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend
 from drone_kd_training.recipes.default_model_data import EMPTY, KINDS, UNLABELLED
-from drone_kd_training.teachers.teaching_plan import Plan
 from drone_kd_training.teachers.prediction_cache import file_hash
+from drone_kd_training.teachers.teaching_plan import Plan
 
 INPUT_PX = 640
 

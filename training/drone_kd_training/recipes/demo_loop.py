@@ -38,8 +38,8 @@ from drone_kd.visualization import contact_sheet, draw_detections
 from drone_kd_training.data.dataset import image_paths, load_data
 from drone_kd_training.data.generate import generate, write_data_yaml, write_drawn
 from drone_kd_training.distillation.config import NO_TEACHER, Config
+from drone_kd_training.export.calibration import spread
 from drone_kd_training.export.export import export
-from drone_kd_training.export.quantize import spread
 from drone_kd_training.mining.mine import Settings, mine
 from drone_kd_training.models.checkpoints import PACKAGED_MODELS, class_names, load_model
 from drone_kd_training.recipes.detector_client import DetectorClient, detector_client

@@ -23,9 +23,9 @@ from drone_kd_training.models.checkpoints import cost, load_model
 from drone_kd_training.recipes.default_model_figures import INPUT_PX, Figures
 from drone_kd_training.tables import format_score
 from drone_kd_training.teachers.fusion import count_right, fuse, translate
-from drone_kd_training.teachers.teaching_plan import Plan, Source
 from drone_kd_training.teachers.prediction_cache import PredictionCache
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
+from drone_kd_training.teachers.teaching_plan import Plan, Source
 
 if TYPE_CHECKING:  # the recipe imports this module
     from drone_kd_training.recipes.default_model import Recipe

@@ -18,21 +18,19 @@ import numpy as np
 from drone_kd.core.boxes import iou
 from drone_kd_training.evaluation.evaluate import Evaluable, SplitPredictions, predict_split
 from drone_kd_training.retraining.bootstrap import AREAS, Matches, resample_frames
+from drone_kd_training.retraining.guard_margins import (
+    AGREEMENT,
+    CONFIDENCE,
+    GAIN,
+    MARGIN,
+    MIN_OBJECTS,
+    PART_MARGIN,
+    RESAMPLES,
+)
 from drone_kd_training.tables import format_score
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 from drone_kd_training.teachers.teachers import Predictions
 
-RESAMPLES = 1000
-CONFIDENCE = 0.95
-# Bounds for the lower end of the interval of the gain, in mAP50-95 in [0, 1]: new flight as a
-# whole, base as a whole, and each class and size (which have fewer objects, so wider intervals).
-GAIN, MARGIN, PART_MARGIN = 0.0, -0.01, -0.03
-# Classes and sizes with fewer objects are shown, but neither judged nor part of a mean.
-MIN_OBJECTS = 50
-# The teacher's labels may be wrong in the held-out frames, too, where no gain can reveal it.
-# Confident predictions of the deployed model must agree with labels at least this many times as
-# often as they do on the base.
-AGREEMENT = 0.5
 LABELS = "labels"
 # IoU from which a prediction matches a box, as in mAP50.
 MATCH_IOU = 0.5

@@ -18,7 +18,7 @@ from drone_kd_training.data.dataset import (
     label_path,
     load_data,
 )
-from drone_kd_training.export.quantize import spread
+from drone_kd_training.export.calibration import spread
 from drone_kd_training.models.checkpoints import UnusableModelError, match_classes
 from drone_kd_training.teachers.predict import predict
 from drone_kd_training.teachers.teachers import CLASSES_FILE, Predictions, read_predictions

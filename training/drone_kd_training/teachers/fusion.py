@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from drone_kd.core.boxes import iou, nms
-from drone_kd_training.teachers.teaching_plan import Teacher
+from drone_kd.core.boxes import iou
+from drone_kd.core.nms import nms
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND, NMS_IOU
+from drone_kd_training.teachers.teaching_plan import Teacher
 
 # Smallest IoU of two teachers' boxes of one object. Less than the 0.55 of the paper: an 8-pixel
 # box that is 2 pixels off has no more.

@@ -28,13 +28,13 @@ from drone_kd_training.data.dataset import DataError
 from drone_kd_training.evaluation.evaluate import IOU
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend
-from drone_kd_training.teachers.teaching_plan import Teacher
 from drone_kd_training.teachers.teachers import (
     LOWEST_SCORE,
     Predictions,
     holds_predictions,
     read_predictions,
 )
+from drone_kd_training.teachers.teaching_plan import Teacher
 
 # Incremented when the same settings give other predictions.
 _VERSION = 1

@@ -34,10 +34,10 @@ from drone_kd_training.data.dataset import (
     read_sample,
 )
 from drone_kd_training.teachers.fusion import count_right, fuse, translate
-from drone_kd_training.teachers.teaching_plan import Crops, Plan, Source, Teacher
 from drone_kd_training.teachers.prediction_cache import PredictionCache
 from drone_kd_training.teachers.soft_labels import Coverage
 from drone_kd_training.teachers.teachers import CLASSES_FILE
+from drone_kd_training.teachers.teaching_plan import Crops, Plan, Source, Teacher
 
 REGIONS = "regions.json"
 # A window shows an object if at least this share of its box is inside.
