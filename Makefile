@@ -95,7 +95,7 @@ bench-node: setup  ## measure what the node costs: benchmarks/node.md (about 40 
 
 docs: .venv-docs/.done  ## build the documentation site in site/
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
-	@echo "Open site/index.html"
+	@echo "Open site/index.html; with search: python3 -m http.server -d site"
 
 .venv-docs/.done: requirements/docs.txt
 	$(PYTHON) -m venv --clear .venv-docs

@@ -143,8 +143,8 @@ def _options(parser: argparse.ArgumentParser, group: Any) -> list[str]:
     ]
     if not rows:
         return []
-    title = "Arguments" if group.title == "positional arguments" else group.title
-    return [f"**{title[0].upper()}{title[1:]}**", "", "| | |", "|---|---|", *rows, ""]
+    title = "arguments" if group.title == "positional arguments" else group.title
+    return [f"| {title} | |", "|---|---|", *rows, ""]
 
 
 def _row(cells: list[str]) -> str:
