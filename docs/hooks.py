@@ -14,22 +14,26 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 
+CODE = (str(ROOT), str(ROOT / "training"))
 RESULTS = "results"
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "training")]
+    from mkdocs.structure.files import File  # deferred: the tests run without MkDocs
+
+    sys.path[:0] = CODE
     pages = {"reference/commands.md": commands(), "reference/parameters.md": parameters()}
     for source in sorted((ROOT / "benchmarks").glob("*.md")):
         pages[f"{RESULTS}/{source.name}"] = source.read_text(encoding="utf-8")
