@@ -114,10 +114,10 @@ def _declarations() -> Iterator[tuple[str, Callable[[Any], None]]]:
     }
     with patch.dict(sys.modules, stand_ins):
         from drone_kd.ros import declare
-        from drone_kd.simulation import params
+        from drone_kd.simulation import declare as declare_simulation
     yield "detector", declare.declare_detector_parameters
     for name in ("camera", "scorer", "gazebo_truth"):
-        yield name, getattr(params, f"declare_{name}_parameters")
+        yield name, getattr(declare_simulation, f"declare_{name}_parameters")
 
 
 def _module(name: str, **members: Any) -> ModuleType:
