@@ -22,7 +22,7 @@ endif
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 
 .PHONY: help setup demo demo-sim demo-loop demo-teacher default-model test test-fast \
-  test-variants coverage bench-node lint clean check
+  test-variants coverage bench-node docs lint clean check
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -92,6 +92,15 @@ coverage: $(DONE)/rtx  ## run all tests, and print which code they reach
 bench-node: setup  ## measure what the node costs: benchmarks/node.md (about 40 minutes)
 	$(PY) -m benchmarks.node $(if $(YOLO_ROS),--yolo-ros "$(YOLO_ROS)") \
 	  $(if $(SOAK_MINUTES),--soak-minutes $(SOAK_MINUTES))
+
+docs: .venv-docs/.done  ## build the documentation site in site/
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "Open site/index.html; with search: python3 -m http.server -d site"
+
+.venv-docs/.done: requirements/docs.txt
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/bin/python -m pip install --disable-pip-version-check -qq -r $<
+	@touch $@
 
 lint: setup  ## check style, formatting and types
 	$(PY) -m ruff check .

@@ -1,0 +1,17 @@
+"""Read what a model file says about itself: python examples/read_model.py model.onnx."""
+
+import sys
+from pathlib import Path
+
+from drone_kd.backends.onnx_runtime import read_spec
+from drone_kd.lineage import family_tree
+
+path = Path(sys.argv[1])
+spec = read_spec(path)  # raises ModelError if the file does not describe itself
+print("classes:  ", ", ".join(spec.classes))
+print("input:    ", f"{spec.dtype} {spec.layout} {spec.input_shape}, {spec.colour}")
+print("precision:", spec.precision)
+for name, gate in spec.gates.items():
+    print("gate:     ", f"{name} {gate['measured']:g} ≤ {gate['limit']:g}")
+print("licence:  ", spec.licence)
+print("lineage:  ", family_tree(path))
