@@ -254,6 +254,11 @@ and vehicle:
 
 {test_sets}
 
+## Ancestry
+
+One of its teachers was trained on VisDrone, whose images are published for non-commercial use. For
+a commercial product, train your own model from other teachers.
+
 ## Attribution
 
 {attribution}
@@ -322,14 +327,28 @@ Images: MaptimeBogota and angoca, public domain.
 Each source is taught by its labels and by its teachers. Classes that neither covers are masked in
 the loss. The boxes of several teachers are fused. `recipes/default_model.yaml` holds all class
 mappings and thresholds. The student started from COCO's YOLOv8n and was trained on windows of
-{recipe.imgsz} px at several scales, for {recipe.epochs} epochs ({minutes:.0f} minutes) with seed
-{recipe.seed}. To train it again: `make default-model SHARED=...`.
+{recipe.imgsz} px at several scales, for {recipe.epochs} epochs ({minutes:.0f} minutes), seed {recipe.seed}. To train
+it again: `make default-model SHARED=...`.
 
 Training alone forgets what is hardly taught, such as people by day. So the weights are
 interpolated with those of the start (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903). Alpha, the
 share of the start, is {alpha}: the best mean AP50 on images of the training splits:
 
 {alphas}
+
+## Ancestry
+
+| ancestor | role | trained on |
+|---|---|---|
+| YOLOv8n | the student's start, {alpha} of its weights | COCO |
+| YOLOv5su, teacher `visdrone` | pseudo-labels of six sources | VisDrone, whose images are published for non-commercial use |
+| YOLOv8s, teacher `coco` | pseudo-labels of five sources | COCO |
+| YOLOv8s, teacher `thermal` | pseudo-labels of `hit-uav` | HIT-UAV |
+
+No VisDrone image was used to train this model, but its `visdrone` teacher learnt from them. What
+that means for a commercial product is not settled here. To be independent of it, train your own
+model from other teachers (`distill --teachers`). The file's metadata hold no lineage, so
+`drone-kd lineage` prints none of this.
 
 ## Limits
 
@@ -349,5 +368,6 @@ share of the start, is {alpha}: the best mean AP50 on images of the training spl
 The weights are {licence}, because they and the teachers' weights were trained with Ultralytics
 from its checkpoints. `hit-uav` is CC BY 4.0, `aerial-cars` CC BY-SA and CC BY 3.0,
 `rgb-unlabelled` public domain, CC0, CC BY 3.0 and CC BY 4.0. All of them allow commercial use with
-attribution. `unicamp-people` (CC BY-NC 4.0) was only measured.
+attribution. `unicamp-people` (CC BY-NC 4.0) was only measured. VisDrone: see
+[ancestry](#ancestry).
 """
