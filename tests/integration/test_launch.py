@@ -195,6 +195,7 @@ def test_launch_arguments(prefix: Path, file: str, expected: set[str]) -> None:
     assert set(output.split()) == expected
 
 
+@pytest.mark.slow
 def test_fly_detects_on_the_image_topic(
     ground: Callable[..., Ground], launched: Callable[..., subprocess.Popen[str]], model: Path
 ) -> None:
@@ -206,6 +207,7 @@ def test_fly_detects_on_the_image_topic(
     assert parameter(site, "/detector", "use_sim_time") is False
 
 
+@pytest.mark.slow
 def test_fly_takes_the_parameter_file_and_simulated_time(
     ground: Callable[..., Ground],
     launched: Callable[..., subprocess.Popen[str]],
@@ -223,6 +225,7 @@ def test_fly_takes_the_parameter_file_and_simulated_time(
     assert state.current_state.label == "active"
 
 
+@pytest.mark.slow
 def test_replay_brings_detections_in_its_namespace(
     ground: Callable[..., Ground], launched: Callable[..., subprocess.Popen[str]], model: Path
 ) -> None:
@@ -238,6 +241,7 @@ def test_replay_brings_detections_in_its_namespace(
     assert detections.get(timeout=WAIT_SECONDS).header.frame_id == "camera_optical_frame"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(has("ros_gz_sim"), reason="Gazebo is installed: the simulated one is not used")
 @pytest.mark.parametrize("boxes", ["", "/boxes"])
 def test_sim_starts_gazebo_bridge_detector_scorer_and_truth(

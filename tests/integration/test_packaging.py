@@ -70,6 +70,7 @@ def test_version_is_that_of_package_xml() -> None:
     assert run(sys.executable, "setup.py", "--version", cwd=ROOT).split()[-1] == version
 
 
+@pytest.mark.slow
 def test_wheel_of_the_on_board_part(tmp_path: Path) -> None:
     source = tmp_path / "checkout with blanks"
     source.mkdir()
@@ -136,6 +137,7 @@ def test_installed_command_ignores_the_working_directory(folder: str, tmp_path: 
     assert "MODEL.onnx" in run(command, "detect", "--help", cwd=here)
 
 
+@pytest.mark.slow
 def test_training_commands_run_from_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="needs the requirements of the training part")
     checkout = tmp_path / "a checkout with blanks"

@@ -226,6 +226,7 @@ def test_transitions_in_any_order_while_images_come(ground, model):
     assert len(site.exchange(ONE, seconds=7).detections) == 1
 
 
+@pytest.mark.slow
 def test_camera_that_is_killed_and_restarted_is_received(flying, tmp_path, start):
     """It does not sign off, so DDS notices late or never."""
     flying.node.destroy_publisher(flying.images)
@@ -237,6 +238,7 @@ def test_camera_that_is_killed_and_restarted_is_received(flying, tmp_path, start
         process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_process_detects_and_ends_on_a_signal(ground, model, start_detector, number):
     site = ground()
@@ -259,6 +261,7 @@ def test_class_filter_unknown_to_the_model_fails_configuration(ground, model):
     assert node.trigger_configure() == SUCCESS
 
 
+@pytest.mark.slow
 def test_parameter_file_and_bare_off_on_the_command_line(ground, model, start_detector):
     """YAML reads a bare off as false."""
     site = ground()
@@ -269,6 +272,7 @@ def test_parameter_file_and_bare_off_on_the_command_line(ground, model, start_de
     assert site.detections.empty()
 
 
+@pytest.mark.slow
 def test_process_survives_a_bad_model_and_can_be_configured_again(
     ground, model, tmp_path, start_detector
 ):
@@ -287,6 +291,7 @@ def test_process_survives_a_bad_model_and_can_be_configured_again(
     process.end()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "says"),
     [

@@ -168,6 +168,7 @@ def test_shutdown_during_an_inference(hanging):
     assert site.detector.trigger_shutdown() == SUCCESS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_a_process_during_a_long_inference(ground, tmp_path, start_detector, number):
     site = ground()

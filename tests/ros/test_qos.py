@@ -13,6 +13,7 @@ RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFOR
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "offers"),
     [
@@ -88,6 +89,7 @@ def test_reason_for_silence_is_logged(ground, model):
         rclpy.shutdown(context=elsewhere)
 
 
+@pytest.mark.slow
 def test_default_transport_is_named_as_the_reason_for_silence(
     ground, model, start_detector, monkeypatch
 ):

@@ -38,6 +38,7 @@ def stamp(image):
     return image.header.stamp.sec + image.header.stamp.nanosec * 1e-9
 
 
+@pytest.mark.slow
 def test_images_are_published_in_turn_until_a_signal(camera_images, camera, tmp_path):
     for number, size in enumerate(((48, 64), (30, 20))):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((*size, 3), 50 + number, np.uint8))
@@ -56,6 +57,7 @@ def test_images_are_published_in_turn_until_a_signal(camera_images, camera, tmp_
     assert stamps == sorted(set(stamps))
 
 
+@pytest.mark.slow
 def test_a_video_without_loop_ends_with_its_last_frame(ground, camera, tmp_path):
     received = subscribe(ground(), ReliabilityPolicy.RELIABLE)
     video = tmp_path / "flight.avi"
@@ -74,6 +76,7 @@ def test_a_video_without_loop_ends_with_its_last_frame(ground, camera, tmp_path)
     assert "20 frames published" in output
 
 
+@pytest.mark.slow
 def test_generated_flight(camera_images, camera):
     process = camera("-p", "width:=320", "-p", "height:=240", "-p", "seed:=3")
     first, second = (camera_images.get(timeout=WAIT_SECONDS) for _ in range(2))
@@ -83,6 +86,7 @@ def test_generated_flight(camera_images, camera):
     assert first.data != second.data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "says"),
     [

@@ -62,6 +62,7 @@ def send_pose(site, name, stamp_ms, x, y, z, yaw):
     site.poses.publish(message)
 
 
+@pytest.mark.slow
 def test_truth_has_the_stamp_of_the_frame_and_the_place_of_its_moment(site):
     world = read_gazebo_world(share_path("worlds/aerial_traffic.yaml"))
     (car, *_) = world.moving
@@ -87,18 +88,21 @@ def test_truth_has_the_stamp_of_the_frame_and_the_place_of_its_moment(site):
         np.testing.assert_allclose(rows[track][2:], box, atol=0.02)
 
 
+@pytest.mark.slow
 def test_camera_info_without_focal_length_is_an_error(site):
     site.infos.publish(to_camera_info((720, 1280), None, header(90)))
     site.process.wait_for_line("camera_info has no focal length")
     assert site.truths.empty()
 
 
+@pytest.mark.slow
 def test_missing_poses_are_a_warning(site):
     site.infos.publish(to_camera_info((720, 1280), 1280.0, header(90)))
     site.process.wait_for_line("no pose of drone yet")
     assert site.truths.empty()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "says"),
     [

@@ -41,6 +41,7 @@ def overlaps(a, b):
     return inside / ((a[2:] - a[:2]).prod() + (b[:, 2:] - b[:, :2]).prod(1) - inside)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("camera", "pitch_deg"), [("down", 90), ("front", 40)])
 def test_the_committed_world_has_the_boxes_of_the_procedural_one(shapes, camera, pitch_deg):
     """The same place through both, each in its own axes: shapes, places and cameras agree."""
@@ -154,6 +155,7 @@ def test_cameras_are_as_wide_as_ground_truth_expects(world_file, shapes):
         assert 2 * math.asin(mount[4]) == pytest.approx(pitch, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_generator_writes_what_is_committed(tmp_path):
     pytest.importorskip("scipy", reason="scipy is not here: it comes with the training packages")
     source = (WORLDS / "generate.py").read_text()

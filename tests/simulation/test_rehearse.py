@@ -37,6 +37,7 @@ def has_default_model():
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_default_model(), reason="this installation has no default model")
 def test_default_model_detects_cars_without_a_backlog(tmp_path, ros_domain_id):
     # As large as the network's input: no object gets smaller.
@@ -52,6 +53,7 @@ def test_default_model_detects_cars_without_a_backlog(tmp_path, ros_domain_id):
     assert latency < 4 * interval, (latency / 1e6, interval / 1e6)
 
 
+@pytest.mark.slow
 def test_camera_outage_and_clock_jump_are_in_the_score(tmp_path, ros_domain_id):
     model = write_bright_cell_model(tmp_path / "model.onnx")
     faults = {"outage": [1.0, 1.5], "clock_jump": [3.5, -2.0]}
@@ -69,6 +71,7 @@ def test_camera_outage_and_clock_jump_are_in_the_score(tmp_path, ros_domain_id):
     assert "went back" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_detector_that_dies_in_flight_is_named_and_scored(tmp_path, ros_domain_id, capfd):
     model = write_bright_cell_model(tmp_path / "model.onnx")
     dies = (
@@ -109,6 +112,7 @@ def test_wrong_options_are_one_line_and_2(options, says, tmp_path, capfd):
     assert error.count("\n") == 1 and says in error and not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_score(tmp_path):
     model = write_bright_cell_model(tmp_path / "model.onnx")
     done = subprocess.run(

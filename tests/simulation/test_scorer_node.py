@@ -45,6 +45,7 @@ def scores(site):
     return received
 
 
+@pytest.mark.slow
 def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
     site, topics, process = scorer
     live = scores(site)
@@ -83,6 +84,7 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
     assert [path.name for path in (tmp_path / "misses").iterdir()] == ["3000000000.jpg"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "wanted"),
     [(["-p", "label_names:=['', car]"], ["car", "", "9", "bus"]), ([], ["1", "0", "9", "bus"])],
@@ -105,6 +107,7 @@ def test_labels_of_a_bounding_box_camera_have_names(ground, start, tmp_path, mor
     assert [row[0] for row in truth["boxes"]] == wanted
 
 
+@pytest.mark.slow
 def test_killed_scorer_leaves_a_readable_record(scorer, tmp_path):
     site, topics, process = scorer
     live = scores(site)
@@ -114,6 +117,7 @@ def test_killed_scorer_leaves_a_readable_record(scorer, tmp_path):
     assert len(read_flight(tmp_path / "flight.jsonl").legs[0].truths) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "says"),
     [

@@ -101,6 +101,7 @@ def simulate_process(start):
     return lambda *options: start("drone_kd.cli", "simulate", *options)
 
 
+@pytest.mark.slow
 def test_truth_and_camera_info_have_the_stamps_of_the_images(subscriber, simulate_process):
     simulate_process(*SMALL, "--scene", "car-park", "--seed", "3", "--rate", "10")
     flight = itertools.islice(
@@ -114,6 +115,7 @@ def test_truth_and_camera_info_have_the_stamps_of_the_images(subscriber, simulat
         assert [row[1] for row in rows] == [str(i) for i in frame.ids]
 
 
+@pytest.mark.slow
 def test_simulated_time_starts_at_zero_and_stamps_follow_it(subscriber, simulate_process):
     process = simulate_process(*SMALL, "--sim-time", "--rate", "20", "--scene", "forest-edge")
     (_, _, truth), *_ = subscriber.complete_frames(3)
@@ -130,6 +132,7 @@ def test_simulated_time_starts_at_zero_and_stamps_follow_it(subscriber, simulate
     assert code == 0, output
 
 
+@pytest.mark.slow
 def test_dropped_frames_outage_clock_jump_and_delay(subscriber, start):
     """Faults follow the seed and the camera's own stamps, however busy the machine is."""
     faults = {"drop": 0.3, "outage": [1.0, 1.0], "clock_jump": [3.0, -4.0], "delay_ms": 80.0}
@@ -183,6 +186,7 @@ def follows(kept, drawn):
     return not kept[outage[0] : outage[-1] + 1].any()
 
 
+@pytest.mark.slow
 def test_recorded_images_with_labels(subscriber, simulate_process, tmp_path):
     for number in range(3):
         image = np.full((48, 64, 3), 50 * number, np.uint8)
@@ -228,6 +232,7 @@ def test_options_become_parameters_of_the_node():
     assert wanted <= set(command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "says"),
     [

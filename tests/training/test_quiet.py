@@ -29,6 +29,7 @@ def printed(verbose: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_only_messages_about_user_data_and_unknown_warnings_are_shown():
     text = printed("")
     assert "Freezing" not in text and "meaningless" not in text
@@ -36,6 +37,7 @@ def test_only_messages_about_user_data_and_unknown_warnings_are_shown():
     assert "unheard-of trouble" in text and "of your own" in text
 
 
+@pytest.mark.slow
 def test_verbose_shows_everything():
     text = printed("1")
     for message in ("Freezing", "ignoring corrupt image/label", "meaningless", "of your own"):

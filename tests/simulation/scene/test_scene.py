@@ -32,6 +32,7 @@ def world():
     return build_world(7)
 
 
+@pytest.mark.slow
 def test_a_seed_always_gives_the_same_frame(frames):
     again = draw_frame(0)
     assert again.image.tobytes() == frames[0].image.tobytes()
@@ -163,6 +164,7 @@ def test_named_scenes_have_their_objects_and_repeat(scene):
     assert (colourful < 12) == (scene == "night"), colourful
 
 
+@pytest.mark.slow
 def test_people_glow_at_night():
     for frame in itertools.islice(fly(FlightPlan(seed=1, scene="night", fps=1)), 4):
         for x0, y0, x1, y1 in frame.xyxy[frame.class_ids == 0].astype(int):

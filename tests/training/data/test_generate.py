@@ -19,6 +19,7 @@ def files(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_layout_and_labels(made):
     for split, count in (("train", 12), ("val", 3)):
         images = sorted((made.parent / "images" / split).iterdir())

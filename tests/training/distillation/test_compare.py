@@ -123,6 +123,7 @@ def first_seed_only(run: Config, folder: Path, **options) -> dict:
     return {"student": scores, "seconds": 1.0}
 
 
+@pytest.mark.slow
 def test_experiment_writes_a_row_per_run_and_is_not_repeated(
     tiny_data, tiny_teacher, tmp_path, batches, monkeypatch
 ):
@@ -156,6 +157,7 @@ def test_experiment_writes_a_row_per_run_and_is_not_repeated(
         compare(config(tiny_data, tiny_teacher, batch=4), tmp_path, (0,), arms)
 
 
+@pytest.mark.slow
 def test_the_batches_follow_from_the_seed(tiny_data, tmp_path, batches):
     for seed in (0, 1):
         run = config(tiny_data, NO_TEACHER, seed=seed)

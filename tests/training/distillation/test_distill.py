@@ -22,6 +22,8 @@ from drone_kd_training.distillation.trainer import DistillTrainer
 from drone_kd_training.models.checkpoints import UnusableModelError, resolve_model
 from drone_kd_training.teachers.teaching_dataset import read_regions
 from tiny_training import (
+
+pytestmark = pytest.mark.slow  # trainings
     NAMES,
     SIZE,
     draw_set,

@@ -52,6 +52,7 @@ def reference_ap(frames: list[tuple[np.ndarray, np.ndarray]], threshold: float) 
     return float(np.mean([p.max() if p.size else 0.0 for p in at]))
 
 
+@pytest.mark.slow
 def test_figures_equal_an_independent_computation(tiny_data, square_detector):
     metrics = evaluate(str(square_detector), tiny_data)
     detector = Detector(TorchBackend(load_model(str(square_detector))[0]), CONFIDENCE, IOU, 300)

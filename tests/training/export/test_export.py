@@ -64,6 +64,7 @@ def test_without_data_the_metrics_are_those_of_the_training_run(square_detector,
     assert spec.calibration == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_gate_holds_for_a_sound_export(precision, squares, square_detector, tmp_path):
     _, spec = export(square_detector, tmp_path / "model.onnx", precision, str(squares))
@@ -111,6 +112,7 @@ def insert_identity_after_input(proto: onnx.ModelProto) -> None:
     proto.graph.node.insert(0, identity)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "change", "precision"),
     [
@@ -144,6 +146,7 @@ def test_each_gate_alone_refuses_a_faulty_graph(
     ] == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["aerial-student.yaml", "yolo11n.yaml", "yolo26n.yaml"])
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_lower_precisions_of_real_architectures(architecture, precision, tiny_data, tmp_path):
@@ -208,6 +211,7 @@ def test_checkpoint_with_another_head_is_refused(tmp_path):
         export(tmp_path / "best.pt", tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
 def test_end_to_end_head(tmp_path):
     checkpoint = save_checkpoint(tmp_path / "y26.pt", architecture="yolo26n.yaml")
     model, _ = load_model(str(checkpoint))
@@ -217,6 +221,7 @@ def test_end_to_end_head(tmp_path):
     assert spec.gates["box, px, 100 % of rows"]["measured"] < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["aerial-student.yaml", "yolo26n.yaml"])
 def test_several_frames_and_float_input(architecture, tmp_path):
     """One (3, 3, H, W) batch equals three batches of one uint8 frame."""

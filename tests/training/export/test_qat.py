@@ -23,6 +23,8 @@ from drone_kd_training.models.torch_backend import ExportGraph, TorchBackend
 from square_detector import draw_squares, save_square_detector
 from tiny_training import SIZE, save_checkpoint
 
+pytestmark = pytest.mark.slow  # trainings
+
 pytest.importorskip("modelopt", reason="no nvidia-modelopt (training/requirements.txt)")
 
 

@@ -25,6 +25,7 @@ def half(tiny_teacher, tmp_path):
     return onnx.load(path), ExportGraph(model), backend.spec
 
 
+@pytest.mark.slow
 def test_codes_and_scales(half):
     proto, graph, _ = half
     constants = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}

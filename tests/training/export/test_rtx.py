@@ -44,6 +44,7 @@ def write_ungated(
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "precision", "changes"),
     [

@@ -45,6 +45,7 @@ def mined(bag, teacher, student, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_frames_labels_and_predictions_of_a_flight(mined, bag):
     data = load_data(mined / "data.yaml")
     assert data.names == NAMES  # the student's; the teacher's predictions are translated
@@ -78,6 +79,7 @@ def test_frames_labels_and_predictions_of_a_flight(mined, bag):
     assert cv2.imread(str(mined / "contact-sheet.jpg")).shape[1] == 6 * 320
 
 
+@pytest.mark.slow
 def test_lower_threshold_makes_more_pseudo_labels(mined, bag, teacher, student, tmp_path, capsys):
     models = {"teacher": teacher, "student": student}
     found = open_teacher(str(mined / "answers"), ()).found
@@ -95,6 +97,7 @@ def test_lower_threshold_makes_more_pseudo_labels(mined, bag, teacher, student, 
     assert "--sure: expected a score between 0 and 1, got 1.5" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "calls_before"), [("score", 5), ("label", 3), ("finish", 1)], ids=str
 )
@@ -137,6 +140,7 @@ def test_interrupted_work_of_another_command_is_refused(
     assert "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_line_and_finished_work_is_kept(
     mined, bag, teacher, student, tmp_path, monkeypatch, capsys
 ):
@@ -202,6 +206,7 @@ def test_teacher_without_confident_predictions_is_a_warning(bag, student, tmp_pa
     assert "no chosen frame has a confident prediction" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_flights_of_the_same_name_are_kept_apart(teacher, student, tmp_path, capsys):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

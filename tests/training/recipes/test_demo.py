@@ -12,6 +12,7 @@ from tiny_training import save_checkpoint
 pytest.importorskip("rclpy", reason="the flight needs ROS 2")
 
 
+@pytest.mark.slow
 def test_demo_runs_all_steps_and_a_second_run_skips_finished_ones(
     tmp_path, monkeypatch, capsys, ros_domain_id
 ):

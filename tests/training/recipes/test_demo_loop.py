@@ -32,6 +32,7 @@ def save_variant(path: Path, logit_shift: float, box_scale: float) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # its own waits end it; this one counts where they cannot
 def test_better_candidate_passes_the_guard_and_replaces_the_model_in_flight(
     tmp_path, monkeypatch, capsys, ros_domain_id

@@ -15,6 +15,7 @@ from drone_kd_training.evaluation.evaluate import CONFIDENCE, IOU, evaluate
 FRAMES, STEP_NS = 10, 10**9
 
 
+@pytest.mark.slow
 def test_a_flight_without_latency_scores_as_its_frames_do_offline(tmp_path):
     """Of the real model on real frames: equal to 3 decimals, in both ways of scoring."""
     for kind in ("images", "labels"):

@@ -47,6 +47,7 @@ def verdicts(rows: list[Row]) -> dict[str, str]:
     return {row.part: row.verdict for row in rows}
 
 
+@pytest.mark.slow
 def test_gain_on_the_new_flight_without_loss_on_the_base_is_accepted():
     new = guard._compare("new", predictions(60, 0.4), predictions(60, 0.9))
     base = guard._compare("base", predictions(60, 0.8), predictions(60, 0.8))
@@ -60,6 +61,7 @@ def test_gain_on_the_new_flight_without_loss_on_the_base_is_accepted():
     assert not accepted(new + guard._compare("base", predictions(60, 0.8), predictions(60, 0.6)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [{"shift_px": 20.0}, {"swap": True}])
 def test_candidate_trained_on_wrong_labels_is_refused(fault):
     new = guard._compare("new", predictions(60, 0.6), predictions(60, 0.9, **fault))

@@ -107,6 +107,7 @@ def first_weights(path: Path) -> torch.Tensor:
     return load_model(str(path))[0].state_dict()["model.2.cv2.0.2.bias"]
 
 
+@pytest.mark.slow
 def test_better_candidate_is_accepted_and_exported_with_its_lineage(
     mined, base, deployed, training, tmp_path, capsys
 ):
@@ -148,6 +149,7 @@ def test_better_candidate_is_accepted_and_exported_with_its_lineage(
     assert "seed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "new", "old"),
     [
@@ -170,6 +172,7 @@ def test_candidate_that_is_not_better_is_refused_with_exit_code_3(
     assert main(arguments) == 3  # it stays refused
 
 
+@pytest.mark.slow
 def test_training_uses_mined_frames_and_replayed_base_frames(deployed, tmp_path):
     """A real training run; two held-out frames are too few to accept any candidate."""
     output = tmp_path / "out"
@@ -187,6 +190,7 @@ def test_training_uses_mined_frames_and_replayed_base_frames(deployed, tmp_path)
     assert any((trained[name] != before[name]).any() for name in trained if "weight" in name)
 
 
+@pytest.mark.slow
 def test_corrected_frame_has_its_labels_as_predictions(mined, base, deployed, training, tmp_path):
     folder = shutil.copytree(mined, tmp_path / "mined")
     name = "flight-train-002"
@@ -203,6 +207,7 @@ def test_corrected_frame_has_its_labels_as_predictions(mined, base, deployed, tr
     assert len((tmp_path / "out" / "base.txt").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_interrupted_run_is_resumed_without_predicting_again(
     mined, base, deployed, training, tmp_path, capsys
 ):
@@ -216,6 +221,7 @@ def test_interrupted_run_is_resumed_without_predicting_again(
     assert training.resumed == [False, True]
 
 
+@pytest.mark.slow
 def test_parent_is_part_of_the_lineage(mined, base, deployed, training, tmp_path):
     training.side = 15
     parent, _ = export(deployed, tmp_path / "parent.onnx")

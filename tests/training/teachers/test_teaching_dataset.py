@@ -102,6 +102,7 @@ def record_predictions(monkeypatch) -> list[tuple[str, str]]:
     return calls
 
 
+@pytest.mark.slow
 def test_run_with_two_teachers_thresholds_weights_and_tiles(tmp_path, monkeypatch):
     """Every setting of a teacher shows in a real run: `every`, `sure`, `weight` and `tiles`."""
     path = write_plan(tmp_path, every=2)
@@ -181,6 +182,7 @@ def test_windows_contain_the_boxes_inside_them():
     assert len(kept) == 1  # an eighth of the first is too little
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes_in_every_phase(tmp_path, monkeypatch):
     run, output = config(write_plan(tmp_path)), tmp_path / "out"
     cached = tmp_path / "answers"

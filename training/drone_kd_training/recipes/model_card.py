@@ -327,8 +327,8 @@ Images: MaptimeBogota and angoca, public domain.
 Each source is taught by its labels and by its teachers. Classes that neither covers are masked in
 the loss. The boxes of several teachers are fused. `recipes/default_model.yaml` holds all class
 mappings and thresholds. The student started from COCO's YOLOv8n and was trained on windows of
-{recipe.imgsz} px at several scales, for {recipe.epochs} epochs ({minutes:.0f} minutes), seed {recipe.seed}. To train
-it again: `make default-model SHARED=...`.
+{recipe.imgsz} px at several scales, for {recipe.epochs} epochs ({minutes:.0f} minutes), seed
+{recipe.seed}. To train it again: `make default-model SHARED=...`.
 
 Training alone forgets what is hardly taught, such as people by day. So the weights are
 interpolated with those of the start (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903). Alpha, the
@@ -341,7 +341,8 @@ share of the start, is {alpha}: the best mean AP50 on images of the training spl
 | ancestor | role | trained on |
 |---|---|---|
 | YOLOv8n | the student's start, {alpha} of its weights | COCO |
-| YOLOv5su, teacher `visdrone` | pseudo-labels of six sources | VisDrone, whose images are published for non-commercial use |
+| YOLOv5su, teacher `visdrone` | pseudo-labels of six sources | \
+VisDrone, whose images are published for non-commercial use |
 | YOLOv8s, teacher `coco` | pseudo-labels of five sources | COCO |
 | YOLOv8s, teacher `thermal` | pseudo-labels of `hit-uav` | HIT-UAV |
 
