@@ -22,8 +22,6 @@ from drone_kd_training.distillation.trainer import DistillTrainer
 from drone_kd_training.models.checkpoints import UnusableModelError, resolve_model
 from drone_kd_training.teachers.teaching_dataset import read_regions
 from tiny_training import (
-
-pytestmark = pytest.mark.slow  # trainings
     NAMES,
     SIZE,
     draw_set,
@@ -31,6 +29,8 @@ pytestmark = pytest.mark.slow  # trainings
     save_checkpoint,
     save_rtdetr,
 )
+
+pytestmark = pytest.mark.slow  # trainings
 
 SHORT = {
     "warmup_epochs": 0.0,
