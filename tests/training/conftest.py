@@ -3,13 +3,17 @@
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("torch", reason="the training part is not installed: make setup")
+pytest.importorskip("ultralytics", reason="the training part is not installed: make setup")
+
 import torch
 
 from drone_kd_training.export.export import export
 from square_detector import save_square_detector
 from tiny_training import draw_set, save_checkpoint
 
-# On pictures of 64 px threads cost more than they bring.
+# On images of 64 px threads cost more than they bring.
 torch.set_num_threads(1)
 
 
