@@ -5,8 +5,8 @@ import torch
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 
-from drone_kd_training.distillation.aligned_predictions import LevelComparison, make_adapters
-from drone_kd_training.distillation.criterion import DistillationLoss, InFloat32
+from drone_kd_training.distillation.aligned_predictions import LevelComparison
+from drone_kd_training.distillation.criterion import DistillationLoss, InFloat32, make_adapters
 from drone_kd_training.distillation.heads import raw_predictions
 from drone_kd_training.distillation.levels import match_levels
 from drone_kd_training.distillation.loss_balancing import Balance, Schedule

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from drone_kd_training.distillation.levels import match_levels
+from drone_kd_training.distillation.terms import BOX_TERMS
 from drone_kd_training.models.checkpoints import UnusableModelError
 
 
@@ -30,8 +31,8 @@ def test_without_a_common_level_the_teacher_teaches_with_its_boxes():
     no_head = match_levels(head(8, 16), None)
     assert no_head.pairs == ()
     assert "the teacher has no levels" in no_head.table()
-    between.check_terms(("class", "box", "assign"), "t.pt")
+    between.check_terms(("class", "box", "assign"), "t.pt", BOX_TERMS)
     with pytest.raises(
         UnusableModelError, match=r"t\.pt has no level in common .* not cross; use"
     ):
-        between.check_terms(("class", "cross"), "t.pt")
+        between.check_terms(("class", "cross"), "t.pt", BOX_TERMS)

@@ -16,7 +16,6 @@ from drone_kd_training.distillation.box_assignment import assign_boxes
 from drone_kd_training.distillation.heads import take_levels
 from drone_kd_training.distillation.levels import LevelMatch
 from drone_kd_training.distillation.losses import BACKGROUND
-from drone_kd_training.distillation.terms import TERMS
 from drone_kd_training.teachers.soft_labels import Boxes, distilled_classes
 
 # (branch of the head, level) -> hidden features of the student.
@@ -168,26 +167,3 @@ class BoxComparison(Comparison):
         confidence = self.targets.amax(-1)
         loss = losses.decoded_box(self.student_xyxy, self.target_xyxy, confidence, self.size)
         return "box", loss
-
-
-def make_adapters(
-    terms: tuple[str, ...],
-    levels: LevelMatch,
-    student_head: Detect,
-    teacher_head: Detect | None,
-    seed: int,
-) -> nn.ModuleDict:
-    """Return the layers that bring the student's features to the teacher's width.
-
-    They are trained with the student and thrown away. Their random initial weights do not touch
-    the random numbers of the run: the student sees the same batches with and without them.
-    """
-    found = nn.ModuleDict()
-    if teacher_head is None:
-        return found
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name, term in TERMS.items():
-            if name in terms:
-                found.update(term.make_adapters(student_head, teacher_head, levels))
-    return found

@@ -12,6 +12,7 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from ultralytics.nn.modules.head import Detect
 
 from drone_kd_training.distillation import heads
 from drone_kd_training.distillation.aligned_predictions import (
@@ -229,3 +230,26 @@ def computes_in_bfloat16() -> bool:
     """Return whether this CPU has bfloat16 instructions."""
     known = torch.cpu.get_capabilities()
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def make_adapters(
+    terms: tuple[str, ...],
+    levels: LevelMatch,
+    student_head: Detect,
+    teacher_head: Detect | None,
+    seed: int,
+) -> nn.ModuleDict:
+    """Return the layers that bring the student's features to the teacher's width.
+
+    They are trained with the student and thrown away. Their random initial weights do not touch
+    the random numbers of the run: the student sees the same batches with and without them.
+    """
+    found = nn.ModuleDict()
+    if teacher_head is None:
+        return found
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, term in TERMS.items():
+            if name in terms:
+                found.update(term.make_adapters(student_head, teacher_head, levels))
+    return found

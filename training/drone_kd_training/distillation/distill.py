@@ -47,6 +47,7 @@ from drone_kd_training.distillation.run_report import (
     plot_curves,
     warn_if_teacher_is_weaker,
 )
+from drone_kd_training.distillation.terms import BOX_TERMS
 from drone_kd_training.distillation.train_data import FRAMES, add_unlabelled, spread_fraction
 from drone_kd_training.distillation.trainer import COST, STATE, DistillTrainer
 from drone_kd_training.evaluation.evaluate import evaluate
@@ -175,7 +176,7 @@ def _open_inputs(run: Run) -> Run:
         LOGGER.info(match_classes(data.names, teacher.names).table())
         levels = match_levels(detect_head(student), teacher.head, config.teacher_scale)
         LOGGER.info(levels.table())
-        levels.check_terms(config.terms, config.teacher)
+        levels.check_terms(config.terms, config.teacher, BOX_TERMS)
     if config.unlabelled:
         image_paths(Path(config.unlabelled))
     return replace(run, data=data, teacher=teacher)

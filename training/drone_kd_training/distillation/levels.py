@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from ultralytics.nn.modules.head import Detect
 
-from drone_kd_training.distillation.terms import BOX_TERMS
 from drone_kd_training.models.checkpoints import UnusableModelError
 
 
@@ -48,20 +47,20 @@ class LevelMatch:
             lines.append(f"{f'stride {stride}':<24} {matched or unmatched}")
         return "\n".join(lines)
 
-    def check_terms(self, terms: tuple[str, ...], teacher: str) -> None:
+    def check_terms(self, terms: tuple[str, ...], teacher: str, box_terms: frozenset[str]) -> None:
         """Refuse terms that compare anchors if no level matches; ``teacher``: its source.
 
         Raises:
             UnusableModelError: a term needs matched levels and there are none.
         """
-        impossible = set(terms) - BOX_TERMS
+        impossible = set(terms) - box_terms
         if self.pairs or not impossible:
             return
         raise UnusableModelError(
             f"{teacher} has no level in common with the student (strides "
             f"{list(self.teacher_strides)} of an image {self.scale:g} times as large, against "
             f"{list(self.student_strides)}): it can teach with its boxes, but not "
-            f"{', '.join(sorted(impossible))}; use --terms {','.join(sorted(BOX_TERMS))}"
+            f"{', '.join(sorted(impossible))}; use --terms {','.join(sorted(box_terms))}"
         )
 
 

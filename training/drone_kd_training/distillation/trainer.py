@@ -22,9 +22,8 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from drone_kd.files import atomic_file, write_text
-from drone_kd_training.distillation.aligned_predictions import make_adapters
 from drone_kd_training.distillation.config import read_config
-from drone_kd_training.distillation.criterion import DistillationLoss, InFloat32
+from drone_kd_training.distillation.criterion import DistillationLoss, InFloat32, make_adapters
 from drone_kd_training.distillation.levels import LevelMatch, match_levels
 from drone_kd_training.distillation.loss_balancing import Balance, Schedule, average_over_processes
 from drone_kd_training.distillation.train_data import TrainData

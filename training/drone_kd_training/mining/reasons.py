@@ -8,13 +8,13 @@ To add one, add it to ``REASONS`` and measure it in `measure`, or over all scene
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from drone_kd_training.mining.stages import ScoredFrame
+from drone_kd.core.detections import Detections
 
 
 class Reason(NamedTuple):
@@ -31,6 +31,23 @@ REASONS = {
     "random": Reason(0.1),  # may show what both models miss
 }
 SHARES = {name: reason.share for name, reason in REASONS.items()}
+
+
+@dataclass(frozen=True)
+class ScoredFrame:
+    """A frame after inference, without its pixels; see `Frame` and `FrameFeatures`.
+
+    ``size``: (width, height) in pixels. ``student``: the student's predictions.
+    """
+
+    number: int
+    stamp_s: float
+    block: int
+    size: tuple[int, int]
+    embedding: np.ndarray
+    shift: tuple[float, float] | None
+    student: Detections
+    disagreement: float
 
 
 def measure(scored: list[ScoredFrame], i: int, name: str) -> dict[str, float]:

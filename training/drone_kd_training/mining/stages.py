@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +23,7 @@ from drone_kd.core.detections import Detections
 from drone_kd_training.mining.flights import Frame, Segment, read
 from drone_kd_training.mining.frame_features import FrameFeatures, drop_near_duplicates
 from drone_kd_training.mining.hardness import disagreement
-from drone_kd_training.mining.reasons import REASONS, measure
+from drone_kd_training.mining.reasons import REASONS, ScoredFrame, measure
 
 if TYPE_CHECKING:  # readers on a cluster need no torch
     from drone_kd_training.mining.student_and_teacher import Models
@@ -34,23 +33,6 @@ BATCH = 8
 # A scene ends at a frame whose embedding is this far from that of the scene's first frame.
 SCENE_DISTANCE = 0.06
 _JPEG_QUALITY = 95
-
-
-@dataclass(frozen=True)
-class ScoredFrame:
-    """A frame after inference, without its pixels; see `Frame` and `FrameFeatures`.
-
-    ``size``: (width, height) in pixels. ``student``: the student's predictions.
-    """
-
-    number: int
-    stamp_s: float
-    block: int
-    size: tuple[int, int]
-    embedding: np.ndarray
-    shift: tuple[float, float] | None
-    student: Detections
-    disagreement: float
 
 
 class LabelledFrame(NamedTuple):

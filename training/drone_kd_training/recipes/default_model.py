@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -40,6 +40,7 @@ from drone_kd_training.models.weight_interpolation import interpolate_weights
 from drone_kd_training.recipes.default_model_data import (
     KINDS,
     TEST_SETS,
+    Recipe,
     prepare,
     selection_images,
     write_test_set,
@@ -65,24 +66,6 @@ THRESHOLD_SOURCES = ("hit-uav", "aerial-cars")
 THRESHOLDS = np.arange(0.05, 0.8, 0.025)
 # A class with fewer labels does not count for the choice of the threshold.
 LABELS_NEEDED = 20
-OVERRIDES = {"optimizer": "AdamW", "lr0": 0.0003, "lrf": 0.05, "cos_lr": True,
-             "warmup_epochs": 0.2, "nbs": 8, "mosaic": 0.7, "close_mosaic": 0,
-             "flipud": 0.3}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Duration of each training; ``overrides`` of the student as in `Config`."""
-
-    procedural: int = 250
-    thermal_epochs: int = 8
-    thermal_imgsz: int = 320
-    epochs: int = 6
-    imgsz: int = 320
-    batch: int = 8
-    seed: int = 0
-    balance: float = 0.5
-    overrides: dict[str, Any] = field(default_factory=OVERRIDES.copy)
 
 
 @dataclass(frozen=True)

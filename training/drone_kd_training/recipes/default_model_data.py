@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import yaml
@@ -20,6 +22,26 @@ from drone_kd_training.data.dataset import (
     read_sample,
 )
 from drone_kd_training.data.generate import generate
+
+OVERRIDES = {"optimizer": "AdamW", "lr0": 0.0003, "lrf": 0.05, "cos_lr": True,
+             "warmup_epochs": 0.2, "nbs": 8, "mosaic": 0.7, "close_mosaic": 0,
+             "flipud": 0.3}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Duration of each training; ``overrides`` of the student as in `Config`."""
+
+    procedural: int = 250
+    thermal_epochs: int = 8
+    thermal_imgsz: int = 320
+    epochs: int = 6
+    imgsz: int = 320
+    batch: int = 8
+    seed: int = 0
+    balance: float = 0.5
+    overrides: dict[str, Any] = field(default_factory=OVERRIDES.copy)
+
 
 # Images of rgb-unlabelled by the beginning of their names. One of caliterra shows a car: left out.
 # All of lewis is left out, so that no false alarm in it can have been trained away.

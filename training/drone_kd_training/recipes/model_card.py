@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,15 +20,13 @@ from drone_kd.paths import selftest_image_path
 from drone_kd.progress import track
 from drone_kd.visualization import contact_sheet, draw_detections
 from drone_kd_training.models.checkpoints import cost, load_model
+from drone_kd_training.recipes.default_model_data import Recipe
 from drone_kd_training.recipes.default_model_figures import INPUT_PX, Figures
 from drone_kd_training.tables import format_score
 from drone_kd_training.teachers.fusion import count_right, fuse, translate
 from drone_kd_training.teachers.prediction_cache import PredictionCache
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 from drone_kd_training.teachers.teaching_plan import Plan, Source
-
-if TYPE_CHECKING:  # the recipe imports this module
-    from drone_kd_training.recipes.default_model import Recipe
 
 # Only these may be shown in the repository: public domain and CC0.
 SHOWN = ("bogota-niza", "chia-aqua")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
 from drone_kd_training.teachers import IGNORE_BAND
-
-if TYPE_CHECKING:
-    from drone_kd_training.teachers.teachers import Predictions
 
 NMS_IOU = 0.6
 
@@ -50,6 +47,27 @@ class Boxes:
         xyxy = box_convert(self.cxcywh[kept], "cxcywh", "xyxy")
         group = self.image[kept] * self.scores.shape[-1] + class_id[kept]
         return self[kept[batched_nms(xyxy.float(), best[kept].float(), group, NMS_IOU)]]
+
+
+@dataclass
+class Predictions:
+    """Stored predictions of a teacher.
+
+    Attributes:
+        names: class names.
+        found: stem of the image file -> boxes (n, 4), cxcywh, and scores (n, C) in [0, 1].
+        pixels: whether the boxes are in pixels of the image, or in [0, 1] of its size.
+    """
+
+    names: tuple[str, ...]
+    found: dict[str, tuple[np.ndarray, np.ndarray]]
+    pixels: bool
+    head: ClassVar[None] = None
+    module: ClassVar[None] = None
+
+    def __call__(self, images: Tensor, batch: dict) -> Boxes:
+        """Return the predictions of the augmented frames (`split_batch`)."""
+        return batch["predictions"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -26,7 +25,7 @@ from drone_kd_training.models.checkpoints import (
     detect_head,
     load_model,
 )
-from drone_kd_training.teachers.soft_labels import Boxes
+from drone_kd_training.teachers.soft_labels import Boxes, Predictions
 
 BOX_HEADS = ("RTDETRDecoder",)
 # Predictions below this are dropped: RT-DETR gives 300 boxes per image.
@@ -37,27 +36,6 @@ CLASSES_FILE = "classes.txt"
 RawPredictions = dict[str, Any]
 # Context around a tile in pixels: a multiple of every stride.
 TILE_MARGIN = 64
-
-
-@dataclass
-class Predictions:
-    """Stored predictions of a teacher.
-
-    Attributes:
-        names: class names.
-        found: stem of the image file -> boxes (n, 4), cxcywh, and scores (n, C) in [0, 1].
-        pixels: whether the boxes are in pixels of the image, or in [0, 1] of its size.
-    """
-
-    names: tuple[str, ...]
-    found: dict[str, tuple[np.ndarray, np.ndarray]]
-    pixels: bool
-    head: ClassVar[None] = None
-    module: ClassVar[None] = None
-
-    def __call__(self, images: Tensor, batch: dict) -> Boxes:
-        """Return the predictions of the augmented frames (`soft_labels.split_batch`)."""
-        return batch["predictions"]
 
 
 class DetectTeacher:
