@@ -108,7 +108,7 @@ lint: setup  ## check style, formatting and types
 	$(PY) -m mypy
 
 clean:  ## remove .venv and everything built
-	rm -rf .venv build install log *.egg-info training/*.egg-info .venv-docs site .pytest_cache .ruff_cache \
+	rm -rf .venv build install log *.egg-info training/build training/*.egg-info .venv-docs site .pytest_cache .ruff_cache \
 	  .mypy_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

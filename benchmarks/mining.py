@@ -60,13 +60,13 @@ def speed(flight: str, teacher: str, frames: int) -> None:
         if frame is None:
             break
         (features,) = timed("thin", lambda: list(drop_near_duplicates([frame])))  # noqa: B023
-        timed("look (student and teacher)", stages.score, [features], models)
+        timed("score (student and teacher)", stages.score, [features], models)
         timed("teacher alone", models.predict, frame.image)
         timed("label", stages.label, [frame], models)
     print(markdown_head(["stage", "ms per frame, median"]))
     for name, own in times.items():
         print(f"| {name} | {1e3 * np.median(own[2:]):.1f} |")
-    parts = ("read", "thin", "look (student and teacher)")
+    parts = ("read", "thin", "score (student and teacher)")
     mining = sum(np.median(times[name][2:]) for name in parts)
     alone = np.median(times["teacher alone"][2:])
     print(

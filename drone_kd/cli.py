@@ -253,7 +253,7 @@ def _interrupted(name: str = "") -> str:
 
 
 def _complete() -> None:
-    """Answer the shell's question for completions; returns only where nobody asked."""
+    """Print the completions if the shell asks for them, and exit."""
     try:
         import argcomplete
     except ImportError:

@@ -28,7 +28,8 @@ class Backend(Protocol):
         """Run a batch (B, H, W, 3) in BGR, of the network's size; return (B, K, 6).
 
         B is `spec.batch`: a caller with fewer frames fills up the batch and ignores the extra
-        rows. `ModelSpec` describes a row. InferenceError: the runtime failed.
+        rows. `ModelSpec` describes a row. Buffers are shared: not for several threads at once.
+        InferenceError: the runtime failed.
         """
 
 

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import drone_kd
+from drone_kd.commands.shared_options import count, fraction
 from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.media.image_files import SourceError
 from drone_kd.processes import running
@@ -44,9 +45,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     where = "folder for record, score and report"
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=where)
     threshold = "score threshold of the detector"
-    parser.add_argument("--confidence", type=float, default=0.25, metavar="C", help=threshold)
+    parser.add_argument("--confidence", type=fraction, default=0.25, metavar="C", help=threshold)
     parser.add_argument(
-        "--pictures", type=int, default=6, metavar="N", help="number of worst misses to keep"
+        "--pictures", type=count, default=6, metavar="N", help="number of worst misses to keep"
     )
     add_flight_options(parser)
     parser.set_defaults(seconds=60.0, rate=10.0)

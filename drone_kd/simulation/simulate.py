@@ -25,7 +25,7 @@ _PARAMETERS = {
     ),
     "camera": (
         ("--rate", "rate", "HZ", "frames per second"),
-        ("--seconds", "seconds", "S", "length of the flight; 0: until Ctrl-C"),
+        ("--seconds", "seconds", "S", "length of the flight (simulate: 0: until Ctrl-C)"),
         ("--drop", "drop", "SHARE", "share of frames that the camera loses"),
         ("--delay", "delay_ms", "MS", "from the exposure to the frame on its topic"),
         ("--outage", "outage", "S", "the camera stops: start and length"),

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from drone_kd.commands.shared_options import fraction
 from drone_kd.files import write_text
 from drone_kd.simulation.scoring.flight_record import FlightError, read_flight
 from drone_kd.simulation.scoring.report import PICTURES_FOLDER, render_report
@@ -20,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     folder = f"folder of the scorer, or its {RECORD}"
     parser.add_argument("flight", type=Path, metavar="FLIGHT", help=folder)
     least = "score threshold of recall"
-    parser.add_argument("--confidence", type=float, default=0.25, metavar="C", help=least)
+    parser.add_argument("--confidence", type=fraction, default=0.25, metavar="C", help=least)
 
 
 def write_score(folder: Path, confidence: float = 0.25, title: str = "Flight") -> dict:

@@ -2,8 +2,8 @@
 """The distillation terms that ``--terms`` can name.
 
 To add a term, write a `Term` subclass in a file of this folder and add one line to ``TERMS``. The
-training loop, the command-line help and the documentation read this table. Importing it does not
-import torch, so that the help stays fast.
+training loop and the command-line help (so the generated page of commands) read this table.
+Importing it does not import torch, so that the help stays fast.
 """
 
 from __future__ import annotations
