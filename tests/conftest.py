@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,10 +37,29 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["YOLO_OFFLINE"] = "1"
 os.environ["YOLO_AUTOINSTALL"] = "False"
 
+# Folder of tests: modules that it requires, and where they come from. A skip in the conftest.py of
+# the folder would end the whole session before pytest 8.
+_REQUIRED = {
+    "ros": (("rclpy", "vision_msgs"), "source ROS 2, or make setup"),
+    "training": (("torch", "ultralytics"), "make setup"),
+    "training/mining": (("rosbags",), "pip install 'drone_kd[simulation]'"),
+}
+_LEFT_OUT = {
+    folder: f"no {' and no '.join(missing)} ({remedy})"
+    for folder, (modules, remedy) in _REQUIRED.items()
+    if (missing := [name for name in modules if find_spec(name) is None])
+}
+collect_ignore_glob = [f"{folder}{end}" for folder in _LEFT_OUT for end in ("", "/*")]
+
 # Above 100 the ports of a domain meet Linux's ephemeral ports.
 _DOMAIN_IDS = range(1, 101)
 # A domain that was just used may still hold dying participants: start with a different one.
 _next_domain_ids = itertools.cycle(random.sample(_DOMAIN_IDS, len(_DOMAIN_IDS)))
+
+
+def pytest_report_header() -> list[str]:
+    """Name the folders whose tests are left out."""
+    return [f"left out: tests/{folder}: {reason}" for folder, reason in _LEFT_OUT.items()]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Fixtures of the node's tests, which are skipped without ROS 2."""
+"""Fixtures of the node's tests; `tests/conftest.py` leaves them out without ROS 2."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import pytest
 
 if TYPE_CHECKING:
     from node_process import NodeProcess
-
-pytest.importorskip("rclpy", reason="ROS 2 is not installed")
-pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not installed")
 
 
 @pytest.fixture(autouse=True)
