@@ -136,16 +136,21 @@ class DetectorNode(LifecycleNode):
         self._announce_labels(self._slot.model)
         self._stats = {camera: CameraStats() for camera in self._settings.cameras}
         self._reminders = {}
-        self._pipeline = Pipeline(
-            self,
-            self._settings,
-            self._slot.model,
-            self._stats,
-            self._enabled,
-            publish=self._publish,
-            show=self._show,
-            wants_full_size=lambda camera: self._debug[camera].wanted(),
-        )
+        try:
+            self._pipeline = Pipeline(
+                self,
+                self._settings,
+                self._slot.model,
+                self._stats,
+                self._enabled,
+                publish=self._publish,
+                show=self._show,
+                wants_full_size=lambda camera: self._debug[camera].wanted(),
+            )
+        except Exception as error:  # rclpy would swallow it silently
+            self.get_logger().error(f"Cannot activate: {error}")
+            super().on_deactivate(state)
+            return TransitionCallbackReturn.FAILURE
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:

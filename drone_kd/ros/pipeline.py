@@ -86,17 +86,20 @@ class Pipeline:
         self._measured: Backend | None = None
         self._call_ms = 0.0
         self._thread = threading.Thread(target=self._work, name="detector", daemon=True)
+        self.subscriptions: dict[str, ImageSubscription] = {}
+        try:
+            for camera in settings.cameras:
+                self.subscriptions[camera] = ImageSubscription(
+                    node,
+                    f"{camera}/image" if camera else "image",
+                    settings.image_transport,
+                    settings.reliability,
+                    partial(self._receive, camera),
+                )
+        except BaseException:
+            self._unsubscribe()
+            raise
         self._thread.start()
-        self.subscriptions = {
-            camera: ImageSubscription(
-                node,
-                f"{camera}/image" if camera else "image",
-                settings.image_transport,
-                settings.reliability,
-                partial(self._receive, camera),
-            )
-            for camera in settings.cameras
-        }
 
     # Called by the executor
 
@@ -122,11 +125,16 @@ class Pipeline:
 
         An inference that ends later publishes nothing.
         """
-        for subscription in self.subscriptions.values():
-            subscription.destroy()
+        self._unsubscribe()
         self._inbox.close()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def _unsubscribe(self) -> None:
+        # Their callbacks refer to the pipeline: cleared, or it would wait for the cycle collector.
+        for subscription in self.subscriptions.values():
+            subscription.destroy()
+        self.subscriptions.clear()
 
     def _receive(self, camera: str, topic: str, message: Image | CompressedImage) -> None:
         received = perf_counter()
@@ -148,6 +156,9 @@ class Pipeline:
             limit = self.model.backend.spec.batch if self._settings.tiling == OFF else 1
             frames = self._inbox.take(limit, self._settings.max_rate)
             if frames is None:
+                # rclpy may hold a destroyed subscription, and with it the pipeline, for longer.
+                del self.model
+                self._measured = None
                 return
             if not frames:
                 continue

@@ -1,6 +1,9 @@
 """Detector node: detections, dropped frames, life cycle, processes."""
 
+import gc
 import signal
+import threading
+import weakref
 
 import cv2
 import numpy as np
@@ -14,6 +17,7 @@ from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from drone_kd.paths import config_path
+from drone_kd.ros import detector_node, pipeline
 from drone_kd.ros.drop_reasons import FAILED, SUPERSEDED, UNDECODABLE
 from ground_station import WAIT_SECONDS
 from tiny_model import write_fixed_model
@@ -162,6 +166,65 @@ def test_parameter_of_wrong_type_or_range_is_rejected(flying, name, value):
     assert flying.detector.get_parameter(name).value == before
 
 
+@pytest.fixture
+def no_cycle_collector():
+    """Free only what nothing refers to any more."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_cleanup_frees_the_model(ground, model, no_cycle_collector):
+    site = ground(model=model, confidence=0.9, autostart=True)
+    node = site.add_detector()
+    site.wait_for_detector()
+    assert len(site.exchange(ONE).detections) == 1
+    backend = weakref.ref(site.backend)
+
+    assert node.trigger_deactivate() == SUCCESS
+    assert backend() is not None
+    assert node.trigger_cleanup() == SUCCESS
+    site.wait_until(lambda: backend() is None, "the model is freed")
+
+
+def test_cleanup_frees_the_model_of_an_inference_that_outlasts_it(
+    ground, model, monkeypatch, no_cycle_collector
+):
+    monkeypatch.setattr(detector_node, "_STOP_SECONDS", 0.0)
+    site = ground(model=model, confidence=0.9, autostart=True)
+    node = site.add_detector()
+    site.wait_for_detector()
+    # Not of the backend, to which its held inference refers.
+    loaded = weakref.ref(node._slot.model)
+    with site.held_inference() as held:
+        site.send(ONE)
+        site.wait_until(lambda: held.calls == 1, "the inference runs")
+        assert node.trigger_deactivate() == SUCCESS
+        assert node.trigger_cleanup() == SUCCESS
+        assert loaded() is not None, "freed during an inference"
+    site.wait_until(lambda: loaded() is None, "the model is freed")
+
+
+def test_failed_activation_leaves_no_thread_and_no_subscription(ground, model, monkeypatch):
+    class Limited(pipeline.ImageSubscription):
+        def __init__(self, node, topic, *args):
+            if topic.startswith("down"):
+                raise RuntimeError("no more readers")
+            super().__init__(node, topic, *args)
+
+    site = ground(model=model, cameras="[front, down]")
+    node = site.add_detector()
+    assert node.trigger_configure() == SUCCESS
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "ImageSubscription", Limited)
+        assert node.trigger_activate() == FAILURE
+    assert "no more readers" in site.wait_for_log("Cannot activate")
+    assert "detector" not in [thread.name for thread in threading.enumerate()]
+    assert not [s.topic_name for s in node.subscriptions if s.topic_name.endswith("/image")]
+    assert node.trigger_activate() == SUCCESS
+
+
 def test_life_cycle(ground, model, tmp_path):
     site = ground(model=tmp_path / "missing.onnx", confidence=0.9)
     node = site.add_detector()
@@ -187,7 +250,6 @@ def test_life_cycle(ground, model, tmp_path):
 
     assert node.trigger_deactivate() == SUCCESS
     assert node.trigger_cleanup() == SUCCESS
-    assert node._slot is None, "the model stays in memory"
     site.wait_until(
         lambda: site.node.count_publishers("/detector/detections") == 0, "the topics are gone"
     )
