@@ -5,7 +5,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-folder = Path(__file__).parent
+# Resolved: `colcon build --symlink-install` runs a link to this file, in its build folder.
+folder = Path(__file__).resolve().parent
 manifest = ElementTree.parse(folder / "package.xml")
 name = "drone_kd"
 parts = ("onboard", "record", "simulation", "cluster")

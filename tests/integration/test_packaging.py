@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +71,14 @@ def test_version_is_that_of_package_xml() -> None:
     assert run(sys.executable, "setup.py", "--version", cwd=ROOT).split()[-1] == version
 
 
+def test_setup_runs_through_a_link_as_colcon_does(tmp_path: Path) -> None:
+    """With --symlink-install, beside links to the packages but not to requirements/."""
+    for name in ("setup.py", "setup.cfg", "drone_kd"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    version = ElementTree.parse(ROOT / "package.xml").findtext("version")
+    assert run(sys.executable, "setup.py", "--version", cwd=tmp_path).split()[-1] == version
+
+
 @pytest.mark.slow
 def test_wheel_of_the_on_board_part(tmp_path: Path) -> None:
     source = tmp_path / "checkout with blanks"
@@ -82,11 +91,22 @@ def test_wheel_of_the_on_board_part(tmp_path: Path) -> None:
     assert top_level(names) == {"drone_kd"}
     assert {"drone_kd/py.typed", "drone_kd/models/default.onnx"} <= names
     shared = {name.partition("/data/share/drone_kd/")[2] for name in names}
-    assert {"config/detector.yaml", "launch/fly.launch.py", "worlds/aerial_traffic.sdf"} <= shared
+    assert {"config/detector.yaml", "launch/fly.launch.py"} <= shared
+    worlds = (
+        "aerial_traffic.sdf",
+        "aerial_traffic.yaml",
+        "bridge.yaml",
+        "aerial_traffic/ground.obj",
+    )
+    assert {f"worlds/{file}" for file in worlds} <= shared
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert "License: Apache-2.0" in metadata and "Requires-Python: >=3.10" in metadata
 
 
+@pytest.mark.skipif(
+    tuple(map(int, setuptools.__version__.split(".")[:3])) < (77, 0, 3),
+    reason=f"needs setuptools >= 77.0.3 (training/pyproject.toml), got {setuptools.__version__}",
+)
 def test_wheel_of_the_training_part(tmp_path: Path) -> None:
     names, metadata = build_wheel(ROOT / "training", tmp_path)
     assert top_level(names) == {"drone_kd_training"}  # no module `training` on the user's path
