@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -20,15 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drone_kd.dds import carry_large_images, stay_on_this_machine
+from drone_kd.dds import carry_large_images, choose_domain, stay_on_this_machine
 from drone_kd.processes import running
 
 if TYPE_CHECKING:
     from rclpy.client import Client
 
 FRAMES = 8
-# A free range of DDS domains above Linux's ephemeral ports.
-DOMAINS = (215, 231)
 
 # Models and bags that the tests write are inputs of some benchmarks.
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
@@ -47,8 +44,8 @@ def markdown_head(names: Sequence[str]) -> str:
 def isolate() -> None:
     """Give this process and its children a DDS domain, unless one is set, on this machine."""
     stay_on_this_machine()
+    choose_domain()
     carry_large_images()
-    os.environ.setdefault("ROS_DOMAIN_ID", str(random.randint(*DOMAINS)))
 
 
 Process = AbstractContextManager[subprocess.Popen]

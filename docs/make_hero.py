@@ -10,8 +10,6 @@ the default model's training images. Run it on an idle machine: the latency is t
 
 from __future__ import annotations
 
-import os
-import random
 import sys
 import tempfile
 import time
@@ -25,7 +23,7 @@ from PIL import Image as Picture
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import Image
 
-from drone_kd.dds import carry_large_images, stay_on_this_machine
+from drone_kd.dds import carry_large_images, choose_domain, stay_on_this_machine
 from drone_kd.paths import selftest_image_path
 from drone_kd.processes import running
 from drone_kd.ros.image_conversion import image_to_bgr
@@ -52,8 +50,8 @@ def write_frames(folder: Path) -> None:
 def fly(folder: Path) -> list[np.ndarray]:
     """Return the frames that the detector published with boxes and latency, BGR."""
     stay_on_this_machine()
+    choose_domain()
     carry_large_images()
-    os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))
     rclpy.init()
     node = rclpy.create_node("hero")
     frames: list[np.ndarray] = []

@@ -7,12 +7,15 @@ its child processes.
 from __future__ import annotations
 
 import os
+import random
 
 from drone_kd.paths import config_path
 
 # Fast DDS 2 (Humble, Jazzy) knows only the older name; Fast DDS 3 warns about it.
 _PROFILES_FILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 _OLD_NAME = ("humble", "jazzy")
+# Above Linux's ephemeral ports, where few look for a free domain; the tests use others.
+_DOMAIN_IDS = range(215, 232)
 
 
 def stay_on_this_machine() -> None:
@@ -23,6 +26,11 @@ def stay_on_this_machine() -> None:
     # Both would still connect to other machines.
     os.environ.pop("ROS_STATIC_PEERS", None)
     os.environ.pop("ROS_DISCOVERY_SERVER", None)
+
+
+def choose_domain() -> None:
+    """Set ROS_DOMAIN_ID to a random domain, unless it is set."""
+    os.environ.setdefault("ROS_DOMAIN_ID", str(random.choice(_DOMAIN_IDS)))
 
 
 def carry_large_images() -> None:

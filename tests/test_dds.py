@@ -21,6 +21,17 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+def test_chosen_domain_is_none_of_the_tests_and_a_set_one_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ROS_DOMAIN_ID", "7")
+    dds.choose_domain()
+    assert os.environ["ROS_DOMAIN_ID"] == "7"
+    monkeypatch.delenv("ROS_DOMAIN_ID")
+    dds.choose_domain()
+    assert 215 <= int(os.environ["ROS_DOMAIN_ID"]) <= 231
+
+
 @pytest.mark.parametrize(("distro", "name"), [("kilted", NEW), ("jazzy", OLD), ("humble", OLD)])
 def test_profile_has_the_name_that_the_distribution_reads(
     monkeypatch: pytest.MonkeyPatch, distro: str, name: str

@@ -107,7 +107,7 @@ class CameraNode(Node):
         self._stopping.set()
         self._reader.join(_STOP_SECONDS)
         self.get_logger().info(
-            f"{self.published} frames published, {self.lost} lost on purpose, {self.late} late"
+            f"Published {self.published} frames; {self.lost} dropped on purpose, {self.late} late"
         )
         return not self._reader.is_alive()
 
@@ -197,7 +197,8 @@ class CameraNode(Node):
         except queue.Empty:
             self.late += 1
             self.get_logger().warning(
-                "the source is slower than the rate: frames come late", throttle_duration_sec=5.0
+                "rate: the source is slower, frames are late; lower the rate",
+                throttle_duration_sec=5.0,
             )
             return
         if isinstance(item, Exception):
@@ -261,7 +262,7 @@ class CameraNode(Node):
         self._finished.set()
 
     def _report(self, error: SourceError) -> None:
-        self.get_logger().warning(f"left out: {error}", throttle_duration_sec=5.0)
+        self.get_logger().warning(f"Image skipped: {error}", throttle_duration_sec=5.0)
 
 
 def main(args: list[str] | None = None) -> int:

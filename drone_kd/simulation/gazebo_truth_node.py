@@ -81,14 +81,14 @@ class GazeboTruthNode(Node):
     def _on_info(self, message: CameraInfo) -> None:
         if not (message.k[0] > 0 and message.k[4] > 0):
             self.get_logger().error(
-                "camera_info has no focal length (k is "
-                f"{[float(v) for v in message.k[:5]]}...): no ground truth without it",
+                "No ground truth: expected focal lengths in k of camera_info, got "
+                f"{float(message.k[0]):g} and {float(message.k[4]):g}",
                 throttle_duration_sec=_THROTTLE_S,
             )
             return
         if self._world.carrier not in self._poses:
             self.get_logger().warning(
-                f"no pose of {self._world.carrier} yet: is `poses` bridged?",
+                f"No pose of {self._world.carrier} received yet; check that `poses` is bridged",
                 throttle_duration_sec=_THROTTLE_S,
             )
         self._waiting.append(message)

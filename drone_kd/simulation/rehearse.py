@@ -1,7 +1,7 @@
 """drone-kd rehearse: fly a model on this machine, and score what a pilot would have had.
 
-Camera, detector and scorer are processes of their own that talk over real DDS, in a domain of
-their own that no other machine hears.
+Camera, detector and scorer are separate processes that talk over real DDS on this machine only, in
+the domain ROS_DOMAIN_ID if it is set, else in a random one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import drone_kd
 from drone_kd.commands.shared_options import count, fraction
-from drone_kd.dds import carry_large_images, stay_on_this_machine
+from drone_kd.dds import carry_large_images, choose_domain, stay_on_this_machine
 from drone_kd.media.image_files import SourceError
 from drone_kd.processes import running
 from drone_kd.progress import Progress, print_line
@@ -34,8 +33,6 @@ from drone_kd.simulation.simulate import (
 _POLL_S = 0.1
 _LAST_PREDICTIONS_S = 1.0
 _START_S = 60
-# Above Linux's ephemeral ports, where few look for a free domain.
-_DOMAINS = (215, 231)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -148,12 +145,12 @@ def run(arguments: argparse.Namespace) -> int:
     # So that a kill, too, ends what was started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stay_on_this_machine()
+    choose_domain()
     carry_large_images()
     # The nodes import this very package, and nothing from the working directory (Python ≥ 3.11).
     os.environ["PYTHONSAFEPATH"] = "1"
     paths = [str(Path(drone_kd.__file__).parents[1]), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    os.environ["ROS_DOMAIN_ID"] = str(random.randint(*_DOMAINS))
     a = arguments
     detector = detector_command(a.model, a.confidence)
     scored = rehearse(camera, a.output, detector, a.seconds, a.pictures, a.confidence)

@@ -96,9 +96,12 @@ class ScorerNode(Node):
             try:
                 cv2.imwrite(str(folder / f"{stamp}.jpg"), image_to_bgr(message))
             except ImageError as error:
-                self.get_logger().warning(f"Frame of a miss is left out: {error}")
-        counts = ", ".join(f"{n} of {what}" for what, n in self._count.items())
-        self.get_logger().info(f"recorded {counts} in {self._folder / 'flight.jsonl'}")
+                self.get_logger().warning(f"Frame of a miss skipped: {error}")
+        count = self._count
+        self.get_logger().info(
+            f"Recorded {count['truth']} ground truths, {count['frame']} frames, "
+            f"{count['answer']} predictions in {self._folder / 'flight.jsonl'}"
+        )
         return True
 
     def _subscribe(self, kind: type, topic: str, callback: Callable[..., None]) -> None:

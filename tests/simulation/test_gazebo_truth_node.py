@@ -98,7 +98,7 @@ def test_camera_info_without_focal_length_is_an_error(site):
 @pytest.mark.slow
 def test_missing_poses_are_a_warning(site):
     site.infos.publish(to_camera_info((720, 1280), 1280.0, header(90)))
-    site.process.wait_for_line("no pose of drone yet")
+    site.process.wait_for_line("No pose of drone received yet")
     assert site.truths.empty()
 
 

@@ -1,7 +1,10 @@
 """Flights over real DDS in processes of their own."""
 
+import argparse
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -20,6 +23,7 @@ from drone_kd import cli
 from drone_kd.core.model_spec import ModelError
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import default_model_path
+from drone_kd.simulation import rehearse as rehearse_module
 from drone_kd.simulation.rehearse import detector_command, rehearse
 from drone_kd.simulation.scoring.flight_record import read_flight
 from drone_kd.simulation.simulate import ros_arguments
@@ -112,8 +116,23 @@ def test_wrong_options_are_one_line_and_2(options, says, tmp_path, capfd):
     assert error.count("\n") == 1 and says in error and not (tmp_path / "x").exists()
 
 
+def test_domain_that_is_set_stays(tmp_path, ros_domain_id, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+    def fly(*_):
+        raise SourceError(f"domain {os.environ['ROS_DOMAIN_ID']}")
+
+    monkeypatch.setattr(rehearse_module, "rehearse", fly)
+    arguments = argparse.ArgumentParser()
+    rehearse_module.add_options(arguments)
+    with pytest.raises(SourceError, match=f"^domain {ros_domain_id}$"):
+        rehearse_module.run(arguments.parse_args(["--output", str(tmp_path / "out")]))
+
+
 @pytest.mark.slow
-def test_the_command_prints_the_score(tmp_path):
+def test_the_command_prints_the_score(tmp_path, ros_domain_id):
     model = write_bright_cell_model(tmp_path / "model.onnx")
     done = subprocess.run(
         [sys.executable, "-m", "drone_kd.cli", "rehearse", str(model), "--seconds", "2"]

@@ -74,7 +74,7 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
         site.wait_until(lambda heard=heard: len(live) > heard, "a second has passed")
     code, output = process.stop()
     assert code == 0, output
-    assert "recorded 3 of truth, 3 of frame, 3 of answer" in output
+    assert "Recorded 3 ground truths, 3 frames, 3 predictions in " in output
 
     (leg,) = read_flight(tmp_path / "flight.jsonl").legs
     assert sorted(leg.truths) == sorted(leg.frames) == [10**9, 2 * 10**9, 3 * 10**9]

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from drone_kd.dds import carry_large_images, stay_on_this_machine
+from drone_kd.dds import carry_large_images, choose_domain, stay_on_this_machine
 from drone_kd_training.distillation.config import Config, read_config
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.quiet import first_line, log_to_terminal
@@ -46,8 +45,8 @@ def ros_session() -> Iterator[None]:
     import rclpy  # offline commands run without ROS 2
 
     stay_on_this_machine()
+    choose_domain()
     carry_large_images()
-    os.environ.setdefault("ROS_DOMAIN_ID", str(random.randint(1, 100)))
     rclpy.init()
     try:
         yield
