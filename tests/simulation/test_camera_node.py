@@ -100,5 +100,5 @@ def test_a_bad_source_is_one_line_and_2(ros_domain_id, camera, tmp_path, args, s
     bad.write_bytes(b"not an image")
     code, output = camera(*(arg.format(bad=bad) for arg in args)).wait()
     assert code == 2
-    lines = [line for line in output.splitlines() if "left out" not in line]
+    lines = [line for line in output.splitlines() if "Image skipped: " not in line]
     assert len(lines) == 1 and lines[0].startswith("camera: error: ") and says in lines[0]

@@ -91,7 +91,7 @@ def test_truth_has_the_stamp_of_the_frame_and_the_place_of_its_moment(site):
 @pytest.mark.slow
 def test_camera_info_without_focal_length_is_an_error(site):
     site.infos.publish(to_camera_info((720, 1280), None, header(90)))
-    site.process.wait_for_line("camera_info has no focal length")
+    site.process.wait_for_line("No ground truth: expected focal lengths")
     assert site.truths.empty()
 
 
