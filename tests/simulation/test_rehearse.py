@@ -2,12 +2,12 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from commands import run_command
 from tiny_model import write_bright_cell_model
 
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
@@ -113,14 +113,10 @@ def test_wrong_options_are_one_line_and_2(options, says, tmp_path, capfd):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_command_prints_the_score(tmp_path):
     model = write_bright_cell_model(tmp_path / "model.onnx")
-    done = subprocess.run(
-        [sys.executable, "-m", "drone_kd.cli", "rehearse", str(model), "--seconds", "2"]
-        + ["--size", "320x240", "--scene", "crossing", "--output", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "streaming" in done.stdout and str(tmp_path / "out" / "report.html") in done.stdout
+    command = [sys.executable, "-m", "drone_kd.cli", "rehearse", str(model), "--seconds", "2"]
+    command += ["--size", "320x240", "--scene", "crossing", "--output", str(tmp_path / "out")]
+    output = run_command(command)
+    assert "streaming" in output and str(tmp_path / "out" / "report.html") in output
