@@ -30,8 +30,6 @@ from tiny_training import (
     save_rtdetr,
 )
 
-pytestmark = pytest.mark.slow  # trainings
-
 SHORT = {
     "warmup_epochs": 0.0,
     "mosaic": 0.0,
@@ -62,6 +60,7 @@ def run(tiny_data, tiny_teacher, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_run_writes_a_plain_student_and_its_figures(run):
     assert {"best.pt", "metrics.json", "results.csv", "config.yaml", "curves.png"} <= {
         p.name for p in run.iterdir()
@@ -77,6 +76,7 @@ def test_run_writes_a_plain_student_and_its_figures(run):
     assert yaml.safe_load((run / "args.yaml").read_text())["warmup_bias_lr"] == 0.0
 
 
+@pytest.mark.slow
 def test_every_loss_term_is_logged_every_epoch_and_none_is_zero(run):
     table = polars.read_csv(run / "results.csv")
     names = [c for c in table.columns if "kd_" in c]
@@ -88,6 +88,7 @@ def test_every_loss_term_is_logged_every_epoch_and_none_is_zero(run):
         assert (table[name] > 0).all(), name
 
 
+@pytest.mark.slow
 def test_used_folder_is_refused_and_finished_run_is_not_repeated(run, tiny_data, tiny_teacher):
     with pytest.raises(ValueError, match="not an empty folder"):
         distill(config(tiny_data, tiny_teacher), run)
@@ -104,6 +105,7 @@ def train_only(run: Config, output: Path, resume: bool = False) -> polars.DataFr
     return table.select(sorted(c for c in table.columns if c.startswith("train/")))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_command_interrupted_by_ctrl_c_says_how_to_resume(tiny_data, tiny_teacher, tmp_path):
     output = tmp_path / "out"
@@ -123,6 +125,7 @@ def test_command_interrupted_by_ctrl_c_says_how_to_resume(tiny_data, tiny_teache
     assert not (output / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_interrupt_then_resume_finishes_the_run(tiny_data, tiny_teacher, tmp_path, monkeypatch):
     class InterruptedInTheSecondEpoch(DistillTrainer):
         def _seed_epoch(self) -> None:
@@ -151,6 +154,7 @@ class Stop(Exception):  # noqa: N818 - an interruption at a known place, not an 
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epochs", "changes"),
     [
@@ -206,6 +210,7 @@ def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(
         torch.testing.assert_close(states[1][part], states[0][part], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("teacher", "overrides", "expected"),
     [
@@ -238,6 +243,7 @@ def test_a_cpu_computes_in_bfloat16_where_that_is_asked_for(
         assert 0 < losses[name][0] < float("inf"), name
 
 
+@pytest.mark.slow
 def test_teacher_sees_the_image_at_twice_the_size(tiny_data, tiny_teacher, tmp_path):
     run = config(tiny_data, tiny_teacher, teacher_scale=2, epochs=1)
     metrics = distill(run, tmp_path / "out")
@@ -247,6 +253,7 @@ def test_teacher_sees_the_image_at_twice_the_size(tiny_data, tiny_teacher, tmp_p
     assert table["train/kd_dfl_loss"][0] > 0
 
 
+@pytest.mark.slow
 def test_a_teacher_without_a_common_level_teaches_with_its_boxes(
     tiny_data, tiny_teacher, tmp_path
 ):
@@ -266,6 +273,7 @@ def test_a_teacher_without_a_common_level_teaches_with_its_boxes(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_automatic_batch_counts_the_teacher(tiny_data, tiny_teacher, tmp_path, monkeypatch):
     """Without a GPU Ultralytics takes its default: the test looks at what it would measure."""
     grids = {}
@@ -303,6 +311,7 @@ def write_predictions(data: Path, output: Path) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_stored_predictions_teach_the_same_from_yolo_and_coco_files(tiny_data, tmp_path):
     overrides = {**SHORT, "mosaic": 1.0, "close_mosaic": 1}
     losses = []
@@ -327,6 +336,7 @@ def test_unusable_stored_predictions_are_refused(tiny_data, tmp_path):
         distill(config(tiny_data, tmp_path / "others"), tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_rtdetr_teaches_a_run(tiny_data, tmp_path):
     teacher = save_rtdetr(tmp_path / "rtdetr.pt", score_bias=1.0)
     metrics = distill(config(tiny_data, teacher, epochs=1), tmp_path / "out")
@@ -336,6 +346,7 @@ def test_rtdetr_teaches_a_run(tiny_data, tmp_path):
     assert table["train/kd_box_loss"][0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_processes_train_one_student(tiny_data, tiny_teacher, tmp_path):
     """On the CPU with gloo, started by torchrun as on several machines."""
@@ -362,6 +373,7 @@ def test_two_processes_train_one_student(tiny_data, tiny_teacher, tmp_path):
     assert len(first["images"] | second["images"]) == 12
 
 
+@pytest.mark.slow
 def test_unlabelled_frames_are_trained_on(tiny_data, tiny_teacher, tmp_path):
     unlabelled = draw_set(tmp_path / "more", train=6, seed=5).parent / "images" / "train"
     run = config(tiny_data, tiny_teacher, unlabelled=str(unlabelled), epochs=1)
