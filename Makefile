@@ -22,7 +22,8 @@ endif
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 
 .PHONY: help setup demo demo-sim demo-loop demo-teacher default-model test test-fast \
-  test-variants coverage bench-node docs lint clean check
+  test-variants variant-default variant-avx2 variant-one-thread coverage bench-node docs lint \
+  clean check
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -78,8 +79,15 @@ test-fast: setup  ## run the tests without training and without floods of ROS me
 
 # No result may depend on a processor's instructions or on the number of threads.
 test-variants: $(DONE)/rtx  ## run all tests as on other processors, and with one thread
+	$(MAKE) -j1 --keep-going variant-default variant-avx2 variant-one-thread
+
+variant-default:
 	ATEN_CPU_CAPABILITY=default $(PYTEST)
+
+variant-avx2:
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST)
+
+variant-one-thread:
 	OMP_NUM_THREADS=1 $(PYTEST)
 
 coverage: $(DONE)/rtx  ## run all tests, and print which code they reach

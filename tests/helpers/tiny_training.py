@@ -11,29 +11,26 @@ import torch
 import yaml
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
+from commands import PATIENCE_S, started
 from drone_kd_training.models.checkpoints import resolve_model
 
 NAMES = ("car", "person")
 SIZE = 64
 
 
-def interrupt_when_written(
-    command: list[str], file: Path, seconds: float, env: dict[str, str] | None = None
-) -> str:
+def interrupt_when_written(command: list[str], file: Path) -> str:
     """Start a command, interrupt it once it has written a file, and return its stderr.
 
     It must end with exit code 130 and without a traceback.
     """
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=env
-    )
-    deadline = time.monotonic() + seconds
-    while not file.is_file():
-        assert process.poll() is None, process.communicate()[1][-2000:]
-        assert time.monotonic() < deadline, f"{file} was not written within {seconds} s"
-        time.sleep(0.05)  # another process writes the file: there is no event to wait for
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
+    deadline = time.monotonic() + PATIENCE_S
+    with started(command, stdout=subprocess.DEVNULL) as process:
+        while not file.is_file():
+            assert process.poll() is None, process.communicate()[1][-2000:]
+            assert time.monotonic() < deadline, f"{file} was not written within {PATIENCE_S} s"
+            time.sleep(0.05)  # another process writes the file: there is no event to wait for
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 130
     assert "Traceback" not in errors
     return errors

@@ -11,20 +11,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # `folder/file.suffix` in code font: a file of this repository.
-FOLDERS = "drone_kd|training|tests|launch|config|worlds|docs|benchmarks"
+FOLDERS = (
+    "drone_kd|training|tests|launch|config|worlds|docs|benchmarks|examples|requirements|interfaces"
+)
 NAMED = re.compile(rf"`((?:{FOLDERS})/[\w./-]+)`")
 
 
 def documents() -> list[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode:  # an unpacked archive
-        return sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("[!.]*/**/*.md"))
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or an unpacked archive
+        found = [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/**/*.md")]
+        return sorted(str(path.relative_to(ROOT)) for path in found)
     return sorted(listed.stdout.splitlines())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 import zipfile
@@ -12,6 +11,10 @@ from pathlib import Path
 import pytest
 import setuptools
 import yaml
+
+from commands import run_command
+
+pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,11 +41,7 @@ for module in pkgutil.walk_packages(drone_kd.__path__, "drone_kd.", onerror=fail
 
 def run(*command: object, cwd: Path) -> str:
     """Run a command in `cwd` and return its output; fail the test when the command fails."""
-    done = subprocess.run(
-        [*map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=110
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_command([*map(str, command)], cwd)
 
 
 def build_wheel(source: Path, output: Path) -> tuple[set[str], str]:

@@ -5,12 +5,12 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from commands import run_command
 from tiny_model import write_bright_cell_model
 
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
@@ -132,14 +132,10 @@ def test_domain_that_is_set_stays(tmp_path, ros_domain_id, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_command_prints_the_score(tmp_path, ros_domain_id):
     model = write_bright_cell_model(tmp_path / "model.onnx")
-    done = subprocess.run(
-        [sys.executable, "-m", "drone_kd.cli", "rehearse", str(model), "--seconds", "2"]
-        + ["--size", "320x240", "--scene", "crossing", "--output", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "streaming" in done.stdout and str(tmp_path / "out" / "report.html") in done.stdout
+    command = [sys.executable, "-m", "drone_kd.cli", "rehearse", str(model), "--seconds", "2"]
+    command += ["--size", "320x240", "--scene", "crossing", "--output", str(tmp_path / "out")]
+    output = run_command(command)
+    assert "streaming" in output and str(tmp_path / "out" / "report.html") in output

@@ -37,6 +37,7 @@ def cluster():
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_killed_node_does_not_change_what_mining_finds(cluster, tmp_path, monkeypatch, capsys):
     bag = flight(tmp_path / "bag", seconds=120)
     spec = tiny_spec(classes=("car", "tree"))
@@ -66,6 +67,7 @@ def test_killed_node_does_not_change_what_mining_finds(cluster, tmp_path, monkey
     assert content(tmp_path / "two") == content(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_paired_runs_are_trained_on_the_cluster(
     cluster, tiny_data, tiny_teacher, tmp_path, monkeypatch, capsys
 ):
@@ -83,6 +85,7 @@ def test_paired_runs_are_trained_on_the_cluster(
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_failed_task_is_one_line(cluster):
     with pytest.raises(ClusterError) as error:
         list(ray_cluster.each(cluster, lambda text: int(text), [("1",), ("one",)]))

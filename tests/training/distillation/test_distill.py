@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
+from commands import run_command
 from drone_kd_training.data.dataset import load_data
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
 from drone_kd_training.distillation.distill import distill, prepare_data, train, validate
@@ -29,8 +29,6 @@ from tiny_training import (
     save_checkpoint,
     save_rtdetr,
 )
-
-pytestmark = pytest.mark.slow  # trainings
 
 SHORT = {
     "warmup_epochs": 0.0,
@@ -62,6 +60,7 @@ def run(tiny_data, tiny_teacher, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_run_writes_a_plain_student_and_its_figures(run):
     assert {"best.pt", "metrics.json", "results.csv", "config.yaml", "curves.png"} <= {
         p.name for p in run.iterdir()
@@ -77,6 +76,7 @@ def test_run_writes_a_plain_student_and_its_figures(run):
     assert yaml.safe_load((run / "args.yaml").read_text())["warmup_bias_lr"] == 0.0
 
 
+@pytest.mark.slow
 def test_every_loss_term_is_logged_every_epoch_and_none_is_zero(run):
     table = polars.read_csv(run / "results.csv")
     names = [c for c in table.columns if "kd_" in c]
@@ -88,6 +88,7 @@ def test_every_loss_term_is_logged_every_epoch_and_none_is_zero(run):
         assert (table[name] > 0).all(), name
 
 
+@pytest.mark.slow
 def test_used_folder_is_refused_and_finished_run_is_not_repeated(run, tiny_data, tiny_teacher):
     with pytest.raises(ValueError, match="not an empty folder"):
         distill(config(tiny_data, tiny_teacher), run)
@@ -104,6 +105,8 @@ def train_only(run: Config, output: Path, resume: bool = False) -> polars.DataFr
     return table.select(sorted(c for c in table.columns if c.startswith("train/")))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_command_interrupted_by_ctrl_c_says_how_to_resume(tiny_data, tiny_teacher, tmp_path):
     output = tmp_path / "out"
     options = {
@@ -118,10 +121,11 @@ def test_command_interrupted_by_ctrl_c_says_how_to_resume(tiny_data, tiny_teache
     }
     command = [sys.executable, "-m", "training", "distill", "--no-val"]
     command += [f"--{name}={value}" for name, value in options.items()]
-    assert "--resume" in interrupt_when_written(command, output / "weights" / "resume.pt", 50)
+    assert "--resume" in interrupt_when_written(command, output / "weights" / "resume.pt")
     assert not (output / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_interrupt_then_resume_finishes_the_run(tiny_data, tiny_teacher, tmp_path, monkeypatch):
     class InterruptedInTheSecondEpoch(DistillTrainer):
         def _seed_epoch(self) -> None:
@@ -150,6 +154,7 @@ class Stop(Exception):  # noqa: N818 - an interruption at a known place, not an 
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epochs", "changes"),
     [
@@ -172,9 +177,17 @@ def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(
         terms=("class", "box", "cross", "feature"),
         overrides={**SHORT, **changes},
     )
+
+    class Averaging(DistillTrainer):
+        def _load_state(self) -> None:
+            super()._load_state()
+            # Ultralytics' ramp forgets all but the last weights in runs as short as this one.
+            self.ema.decay = lambda updates: 0.9
+
+    monkeypatch.setattr("drone_kd_training.distillation.distill.DistillTrainer", Averaging)
     whole = train_only(run, tmp_path / "whole")
 
-    class StopsHalfway(DistillTrainer):
+    class StopsHalfway(Averaging):
         def _save_state(self) -> None:
             super()._save_state()
             if self.epoch + 1 == epochs // 2:
@@ -189,8 +202,15 @@ def test_a_resumed_run_has_the_loss_curve_of_an_uninterrupted_one(
     assert len(whole) == epochs
     for name in whole.columns:
         assert whole[name].to_list() == pytest.approx(halves[name].to_list(), rel=1e-5), name
+    states = [
+        torch.load(tmp_path / name / "weights" / "resume.pt", weights_only=True)
+        for name in ("whole", "halves")
+    ]
+    for part in ("student", "average"):
+        torch.testing.assert_close(states[1][part], states[0][part], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("teacher", "overrides", "expected"),
     [
@@ -223,6 +243,7 @@ def test_a_cpu_computes_in_bfloat16_where_that_is_asked_for(
         assert 0 < losses[name][0] < float("inf"), name
 
 
+@pytest.mark.slow
 def test_teacher_sees_the_image_at_twice_the_size(tiny_data, tiny_teacher, tmp_path):
     run = config(tiny_data, tiny_teacher, teacher_scale=2, epochs=1)
     metrics = distill(run, tmp_path / "out")
@@ -232,6 +253,7 @@ def test_teacher_sees_the_image_at_twice_the_size(tiny_data, tiny_teacher, tmp_p
     assert table["train/kd_dfl_loss"][0] > 0
 
 
+@pytest.mark.slow
 def test_a_teacher_without_a_common_level_teaches_with_its_boxes(
     tiny_data, tiny_teacher, tmp_path
 ):
@@ -251,6 +273,7 @@ def test_a_teacher_without_a_common_level_teaches_with_its_boxes(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_automatic_batch_counts_the_teacher(tiny_data, tiny_teacher, tmp_path, monkeypatch):
     """Without a GPU Ultralytics takes its default: the test looks at what it would measure."""
     grids = {}
@@ -288,6 +311,7 @@ def write_predictions(data: Path, output: Path) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_stored_predictions_teach_the_same_from_yolo_and_coco_files(tiny_data, tmp_path):
     overrides = {**SHORT, "mosaic": 1.0, "close_mosaic": 1}
     losses = []
@@ -312,6 +336,7 @@ def test_unusable_stored_predictions_are_refused(tiny_data, tmp_path):
         distill(config(tiny_data, tmp_path / "others"), tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_rtdetr_teaches_a_run(tiny_data, tmp_path):
     teacher = save_rtdetr(tmp_path / "rtdetr.pt", score_bias=1.0)
     metrics = distill(config(tiny_data, teacher, epochs=1), tmp_path / "out")
@@ -321,6 +346,8 @@ def test_rtdetr_teaches_a_run(tiny_data, tmp_path):
     assert table["train/kd_box_loss"][0] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_train_one_student(tiny_data, tiny_teacher, tmp_path):
     """On the CPU with gloo, started by torchrun as on several machines."""
     run = config(tiny_data, tiny_teacher, epochs=1, terms=("class", "feature"), device="cpu")
@@ -329,8 +356,7 @@ def test_two_processes_train_one_student(tiny_data, tiny_teacher, tmp_path):
     script = Path(__file__).parents[2] / "helpers" / "distill_on_two_cpus.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node=2", str(script), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_command(command)
     first, second = (
         torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)
     )
@@ -347,6 +373,7 @@ def test_two_processes_train_one_student(tiny_data, tiny_teacher, tmp_path):
     assert len(first["images"] | second["images"]) == 12
 
 
+@pytest.mark.slow
 def test_unlabelled_frames_are_trained_on(tiny_data, tiny_teacher, tmp_path):
     unlabelled = draw_set(tmp_path / "more", train=6, seed=5).parent / "images" / "train"
     run = config(tiny_data, tiny_teacher, unlabelled=str(unlabelled), epochs=1)

@@ -23,8 +23,6 @@ from drone_kd_training.models.torch_backend import ExportGraph, TorchBackend
 from square_detector import draw_squares, save_square_detector
 from tiny_training import SIZE, save_checkpoint
 
-pytestmark = pytest.mark.slow  # trainings
-
 pytest.importorskip("modelopt", reason="no nvidia-modelopt (training/requirements.txt)")
 
 
@@ -50,6 +48,7 @@ def run(command, tmp_path_factory) -> tuple[Path, Path]:
     return folder, Path(command[command.index("--from") + 1])
 
 
+@pytest.mark.slow
 def test_both_teachers_contribute_to_the_loss(run):
     table = polars.read_csv(run[0] / "results.csv")
     for name in ("kd_cls_loss", "kd_dfl_loss", "kd_float_cls_loss"):
@@ -58,6 +57,7 @@ def test_both_teachers_contribute_to_the_loss(run):
     assert table["train/kd_float_dfl_loss"][0] >= 0
 
 
+@pytest.mark.slow
 def test_both_files_are_written_and_pass(run):
     folder, _ = run
     for name in ("model.onnx", "calibrated.onnx"):
@@ -70,6 +70,7 @@ def test_both_files_are_written_and_pass(run):
     assert open_backend(folder / "model.onnx").spec.calibration["frames"] == 48  # 8 batches of 6
 
 
+@pytest.mark.slow
 def test_file_computes_what_was_trained(run):
     """Scales are those of training, and scores those of the simulated INT8."""
     model, _ = load_model(str(run[0] / "best.pt"))
@@ -89,6 +90,7 @@ def test_file_computes_what_was_trained(run):
     np.testing.assert_allclose(a, b, atol=0.02)
 
 
+@pytest.mark.slow
 def test_ranges_of_a_real_architecture(tiny_data, tmp_path):
     """Without training: Ultralytics prepares the packaged student, and the graph is sound."""
     model, _ = load_model(str(save_checkpoint(tmp_path / "best.pt")))
@@ -105,6 +107,7 @@ def test_ranges_of_a_real_architecture(tiny_data, tmp_path):
     assert problems(onnx.load(tmp_path / "model.onnx"), "int8") == []
 
 
+@pytest.mark.slow
 def test_qat_checkpoint_is_exported_as_int8_only(run, squares, tmp_path):
     with pytest.raises(ValueError, match="was trained for INT8: export it with --precision int8"):
         export(run[0] / "best.pt", tmp_path / "model.onnx", "fp16", str(squares))
@@ -137,6 +140,7 @@ def test_quantize_does_not_go_with_unlabelled_frames():
         Config("d", "t.pt", "s.pt", quantize="int8", unlabelled="frames")
 
 
+@pytest.mark.slow
 def test_resumed_run_only_exports(run, command, tmp_path):
     folder, _ = run
     shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("*.onnx"))
@@ -146,6 +150,7 @@ def test_resumed_run_only_exports(run, command, tmp_path):
     assert trained == (folder / "results.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_verdict(run):
     spec = open_backend(run[0] / "model.onnx").spec
 
