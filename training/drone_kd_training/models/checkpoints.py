@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
+from drone_kd_training.isolation import TRUST
 from drone_kd_training.quiet import first_line
 
 PACKAGED_MODELS = Path(__file__).parents[1] / "recipes"
@@ -23,6 +25,8 @@ _LOAD_ERRORS = (
     OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ModuleNotFoundError,
     pickle.UnpicklingError,
 )  # fmt: skip
+# What torch's safe loading says of an object that is no known model class.
+_UNSAFE = re.compile(r"Unsupported (?:global|class)|unsafe getattr")
 
 
 class UnusableModelError(ValueError):
@@ -115,11 +119,19 @@ def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, d
         try:
             model, checkpoint = load_checkpoint(source)
         except _LOAD_ERRORS as error:
+            if _UNSAFE.search(str(error.__cause__)):
+                raise UnusableModelError(
+                    f"{name} holds objects that may run code on this machine; set {TRUST}=1 to "
+                    "load it, if you trust whoever made it"
+                ) from error
             raise UnusableModelError(
                 f"{name} is not an Ultralytics checkpoint: {first_line(error)}"
             ) from error
     else:
-        model = DetectionModel(source, verbose=False).eval()
+        try:
+            model = DetectionModel(source, verbose=False).eval()
+        except TypeError as error:  # an activation that is an expression
+            raise UnusableModelError(f"{name}: {first_line(error)}") from error
     layers = getattr(model, "model", None)
     head = layers[-1] if isinstance(layers, nn.Sequential) else model
     if type(head) is not Detect and type(head).__name__ not in also:
