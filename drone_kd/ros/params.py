@@ -45,6 +45,7 @@ class Settings:
     cameras: tuple[str, ...]
     image_transport: str
     reliability: str
+    max_megapixels: float
     max_age: float
     max_rate: float
     record_directory: str
