@@ -18,6 +18,7 @@ from drone_kd_training.models.checkpoints import (
     resolve_model,
 )
 from tiny_training import SIZE, save_checkpoint
+from touch_file import TouchFile
 
 
 def test_classes_match_by_name_and_the_table_shows_the_rest():
@@ -69,16 +70,6 @@ def test_checkpoint_round_trip_and_cost(tmp_path):
     assert not model.training
     assert 4e5 < cost(model, 640)["parameters"] < 1e6
     assert cost(model, 640)["gflops"] == pytest.approx(4 * cost(model, 320)["gflops"], rel=0.05)
-
-
-class TouchFile:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 @pytest.fixture
