@@ -45,6 +45,16 @@ def test_missing_models_are_refused(name):
         resolve_model(name)
 
 
+def test_released_checkpoint_is_downloaded_only_if_allowed(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnusableModelError, match=r"no checkpoint at yolo11n\.pt: .*DOWNLOADS=1"):
+        resolve_model("yolo11n.pt")
+    monkeypatch.setenv("DRONE_KD_DOWNLOADS", "1")
+    assert resolve_model("yolo11n.pt") == "yolo11n.pt"
+    with pytest.raises(UnusableModelError, match=r"no checkpoint at yolo11m\.ptt\.pt$"):
+        resolve_model("yolo11m.ptt.pt")
+
+
 def test_yaml_without_a_model_is_refused(tiny_data):
     with pytest.raises(UnusableModelError, match="expected keys backbone and head"):
         resolve_model(str(tiny_data))
