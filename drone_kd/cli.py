@@ -79,6 +79,8 @@ exit codes:
 environment:
   DRONE_KD_TRACEBACK=1  show the traceback of an error
   DRONE_KD_VERBOSE=1    show the messages of all libraries
+  DRONE_KD_TRUST_CHECKPOINTS=1  load a .pt even if it may run code
+  DRONE_KD_DOWNLOADS=1  download a released checkpoint that is missing
 shell completion (pip install argcomplete), in ~/.bashrc:
   eval "$(register-python-argcomplete drone-kd)"
 install the training part:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from drone_kd.media.compressed_images import decode, is_incomplete
+from drone_kd.media.compressed_images import EncodedError, decode, is_incomplete
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
@@ -59,7 +59,7 @@ def read_frames(
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Read an image as (h, w, 3) BGR, rotated to its EXIF orientation.
 
-    SourceError: the file is missing, empty, incomplete or not an image.
+    SourceError: the file is missing, empty, incomplete, too large or not an image.
     """
     try:
         data = Path(path).read_bytes()
@@ -67,7 +67,10 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         raise SourceError(f"{path}: {error.strerror}") from None
     if is_incomplete(data):
         raise SourceError(f"{path}: the image is incomplete (empty or cut off)")
-    image = decode(data, cv2.IMREAD_COLOR)
+    try:
+        image = decode(data, cv2.IMREAD_COLOR)
+    except EncodedError as error:
+        raise SourceError(f"{path}: {error}") from None
     if image is None:
         raise SourceError(f"{path}: not an image that OpenCV can read (damaged?)")
     return image

@@ -80,6 +80,9 @@ def declare_detector_parameters(node: Node) -> None:
         ),
         "image_transport": other("raw or compressed; applies at activation."),
         "reliability": other("auto, reliable or best_effort; applies at activation."),
+        "max_megapixels": number(
+            "Drop compressed images of this size or larger without decoding them.", 1.0, 1000.0
+        ),
         "max_age": number("Drop frames older than this, in s; 0: no limit.", 0.0, 60.0),
         "max_rate": number("Maximum frames per second per camera; 0: no limit.", 0.0, 1000.0),
         "record_directory": other(f"Folder of the bags; {_AT_RECORD}"),

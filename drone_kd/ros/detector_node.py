@@ -361,7 +361,7 @@ class DetectorNode(LifecycleNode):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; see `run_node`."""
-    return run_node("detector", lambda finished: DetectorNode(), args)
+    return run_node("detector", lambda finished: DetectorNode(), args, survives=True)
 
 
 if __name__ == "__main__":

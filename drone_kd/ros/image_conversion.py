@@ -6,7 +6,7 @@ import numpy as np
 from sensor_msgs.msg import CompressedImage, Image
 
 from drone_kd.detector import DecodedImage
-from drone_kd.media.compressed_images import EncodedError, decode_reduced
+from drone_kd.media.compressed_images import MAX_PIXELS, EncodedError, decode_reduced
 from drone_kd.media.raw_images import RawError, raw_to_bgr
 
 
@@ -14,12 +14,15 @@ class ImageError(ValueError):
     """An image message is unusable; the message is one line."""
 
 
-def decode_message(message: Image | CompressedImage, width: int, height: int) -> DecodedImage:
+def decode_message(
+    message: Image | CompressedImage, width: int, height: int, max_pixels: int = MAX_PIXELS
+) -> DecodedImage:
     """Return a message's pixels; a JPEG at the smallest scale not below a size.
 
     Args:
         message: of a camera.
         width, height: that size in pixels, of the network's input; 0: full size.
+        max_pixels: a compressed image has fewer.
 
     Raises:
         ImageError: the message is unusable.
@@ -29,7 +32,7 @@ def decode_message(message: Image | CompressedImage, width: int, height: int) ->
         return DecodedImage(image, image.shape[1], image.shape[0])
     data = bytes(message.data)
     try:
-        image, reduction, full_width, full_height = decode_reduced(data, width, height)
+        image, reduction, full_width, full_height = decode_reduced(data, width, height, max_pixels)
     except EncodedError as error:
         raise ImageError(f"compressed image ({message.format!r}): {error}") from None
     return DecodedImage(image, full_width, full_height, reduction)

@@ -10,6 +10,9 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from drone_kd.ros.model_loader import Loader, Model
 from drone_kd.ros.params import Settings
 
+# Of a path in a message; a longer one is cut.
+_SHOWN_CHARACTERS = 200
+
 
 class ModelSlot:
     """Holds the current and the previous model; a swap does not interrupt detection.
@@ -56,8 +59,8 @@ class ModelSlot:
             ValueError: the settings do not suit the current model, or there is no such file.
         """
         settings.detector(self.model.backend)
-        if parameter and not self._is_writing and not Path(parameter).is_file():
-            raise ValueError(f"model: {parameter}: expected a model file, but there is none")
+        if parameter and not self._is_writing:
+            _check_file(parameter)
 
     def request(self, parameter: str, settings: Settings) -> None:
         """Start to load a model in the background, unless the slot itself set the parameter."""
@@ -106,11 +109,26 @@ class ModelSlot:
     def _restore_parameter(self) -> None:
         """Set the parameter to the value that the current model was loaded for."""
         self._is_writing = True
-        self._write_parameter(self.model.parameter)
-        self._is_writing = False
+        try:
+            self._write_parameter(self.model.parameter)
+        finally:
+            self._is_writing = False
 
     def _note_fallback(self) -> None:
         fallback = self.model.backend.fallback
         self.problem = f"ONNX Runtime serves instead of TensorRT: {fallback}" if fallback else ""
         if fallback:
             self._log.warning(self.problem)
+
+
+def _check_file(parameter: str) -> None:
+    """Raise ValueError unless the parameter `model` is the path of a file."""
+    shown = (
+        parameter if len(parameter) <= _SHOWN_CHARACTERS else f"{parameter[:_SHOWN_CHARACTERS]}…"
+    )
+    try:
+        exists = Path(parameter).is_file()
+    except OSError as error:  # e.g. a name that is too long, or a folder without permission
+        raise ValueError(f"model: {shown}: {error.strerror}") from None
+    if not exists:
+        raise ValueError(f"model: {shown}: expected a model file, but there is none")

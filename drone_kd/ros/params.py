@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from drone_kd.backends import RUNTIMES, Backend
@@ -44,6 +45,7 @@ class Settings:
     cameras: tuple[str, ...]
     image_transport: str
     reliability: str
+    max_megapixels: float
     max_age: float
     max_rate: float
     record_directory: str
@@ -92,6 +94,12 @@ class Settings:
                 "cameras: expected distinct names of letters, digits and underscores, got "
                 f"{list(self.cameras)}"
             )
+        try:
+            Path(self.record_directory).expanduser()
+        except RuntimeError:
+            raise SettingsError(
+                "record_directory: expected a folder, got that of a user without a home folder"
+            ) from None
 
     def detector(self, backend: Backend) -> Detector:
         """Return a detector that runs a backend with these settings.

@@ -215,7 +215,8 @@ class Pipeline:
         full = detector.tiling != OFF or self._wants_full_size(frame.camera)
         size = (0, 0) if full else (spec.input_width, spec.input_height)
         try:
-            return decode_message(frame.message, *size)
+            max_pixels = int(self._settings.max_megapixels * 1e6)
+            return decode_message(frame.message, *size, max_pixels)
         except ImageError as error:
             count = stats.count_drop(UNDECODABLE)
             self._node.get_logger().warning(

@@ -19,10 +19,14 @@ from drone_kd.ros.params import SettingsError
 
 # Longest time until a signal is noticed.
 _POLL_SECONDS = 0.1
+_THROTTLE_SECONDS = 5.0
 
 
 def run_node(
-    name: str, make_node: Callable[[threading.Event], Any], args: list[str] | None
+    name: str,
+    make_node: Callable[[threading.Event], Any],
+    args: list[str] | None,
+    survives: bool = False,
 ) -> int:
     """Make a node and spin it until SIGINT, SIGTERM or its own end.
 
@@ -31,6 +35,7 @@ def run_node(
         make_node: returns the node, which sets the given event when it has finished. Its `stop`
             ends its threads and returns False if one of them hangs.
         args: command line without the program's name; None: that of this process.
+        survives: log an exception of a callback and continue, instead of ending.
 
     Returns:
         0: ended as requested; 2: wrong input, one line on standard error.
@@ -49,8 +54,19 @@ def run_node(
         node = make_node(finished)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
+        failures = 0
         while not finished.is_set():
-            executor.spin_once(timeout_sec=_POLL_SECONDS)
+            try:
+                executor.spin_once(timeout_sec=_POLL_SECONDS)
+            except Exception as error:  # of any kind: what others send must not end a flying node
+                if not survives or not rclpy.ok():
+                    raise
+                failures += 1
+                node.get_logger().error(
+                    f"Callback failed: {type(error).__name__}: {' '.join(str(error).split())} "
+                    f"({failures} failed so far)",
+                    throttle_duration_sec=_THROTTLE_SECONDS,
+                )
     except (ParameterException, SettingsError, SourceError) as error:
         return _fail(name, error)
     finally:

@@ -87,3 +87,15 @@ def test_unusable_source_is_one_line(tmp_path, capfd):
             all_frames(tmp_path / name)
         assert name in str(error.value)
     assert capfd.readouterr().err == ""
+
+
+def test_huge_image_in_a_folder_is_named_and_the_next_is_read(tmp_path):
+    cv2.imwrite(str(tmp_path / "b.png"), noise_image())
+    data = bytearray(cv2.imencode(".jpg", noise_image())[1].tobytes())
+    start = data.index(b"\xff\xc0") + 5
+    data[start : start + 4] = b"\x7f\xff\x7f\xff"
+    (tmp_path / "a.jpg").write_bytes(data)
+    frames, errors = all_frames(tmp_path)
+    assert [name for name, _ in frames] == [str(tmp_path / "b.png")]
+    (line,) = errors
+    assert "a.jpg: expected less than 64 megapixels, got 32767x32767 pixels" in line

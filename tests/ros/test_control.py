@@ -1,6 +1,9 @@
 """Control in flight: parameters, model swaps, roll-back, ~/enable; diagnostics, debug images."""
 
+import errno
 import threading
+from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -68,6 +71,9 @@ def test_tiling_finds_objects_too_small_for_the_whole_image(flying):
         ("image_transport", "theora", "expected raw or compressed"),
         ("max_age", -1.0, "max_age"),
         ("model", "/no/such/model.onnx", "expected a model file, but there is none"),
+        ("model", "m" * 5000, "File name too long"),
+        ("model", "a\0b", "expected a model file, but there is none"),
+        ("record_directory", "~nosuchuser/x", "of a user without a home folder"),
         ("cameras", ["a", "b"], "read-only"),
     ],
 )
@@ -77,6 +83,16 @@ def test_invalid_parameter_is_rejected_and_the_old_value_kept(flying, name, valu
     assert not result.successful
     assert says in result.reason
     assert flying.detector.get_parameter(name).value == before
+    assert count(flying) == 64
+
+
+def test_model_in_a_folder_without_permission_is_rejected(flying, monkeypatch):
+    refused = Mock(side_effect=PermissionError(errno.EACCES, "Permission denied"))
+    with monkeypatch.context() as patch:  # the tests may run as root, who may read everything
+        patch.setattr(Path, "is_file", refused)
+        result = flying.try_parameter("model", "/root/model.onnx")
+    assert not result.successful
+    assert result.reason == "model: /root/model.onnx: Permission denied"
     assert count(flying) == 64
 
 

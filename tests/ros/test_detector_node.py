@@ -370,3 +370,19 @@ def test_process_rejects_wrong_parameters_in_one_line(ros_domain_id, start_detec
     (line,) = [line for line in output.splitlines() if "[rcl]" not in line]
     assert line.startswith("detector: error: ")
     assert says in line
+
+
+def test_hostile_parameters_do_not_end_the_process(ground, start_detector, model):
+    site = ground()
+    process = start_detector(model=model, confidence=0.9, autostart=True)
+    site.wait_for_detector()
+    hostile = [("model", "m" * 5000), ("record_directory", "~nosuchuser/x")]
+    for name, value in hostile:
+        request = SetParameters.Request()
+        request.parameters = [Parameter(name, value=value).to_parameter_msg()]
+        response = site.call(SetParameters, "/detector/set_parameters", request)
+        assert not response.results[0].successful
+        assert len(response.results[0].reason) < 300
+    site.send(ONE)
+    assert len(site.receive().detections) == 1
+    process.end()

@@ -187,3 +187,9 @@ def test_truncated_compressed_image_is_rejected(suffix):
 def test_bytes_that_are_no_image_are_rejected(data):
     with pytest.raises(ImageError, match="compressed image"):
         decode_message(CompressedImage(format="jpeg", data=array("B", data)), 64, 64)
+
+
+def test_size_of_a_compressed_image_is_limited():
+    message = compressed(np.full((480, 641, 3), BGR, np.uint8), ".jpg")
+    with pytest.raises(ImageError, match=r"less than 0\.3 megapixels, got 641x480 pixels"):
+        decode_message(message, 64, 64, max_pixels=300_000)

@@ -69,10 +69,11 @@ class Recorder:
             probe = self.folder / f".{id(self)}"
             probe.touch()
             probe.unlink()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a null character in the name
+            reason = error.strerror if isinstance(error, OSError) else error
             raise SettingsError(
                 f"record_directory: expected a folder that can be written, got {self.folder} "
-                f"({error.strerror})"
+                f"({reason})"
             ) from None
         self._settings = settings
         self._prefix = node.get_fully_qualified_name().strip("/").replace("/", "_")

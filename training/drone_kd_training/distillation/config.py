@@ -130,6 +130,9 @@ class Config:
                 f"{', '.join(sorted(own))} has an option of its own: use --{sorted(own)[0]}"
             )
 
+        if str(self.overrides.get("cache", "")).lower() == "disk":
+            raise ValueError("cache=disk would write beside the images: use cache=ram")
+
     def _conflicts(self) -> Iterator[tuple[object, str]]:
         """Yield whether fields conflict, and the error for it."""
         own = self.unlabelled or self.quantize or self.fraction < 1 or self.val

@@ -228,9 +228,10 @@ def train(run: Run, data: Path) -> float:
     """
     started = time.time()
     try:
-        last = torch.load(run.state, map_location="cpu")["epoch"] if run.state.is_file() else -1
+        last = _last_epoch(run.state)
         if last == run.config.epochs - 1:
             LOGGER.info("All epochs are done, only the figures are missing")
+            load_model(str(run.checkpoint))  # safely; Ultralytics' next line would run its code
             strip_optimizer(run.checkpoint)
         else:
             trainer = DistillTrainer(overrides=_overrides(run, data))
@@ -244,6 +245,14 @@ def train(run: Run, data: Path) -> float:
             ) from error
         raise
     return round(time.time() - started, 1)
+
+
+def _last_epoch(state: Path) -> int:
+    """Return the last finished epoch of an interrupted run, -1 for a new one."""
+    if not state.is_file():
+        return -1
+    epoch: int = torch.load(state, map_location="cpu", weights_only=True)["epoch"]
+    return epoch
 
 
 @contextmanager

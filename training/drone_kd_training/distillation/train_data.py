@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from ultralytics.data import build_yolo_dataset
 from ultralytics.utils import LOGGER
 
 from drone_kd.files import write_text
 from drone_kd_training.data.dataset import DataSet, image_paths
+from drone_kd_training.distillation.uncached_dataset import build_dataset
 from drone_kd_training.models.checkpoints import UnusableModelError, match_classes
 from drone_kd_training.teachers.soft_labels import Coverage, extend_labels, split_batch
 from drone_kd_training.teachers.teachers import Predictions, Teacher
@@ -76,9 +76,7 @@ class TrainData:
         Raises:
             UnusableModelError: stored predictions that belong to other images.
         """
-        # Ultralytics annotates less than it takes (batch) and returns (labels).
-        build: Any = build_yolo_dataset
-        dataset = build(args, images, batch, self.data, mode="train", stride=stride)
+        dataset: Any = build_dataset(args, images, batch, self.data, "train", stride)
         if self.predictions is None and self.kinds is None:
             return dataset
         self.scores, frames = extend_labels(

@@ -28,6 +28,7 @@ from drone_kd_training.distillation.levels import LevelMatch, match_levels
 from drone_kd_training.distillation.loss_balancing import Balance, Schedule, average_over_processes
 from drone_kd_training.distillation.train_data import TrainData
 from drone_kd_training.distillation.training_log import add_training_log
+from drone_kd_training.distillation.uncached_dataset import build_dataset
 from drone_kd_training.models.checkpoints import class_names, detect_head, match_classes
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
 
@@ -134,11 +135,11 @@ class DistillTrainer(DetectionTrainer):
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None):
         """Read training images at the size that the teacher sees, with stored predictions."""
+        stride = max(int(self.student.stride.max()), 32)
         if mode != "train" or not self.config.distils:
-            return super().build_dataset(img_path, mode, batch)
+            return build_dataset(self.args, img_path, batch, self.data, mode, stride)
         args = copy(self.args)
         args.imgsz = self.config.teacher_imgsz
-        stride = max(int(self.student.stride.max()), 32)
         self.train_data = TrainData(self.save_dir, self.config.teacher, self.teacher, self.data)
         return self.train_data.build_dataset(args, img_path, batch, stride)
 

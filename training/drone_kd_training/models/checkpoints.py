@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,14 @@ from typing import cast
 from torch import nn
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
+from ultralytics.utils import SETTINGS
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
+from drone_kd_training.isolation import DOWNLOADS, TRUST, cut_off_ultralytics, may_download
 from drone_kd_training.quiet import first_line
+
+cut_off_ultralytics()
 
 PACKAGED_MODELS = Path(__file__).parents[1] / "recipes"
 _SHOWN_NAMES = 8
@@ -23,6 +29,8 @@ _LOAD_ERRORS = (
     OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ModuleNotFoundError,
     pickle.UnpicklingError,
 )  # fmt: skip
+# What torch's safe loading says of an object that is no known model class.
+_UNSAFE = re.compile(r"Unsupported (?:global|class)|unsafe getattr")
 
 
 class UnusableModelError(ValueError):
@@ -77,8 +85,9 @@ def match_classes(student_names: tuple[str, ...], teacher_names: tuple[str, ...]
 def resolve_model(name: str) -> str:
     """Return the path of a model file, or the name of a yaml of this project or Ultralytics.
 
-    The name of a released checkpoint is returned as it is: Ultralytics downloads it. Raises
-    UnusableModelError if the file does not exist, or is neither a .pt nor a model yaml.
+    The name of a released checkpoint is returned as it is if downloads are allowed: Ultralytics
+    fetches it. Raises UnusableModelError if the file does not exist, or is neither a .pt nor a
+    model yaml.
     """
     path = Path(name)
     if path.suffix not in {".pt", ".yaml", ".yml"}:
@@ -92,14 +101,25 @@ def resolve_model(name: str) -> str:
     if (PACKAGED_MODELS / path.name).is_file() and path.parent == Path():
         return str(PACKAGED_MODELS / path.name)
     if path.suffix == ".pt":
-        if path.parent == Path():
-            return name
-        raise UnusableModelError(f"no checkpoint at {name}")
+        return _released(name)
     try:
         yaml_model_load(name)
     except Exception as error:  # the loader raises many types for "not found"
         raise UnusableModelError(f"no model yaml called {name}: {first_line(error)}") from error
     return name
+
+
+def _released(name: str) -> str:
+    """Return the path of a checkpoint that Ultralytics has downloaded before, or may download."""
+    hint = ""
+    if name in GITHUB_ASSETS_NAMES:
+        stored = Path(SETTINGS["weights_dir"], name)
+        if stored.is_file():
+            return str(stored)
+        if may_download():
+            return name
+        hint = f": download it, or set {DOWNLOADS}=1 to let Ultralytics do so"
+    raise UnusableModelError(f"no checkpoint at {name}{hint}")
 
 
 def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, dict]:
@@ -115,11 +135,19 @@ def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, d
         try:
             model, checkpoint = load_checkpoint(source)
         except _LOAD_ERRORS as error:
+            if _UNSAFE.search(str(error.__cause__)):
+                raise UnusableModelError(
+                    f"{name} holds objects that may run code on this machine; set {TRUST}=1 to "
+                    "load it, if you trust whoever made it"
+                ) from error
             raise UnusableModelError(
                 f"{name} is not an Ultralytics checkpoint: {first_line(error)}"
             ) from error
     else:
-        model = DetectionModel(source, verbose=False).eval()
+        try:
+            model = DetectionModel(source, verbose=False).eval()
+        except TypeError as error:  # an activation that is an expression
+            raise UnusableModelError(f"{name}: {first_line(error)}") from error
     layers = getattr(model, "model", None)
     head = layers[-1] if isinstance(layers, nn.Sequential) else model
     if type(head) is not Detect and type(head).__name__ not in also:

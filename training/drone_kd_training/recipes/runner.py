@@ -60,7 +60,6 @@ def run_recipe(recipe: Callable[[], object]) -> int:
     Returns the exit code: 0 done, 1 the work failed, 2 wrong input, 130 interrupted.
     """
     log_to_terminal()
-    os.environ.setdefault("YOLO_OFFLINE", "1")
     try:
         recipe()
     except KeyboardInterrupt:
