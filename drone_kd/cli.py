@@ -16,6 +16,7 @@ import importlib.util
 import os
 import platform
 import shlex
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -76,6 +77,7 @@ _LIBRARIES = {
 _NOTES = f"""\
 exit codes:
   0 done  1 work failed  2 wrong input  3 retrained model refused  130 interrupted
+  141 output closed
 environment:
   DRONE_KD_TRACEBACK=1  show the traceback of an error
   DRONE_KD_VERBOSE=1    show the messages of all libraries
@@ -103,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         return _fail(_interrupted(*arguments[:1]), 130, prefix="drone-kd: ")
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  Python flushes it at the end
+        return 128 + signal.SIGPIPE
     except (ValueError, PermissionError, *_WRONG_PATH) as error:
         return _fail(str(error), 2, error)
     except (RuntimeError, OSError) as error:

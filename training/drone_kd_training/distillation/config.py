@@ -44,7 +44,7 @@ class Config:
     teachers: str = _input(
         "",
         metavar="FILE.yaml",
-        help="several sources and teachers, instead of --data and --teacher; docs/teachers.md "
+        help="several sources and teachers, instead of --data and --teacher; docs/guides/teachers.md "
         "describes the file",
     )
     unlabelled: str = _input(

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -267,7 +268,11 @@ def _interrupt_between_batches(trainer: DistillTrainer) -> Iterator[None]:
         return
     interrupted = threading.Event()
 
+    process = os.getpid()
+
     def on_signal(*_) -> None:
+        if os.getpid() != process:  # a forked data loader, which its parent ends
+            return
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
