@@ -7,6 +7,8 @@ import sys
 import types
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from command_line import only_message, run
@@ -214,3 +216,14 @@ def test_every_command_has_a_function_to_run(name):
     module, text = cli._COMMANDS[name]
     assert callable(importlib.import_module(module).run)
     assert text[0].islower() and not text.endswith(".")
+
+
+def test_closed_pipe_is_no_error(tmp_path):
+    for i in range(200):  # more names than a pipe's buffer and one line hold
+        cv2.imwrite(str(tmp_path / f"{i:03d}{'n' * 200}.png"), np.zeros((8, 8, 3), np.uint8))
+    command = [sys.executable, "-m", "drone_kd.cli", "detect", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141

@@ -44,8 +44,8 @@ class Config:
     teachers: str = _input(
         "",
         metavar="FILE.yaml",
-        help="several sources and teachers, instead of --data and --teacher; docs/guides/teachers.md "
-        "describes the file",
+        help="several sources and teachers, instead of --data and --teacher; "
+        "docs/guides/teachers.md describes the file",
     )
     unlabelled: str = _input(
         "",
