@@ -182,6 +182,12 @@ class DistillTrainer(DetectionTrainer):
     def accumulate(self, batches: int) -> None:
         self._accumulate = batches
 
+    def _build_train_pipeline(self) -> None:
+        # Ultralytics builds it again after running out of memory, reads `accumulate` back, and
+        # starts the epoch again without gradients.
+        self._batches_since_step = self._resume_offset = 0
+        super()._build_train_pipeline()
+
     def _count_batch(self) -> None:
         self._batches_since_step += 1
 
