@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import tempfile
 import time
+from contextlib import ExitStack
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -58,6 +58,9 @@ class DistillTrainer(DetectionTrainer):
         self._pending_gradients: dict[str, torch.Tensor] = {}
         super().__init__(cfg, overrides, _callbacks)
         self.config = read_config(self.save_dir)
+        if RANK in {-1, 0}:
+            for unfinished in self.wdir.glob(".*.tmp"):  # of a run that was killed
+                unfinished.unlink()
         add_training_log(self)
         if RANK != -1 and self.world_size:
             # Under torchrun: Ultralytics counts the GPUs of this machine alone.
@@ -181,6 +184,12 @@ class DistillTrainer(DetectionTrainer):
     @accumulate.setter
     def accumulate(self, batches: int) -> None:
         self._accumulate = batches
+
+    def _build_train_pipeline(self) -> None:
+        # Ultralytics builds it again after running out of memory, reads `accumulate` back, and
+        # starts the epoch again without gradients.
+        self._batches_since_step = self._resume_offset = 0
+        super()._build_train_pipeline()
 
     def _count_batch(self) -> None:
         self._batches_since_step += 1
@@ -345,15 +354,14 @@ class DistillTrainer(DetectionTrainer):
     def save_model(self) -> bool:
         """Write checkpoints atomically: an interrupt keeps the old ones."""
         last, best = self.last, self.best
-        with tempfile.TemporaryDirectory(prefix=".", dir=last.parent) as folder:
-            self.last, self.best = Path(folder, last.name), Path(folder, best.name)
+        with ExitStack() as files:
+            self.last = files.enter_context(atomic_file(last))
+            if self.best_fitness == self.fitness:  # as Ultralytics decides
+                self.best = files.enter_context(atomic_file(best))
             try:
                 saved: bool = super().save_model()
             finally:
-                written, (self.last, self.best) = (self.last, self.best), (last, best)
-            for temporary, path in zip(written, (last, best), strict=True):
-                if temporary.exists():
-                    temporary.replace(path)
+                self.last, self.best = last, best
         return saved
 
 

@@ -26,6 +26,7 @@ def add_training_log(trainer: Any) -> None:
     trainer.add_callback("on_train_batch_end", log.end_batch)
     trainer.add_callback("on_train_epoch_end", log.close)
     trainer.add_callback("on_fit_epoch_end", log.end_epoch)
+    trainer.add_callback("on_train_end", log.end)
     trainer.add_callback("teardown", log.close)  # also after an error
 
 
@@ -70,6 +71,14 @@ class _TrainingLog:
         per_epoch = (time.monotonic() - self._started) / (done - trainer.start_epoch)
         parts.append(f"{duration(left * per_epoch)} left" if left else "training done")
         LOGGER.info("Epoch %d/%d: %s", done, trainer.epochs, ", ".join(parts))
+
+    def end(self, trainer: Any) -> None:
+        """Report early stopping: Ultralytics' own message is hidden."""
+        done, best = trainer.epoch + 1, trainer.stopper.best_epoch
+        patience = trainer.stopper.patience
+        if done < trainer.epochs and done - best >= patience:
+            text = "Stopped early: no improvement in %d epochs; best epoch %d"
+            LOGGER.info(text, patience, best)
 
 
 def losses(means: Mapping[str, float]) -> str:

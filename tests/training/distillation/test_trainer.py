@@ -1,0 +1,192 @@
+"""Weight updates, resumed runs, checkpoints and the log of `DistillTrainer`."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import polars
+import pytest
+import torch
+
+from drone_kd_training.distillation.config import NO_TEACHER, Config
+from drone_kd_training.distillation.distill import prepare_data, train, validate
+from drone_kd_training.distillation.trainer import STATE, DistillTrainer
+from tiny_training import SIZE, draw_set
+
+pytestmark = pytest.mark.slow  # trainings
+
+BATCH = 6
+WEIGHT_DECAY = 0.0005
+SHORT = {
+    "warmup_epochs": 0.0,
+    "mosaic": 0.0,
+    "close_mosaic": 0,
+    "optimizer": "SGD",
+    "lr0": 0.01,
+    "nbs": BATCH,
+    "weight_decay": WEIGHT_DECAY,
+}
+TRAINER = "drone_kd_training.distillation.distill.DistillTrainer"
+
+
+class Stop(Exception):  # noqa: N818 - an interruption at a known place, not an error
+    pass
+
+
+def config(data: Path, teacher: Path | str, epochs: int, **overrides: object) -> Config:
+    return Config(
+        data=str(data),
+        teacher=str(teacher),
+        student="aerial-student.yaml",
+        epochs=epochs,
+        imgsz=SIZE,
+        batch=BATCH,
+        terms=("class", "feature"),
+        val=False,
+        overrides={**SHORT, **overrides},
+    )
+
+
+def train_with(
+    trainer: type[DistillTrainer], run: Config, output: Path, resume: bool = False
+) -> None:
+    """Train without evaluating."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TRAINER, trainer)
+        train(*prepare_data(validate(run, output, resume)))
+
+
+def interrupt_after(
+    epochs: int, run: Config, output: Path, trainer: type[DistillTrainer] = DistillTrainer
+) -> None:
+    """Train, and stop once the state after so many epochs is saved."""
+
+    class Interrupted(trainer):  # type: ignore[misc,valid-type]
+        def _save_state(self) -> None:
+            super()._save_state()
+            if self.epoch + 1 == epochs:
+                raise Stop
+
+    with pytest.raises(Stop):
+        train_with(Interrupted, run, output)
+
+
+FIXED_BATCH = dict.fromkeys(("fliplr", "hsv_h", "hsv_s", "hsv_v", "translate", "scale"), 0.0)
+
+
+def test_training_updates_the_weights_and_lowers_the_loss_of_a_fixed_batch(tiny_teacher, tmp_path):
+    data = draw_set(tmp_path / "data", train=BATCH, val=2)
+    start: dict[str, torch.Tensor] = {}
+
+    class KeepsItsStart(DistillTrainer):
+        def _load_state(self) -> None:
+            super()._load_state()
+            for name, parameter in self.student.named_parameters():
+                if parameter.requires_grad:
+                    start[name] = parameter.detach().clone()
+
+    run = config(data, tiny_teacher, epochs=6, optimizer="AdamW", lr0=0.02, **FIXED_BATCH)
+    train_with(KeepsItsStart, run, tmp_path / "out")
+    student = torch.load(tmp_path / "out" / "weights" / STATE, weights_only=True)["student"]
+    unchanged = [name for name, values in start.items() if torch.equal(values, student[name])]
+    assert start
+    assert not unchanged
+    losses = polars.read_csv(tmp_path / "out" / "results.csv")["train/kd_cls_loss"]
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_resumed_run_ends_in_the_state_of_an_uninterrupted_one(tiny_data, tiny_teacher, tmp_path):
+    class AveragesFast(DistillTrainer):
+        """At first Ultralytics' average equals the student almost: it would hide its past."""
+
+        def _load_state(self) -> None:
+            super()._load_state()
+            self.ema.decay = lambda _: 0.9
+
+    run = config(tiny_data, tiny_teacher, epochs=4)
+    train_with(AveragesFast, run, tmp_path / "whole")
+    interrupt_after(2, run, tmp_path / "halves", AveragesFast)
+    train_with(AveragesFast, run, tmp_path / "halves", resume=True)
+    whole, halves = (
+        torch.load(tmp_path / name / "weights" / STATE, weights_only=True)
+        for name in ("whole", "halves")
+    )
+    optimizers = halves.pop("optimizer"), whole.pop("optimizer")
+    assert optimizers[0]["param_groups"] == optimizers[1]["param_groups"]
+    assert optimizers[1]["state"]  # SGD's momentum
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-7)
+    close(optimizers[0]["state"], optimizers[1]["state"])
+    close(halves["student"], whole["student"])
+    close(halves["average"], whole["average"])
+
+
+def test_early_stopping_is_logged_with_the_best_epoch(tiny_data, tmp_path, caplog):
+    class NeverImproves(DistillTrainer):
+        def validate(self) -> tuple[dict, float]:
+            return {}, 1.0 / (1 + self.epoch)
+
+    run = replace(config(tiny_data, NO_TEACHER, epochs=5, patience=2), val=True)
+    with caplog.at_level("INFO", logger="ultralytics"):
+        train_with(NeverImproves, run, tmp_path)
+    assert "Stopped early: no improvement in 2 epochs; best epoch 1" in caplog.messages
+    assert len(polars.read_csv(tmp_path / "results.csv")) == 3
+
+
+def test_checkpoints_are_written_atomically_and_leftovers_are_removed(tiny_data, tmp_path):
+    weights = tmp_path / "weights"
+    run = replace(config(tiny_data, NO_TEACHER, epochs=3), val=True)
+
+    class GetsWorse(DistillTrainer):
+        """Validates, so that the first epoch stays the best; fails to save the last one."""
+
+        def validate(self) -> tuple[dict, float]:
+            self.best_fitness = 1.0
+            return {}, 1.0 / (1 + self.epoch)
+
+        def read_results_csv(self) -> dict:
+            if self.epoch == 2:
+                raise Stop
+            return super().read_results_csv()
+
+    with pytest.raises(Stop):
+        train_with(GetsWorse, run, tmp_path)
+    assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt", STATE]
+    epochs = {
+        name: torch.load(weights / name, weights_only=False)["epoch"]
+        for name in ("best.pt", "last.pt")
+    }
+    assert epochs == {"best.pt": 0, "last.pt": 1}
+
+    leftover = weights / ".last.pt.0123456789abcdef.tmp"
+    leftover.touch()
+    train_with(DistillTrainer, run, tmp_path, resume=True)
+    assert not leftover.exists()
+
+
+def test_out_of_memory_after_a_resume_halves_the_batch_and_keeps_the_step_size(
+    tiny_data, tiny_teacher, tmp_path
+):
+    """Ultralytics' formulas: a step per ``nbs`` images, a decay in proportion to them."""
+    nbs = 16
+    run = config(tiny_data, tiny_teacher, epochs=3, nbs=nbs)
+    interrupt_after(2, run, tmp_path)
+    seen = []
+
+    class OutOfMemoryOnce(DistillTrainer):
+        batches = 0
+
+        def preprocess_batch(self, batch: dict) -> dict:
+            self.batches += 1
+            if self.batches == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Simulated")
+            return super().preprocess_batch(batch)
+
+        def _report_cost(self) -> None:
+            groups = {group["param_group"]: group for group in self.optimizer.param_groups}
+            seen.append((self.batch_size, self.accumulate, groups["weight"]["weight_decay"]))
+
+    train_with(OutOfMemoryOnce, run, tmp_path, resume=True)
+    half = BATCH // 2
+    accumulate = round(nbs / half)
+    assert seen == [(half, accumulate, pytest.approx(WEIGHT_DECAY * half * accumulate / nbs))]
+    assert accumulate != round(nbs / BATCH)  # otherwise the test could not tell
