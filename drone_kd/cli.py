@@ -76,7 +76,7 @@ _LIBRARIES = {
 }
 _NOTES = f"""\
 exit codes:
-  0 done  1 failed  2 wrong input  3 model refused  130 interrupted  141 closed pipe
+  0 done  1 failed  2 bad input  3 refused  130 interrupted  141 closed pipe
 environment:
   DRONE_KD_TRACEBACK=1  show the traceback of an error
   DRONE_KD_VERBOSE=1    show the messages of all libraries
