@@ -22,8 +22,8 @@ from scipy.spatial import ConvexHull
 
 from drone_kd.simulation.scene import CLASSES, meshes
 from drone_kd.simulation.scene.buildings import GABLES, HOUSE_SIDES
-from drone_kd.simulation.scene.layouts import build_scene
 from drone_kd.simulation.scene.meshes import FACES, NO_CLASS
+from drone_kd.simulation.scene.scenes import build_scene
 from drone_kd.simulation.scene.shapes import TILE_M
 from drone_kd.simulation.scene.world import World
 

@@ -13,8 +13,8 @@ from drone_kd.paths import share_path
 from drone_kd.simulation.gazebo_world import read_gazebo_world, rotation, visible_truth
 from drone_kd.simulation.scene import CLASSES
 from drone_kd.simulation.scene.camera import Camera
-from drone_kd.simulation.scene.layouts import build_scene
 from drone_kd.simulation.scene.render import render
+from drone_kd.simulation.scene.scenes import build_scene
 from drone_kd.simulation.scene.shapes import TILE_M
 
 WORLDS = Path(__file__).resolve().parents[2] / "worlds"

@@ -6,8 +6,8 @@ import pytest
 from drone_kd.simulation.projection import project, projection_matrix, solid_boxes
 from drone_kd.simulation.scene import meshes
 from drone_kd.simulation.scene.camera import Camera
-from drone_kd.simulation.scene.layouts import build_scene
 from drone_kd.simulation.scene.render import render
+from drone_kd.simulation.scene.scenes import build_scene
 
 K = np.array([[1000.0, 0, 640], [0, 900.0, 360], [0, 0, 1]])
 WIDTH, HEIGHT = 1280, 720

@@ -12,6 +12,6 @@ from drone_kd.simulation.scene.frames import (
     draw_frame,
     fly,
 )
-from drone_kd.simulation.scene.layouts import SCENES
+from drone_kd.simulation.scene.scenes import SCENES
 
 __all__ = ["CLASSES", "FRAMES_PER_WORLD", "SCENES", "FlightPlan", "Frame", "draw_frame", "fly"]

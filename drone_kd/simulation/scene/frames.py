@@ -10,8 +10,8 @@ from itertools import count
 import numpy as np
 
 from drone_kd.simulation.scene.camera import Camera
-from drone_kd.simulation.scene.layouts import SCENES, build_scene
 from drone_kd.simulation.scene.render import View, render, roll
+from drone_kd.simulation.scene.scenes import SCENES, build_scene
 from drone_kd.simulation.scene.sensor import Conditions, apply_sensor, sample_conditions
 from drone_kd.simulation.scene.shapes import TILE_M
 from drone_kd.simulation.scene.town import build_world
