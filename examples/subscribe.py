@@ -20,7 +20,7 @@ class Listener(Node):
 
     def _receive(self, message: Detection2DArray) -> None:
         stamp = message.header.stamp  # of the camera's image
-        for detection in message.detections:
+        for detection in filter(lambda d: d.results, message.detections):
             best = detection.results[0].hypothesis
             centre = detection.bbox.center.position
             print(

@@ -17,7 +17,6 @@ from drone_kd.media.image_files import VIDEO_SUFFIXES, SourceError, read_video
 _TIMEOUT_MS = 10_000
 _JOIN_S = 1.0
 _URL = re.compile(r"(rtsps?|rtmps?|https?|udp|tcp|srt)://", re.IGNORECASE)
-_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
 
 
 class StreamError(ConnectionError):
@@ -44,7 +43,7 @@ def read_live(source: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         SourceError: the source cannot be opened.
         StreamError: the stream ended, or sent nothing for 10 s.
     """
-    name = _PASSWORD.sub(r"\1:***@", source)
+    name = _public_name(source)
     capture = _open(source, name)
     if _URL.match(source) and Path(source.partition("?")[0]).suffix.lower() in VIDEO_SUFFIXES:
         yield from read_video(capture, name)
@@ -116,3 +115,11 @@ class _Newest:
             with self._changed:
                 self._over = True
                 self._changed.notify()
+
+
+def _public_name(source: str) -> str:
+    """Return a source without what may be secret in a URL: user, password and query."""
+    if not _URL.match(source):
+        return source
+    scheme, _, rest = source.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].partition('#')[0].rpartition('@')[2]}"

@@ -92,10 +92,14 @@ def test_url_of_a_video_file_is_read_frame_by_frame(tmp_path):
     assert [name for name, _ in frames] == [f"{url}#{number}" for number in range(25)]
 
 
-def test_password_is_in_no_message():
+@pytest.mark.parametrize(
+    "secret_part", ["pilot:secret@{}", "secret@{}", "pilot:se/secret@{}", "a:b@secret@{}"]
+)
+def test_secrets_of_a_url_are_in_no_message(secret_part):
+    host = "127.0.0.1:9"
     with pytest.raises(SourceError) as error:
-        next(read_live("http://pilot:secret@127.0.0.1:9/camera"))
-    assert "pilot:***@127.0.0.1" in str(error.value) and "secret" not in str(error.value)
+        next(read_live(f"http://{secret_part.format(host)}/camera?token=secret"))
+    assert f"http://{host}/camera" in str(error.value) and "secret" not in str(error.value)
 
 
 def test_missing_camera_is_named(tmp_path):
