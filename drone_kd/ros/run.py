@@ -50,9 +50,9 @@ def run_node(
     except Exception as error:  # a wrong --ros-args; the class differs between distributions
         return _fail(name, error)
     node, stopped = None, True
+    executor = SingleThreadedExecutor()
     try:
         node = make_node(finished)
-        executor = SingleThreadedExecutor()
         executor.add_node(node)
         failures = 0
         while not finished.is_set():
@@ -72,6 +72,9 @@ def run_node(
     finally:
         if node is not None:
             stopped = node.stop()
+        # Before its context ends: collected later, it prints a traceback of an invalid handle.
+        executor.shutdown(timeout_sec=0)
+        if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
     if not stopped:
