@@ -86,6 +86,7 @@ def huge_png(side=8000):
     return start + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "says"), [(huge_jpeg, "got 32767x32767 pixels"), (huge_png, "got 8000x8000 pixels")]
 )

@@ -372,6 +372,7 @@ def test_process_rejects_wrong_parameters_in_one_line(ros_domain_id, start_detec
     assert says in line
 
 
+@pytest.mark.slow
 def test_hostile_parameters_do_not_end_the_process(ground, start_detector, model):
     site = ground()
     process = start_detector(model=model, confidence=0.9, autostart=True)

@@ -64,6 +64,7 @@ def test_the_committed_world_has_the_boxes_of_the_procedural_one(shapes, camera,
     assert np.median(best) > 0.9 and np.mean(np.array(best) > 0.8) > 0.75, np.sort(best)
 
 
+@pytest.mark.slow
 def test_moving_object_is_at_its_pose(shapes):
     car = next(name for name, kind in shapes.moving_names.items() if kind == "car")
     poses = {"drone": pose(0, 0, 50, 0), car: pose(5, 10, 0, 1.0)}

@@ -40,6 +40,7 @@ def test_a_seed_always_gives_the_same_frame(frames):
     assert draw_frame(1).image.tobytes() != again.image.tobytes()
 
 
+@pytest.mark.slow
 def test_frames_have_valid_labels_inside_the_image(frames):
     for frame in frames:
         assert frame.image.shape == (640, 640, 3) and frame.image.dtype == np.uint8

@@ -37,6 +37,7 @@ def test_layout_and_labels(made):
     )
 
 
+@pytest.mark.slow
 def test_same_arguments_give_identical_files_in_any_process(made, monkeypatch, tmp_path):
     def render_here(folder, counts, imgsz, seed):
         for job in module._jobs(counts, seed):

@@ -34,6 +34,7 @@ def squares(tmp_path_factory) -> Path:
     return draw_squares(tmp_path_factory.mktemp("squares"), side=14, val=12)
 
 
+@pytest.mark.slow
 def test_file_describes_itself_and_computes_the_same(tiny_data, square_detector, tmp_path):
     checkpoint = tmp_path / "best.pt"
     checkpoint.write_bytes(square_detector.read_bytes())

@@ -117,6 +117,7 @@ def test_packaged_checkpoint_loads_safely(path):
     assert "car" in class_names(load_model(str(path))[0])
 
 
+@pytest.mark.slow
 def test_qat_checkpoint_loads_safely(tmp_path):
     pytest.importorskip("modelopt", reason="no nvidia-modelopt (training/requirements.txt)")
     model, checkpoint = load_model(str(save_checkpoint(tmp_path / "float.pt")))

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from drone_kd_training.models.checkpoints import class_names, load_model
@@ -6,6 +7,7 @@ from drone_kd_training.models.weight_interpolation import interpolate_weights
 from tiny_training import save_checkpoint
 
 
+@pytest.mark.slow
 def test_weights_and_statistics_are_interpolated_by_class_name(tmp_path):
     start = save_checkpoint(tmp_path / "start.pt", names=("person", "dog", "car"))
     trained = save_checkpoint(tmp_path / "trained.pt", names=("car", "person"))

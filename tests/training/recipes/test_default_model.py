@@ -142,6 +142,7 @@ def test_card_of_the_packaged_model_names_its_sources_and_licence():
     assert open_backend(card.with_name("default.onnx")).spec.licence == module.LICENCE
 
 
+@pytest.mark.slow
 def test_alpha_with_the_best_mean_is_chosen(tmp_path, monkeypatch):
     best = {"a": 0.3, "b": 0.15}  # a's counts for more
 
