@@ -427,7 +427,7 @@ def arms_table(rows: list[dict]) -> str:
 
 
 def figures_table(rows: list[dict]) -> str:
-    """Return the ratios that answer the questions of the benchmark, as Markdown."""
+    """Return the ratios of the benchmark's summary, as Markdown."""
     lines = [markdown_head(["figure", "seeds", "value"])]
     for labels in ("true", "teacher's"):
         for n in (100, 300):

@@ -90,9 +90,9 @@ def test_model_in_a_folder_without_permission_is_rejected(flying, monkeypatch):
     refused = Mock(side_effect=PermissionError(errno.EACCES, "Permission denied"))
     with monkeypatch.context() as patch:  # the tests may run as root, who may read everything
         patch.setattr(Path, "is_file", refused)
-        result = flying.try_parameter("model", "/root/model.onnx")
+        result = flying.try_parameter("model", "/private/model.onnx")
     assert not result.successful
-    assert result.reason == "model: /root/model.onnx: Permission denied"
+    assert result.reason == "model: /private/model.onnx: Permission denied"
     assert count(flying) == 64
 
 

@@ -344,7 +344,7 @@ VisDrone, whose images are published for non-commercial use |
 | YOLOv8s, teacher `coco` | pseudo-labels of five sources | COCO |
 | YOLOv8s, teacher `thermal` | pseudo-labels of `hit-uav` | HIT-UAV |
 
-No VisDrone image was used to train this model, but its `visdrone` teacher learnt from them. What
+No VisDrone image was used to train this model, but its `visdrone` teacher learned from them. What
 that means for a commercial product is not settled here. To be independent of it, train your own
 model from other teachers (`distill --teachers`). The file's metadata hold no lineage, so
 `drone-kd lineage` prints none of this.
@@ -358,7 +358,7 @@ model from other teachers (`distill --teachers`). The file's metadata hold no li
 - Thermal images: only the camera of HIT-UAV, and no trucks or buses in them.
 - People seen from straight above are a few pixels tall and mostly missed at 640 px: use
   `tiling: auto`.
-- Some pseudo-labels of the teachers were wrong, and the model has learnt them, too.
+- Some pseudo-labels of the teachers were wrong, and the model has learned them, too.
 
 ## Attribution and licences
 
