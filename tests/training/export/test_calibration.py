@@ -1,17 +1,11 @@
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
 import pytest
 
 from drone_kd_training.data.dataset import DataError, image_paths, load_data
 from drone_kd_training.export.calibration import calibrate, names_sha256, spread
-from drone_kd_training.export.export import _trace
-from drone_kd_training.models.checkpoints import load_model
-from drone_kd_training.models.torch_backend import ExportGraph, TorchBackend
-from tiny_training import SIZE
 
 
 def test_frames_are_spread_evenly():
@@ -19,18 +13,6 @@ def test_frames_are_spread_evenly():
     assert [p.stem for p in spread(paths, 3)] == ["0", "3", "6"]
     assert spread(paths, 20) == paths
     assert names_sha256(paths) != names_sha256(paths[::-1])
-
-
-@pytest.fixture
-def half(tiny_teacher, tmp_path):
-    """An FP16 graph, the float32 one, and their spec."""
-    model, _ = load_model(str(tiny_teacher))
-    backend = TorchBackend(model, SIZE)
-    path = tmp_path / "half.onnx"
-    calibration = {"frames": 1, "data": "", "names_sha256": ""}
-    spec = replace(backend.spec, precision="int8", calibration=calibration)
-    _trace(ExportGraph(model, half=True), spec, path)
-    return onnx.load(path), ExportGraph(model), backend.spec
 
 
 def test_calibration_finds_the_largest_input(tiny_data, half):
