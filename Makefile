@@ -53,7 +53,7 @@ demo-loop: setup  ## a flight at night: record, mine, retrain, judge, swap, scor
 
 # The teacher that the demo starts from: other places (--seed) than those the demo draws.
 # SHARED: see default-model; here only weights/yolov8s-coco.pt is read.
-demo-teacher: setup  ## train the demo's teacher anew (about 35 minutes on 2 cores)
+demo-teacher: setup  ## train the demo's teacher (about 35 minutes on 2 cores)
 	.venv/bin/drone-kd generate --output runs/demo-teacher/data --train 800 --val 60 --seed 1
 	.venv/bin/drone-kd distill --data runs/demo-teacher/data/data.yaml --teacher none \
 	  --student aerial-teacher.yaml --output runs/demo-teacher/run --epochs 3 --batch 2 --no-val \

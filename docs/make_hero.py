@@ -100,7 +100,7 @@ def write_gif(frames: list[np.ndarray]) -> None:
 
 
 def main() -> int:
-    """Make the picture; say how large it is and how many frames it has."""
+    """Write the GIF; print its size and its number of frames."""
     with tempfile.TemporaryDirectory() as folder:
         write_frames(Path(folder))
         frames = fly(Path(folder))

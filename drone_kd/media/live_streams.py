@@ -1,4 +1,4 @@
-"""Newest frames of a camera or a network stream; frames that nobody takes in time are skipped."""
+"""Newest frames of a camera or a network stream; frames not taken in time are skipped."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ from drone_kd.simulation.replay import LabelledFrame, read_bag, read_labels, rec
 from drone_kd.simulation.scoring.flight_record import Truth
 from drone_kd.simulation.truth_messages import to_camera_info, truth_to_message
 
-# Reliable, so that every subscriber matches; depth 1, so that nobody gets a stale frame.
+# Reliable, so that every subscriber matches; depth 1, so that no subscriber gets a stale frame.
 IMAGE_QOS = QoSProfile(depth=1)
 # Deep enough for a subscriber that is busy for a while: these messages are small.
 SMALL_QOS = QoSProfile(depth=100)

@@ -21,7 +21,7 @@ def test_near_duplicates_are_dropped_and_small_motion_is_kept():
     kept = list(drop_near_duplicates(frames(ground, noisy, ground, moved, moved)))
     assert [k.frame.number for k in kept] == [0, 3]
     assert kept[0].shift is None
-    # Every time block starts anew.
+    # Every time block starts again.
     assert len(list(drop_near_duplicates(frames(ground) + frames(ground, block=1)))) == 2
 
 
