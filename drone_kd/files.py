@@ -35,11 +35,11 @@ def atomic_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     temporary.open("xb").close()
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -78,7 +78,8 @@ def _unpredictable(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{suffix}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -54,7 +54,7 @@ def test_verbose_shows_everything():
         ),
         (
             "CUDA out of memory with batch=8. Reducing to batch=4 and retrying (1/3).",
-            "CUDA out of memory with batch=8. Training goes on with batch 4",
+            "CUDA out of memory with batch=8. Training continues with batch 4",
         ),
         ("optimizer: AdamW", None),
     ],

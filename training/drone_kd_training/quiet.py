@@ -35,7 +35,7 @@ _REWORDED = {
     r"(?:\w+: )?Labels are missing or empty in (?P<where>.+?), training may .*":
         "All labels are missing or empty ({where})",
     r"(?P<what>.*out of memory.*) Reducing to batch=(?P<batch>\d+) and retrying.*":
-        "{what} Training goes on with batch {batch}",
+        "{what} Training continues with batch {batch}",
 }  # fmt: skip
 # Warnings of Ultralytics about settings that this package chooses itself.
 _MEANINGLESS = re.compile(

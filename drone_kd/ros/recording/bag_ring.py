@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
+from drone_kd.files import sync
 from drone_kd.ros.recording.message_definitions import MessageType
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class BagRing:
         try:
             writer.close()
             for path in (*writer.path.iterdir(), writer.path, self._folder):
-                _sync(path)
+                sync(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 writer.abort()
@@ -147,11 +147,3 @@ def _delete(bag: Path) -> None:
         path.unlink()
     with contextlib.suppress(OSError):
         bag.rmdir()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
