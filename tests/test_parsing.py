@@ -1,0 +1,78 @@
+import os
+
+import pytest
+import yaml
+
+from drone_kd.parsing import ParseError, parse_json, parse_yaml, read_json, read_limited, read_yaml
+
+
+def test_files_are_read(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": [1, NaN]}')
+    (tmp_path / "a.yaml").write_text("a: [1, two]\n")
+    assert read_json(tmp_path / "a.json")["a"][0] == 1
+    assert read_yaml(tmp_path / "a.yaml") == {"a": [1, "two"]}
+
+
+def test_a_file_at_the_limit_is_read_and_a_larger_one_is_not(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_limited(path, 5) == b"12345"
+    with pytest.raises(ParseError, match=r"file: expected at most 4e-06 MB, got more"):
+        read_limited(path, 4)
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(ParseError, match="expected a file, got another kind"):
+            read_limited(path)
+
+
+@pytest.mark.parametrize("name", ["missing", "x" * 5000, "nul\0"])
+def test_unusable_names_are_one_short_line(tmp_path, name):
+    with pytest.raises(ParseError) as caught:
+        read_limited(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_hostile_json_is_one_short_line():
+    for content in ("[" * 200_000, "{", b"\xff\xfe\xff", '"\x1b[31m', "9" * 5000):
+        with pytest.raises(ParseError, match=r"^f: expected JSON") as caught:
+            parse_json(content, "f")
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "!!python/object/apply:os.system ['true']",
+        "a0: &a0 [x, x]\n"
+        + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 30)),
+        "[" * 20_000,
+        "a: [",
+        b"\xff\xfe\xff",
+        "\x1b: 1",
+        "&a [*a]",
+        "1" * 5000,
+        "2024-99-99",
+        "? {a: 1}\n: 2",
+    ],
+)
+def test_hostile_yaml_is_one_short_line(content):
+    with pytest.raises(ParseError, match=r"^f: expected YAML") as caught:
+        parse_yaml(content, "f")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def test_aliases_are_read():
+    assert parse_yaml("a: &a [1, 2]\nb: *a\nc: &c x\nd: *c\n", "f") == {
+        "a": [1, 2], "b": [1, 2], "c": "x", "d": "x",
+    }  # fmt: skip
+
+
+def test_an_unsafe_loader_is_a_fault_of_the_caller():
+    with pytest.raises(TypeError, match="SafeLoader"):
+        parse_yaml("a: 1", "f", yaml.UnsafeLoader)
