@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, and content hashes."""
+"""Atomic writes of files and folders, folders for one user, and content hashes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from drone_kd.text import one_line
+
 _CHUNK = 1 << 20
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def file_sha256(path: Path) -> str:
@@ -72,6 +76,63 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically, and make its parent folders; see `atomic_file`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, text.encode())
+
+
+def private_folder(path: str | Path) -> Path:
+    """Make a folder that only this user can enter, with its parents; return its path.
+
+    An existing folder is accepted if it is this user's and nobody else could write into it; it is
+    closed to readers. Where the content is trusted, use `open_private_folder`: the path may mean
+    another folder a moment later.
+
+    Raises:
+        OSError: the folder is a link, belongs to another user, can be written by others, or cannot
+            be made; the message is one line.
+    """
+    with open_private_folder(path):
+        return Path(path)
+
+
+@contextlib.contextmanager
+def open_private_folder(path: str | Path) -> Iterator[int]:
+    """Yield a descriptor of a private folder, for the `dir_fd` of `os.open` and the like.
+
+    Whoever renames the folder or puts a link in its place does not change what the descriptor
+    means. OSError: see `private_folder`.
+    """
+    path = Path(path)
+    try:
+        for folder in (*reversed(path.parents), path):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+        descriptor = os.open(path, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OSError(
+            f"{one_line(path)}: expected a folder of your own, no file and no link: {reason}"
+        ) from None
+    try:
+        _check_private(descriptor, path)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _check_private(descriptor: int, path: Path) -> None:
+    """Raise PermissionError unless an open folder is this user's alone; close it to readers."""
+    status = os.fstat(descriptor)
+    if status.st_uid != os.geteuid():
+        raise PermissionError(
+            f"{one_line(path)}: expected a folder of your own, got one of uid {status.st_uid}"
+        )
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & _WRITABLE_BY_OTHERS:
+        raise PermissionError(
+            f"{one_line(path)}: expected a folder that only you can write, got mode {mode:04o}; "
+            "remove it, others may have put files there"
+        )
+    if mode & 0o777 != 0o700:
+        os.fchmod(descriptor, 0o700)
 
 
 def _unpredictable(path: Path, suffix: str) -> Path:

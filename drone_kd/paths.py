@@ -1,15 +1,19 @@
-"""Paths of the package's own files: parameter defaults, the default model, the self-test image."""
+"""Paths: of the package's own files, and of others, confined to given folders."""
 
 from __future__ import annotations
 
+import os
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from drone_kd.core.model_spec import ModelError
+from drone_kd.text import one_line
 
+_NAME_BYTES, _PATH_BYTES = 255, 4096  # limits of Linux
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -59,3 +63,32 @@ def default_model_path() -> Path:
 def selftest_image_path() -> Path:
     """Return the path of the self-test's image; data/README.md has its source and licence."""
     return _PACKAGE / "data" / "bogota-niza_103-0351.jpg"
+
+
+def confined(path: str | Path, folders: Iterable[str | Path]) -> Path:
+    """Return the absolute path without links of something in one of `folders`, or of one of them.
+
+    A leading "~" is the home folder, and a relative path starts at the working directory. What is
+    at the path, if anything, makes no difference, so a refusal does not tell what exists.
+
+    Raises:
+        ValueError: the path is in none of the folders, or none at all; the message is one line.
+    """
+    allowed = [_resolved(folder) for folder in folders]
+    found = _resolved(path)
+    if found is None or not any(folder and found.is_relative_to(folder) for folder in allowed):
+        inside = " or ".join(one_line(folder) for folder in allowed if folder) or "no folder"
+        raise ValueError(f'expected a path in {inside}, got "{one_line(path)}"')
+    return found
+
+
+def _resolved(path: str | Path) -> Path | None:
+    """Return an absolute path without links; None: it is no path, or longer than a path may be."""
+    try:
+        # RuntimeError: no such user, or a loop of links; ValueError: a null character.
+        found = Path(path).expanduser().resolve()
+        parts = [os.fsencode(part) for part in found.parts]
+    except (OSError, RuntimeError, ValueError):
+        return None
+    too_long = max(map(len, parts)) > _NAME_BYTES or len(bytes(found)) >= _PATH_BYTES
+    return None if too_long or not str(path) else found

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from drone_kd.files import atomic_file, atomic_folder, file_sha256, write_bytes, write_text
+from drone_kd.files import (
+    atomic_file,
+    atomic_folder,
+    file_sha256,
+    open_private_folder,
+    private_folder,
+    write_bytes,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -165,3 +173,58 @@ def test_folder_does_not_replace_content(tmp_path, kind):
     with pytest.raises(OSError, match="folder"), atomic_folder(path) as temporary:
         (temporary / "file").write_bytes(b"new")
     assert tree(tmp_path) == before
+
+
+def test_private_folder_and_its_parents_are_made_private(tmp_path, umask):
+    path = tmp_path / "a" / "b"
+    assert private_folder(path) == path
+    assert [mode(path), mode(path.parent)] == [0o700, 0o700]
+    path.chmod(0o755)
+    assert private_folder(path) == path  # again: it may exist
+    assert mode(path) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        ("link", "no file and no link: Not a directory"),
+        ("file", "no file and no link: Not a directory"),
+        ("null", "embedded null byte"),
+        ("long", "File name too long"),
+        ("writable", "expected a folder that only you can write, got mode 0777"),
+        ("group", "expected a folder that only you can write, got mode 0770"),
+    ],
+)
+def test_folder_that_is_not_private_is_refused(tmp_path, kind, problem):
+    other, path = tmp_path / "other", tmp_path / "folder"
+    other.mkdir(mode=0o700)
+    if kind == "link":
+        path.symlink_to(other)
+    elif kind == "file":
+        path.touch()
+    elif kind in ("writable", "group"):
+        path.mkdir()
+        path.chmod(0o777 if kind == "writable" else 0o770)
+    else:
+        path = tmp_path / ("x" * 300 if kind == "long" else "a\0b")
+    with pytest.raises(OSError, match=problem) as raised:
+        private_folder(path)
+    assert len(str(raised.value)) < 400 and "\0" not in str(raised.value)
+
+
+def test_folder_of_another_user_is_refused(tmp_path, monkeypatch):
+    tmp_path.chmod(0o700)
+    owner = tmp_path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(PermissionError, match=f"a folder of your own, got one of uid {owner}"):
+        private_folder(tmp_path)
+
+
+def test_descriptor_of_a_private_folder_means_the_checked_folder(tmp_path):
+    path, moved, other = tmp_path / "folder", tmp_path / "moved", tmp_path / "other"
+    other.mkdir()
+    with open_private_folder(path) as folder:
+        path.rename(moved)
+        path.symlink_to(other)
+        os.close(os.open("file", os.O_CREAT | os.O_EXCL, dir_fd=folder))
+    assert [p.name for p in moved.iterdir()] == ["file"] and not list(other.iterdir())

@@ -37,3 +37,38 @@ def test_missing_file_is_reported_with_the_searched_folders(tmp_path, monkeypatc
         paths.config_path("detector.yaml")
     with pytest.raises(ModelError, match=r"no default model; give a model\.onnx"):
         paths.default_model_path()
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Make a folder with links: to it, out of it to a file, to nothing, and to itself."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (tmp_path / "linked").symlink_to(folder)
+    (tmp_path / "secret").touch()
+    (folder / "out").symlink_to(tmp_path / "secret")
+    (folder / "nowhere").symlink_to(tmp_path / "missing")
+    (folder / "loop").symlink_to(folder / "loop")
+    return folder
+
+
+def test_path_in_a_folder_is_returned_without_links(tmp_path, models, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for text in ("models/a", "linked/a", "~/models/a", "models/../models/a", models / "a"):
+        assert paths.confined(text, ["/nowhere", "~/linked"]) == models.resolve() / "a"
+    assert paths.confined(models, [models]) == models.resolve()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["secret", "missing", "models/out", "models/nowhere", "models/loop", "models/../secret"]
+    + ["models2/a", ".", "/etc/passwd", "/etc/passwd/x", "~nosuchuser/x", "", "a\0b"]
+    + ["models/" + "x" * 300, "models/" + "x/" * 3000, "x" * 5000, "models/\ud800"],
+)
+def test_path_elsewhere_is_refused_whether_it_exists_or_not(tmp_path, models, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    expected = re.escape(f"expected a path in {models.resolve()}, got ")
+    with pytest.raises(ValueError, match=expected) as raised:
+        paths.confined(path, [models, "~nosuchuser"])
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 600
