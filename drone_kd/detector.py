@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from drone_kd.backends import LOG, Backend, open_backend
+from drone_kd.backends.model_file import ModelFile
 from drone_kd.core.arrays import Float32Array, Int64Array, UInt8Array
 from drone_kd.core.detections import Detections
 from drone_kd.core.postprocess import InferenceError, decode
@@ -195,7 +196,7 @@ class Detector:
 
 
 def load_detector(
-    path: str | Path | None = None,
+    path: str | Path | ModelFile | None = None,
     *,
     confidence: float | None = None,
     iou: float | None = None,
@@ -208,7 +209,7 @@ def load_detector(
     allow_fallback: bool | None = None,
     progress: Callable[[str], None] = LOG.warning,
 ) -> Detector:
-    """Load a model.onnx; None: the one that comes with the package.
+    """Load a model.onnx, or one that `read_model_file` has read; None: that of the package.
 
     Settings are those of `Detector` and `open_backend`. Where they are None, they come from
     config/detector.yaml.

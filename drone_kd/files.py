@@ -118,6 +118,44 @@ def open_private_folder(path: str | Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def read_private(folder: int, name: str, limit: int) -> bytes:
+    """Return the bytes of a file of `open_private_folder`, at most `limit` of them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it is a link, larger, no regular file, or can be written by others.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with os.fdopen(os.open(name, flags, dir_fd=folder), "rb") as file:
+        status = os.fstat(file.fileno())
+        mode = stat.S_IMODE(status.st_mode)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{one_line(name)}: expected a file, got another kind")
+        if status.st_uid != os.geteuid() or mode & _WRITABLE_BY_OTHERS:
+            got = f"one of uid {status.st_uid} with mode {mode:04o}"
+            raise PermissionError(f"{one_line(name)}: expected a file of your own, got {got}")
+        if status.st_size > limit:
+            raise OSError(f"{one_line(name)}: expected at most {limit} bytes, got more")
+        return file.read(limit)
+
+
+def write_private(folder: int, name: str, content: bytes) -> None:
+    """Write a file of `open_private_folder` atomically, with mode 0600; see `atomic_file`."""
+    temporary = _unpredictable(Path(name), ".tmp").name
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=folder), "wb") as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=folder)
+            raise
+    os.fsync(folder)
+
+
 def _check_private(descriptor: int, path: Path) -> None:
     """Raise PermissionError unless an open folder is this user's alone; close it to readers."""
     status = os.fstat(descriptor)

@@ -12,12 +12,16 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from drone_kd.core.model_spec import ModelError, ModelSpec, are_finite, is_sha256
-from drone_kd.files import file_sha256
+from drone_kd.backends.model_file import read_model_file
+from drone_kd.core.model_spec import ModelError, ModelSpec, are_finite, is_sha256, is_text
+from drone_kd.parsing import ParseError, parse_json
+from drone_kd.text import one_line
 
 LINEAGE_KEY = "drone_kd_lineage"
 LINEAGE_SCHEMA = 1
 
+_MAX_COMMAND = 20_000  # characters
+_MAX_DATA = 10_000
 _SHOWN_DIGITS = 12  # of each hash in the printed tree
 
 
@@ -69,27 +73,26 @@ class Lineage:
         if LINEAGE_KEY not in metadata:
             return None
         try:
-            record = json.loads(metadata[LINEAGE_KEY])
+            record = parse_json(metadata[LINEAGE_KEY], LINEAGE_KEY)
             schema = record.pop("schema")
             ancestors = record.pop("ancestors")
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        except (ParseError, TypeError, AttributeError, KeyError):
             raise ModelError(f"model metadata: {LINEAGE_KEY}: not a lineage") from None
         _require(schema == LINEAGE_SCHEMA, "schema", str(LINEAGE_SCHEMA), schema)
         try:
             return cls(**record, ancestors=tuple(Ancestor(**each) for each in ancestors))
         except TypeError as error:  # a key is missing or unknown
-            raise ModelError(f"model metadata: {LINEAGE_KEY}: {error}") from None
+            raise ModelError(f"model metadata: {LINEAGE_KEY}: {one_line(error)}") from None
 
 
 def generations(model: Path) -> tuple[Ancestor, ...]:
     """Return a model file and its ancestors, most recent first; ModelError: it is unusable."""
     from drone_kd.backends.onnx_runtime import read_metadata  # deferred: imports ONNX Runtime
 
-    metadata = read_metadata(model)
+    file = read_model_file(model)
+    metadata = read_metadata(file)
     lineage = Lineage.from_metadata(metadata)
-    youngest = Ancestor(
-        sha256=file_sha256(model), metrics=ModelSpec.from_metadata(metadata).metrics
-    )
+    youngest = Ancestor(sha256=file.sha256, metrics=ModelSpec.from_metadata(metadata).metrics)
     if lineage is None:
         return (youngest,)
     date, command, data = lineage.date, lineage.command, lineage.data
@@ -142,13 +145,15 @@ def _map_text(metrics: Mapping[str, float]) -> str:
 def _check_origin(date: str, command: str, data: Mapping[str, str]) -> None:
     for key, text in (("date", date), ("command", command)):
         # The text is printed: control characters could steer the terminal.
-        _require(isinstance(text, str) and text.isprintable(), key, "one line of text", text)
-    _require(isinstance(data, Mapping), "data", "names, each with a SHA-256", data)
+        _require(is_text(text, _MAX_COMMAND), key, "one line of text", text)
+    known = isinstance(data, Mapping) and len(data) <= _MAX_DATA
+    _require(known, "data", f"names, at most {_MAX_DATA}, each with a SHA-256", data)
     for name, digest in data.items():
-        _require(isinstance(name, str) and name.isprintable(), "data", "printable names", name)
-        _require(is_sha256(digest), f"data: {name}", "64 hex digits", digest)
+        _require(is_text(name), "data", "printable names", name)
+        _require(is_sha256(digest), f"data: {one_line(name)}", "64 hex digits", digest)
 
 
 def _require(condition: bool, key: str, expected: str, got: object) -> None:
     if not condition:
-        raise ModelError(f"model metadata: {LINEAGE_KEY}: {key}: expected {expected}, got {got!r}")
+        problem = f"{key}: expected {expected}, got {one_line(repr(got))}"
+        raise ModelError(f"model metadata: {LINEAGE_KEY}: {problem}")

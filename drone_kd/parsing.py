@@ -39,15 +39,17 @@ def read_limited(path: str | Path, limit: int = MAX_BYTES) -> bytes:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ParseError(f"{one_line(path)}: {reason}") from None
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise ParseError(f"{one_line(path)}: expected a file, got another kind")
+        too_large = status.st_size > limit
         with os.fdopen(os.dup(descriptor), "rb") as file:
-            content = file.read(limit + 1)
+            content = b"" if too_large else file.read(limit + 1)
     except OSError as error:
         raise ParseError(f"{one_line(path)}: {error.strerror}") from None
     finally:
         os.close(descriptor)
-    if len(content) > limit:
+    if too_large or len(content) > limit:  # it may have grown
         raise ParseError(f"{one_line(path)}: expected at most {limit / _MEGA:g} MB, got more")
     return content
 

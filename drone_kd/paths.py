@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,24 @@ def confined(path: str | Path, folders: Iterable[str | Path]) -> Path:
         inside = " or ".join(one_line(folder) for folder in allowed if folder) or "no folder"
         raise ValueError(f'expected a path in {inside}, got "{one_line(path)}"')
     return found
+
+
+def cache_folder() -> Path:
+    """Return the folder for caches of this user: $XDG_CACHE_HOME/drone_kd or ~/.cache/drone_kd.
+
+    Without a home folder that can be written, as in a container that runs as another user: a
+    folder in the temporary one. Others may have made it; see `drone_kd.files.private_folder`.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(base).is_absolute():  # the specification has others ignored
+        return Path(base, "drone_kd")
+    try:
+        home = Path.home()
+        if home.is_absolute() and os.access(home, os.W_OK | os.X_OK):
+            return home / ".cache" / "drone_kd"
+    except RuntimeError:  # a user that the system does not know
+        pass
+    return Path(tempfile.gettempdir(), f"drone_kd-{os.geteuid()}")
 
 
 def _resolved(path: str | Path) -> Path | None:

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from drone_kd.backends.model_file import ModelFile, read_model_file
 from drone_kd.core.arrays import Float32Array, UInt8Array
 from drone_kd.core.model_spec import ModelError, ModelSpec
+from drone_kd.text import one_line
 
 RUNTIMES = ("auto", "tensorrt", "onnxruntime")
 
 LOG = logging.getLogger("drone_kd")
-_ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 class Backend(Protocol):
@@ -34,7 +35,7 @@ class Backend(Protocol):
 
 
 def open_backend(
-    path: str | Path,
+    path: str | Path | ModelFile,
     *,
     runtime: str = "auto",
     allow_fallback: bool = False,
@@ -44,7 +45,7 @@ def open_backend(
     """Load a model file; TensorRT first builds the engine if the cache has no valid one.
 
     Args:
-        path: a model.onnx with a `ModelSpec` in its metadata.
+        path: a model.onnx with a `ModelSpec` in its metadata, or what `read_model_file` returned.
         runtime: one of RUNTIMES; "auto": TensorRT if it is installed.
         allow_fallback: use ONNX Runtime if TensorRT was chosen and fails; `progress` and the
             backend's name report it.
@@ -55,23 +56,15 @@ def open_backend(
     Raises:
         ModelError: the file is unusable, or unusable with this runtime; the message is one line.
     """
-    path = Path(path)
     if runtime not in RUNTIMES:
-        raise ModelError(f"runtime: expected {' or '.join(RUNTIMES)}, got {runtime!r}")
-    if path.suffix in _ENGINE_SUFFIXES:
-        raise ModelError(
-            f"{path}: engines made elsewhere (trtexec, Ultralytics) are not accepted: an engine "
-            "runs native code when it is loaded, fits one TensorRT and one GPU, and has no class "
-            "list; give the model.onnx, drone-kd build makes its engine on this device"
-        )
-    if path.suffix != ".onnx":
-        raise ModelError(f"{path}: expected a file that ends in .onnx")
+        raise ModelError(f"runtime: expected {' or '.join(RUNTIMES)}, got {one_line(runtime)}")
+    file = path if isinstance(path, ModelFile) else read_model_file(path)
     # Deferred: importing ONNX Runtime takes a while.
     from drone_kd.backends.onnx_runtime import OrtBackend, read_spec
 
     if runtime == "onnxruntime" or (runtime == "auto" and not tensorrt_is_installed()):
-        return OrtBackend(path)
-    spec = read_spec(path)
+        return OrtBackend(file)
+    spec = read_spec(file)
     try:
         try:
             from drone_kd.backends.tensorrt.build import open_tensorrt  # imports TensorRT
@@ -80,12 +73,12 @@ def open_backend(
                 f"TensorRT cannot be imported ({error}): it comes with JetPack, as the package "
                 "python3-libnvinfer, and a virtual environment sees it with --system-site-packages"
             ) from error
-        return open_tensorrt(path, spec, may_build, progress)
+        return open_tensorrt(file, spec, may_build, progress)
     except ModelError as error:
         if not allow_fallback:
             hint = "; runtime onnxruntime or allow_fallback avoids TensorRT"
             raise ModelError(f"{error}{hint if runtime == 'auto' else ''}") from error
-        backend = OrtBackend(path, fallback=str(error))
+        backend = OrtBackend(file, fallback=str(error))
         progress(f"TensorRT failed, using ONNX Runtime instead: {error}")
         return backend
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from drone_kd.backends.model_file import ModelFile, read_model_file
 from drone_kd.core.arrays import Float32Array, UInt8Array
 from drone_kd.core.model_spec import ModelError, ModelSpec, shape_matches
 from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.preprocess import network_input
+from drone_kd.text import one_line
 
 _FATAL_ONLY = 4
+_MAX_ROWS = 1_000_000
 _TENSOR = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
@@ -25,11 +28,11 @@ class OrtBackend:
     ModelError: the file is unreadable, has no spec, or its graph differs from its spec.
     """
 
-    def __init__(self, path: str | Path, fallback: str = "") -> None:
+    def __init__(self, model: str | Path | ModelFile, fallback: str = "") -> None:
         threads = len(os.sched_getaffinity(0))
         options = _quiet_options(threads)
         providers = [name for name in (_CUDA, _CPU) if name in ort.get_available_providers()]
-        self._session, self.spec = _open(Path(path), options, providers)
+        self._session, self.spec = _open(_read(model), options, providers)
         active = self._session.get_providers()
         device = "CUDA" if active[0] == _CUDA else f"CPU, {threads} threads"
         if _CUDA in providers and _CUDA not in active:
@@ -46,23 +49,30 @@ class OrtBackend:
             feed = {self._input_name: network_input(batch, self.spec)}
             rows: Float32Array = self._session.run(None, feed)[0]
         except Exception as error:  # the runtime's exceptions share no other base class
-            raise InferenceError(f"ONNX Runtime: {' '.join(str(error).split())[:200]}") from error
+            raise InferenceError(f"ONNX Runtime: {one_line(error)}") from error
         return rows
 
 
-def read_spec(path: Path) -> ModelSpec:
+def read_spec(model: str | Path | ModelFile) -> ModelSpec:
     """Return the spec of a model file; ModelError: see `OrtBackend`."""
-    return ModelSpec.from_metadata(read_metadata(path))
+    return _open_unoptimised(_read(model))
 
 
-def read_metadata(path: Path) -> Mapping[str, str]:
+def read_metadata(model: str | Path | ModelFile) -> Mapping[str, str]:
     """Return the metadata of a model file, checked against its graph as in `OrtBackend`."""
+    file = _read(model)
+    _open_unoptimised(file)
+    return file.metadata
+
+
+def _read(model: str | Path | ModelFile) -> ModelFile:
+    return model if isinstance(model, ModelFile) else read_model_file(model)
+
+
+def _open_unoptimised(file: ModelFile) -> ModelSpec:
     options = _quiet_options(threads=1)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    metadata: Mapping[str, str] = (
-        _open(path, options, [_CPU])[0].get_modelmeta().custom_metadata_map
-    )
-    return metadata
+    return _open(file, options, [_CPU])[1]
 
 
 def _quiet_options(threads: int) -> ort.SessionOptions:
@@ -79,24 +89,31 @@ def _quiet_options(threads: int) -> ort.SessionOptions:
 
 
 def _open(
-    path: Path, options: ort.SessionOptions, providers: list[str]
+    file: ModelFile, options: ort.SessionOptions, providers: list[str]
 ) -> tuple[ort.InferenceSession, ModelSpec]:
-    """Load a model file and check its graph against its spec."""
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise ModelError(f"{path}: expected a model file, but it {problem}")
+    """Load a model and check its graph against its spec."""
     try:
-        session = ort.InferenceSession(os.fspath(path), options, providers=providers)
-    except Exception as error:  # the runtime's exceptions share no other base class
-        reason = " ".join(str(error).split())[:200]
-        problem = "cannot load it (truncated, or not an ONNX model?)"
-        raise ModelError(f"{path}: ONNX Runtime {ort.__version__} {problem}: {reason}") from error
-    try:
-        spec = ModelSpec.from_metadata(session.get_modelmeta().custom_metadata_map)
+        # First: a spec with an absurd size is refused before the runtime allocates anything.
+        spec = ModelSpec.from_metadata(file.metadata)
+        session = _session(file.content, options, providers)
         _check_graph(session, spec)
     except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+        raise ModelError(f"{one_line(file.path)}: {error}") from None
     return session, spec
+
+
+def _session(
+    content: bytes, options: ort.SessionOptions, providers: list[str]
+) -> ort.InferenceSession:
+    # Not the runtime's own format, which `read_model_file` does not check.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    try:
+        session = ort.InferenceSession(content, options, providers=providers)
+    except Exception as error:  # the runtime's exceptions share no other base class
+        problem = f"ONNX Runtime {ort.__version__} cannot load it: {one_line(error)}"
+        raise ModelError(problem) from error
+    session._model_bytes = b""  # kept for a change of providers, which is never made
+    return session
 
 
 def _check_graph(session: ort.InferenceSession, spec: ModelSpec) -> None:
@@ -107,5 +124,8 @@ def _check_graph(session: ort.InferenceSession, spec: ModelSpec) -> None:
     ):
         if len(nodes) != 1 or nodes[0].type != dtype or not shape_matches(nodes[0].shape, shape):
             expected = f"one {dtype} {list(shape)}".replace("None", "any")
-            got = ", ".join(f"{node.type} {node.shape}" for node in nodes)
+            got = one_line(", ".join(f"{node.type} {node.shape}" for node in nodes))
             raise ModelError(f"graph {kind}: expected {expected} from its metadata, got {got}")
+    rows = session.get_outputs()[0].shape[1]
+    if isinstance(rows, int) and rows * spec.batch > _MAX_ROWS:
+        raise ModelError(f"graph output: expected at most {_MAX_ROWS} rows, got {rows}")

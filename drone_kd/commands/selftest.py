@@ -18,6 +18,7 @@ import numpy as np
 
 from drone_kd import machine
 from drone_kd.backends import tensorrt_is_installed
+from drone_kd.backends.model_file import ModelFile, read_model_file
 from drone_kd.backends.tensorrt import cuda
 from drone_kd.commands.bench import stage_percentiles
 from drone_kd.commands.shared_options import (
@@ -31,7 +32,7 @@ from drone_kd.core.model_spec import ModelError
 from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.preprocess import letterbox
 from drone_kd.detector import Detector, load_detector
-from drone_kd.files import file_sha256, write_text
+from drone_kd.files import write_text
 from drone_kd.media.image_files import read_image
 from drone_kd.paths import default_model_path, selftest_image_path
 
@@ -78,6 +79,7 @@ def run_selftest(model: Path, source: Path, frames: int) -> dict:
         InferenceError: ONNX Runtime gave no usable output.
     """
     image = read_image(source)
+    file = read_model_file(model)  # once: both runtimes get the same bytes
     verdict, remarks = "pass", []
     power_mode, temperatures = machine.power_mode(), machine.temperatures_c()
     if not power_mode:
@@ -85,7 +87,7 @@ def run_selftest(model: Path, source: Path, frames: int) -> dict:
     if not temperatures:
         remarks.append("temperatures cannot be read")
 
-    detector, reference, onnxruntime_report = _run(model, "onnxruntime", image, frames)
+    detector, reference, onnxruntime_report = _run(file, "onnxruntime", image, frames)
     spec = detector.backend.spec
     tensorrt_report, agreement = None, None
     if not tensorrt_is_installed():
@@ -93,7 +95,7 @@ def run_selftest(model: Path, source: Path, frames: int) -> dict:
         remarks.append("TensorRT is not installed: no engine was built, nothing was compared")
     else:
         try:
-            _, found, tensorrt_report = _run(model, "tensorrt", image, frames)
+            _, found, tensorrt_report = _run(file, "tensorrt", image, frames)
         except (ModelError, InferenceError) as error:
             verdict = "fail"
             remarks.append(f"TensorRT failed: {error}")
@@ -125,7 +127,7 @@ def run_selftest(model: Path, source: Path, frames: int) -> dict:
         "versions": versions,
         "model": {
             "file": str(model),
-            "sha256": file_sha256(model),
+            "sha256": file.sha256,
             "precision": spec.precision,
             "input_shape": list(spec.input_shape),
             "classes": list(spec.classes),
@@ -139,7 +141,7 @@ def run_selftest(model: Path, source: Path, frames: int) -> dict:
 
 
 def _run(
-    model: Path, runtime: str, image: np.ndarray, frames: int
+    model: ModelFile, runtime: str, image: np.ndarray, frames: int
 ) -> tuple[Detector, Detections, dict]:
     show_progress(f"{runtime}: loading the model")
     memory, gpu_before = machine.process_memory_mb(), _gpu_memory_mb()

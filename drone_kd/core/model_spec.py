@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+
+from drone_kd.parsing import ParseError, parse_json
+from drone_kd.text import is_plain, one_line
 
 METADATA_KEY = "drone_kd"
 SCHEMA = 2
@@ -13,6 +16,12 @@ HEADS = ("dense", "end2end")
 PRECISIONS = ("fp32", "fp16", "int8")
 # Layout, dtype and colour order of the input: our own, and the one that other programs expect.
 INPUTS = {"uint8-nhwc": ("NHWC", "uint8", "BGR"), "float32-nchw": ("NCHW", "float32", "RGB")}
+
+MAX_CLASSES, MAX_NAME = 10_000, 100  # characters of a name
+MAX_SIDE_PX, MAX_BATCH = 8192, 64
+MAX_INPUT_PX = 1 << 25  # of a whole batch: 400 MB as float32
+MAX_ENTRIES, MAX_TEXT = 1000, 2000  # of a table; characters of a text
+_LARGEST = 1e15  # of a number
 
 _EXPORT_HINT = "export it with: drone-kd export best.pt --output model.onnx"
 
@@ -58,28 +67,32 @@ class ModelSpec:
         layouts = " or ".join(" ".join(known) for known in INPUTS.values())
         received = (self.layout, self.dtype, self.colour)
         _require(received in INPUTS.values(), "layout, dtype, colour", layouts, received)
-        entries = {"frames", "data", "names_sha256"} if self.precision == "int8" else set()
-        calibrated = isinstance(self.calibration, dict) and set(self.calibration) == entries
-        gated = _are_values(self.gates, dict) and all(
-            set(gate) == {"measured", "limit"} for gate in self.gates.values()
-        )
+        pixels = f"a number of pixels, 1 to {MAX_SIDE_PX}"
+        text = f"one line of at most {MAX_TEXT} characters"
+        names = f"a list of 1 to {MAX_CLASSES} distinct names of one line"
         for key, valid, expected in (
-            ("classes", _are_names(self.classes), "a list of distinct names"),
-            ("input_width", _is_positive(self.input_width), "a number of pixels > 0"),
-            ("input_height", _is_positive(self.input_height), "a number of pixels > 0"),
-            ("batch", _is_positive(self.batch), "a number of frames > 0"),
+            ("classes", _are_names(self.classes), f"{names}, at most {MAX_NAME} characters each"),
+            ("input_width", _is_count(self.input_width, MAX_SIDE_PX), pixels),
+            ("input_height", _is_count(self.input_height, MAX_SIDE_PX), pixels),
+            ("batch", _is_count(self.batch, MAX_BATCH), f"a number of frames, 1 to {MAX_BATCH}"),
             ("head", self.head in HEADS, " or ".join(HEADS)),
             ("precision", self.precision in PRECISIONS, " or ".join(PRECISIONS)),
             ("source_sha256", is_sha256(self.source_sha256), "64 hex digits"),
-            ("tools", _are_values(self.tools, str), "names and version strings"),
+            ("tools", _are_values(self.tools, is_text), "names and version strings"),
             ("metrics", are_finite(self.metrics), "names and finite numbers"),
-            ("calibration", calibrated, "frames, data and names_sha256 for int8, else nothing"),
-            ("gates", gated, "names, each with measured and limit"),
-            ("licence", isinstance(self.licence, str), "a string"),
-            ("attribution", isinstance(self.attribution, str), "a string"),
-            ("normalisation", isinstance(self.normalisation, str), "a string"),
+            (
+                "calibration",
+                _is_calibration(self.calibration, self.precision),
+                "frames, data and names_sha256 for int8, else nothing",
+            ),
+            ("gates", _are_values(self.gates, _is_gate), "names, each with measured and limit"),
+            ("licence", is_text(self.licence), text),
+            ("attribution", is_text(self.attribution), text),
+            ("normalisation", is_text(self.normalisation), text),
         ):
             _require(valid, key, expected, getattr(self, key))
+        size = self.batch, self.input_height, self.input_width
+        _require(math.prod(size) <= MAX_INPUT_PX, "input", f"up to {MAX_INPUT_PX} pixels", size)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -105,8 +118,8 @@ class ModelSpec:
             expected_key = f"expected a model with {METADATA_KEY!r} metadata"
             raise ModelError(f"{expected_key}, got one without; {_EXPORT_HINT}")
         try:
-            record = json.loads(metadata[METADATA_KEY])
-        except ValueError:
+            record = parse_json(metadata[METADATA_KEY], METADATA_KEY)
+        except ParseError:
             record = None
         if not isinstance(record, dict):
             raise ModelError(f"{METADATA_KEY!r} metadata: expected a JSON object; {_EXPORT_HINT}")
@@ -116,7 +129,7 @@ class ModelSpec:
         unknown, missing = record.keys() - expected, expected - record.keys()
         for problem, keys in (("unknown", unknown), ("missing", missing)):
             if keys:
-                names = ", ".join(sorted(keys))
+                names = one_line(", ".join(sorted(keys)))
                 raise ModelError(f"model metadata: {problem} {names}; {_EXPORT_HINT}")
         if isinstance(record["classes"], list):
             record["classes"] = tuple(record["classes"])
@@ -135,31 +148,58 @@ def is_sha256(text: object) -> bool:
     return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
+def is_text(value: object, limit: int = MAX_TEXT) -> bool:
+    """Return whether a value is one line of at most `limit` characters that print."""
+    return isinstance(value, str) and len(value) <= limit and is_plain(value)
+
+
 def are_finite(mapping: object) -> bool:
-    """Return whether a value is a dict of finite numbers."""
-    return isinstance(mapping, dict) and all(
-        type(value) in (int, float) and math.isfinite(value) for value in mapping.values()
-    )
+    """Return whether a value is a dict of at most 1000 short names and finite numbers."""
+    return _are_values(mapping, _is_number)
 
 
-def _is_positive(value: object) -> bool:
-    return type(value) is int and value > 0
+def _is_number(value: object) -> bool:
+    # Limited, because an int may be too large for a float.
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST  # type: ignore[operator]
+
+
+def _is_count(value: object, most: int) -> bool:
+    return type(value) is int and 0 < value <= most
 
 
 def _are_names(values: object) -> bool:
     return (
         isinstance(values, tuple)
-        and bool(values)
-        and all(isinstance(value, str) and value for value in values)
+        and 0 < len(values) <= MAX_CLASSES
+        and all(is_text(value, MAX_NAME) and value and value == value.strip() for value in values)
         and len(set(values)) == len(values)
     )
 
 
-def _are_values(mapping: object, kind: type) -> bool:
-    return isinstance(mapping, dict) and all(isinstance(v, kind) for v in mapping.values())
+def _are_values(mapping: object, is_valid: Callable[[object], bool]) -> bool:
+    return (
+        isinstance(mapping, dict)
+        and len(mapping) <= MAX_ENTRIES
+        and all(is_text(name, MAX_NAME) and is_valid(mapping[name]) for name in mapping)
+    )
+
+
+def _is_gate(value: object) -> bool:
+    return isinstance(value, dict) and set(value) == {"measured", "limit"} and are_finite(value)
+
+
+def _is_calibration(value: object, precision: str) -> bool:
+    if not isinstance(value, dict) or precision != "int8":
+        return value == {}
+    return (
+        set(value) == {"frames", "data", "names_sha256"}
+        and _is_number(value["frames"])
+        and is_text(value["data"])
+        and is_sha256(value["names_sha256"])
+    )
 
 
 def _require(condition: bool, key: str, expected: str, got: object) -> None:
     if not condition:
-        problem = f"{key}: expected {expected}, got {got!r}"
+        problem = f"{key}: expected {expected}, got {one_line(repr(got))}"
         raise ModelError(f"model metadata: {problem}; {_EXPORT_HINT}")

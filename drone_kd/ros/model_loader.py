@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from drone_kd.backends import Backend, open_backend
-from drone_kd.files import file_sha256
+from drone_kd.backends.model_file import read_model_file
 from drone_kd.paths import default_model_path
 from drone_kd.ros.params import Settings
 
@@ -46,8 +46,9 @@ def load_model(
         ModelError, InferenceError, ValueError: the model is unusable; the message is one line.
     """
     path = Path(parameter) if parameter else default_model_path()
+    file = read_model_file(path)
     backend = open_backend(
-        path,
+        file,
         runtime=settings.runtime,
         allow_fallback=settings.allow_fallback,
         may_build=may_build,
@@ -55,7 +56,7 @@ def load_model(
     )
     spec = backend.spec
     settings.detector(backend)(np.zeros((spec.input_height, spec.input_width, 3), np.uint8))
-    return Model(parameter, path, file_sha256(path), backend)
+    return Model(parameter, path, file.sha256, backend)
 
 
 class Loader:

@@ -64,8 +64,8 @@ def test_failing_node_is_an_inference_error_and_not_logged(tmp_path, capfd):
 def test_path_that_is_no_model_file_is_rejected(tmp_path, capfd):
     folder = tmp_path / "folder.onnx"
     folder.mkdir()
-    assert "does not exist" in rejected(tmp_path / "no.onnx", capfd)
-    assert "is a folder" in rejected(folder, capfd)
+    assert "No such file" in rejected(tmp_path / "no.onnx", capfd)
+    assert "expected a file, got another kind" in rejected(folder, capfd)
     assert "expected a file that ends in .onnx" in rejected(tmp_path / "best.pt", capfd)
 
 

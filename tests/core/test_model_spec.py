@@ -46,15 +46,15 @@ def test_shapes():
         ({"head": "detr"}, "head: expected dense or end2end, got 'detr'"),
         ({"threshold": 3}, "unknown threshold"),
         ({"licence": None}, "missing licence"),
-        ({"classes": []}, "classes: expected a list of distinct names"),
-        ({"classes": ["car", "car"]}, "classes: expected a list of distinct names"),
-        ({"classes": "car"}, "classes: expected a list of distinct names"),
+        ({"classes": []}, "classes: expected a list of 1 to 10000 distinct names"),
+        ({"classes": ["car", "car"]}, "classes: expected a list of 1 to 10000 distinct names"),
+        ({"classes": "car"}, "classes: expected a list of 1 to 10000 distinct names"),
         ({"input_width": 0}, "input_width: expected a number of pixels"),
         ({"input_height": "640"}, "input_height: expected a number of pixels"),
         ({"source_sha256": "abc"}, "source_sha256: expected 64 hex digits"),
         ({"metrics": {"map50": "high"}}, "metrics: expected names and finite numbers"),
         ({"tools": ["torch"]}, "tools: expected names"),
-        ({"licence": 3}, "licence: expected a string"),
+        ({"licence": 3}, "licence: expected one line of at most 2000 characters"),
     ],
 )
 def test_invalid_metadata_is_rejected_in_one_line(changes, message):
@@ -63,6 +63,77 @@ def test_invalid_metadata_is_rejected_in_one_line(changes, message):
     assert message in str(error.value)
     assert "drone-kd export" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+INT8 = {"precision": "int8"}
+CALIBRATION = {"frames": 5, "data": "cars", "names_sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(
+            ({"classes": classes}, "classes: expected a list of 1 to 10000 distinct names")
+            for classes in (
+                [""],
+                [" "],
+                ["car "],
+                ["c" * 101],
+                ["c" * 1_000_000],
+                ["c\x1b[2J"],
+                ["c\ud800"],
+                ["c\u202e"],
+                ["a\nb"],
+                ["a\u2028b"],
+                [["car"]],
+                [None],
+                [str(number) for number in range(10_001)],
+                {"car": 1},
+            )
+        ),
+        ({"input_width": 8193}, "input_width: expected a number of pixels, 1 to 8192, got 8193"),
+        ({"input_height": True}, "input_height: expected a number of pixels, 1 to 8192, got True"),
+        ({"input_height": 64.0}, "input_height: expected a number of pixels"),
+        ({"input_height": 10**400}, "input_height: expected a number of pixels"),
+        ({"input_width": 8000, "input_height": 8000}, "input: expected up to 33554432 pixels"),
+        ({"input_width": 2048, "input_height": 2048, "batch": 9}, "got (9, 2048, 2048)"),
+        ({"batch": 65}, "batch: expected a number of frames, 1 to 64, got 65"),
+        ({"metrics": {"map50": 10**400}}, "metrics: expected names and finite numbers"),
+        ({"metrics": {"map50": True}}, "metrics: expected names and finite numbers"),
+        ({"metrics": {"m\x1b": 1}}, "metrics: expected names and finite numbers"),
+        ({"metrics": {str(n): 1 for n in range(1001)}}, "metrics: expected names and finite"),
+        ({"tools": {"torch": "2\x1b[2J"}}, "tools: expected names and version strings"),
+        ({"gates": {"box": {"measured": "x", "limit": 1}}}, "gates: expected names, each with"),
+        ({"gates": {"b\x07": {"measured": 1, "limit": 1}}}, "gates: expected names, each with"),
+        ({"licence": "MIT\n"}, "licence: expected one line"),
+        ({"attribution": "x" * 2001}, "attribution: expected one line of at most 2000"),
+        ({"normalisation": "\x9b2J"}, "normalisation: expected one line"),
+        ({**INT8, "calibration": {**CALIBRATION, "data": "\x1b"}}, "calibration: expected frames"),
+        ({**INT8, "calibration": {**CALIBRATION, "frames": "x"}}, "calibration: expected frames"),
+        ({**INT8, "calibration": {**CALIBRATION, "names_sha256": 1}}, "calibration: expected"),
+        ({"k\x1b" * 1000: 1}, r"unknown k\x1bk\x1b"),
+    ],
+)
+def test_hostile_metadata_is_one_short_printable_line(changes, message):
+    with pytest.raises(ModelError) as error:
+        ModelSpec.from_metadata(metadata(**changes))
+    assert message in str(error.value)
+    assert str(error.value).isprintable() and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, '"\\ud800"', "{" + " " * 4_000_000]
+)
+def test_hostile_json_is_one_line(text):
+    with pytest.raises(ModelError, match="expected a JSON object") as error:
+        ModelSpec.from_metadata({METADATA_KEY: text})
+    assert str(error.value).isprintable()
+
+
+def test_largest_values_are_accepted():
+    tiny_spec(input_width=8192, input_height=4096, classes=("c" * 100,), attribution="é" * 2000)
+    tiny_spec(batch=64, input_width=640, input_height=640, metrics={"loss": -1e15, "n": 5})
+    tiny_spec(classes=("two-wheeler", "Fußgänger", "車", "a (b)", "it's", "100 %", "🚗"))
 
 
 @pytest.mark.parametrize("foreign", [{}, {"names": "{0: 'car'}"}, {METADATA_KEY: "not JSON"}])

@@ -9,10 +9,18 @@ import drone_kd
 
 PACKAGE = Path(drone_kd.__file__).parent
 
+# Foreign text and values are checked in every layer; these two import only each other.
+CHECKS = ("drone_kd.text", "drone_kd.parsing")
 ALLOWED = {
-    "core": ("drone_kd.core",),
-    "media": ("drone_kd.core", "drone_kd.media"),
-    "backends": ("drone_kd.core", "drone_kd.backends", "drone_kd.files"),
+    "core": ("drone_kd.core", *CHECKS),
+    "media": ("drone_kd.core", "drone_kd.media", *CHECKS),
+    "backends": (
+        "drone_kd.core",
+        "drone_kd.backends",
+        "drone_kd.files",
+        "drone_kd.paths",
+        *CHECKS,
+    ),
     "detector.py": ("drone_kd.core", "drone_kd.backends", "drone_kd.paths"),
 }
 # Allowed in core: no I/O, no clock, no globals, no runtime.

@@ -11,16 +11,16 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import tensorrt as trt
 
+from drone_kd.backends.model_file import ModelFile
 from drone_kd.backends.tensorrt.cuda import CudaError, first_device
-from drone_kd.backends.tensorrt.engine_cache import EngineKey, EngineStore, sha256
+from drone_kd.backends.tensorrt.engine_cache import EngineKey, EngineStore
 from drone_kd.backends.tensorrt.runtime import LOGGER, EngineError, TrtBackend
 from drone_kd.core.model_spec import ModelError, ModelSpec
-from drone_kd.files import write_bytes
+from drone_kd.text import one_line
 
 OPTIMISATION_LEVEL = 3  # TensorRT's own default; written out because engines depend on it
 _WORKSPACE_BYTES = 1 << 30  # a quarter or less of the memory of any Jetson Orin
@@ -32,14 +32,15 @@ MONITORED = hasattr(trt, "IProgressMonitor")
 
 
 def open_tensorrt(
-    path: Path, spec: ModelSpec, may_build: bool, progress: Callable[[str], None]
+    file: ModelFile, spec: ModelSpec, may_build: bool, progress: Callable[[str], None]
 ) -> TrtBackend:
     """Load a model's engine; if the cache has no valid one, `may_build` allows to build it.
 
     ModelError: GPU, TensorRT or cache is unusable, or unusable for this model; one line.
     """
+    path = one_line(file.path)
     try:
-        return _open(path, spec, may_build, progress)
+        return _open(file, spec, may_build, progress)
     except (ModelError, CudaError) as error:
         raise ModelError(f"{path}: {error}") from error
     except OSError as error:
@@ -48,12 +49,11 @@ def open_tensorrt(
 
 
 def _open(
-    path: Path, spec: ModelSpec, may_build: bool, progress: Callable[[str], None]
+    file: ModelFile, spec: ModelSpec, may_build: bool, progress: Callable[[str], None]
 ) -> TrtBackend:
     device = first_device()
-    model = path.read_bytes()
     key = EngineKey(
-        model_sha256=sha256(model),
+        model_sha256=file.sha256,
         tensorrt=trt.__version__,
         device=device.name,
         compute_capability=device.compute_capability,
@@ -62,7 +62,7 @@ def _open(
         optimisation_level=OPTIMISATION_LEVEL,
     )
     store = EngineStore(key)
-    with store.locked(lambda: progress("another process builds this engine; waiting for it")):
+    with store.locked(progress):
         plan, problem = store.read()
         if plan is not None:
             try:
@@ -72,20 +72,18 @@ def _open(
         if not may_build:
             raise ModelError(
                 "expected a valid engine on this device, found none, and no engine is built in "
-                f"flight; run: drone-kd build {path}"
+                f"flight; run: drone-kd build {one_line(file.path)}"
             )
         if problem:
             progress(f"the engine {store.plan_path} {problem}: building it again")
             store.remove()
-        kind = f"{path.name} ({spec.precision}) with TensorRT {trt.__version__}"
+        kind = f"{one_line(file.path.name)} ({spec.precision}) with TensorRT {trt.__version__}"
         progress(f"building the engine of {kind}; this takes minutes, once")
         start = time.monotonic()
-        old_timings = store.timings_path.read_bytes() if store.timings_path.is_file() else b""
-        plan, timings = _build_plan(model, spec.precision, old_timings, progress)
+        plan, timings = _build_plan(file.content, spec.precision, store.read_timings(), progress)
         seconds = round(time.monotonic() - start, 1)
         built = datetime.now(timezone.utc).isoformat()
-        store.write(plan, {"built": built, "build_seconds": seconds})
-        write_bytes(store.timings_path, timings)
+        store.write(plan, timings, {"built": built, "build_seconds": seconds})
         progress(f"engine built in {seconds:g} s: {store.plan_path}")
     return TrtBackend(spec, plan)
 
@@ -145,7 +143,7 @@ def _parse(parser: trt.OnnxParser, model: bytes) -> None:
     if not parser.parse(model):
         LOGGER.reason()  # clears it: the parser's reason is better
         first: trt.ParserError = parser.get_error(0)
-        reason = " ".join(first.desc().split())[:300]
+        reason = one_line(first.desc(), 300)
         raise ModelError(f"TensorRT {trt.__version__} cannot read the model: {reason}")
 
 

@@ -8,18 +8,23 @@ is checked before TensorRT gets the engine.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from drone_kd.files import write_bytes
+from drone_kd.files import open_private_folder, read_private, write_private
+from drone_kd.parsing import ParseError, parse_json
+from drone_kd.paths import cache_folder
+from drone_kd.text import one_line
 
+_MAX_RECORD_BYTES, _MAX_BYTES = 1_000_000, 1 << 32
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 SCHEMA = 1
 
 
@@ -44,82 +49,96 @@ class EngineKey:
 class EngineStore:
     """Cache entry of one engine: the file `plan_path`, and a JSON record with the same stem.
 
-    `timings_path` has the kernel timings of earlier builds on this GPU, for the next build.
+    A file beside it has the kernel timings of earlier builds on this GPU, for the next build.
+    All methods but `locked` need its lock. They use the folder that `locked` has opened and
+    checked, also if another one has taken its path.
     """
 
     def __init__(self, key: EngineKey) -> None:
         self._key = key
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(base, "drone_kd", "engines")
         name = key.digest()[:32]
-        self.plan_path = folder / f"{name}.plan"
-        self._record_path = folder / f"{name}.json"
-        self._lock_path = folder / f"{name}.lock"
+        self.plan_path = cache_folder() / "engines" / f"{name}.plan"
+        self._plan, self._record, self._lock = f"{name}.plan", f"{name}.json", f"{name}.lock"
         device = (key.tensorrt, key.device, key.compute_capability, key.multiprocessors)
-        self.timings_path = folder / f"{sha256(repr(device).encode())[:32]}.timings"
+        self._timings = f"{sha256(repr(device).encode())[:32]}.timings"
+        self._folder = -1  # descriptor
 
     @contextmanager
-    def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Lock this entry against other processes; call `on_wait` if another one has the lock.
+    def locked(self, progress: Callable[[str], None]) -> Iterator[None]:
+        """Lock this entry against other processes; `progress` is told why that takes a while.
 
-        OSError: the cache folder cannot be created or written.
+        OSError: the cache folder cannot be created or written, or is not this user's alone.
         """
-        _make_private(self.plan_path.parent)
-        with self._lock_path.open("a") as lock:
+        with contextlib.ExitStack() as stack:
+            self._folder = stack.enter_context(open_private_folder(self.plan_path.parent))
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            lock = os.open(self._lock, flags, 0o600, dir_fd=self._folder)
+            stack.callback(os.close, lock)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                _lock(lock, progress)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                # Two builds at once cost time; each stores a whole engine.
+                progress(f"{self.plan_path.parent} has no locks: building without one")
             yield
 
     def read(self) -> tuple[bytes | None, str]:
         """Return the checked bytes, or None and why not ("" if there is no engine yet)."""
         try:
-            record = json.loads(self._record_path.read_bytes())
-            plan = self.plan_path.read_bytes()
+            content = read_private(self._folder, self._record, _MAX_RECORD_BYTES)
+            record = parse_json(content, self._record)
+            plan = read_private(self._folder, self._plan, _MAX_BYTES)
         except FileNotFoundError:
             return None, ""
-        except (OSError, ValueError) as error:
+        except (OSError, ParseError) as error:
             return None, f"cannot be read ({error})"
         if not isinstance(record, dict) or record.get("key") != asdict(self._key):
             return None, "was built for something else"
         if record.get("plan_bytes") != len(plan):
-            return None, f"is truncated ({len(plan)} of {record.get('plan_bytes')} bytes)"
+            return (
+                None,
+                f"is truncated ({len(plan)} of {one_line(record.get('plan_bytes'))} bytes)",
+            )
         if record.get("plan_sha256") != sha256(plan):
             return None, "was altered"
         return plan, ""
 
-    def write(self, plan: bytes, built: dict[str, str | float]) -> None:
-        """Store an engine, and informative entries about its build in the record.
+    def read_timings(self) -> bytes:
+        """Return the timings of earlier builds on this GPU; empty: there are none."""
+        try:
+            return read_private(self._folder, self._timings, _MAX_BYTES)
+        except OSError:
+            return b""
+
+    def write(self, plan: bytes, timings: bytes, built: dict[str, str | float]) -> None:
+        """Store an engine, its timings, and informative entries about its build in the record.
 
         OSError: writing failed; an older engine stays, if there was one.
         """
         record = {"key": asdict(self._key), "plan_bytes": len(plan), "plan_sha256": sha256(plan)}
         record |= built
+        content = json.dumps(record, indent=1).encode() + b"\n"
         # In this order: after a power cut between the two, `read` sees that the record differs.
-        write_bytes(self.plan_path, plan)
-        write_bytes(self._record_path, json.dumps(record, indent=1).encode() + b"\n")
+        write_private(self._folder, self._plan, plan)
+        write_private(self._folder, self._record, content)
+        write_private(self._folder, self._timings, timings)
 
     def remove(self) -> None:
         """Remove the engine and its record."""
-        self._record_path.unlink(missing_ok=True)
-        self.plan_path.unlink(missing_ok=True)
+        for name in (self._record, self._plan):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._folder)
+
+
+def _lock(descriptor: int, progress: Callable[[str], None]) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        progress("another process builds this engine; waiting for it")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def sha256(content: bytes) -> str:
     """Return the SHA-256 as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
-
-
-def _make_private(folder: Path) -> None:
-    """Create a folder that only this user can enter, because engines contain native code."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.geteuid():
-        raise PermissionError(
-            f"{folder} belongs to another user (uid {status.st_uid}): engines contain native "
-            "code, so they need a folder of your own; set XDG_CACHE_HOME to one"
-        )
-    if stat.S_IMODE(status.st_mode) != 0o700:
-        folder.chmod(0o700)

@@ -21,6 +21,7 @@ from drone_kd.core.arrays import Float32Array, UInt8Array
 from drone_kd.core.model_spec import ModelError, ModelSpec, shape_matches
 from drone_kd.core.postprocess import InferenceError
 from drone_kd.core.preprocess import network_input
+from drone_kd.text import one_line
 
 _DTYPES = {"uint8": trt.DataType.UINT8, "float32": trt.DataType.FLOAT}
 _WARM_UP_FRAMES = 3
@@ -43,7 +44,7 @@ class Logger(trt.ILogger):  # type: ignore[misc]  # TensorRT has no type stubs
         """Return the first error since the last call, the cause, as one line; forget all."""
         message = self._errors[0] if self._errors else "it gives no reason"
         self._errors.clear()
-        return " ".join(message.split())[:300]
+        return one_line(message, 300)
 
 
 # One per process: TensorRT sends the messages of later builders and runtimes to the first logger.

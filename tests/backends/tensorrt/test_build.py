@@ -54,7 +54,7 @@ def test_cache_folder_is_made_private(simulated_tensorrt, model, engines):
 def test_cache_of_another_user_is_rejected(simulated_tensorrt, model, engines, monkeypatch):
     engines.mkdir(parents=True)
     monkeypatch.setattr(os, "geteuid", lambda: engines.stat().st_uid + 1)
-    with pytest.raises(ModelError, match="belongs to another user"):
+    with pytest.raises(ModelError, match="expected a folder of your own, got one of uid"):
         open_tensorrt(model)
     assert simulated_tensorrt.builds == 0
 
