@@ -14,6 +14,7 @@ from pathlib import Path
 from drone_kd.text import one_line
 
 _CHUNK = 1 << 20
+_DEVICES = Path("/dev")
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -31,19 +32,40 @@ def atomic_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     """Yield a new empty file beside `path`; it replaces `path` when the block succeeds.
 
     A reader sees either the old or the complete new content, also after a power failure. A link
-    at `path` is replaced, not followed. The mode follows the umask. The folder has to exist.
-    `suffix` is that of the temporary file, for writers that choose a format by it. After any
-    exception `path` is as it was and the temporary file is gone.
+    at `path` is replaced, not followed. The mode is that of the replaced file; without one it
+    follows the umask. The folder has to exist. `suffix` is that of the temporary file, for writers
+    that choose a format by it. After any exception `path` is as it was and the temporary file is
+    gone. OSError: `path` is, or links to, a folder, a device or a pipe.
     """
+    mode = replaced_mode(path)
     temporary = _unpredictable(path, suffix)
     temporary.open("xb").close()
     try:
+        if mode is not None:
+            temporary.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)
         yield temporary
         sync(temporary)
+        if mode is not None:
+            temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def replaced_mode(path: Path) -> int | None:
+    """Return the permissions of the file that a result replaces; None: there is none, or a link.
+
+    OSError: something else is there, which is never replaced.
+    """
+    try:
+        kind, mode = path.stat().st_mode, path.lstat().st_mode
+    except FileNotFoundError:
+        return None
+    # The links in /dev, such as stdout, may well lead to a file.
+    if not stat.S_ISREG(kind) or path.parent.resolve() == _DEVICES:
+        raise OSError(f"{one_line(path)}: expected a file to replace, or none, got another kind")
+    return None if stat.S_ISLNK(mode) else stat.S_IMODE(mode) & 0o777
 
 
 @contextlib.contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sysconfig
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from drone_kd.core.model_spec import ModelError
+from drone_kd.files import private_folder
 from drone_kd.text import one_line
 
 _NAME_BYTES, _PATH_BYTES = 255, 4096  # limits of Linux
@@ -83,11 +84,11 @@ def confined(path: str | Path, folders: Iterable[str | Path]) -> Path:
     return found
 
 
-def cache_folder() -> Path:
+def cache_folder(warn: Callable[[str], None]) -> Path:
     """Return the folder for caches of this user: $XDG_CACHE_HOME/drone_kd or ~/.cache/drone_kd.
 
-    Without a home folder that can be written, as in a container that runs as another user: a
-    folder in the temporary one. Others may have made it; see `drone_kd.files.private_folder`.
+    Without a home folder that can be written, as in a container that runs as another user, it is
+    a private folder in the temporary one, and `warn` gets a line. OSError: see `private_folder`.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     if Path(base).is_absolute():  # the specification has others ignored
@@ -98,7 +99,9 @@ def cache_folder() -> Path:
             return home / ".cache" / "drone_kd"
     except RuntimeError:  # a user that the system does not know
         pass
-    return Path(tempfile.gettempdir(), f"drone_kd-{os.geteuid()}")
+    folder = private_folder(Path(tempfile.gettempdir(), f"drone_kd-{os.geteuid()}"))
+    warn(f"no home folder that can be written: caching in {folder}; XDG_CACHE_HOME changes it")
+    return folder
 
 
 def _resolved(path: str | Path) -> Path | None:

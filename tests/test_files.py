@@ -49,6 +49,9 @@ def test_existing_file_is_replaced(tmp_path, umask):
         write_bytes(path, b"new")
         assert reader.read() == b"old"  # whoever has it open goes on reading the old content
     assert tree(tmp_path) == {"file": b"new"}
+    assert mode(path) == 0o600
+    path.unlink()
+    write_bytes(path, b"new")
     assert mode(path) == 0o640
 
 
@@ -111,6 +114,40 @@ def test_link_is_replaced_and_its_target_kept(tmp_path):
     write_bytes(link, b"new")
     assert not link.is_symlink()
     assert tree(tmp_path) == {"target": b"precious", "link": b"new"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to a device"])
+def test_only_a_file_is_replaced(tmp_path, kind):
+    path = tmp_path / "file"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/null")
+    before = path.lstat()
+    with pytest.raises(OSError, match="expected a file to replace, or none, got another kind"):
+        write_bytes(path, b"new")
+    assert path.lstat() == before
+
+
+def test_links_in_dev_are_not_replaced(tmp_path, monkeypatch):
+    """Such as /dev/stdout, which leads to a file if the output is redirected to one."""
+    device, output = tmp_path / "dev", tmp_path / "output"
+    device.mkdir()
+    output.touch()
+    (device / "stdout").symlink_to(output)
+    monkeypatch.setattr("drone_kd.files._DEVICES", device)
+    with pytest.raises(OSError, match="expected a file to replace"):
+        write_bytes(device / "stdout", b"new")
+    assert (device / "stdout").is_symlink()
+
+
+def test_read_only_file_keeps_its_mode(tmp_path):
+    path = tmp_path / "file"
+    path.touch(mode=0o400)
+    write_bytes(path, b"new")
+    assert path.read_bytes() == b"new" and mode(path) == 0o400
 
 
 def test_link_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 from drone_kd.backends import RUNTIMES
+from drone_kd.files import replaced_mode
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import print_line
+from drone_kd.text import one_line
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +52,14 @@ def count(text: str) -> int:
 
 
 def check_folder(option: str, path: Path) -> None:
-    """Check before the work that there is a folder for a file; else SourceError."""
-    if not path.parent.is_dir():
-        raise SourceError(f"{option} {path}: there is no folder {path.parent}")
+    """Check before the work that a file can be written into its folder; else SourceError."""
+    try:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent}")
+        replaced_mode(path)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise SourceError(f"{option} {one_line(path)}: {one_line(reason)}") from None
 
 
 def show_progress(line: str) -> None:

@@ -1,6 +1,7 @@
 """The self-test, with a simulated TensorRT and GPU (simulated_tensorrt.py) and without any."""
 
 import json
+from functools import partial
 
 import cv2
 import numpy as np
@@ -116,3 +117,20 @@ def test_boxes_barely_above_the_threshold_may_be_missing():
     barely = detections((10, 10, 30, 30, 0.26, 0))
     result = selftest.compare(barely, detections(), 1.0, 0.25, (1.0, 0.02))
     assert result["boxes"] == 0 and result["within_limits"]
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        ("{tmp_path}", "expected a file to replace, or none, got another kind"),
+        ("{tmp_path}/no/x.json", "there is no folder"),
+        ("{tmp_path}/" + "x" * 300, "File name too long"),
+        ("a\0b", "null byte"),
+    ],
+)
+def test_unusable_output_is_refused_before_the_test(tmp_path, monkeypatch, capfd, output, problem):
+    monkeypatch.setattr(selftest, "run_selftest", partial(pytest.fail, "run"))
+    assert cli.main(["selftest", "--output", output.format(tmp_path=tmp_path)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("drone-kd: error: --output ") and problem in line
+    assert line.isprintable() and len(line) < 500

@@ -61,8 +61,8 @@ def _open(
         precision=spec.precision,
         optimisation_level=OPTIMISATION_LEVEL,
     )
-    store = EngineStore(key)
-    with store.locked(progress):
+    store = EngineStore(key, progress)
+    with store.locked():
         plan, problem = store.read()
         if plan is not None:
             try:

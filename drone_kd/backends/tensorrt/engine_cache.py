@@ -51,21 +51,24 @@ class EngineStore:
 
     A file beside it has the kernel timings of earlier builds on this GPU, for the next build.
     All methods but `locked` need its lock. They use the folder that `locked` has opened and
-    checked, also if another one has taken its path.
+    checked, also if another one has taken its path. `progress` is called with lines of text.
+
+    OSError: there is no folder for caches.
     """
 
-    def __init__(self, key: EngineKey) -> None:
+    def __init__(self, key: EngineKey, progress: Callable[[str], None]) -> None:
         self._key = key
+        self._progress = progress
         name = key.digest()[:32]
-        self.plan_path = cache_folder() / "engines" / f"{name}.plan"
+        self.plan_path = cache_folder(progress) / "engines" / f"{name}.plan"
         self._plan, self._record, self._lock = f"{name}.plan", f"{name}.json", f"{name}.lock"
         device = (key.tensorrt, key.device, key.compute_capability, key.multiprocessors)
         self._timings = f"{sha256(repr(device).encode())[:32]}.timings"
         self._folder = -1  # descriptor
 
     @contextmanager
-    def locked(self, progress: Callable[[str], None]) -> Iterator[None]:
-        """Lock this entry against other processes; `progress` is told why that takes a while.
+    def locked(self) -> Iterator[None]:
+        """Open the folder, and lock this entry against other processes.
 
         OSError: the cache folder cannot be created or written, or is not this user's alone.
         """
@@ -75,12 +78,12 @@ class EngineStore:
             lock = os.open(self._lock, flags, 0o600, dir_fd=self._folder)
             stack.callback(os.close, lock)
             try:
-                _lock(lock, progress)
+                _lock(lock, self._progress)
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
                 # Two builds at once cost time; each stores a whole engine.
-                progress(f"{self.plan_path.parent} has no locks: building without one")
+                self._progress(f"{self.plan_path.parent} has no locks: building without one")
             yield
 
     def read(self) -> tuple[bytes | None, str]:

@@ -1,7 +1,16 @@
-from dataclasses import fields, replace
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pwd
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
-from drone_kd.backends.tensorrt.engine_cache import EngineKey
+import pytest
+
+from drone_kd.backends.tensorrt.engine_cache import EngineKey, EngineStore
 
 KEY = EngineKey(
     model_sha256="0" * 64,
@@ -12,6 +21,40 @@ KEY = EngineKey(
     precision="fp16",
     optimisation_level=3,
 )
+PLANTED = b"planted"
+
+
+def ignore(line):
+    pass
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """Return a cache entry that holds the engine b"plan"."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = EngineStore(KEY, ignore)
+    with store.locked():
+        store.write(b"plan", b"timings", {})
+    return store
+
+
+def plant(folder, mode=0o600):
+    """Write an engine with a matching record, as somebody with access to the folder could."""
+    digest = hashlib.sha256(PLANTED).hexdigest()
+    record = {"key": asdict(KEY), "plan_bytes": len(PLANTED), "plan_sha256": digest}
+    name = EngineStore(KEY, ignore).plan_path.name
+    for path, content in (
+        (folder / name, PLANTED),
+        ((folder / name).with_suffix(".json"), json.dumps(record).encode()),
+    ):
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+        path.chmod(mode)
+
+
+def read(store):
+    with store.locked():
+        return store.read()
 
 
 def test_every_field_of_the_key_changes_the_digest():
@@ -21,3 +64,132 @@ def test_every_field_of_the_key_changes_the_digest():
         other: Any = value + 1 if isinstance(value, int) else f"{value}x"
         digests.add(replace(KEY, **{field.name: other}).digest())
     assert len(digests) == 1 + len(fields(EngineKey))
+
+
+def test_engine_and_timings_are_read_back_and_private(store):
+    with store.locked():
+        assert store.read() == (b"plan", "") and store.read_timings() == b"timings"
+    folder = store.plan_path.parent
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    assert {p.suffix for p in folder.iterdir()} == {".plan", ".json", ".timings", ".lock"}
+
+
+def test_folder_that_others_can_write_is_refused(store):
+    folder = store.plan_path.parent
+    folder.chmod(0o777)
+    plant(folder)
+    with pytest.raises(PermissionError, match="others may have put files there"):
+        read(store)
+
+
+def test_link_in_place_of_the_folder_is_refused(store, tmp_path):
+    folder = store.plan_path.parent
+    folder.rename(tmp_path / "moved")
+    (tmp_path / "planted").mkdir(mode=0o700)
+    plant(tmp_path / "planted")
+    folder.symlink_to(tmp_path / "planted")
+    with pytest.raises(OSError, match="no file and no link"):
+        read(store)
+
+
+def test_folder_swapped_after_the_check_is_not_used(store, tmp_path):
+    folder = store.plan_path.parent
+    (tmp_path / "planted").mkdir(mode=0o700)
+    plant(tmp_path / "planted")
+    before = sorted((tmp_path / "planted").iterdir())
+    with store.locked():
+        folder.rename(tmp_path / "moved")
+        (tmp_path / "planted").rename(folder)
+        assert store.read() == (b"plan", "")
+        store.write(b"new", b"", {})
+        assert store.read() == (b"new", "")
+    assert [p.name for p in sorted(folder.iterdir())] == [p.name for p in before]
+    assert (folder / store.plan_path.name).read_bytes() == PLANTED
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_engine_that_others_can_write_is_not_loaded(store, mode):
+    plant(store.plan_path.parent, mode)
+    plan, problem = read(store)
+    assert plan is None and "expected a file of your own" in problem and f"{mode:04o}" in problem
+
+
+def test_engine_of_another_user_is_not_loaded(store, monkeypatch):
+    plant(store.plan_path.parent)
+    own = os.fstat
+
+    def foreign_files(descriptor):
+        status = own(descriptor)
+        if not Path(f"/proc/self/fd/{descriptor}").is_file():
+            return status
+        return os.stat_result((*status[:4], status.st_uid + 1, *status[5:10]))
+
+    with store.locked():
+        monkeypatch.setattr(os, "fstat", foreign_files)
+        plan, problem = store.read()
+    assert plan is None and "expected a file of your own, got one of uid" in problem
+
+
+@pytest.mark.parametrize("suffix", [".plan", ".json", ".timings", ".lock"])
+def test_link_in_place_of_a_file_is_not_followed(store, tmp_path, suffix):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"plan")
+    (path,) = store.plan_path.parent.glob(f"*{suffix}")
+    path.unlink()
+    path.symlink_to(secret)
+    if suffix == ".lock":
+        with pytest.raises(OSError, match="symbolic links"):
+            read(store)
+    else:
+        with store.locked():
+            plan, problem = store.read()
+            assert (plan is None and "cannot be read" in problem) or suffix == ".timings"
+            assert store.read_timings() == (b"" if suffix == ".timings" else b"timings")
+            store.write(b"new", b"new", {})
+            assert (store.read(), store.read_timings()) == ((b"new", ""), b"new")
+    assert secret.read_bytes() == b"plan"
+
+
+@pytest.mark.timeout(30)
+def test_pipe_in_place_of_an_engine_is_not_waited_for(store):
+    store.plan_path.unlink()
+    os.mkfifo(store.plan_path)
+    assert read(store)[0] is None
+
+
+@pytest.mark.parametrize("record", ["[" * 100_000, "[]", '{"key": NaN}', '{"plan_bytes": 1e999}'])
+def test_hostile_record_is_one_short_line(store, record):
+    store.plan_path.with_suffix(".json").write_text(record)
+    plan, problem = read(store)
+    assert plan is None and problem.isprintable() and len(problem) < 500
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_system_without_locks_is_one_line(store, monkeypatch, code):
+    def no_locks(descriptor, flags):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    lines: list[str] = []
+    store = EngineStore(KEY, lines.append)
+    with store.locked():
+        assert store.read() == (b"plan", "")
+    assert len(lines) == 1 and "has no locks" in lines[0]
+
+
+def test_user_without_a_home_has_a_private_folder(tmp_path, monkeypatch):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    lines: list[str] = []
+    store = EngineStore(KEY, lines.append)
+    with store.locked():
+        store.write(b"plan", b"", {})
+    folder = tmp_path / f"drone_kd-{os.geteuid()}" / "engines"
+    assert store.plan_path.parent == folder and folder.stat().st_mode & 0o777 == 0o700
+    assert "no home folder" in lines[0] and "XDG_CACHE_HOME" in lines[0]
