@@ -104,11 +104,21 @@ def cache_folder(warn: Callable[[str], None]) -> Path:
     return folder
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with its leading "~" replaced; ValueError: that user has no home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"expected a path, got that of a user without a home folder: {one_line(path)}"
+        ) from None
+
+
 def _resolved(path: str | Path) -> Path | None:
     """Return an absolute path without links; None: it is no path, or longer than a path may be."""
     try:
-        # RuntimeError: no such user, or a loop of links; ValueError: a null character.
-        found = Path(path).expanduser().resolve()
+        # RuntimeError: a loop of links; ValueError: a null character.
+        found = expanded(path).resolve()
         parts = [os.fsencode(part) for part in found.parts]
     except (OSError, RuntimeError, ValueError):
         return None

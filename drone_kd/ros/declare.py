@@ -94,6 +94,7 @@ def declare_detector_parameters(node: Node) -> None:
         ),
         "record_random": number(f"Fraction of randomly chosen frames; {_AT_RECORD}", 0.0, 1.0),
         "record_format": other(f"jpeg or raw; {_AT_RECORD}"),
+        "record_private": other("Only the node's user can read the bags.", read_only=True),
         "silence_s": number("Report a camera without frames for this long, in s.", 0.1, 60.0),
         "rate_warn_hz": number("WARN below this detection rate, in Hz; 0: never.", 0.0, 1000.0),
         "latency_warn_ms": number("WARN above this p95 latency, in ms; 0: never.", 0.0, 60000.0),

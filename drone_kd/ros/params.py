@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from drone_kd.backends import RUNTIMES, Backend
 from drone_kd.core.thresholds import parse_thresholds
 from drone_kd.core.tiling import OFF, parse_tiling
 from drone_kd.detector import Detector
+from drone_kd.paths import expanded
 
 _CHOICES = {
     "runtime": RUNTIMES,
@@ -53,6 +53,7 @@ class Settings:
     record_per_minute: float
     record_random: float
     record_format: str
+    record_private: bool
     silence_s: float
     rate_warn_hz: float
     latency_warn_ms: float
@@ -95,11 +96,9 @@ class Settings:
                 f"{list(self.cameras)}"
             )
         try:
-            Path(self.record_directory).expanduser()
-        except RuntimeError:
-            raise SettingsError(
-                "record_directory: expected a folder, got that of a user without a home folder"
-            ) from None
+            expanded(self.record_directory)
+        except ValueError as error:
+            raise SettingsError(f"record_directory: {error}") from None
 
     def detector(self, backend: Backend) -> Detector:
         """Return a detector that runs a backend with these settings.

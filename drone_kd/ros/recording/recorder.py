@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import queue
+import secrets
+import stat
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -19,6 +23,7 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
 from drone_kd.media.raw_images import is_8_bit
+from drone_kd.paths import expanded
 from drone_kd.ros.detection_messages import bgr_to_jpeg, to_detection_array
 from drone_kd.ros.inbox import stamp_ns
 from drone_kd.ros.params import Settings, SettingsError
@@ -26,6 +31,7 @@ from drone_kd.ros.pipeline import Result
 from drone_kd.ros.recording.bag_ring import BagRing, Message
 from drone_kd.ros.recording.frame_selection import Choice, Selector
 from drone_kd.ros.recording.message_definitions import message_type
+from drone_kd.text import one_line
 
 # Waiting frames; each may take several megabytes.
 _QUEUE = 4
@@ -63,17 +69,14 @@ class Recorder:
             raise SettingsError(
                 "recording needs rosbags, which is not installed: pip install 'drone_kd[record]'"
             )
-        self.folder = Path(settings.record_directory).expanduser()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".{id(self)}"
-            probe.touch()
-            probe.unlink()
-        except (OSError, ValueError) as error:  # ValueError: a null character in the name
-            reason = error.strerror if isinstance(error, OSError) else error
+            self.folder = expanded(settings.record_directory)
+            self._owner, warning = _prepare(self.folder, settings.record_private)
+        except (OSError, ValueError) as error:  # ValueError: no path
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise SettingsError(
-                f"record_directory: expected a folder that can be written, got {self.folder} "
-                f"({reason})"
+                "record_directory: expected a folder that can be written, got "
+                f"{one_line(settings.record_directory)} ({one_line(reason)})"
             ) from None
         self._settings = settings
         self._prefix = node.get_fully_qualified_name().strip("/").replace("/", "_")
@@ -85,6 +88,8 @@ class Recorder:
             for camera in settings.cameras
         }
         self._log = node.get_logger()
+        if warning:
+            self._log.warning(warning)
         self._queue: queue.Queue[Result] = queue.Queue(_QUEUE)
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -147,20 +152,20 @@ class Recorder:
 
     def _run(self) -> None:
         budget_bytes = int(self._settings.record_budget_mb * 1_000_000)
-        ring = BagRing(self.folder, self._prefix, budget_bytes)
+        private = self._settings.record_private
+        ring = BagRing(self.folder, self._prefix, budget_bytes, private=private, owner=self._owner)
         try:
             self._work(ring)
             ring.finish()
         except Exception as error:  # of any kind: detection continues
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error) or type(error).__name__
             self._problem = f"Recording stopped: {reason}"
             self._log.warning(f"{self._problem}; detection continues")
             self._closing.set()
             try:  # to save the open bag
                 ring.finish()
             except Exception as second:
-                line = " ".join(str(second).split())
-                self._log.warning(f"The newest bag could not be finished: {line}")
+                self._log.warning(f"The newest bag could not be finished: {one_line(second)}")
         finally:
             while not self._queue.empty():  # images are large
                 self._queue.get_nowait()
@@ -208,6 +213,44 @@ class Recorder:
         self._kept += 1
         with self._lock:
             self._reasons.update(choice.reasons)
+
+
+def _prepare(folder: Path, private: bool) -> tuple[int, str]:
+    """Make the folder of the bags and check it; return the owner of new files and a warning.
+
+    OSError: it cannot be written, or is that of another user, who can replace private bags.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700 if private else 0o777)
+    descriptor = os.open(folder, os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        owner = _owner_of_new_files(descriptor)
+    finally:
+        os.close(descriptor)
+    if private and status.st_uid not in (owner, os.geteuid(), 0):
+        raise PermissionError(
+            f"it belongs to user {status.st_uid}, who can replace bags; choose another folder, or "
+            "start with record_private: false"
+        )
+    writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if private and writable and not status.st_mode & stat.S_ISVTX:
+        mode = f"{stat.S_IMODE(status.st_mode):04o}"
+        return owner, f"Others can replace bags in {one_line(folder)}, whose mode is {mode}"
+    return owner, ""
+
+
+def _owner_of_new_files(folder: int) -> int:
+    """Return the user id of a file made in an open folder: not ours on some file systems."""
+    name = f".{secrets.token_hex(8)}"
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+    probe = os.open(name, flags, 0o600, dir_fd=folder)
+    try:
+        return os.fstat(probe).st_uid
+    finally:
+        os.close(probe)
+        os.unlink(name, dir_fd=folder)
 
 
 def _image(result: Result, record_format: str) -> tuple[str, Image | CompressedImage]:

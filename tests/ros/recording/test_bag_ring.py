@@ -1,9 +1,12 @@
 """Ring of bags: size limit, crashes, full disks."""
 
 import errno
+import os
 import resource
 import shutil
+import stat
 from collections import namedtuple
+from datetime import datetime, timezone
 
 import pytest
 
@@ -42,12 +45,13 @@ def total(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def stamps_of(bag):
+    with Reader(bag) as reader:
+        return [stamp for _, stamp, _ in reader.messages()]
+
+
 def stamps(folder):
-    found = []
-    for bag in bags(folder):
-        with Reader(bag) as reader:
-            found += [stamp for _, stamp, _ in reader.messages()]
-    return found
+    return [stamp for bag in bags(folder) for stamp in stamps_of(bag)]
 
 
 def test_oldest_bag_is_deleted_within_the_budget(tmp_path, kind):
@@ -175,3 +179,107 @@ def test_messages_are_read_back(tmp_path, kind):
     assert (connection.topic, connection.msgtype, stamp) == ("/a", "std_msgs/msg/Header", 7)
     assert connection.digest == kind.digest and "string frame_id" in connection.msgdef.data
     assert deserialize_message(raw, Header).frame_id == "yyy"
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    ("private", "folder_mode", "file_mode"), [(True, 0o700, 0o600), (False, 0o755, 0o644)]
+)
+def test_modes_of_a_bag(tmp_path, kind, private, folder_mode, file_mode):
+    umask = os.umask(0o022)
+    try:
+        ring = BagRing(tmp_path, "node", 10 * MB, private=private)
+        ring.write(1, messages(kind))
+        (bag,) = bags(tmp_path)
+        assert [mode(bag), *map(mode, bag.iterdir())] == [folder_mode, file_mode]
+        ring.finish()
+        assert [mode(bag), *map(mode, bag.iterdir())] == [folder_mode, file_mode, file_mode]
+    finally:
+        assert os.umask(umask) == 0o022
+
+
+def fill(ring, kind):
+    """Write more than the budget, so that the oldest bags have to go."""
+    write_all(ring, kind, range(10, 200))
+    ring.finish()
+
+
+def test_bag_replaced_by_a_link_is_left_alone(tmp_path, kind):
+    folder, archive = tmp_path / "bags", tmp_path / "archive"
+    folder.mkdir()
+    ring = BagRing(folder, "node", 10 * MB)
+    ring.write(1, messages(kind))
+    ring.finish()
+    (bag,) = bags(folder)
+    bag.rename(archive)
+    before = {path: path.read_bytes() for path in archive.iterdir()}
+    bag.symlink_to(archive)
+    (folder / "node-000000-20200101T000000Z").symlink_to(tmp_path / "nowhere")
+    fill(ring, kind)
+    assert {path: path.read_bytes() for path in archive.iterdir()} == before
+    assert bag.is_symlink() and total(folder) <= 10 * MB
+
+
+def test_bag_replaced_by_a_link_after_the_check_is_left_alone(tmp_path, kind, monkeypatch):
+    folder, archive = tmp_path / "bags", tmp_path / "archive"
+    folder.mkdir()
+    ring = BagRing(folder, "node", 10 * MB)
+    ring.write(1, messages(kind))
+    ring.finish()
+    (bag,) = bags(folder)
+    check = ring_module._is_of
+
+    def replace_after_the_check(owner, opened, name, is_kind):
+        checked = check(owner, opened, name, is_kind)
+        if name == bag.name and not bag.is_symlink():
+            bag.rename(archive)
+            bag.symlink_to(archive)
+        return checked
+
+    monkeypatch.setattr(ring_module, "_is_of", replace_after_the_check)
+    fill(ring, kind)
+    assert len(list(archive.iterdir())) == 2
+
+
+def test_linked_files_in_a_bag_are_left_alone(tmp_path, kind):
+    folder, precious = tmp_path / "bags", tmp_path / "precious"
+    precious.write_text("mine")
+    bag = folder / "node-000001-20200101T000000Z"
+    bag.mkdir(parents=True)
+    (bag / "a.mcap").symlink_to(precious)
+    (bag / "metadata.yaml").mkdir()
+    fill(BagRing(folder, "node", 10 * MB), kind)
+    assert precious.read_text() == "mine" and (bag / "a.mcap").is_symlink()
+
+
+def test_bags_of_another_owner_are_neither_counted_nor_deleted(tmp_path, kind):
+    foreign = BagRing(tmp_path, "node", 10 * MB)
+    foreign.write(1, messages(kind, 5 * MB))
+    foreign.finish()
+    (bag,) = bags(tmp_path)
+    size = total(bag)
+    # What is there belongs to this user, and the ring to another one.
+    ring = BagRing(tmp_path, "node", 10 * MB, owner=os.geteuid() + 1)
+    assert ring._make_room(9 * MB) == 0
+    assert total(bag) == size
+    assert BagRing(tmp_path, "node", 10 * MB)._make_room(9 * MB) == 1
+    assert not bag.exists()
+
+
+def test_names_that_are_taken_are_passed_over(tmp_path, kind):
+    ring = BagRing(tmp_path, "node", 10 * MB)
+    now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    planted = tmp_path / "node-000001-20260101T000000Z"
+    planted.symlink_to(tmp_path / "nowhere")
+    (tmp_path / "node-000002-20260101T000000Z").write_text("a file")
+    (tmp_path / f"node-{'9' * 100}-20260101T000000Z").mkdir()
+    clock = namedtuple("clock", "now")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ring_module, "datetime", clock(lambda zone: now))
+        ring.write(1, messages(kind))
+    ring.finish()
+    assert stamps_of(tmp_path / "node-000003-20260101T000000Z") == [1]
+    assert planted.is_symlink() and not (tmp_path / "nowhere").exists()

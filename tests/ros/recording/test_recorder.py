@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import os
 import threading
 from time import perf_counter
 
@@ -389,3 +390,65 @@ def test_camera_without_stamps_is_recorded_at_the_current_time(recording, tmp_pa
     stop(site)
     (stamp,) = read(tmp_path / "bags")["/image/compressed"]
     assert stamp > 1e18
+
+
+def test_bags_are_private_unless_asked_otherwise(recording, tmp_path):
+    site = recording()
+    site.wait_for_detector()
+    assert record(site, True).success
+    see(site, SURE, 1)
+    stop(site)
+    paths = [tmp_path / "bags", *(tmp_path / "bags").rglob("*")]
+    assert len(paths) == 4
+    assert {path.stat().st_mode & 0o077 for path in paths} == {0}
+
+
+def prepare(folder, mode=0o700, private=True):
+    folder.mkdir()
+    folder.chmod(mode)
+    return recorder._prepare(folder, private)[1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "private", "warns"),
+    [
+        (0o700, True, False),
+        (0o755, True, False),
+        (0o1777, True, False),  # like /tmp: others cannot rename what is not theirs
+        (0o777, True, True),
+        (0o770, True, True),
+        (0o777, False, False),
+    ],
+)
+def test_folder_that_others_can_write_is_a_warning(tmp_path, mode, private, warns):
+    warning = prepare(tmp_path / "bags", mode, private)
+    assert ("can replace bags" in warning and f"{mode:04o}" in warning) == warns
+    assert not list((tmp_path / "bags").iterdir())
+
+
+def test_folder_of_another_user_is_refused_for_private_bags(tmp_path, monkeypatch):
+    folder = tmp_path / "bags"
+    folder.mkdir()
+    if os.geteuid() == 0:
+        os.chown(folder, 12345, -1)
+    else:
+        other = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: other)
+        monkeypatch.setattr(recorder, "_owner_of_new_files", lambda folder: other)
+    with pytest.raises(PermissionError, match=r"it belongs to user .* record_private: false"):
+        recorder._prepare(folder, private=True)
+    recorder._prepare(folder, private=False)
+
+
+@pytest.mark.parametrize("kind", ["link to nothing", "pipe", "file", "loop"])
+def test_other_kinds_of_folders_are_refused(tmp_path, kind):
+    folder = tmp_path / "bags"
+    if kind == "pipe":
+        os.mkfifo(folder)
+    elif kind == "file":
+        folder.touch()
+    else:
+        folder.symlink_to(folder if kind == "loop" else tmp_path / "nothing")
+    with pytest.raises(OSError, match="bags"):
+        recorder._prepare(folder, private=True)
+    assert not (tmp_path / "nothing").exists()
