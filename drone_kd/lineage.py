@@ -115,7 +115,9 @@ def family_tree(model: Path) -> str:
     """Return the family tree as text; ModelError: the file or its lineage is unusable."""
     youngest, *ancestors = generations(model)
     if not youngest.date:
-        return f"{model} ({youngest.sha256[:_SHOWN_DIGITS]}) has no lineage in its metadata"
+        return (
+            f"{one_line(model)} ({youngest.sha256[:_SHOWN_DIGITS]}) has no lineage in its metadata"
+        )
     lines = _describe(youngest, "", "  ")
     for depth, ancestor in enumerate(ancestors):
         indent = "   " * depth

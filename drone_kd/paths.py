@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from drone_kd.core.model_spec import ModelError
 from drone_kd.files import private_folder
+from drone_kd.parsing import read_yaml
 from drone_kd.text import one_line
 
 _NAME_BYTES, _PATH_BYTES = 255, 4096  # limits of Linux
@@ -23,7 +22,9 @@ def share_path(name: str) -> Path:
     """Return the path of a shared file of the package, e.g. "worlds/aerial_traffic.yaml".
 
     Searches the parent of the package (a checkout), the ament share directory (colcon) and the
-    data directory of the Python installation (pip), in this order. FileNotFoundError: none has it.
+    data directory of the Python installation (pip), in this order. The second comes from
+    AMENT_PREFIX_PATH, which is trusted: ROS 2 loads libraries and Python modules from its folders.
+    FileNotFoundError: none has it.
     """
     folders = [_PACKAGE.parent]
     try:
@@ -48,9 +49,7 @@ def config_path(name: str) -> Path:
 
 def parameter_defaults(name: str) -> dict[str, Any]:
     """Return the parameters of a ROS parameter file of config/, e.g. "detector.yaml"."""
-    parameters: dict[str, Any] = yaml.safe_load(config_path(name).read_text())["/**"][
-        "ros__parameters"
-    ]
+    parameters: dict[str, Any] = read_yaml(config_path(name))["/**"]["ros__parameters"]
     return parameters
 
 

@@ -30,6 +30,7 @@ from drone_kd.media.image_files import IMAGE_SUFFIXES, SourceError, read_frames
 from drone_kd.media.live_streams import StreamError, is_live, read_live
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import Progress, print_line
+from drone_kd.text import one_line
 from drone_kd.visualization import draw_detections
 
 
@@ -125,7 +126,7 @@ class _Work:
                     self.fail(InferenceError(f"{name}: {error}"))
                     continue
                 self.done += 1
-                print_line(f"{name}: {_summary(detections, classes)}")
+                print_line(f"{one_line(name, 1000)}: {_summary(detections, classes)}")
                 if self._output is not None:
                     found = _as_json(detections, classes)
                     self._records.append({"image": name, "detections": found})

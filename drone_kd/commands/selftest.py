@@ -35,6 +35,7 @@ from drone_kd.detector import Detector, load_detector
 from drone_kd.files import write_text
 from drone_kd.media.image_files import read_image
 from drone_kd.paths import default_model_path, selftest_image_path
+from drone_kd.text import one_line
 
 SCHEMA = 1
 PERCENTILES = (50, 95, 99)
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = run_selftest(model, image, arguments.frames)
     write_text(arguments.output, f"{json.dumps(report, indent=1)}\n")
     print(summary(report))
-    print(f"report       {arguments.output}")
+    print(f"report       {one_line(arguments.output)}")
     return 1 if report["verdict"] == "fail" else 0
 
 
@@ -223,15 +224,16 @@ def compare(
 def summary(report: dict) -> str:
     """Return a report of `run_selftest` as one page of text."""
     computer, model, image = report["machine"], report["model"], report["picture"]
+    model_name, image_name = one_line(model["file"]), one_line(image["file"])
     lines = [
         f"machine      {computer['name']}, kernel {computer['kernel']}",
         f"power mode   {computer['power_mode'] or 'not readable'}",
         f"hottest      {_hottest(computer['temperatures_before_c'])} before, "
         f"{_hottest(computer['temperatures_after_c'])} after",
-        f"model        {model['file']}, {model['precision']}, input {model['input_shape']}, "
+        f"model        {model_name}, {model['precision']}, input {model['input_shape']}, "
         f"{len(model['classes'])} classes",
         f"             sha256 {model['sha256']}",
-        f"image        {image['file']}, {image['width']}x{image['height']}",
+        f"image        {image_name}, {image['width']}x{image['height']}",
     ]
     for runtime in ("onnxruntime", "tensorrt"):
         run = report[runtime]

@@ -132,6 +132,14 @@ def test_corrupt_image_is_reported_and_the_rest_is_done(model, images, tmp_path,
     assert len(json.loads(out.read_text())) == 2
 
 
+def test_name_of_an_image_cannot_steer_the_terminal(model, images, capfd):
+    (images / "one.png").rename(images / "one\x1b[2J.png")
+    assert run("detect", model, images) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.isprintable() for line in lines)
+    assert r"one\x1b[2J.png: 1 car" in lines[1]
+
+
 def test_failed_inference_is_no_empty_result(images, tmp_path, capfd):
     model = write_fixed_model(tmp_path / "nan.onnx", np.full((1, 3, 6), np.nan))
     out = tmp_path / "out.json"
