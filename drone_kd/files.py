@@ -124,9 +124,7 @@ def open_private_folder(path: str | Path) -> Iterator[int]:
     """
     path = Path(path)
     try:
-        for folder in (*reversed(path.parents), path):
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(mode=0o700)
+        _make_private(path)
         descriptor = os.open(path, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = error.strerror if isinstance(error, OSError) else error
@@ -176,6 +174,16 @@ def write_private(folder: int, name: str, content: bytes) -> None:
                 os.unlink(temporary, dir_fd=folder)
             raise
     os.fsync(folder)
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder and its missing parents, each for this user only."""
+    with contextlib.suppress(FileExistsError):
+        try:
+            folder.mkdir(mode=0o700)
+        except FileNotFoundError:
+            _make_private(folder.parent)
+            folder.mkdir(mode=0o700)
 
 
 def _check_private(descriptor: int, path: Path) -> None:

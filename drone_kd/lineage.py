@@ -22,6 +22,7 @@ LINEAGE_SCHEMA = 1
 
 _MAX_COMMAND = 20_000  # characters
 _MAX_DATA = 10_000
+_MAX_ANCESTORS = 1000
 _SHOWN_DIGITS = 12  # of each hash in the printed tree
 
 
@@ -79,6 +80,8 @@ class Lineage:
         except (ParseError, TypeError, AttributeError, KeyError):
             raise ModelError(f"model metadata: {LINEAGE_KEY}: not a lineage") from None
         _require(schema == LINEAGE_SCHEMA, "schema", str(LINEAGE_SCHEMA), schema)
+        few = not isinstance(ancestors, list) or len(ancestors) <= _MAX_ANCESTORS
+        _require(few, "ancestors", f"at most {_MAX_ANCESTORS}", ancestors)
         try:
             return cls(**record, ancestors=tuple(Ancestor(**each) for each in ancestors))
         except TypeError as error:  # a key is missing or unknown
@@ -102,12 +105,17 @@ def generations(model: Path) -> tuple[Ancestor, ...]:
 def descend(parent: Path, command: str, data: Mapping[str, str]) -> Lineage:
     """Return the `Lineage` of a model that is trained now from the model.onnx `parent`.
 
+    It has the latest 1000 ancestors.
+
     Raises:
         ModelError: see `generations`; or `command` or `data` is not printable.
     """
     now = datetime.now(timezone.utc)
     return Lineage(
-        date=f"{now:%Y-%m-%dT%H:%M:%SZ}", command=command, data=data, ancestors=generations(parent)
+        date=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        command=command,
+        data=data,
+        ancestors=generations(parent)[:_MAX_ANCESTORS],
     )
 
 

@@ -99,7 +99,8 @@ def cache_folder(warn: Callable[[str], None]) -> Path:
     except RuntimeError:  # a user that the system does not know
         pass
     folder = private_folder(Path(tempfile.gettempdir(), f"drone_kd-{os.geteuid()}"))
-    warn(f"no home folder that can be written: caching in {folder}; XDG_CACHE_HOME changes it")
+    hint = "XDG_CACHE_HOME changes it"
+    warn(f"no home folder that can be written: caching in {one_line(folder)}; {hint}")
     return folder
 
 

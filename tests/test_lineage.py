@@ -4,7 +4,7 @@ import json
 import onnx
 import pytest
 
-from drone_kd import cli
+from drone_kd import cli, lineage
 from drone_kd.core.model_spec import ModelError
 from drone_kd.lineage import LINEAGE_KEY, Ancestor, Lineage, descend, generations
 from tiny_model import tiny_spec, write_bright_cell_model
@@ -59,6 +59,7 @@ def test_round_trip_through_metadata():
         ({LINEAGE_KEY: "[]"}, "not a lineage"),
         (changed(schema=2), "schema: expected 1, got 2"),
         (changed(ancestors=3), "not iterable"),
+        (changed(ancestors=[{}] * 1001), "ancestors: expected at most 1000, got [{}, {}"),
         (changed(ancestors=[{"sha256": "abc", "metrics": {}}]), "expected 64 hex digits"),
         (changed(ancestors=[{"sha256": DIGEST}]), "missing"),
         (changed(ancestors=[{"sha256": DIGEST, "metrics": {"a": "b"}}]), "finite numbers"),
@@ -118,3 +119,11 @@ def test_damaged_lineage_is_one_error_line_and_exit_status_2(model, capsys):
 def test_missing_parent_is_rejected(tmp_path):
     with pytest.raises(ModelError, match="expected a model file"):
         descend(tmp_path / "no.onnx", "retrain", {})
+
+
+def test_only_the_latest_ancestors_are_kept(model, monkeypatch):
+    (own,) = generations(model)
+    monkeypatch.setattr(lineage, "generations", lambda parent: (own,) * 1001)
+    latest = descend(model, "retrain", {})
+    assert len(latest.ancestors) == 1000
+    assert Lineage.from_metadata(latest.to_metadata()) == latest

@@ -75,7 +75,7 @@ def _open(
                 f"flight; run: drone-kd build {one_line(file.path)}"
             )
         if problem:
-            progress(f"the engine {store.plan_path} {problem}: building it again")
+            progress(f"the engine {one_line(store.plan_path)} {problem}: building it again")
             store.remove()
         kind = f"{one_line(file.path.name)} ({spec.precision}) with TensorRT {trt.__version__}"
         progress(f"building the engine of {kind}; this takes minutes, once")
@@ -84,7 +84,7 @@ def _open(
         seconds = round(time.monotonic() - start, 1)
         built = datetime.now(timezone.utc).isoformat()
         store.write(plan, timings, {"built": built, "build_seconds": seconds})
-        progress(f"engine built in {seconds:g} s: {store.plan_path}")
+        progress(f"engine built in {seconds:g} s: {one_line(store.plan_path)}")
     return TrtBackend(spec, plan)
 
 

@@ -83,7 +83,9 @@ class EngineStore:
                 if error.errno not in _NO_LOCKS:
                     raise
                 # Two builds at once cost time; each stores a whole engine.
-                self._progress(f"{self.plan_path.parent} has no locks: building without one")
+                self._progress(
+                    f"{one_line(self.plan_path.parent)} has no locks: building without one"
+                )
             yield
 
     def read(self) -> tuple[bytes | None, str]:
