@@ -429,12 +429,10 @@ def test_folder_that_others_can_write_is_a_warning(tmp_path, mode, private, warn
 def test_folder_of_another_user_is_refused_for_private_bags(tmp_path, monkeypatch):
     folder = tmp_path / "bags"
     folder.mkdir()
-    if os.geteuid() == 0:
-        os.chown(folder, 12345, -1)
-    else:
-        other = os.geteuid() + 1
-        monkeypatch.setattr(os, "geteuid", lambda: other)
-        monkeypatch.setattr(recorder, "_owner_of_new_files", lambda folder: other)
+    real = folder.stat()
+    foreign = os.stat_result((*real[:4], os.geteuid() + 1, *real[5:10]))
+    monkeypatch.setattr(recorder, "_owner_of_new_files", lambda folder: os.geteuid())
+    monkeypatch.setattr(os, "fstat", lambda descriptor: foreign)
     with pytest.raises(PermissionError, match=r"it belongs to user .* record_private: false"):
         recorder._prepare(folder, private=True)
     recorder._prepare(folder, private=False)
