@@ -195,7 +195,7 @@ def _is_calibration(value: object, precision: str) -> bool:
         set(value) == {"frames", "data", "names_sha256"}
         and _is_number(value["frames"])
         and is_text(value["data"])
-        and is_sha256(value["names_sha256"])
+        and is_text(value["names_sha256"], 64)
     )
 
 
