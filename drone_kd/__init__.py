@@ -1,1 +1,9 @@
 """On-board part of drone_kd: object detection with a model.onnx, in Python and as a ROS 2 node."""
+
+import os
+
+# Both are read when OpenCV is first imported. A second limit for encoded images, should a decoder
+# find another size in a file than `media.compressed_images` does.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "256000000")
+# Damaged images are reported in one line, by the caller.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -24,13 +24,13 @@ class ParseError(ValueError):
     """Unreadable file, or other content than its format; the message is one line and names it."""
 
 
-def read_limited(path: str | Path, limit: int = MAX_BYTES) -> bytes:
-    """Return the bytes of a regular file, at most `limit` of them.
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading.
 
-    A device or a named pipe is not read: it might never end.
+    A device or a named pipe is not opened: it might never end.
 
     Raises:
-        ParseError: there is no such file, it cannot be read, is larger, or is no regular file.
+        ParseError: there is no such file, it cannot be read, or is no regular file.
     """
     try:
         # Without O_NONBLOCK, opening a pipe would wait for its writer.
@@ -38,17 +38,24 @@ def read_limited(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise ParseError(f"{one_line(path)}: {reason}") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ParseError(f"{one_line(path)}: expected a file, got another kind")
-        too_large = status.st_size > limit
-        with os.fdopen(os.dup(descriptor), "rb") as file:
-            content = b"" if too_large else file.read(limit + 1)
-    except OSError as error:
-        raise ParseError(f"{one_line(path)}: {error.strerror}") from None
-    finally:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise ParseError(f"{one_line(path)}: expected a file, got another kind")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_limited(path: str | Path, limit: int = MAX_BYTES) -> bytes:
+    """Return the bytes of a regular file, at most `limit` of them.
+
+    Raises:
+        ParseError: there is no such file, it cannot be read, is larger, or is no regular file.
+    """
+    with open_regular(path) as file:
+        try:
+            too_large = os.fstat(file.fileno()).st_size > limit
+            content = b"" if too_large else file.read(limit + 1)
+        except OSError as error:
+            raise ParseError(f"{one_line(path)}: {error.strerror}") from None
     if too_large or len(content) > limit:  # it may have grown
         raise ParseError(f"{one_line(path)}: expected at most {limit / _MEGA:g} MB, got more")
     return content

@@ -5,7 +5,10 @@ A file of some hundred bytes may declare an image of gigabytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -14,17 +17,35 @@ from drone_kd.core.arrays import UInt8Array
 
 # Pixels of an image: fewer than this.
 MAX_PIXELS = 64_000_000
+# Set in drone_kd/__init__.py, or by the user, maybe with a unit.
+_OPENCV_LIMIT = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
+_OPENCV_MAX_PIXELS = int(_OPENCV_LIMIT) if _OPENCV_LIMIT.isdecimal() else 1 << 30
+# Bytes at the start of a file that hold its size; thermal cameras put megabytes before it.
+HEADER_BYTES = 4_000_000
 
 _JPEG_START, _PNG_START = b"\xff\xd8", b"\x89PNG"
-# Of a JPEG's header. Cameras write some dozen; a file may consist of millions.
+# Of a JPEG. Cameras write some dozen segments; a file may consist of millions.
 _MAX_SEGMENTS = 1000
+# Bytes between two segments of the header: cameras write none.
+_MAX_JUNK = 1000
+# Progressive encoders write about ten scans; each takes as long as an image of its own.
+_MAX_SCANS = 32
+# First byte after those of no segment: stuffing, fill bytes, TEM, RST0 to RST7 and SOI.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
 # Start of frame; C4, C8 and CC are tables (ITU-T T.81, table B.1).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Markers without a length: TEM, RST0 to RST7 and SOI.
-_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
-# TIFF's tags of width and height, and how to read a value by its type: SHORT or LONG.
-_TIFF_SIZE, _TIFF_BYTES = (256, 257), {3: 2, 4: 4}
+# Baseline and extended sequential: the only ones that may have a single scan.
+_SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
+# TIFF's tags of width and height of the image and its tiles, and how to read a value by its type:
+# SHORT or LONG.
+_TIFF_SIZE, _TIFF_BYTES = (256, 257, 322, 323), {3: 2, 4: 4}
+_MAX_TAGS = 1000
+# Chunks of a PNG that its pixels need. Others may hold a thousand compressed texts; a short eXIf,
+# the orientation, is kept.
+_PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+_MAX_EXIF = 64_000
+_MAX_CHUNKS = 30_000
 
 # Reduction to OpenCV's flag, with which the JPEG decoder skips the work for the dropped pixels.
 _READ_FLAGS = {
@@ -56,6 +77,7 @@ def decode_reduced(
     """
     if not data.startswith((_JPEG_START, _PNG_START)):
         raise EncodedError(f"expected a JPEG or PNG, got bytes that start with {data[:4]!r}")
+    check_size(data, max_pixels)
     if is_incomplete(data):
         raise EncodedError("the JPEG or PNG is cut off")
     reduction = 1
@@ -76,9 +98,35 @@ def decode(data: bytes, flags: int, max_pixels: int = MAX_PIXELS) -> UInt8Array 
     """Return an image, (h, w, 3) BGR; None where OpenCV, with its flags, cannot read it.
 
     Raises:
-        EncodedError: the header declares `max_pixels` or more, or no size that can be read.
+        EncodedError: the header declares `max_pixels` or more, or no size that can be read, or the
+            image takes too many scans or chunks to decode.
     """
-    size = image_size(data)
+    check_size(data, max_pixels)
+    if data.startswith(_PNG_START):
+        data = _pixel_chunks(data)
+    elif data.startswith(_JPEG_START) and _number_of_scans(data) > _MAX_SCANS:
+        raise EncodedError(f"expected a JPEG of at most {_MAX_SCANS} scans, got more")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:  # e.g. more pixels than OpenCV accepts
+        return None
+    return None if image is None else np.asarray(image, np.uint8)
+
+
+def check_size(
+    data: bytes,
+    max_pixels: int = MAX_PIXELS,
+    read: Callable[[int, int], bytes] | None = None,
+) -> None:
+    """Raise EncodedError if the header declares `max_pixels` or more, or no readable size.
+
+    Args:
+        data: of the image, at least its first `HEADER_BYTES`.
+        max_pixels: an image has fewer; never more than OPENCV_IO_MAX_IMAGE_PIXELS.
+        read: returns the bytes at a position, (start, length), of a TIFF; default: from `data`.
+    """
+    max_pixels = min(max_pixels, _OPENCV_MAX_PIXELS)
+    size = image_size(data, read)
     if size is None:
         raise EncodedError(
             "expected a BMP, JPEG, PNG, TIFF or WebP, got no header that is readable"
@@ -87,15 +135,15 @@ def decode(data: bytes, flags: int, max_pixels: int = MAX_PIXELS) -> UInt8Array 
         raise EncodedError(
             f"expected less than {max_pixels / 1e6:g} megapixels, got {size[0]}x{size[1]} pixels"
         )
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:  # e.g. more pixels than OpenCV accepts
-        return None
-    return None if image is None else np.asarray(image, np.uint8)
 
 
-def image_size(data: bytes) -> tuple[int, int] | None:
-    """Return width and height in pixels from the header; None if there is no size, or it is 0."""
+def image_size(
+    data: bytes, read: Callable[[int, int], bytes] | None = None
+) -> tuple[int, int] | None:
+    """Return width and height in pixels from the header; None if there is no size, or it is 0.
+
+    `read`: see `check_size`. Of a TIFF, a side of its tiles counts if it is the larger.
+    """
     size = None
     if data.startswith(_JPEG_START):
         size = jpeg_size(data)
@@ -104,7 +152,7 @@ def image_size(data: bytes) -> tuple[int, int] | None:
     elif data.startswith(b"BM"):
         size = _bmp_size(data)
     elif data.startswith((b"II*\0", b"MM\0*")):
-        size = _tiff_size(data)
+        size = _tiff_size(read or (lambda start, length: data[start : start + length]))
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         size = _webp_size(data)
     return size if size is not None and size[0] > 0 and size[1] > 0 else None
@@ -142,28 +190,57 @@ def is_incomplete(data: bytes) -> bool:
     return data.find(b"\xff\xd9", position) < 0
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+def _jpeg_segments(data: bytes, all_scans: bool = False) -> Iterator[tuple[int, int]]:
     """Yield marker and position of its length for a JPEG's segments up to the first scan.
 
     As libjpeg does, this skips bytes between segments, and fill bytes before a marker.
+    `all_scans`: up to the end of the image.
     """
     position = 2 if data.startswith(_JPEG_START) else len(data)
+    junk, limit = _MAX_JUNK, HEADER_BYTES
     for _ in range(_MAX_SEGMENTS):
-        position = data.find(b"\xff", position)
-        if position < 0:
+        marker = _MARKER.search(data, position, position + junk)
+        if marker is None or position > limit:
             return
-        while data[position : position + 1] == b"\xff":
-            position += 1
-        if position >= len(data):
-            return
-        kind = data[position]
-        position += 1
-        if kind == 0 or kind in _BARE:
-            continue
+        position = marker.end()
+        kind = data[position - 1]
         yield kind, position
-        if kind in (_START_OF_SCAN, _END_OF_IMAGE):
+        if kind == _END_OF_IMAGE or (kind == _START_OF_SCAN and not all_scans):
             return
+        if kind == _START_OF_SCAN:
+            junk = limit = len(data)
         position += max(_big(data[position : position + 2]), 2)
+
+
+def _number_of_scans(data: bytes) -> int:
+    """Return how many scans a JPEG has; above `_MAX_SCANS` it is not exact."""
+    components = scans = 0
+    for kind, position in _jpeg_segments(data, all_scans=True):
+        if kind in _SEQUENTIAL:
+            components = data[position + 7]
+        elif kind == _START_OF_SCAN:
+            scans += 1
+            # The only scan holds all components: libjpeg reads no others.
+            if scans > _MAX_SCANS or data[position + 2] == components:
+                break
+    return scans
+
+
+def _pixel_chunks(data: bytes) -> bytes:
+    """Return a PNG without what its pixels do not need; EncodedError: it has too many chunks."""
+    kept, dropped, position = [data[:8]], 0, 8
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind in _PIXEL_CHUNKS or (kind == b"eXIf" and length <= _MAX_EXIF):
+            kept.append(data[position : position + 12 + length])
+        else:
+            dropped += 1
+        if len(kept) + dropped > _MAX_CHUNKS:
+            raise EncodedError(f"expected a PNG of at most {_MAX_CHUNKS} chunks, got more")
+        if kind == b"IEND":
+            break
+        position += 12 + length
+    return b"".join(kept) if dropped else data
 
 
 def _bmp_size(data: bytes) -> tuple[int, int]:
@@ -187,20 +264,28 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _tiff_size(data: bytes) -> tuple[int, int] | None:
+def _tiff_size(read: Callable[[int, int], bytes]) -> tuple[int, int] | None:
     """Return the size of the first image of a TIFF, which is the one that OpenCV decodes."""
-    read = _little if data.startswith(b"II") else _big
-    start = read(data[4:8])
+    start = read(0, 8)
+    number = _little if start.startswith(b"II") else _big
+    at = number(start[4:8])
+    count = number(read(at, 2))
+    if count > _MAX_TAGS:
+        return None
+    tags = read(at + 2, 12 * count)
     size = dict.fromkeys(_TIFF_SIZE, 0)
-    for number in range(read(data[start : start + 2])):
-        at = start + 2 + 12 * number
-        tag, kind = read(data[at : at + 2]), read(data[at + 2 : at + 4])
+    for at in range(0, 12 * count, 12):
+        tag, kind = number(tags[at : at + 2]), number(tags[at + 2 : at + 4])
         if tag in _TIFF_SIZE:
             if kind not in _TIFF_BYTES:
                 return None
             # A tag that is there twice counts as the larger.
-            size[tag] = max(size[tag], read(data[at + 8 : at + 8 + _TIFF_BYTES[kind]]))
-    return size[_TIFF_SIZE[0]], size[_TIFF_SIZE[1]]
+            value = number(tags[at + 8 : at + 8 + _TIFF_BYTES[kind]])
+            size[tag] = max(size[tag], value)
+    width, height, tile_width, tile_height = size.values()
+    if not width or not height:
+        return None
+    return max(width, tile_width), max(height, tile_height)
 
 
 def _big(data: bytes) -> int:

@@ -10,9 +10,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from drone_kd.media.compressed_images import EncodedError, decode, is_incomplete
+from drone_kd.media.compressed_images import (
+    HEADER_BYTES,
+    MAX_PIXELS,
+    EncodedError,
+    check_size,
+    decode,
+    is_incomplete,
+)
+from drone_kd.parsing import ParseError, open_regular
+from drone_kd.text import one_line
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Of an image file: more than 16-bit pixels without compression take.
+MAX_BYTES = 400_000_000
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
 
 # Otherwise FFmpeg, inside OpenCV, prints lines of its own about a damaged file.
@@ -56,23 +67,37 @@ def read_frames(
             yield str(path), image
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
+def read_image(
+    path: str | Path, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+) -> NDArray[np.uint8]:
     """Read an image as (h, w, 3) BGR, rotated to its EXIF orientation.
+
+    The sizes in pixels and bytes are checked before the file is read.
 
     SourceError: the file is missing, empty, incomplete, too large or not an image.
     """
+    name = one_line(path)
     try:
-        data = Path(path).read_bytes()
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > max_bytes:
+                raise SourceError(f"{name}: expected at most {max_bytes / 1e6:g} MB, got more")
+            head = file.read(HEADER_BYTES)
+            if not head:
+                raise SourceError(f"{name}: the image is incomplete (empty or cut off)")
+            check_size(head, max_pixels, lambda start, n: os.pread(file.fileno(), n, start))
+            file.seek(0)
+            data = file.read(max_bytes)
+        if is_incomplete(data):
+            raise SourceError(f"{name}: the image is incomplete (empty or cut off)")
+        image = decode(data, cv2.IMREAD_COLOR, max_pixels)
     except OSError as error:
-        raise SourceError(f"{path}: {error.strerror}") from None
-    if is_incomplete(data):
-        raise SourceError(f"{path}: the image is incomplete (empty or cut off)")
-    try:
-        image = decode(data, cv2.IMREAD_COLOR)
+        raise SourceError(f"{name}: {error.strerror}") from None
     except EncodedError as error:
-        raise SourceError(f"{path}: {error}") from None
+        raise SourceError(f"{name}: {error}") from None
+    except ParseError as error:
+        raise SourceError(str(error)) from None
     if image is None:
-        raise SourceError(f"{path}: not an image that OpenCV can read (damaged?)")
+        raise SourceError(f"{name}: not an image that OpenCV can read (damaged?)")
     return image
 
 

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from drone_kd.media import compressed_images
 from drone_kd.media.compressed_images import (
     EncodedError,
     decode,
@@ -166,3 +167,111 @@ def test_jpeg_of_millions_of_segments_is_refused_at_once():
     with pytest.raises(EncodedError):
         decode_reduced(b"\xff\xd8" + segments + jpeg()[2:], 640, 640)
     assert time.process_time() - started < 0.5
+
+
+def png_chunk(kind, content):
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + checksum
+
+
+def png_with(*chunks):
+    """Return a PNG of 8 x 8 px with more chunks after its header."""
+    data = cv2.imencode(".png", np.full((8, 8, 3), 77, np.uint8))[1].tobytes()
+    return data[:33] + b"".join(chunks) + data[33:]
+
+
+def progressive_jpeg(scans):
+    data = cv2.imencode(
+        ".jpg", np.full((40, 60, 3), 128, np.uint8), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    )[1].tobytes()
+    last, end = data.rfind(b"\xff\xda"), data.rfind(b"\xff\xd9")
+    return data[:end] + data[last:end] * scans + data[end:]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"\xff" * 16_000_000,
+        b"\xff\xd0" * 8_000_000,
+        b"\xff\x00" * 8_000_000,
+        b"\xff\xe0\x00\x02" * 4_000_000,
+        (b"\xff\xe1\xff\xff" + bytes(65533)) * 200,
+    ],
+    ids=["fill bytes", "restart markers", "stuffing", "empty segments", "long segments"],
+)
+def test_jpeg_that_hides_its_size_is_refused_after_a_few_bytes(start):
+    data = b"\xff\xd8" + start + jpeg()[2:]
+    started = time.process_time()
+    with pytest.raises(EncodedError, match="no header that is readable"):
+        decode_reduced(data, 640, 640)
+    assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize("canvas", [0, 640])
+def test_jpeg_of_a_thousand_scans_is_refused(canvas):
+    """A scan of 49 megapixels takes some hundred bytes and 30 ms."""
+    image, _, width, height = decode_reduced(progressive_jpeg(0), canvas, canvas)
+    assert (width, height) == (60, 40) and abs(image.astype(int) - 128).max() < 3
+    with pytest.raises(EncodedError, match="expected a JPEG of at most 32 scans"):
+        decode_reduced(progressive_jpeg(1000), canvas, canvas)
+
+
+def test_bytes_after_the_end_of_an_image_are_no_scans():
+    data = progressive_jpeg(0) + b"\xff\xda\x00\x02" * 1000
+    assert decode_reduced(data, 0, 0)[2:] == (60, 40)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"iCCP", b"\x1b]0;evil\x07\0\0" + zlib.compress(bytes(1_000_000))),
+        png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(8_000_000))) * 100,
+        png_chunk(b"eXIf", b"MM\0*" + bytes(9_000_000)),
+        png_chunk(b"tEXt", b"a\0b") * 20_000,
+        png_chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)),
+    ],
+    ids=["iCCP", "zTXt", "eXIf", "tEXt", "acTL"],
+)
+def test_png_is_decoded_without_its_other_chunks(chunk, capfd):
+    started = time.process_time()
+    image = decode(png_with(chunk), cv2.IMREAD_COLOR)
+    assert time.process_time() - started < 0.5
+    assert (image == 77).all() and capfd.readouterr().err == ""
+
+
+def test_png_of_too_many_chunks_is_refused():
+    with pytest.raises(EncodedError, match="at most 30000 chunks"):
+        decode(png_with(png_chunk(b"IDAT", b"") * 40_000), cv2.IMREAD_COLOR)
+
+
+def test_orientation_of_a_png_is_kept():
+    exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    data = cv2.imencode(".png", np.zeros((8, 16, 3), np.uint8))[1].tobytes()
+    extra = png_chunk(b"eXIf", exif) + png_chunk(b"tEXt", b"a\0b")
+    plain, both = (data[:33] + chunks + data[33:] for chunks in (png_chunk(b"eXIf", exif), extra))
+    shapes = [decode(content, cv2.IMREAD_COLOR).shape for content in (plain, both)]
+    assert shapes[0] == shapes[1]  # older OpenCV ignores it
+
+
+def tiff(*tags, at=8):
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return (
+        b"II*\0" + struct.pack("<I", at) + bytes(at - 8) + struct.pack("<H", len(tags)) + entries
+    )
+
+
+def test_tile_of_a_tiff_counts_if_it_is_larger():
+    data = tiff((256, 64), (257, 64), (322, 32752), (323, 32752))
+    with pytest.raises(EncodedError, match="got 32752x32752 pixels"):
+        decode(data, cv2.IMREAD_COLOR)
+
+
+def test_tiff_of_too_many_tags_is_refused():
+    assert image_size(tiff((256, 64), (257, 64), *[(1000, 5)] * 5000)) is None
+
+
+def test_opencv_has_a_limit_of_its_own(monkeypatch):
+    with pytest.raises(EncodedError, match="expected less than 256 megapixels"):
+        decode_reduced(huge_jpeg(), 0, 0, max_pixels=2_000_000_000)
+    monkeypatch.setattr(compressed_images, "check_size", lambda *_: None)
+    assert decode(huge_jpeg(), cv2.IMREAD_COLOR) is None

@@ -1,3 +1,7 @@
+import os
+import resource
+import struct
+
 import cv2
 import numpy as np
 import pytest
@@ -99,3 +103,45 @@ def test_huge_image_in_a_folder_is_named_and_the_next_is_read(tmp_path):
     assert [name for name, _ in frames] == [str(tmp_path / "b.png")]
     (line,) = errors
     assert "a.jpg: expected less than 64 megapixels, got 32767x32767 pixels" in line
+
+
+@pytest.mark.parametrize("at", [8, 90_000_000])
+def test_image_is_refused_before_the_file_is_read(tmp_path, at):
+    """The file is sparse."""
+    path = tmp_path / "map.tif"
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, 32767) for tag in (256, 257))
+    with path.open("wb") as file:
+        file.write(b"II*\0" + struct.pack("<I", at))
+        file.seek(at)
+        file.write(struct.pack("<H", 2) + tags)
+        file.truncate(200_000_000)
+    with path.open("rb") as file:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(SourceError, match="got 32767x32767 pixels"):
+            read_image(path)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
+        assert file.read(2) == b"II"
+
+
+def test_file_above_the_limit_is_refused(tmp_path):
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), noise_image())
+    size = path.stat().st_size
+    assert read_image(path, max_bytes=size).shape == (48, 64, 3)
+    with pytest.raises(SourceError, match=r"a\.png: expected at most .* MB, got more"):
+        read_image(path, max_bytes=size - 1)
+
+
+def test_pipe_device_and_folder_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "folder.jpg", "zero.jpg"):
+        with pytest.raises(SourceError, match=f"{name}: expected a file, got another kind"):
+            read_image(tmp_path / name)
+
+
+def test_name_of_an_image_is_printable(tmp_path):
+    with pytest.raises(SourceError) as error:
+        read_image(tmp_path / "a\n\x1b]0;evil\x07.jpg")
+    assert str(error.value).isprintable()

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from drone_kd.html_page import data_url, render_page
+from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.simulation.scoring.flight_record import Flight, FlightError
 from drone_kd.simulation.scoring.matching import Moment, latencies_ms, match, moments
 from drone_kd.simulation.scoring.text import rows
@@ -55,11 +56,13 @@ def _misses(flight: Flight, folder: Path, confidence: float) -> list[tuple[str, 
             continue
         for moment in moments(leg):
             path = folder / f"{moment.stamp_ns}.jpg"
-            frame = cv2.imread(str(path)) if path.is_file() else None
-            if frame is not None:
-                missed, image = _draw(np.asarray(frame), moment, confidence)
-                seconds = (moment.stamp_ns - min(leg.truths)) / 1e9
-                drawn.append((missed, f"{seconds:.1f} s: {missed} missed", image))
+            try:
+                frame = read_image(path)
+            except SourceError:  # missing, as of most moments, or damaged
+                continue
+            missed, image = _draw(frame, moment, confidence)
+            seconds = (moment.stamp_ns - min(leg.truths)) / 1e9
+            drawn.append((missed, f"{seconds:.1f} s: {missed} missed", image))
     drawn.sort(key=lambda row: -row[0])
     return [row[1:] for row in drawn]
 
