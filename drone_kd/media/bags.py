@@ -6,27 +6,39 @@ whose metadata.yaml is missing or wrong, is read as far as possible.
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
 from drone_kd.core.arrays import UInt8Array
+from drone_kd.media import mcap_files, sqlite_bags
 from drone_kd.media.compressed_images import EncodedError, decode_reduced
 from drone_kd.media.image_files import SourceError
+from drone_kd.media.mcap_files import MAX_MESSAGE_BYTES, UnpackedSizeError, unpack, unpack_zstd
 from drone_kd.media.raw_images import RawError, raw_to_bgr
+from drone_kd.parsing import open_regular, read_yaml
+from drone_kd.text import one_line
 
 if TYPE_CHECKING:
-    from rosbags.rosbag2 import Reader
     from rosbags.typesys.store import Typestore
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 _SUFFIXES = (".mcap", ".db3")
+# Modes of compression: each file, or each message.
+_FILE, _MESSAGE = "file", "message"
+# Decompressed bytes of a file that are always allowed, and per stored byte beyond.
+_FILE_BYTES, _FILE_RATIO = 256_000_000, 100
+_MAX_DIFFERENCES = 10
+_REPAIR = "`ros2 bag reindex` repairs one that is cut off"
+
+
+class _RefusedError(SourceError):
+    """A file of which no part is read."""
 
 
 class Topic(NamedTuple):
@@ -71,24 +83,21 @@ def inspect_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> li
     `on_error` gets each problem of a bag that is still readable in part.
     """
     path = Path(path)
-    expected, compressed = _read_metadata(path, on_error) if path.is_dir() else (Counter(), False)
-    paths = [path] if compressed or path.is_file() else _storage_files(path)
-    files: list[BagFile] = []
-    errors = []
-    for file_path in paths:
-        try:
-            files.append(_inspect(file_path)._replace(indexed=not compressed))
-        except SourceError as error:
-            errors.append(error)
-            if (rest := _inspect_broken(file_path)).topics:
-                files.append(rest)
-                on_error(SourceError(f"{error}; read as far as it goes"))
+    expected, mode = _read_metadata(path, on_error) if path.is_dir() else (Counter(), "")
+    paths = _storage_files(path) if path.is_dir() and not mode else [path]
+    errors: list[SourceError] = []
+    files = [file for p in paths for file in _inspect_or_salvage(p, path, mode, errors)]
     if not files and errors:
         raise errors[0]
+    for error in errors:
+        on_error(error)
     if not any(file.topics for file in files):
-        raise SourceError(f"{path}: an empty bag: no messages in it")
-    for difference in _count_differences(expected, files) if expected else ():
-        on_error(SourceError(f"{path}: {difference}"))
+        raise SourceError(f"{one_line(path)}: an empty bag: no messages in it")
+    differences = list(_count_differences(expected, files)) if expected else []
+    for difference in differences[:_MAX_DIFFERENCES]:
+        on_error(SourceError(f"{one_line(path)}: {difference}"))
+    if len(differences) > _MAX_DIFFERENCES:
+        on_error(SourceError(f"{one_line(path)}: {len(differences)} such topics in metadata.yaml"))
     return sorted(files, key=lambda file: file.start_ns)
 
 
@@ -125,33 +134,47 @@ def message_to_bgr(message: Message) -> tuple[UInt8Array, int]:
         is_raw = message.msgtype == IMAGE
         image = raw_to_bgr(content) if is_raw else decode_reduced(bytes(content.data), 0, 0)[0]
     except (RawError, EncodedError) as error:
-        raise SourceError(f"{message.topic}: {error}") from None
+        raise SourceError(f"{one_line(message.topic)}: {error}") from None
     except Exception as error:  # the reader raises anything on broken bytes
-        raise SourceError(f"{message.topic}: a damaged message ({_line(error)})") from None
+        problem = one_line(error) or type(error).__name__
+        raise SourceError(f"{one_line(message.topic)}: a damaged message ({problem})") from None
     return image, content.header.stamp.sec * 10**9 + content.header.stamp.nanosec
 
 
-def _storage_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+def _storage_files(folder: Path, suffixes: tuple[str, ...] = _SUFFIXES) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.endswith(suffixes))
+
+
+def _leads_outside(path: Path, bag: Path) -> bool:
+    return path != bag and not path.resolve().is_relative_to(bag.resolve())
 
 
 def _read_metadata(
     folder: Path, on_error: Callable[[SourceError], None]
-) -> tuple[Counter[str], bool]:
-    """Return the messages per topic in metadata.yaml, and whether the files are compressed."""
+) -> tuple[Counter[str], str]:
+    """Return the messages per topic in metadata.yaml, and what is compressed in ROS's words."""
+    if not (folder / "metadata.yaml").exists():
+        on_error(
+            SourceError(f"{one_line(folder)}: no metadata.yaml; its files are read without it")
+        )
+        return Counter(), ""
     try:
-        text = (folder / "metadata.yaml").read_text(encoding="utf-8")
-        info = yaml.safe_load(text)["rosbag2_bagfile_information"]
+        info = read_yaml(folder / "metadata.yaml")["rosbag2_bagfile_information"]
         counts = {
-            entry["topic_metadata"]["name"]: int(entry["message_count"])
+            str(entry["topic_metadata"]["name"]): int(entry["message_count"])
             for entry in info["topics_with_message_count"]
         }
-        return Counter(counts), info.get("compression_mode", "").lower() not in ("", "none")
-    except FileNotFoundError:
-        on_error(SourceError(f"{folder}: no metadata.yaml; its files are read without it"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-        on_error(SourceError(f"{folder}: damaged metadata.yaml; its files are read without it"))
-    return Counter(), False
+        if max(counts.values(), default=0) >= 2**63:
+            raise ValueError
+        mode = info.get("compression_mode", "").lower()
+        return Counter(counts), mode if mode in (_FILE, _MESSAGE) else ""
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError):
+        on_error(
+            SourceError(
+                f"{one_line(folder)}: damaged metadata.yaml; its files are read without it"
+            )
+        )
+    return Counter(), ""
 
 
 def _count_differences(expected: Counter[str], files: list[BagFile]) -> Iterator[str]:
@@ -161,32 +184,47 @@ def _count_differences(expected: Counter[str], files: list[BagFile]) -> Iterator
         found.update({topic.name: topic.messages for topic in file.topics})
     for name in sorted(name for name in expected | found if expected[name] != found[name]):
         yield (
-            f"metadata.yaml says {expected[name]} messages on {name}, the files hold "
+            f"metadata.yaml says {expected[name]} messages on {one_line(name)}, the files hold "
             f"{found[name]}; the files are used"
         )
 
 
-def _open(path: Path) -> Reader:
+def _inspect_or_salvage(
+    path: Path, bag: Path, mode: str, errors: list[SourceError]
+) -> list[BagFile]:
+    """Return a file of a bag if any of it can be read; its problem goes to `errors`."""
     try:
-        from rosbags.rosbag2 import Reader
-    except ImportError as error:
-        install = "pip install 'drone_kd[record]'"
-        raise SourceError(f"{path}: reading a bag needs rosbags ({error}): {install}") from None
+        if _leads_outside(path, bag):
+            raise _RefusedError(f"{one_line(path)}: a link out of the bag is not read")
+        return [_inspect(path, mode)._replace(indexed=not mode)]
+    except _RefusedError as error:
+        errors.append(error)
+        return []
+    except SourceError as error:
+        problem = error
     try:
-        reader = Reader(path)
-        reader.open()
-    except Exception as error:  # each storage format has its own errors
-        repair = "`ros2 bag reindex` repairs one that is cut off"
-        raise SourceError(f"{path}: not a whole bag ({_line(error)}); {repair}") from None
-    return reader
+        rest = [] if mode else [_inspect_broken(path)]
+    except _RefusedError as error:
+        errors.append(error)
+        return []
+    rest = [file for file in rest if file.topics]
+    errors.append(SourceError(f"{problem}; read as far as it goes") if rest else problem)
+    return rest
 
 
-def _inspect(path: Path) -> BagFile:
-    with closing(_open(path)) as reader:
-        counts: Counter[tuple[str, str]] = Counter()
-        for connection in reader.connections:
-            counts[connection.topic, connection.msgtype] += connection.msgcount
-        return BagFile(path, _topics(counts), reader.start_time, reader.end_time)
+def _inspect(path: Path, mode: str = "") -> BagFile:
+    """Return a storage file, or a folder of compressed ones; SourceError: it is not whole."""
+    counts: Counter[tuple[str, str]] = Counter()
+    first, last = 2**63 - 1, -1
+    with (
+        _in_one_line(path, f"not a whole bag ({{}}); {_REPAIR}"),
+        _unpacked_files(path, mode) as files,
+    ):
+        for file in files:
+            found, start, stop = _format(file).summary(file)
+            counts += found
+            first, last = min(first, start), max(last, stop)
+    return BagFile(path, _topics(counts), first, last + 1)
 
 
 def _topics(counts: Counter[tuple[str, str]]) -> tuple[Topic, ...]:
@@ -198,15 +236,13 @@ def _topics(counts: Counter[tuple[str, str]]) -> tuple[Topic, ...]:
 def _messages(
     path: Path, topics: set[str], start_ns: int | None, stop_ns: int | None
 ) -> Iterator[Message]:
-    with closing(_open(path)) as reader:
-        connections = [c for c in reader.connections if c.topic in topics]
-        if not connections:
-            return
-        try:
-            for connection, logged_ns, data in reader.messages(connections, start_ns, stop_ns):
-                yield Message(connection.topic, connection.msgtype, logged_ns, data)
-        except Exception as error:  # each storage format has its own errors
-            raise SourceError(f"{path}: breaks off ({_line(error)})") from None
+    mode = _read_metadata(path, lambda _: None)[1] if path.is_dir() else ""
+    span = start_ns or 0, 2**63 if stop_ns is None else stop_ns
+    with _in_one_line(path, "breaks off ({})"), _unpacked_files(path, mode) as files:
+        for file in files:
+            for topic, msgtype, logged_ns, data in _format(file).messages(file, topics, *span):
+                content = _unpacked_message(data) if mode == _MESSAGE else data
+                yield Message(topic, msgtype, logged_ns, content)
 
 
 def _inspect_broken(path: Path) -> BagFile:
@@ -216,6 +252,8 @@ def _inspect_broken(path: Path) -> BagFile:
         for message in _salvage(path, None, None, None):
             counts[message.topic, message.msgtype] += 1
             first, last = min(first, message.logged_ns), max(last, message.logged_ns)
+    except _RefusedError:
+        raise
     except SourceError:
         pass  # `read_messages` reports it
     return BagFile(path, _topics(counts), first, last + 1, indexed=False, broken=True)
@@ -225,41 +263,70 @@ def _salvage(
     path: Path, topics: set[str] | None, start_ns: int | None, stop_ns: int | None
 ) -> Iterator[Message]:
     """Yield messages from the start of a broken file; raise SourceError where it breaks."""
-    try:
-        for message in (_salvage_mcap if path.suffix == ".mcap" else _salvage_sqlite)(path):
+    with _in_one_line(path, "breaks off ({})"):
+        for row in _format(path).salvage(path):
+            message = Message(*row)
             selected = topics is None or message.topic in topics
             if selected and (start_ns or 0) <= message.logged_ns < (stop_ns or 2**63):
                 yield message
-    except Exception as error:  # the readers raise anything on broken bytes
-        raise SourceError(f"{path}: breaks off ({_line(error)})") from None
 
 
-def _salvage_mcap(path: Path) -> Iterator[Message]:
-    # rosbags opens no file without its index, which is written last.
-    from mcap.records import Channel, Schema
-    from mcap.records import Message as Record
-    from mcap.stream_reader import StreamReader
-
-    schemas, channels = {}, {}
-    with path.open("rb") as stream:
-        for record in StreamReader(stream).records:
-            if isinstance(record, Schema):
-                schemas[record.id] = record.name
-            elif isinstance(record, Channel):
-                channels[record.id] = record.topic, schemas.get(record.schema_id, "")
-            elif isinstance(record, Record):
-                yield Message(*channels[record.channel_id], record.log_time, record.data)
+def _format(path: Path) -> ModuleType:
+    return mcap_files if path.suffix == ".mcap" else sqlite_bags
 
 
-def _salvage_sqlite(path: Path) -> Iterator[Message]:
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)) as database:
-        # SQLite otherwise rejects a file that is shorter than its header says.
-        database.execute("PRAGMA writable_schema=ON")
-        topics = {i: (n, t) for i, n, t in database.execute("SELECT id, name, type FROM topics")}
-        rows = database.execute("SELECT topic_id, timestamp, data FROM messages ORDER BY id")
-        for topic_id, logged_ns, data in rows:
-            name, msgtype = topics[topic_id]
-            yield Message(name, msgtype, logged_ns, data)
+@contextmanager
+def _in_one_line(path: Path, text: str) -> Iterator[None]:
+    """Turn what readers raise on damaged files into a SourceError; `text` has room for it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        install = "pip install 'drone_kd[simulation]'"
+        raise SourceError(
+            f"{one_line(path)}: reading a bag needs {error.name}: {install}"
+        ) from None
+    except UnpackedSizeError as error:
+        raise _RefusedError(f"{one_line(path)}: {error}") from None
+    except Exception as error:  # each format and compression has its own errors
+        raise SourceError(
+            f"{one_line(path)}: {text.format(one_line(error) or type(error).__name__)}"
+        ) from None
+
+
+@contextmanager
+def _unpacked_files(path: Path, mode: str) -> Iterator[list[Path]]:
+    """Yield the storage files of a folder, or a storage file; whole files are decompressed."""
+    if not path.is_dir():
+        yield [path]
+        return
+    ends = tuple(f"{suffix}.zstd" for suffix in _SUFFIXES) if mode == _FILE else _SUFFIXES
+    files = [file for file in _storage_files(path, ends) if not _leads_outside(file, path)]
+    if mode != _FILE:
+        yield files
+        return
+    with TemporaryDirectory() as folder:
+        yield [_unpack_file(file, Path(folder)) for file in files]
+
+
+def _unpack_file(path: Path, folder: Path) -> Path:
+    """Decompress a file into a folder; ValueError: it takes more than the limit."""
+    unpacked = folder / path.stem
+    with open_regular(path) as file, unpacked.open("wb") as output:
+        left = max(_FILE_BYTES, _FILE_RATIO * path.stat().st_size)
+        stream = unpack_zstd(file)
+        while block := stream.read(1 << 20):
+            left -= len(block)
+            if left < 0:
+                raise UnpackedSizeError(f"expected at most {_FILE_RATIO} times its size unpacked")
+            output.write(block)
+    return unpacked
+
+
+def _unpacked_message(data: bytes) -> bytes:
+    content = unpack(data, "zstd", MAX_MESSAGE_BYTES)
+    if len(content) > MAX_MESSAGE_BYTES:
+        raise ValueError(f"expected messages of {MAX_MESSAGE_BYTES / 1e6:g} MB, got more")
+    return content
 
 
 @cache
@@ -268,7 +335,3 @@ def _typestore() -> Typestore:
 
     # Image types are the same in every distribution.
     return get_typestore(Stores.ROS2_KILTED)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
