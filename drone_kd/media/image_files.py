@@ -18,20 +18,16 @@ from drone_kd.media.compressed_images import (
     decode,
     is_incomplete,
 )
+from drone_kd.media.videos import SourceError, check_frame_size, open_video
 from drone_kd.parsing import ParseError, open_regular
 from drone_kd.text import one_line
+
+__all__ = ["SourceError", "open_video", "read_frames", "read_image", "read_video"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Of an image file: more than 16-bit pixels without compression take.
 MAX_BYTES = 400_000_000
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
-
-# Otherwise FFmpeg, inside OpenCV, prints lines of its own about a damaged file.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
-
-class SourceError(ValueError):
-    """An image, video or stream cannot be used; the message is one line and names it."""
 
 
 def read_frames(
@@ -49,15 +45,18 @@ def read_frames(
     if source.is_dir():
         images = sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not images:
-            raise SourceError(f"{source}: expected images ({', '.join(IMAGE_SUFFIXES)}) in it")
+            raise SourceError(
+                f"{one_line(source)}: expected images ({', '.join(IMAGE_SUFFIXES)}) in it"
+            )
     elif not source.exists():
-        raise SourceError(f"{source}: no such image, folder or video")
+        raise SourceError(f"{one_line(source)}: no such image, folder or video")
     elif suffix in VIDEO_SUFFIXES:
-        yield from read_video(cv2.VideoCapture(str(source)), str(source))
+        yield from read_video(open_video(source), one_line(source))
         return
     elif suffix not in IMAGE_SUFFIXES:
         known = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
-        raise SourceError(f"{source}: expected a folder or a file that ends in one of {known}")
+        expected = f"a folder or a file that ends in one of {known}"
+        raise SourceError(f"{one_line(source)}: expected {expected}")
     for path in images:
         try:
             image = read_image(path)
@@ -106,6 +105,8 @@ def read_video(capture: cv2.VideoCapture, name: str) -> Iterator[tuple[str, NDAr
     number = 0
     try:
         while (frame := capture.read()[1]) is not None:
+            # The size may change within a stream.
+            check_frame_size(frame.shape[1], frame.shape[0], name)
             yield f"{name}#{number}", np.asarray(frame, np.uint8)
             number += 1
     finally:

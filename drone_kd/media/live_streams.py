@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -12,7 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from drone_kd.media.image_files import VIDEO_SUFFIXES, SourceError, read_video
+from drone_kd.media.image_files import VIDEO_SUFFIXES, read_video
+from drone_kd.media.videos import SourceError, check_frame_size, open_camera, open_stream
+from drone_kd.text import one_line
 
 _TIMEOUT_MS = 10_000
 _JOIN_S = 1.0
@@ -53,6 +54,7 @@ def read_live(source: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         number = -1
         while (taken := newest.take()) is not None:
             number, frame = taken
+            check_frame_size(frame.shape[1], frame.shape[0], name)
             yield f"{name}#{number}", frame
     finally:
         newest.close()
@@ -63,20 +65,8 @@ def read_live(source: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
 
 def _open(source: str, name: str) -> cv2.VideoCapture:
     if _URL.match(source):
-        limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
-        timeouts = [value for limit in limits for value in (limit, _TIMEOUT_MS)]
-        capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, timeouts)
-    else:
-        device = f"/dev/video{source}" if source.isdecimal() else source
-        if not Path(device).exists():
-            raise SourceError(f"{device}: no such camera")
-        if not os.access(device, os.R_OK):
-            raise SourceError(f"{device}: no permission: add the user to the group `video`")
-        capture = cv2.VideoCapture(device)
-    if not capture.isOpened():
-        hint = "check the address, the network and the codec"
-        raise SourceError(f"{name}: the stream cannot be opened: {hint}")
-    return capture
+        return open_stream(source, name, _TIMEOUT_MS)
+    return open_camera(f"/dev/video{source}" if source.isdecimal() else source, name)
 
 
 class _Newest:
@@ -120,6 +110,6 @@ class _Newest:
 def _public_name(source: str) -> str:
     """Return a source without what may be secret in a URL: user, password and query."""
     if not _URL.match(source):
-        return source
+        return one_line(source)
     scheme, _, rest = source.partition("://")
-    return f"{scheme}://{rest.partition('?')[0].partition('#')[0].rpartition('@')[2]}"
+    return one_line(f"{scheme}://{rest.partition('?')[0].partition('#')[0].rpartition('@')[2]}")

@@ -1,0 +1,138 @@
+"""Videos and cameras: opened so that nothing else is read, with a limit on the size of a frame.
+
+FFmpeg, inside OpenCV, recognises a file by its content, and some formats (playlists, ffconcat,
+SDP) are lists of other files and hosts. So the container is chosen here, and other protocols are
+refused.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import cv2
+
+from drone_kd.media.compressed_images import MAX_PIXELS
+from drone_kd.parsing import ParseError, open_regular
+from drone_kd.text import one_line
+
+# Otherwise FFmpeg prints lines of its own about a damaged file.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+# OpenCV reads its options from the environment when it opens a capture.
+_OPENING = threading.Lock()
+_NETWORK = "http,https,httpproxy,tcp,tls,udp,rtp,srtp,rtsp,rtsps,rtmp,rtmps,srt,crypto,data"
+_HEAD_BYTES = 1024
+_DAMAGED = "not a video that OpenCV can read (damaged?)"
+_CLOSED = "the stream cannot be opened: check the address, the network and the codec"
+# FFmpeg's name of a container by the bytes at a position. A recording may start in the middle
+# of a stream: some go by the suffix, too.
+_CONTAINERS = (
+    ("avi", 8, (b"AVI ", b"AVIX")),
+    ("mov", 4, (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),
+    ("matroska", 0, (b"\x1aE\xdf\xa3",)),
+    ("mpeg", 0, (b"\0\0\x01\xba",)),
+    ("mpegvideo", 0, (b"\0\0\x01\xb3",)),
+    ("m4v", 0, (b"\0\0\x01\xb0", b"\0\0\x01\x00")),
+)
+# First byte and length of the packets of a transport stream.
+_PACKETS = ((0, 188), (4, 192), (0, 204))
+_BY_SUFFIX = {".ts": "mpegts", ".mpg": "mpeg", ".mpeg": "mpeg"}
+
+
+class SourceError(ValueError):
+    """An image, video or stream cannot be used; the message is one line and names it."""
+
+
+def open_video(path: str | Path, max_pixels: int = MAX_PIXELS) -> cv2.VideoCapture:
+    """Open a video file; no other file or host is opened, whatever it names.
+
+    SourceError: it cannot be read, is no video, or its frames have `max_pixels` or more.
+    """
+    try:
+        with open_regular(path) as file:
+            head = file.read(_HEAD_BYTES)
+    except ParseError as error:
+        raise SourceError(str(error)) from None
+    container = _container(head, Path(path).suffix.lower())
+    if container is None:
+        raise SourceError(f"{one_line(path)}: {_DAMAGED}")
+    # An absolute path is never taken for a protocol or an option.
+    options = f"protocol_whitelist;file|input_format;{container}"
+    capture = _open(str(Path(path).absolute()), options, [])
+    return _checked(capture, one_line(path), max_pixels, _DAMAGED)
+
+
+def open_stream(
+    url: str, name: str, timeout_ms: int, max_pixels: int = MAX_PIXELS
+) -> cv2.VideoCapture:
+    """Open a network stream, which may refer to hosts, never to files; errors: see `open_video`.
+
+    `name` is that of messages: the URL without its secrets.
+    """
+    limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
+    timeouts = [value for limit in limits for value in (limit, timeout_ms)]
+    # OpenCV's own default, which it drops if there are options.
+    options = os.environ.get(_OPTIONS, "rtsp_flags;prefer_tcp")
+    capture = _open(url, f"{options}|protocol_whitelist;{_NETWORK}", timeouts)
+    return _checked(capture, name, max_pixels, _CLOSED)
+
+
+def open_camera(device: str, name: str, max_pixels: int = MAX_PIXELS) -> cv2.VideoCapture:
+    """Open a camera by the path of its device; errors: see `open_video`."""
+    if not Path(device).is_char_device():
+        raise SourceError(f"{one_line(device)}: no such camera")
+    if not os.access(device, os.R_OK):
+        raise SourceError(f"{one_line(device)}: no permission: add the user to the group `video`")
+    return _checked(cv2.VideoCapture(device), name, max_pixels, _CLOSED)
+
+
+def check_frame_size(width: float, height: float, name: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise SourceError if a frame of a video has `max_pixels` or more."""
+    if not width * height < max_pixels:
+        limit, got = f"{max_pixels / 1e6:g} megapixels", f"{width:.0f}x{height:.0f}"
+        raise SourceError(f"{name}: expected frames of less than {limit}, got {got}")
+
+
+def _container(head: bytes, suffix: str) -> str | None:
+    for container, at, magics in _CONTAINERS:
+        if head[at : at + 4] in magics:
+            return container
+    if any(head[at : at + 1] == head[at + n : at + n + 1] == b"G" for at, n in _PACKETS):
+        return "mpegts"
+    return _BY_SUFFIX.get(suffix)
+
+
+def _open(source: str, options: str, parameters: list[int]) -> cv2.VideoCapture:
+    with _OPENING:
+        before = os.environ.get(_OPTIONS)
+        os.environ[_OPTIONS] = options
+        try:
+            return cv2.VideoCapture(source, _backend(), parameters)
+        finally:
+            if before is None:
+                del os.environ[_OPTIONS]
+            else:
+                os.environ[_OPTIONS] = before
+
+
+def _backend() -> int:
+    # Others would take "01" in a file's name for the first of many images.
+    has_ffmpeg = cv2.CAP_FFMPEG in cv2.videoio_registry.getStreamBackends()
+    return cv2.CAP_FFMPEG if has_ffmpeg else cv2.CAP_ANY
+
+
+def _checked(
+    capture: cv2.VideoCapture, name: str, max_pixels: int, problem: str
+) -> cv2.VideoCapture:
+    if not capture.isOpened():
+        raise SourceError(f"{name}: {problem}")
+    size = (capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    try:
+        check_frame_size(*size, name, max_pixels)
+    except SourceError:
+        capture.release()
+        raise
+    return capture

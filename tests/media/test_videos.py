@@ -1,0 +1,126 @@
+"""Videos of others: only the file is read, and no frame beyond the limit is decoded."""
+
+import os
+import struct
+
+import cv2
+import numpy as np
+import pytest
+
+from drone_kd.media.image_files import read_frames
+from drone_kd.media.live_streams import read_live
+from drone_kd.media.videos import SourceError, check_frame_size, open_video
+from http_video import file_server
+
+PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
+SESSION = (
+    "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 26\n"
+)
+LISTS = {
+    "ffconcat": "ffconcat version 1.0\nfile {}\n",
+    "playlist": PLAYLIST,
+    "session": SESSION,
+    "transport stream and list": "G" + "x" * 187 + "G\n" + SESSION,
+    "MP4 and list": "xxxxftyp\n" + SESSION,
+}
+
+
+def write_video(path, fourcc="MJPG"):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*fourcc), 10, (64, 48))
+    assert writer.isOpened()
+    for value in (0, 50, 100):
+        writer.write(np.full((48, 64, 3), value, np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".m4v", ".mkv", ".mov", ".mp4", ".ts"])
+def test_container_is_found_by_its_first_bytes(tmp_path, suffix):
+    fourcc = "MJPG" if suffix == ".avi" else "mp4v"
+    path = write_video(tmp_path / f"a{suffix}", fourcc)
+    assert len(list(read_frames(path, pytest.fail))) == 3
+    other = path.rename(tmp_path / f"b{'.mp4' if suffix == '.avi' else '.avi'}")
+    assert len(list(read_frames(other, pytest.fail))) == 3
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".ts", ".mpg"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_list_of_other_files_and_hosts_is_refused(tmp_path, monkeypatch, kind, suffix):
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "other.avi")
+    path = tmp_path / f"list{suffix}"
+    path.write_text(LISTS[kind].format("other.avi"))
+    with pytest.raises(SourceError, match="not a video"):
+        list(read_frames(path, pytest.fail))
+
+
+def test_numbered_image_is_no_video(tmp_path):
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / "a.png"), np.zeros((48, 64, 3), np.uint8))
+        (tmp_path / "a.png").rename(tmp_path / f"clip{number}.mp4")
+    with pytest.raises(SourceError, match="not a video"):
+        open_video(tmp_path / "clip0.mp4")
+
+
+@pytest.mark.parametrize(
+    "name", ["-i.avi", "concat:a.avi", "http:a.avi", "subfile,,start,0,,:a.avi"]
+)
+def test_name_is_neither_an_option_nor_a_protocol(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "a.avi").rename(tmp_path / name)
+    assert len(list(read_frames(name, pytest.fail))) == 3
+
+
+def avi_of_size(path, width, height):
+    """Write an AVI of 64 x 48 whose only frame, a JPEG, declares another size."""
+    data = write_video(path).read_bytes()
+    frames = data.index(b"movi") + 4
+    jpeg = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
+    size = jpeg.index(b"\xff\xc0") + 5
+    jpeg = jpeg[:size] + struct.pack(">HH", height, width) + jpeg[size + 4 :]
+    # FFmpeg wants a bit per block of 8 x 8.
+    jpeg += bytes(width * height // 200)
+    path.write_bytes(data[:frames] + b"00dc" + struct.pack("<I", len(jpeg)) + jpeg)
+    return path
+
+
+def test_huge_frame_is_refused_before_it_is_decoded(tmp_path):
+    path = avi_of_size(tmp_path / "a.avi", 16000, 16000)
+    with pytest.raises(SourceError, match="less than 64 megapixels, got 16000x16000"):
+        open_video(path)
+    assert len(list(read_frames(write_video(path), pytest.fail))) == 3
+    with pytest.raises(SourceError, match=r"less than 0\.003 megapixels, got 64x48"):
+        open_video(path, max_pixels=3000)
+    check_frame_size(8000, 7999, "a")
+    for size in ((8000, 8000), (float("nan"), 1)):
+        with pytest.raises(SourceError, match="a: expected frames of less than 64"):
+            check_frame_size(*size, "a")
+
+
+def test_huge_frame_of_a_stream_is_refused(tmp_path):
+    path = avi_of_size(tmp_path / "a.avi", 16000, 16000)
+    with file_server(path) as url, pytest.raises(SourceError, match="got 16000x16000"):
+        list(read_live(url))
+
+
+@pytest.mark.parametrize("content", ["ffconcat", "playlist"])
+def test_stream_cannot_name_a_file_of_this_machine(tmp_path, content):
+    local = write_video(tmp_path / "local.avi")
+    path = tmp_path / "camera"
+    path.write_text(LISTS[content].format(local.as_uri()))
+    with file_server(path) as url, pytest.raises(SourceError):
+        list(read_live(url))
+
+
+def test_options_of_the_user_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;udp")
+    assert open_video(write_video(tmp_path / "a.avi")).read()[0]
+    assert os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] == "rtsp_transport;udp"
+
+
+def test_pipe_and_file_are_no_video_and_no_camera(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(SourceError, match=r"a\.mp4: expected a file, got another kind"):
+        open_video(tmp_path / "a.mp4")
+    with pytest.raises(SourceError, match="no such camera"):
+        next(read_live(f"/dev/video/../..{tmp_path / 'a.mp4'}"))
