@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +12,10 @@ from vision_msgs.msg import Detection2DArray
 
 from drone_kd.media.bags import IMAGE, inspect_bag, message_to_bgr, read_messages
 from drone_kd.media.image_files import SourceError, read_frames
-from drone_kd.simulation.scoring.flight_record import Truth, columns
+from drone_kd.parsing import ParseError, parse_json
+from drone_kd.simulation.scoring.flight_record import Truth, columns, read_lines
 from drone_kd.simulation.truth_messages import boxes_of, stamp_ns
+from drone_kd.text import one_line
 
 _DETECTIONS = "vision_msgs/msg/Detection2DArray"
 _NOTHING = Truth(np.zeros((0, 4), np.float32), (), ())
@@ -52,24 +53,21 @@ def read_labels(path: str | Path) -> dict[int, Truth]:
     """
     labels = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            boxes = [[box[0], box[5] if len(box) > 5 else "", *box[1:5]] for box in row["boxes"]]
-            names, ids, xyxy = columns(boxes)
-            labels[int(row["frame"])] = Truth(xyxy, names, tuple(map(str, ids)))
-        except (KeyError, TypeError, ValueError, IndexError):
-            raise SourceError(
-                f"{path}, line {number}: expected "
-                '{"frame": 0, "boxes": [["car", x1, y1, x2, y2], ...]}'
-            ) from None
+        for number, line in read_lines(path):
+            try:
+                row = parse_json(line, path)
+                boxes = [[b[0], b[5] if len(b) > 5 else "", *b[1:5]] for b in row["boxes"]]
+                names, ids, xyxy = columns(boxes)
+                labels[int(row["frame"])] = Truth(xyxy, names, tuple(map(str, ids)))
+            except (ArithmeticError, KeyError, TypeError, ValueError, IndexError):
+                raise SourceError(
+                    f"{one_line(path)}, line {number}: expected "
+                    '{"frame": 0, "boxes": [["car", x1, y1, x2, y2], ...]}'
+                ) from None
+    except ParseError as error:
+        raise SourceError(str(error)) from None
     if not labels:
-        raise SourceError(f"{path}: no labels in it")
+        raise SourceError(f"{one_line(path)}: no labels in it")
     return labels
 
 
@@ -89,13 +87,19 @@ def read_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> Itera
     }
     if len(topics[IMAGE]) != 1:
         raise SourceError(
-            f"{path}: expected one topic of {IMAGE}, got {', '.join(topics[IMAGE]) or 'none'}"
+            f"{one_line(path)}: expected one topic of {IMAGE}, got "
+            f"{one_line(', '.join(topics[IMAGE]) or 'none')}"
         )
     truths = {}
     labelled = set(topics[_DETECTIONS])
     for file in files if labelled else ():
         for message in read_messages(file, labelled, on_error):
-            truth = deserialize_message(message.data, Detection2DArray)
+            try:
+                truth = deserialize_message(message.data, Detection2DArray)
+            except Exception as error:  # rclpy has no class for it in all distributions
+                problem = f"a damaged message on {message.topic} ({error})"
+                on_error(SourceError(f"{one_line(path)}: {one_line(problem)}"))
+                continue
             names, ids, xyxy = columns(boxes_of(truth, "id"))
             truths[stamp_ns(truth.header)] = Truth(xyxy, names, tuple(map(str, ids)))
     for file in files:
@@ -103,6 +107,6 @@ def read_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> Itera
             try:
                 image, stamp = message_to_bgr(message)
             except SourceError as error:
-                on_error(SourceError(f"{path}: {error}"))
+                on_error(SourceError(f"{one_line(path)}: {error}"))
                 continue
             yield LabelledFrame(image, truths.get(stamp, _NOTHING) if labelled else None)

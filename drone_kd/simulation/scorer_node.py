@@ -24,14 +24,23 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
+from drone_kd.files import write_bytes
 from drone_kd.media.image_files import SourceError
 from drone_kd.ros.image_conversion import ImageError, image_to_bgr
 from drone_kd.ros.run import run_node
 from drone_kd.simulation.declare import declare_scorer_parameters
-from drone_kd.simulation.scoring.flight_record import FlightWriter, Predictions, Truth, columns
+from drone_kd.simulation.scoring.flight_record import (
+    MAX_BOXES,
+    FlightWriter,
+    Predictions,
+    Truth,
+    class_name,
+    columns,
+)
 from drone_kd.simulation.scoring.matching import match
 from drone_kd.simulation.scoring.report import PICTURES_FOLDER
 from drone_kd.simulation.truth_messages import boxes_of, stamp_ns
+from drone_kd.text import one_line
 
 _RELIABLE = QoSProfile(depth=100)
 _ONE_IMAGE = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -76,6 +85,7 @@ class ScorerNode(Node):
         self._worst: dict[int, tuple[int, Image]] = {}  # missed objects and frame by stamp
         self._recent: dict[str, list[float]] = {"latency_ms": [], "offline": [], "streaming": []}
         self._count = {"truth": 0, "frame": 0, "answer": 0}
+        self._dropped = 0  # unusable boxes
         self._subscribe(Detection2DArray, "ground_truth", self._on_truth)
         self._subscribe(Detection2DArray, "detections", self._on_predictions)
         self._subscribe(CameraInfo, "camera_info", self._on_frame)
@@ -88,21 +98,27 @@ class ScorerNode(Node):
     def stop(self) -> bool:
         """Close the record and write the frames of the worst misses."""
         self._record.close()
-        folder = self._folder / PICTURES_FOLDER
-        folder.mkdir(exist_ok=True)
-        for old in folder.glob("*.jpg"):  # from an earlier flight
-            old.unlink()
-        for stamp, (_, message) in self._worst.items():
-            try:
-                cv2.imwrite(str(folder / f"{stamp}.jpg"), image_to_bgr(message))
-            except ImageError as error:
-                self.get_logger().warning(f"Frame of a miss skipped: {error}")
+        self._write_pictures(self._folder / PICTURES_FOLDER)
         count = self._count
         self.get_logger().info(
             f"Recorded {count['truth']} ground truths, {count['frame']} frames, "
             f"{count['answer']} predictions in {self._folder / 'flight.jsonl'}"
         )
         return True
+
+    def _write_pictures(self, folder: Path) -> None:
+        if folder.is_symlink():
+            self.get_logger().warning(f"No frames of misses: {folder} is a link")
+            return
+        folder.mkdir(exist_ok=True, mode=0o700)
+        for old in folder.glob("*.jpg"):  # from an earlier flight
+            old.unlink()
+        for stamp, (_, message) in self._worst.items():
+            try:
+                content = cv2.imencode(".jpg", image_to_bgr(message))[1].tobytes()
+                write_bytes(folder / f"{stamp}.jpg", content)
+            except (ImageError, cv2.error, OSError) as error:
+                self.get_logger().warning(f"Frame of a miss skipped: {one_line(error)}")
 
     def _subscribe(self, kind: type, topic: str, callback: Callable[..., None]) -> None:
         """Subscribe with a callback that also gets the arrival time in nanoseconds.
@@ -120,7 +136,7 @@ class ScorerNode(Node):
             )
 
     def _event(
-        self, kind: str, message: Detection2DArray | CameraInfo, at: int, **more: list
+        self, kind: str, message: Detection2DArray | CameraInfo, at: int, **more: list | int
     ) -> int:
         """Record a message; returns its stamp."""
         stamp = stamp_ns(message.header)
@@ -129,8 +145,9 @@ class ScorerNode(Node):
         return stamp
 
     def _on_truth(self, message: Detection2DArray, at: int) -> None:
-        boxes = [[self._named(name), *rest] for name, *rest in boxes_of(message, "id")]
-        stamp = self._event("truth", message, at, boxes=boxes)
+        boxes, dropped = self._boxes(message, "id")
+        boxes = [[self._named(name), *rest] for name, *rest in boxes]
+        stamp = self._event("truth", message, at, boxes=boxes, **dropped)
         names, ids, xyxy = columns(boxes)
         self._truths[stamp] = Truth(xyxy, names, tuple(map(str, ids)))
         while len(self._truths) > _WINDOW:
@@ -141,20 +158,37 @@ class ScorerNode(Node):
             self._remember("streaming", self._truths[stamp], self._latest)
         self._judge_images()
 
+    def _boxes(self, message: Detection2DArray, number: str) -> tuple[list[list], dict[str, int]]:
+        """Return the usable boxes of a message; the others are counted, for the record, too."""
+        boxes = boxes_of(message, number)
+        dropped = len(message.detections) - len(boxes)
+        if not dropped:
+            return boxes, {}
+        self._dropped += dropped
+        self.get_logger().warning(
+            f"Dropped {self._dropped} boxes so far: expected finite boxes with a class, at most "
+            f"{MAX_BOXES} per message",
+            throttle_duration_sec=5.0,
+        )
+        return boxes, {"dropped": dropped}
+
     def _named(self, class_id: str) -> str:
         """Return the name of a class; Gazebo's bounding-box cameras publish label numbers."""
-        number = int(class_id) if class_id.isdecimal() else len(self._label_names)
+        # Python refuses to convert thousands of digits.
+        known = class_id.isdecimal() and len(class_id) < 10
+        number = int(class_id) if known else len(self._label_names)
         return self._label_names[number] if number < len(self._label_names) else class_id
 
     def _on_frame(self, message: CameraInfo, at: int) -> None:
         self._event("frame", message, at)
 
     def _on_labels(self, message: LabelInfo) -> None:
-        self._record.write({"classes": [entry.class_name for entry in message.class_map]})
+        classes = [class_name(entry.class_name) for entry in message.class_map[:MAX_BOXES]]
+        self._record.write({"classes": classes})
 
     def _on_predictions(self, message: Detection2DArray, at: int) -> None:
-        boxes = boxes_of(message, "score")
-        stamp = self._event("answer", message, at, boxes=boxes)
+        boxes, dropped = self._boxes(message, "score")
+        stamp = self._event("answer", message, at, boxes=boxes, **dropped)
         names, scores, xyxy = columns(boxes)
         self._latest = Predictions(stamp, at, xyxy, np.array(scores, np.float32), names)
         self._keep("latency_ms", (at - stamp) / 1e6)
@@ -198,6 +232,7 @@ class ScorerNode(Node):
     def _publish_score(self) -> None:
         latest = self._recent["latency_ms"]
         score: dict[str, float | None] = {f"{k}s": n for k, n in self._count.items()}
+        score["dropped_boxes"] = self._dropped
         score["latency_p50_ms"] = round(float(np.median(latest)), 1) if latest else None
         for way in ("offline", "streaming"):
             hits = self._recent[way]

@@ -15,7 +15,7 @@ from vision_msgs.msg import (
     Pose2D,
 )
 
-from drone_kd.simulation.scoring.flight_record import Truth
+from drone_kd.simulation.scoring.flight_record import MAX_BOXES, Truth, class_name, usable_boxes
 
 
 def truth_to_message(truth: Truth, header: Header) -> Detection2DArray:
@@ -37,10 +37,11 @@ def truth_to_message(truth: Truth, header: Header) -> Detection2DArray:
 def boxes_of(message: Detection2DArray, number: str) -> list[list]:
     """Return rows of class name, number, x1, y1, x2, y2, as in a flight record.
 
-    The number is "id", a detection's track id, or its "score".
+    The number is "id", a detection's track id, or its "score". Unusable boxes are left out; see
+    `usable_boxes`.
     """
     rows = []
-    for detection in message.detections:
+    for detection in message.detections[:MAX_BOXES]:
         if not detection.results:
             continue
         hypothesis = max((r.hypothesis for r in detection.results), key=lambda h: h.score)
@@ -48,8 +49,8 @@ def boxes_of(message: Detection2DArray, number: str) -> list[list]:
         left, top = centre.x - box.size_x / 2, centre.y - box.size_y / 2
         value = detection.id if number == "id" else round(hypothesis.score, 4)
         xyxy = left, top, left + box.size_x, top + box.size_y
-        rows.append([hypothesis.class_id, value, *(round(v, 2) for v in xyxy)])
-    return rows
+        rows.append([class_name(hypothesis.class_id), value, *(round(v, 2) for v in xyxy)])
+    return usable_boxes(rows, scored=number == "score")[0]
 
 
 def stamp_ns(header: Header) -> int:

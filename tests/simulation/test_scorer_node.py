@@ -108,6 +108,32 @@ def test_labels_of_a_bounding_box_camera_have_names(ground, start, tmp_path, mor
 
 
 @pytest.mark.slow
+def test_unusable_boxes_are_dropped_and_counted(scorer, tmp_path):
+    site, topics, process = scorer
+    live = scores(site)
+    names = ("car", "9" * 5000, "\x1b]0;evil\x07\n" + "x" * 10_000)
+    truth = Truth(BOX.repeat(3, axis=0), names, ("",) * 3)
+    for name in ("ground_truth", "detections"):
+        message = truth_to_message(truth, Header())
+        for value in (float("nan"), float("inf"), 1e300, -5.0):
+            (bad,) = truth_to_message(Truth(BOX, ("car",), ("",)), Header()).detections
+            bad.bbox.size_x = value
+            message.detections.append(bad)
+        topics[name].publish(message)
+    site.wait_until(
+        lambda: any(s["answers"] == s["truths"] == 1 for s in map(json.loads, live)), "both came"
+    )
+    assert json.loads(live[-1])["dropped_boxes"] == 8
+    code, output = process.stop()
+    assert code == 0 and "Dropped 4 boxes so far" in output
+    assert "\x1b]0" not in output
+    flight = read_flight(tmp_path / "flight.jsonl")
+    (truth,) = flight.legs[0].truths.values()
+    assert len(truth.names) == 3 and all(n.isprintable() and len(n) <= 100 for n in truth.names)
+    assert flight.dropped == 8
+
+
+@pytest.mark.slow
 def test_killed_scorer_leaves_a_readable_record(scorer, tmp_path):
     site, topics, process = scorer
     live = scores(site)

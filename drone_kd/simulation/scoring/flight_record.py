@@ -9,16 +9,32 @@ left, top, right, bottom in pixels of the camera's frames.
     {"frame": STAMP, "at": AT}
     {"answer": STAMP, "at": AT, "boxes": [[CLASS, SCORE, X1, Y1, X2, Y2], ...]}
     {"classes": [CLASS, ...]}
+
+Boxes that are none, e.g. with NaN, are left out; "dropped" in an event is their number.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
+
+from drone_kd.parsing import ParseError, open_regular, parse_json
+from drone_kd.text import one_line
+
+# Per message: a detector publishes at most 1,000.
+MAX_BOXES = 3000
+# Of a coordinate, in pixels.
+_MAX_PX = 1e6
+_MAX_NAME = 100
+_MAX_LINE_BYTES = 16_000_000
 
 
 class FlightError(ValueError):
@@ -62,36 +78,43 @@ class Flight:
     legs: list[Leg] = field(default_factory=lambda: [Leg()])
     classes: tuple[str, ...] = ()  # that the detector announced; empty if it did not
     notes: list[str] = field(default_factory=list)  # one line per irregularity
+    dropped: int = 0  # unusable boxes
 
     def add(self, event: dict) -> None:
         """Add one event; see the module's docstring.
 
         Raises:
-            KeyError, TypeError, ValueError: not an event.
+            ArithmeticError, KeyError, TypeError, ValueError: not an event.
         """
+        self.dropped += max(int(event.get("dropped", 0)), 0)
         if "truth" in event:
-            self._add_truth(int(event["truth"]), int(event["at"]), event["boxes"])
+            boxes, dropped = usable_boxes(event["boxes"])
+            self._add_truth(_time(event["truth"]), _time(event["at"]), boxes)
+            self.dropped += dropped
         elif "frame" in event:
-            stamp = int(event["frame"])
+            stamp = _time(event["frame"])
             self._leg_of(stamp).frames.add(stamp)
         elif "answer" in event:
-            stamp = int(event["answer"])
-            names, scores, xyxy = columns(event["boxes"])
+            stamp = _time(event["answer"])
+            boxes, dropped = usable_boxes(event["boxes"], scored=True)
+            self.dropped += dropped
+            names, scores, xyxy = columns(boxes)
             self._leg_of(stamp).predictions.append(
-                Predictions(stamp, int(event["at"]), xyxy, np.array(scores, np.float32), names)
+                Predictions(stamp, _time(event["at"]), xyxy, np.array(scores, np.float32), names)
             )
         elif "classes" in event:
-            self.classes = tuple(map(str, event["classes"]))
+            self.classes = tuple(map(class_name, event["classes"][:MAX_BOXES]))
         else:
-            raise KeyError(f"unknown event {sorted(event)}")
+            raise KeyError("unknown event")
 
     def _add_truth(self, stamp: int, at: int, boxes: list) -> None:
         leg = self.legs[-1]
-        newest = max(leg.truths, default=stamp)
+        # In a leg stamps only grow.
+        newest = next(reversed(leg.truths), stamp)
         if stamp < newest:
             self.notes.append(
                 f"the camera's clock went back by {(newest - stamp) / 1e9:.1f} s, "
-                f"{(newest - min(self.legs[0].truths)) / 1e9:.1f} s after the start"
+                f"{(newest - next(iter(self.legs[0].truths))) / 1e9:.1f} s after the start"
             )
             leg = Leg()
             self.legs.append(leg)
@@ -103,9 +126,46 @@ class Flight:
         """Return the newest leg that may hold a stamp."""
         for leg in reversed(self.legs):
             # Topics are not ordered: a frame may arrive before its ground truth.
-            if leg.truths and min(leg.truths) <= stamp <= max(leg.truths) + 10**9:
+            if not leg.truths:
+                continue
+            if next(iter(leg.truths)) <= stamp <= next(reversed(leg.truths)) + 10**9:
                 return leg
         return self.legs[-1]
+
+
+def usable_boxes(boxes: list, scored: bool = False) -> tuple[list, int]:
+    """Return rows of a flight record whose box is one, and how many others were dropped.
+
+    A box has finite coordinates of at most 1e6 px, and its right and bottom are not below its left
+    and top. `scored`: the second value is a score, which has to be finite. The first `MAX_BOXES`
+    are looked at. ValueError, TypeError: a row has another form.
+    """
+    rows = [row for row in boxes[:MAX_BOXES] if _is_usable(row, scored)]
+    return rows, len(boxes) - len(rows)
+
+
+@lru_cache(1000)
+def class_name(text: object) -> str:
+    """Return a class name of others as one printable line of at most 100 characters."""
+    return one_line(text, _MAX_NAME)
+
+
+def _is_usable(row: list, scored: bool) -> bool:
+    if len(row) != 6:
+        raise ValueError(f"expected six values per box, got {len(row)}")
+    if scored and not math.isfinite(row[1]):
+        return False
+    left, top, right, bottom = row[2:]
+    # Comparisons with NaN are false.
+    return -_MAX_PX <= left <= right <= _MAX_PX and -_MAX_PX <= top <= bottom <= _MAX_PX
+
+
+def _time(value: Any) -> int:
+    """Return a time in ns; ArithmeticError, TypeError or ValueError: it is none."""
+    time = int(value)
+    if abs(time) >= 2**63:
+        raise ValueError("expected a time in ns")
+    return time
 
 
 def columns(boxes: list) -> tuple[tuple[str, ...], list, np.ndarray]:
@@ -117,14 +177,19 @@ def columns(boxes: list) -> tuple[tuple[str, ...], list, np.ndarray]:
     xyxy = np.array([box[2:] for box in boxes], np.float32).reshape(-1, 4)
     if len(xyxy) != len(boxes) or not np.isfinite(xyxy).all():
         raise ValueError("expected four finite coordinates per box")
-    return tuple(str(box[0]) for box in boxes), [box[1] for box in boxes], xyxy
+    return tuple(class_name(box[0]) for box in boxes), [box[1] for box in boxes], xyxy
 
 
 class FlightWriter:
-    """Writes the events of a flight at once, line by line."""
+    """Writes the events of a flight at once, line by line, into a file for this user alone.
+
+    OSError: the file cannot be written, or is a link.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("w", encoding="utf-8", buffering=1)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o600)
+        self._file: TextIO = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
         self.write({"flight": 1})
 
     def write(self, event: dict) -> None:
@@ -136,29 +201,58 @@ class FlightWriter:
         self._file.close()
 
 
+def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Yield number, from 1, and bytes of the lines of a file of JSON lines that are not empty.
+
+    ParseError: the file cannot be read, or a line is too long.
+    """
+    with open_regular(path) as file:
+        number = 0
+        while line := file.readline(_MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > _MAX_LINE_BYTES:
+                limit = f"{_MAX_LINE_BYTES / 1e6:g} MB"
+                raise ParseError(f"{one_line(path)}, line {number}: expected at most {limit}")
+            if line.strip():
+                yield number, line
+
+
 def read_flight(path: str | Path) -> Flight:
     """Read a record; one that is truncated in its last line is read up to there, with a note.
+
+    Unusable boxes are dropped, with a note.
 
     Raises:
         FlightError: the file is missing or is not a flight record.
     """
+    flight, begun = Flight(), False
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FlightError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    if not lines[0].startswith('{"flight":1'):
-        raise FlightError(
-            f'{path}: expected the record of a flight, whose first line is {{"flight":1}}'
-        )
-    flight = Flight()
-    for number, line in enumerate(lines[1:], start=2):
-        if not line:
-            continue
-        try:
-            flight.add(json.loads(line))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            if number == len(lines):  # no newline after it
-                flight.notes.append("the record breaks off in the middle of a line")
-                break
-            raise FlightError(f"{path}, line {number}: not an event: {error}") from None
+        for number, line in read_lines(path):
+            if not begun:
+                begun = number == 1 and line.startswith(b'{"flight":1')
+                if not begun:
+                    break
+                continue
+            try:
+                flight.add(parse_json(line, f"line {number}"))
+            except (
+                ArithmeticError,
+                AttributeError,
+                KeyError,
+                TypeError,
+                ValueError,
+                IndexError,
+            ) as error:
+                if not line.endswith(b"\n"):
+                    flight.notes.append("the record breaks off in the middle of a line")
+                    break
+                problem = f"line {number}: not an event: {one_line(error)}"
+                raise FlightError(f"{one_line(path)}, {problem}") from None
+    except ParseError as error:
+        raise FlightError(str(error)) from None
+    if not begun:
+        expected = 'the record of a flight, whose first line is {"flight":1}'
+        raise FlightError(f"{one_line(path)}: expected {expected}")
+    if flight.dropped:
+        flight.notes.append(f"{flight.dropped} unusable boxes were dropped")
     return flight

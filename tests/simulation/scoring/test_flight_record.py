@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -59,16 +61,81 @@ def test_predictions_after_a_clock_jump_belong_to_the_leg_of_their_stamp(tmp_pat
         ('{"flight":1}\nnonsense\n{"frame":1,"at":1}\n', "line 2: not an event"),
         ('{"flight":1}\n{"what":1}\n', "line 2: not an event"),
         ('{"flight":1}\n{"truth":1,"at":1,"boxes":[["car"]]}\n', "line 2: not an event"),
-        ('{"flight":1}\n{"answer":1,"at":1,"boxes":[["car",1,0,0,NaN,1]]}\n', "not an event"),
+        ('{"flight":1}\n{"answer":1,"at":1,"boxes":[["car",1,0,0,"1",1]]}\n', "not an event"),
+        ('{"flight":1}\n{"frame":1e999,"at":1}\n', "line 2: not an event"),
+        ('{"flight":1}\n{"frame":1' + "0" * 30 + ',"at":1}\n', "line 2: not an event"),
+        ('{"flight":1}\n' + "[" * 100_000 + "\n", "line 2: not an event"),
+        ('{"flight":1}\n' + "x" * 17_000_000, "line 2: expected at most 16 MB"),
+        ('{"flight":1}\n{"\x1b]0;evil\x07":1}\n', "line 2: not an event"),
+        ('{"flight":1}\n[]\n', "line 2: not an event"),
     ],
 )
 def test_malformed_record_is_rejected(tmp_path, text, says):
     path = tmp_path / "f.jsonl"
     path.write_text(text)
-    with pytest.raises(FlightError, match=says):
+    with pytest.raises(FlightError, match=says) as error:
         read_flight(path)
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FlightError, match=r"none\.jsonl: No such file"):
         read_flight(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    "box", ["NaN,0,9,9", "0,0,Infinity,9", "9,0,0,9", "0,9,9,0", "0,0,1e30,9", "-1e7,0,9,9"]
+)
+def test_unusable_box_is_dropped_and_counted(tmp_path, box):
+    path = write(
+        tmp_path / "f.jsonl",
+        {"truth": 1, "at": 2, "boxes": [["car", "a", 0, 0, 9, 9]]},
+        {"answer": 1, "at": 3, "boxes": [["car", 0.9, 0, 0, 9, 9]]},
+    )
+    text = path.read_text()
+    for good, bad in (('["car","a",', '["car","b",'), ('["car",0.9,', '["car",0.8,')):
+        text = text.replace(good, f"{bad}{box}],{good}")
+    path.write_text(text.replace('["car",0.9,', '["car",NaN,0,0,9,9],["car",0.9,'))
+    flight = read_flight(path)
+    (truth,) = flight.legs[0].truths.values()
+    (found,) = flight.legs[0].predictions
+    assert truth.ids == ("a",) and found.scores.tolist() == pytest.approx([0.9])
+    assert flight.dropped == 3 and flight.notes == ["3 unusable boxes were dropped"]
+
+
+def test_boxes_beyond_the_limit_are_dropped(tmp_path):
+    boxes = [["car", 0.9, 0, 0, 9, 9]] * 100_000
+    path = write(tmp_path / "f.jsonl", {"answer": 1, "at": 3, "boxes": boxes})
+    flight = read_flight(path)
+    assert len(flight.legs[0].predictions[0].names) == 3000 and flight.dropped == 97_000
+
+
+def test_class_name_is_one_short_printable_line(tmp_path):
+    names = ["\x1b]0;evil\x07", "a\nb", "x" * 1_000_000]
+    boxes = [[name, "", 0, 0, 9, 9] for name in names]
+    path = write(tmp_path / "f.jsonl", {"truth": 1, "at": 1, "boxes": boxes}, {"classes": names})
+    flight = read_flight(path)
+    (truth,) = flight.legs[0].truths.values()
+    assert truth.names == flight.classes
+    assert all(name.isprintable() and len(name) <= 100 for name in truth.names)
+
+
+def test_record_is_private_and_replaces_no_link(tmp_path):
+    FlightWriter(tmp_path / "f.jsonl").close()
+    assert (tmp_path / "f.jsonl").stat().st_mode & 0o077 == 0
+    (tmp_path / "other").write_text("kept")
+    (tmp_path / "link.jsonl").symlink_to("other")
+    with pytest.raises(OSError, match="symbolic"):
+        FlightWriter(tmp_path / "link.jsonl")
+    assert (tmp_path / "other").read_text() == "kept"
+
+
+def test_long_record_is_read_in_linear_time(tmp_path):
+    """Each event once took a pass over all earlier ones."""
+    lines = "".join(
+        f'{{"truth":{k},"at":{k},"boxes":[]}}\n{{"frame":{k},"at":{k}}}\n' for k in range(20_000)
+    )
+    (tmp_path / "f.jsonl").write_text('{"flight":1}\n' + lines)
+    started = time.process_time()
+    assert len(read_flight(tmp_path / "f.jsonl").legs[0].frames) == 20_000
+    assert time.process_time() - started < 5
