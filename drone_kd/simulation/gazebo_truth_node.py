@@ -20,6 +20,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo
 from vision_msgs.msg import Detection2DArray
 
+from drone_kd.media.compressed_images import MAX_PIXELS
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import share_path
 from drone_kd.ros.run import run_node
@@ -31,6 +32,9 @@ _QOS = QoSProfile(depth=100)
 _POSES_QOS = QoSProfile(depth=1000)
 # Poses are kept for this long: images arrive later than the poses of their moment.
 _KEPT_NS = 2 * 10**9
+_KEPT = 2000
+# Of a pose: a number in metres, and the length of its quaternion.
+_LARGEST, _SHORTEST = 1e7, 1e-3
 _THROTTLE_S = 5.0
 
 
@@ -50,7 +54,9 @@ class GazeboTruthNode(Node):
         if self._camera not in self._world.cameras:
             known = " or ".join(self._world.cameras)
             raise SourceError(f"camera: expected {known}, got {self._camera!r}")
-        self._poses: dict[str, deque[tuple[int, np.ndarray]]] = defaultdict(deque)
+        self._poses: dict[str, deque[tuple[int, np.ndarray]]] = defaultdict(
+            lambda: deque(maxlen=_KEPT)
+        )
         self._waiting: deque[CameraInfo] = deque(maxlen=100)
         self._publisher = self.create_publisher(Detection2DArray, "~/ground_truth", _QOS)
         self.create_subscription(TransformStamped, "poses", self._on_pose, _POSES_QOS)
@@ -63,8 +69,17 @@ class GazeboTruthNode(Node):
     def _on_pose(self, message: TransformStamped) -> None:
         # Bridges write "drone" alone, or with its scope in Gazebo's or in ROS notation.
         name = message.child_frame_id.replace("::", "/").rpartition("/")[2]
+        if name != self._world.carrier and name not in self._world.moving:
+            return
         at, place = message.transform.translation, message.transform.rotation
         pose = np.array([at.x, at.y, at.z, place.x, place.y, place.z, place.w])
+        # Comparisons with NaN are false.
+        if not ((np.abs(pose) < _LARGEST).all() and np.linalg.norm(pose[3:]) > _SHORTEST):
+            self.get_logger().error(
+                f"Pose of {name} dropped: expected finite numbers and a rotation",
+                throttle_duration_sec=_THROTTLE_S,
+            )
+            return
         stamp, kept = stamp_ns(message.header), self._poses[name]
         if kept and stamp < kept[-1][0]:  # the simulation was restarted
             self._poses.clear()
@@ -79,6 +94,14 @@ class GazeboTruthNode(Node):
                 self._publish(self._waiting.popleft())
 
     def _on_info(self, message: CameraInfo) -> None:
+        size = message.width * message.height
+        if not (np.isfinite(message.k).all() and size < MAX_PIXELS):
+            self.get_logger().error(
+                "No ground truth: expected a camera_info of finite numbers and less than "
+                f"{MAX_PIXELS / 1e6:g} megapixels, got {message.width}x{message.height}",
+                throttle_duration_sec=_THROTTLE_S,
+            )
+            return
         if not (message.k[0] > 0 and message.k[4] > 0):
             self.get_logger().error(
                 "No ground truth: expected focal lengths in k of camera_info, got "

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from drone_kd.media.image_files import SourceError
+from drone_kd.parsing import ParseError, read_yaml
 from drone_kd.simulation.projection import projection_matrix, solid_boxes
-from drone_kd.simulation.scoring.flight_record import Truth
+from drone_kd.simulation.scoring.flight_record import Truth, class_name
+from drone_kd.text import one_line
+
+# Each object takes as much memory as the one of the most points.
+_MAX_OBJECTS, _MAX_POINTS = 10_000, 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,26 +41,28 @@ def read_gazebo_world(path: str | Path) -> GazeboWorld:
         SourceError: the file is missing or malformed.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(path)
+        if len(content["tiles_y"]) * len(content["standing"]) > _MAX_OBJECTS:
+            raise ValueError(f"expected at most {_MAX_OBJECTS} standing objects")
         standing, names = [], []
         for y in content["tiles_y"]:
             for entry in content["standing"]:
                 standing.append(_points(entry["points"]) + (0, y, 0))
-                names.append(entry["class"])
+                names.append(class_name(entry["class"]))
         moving = content["moving"]
         return GazeboWorld(
-            carrier=content["carrier"],
-            cameras={name: np.array(p, dtype=float) for name, p in content["cameras"].items()},
+            carrier=str(content["carrier"]),
+            cameras={str(n): _numbers(p).reshape(7) for n, p in content["cameras"].items()},
             standing=_stack(standing),
             standing_names=tuple(names),
-            moving={name: _points(entry["points"]) for name, entry in moving.items()},
-            moving_names={name: entry["class"] for name, entry in moving.items()},
+            moving={str(name): _points(entry["points"]) for name, entry in moving.items()},
+            moving_names={str(n): class_name(entry["class"]) for n, entry in moving.items()},
         )
-    except OSError as error:
-        raise SourceError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise SourceError(f"{path}: not the shapes of a world: {line}") from None
+    except ParseError as error:
+        raise SourceError(f"{error}: not the shapes of a world") from None
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = f"not the shapes of a world: {one_line(error)}"
+        raise SourceError(f"{one_line(path)}: {problem}") from None
 
 
 def visible_truth(
@@ -110,7 +116,17 @@ def rotation(quaternion: np.ndarray) -> np.ndarray:
 
 
 def _points(numbers: list[float]) -> np.ndarray:
-    return np.array(numbers, dtype=float).reshape(-1, 3)
+    points = _numbers(numbers).reshape(-1, 3)
+    if not 0 < len(points) <= _MAX_POINTS:
+        raise ValueError(f"expected 1 to {_MAX_POINTS} points of an object, got {len(points)}")
+    return points
+
+
+def _numbers(values: list[float]) -> np.ndarray:
+    numbers = np.array(values, dtype=float)
+    if not np.isfinite(numbers).all():
+        raise ValueError("expected finite numbers")
+    return numbers
 
 
 def _stack(hulls: list[np.ndarray]) -> np.ndarray:

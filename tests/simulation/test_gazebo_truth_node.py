@@ -96,6 +96,23 @@ def test_camera_info_without_focal_length_is_an_error(site):
 
 
 @pytest.mark.slow
+def test_hostile_poses_and_camera_infos_are_dropped(site):
+    bad = to_camera_info((720, 1280), 1280.0, header(90))
+    bad.width = bad.height = 2**31
+    site.infos.publish(bad)
+    site.process.wait_for_line("less than 64 megapixels, got 2147483648x2147483648")
+    for stamp in (0, 100):
+        send_pose(site, "drone", stamp, 0, 0, 50, 0)
+    send_pose(site, "drone", 150, float("nan"), 0, 1e300, 0)
+    site.process.wait_for_line("Pose of drone dropped")
+    for number in range(50):
+        send_pose(site, f"stranger{number}", 160, 0, 0, 50, 0)
+    site.infos.publish(to_camera_info((720, 1280), 1280.0, header(90)))
+    send_pose(site, "drone", 200, 0, 0, 50, 0)
+    assert stamp_ns(site.truths.get(timeout=WAIT_SECONDS).header) == 90 * MS
+
+
+@pytest.mark.slow
 def test_missing_poses_are_a_warning(site):
     site.infos.publish(to_camera_info((720, 1280), 1280.0, header(90)))
     site.process.wait_for_line("No pose of drone received yet")

@@ -170,3 +170,35 @@ def test_the_generator_writes_what_is_committed(tmp_path):
         assert made.read_text() == committed.read_text(), name
     made = sorted(p.name for p in (tmp_path / "worlds" / "aerial_traffic").iterdir())
     assert made == sorted(p.name for p in (WORLDS / "aerial_traffic").iterdir())
+
+
+def world_text(tiles, objects, points):
+    entry = f"{{class: car, points: [{points}]}}"
+    return (
+        "carrier: drone\ncameras: {a: [0, 0, 0, 0, 0, 0, 1]}\nmoving: {}\n"
+        f"tiles_y: [{', '.join('0' * tiles)}]\nstanding: [{', '.join([entry] * objects)}]\n"
+    )
+
+
+def test_small_world_is_read(tmp_path):
+    (tmp_path / "world.yaml").write_text(world_text(2, 3, "0, 0, 0"))
+    assert read_gazebo_world(tmp_path / "world.yaml").standing.shape == (6, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        world_text(200, 200, "0, 0, 0"),
+        world_text(1, 1, ", ".join("0" * 3000)),
+        world_text(1, 1, ".nan, 0, 0"),
+        world_text(1, 1, ""),
+        "[" * 10_000,
+        "!!python/object/apply:os.system [touch /tmp/no]",
+        "tiles_y: \x1b",
+    ],
+)
+def test_hostile_world_is_one_short_line(tmp_path, text):
+    (tmp_path / "world.yaml").write_text(text)
+    with pytest.raises(SourceError, match="not the shapes of a world") as error:
+        read_gazebo_world(tmp_path / "world.yaml")
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
