@@ -21,6 +21,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+from drone_kd.text import one_line
+
 # Command: module of the package, help.
 ON_BOARD = {
     "detect": ("commands.detect", "detect objects in images, a video or a live stream"),
@@ -65,6 +67,7 @@ _COMMANDS = {
 }
 INSTALL_TRAINING = "pip install . ./training in a checkout of drone_kd, or `make setup`"
 
+_MAX_LINE = 2000
 _WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 # What is found, under the names that distributions of it have.
 _LIBRARIES = {
@@ -158,7 +161,8 @@ class _Parser(argparse.ArgumentParser):
     """Reports a wrong call in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"drone-kd: error: {message} (see {self.prog} --help)\n")
+        shown = one_line(message, _MAX_LINE)
+        self.exit(2, f"drone-kd: error: {shown} (see {self.prog} --help)\n")
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -293,8 +297,10 @@ def _fail(
     """Print one line and return the exit code, or raise the error if its traceback is wanted."""
     if error is not None and os.environ.get("DRONE_KD_TRACEBACK"):
         raise error
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    print(f"{prefix}{lines[0] if lines else type(error).__name__}", file=sys.stderr)
+    # Only of line feeds: other characters that end a line may be part of a file's name.
+    lines = [line for line in message.split("\n") if line.strip()]
+    shown = one_line(lines[0], _MAX_LINE) if lines else type(error).__name__
+    print(f"{prefix}{shown}", file=sys.stderr)
     return code
 
 

@@ -227,3 +227,18 @@ def test_closed_pipe_is_no_error(tmp_path):
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["detect", "\x1b]0;evil\x07.png"],
+        ["detect", "a\x85b\u2028c\u202e.png"],
+        ["detect", "--iou", "\x1b[2J", "a.png"],
+        ["\x1b[2J"],
+        ["score", "\x1b[2J"],
+    ],
+)
+def test_error_is_one_printable_line(arguments, capfd):
+    assert cli.main(arguments) == 2
+    assert only_message(capfd).isprintable()

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,12 +25,21 @@ from drone_kd.core.thresholds import parse_thresholds
 from drone_kd.core.tiling import parse_tiling
 from drone_kd.detector import Detector, load_detector
 from drone_kd.files import write_text
-from drone_kd.media.image_files import IMAGE_SUFFIXES, SourceError, read_frames
+from drone_kd.media.compressed_images import EncodedError, encode
+from drone_kd.media.image_files import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    SourceError,
+    read_frames,
+)
 from drone_kd.media.live_streams import StreamError, is_live, read_live
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import Progress, print_line
 from drone_kd.text import one_line
 from drone_kd.visualization import draw_detections
+
+# A path alone may have 4,096 characters.
+_MAX_LINE = 5000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +121,7 @@ class _Work:
     def fail(self, error: Exception) -> None:
         """Report a frame without detections."""
         self.failed += 1
-        show_progress(str(error))
+        show_progress(one_line(error, _MAX_LINE))
 
     def detect(self, frames: Iterator[tuple[str, NDArray[np.uint8]]]) -> None:
         """Detect in every frame; print a line for each and save it if there is a folder."""
@@ -126,7 +134,7 @@ class _Work:
                     self.fail(InferenceError(f"{name}: {error}"))
                     continue
                 self.done += 1
-                print_line(f"{one_line(name, 1000)}: {_summary(detections, classes)}")
+                print_line(one_line(f"{name}: {_summary(detections, classes)}", _MAX_LINE))
                 if self._output is not None:
                     found = _as_json(detections, classes)
                     self._records.append({"image": name, "detections": found})
@@ -146,6 +154,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise SourceError(f"{arguments.source} is a model: name an image, folder or video too")
     if arguments.json is not None:
         check_folder("--json", arguments.json)
+        inputs = {Path(path).resolve() for path in (arguments.source, arguments.model) if path}
+        image = arguments.json.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+        if arguments.json.resolve() in inputs or (image and arguments.json.exists()):
+            raise SourceError(f"--json {arguments.json}: would overwrite an input")
     if arguments.save is not None and not is_live(arguments.source):
         source = Path(arguments.source)
         if arguments.save.resolve() == (source if source.is_dir() else source.parent).resolve():
@@ -195,5 +207,11 @@ def _save(folder: Path, name: str, image: NDArray[np.uint8]) -> None:
     target = folder / Path(name).name
     if target.suffix.lower() not in IMAGE_SUFFIXES:  # "clip.mp4#12"
         target = target.with_name(f"{target.name.replace('#', '_')}.jpg")
-    if not cv2.imwrite(str(target), image):
-        raise OSError(f"{target}: cannot be written")
+    try:
+        content = encode(image, target.suffix)
+    except EncodedError as error:
+        raise OSError(f"{target}: cannot be written: {error}") from None
+    # A new file: what a link of that name points to is left alone.
+    target.unlink(missing_ok=True)
+    with target.open("xb") as file:
+        file.write(content)

@@ -113,6 +113,21 @@ def decode(data: bytes, flags: int, max_pixels: int = MAX_PIXELS) -> UInt8Array 
     return None if image is None else np.asarray(image, np.uint8)
 
 
+def encode(image: UInt8Array, suffix: str) -> bytes:
+    """Return an image (h, w, 3) BGR in the format of a suffix such as ".jpg".
+
+    EncodedError: the format cannot hold it, e.g. because of a limit of its sides.
+    """
+    try:
+        done, data = cv2.imencode(suffix, image)
+    except cv2.error as error:
+        raise EncodedError(error.err) from None
+    if not done:
+        height, width = image.shape[:2]
+        raise EncodedError(f"{suffix} holds no image of {width}x{height} pixels")
+    return data.tobytes()
+
+
 def check_size(
     data: bytes,
     max_pixels: int = MAX_PIXELS,

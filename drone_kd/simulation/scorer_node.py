@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -25,6 +24,7 @@ from std_msgs.msg import String
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
 from drone_kd.files import write_bytes
+from drone_kd.media.compressed_images import EncodedError, encode
 from drone_kd.media.image_files import SourceError
 from drone_kd.ros.image_conversion import ImageError, image_to_bgr
 from drone_kd.ros.run import run_node
@@ -115,9 +115,8 @@ class ScorerNode(Node):
             old.unlink()
         for stamp, (_, message) in self._worst.items():
             try:
-                content = cv2.imencode(".jpg", image_to_bgr(message))[1].tobytes()
-                write_bytes(folder / f"{stamp}.jpg", content)
-            except (ImageError, cv2.error, OSError) as error:
+                write_bytes(folder / f"{stamp}.jpg", encode(image_to_bgr(message), ".jpg"))
+            except (ImageError, EncodedError, OSError) as error:
                 self.get_logger().warning(f"Frame of a miss skipped: {one_line(error)}")
 
     def _subscribe(self, kind: type, topic: str, callback: Callable[..., None]) -> None:

@@ -6,6 +6,7 @@ The command is the node `camera` with its parameters as options, kept on this ma
 from __future__ import annotations
 
 import argparse
+import json
 from itertools import chain
 
 from drone_kd.dds import carry_large_images, stay_on_this_machine
@@ -102,7 +103,8 @@ def ros_arguments(values: dict) -> list[str]:
     """Parameters for the command line of a node."""
     command = ["--ros-args"]
     for name, value in values.items():
-        text = f'"{value}"' if isinstance(value, str) else str(value).lower()
+        # A string of JSON is one of YAML, whatever is in it.
+        text = json.dumps(value) if isinstance(value, str) else str(value).lower()
         command += ["-p", f"{name}:={text}"]
     return command
 

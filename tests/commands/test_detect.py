@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -208,3 +209,50 @@ def test_interrupt_exits_130_without_a_traceback(model, images, tmp_path):
         process.kill()
     assert process.returncode == 130
     assert error.splitlines()[-1] == "drone-kd: interrupted" and "Traceback" not in error
+
+
+def test_names_of_files_do_not_reach_the_terminal_as_they_are(model, tmp_path, capfd):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    names = [b"\x1b]0;evil\x07.png", b"a\nb.png", b"\xff\xfe.png", b"bad\x1b[2J\r.png"]
+    for number, name in enumerate(names):
+        content = cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+        (folder / os.fsdecode(name)).write_bytes(content if number < 3 else b"no image")
+    out = tmp_path / "out.json"
+    assert run("detect", model, folder, "--json", out) == 1
+    printed = capfd.readouterr()
+    lines = [*printed.out.splitlines(), *printed.err.splitlines()]
+    assert len(lines) == 5 and all(line.isprintable() for line in lines), lines
+    read = {record["image"] for record in json.loads(out.read_text())}
+    assert read == {str(folder / os.fsdecode(name)) for name in names[:3]}
+
+
+def test_saved_image_replaces_a_link(model, images, tmp_path):
+    save = tmp_path / "drawn"
+    save.mkdir()
+    other = tmp_path / "other.png"
+    other.write_bytes(b"kept")
+    (save / "one.png").symlink_to(other)
+    (save / "empty.png").hardlink_to(images / "empty.png")
+    before = (images / "empty.png").read_bytes()
+    assert run("detect", model, images, "--save", save) == 0
+    assert other.read_bytes() == b"kept" and not (save / "one.png").is_symlink()
+    assert (images / "empty.png").read_bytes() == before
+    assert cv2.imread(str(save / "one.png")) is not None
+
+
+@pytest.mark.parametrize("target", ["model", "image", "folder"])
+def test_json_overwrites_no_input(model, images, capfd, target):
+    path = model if target == "model" else images / "one.png"
+    source = images if target == "folder" else images / "one.png"
+    before = path.read_bytes()
+    assert run("detect", model, source, "--json", path) == 2
+    assert "would overwrite an input" in only_message(capfd)
+    assert path.read_bytes() == before
+
+
+def test_image_that_cannot_be_saved_is_one_line(model, tmp_path, capfd):
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((1, 20_000, 3), np.uint8))
+    (tmp_path / "wide.png").rename(tmp_path / "wide.webp")  # at most 16,383 px
+    assert run("detect", model, tmp_path / "wide.webp", "--save", tmp_path / "drawn") == 1
+    assert "wide.webp: cannot be written" in only_message(capfd)
