@@ -24,6 +24,7 @@ from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import Image
 
 from drone_kd.dds import carry_large_images, choose_domain, stay_on_this_machine
+from drone_kd.media.image_files import read_image
 from drone_kd.paths import selftest_image_path
 from drone_kd.processes import running
 from drone_kd.ros.image_conversion import image_to_bgr
@@ -38,8 +39,7 @@ WAIT_S = 60.0
 
 def write_frames(folder: Path) -> None:
     """Write the windows of the photo: right along the street, and slowly down."""
-    photo = cv2.imread(str(selftest_image_path()))
-    assert photo is not None
+    photo = read_image(selftest_image_path())
     free = np.array([photo.shape[1] - WIDTH, photo.shape[0] - HEIGHT])
     for number, share in enumerate(np.linspace(0, 1, FRAMES)):
         x, y = np.round(free * (share, 0.35 * share)).astype(int)

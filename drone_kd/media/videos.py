@@ -8,8 +8,11 @@ refused.
 from __future__ import annotations
 
 import os
+import re
+import struct
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 
@@ -39,6 +42,8 @@ _CONTAINERS = (
 )
 # First byte and length of the packets of a transport stream.
 _PACKETS = ((0, 188), (4, 192), (0, 204))
+# Of a part of an MP4 beside the frames: ten hours of them take about 40 MB.
+_MAX_BOX_BYTES, _MAX_BOXES = 256_000_000, 1_000_000
 _BY_SUFFIX = {".ts": "mpegts", ".mpg": "mpeg", ".mpeg": "mpeg"}
 
 
@@ -53,11 +58,13 @@ def open_video(path: str | Path, max_pixels: int = MAX_PIXELS) -> cv2.VideoCaptu
     """
     try:
         with open_regular(path) as file:
-            head = file.read(_HEAD_BYTES)
+            container = _container(file.read(_HEAD_BYTES), Path(path).suffix.lower())
+            usable = container is not None and (container != "mov" or _has_its_samples(file))
     except ParseError as error:
         raise SourceError(str(error)) from None
-    container = _container(head, Path(path).suffix.lower())
-    if container is None:
+    except OSError as error:
+        raise SourceError(f"{one_line(path)}: {error.strerror}") from None
+    if not usable:
         raise SourceError(f"{one_line(path)}: {_DAMAGED}")
     # An absolute path is never taken for a protocol or an option.
     options = f"protocol_whitelist;file|input_format;{container}"
@@ -103,6 +110,42 @@ def _container(head: bytes, suffix: str) -> str | None:
     if any(head[at : at + 1] == head[at + n : at + n + 1] == b"G" for at, n in _PACKETS):
         return "mpegts"
     return _BY_SUFFIX.get(suffix)
+
+
+def _has_its_samples(file: BinaryIO) -> bool:
+    """Return whether an MP4 or MOV has no more samples than bytes.
+
+    FFmpeg makes an entry in memory for each sample, and a number of four bytes may stand for
+    billions that all have the same size. ISO/IEC 14496-12: stsz, stz2 and trun have the numbers.
+    """
+    size, at, samples = file.seek(0, os.SEEK_END), 0, 0
+    for _ in range(_MAX_BOXES):
+        if at >= size:
+            return True
+        file.seek(at)
+        length, kind = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
+        if length == 1:
+            (length,) = struct.unpack(">Q", file.read(8).ljust(8, b"\0"))
+        # 0: to the end of the file.
+        length = length or size - at
+        if length < 8:
+            return False
+        if kind != b"mdat":
+            if length > _MAX_BOX_BYTES:
+                return False
+            file.seek(at)
+            box = file.read(length)
+            samples += sum(_big(box, m.start() + 12) for m in re.finditer(b"stsz|stz2", box))
+            samples += sum(_big(box, m.start() + 8) for m in re.finditer(b"trun", box))
+            # A compressed header hides its numbers.
+            if b"cmov" in box or samples > size:
+                return False
+        at += length
+    return False
+
+
+def _big(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 4], "big")
 
 
 def _open(source: str, options: str, parameters: list[int]) -> cv2.VideoCapture:

@@ -1,6 +1,7 @@
 """Videos of others: only the file is read, and no frame beyond the limit is decoded."""
 
 import os
+import resource
 import struct
 
 import cv2
@@ -95,6 +96,39 @@ def test_huge_frame_is_refused_before_it_is_decoded(tmp_path):
     for size in ((8000, 8000), (float("nan"), 1)):
         with pytest.raises(SourceError, match="a: expected frames of less than 64"):
             check_frame_size(*size, "a")
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(3, 3), (20_000_000, None)])
+def test_mp4_of_more_samples_than_bytes_is_refused(tmp_path, samples, frames):
+    """FFmpeg takes 720 MB for 20 million samples of a byte, in a file of 1 kB."""
+    data = bytearray(write_video(tmp_path / "a.mp4", "mp4v").read_bytes())
+    if frames is None:
+        struct.pack_into(">II", data, data.index(b"stsz") + 8, 1, samples)
+        struct.pack_into(">II", data, data.index(b"stts") + 12, samples, 1024)
+        struct.pack_into(">III", data, data.index(b"stsc") + 12, 1, samples, 1)
+    (tmp_path / "a.mp4").write_bytes(data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if frames is None:
+        with pytest.raises(SourceError, match="not a video"):
+            open_video(tmp_path / "a.mp4")
+    else:
+        assert len(list(read_frames(tmp_path / "a.mp4", pytest.fail))) == frames
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # kB
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        b"\0\0\0\x10moov\0\0\0\x08cmov",
+        b"\0\0\0\x14moof\0\0\0\x10trun\0\0\0\0\xff\xff\xff\xff",
+        b"\0\0\0\x04moov",
+        b"\0\0\0\x01moov" + b"\xff" * 8,
+    ],
+)
+def test_mp4_of_a_damaged_structure_is_refused(tmp_path, boxes):
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x10ftypisom\0\0\0\0" + boxes)
+    with pytest.raises(SourceError, match="not a video"):
+        open_video(tmp_path / "a.mp4")
 
 
 def test_huge_frame_of_a_stream_is_refused(tmp_path):
