@@ -232,11 +232,11 @@ def _number_of_scans(data: bytes) -> int:
     components = scans = 0
     for kind, position in _jpeg_segments(data, all_scans=True):
         if kind in _SEQUENTIAL:
-            components = data[position + 7]
+            components = _big(data[position + 7 : position + 8])
         elif kind == _START_OF_SCAN:
             scans += 1
             # The only scan holds all components: libjpeg reads no others.
-            if scans > _MAX_SCANS or data[position + 2] == components:
+            if scans > _MAX_SCANS or _big(data[position + 2 : position + 3]) == components:
                 break
     return scans
 

@@ -1,3 +1,4 @@
+import contextlib
 import resource
 import struct
 import time
@@ -214,6 +215,17 @@ def test_jpeg_of_a_thousand_scans_is_refused(canvas):
     assert (width, height) == (60, 40) and abs(image.astype(int) - 128).max() < 3
     with pytest.raises(EncodedError, match="expected a JPEG of at most 32 scans"):
         decode_reduced(progressive_jpeg(1000), canvas, canvas)
+
+
+@pytest.mark.parametrize("make", [jpeg, lambda: progressive_jpeg(0), lambda: huge_png(8)])
+def test_image_cut_anywhere_is_refused(make):
+    data = make()
+    ends = [size for size in range(len(data)) if size < 700 or size % 50 == 0]
+    for size in ends:
+        with pytest.raises(EncodedError):
+            decode_reduced(data[:size], 0, 0)
+        with contextlib.suppress(EncodedError):
+            decode(data[:size], cv2.IMREAD_COLOR)  # OpenCV may fill it up
 
 
 def test_bytes_after_the_end_of_an_image_are_no_scans():
