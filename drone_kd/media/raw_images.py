@@ -13,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drone_kd.core.arrays import UInt8Array
+from drone_kd.text import one_line
 
+# Characters of an unknown encoding in a message.
+_MAX_NAME = 50
 # Percent of a thermal image's values that become black and white, at both ends: a few dead pixels
 # must not take the contrast from all others.
 _THERMAL_CLIP_PERCENT = 1.0
@@ -117,7 +120,8 @@ def raw_to_bgr(message: RawImage) -> UInt8Array:
     encoding = _ENCODINGS.get(message.encoding)
     if encoding is None:
         known = ", ".join(_ENCODINGS)
-        raise RawError(f"expected an image encoded as {known}, got {message.encoding!r}")
+        got = one_line(message.encoding, _MAX_NAME)
+        raise RawError(f"expected an image encoded as {known}, got {got!r}")
     height, width, step = message.height, message.width, message.step
     if min(height, width) < encoding.smallest:
         smallest = f"{encoding.smallest}x{encoding.smallest} pixels"

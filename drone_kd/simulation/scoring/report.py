@@ -20,6 +20,7 @@ PICTURES_FOLDER = "misses"
 _FOUND, _MISSED, _PREDICTED = (80, 220, 80), (60, 60, 255), (0, 220, 255)
 _IMAGE_PX = 960
 _BINS = 40
+_MAX_PICTURES = 100
 
 
 def render_report(scored: dict, flight: Flight, pictures: Path, title: str) -> str:
@@ -63,7 +64,8 @@ def _misses(flight: Flight, folder: Path, confidence: float) -> list[tuple[str, 
             missed, image = _draw(frame, moment, confidence)
             seconds = (moment.stamp_ns - min(leg.truths)) / 1e9
             drawn.append((missed, f"{seconds:.1f} s: {missed} missed", image))
-    drawn.sort(key=lambda row: -row[0])
+            drawn.sort(key=lambda row: -row[0])
+            del drawn[_MAX_PICTURES:]
     return [row[1:] for row in drawn]
 
 
