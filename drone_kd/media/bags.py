@@ -19,7 +19,13 @@ from drone_kd.core.arrays import UInt8Array
 from drone_kd.media import mcap_files, sqlite_bags
 from drone_kd.media.compressed_images import EncodedError, decode_reduced
 from drone_kd.media.image_files import SourceError
-from drone_kd.media.mcap_files import MAX_MESSAGE_BYTES, UnpackedSizeError, unpack, unpack_zstd
+from drone_kd.media.mcap_files import (
+    MAX_MESSAGE_BYTES,
+    UnpackedSizeError,
+    unpack,
+    unpack_zstd,
+    unpacked_limit,
+)
 from drone_kd.media.raw_images import RawError, raw_to_bgr
 from drone_kd.parsing import open_regular, read_yaml
 from drone_kd.text import one_line
@@ -323,9 +329,10 @@ def _unpack_file(path: Path, folder: Path) -> Path:
 
 
 def _unpacked_message(data: bytes) -> bytes:
-    content = unpack(data, "zstd", MAX_MESSAGE_BYTES)
-    if len(content) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"expected messages of {MAX_MESSAGE_BYTES / 1e6:g} MB, got more")
+    limit = unpacked_limit(len(data), MAX_MESSAGE_BYTES)
+    content = unpack(data, "zstd", limit)
+    if len(content) > limit:
+        raise ValueError(f"expected a message of at most {limit / 1e6:g} MB, got more")
     return content
 
 

@@ -281,7 +281,7 @@ def _unpacked(record: bytes) -> bytes:
     _, _, size, checksum = _CHUNK_HEAD.unpack(content.take(_CHUNK_HEAD.size))
     compression = content.text()
     data = content.take(content.number(8))
-    limit = min(max(_CHUNK_BYTES, _RATIO * len(data)), _MAX_CHUNK_BYTES)
+    limit = unpacked_limit(len(data), _MAX_CHUNK_BYTES)
     if size > limit:
         got = f"{size / 1e6:g} MB"
         raise UnpackedSizeError(f"expected a chunk of at most {limit / 1e6:g} MB, got {got}")
@@ -291,6 +291,11 @@ def _unpacked(record: bytes) -> bytes:
     if checksum and zlib.crc32(data) != checksum:
         raise McapError("a chunk differs from its checksum")
     return data
+
+
+def unpacked_limit(stored: int, most: int) -> int:
+    """Return how many bytes a chunk or a message may have unpacked; never more than `most`."""
+    return min(max(_CHUNK_BYTES, _RATIO * stored), most)
 
 
 def unpack(data: bytes, compression: str, limit: int) -> bytes:

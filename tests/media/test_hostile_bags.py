@@ -268,7 +268,7 @@ def compressed_bag(path, mode, storage, images):
 @pytest.mark.parametrize("mode", ["FILE", "MESSAGE"])
 def test_compressed_bag_that_unpacks_to_300_mb_is_refused(tmp_path, mode):
     bag = compressed_bag(tmp_path / "bag", mode, "SQLITE3", [scene(0)])
-    packed = zstandard.compress(bytes(300_000_000))
+    packed = zstandard.compress(bytes(30_000_000)) * 10
     (path,) = [file for file in bag.iterdir() if file.suffix != ".yaml"]
     if mode == "FILE":
         path.write_bytes(packed)
@@ -279,7 +279,7 @@ def test_compressed_bag_that_unpacks_to_300_mb_is_refused(tmp_path, mode):
     before = peak_kb()
     count, _, errors = read_all(bag)
     assert count == 0 and errors
-    assert peak_kb() - before < (60_000 if mode == "FILE" else 400_000)
+    assert peak_kb() - before < 60_000
 
 
 @pytest.mark.parametrize("change", ["list", "huge", "inf", "nul", "names", "aliases", "deep"])
@@ -307,7 +307,7 @@ def test_hostile_metadata_is_one_short_line(tmp_path, change):
         levels = "".join(f"l{k}: &l{k} [{', '.join([f'*l{k - 1}'] * 9)}]\n" for k in range(1, 12))
         path.write_text(f"l0: &l0 [a]\n{levels}")
     elif change == "deep":
-        path.write_text("[" * 100_000)
+        path.write_text("[" * 200 + "]" * 200)
     count, _, errors = read_all(bag)
     assert count == 1 and len(errors) <= 11
     assert all(error.isprintable() and len(error) < 500 for error in errors)
