@@ -45,7 +45,9 @@ _MAX_TAGS = 1000
 # the orientation, is kept.
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _MAX_EXIF = 64_000
-_MAX_CHUNKS = 30_000
+# Chunks that are always allowed, and bytes of the file for each further one: encoders write 4 kB
+# and more into a chunk.
+_CHUNKS, _BYTES_PER_CHUNK = 1000, 4000
 
 # Reduction to OpenCV's flag, with which the JPEG decoder skips the work for the dropped pixels.
 _READ_FLAGS = {
@@ -244,14 +246,15 @@ def _number_of_scans(data: bytes) -> int:
 def _pixel_chunks(data: bytes) -> bytes:
     """Return a PNG without what its pixels do not need; EncodedError: it has too many chunks."""
     kept, dropped, position = [data[:8]], 0, 8
+    limit = _CHUNKS + len(data) // _BYTES_PER_CHUNK
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         if kind in _PIXEL_CHUNKS or (kind == b"eXIf" and length <= _MAX_EXIF):
             kept.append(data[position : position + 12 + length])
         else:
             dropped += 1
-        if len(kept) + dropped > _MAX_CHUNKS:
-            raise EncodedError(f"expected a PNG of at most {_MAX_CHUNKS} chunks, got more")
+        if len(kept) + dropped > limit:
+            raise EncodedError(f"expected a PNG of at most {limit} chunks, got more")
         if kind == b"IEND":
             break
         position += 12 + length

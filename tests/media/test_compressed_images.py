@@ -239,7 +239,7 @@ def test_bytes_after_the_end_of_an_image_are_no_scans():
         png_chunk(b"iCCP", b"\x1b]0;evil\x07\0\0" + zlib.compress(bytes(1_000_000))),
         png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(8_000_000))) * 100,
         png_chunk(b"eXIf", b"MM\0*" + bytes(9_000_000)),
-        png_chunk(b"tEXt", b"a\0b") * 20_000,
+        png_chunk(b"tEXt", b"a\0b") * 900,
         png_chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)),
     ],
     ids=["iCCP", "zTXt", "eXIf", "tEXt", "acTL"],
@@ -252,8 +252,9 @@ def test_png_is_decoded_without_its_other_chunks(chunk, capfd):
 
 
 def test_png_of_too_many_chunks_is_refused():
-    with pytest.raises(EncodedError, match="at most 30000 chunks"):
-        decode(png_with(png_chunk(b"IDAT", b"") * 40_000), cv2.IMREAD_COLOR)
+    for kind in (b"IDAT", b"tEXt"):
+        with pytest.raises(EncodedError, match="expected a PNG of at most 1"):
+            decode(png_with(png_chunk(kind, b"") * 20_000), cv2.IMREAD_COLOR)
 
 
 def test_orientation_of_a_png_is_kept():
