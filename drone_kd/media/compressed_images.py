@@ -194,7 +194,7 @@ def is_incomplete(data: bytes) -> bool:
     report nothing there.
     """
     if data.startswith(_PNG_START):
-        return b"IEND" not in data
+        return data.rfind(b"IEND") < 0  # at the end, unless it is cut
     if not data.startswith(_JPEG_START):
         return not data
     # Skip the header's segments, which may contain a whole thumbnail, up to the first scan (FFDA).
