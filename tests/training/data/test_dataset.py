@@ -33,7 +33,7 @@ def test_relative_paths_are_taken_from_the_yaml(tiny_data, monkeypatch, tmp_path
         ("train: images/train\nval: images/val\nnames: {1: car}", "numbered 0 to 0"),
         ("train: images/train\nval: images/val\nnames: [car, car]", "unique"),
         ("just text", "must hold keys"),
-        ("a: [", "not readable as yaml"),
+        ("a: [", "expected YAML"),
     ],
 )
 def test_invalid_yaml_is_rejected_with_the_reason(tmp_path, content, expected):
@@ -86,7 +86,7 @@ def test_corrupt_image_is_ignored_and_missing_labels_mean_no_object(tmp_path, ca
     image.parent.mkdir()
     image.write_bytes(b"not an image")
     assert read_sample(image, 2) is None
-    assert "not readable as an image" in caplog.text
+    assert "expected a BMP, JPEG" in caplog.text
     cv2.imwrite(str(image), np.zeros((8, 8, 3), np.uint8))
     assert len(read_sample(image, 2).xyxy) == 0
 

@@ -99,6 +99,21 @@ BIG = ("teachers", "big")
         (changed(*BIG, "sure_on", value={"sky": {"car": 0.5}}), "which it does not teach"),
         (changed(*BIG, "weigth", value=1), "unknown weigth; known: classes"),
         (changed(*BIG, "weights", value="gone.pt"), "no checkpoint at"),
+        (changed(*BIG, "weights", value=["a"]), "weights: expected a path"),
+        (changed(*BIG, "sources", value="streets"), "sources: expected a list"),
+        (changed(*BIG, "classes", value=["auto"]), "classes: expected key: value"),
+        (changed(*BIG, "imgsz", value=10**9), "imgsz: expected 32 to 8192 pixels"),
+        (changed(*BIG, "tiles", value="x"), "tiles: expected"),
+        (changed("sources", "fields", "crops", value={"size": 10**9}), "≤ 8192"),
+        (changed("sources", "fields", "crops", value={"size": float("inf")}), "whole numbers"),
+        (changed("sources", "fields", "repeat", value=10**9), "repeat ≤ 1000"),
+        (changed("sources", "fields", "images", value="a\x1b[31m"), "control characters"),
+        (changed("sources", "fields", "images", value="a" * 300), "at most 255 bytes"),
+        (changed("answers", value="../elsewhere"), "answers: expected a path in"),
+        (changed("answers", value="/tmp/elsewhere"), "answers: expected a path in"),
+        (changed("names", value=["car", "a\x1b[2Jb"]), "characters that print"),
+        (changed("names", value=["car", "a" * 1_000_000]), "1 to 100 characters"),
+        (changed("names", value=[str(i) for i in range(10_001)]), "1 to 10000 class names"),
         (changed("sources", "fields", "images", value="nothing"), "no image in"),
         (changed("sources", "fields", "images", value="gone"), "gone does not exist"),
         (changed("sources", "fields", "labelled", value=["car"]), "labelled needs labels"),
@@ -107,7 +122,7 @@ BIG = ("teachers", "big")
         (changed("sources", "streets", "data", value="gone.yaml"), "no data.yaml at"),
         (changed("sources", "streets", value=None), "nothing can be evaluated"),
         (changed("names", value=None), "lacks names"),
-        (changed("names", value=["car", "car"]), "each once"),
+        (changed("names", value=["car", "car"]), "must be unique"),
     ],
 )
 def test_invalid_plan_is_refused_in_one_line(folder, values, expected, capsys):
@@ -120,6 +135,21 @@ def test_invalid_plan_is_refused_in_one_line(folder, values, expected, capsys):
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1 and expected in error, error
     assert not output.exists()
+
+
+@pytest.mark.parametrize("kind", ["sources", "teachers"])
+@pytest.mark.parametrize(
+    "name",
+    ["../out", "/tmp/out", "a/b", "..", ".hidden", "a\\b", "a\x1b[31mb", "a\nb", "*", "con.x",
+     " a", "a.", "", "\u202egnp", "x" * 101, "x" * 1_000_000],
+)  # fmt: skip
+def test_name_that_cannot_begin_a_file_name_is_refused(folder, kind, name):
+    """Frames and cached predictions are named after sources and teachers."""
+    values = content()
+    values[kind][name] = values[kind].pop(next(iter(values[kind])))
+    with pytest.raises(ValueError, match=f"{kind}: expected a name") as error:
+        read_plan(write(folder, values))
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
 
 
 def test_contradicting_class_mappings_are_refused(folder):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Data sets in Ultralytics' layout: data.yaml, images and label files, checked when read."""
+"""Data sets in Ultralytics' layout: data.yaml, images and label files, checked when read.
+
+They may come from others: sizes are limited, and nothing is ever written into them.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import yaml
 
 from drone_kd.files import write_text
+from drone_kd.media.image_files import SourceError, read_image
+from drone_kd.parsing import MAX_BYTES, ParseError, read_limited, read_yaml
+from drone_kd.text import one_line
+from drone_kd_training.data.names import DataError, class_list, usable_path
 
 LOGGER = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-
-
-class DataError(ValueError):
-    """A data set cannot be used; the message says what was expected and what to do."""
+# Of one label file: some 100,000 boxes.
+MAX_LABEL_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -57,53 +61,61 @@ class Sample:
 def load_data(path: str | os.PathLike) -> DataSet:
     """Read a data.yaml.
 
-    Relative paths in it start at its key ``path``, which is relative to the file's own folder.
-    Raises DataError if the file is missing or no YAML, a key is missing, or a path does not exist.
+    Relative paths in it start at its key ``path``, which is relative to the file's own folder. Its
+    ``download`` is ignored. Raises DataError if the file is missing or no YAML, a key is missing,
+    a class name cannot be used, or a path does not exist.
     """
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):  # noqa: PTH113  Path.is_file() raises for names that are too long
         raise DataError(
-            f"no data.yaml at {file}: give the yaml file of an Ultralytics-format data set"
+            f"no data.yaml at {one_line(file)}: give the yaml file of an Ultralytics-format data "
+            "set"
         )
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not readable as yaml: {str(error).splitlines()[0]}") from error
+        content = read_yaml(file)
+    except ParseError as error:
+        raise DataError(str(error)) from None
+    shown = one_line(file)
     if not isinstance(content, dict):
         raise DataError(
-            f"{file} must hold keys (train, val, names), found {type(content).__name__}"
+            f"{shown} must hold keys (train, val, names), found {type(content).__name__}"
         )
     missing = [key for key in ("train", "val", "names") if not content.get(key)]
     if missing:
-        raise DataError(f"{file} lacks {', '.join(missing)}: train, val and names are required")
-    root = (file.parent / (content.get("path") or ".")).resolve()
+        raise DataError(f"{shown} lacks {', '.join(missing)}: train, val and names are required")
+    root = _resolved(shown, "path", file.parent, content.get("path") or ".")
     keys = [key for key in ("train", "val", "test") if content.get(key)]
-    splits = {key: _split_path(file, root, key, content[key]) for key in keys}
-    return DataSet(file.resolve(), _class_names(file, content["names"]), **splits)
+    splits = {key: _resolved(shown, key, root, content[key]) for key in keys}
+    return DataSet(file.resolve(), _class_names(shown, content["names"]), **splits)
 
 
-def _class_names(file: Path, names: list | dict) -> tuple[str, ...]:
+def _class_names(file: str, names: object) -> tuple[str, ...]:
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
+        if set(names) != set(range(len(names))):
             raise DataError(
-                f"{file}: names must be numbered 0 to {len(names) - 1}, found {list(names)}"
+                f"{file}: names must be numbered 0 to {len(names) - 1}, found "
+                f"{one_line(list(names))}"
             )
         names = [names[i] for i in range(len(names))]
-    found = tuple(str(name) for name in names)
-    if len(set(found)) != len(found):
-        raise DataError(f"{file}: class names must be unique, found {list(found)}")
-    return found
+    if not isinstance(names, list) or not all(isinstance(n, (str, int, float)) for n in names):
+        raise DataError(f"{file}: names must be a list of class names, found {one_line(names)}")
+    return class_list(names, file)
 
 
-def _split_path(file: Path, root: Path, key: str, value: object) -> Path:
+def _resolved(file: str, key: str, root: Path, value: object) -> Path:
     if not isinstance(value, str):
         raise DataError(
             f"{file}: {key} must be one folder or list file, found {type(value).__name__}"
         )
-    path = (root / value).resolve()
-    if not path.exists():
+    try:
+        path = (root / usable_path(value, f"{file}: {key}")).resolve()
+        found = path.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise DataError(f"{file}: {key} is {one_line(value)}: {one_line(error)}") from None
+    if not found:
         raise DataError(
-            f"{file}: {key} is {value}, but {path} does not exist: correct 'path' or '{key}'"
+            f"{file}: {key} is {one_line(value)}, but {one_line(path)} does not exist: correct "
+            f"'path' or '{key}'"
         )
     return path
 
@@ -112,17 +124,20 @@ def image_paths(split: Path) -> list[Path]:
     """Return all images of a split: a folder, searched recursively, or a file of paths.
 
     A file holds one path per line, relative to its own folder. The names of links are kept. Raises
-    DataError if there is no image.
+    DataError if there is no image, or a name cannot stand in a list.
     """
     if split.is_dir():
         found = sorted(p for p in split.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        for path in found:
+            usable_path(path, split)
     else:
-        lines = split.read_text(encoding="utf-8").splitlines()
-        files = (split.parent / line.strip() for line in lines if line.strip())
+        lines = _text(split).splitlines()
+        files = (split.parent / usable_path(x.strip(), split) for x in lines if x.strip())
         found = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100  resolve() follows links, and labels go by the link's name
     if not found:
         raise DataError(
-            f"no image in {split}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            f"no image in {one_line(split)}: expected files ending in "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}"
         )
     return found
 
@@ -142,37 +157,52 @@ def read_sample(image: Path, classes: int) -> Sample | None:
     outside 0..classes-1 or a coordinate is outside [0, 1]: half of its labels would turn the rest
     into errors. A missing label file means an image without objects.
     """
-    pixels = cv2.imread(str(image), cv2.IMREAD_COLOR)
-    if pixels is None:
-        LOGGER.warning("ignored %s: not readable as an image", image)
+    try:
+        pixels = read_image(image)
+        rows = read_labels(label_path(image), classes)
+    except SourceError as error:
+        LOGGER.warning("ignored %s", one_line(error))
+        return None
+    except DataError as error:
+        LOGGER.warning("ignored %s: %s", one_line(image), error)
         return None
     height, width = pixels.shape[:2]
-    try:
-        rows = _label_rows(label_path(image), classes)
-    except ValueError as error:
-        LOGGER.warning("ignored %s: %s", image, error)
-        return None
     centre, size = rows[:, 1:3], rows[:, 3:5]
     xyxy = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
     xyxy *= np.array([width, height, width, height])
     return Sample(image, pixels, xyxy.astype(np.float32), rows[:, 0].astype(np.int64))
 
 
-def _label_rows(path: Path, classes: int) -> np.ndarray:
-    """Return the rows of a label file, float64 (n, 5): class, centre, size in [0, 1]."""
+def read_labels(path: Path, classes: int) -> np.ndarray:
+    """Return the rows of a label file, float64 (n, 5): class, centre and size in [0, 1].
+
+    No file: no rows. Raises DataError if the file cannot be read or is larger than
+    `MAX_LABEL_BYTES`, a row is not five numbers, a class is outside 0..classes-1 or a coordinate
+    outside [0, 1].
+    """
     if not path.is_file():
         return np.zeros((0, 5))
-    lines = path.read_text(encoding="utf-8").splitlines()
-    text = [line.split() for line in lines if line.strip()]
+    text = [line.split() for line in _text(path, MAX_LABEL_BYTES).splitlines() if line.strip()]
+    shown = one_line(path)
     try:
         rows = np.array(text, dtype=np.float64).reshape(len(text), 5)
     except ValueError:
-        raise ValueError(f"every line of {path} must be 'class cx cy w h'") from None
+        raise DataError(f"every line of {shown} must be 'class cx cy w h'") from None
     if not np.isin(rows[:, 0], np.arange(classes)).all():
-        raise ValueError(f"{path} has a class outside 0..{classes - 1}")
+        raise DataError(f"{shown} has a class outside 0..{classes - 1}")
     if not ((rows[:, 1:] >= 0) & (rows[:, 1:] <= 1)).all():
-        raise ValueError(f"{path} has a coordinate outside [0, 1]")
+        raise DataError(f"{shown} has a coordinate outside [0, 1]")
     return rows
+
+
+def _text(path: Path, limit: int = MAX_BYTES) -> str:
+    """Return the text of a file of others; DataError if it cannot be read, or is too large."""
+    try:
+        return read_limited(path, limit).decode()
+    except ParseError as error:
+        raise DataError(str(error)) from None
+    except UnicodeDecodeError:
+        raise DataError(f"{one_line(path)}: expected text in UTF-8") from None
 
 
 def label_lines(

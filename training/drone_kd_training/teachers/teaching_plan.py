@@ -26,12 +26,14 @@
         weight: {person: 0.5}          # where its precision cannot be measured
     answers: answers                   # folder of the prediction cache; this is the default
 
-Relative paths start at the file's own folder. An image is taught by the teachers of its source; a
-class that neither its labels nor a teacher covers is masked there.
+Relative paths start at the file's own folder, and ``answers`` is inside it. Names of sources
+and teachers become names of files. An image is taught by the teachers of its source; a class that
+neither its labels nor a teacher covers is masked there.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -39,10 +41,21 @@ from typing import Any
 
 import yaml
 
-from drone_kd_training.data.dataset import DataError, image_paths, load_data
+from drone_kd.core.tiling import OFF, parse_tiling
+from drone_kd.parsing import ParseError, read_yaml
+from drone_kd.paths import confined
+from drone_kd.text import one_line
+from drone_kd_training.data.dataset import image_paths, load_data
+from drone_kd_training.data.names import DataError, class_list, file_name_part, usable_path
 from drone_kd_training.models.checkpoints import UnusableModelError, class_names, load_model
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 from drone_kd_training.teachers.teachers import holds_predictions, read_predictions
+
+# Sources, and teachers.
+MAX_ENTRIES = 1000
+MAX_REPEAT = 1000
+# Input of a teacher, side of a window, in pixels.
+MIN_SIDE, MAX_SIDE = 32, 8192
 
 
 @dataclass(frozen=True)
@@ -61,10 +74,14 @@ class Crops:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
-        if self.size < 32 or min(self.every, self.empty_every) < 1 or not self.scales:
-            raise ValueError("expected size ≥ 32, some scales, every ≥ 1 and empty_every ≥ 1")
+        whole = all(type(n) is int for n in (self.size, self.every, self.empty_every))
+        if not whole or min(self.every, self.empty_every) < 1 or not 1 <= len(self.scales) <= 100:
+            raise ValueError("expected whole numbers, some scales, every ≥ 1 and empty_every ≥ 1")
+        if not MIN_SIDE <= self.size <= MAX_SIDE:
+            raise ValueError(f"expected size ≥ {MIN_SIDE} and ≤ {MAX_SIDE}, got {self.size}")
         if not all(0 < scale <= 2 for scale in self.scales):
-            raise ValueError(f"expected scales above 0 and at most 2, got {list(self.scales)}")
+            shown = one_line(list(self.scales), 60)
+            raise ValueError(f"expected scales above 0 and at most 2, got {shown}")
 
 
 @dataclass(frozen=True)
@@ -173,7 +190,8 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
     for pair in node.value:
         key, value = (loader.construct_object(part, deep=True) for part in pair)
         if key in found and found[key] != value:
-            raise DataError(f"{key!r} is given twice: as {found[key]!r} and as {value!r}")
+            was, now = _quoted(found[key]), _quoted(value)
+            raise DataError(f"{_quoted(key)} is given twice: as {was} and as {now}")
         found[key] = value
     return found
 
@@ -188,47 +206,58 @@ def read_plan(path: str | Path) -> Plan:
         DataError, UnusableModelError: the file cannot be used; the message is one line.
     """
     file = Path(path)
-    if not file.is_file():
-        raise DataError(f"no file of sources and teachers at {file}")
+    shown = one_line(file)
+    if not os.path.isfile(file):  # noqa: PTH113  Path.is_file() raises for names that are too long
+        raise DataError(f"no file of sources and teachers at {shown}")
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)
-    except DataError as error:
-        raise DataError(f"{file}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not readable as yaml: {str(error).splitlines()[0]}") from error
-    _check_keys(file, content, {"names", "sources"}, {"teachers", "answers"})
-    names = content["names"]
-    if not isinstance(names, list) or not names or len(set(names)) != len(names):
-        raise DataError(f"{file}: names must be a list of the student's classes, each once")
-    names = tuple(map(str, names))
+        content = read_yaml(file, _UniqueKeys)
+    except ParseError as error:
+        raise DataError(str(error)) from None
+    _check_keys(shown, content, {"names", "sources"}, {"teachers", "answers"})
+    if not isinstance(content["names"], list):
+        raise DataError(f"{shown}: names must be a list of the student's classes, each once")
+    names = class_list(content["names"], f"{shown}: names")
     root = file.resolve().parent
     agreed: dict[str, tuple[str, str]] = {}
     sources = tuple(
-        _source(f"{file}: source {name}", name, entry, root, names, agreed)
-        for name, entry in _entries(file, content, "sources")
+        _source(f"{shown}: source {name}", name, entry, root, names, agreed)
+        for name, entry in _entries(shown, content, "sources")
     )
     known = {s.name for s in sources}
     teachers = tuple(
-        _teacher(f"{file}: teacher {name}", name, entry, root, names, known, agreed)
-        for name, entry in _entries(file, content, "teachers")
+        _teacher(f"{shown}: teacher {name}", name, entry, root, names, known, agreed)
+        for name, entry in _entries(shown, content, "teachers")
     )
-    plan = Plan(names, sources, teachers, root / content.get("answers", "answers"))
+    plan = Plan(names, sources, teachers, _answers(shown, root, content.get("answers", "answers")))
     for source in sources:
         if not source.labelled and not plan.taught(source):
             raise DataError(
-                f"{file}: source {source.name} teaches nothing: it is unlabelled and no teacher "
+                f"{shown}: source {source.name} teaches nothing: it is unlabelled and no teacher "
                 "names it among its sources"
             )
     if not any(s.labelled and s.val for s in sources):
-        raise DataError(f"{file}: no source has labels and a val split: nothing can be evaluated")
+        raise DataError(f"{shown}: no source has labels and a val split: nothing can be evaluated")
     return plan
 
 
-def _entries(file: Path, content: dict, key: str) -> list[tuple[str, dict]]:
+def _answers(where: str, root: Path, value: object) -> Path:
+    """Return the folder of the prediction cache, which is in the file's own folder."""
+    try:
+        if not isinstance(value, str):
+            raise ValueError(f"expected a path, got {one_line(value, 60)}")
+        return confined(root / usable_path(value, "answers"), [root])
+    except ValueError as error:
+        raise DataError(f"{where}: answers: {error}") from None
+
+
+def _entries(file: str, content: dict, key: str) -> list[tuple[str, dict]]:
+    """Return names and settings; the names become those of files."""
     entries = content.get(key) or {}
     if not isinstance(entries, dict) or not (entries or key == "teachers"):
         raise DataError(f"{file}: {key} must map names to settings")
-    return [(str(name), entry) for name, entry in entries.items()]
+    if len(entries) > MAX_ENTRIES:
+        raise DataError(f"{file}: expected at most {MAX_ENTRIES} {key}, got {len(entries)}")
+    return [(file_name_part(str(n), f"{file}: {key}"), entry) for n, entry in entries.items()]
 
 
 def _check_keys(where: object, entry: object, needed: set[str], further: set[str]) -> None:
@@ -238,7 +267,7 @@ def _check_keys(where: object, entry: object, needed: set[str], further: set[str
         raise DataError(f"{where} lacks {', '.join(sorted(missing))}")
     if unknown := set(entry) - needed - further:
         raise DataError(
-            f"{where}: unknown {', '.join(map(str, sorted(unknown)))}; known: "
+            f"{where}: unknown {one_line(', '.join(sorted(map(str, unknown))))}; known: "
             f"{', '.join(sorted(needed | further))}"
         )
 
@@ -251,32 +280,33 @@ def _source(where: str, name: str, entry: dict, root: Path, names: tuple, agreed
             f"{where}: expected either data (a data.yaml) or images (a folder, a list)"
         )
     every, repeat = (entry.get(key, 1) for key in ("every", "repeat"))
-    if not all(isinstance(n, int) and n >= 1 for n in (every, repeat)):
-        raise DataError(f"{where}: expected whole numbers ≥ 1 for every and repeat")
+    if not all(isinstance(n, int) and n >= 1 for n in (every, repeat)) or repeat > MAX_REPEAT:
+        raise DataError(
+            f"{where}: expected whole numbers ≥ 1 for every and repeat, and repeat ≤ {MAX_REPEAT}"
+        )
     try:
         crops = Crops(**entry["crops"]) if "crops" in entry else None
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: crops: {error}") from None
+        raise DataError(f"{where}: crops: {one_line(error)}") from None
     if "images" in entry:
         if given := {"classes", "labelled"} & set(entry):
             raise DataError(f"{where}: {', '.join(sorted(given))} needs labels (data)")
-        folder = root / entry["images"]
-        if not folder.exists():
-            raise DataError(f"{where}: {folder} does not exist")
+        folder = _path(where, "images", root, entry["images"])
         train = tuple(image_paths(folder)[::every])
         labelled = names if entry.get("empty") else ()
         return Source(name, train, labelled=labelled, repeat=repeat, crops=crops)
     if "empty" in entry:
         raise DataError(f"{where}: empty goes with images: data has labels")
-    data = load_data(root / entry["data"])
+    data = load_data(_path(where, "data", root, entry["data"]))
     classes = _classes(where, entry, data.names, names, agreed)
-    labelled = tuple(entry.get("labelled", dict.fromkeys(classes.values())))
+    labelled = tuple(_strings(where, "labelled", entry.get("labelled", [*classes.values()])))
     if unknown := set(labelled) - set(classes.values()):
-        raise DataError(f"{where}: labelled names {sorted(unknown)}, to which no label maps")
+        shown = one_line(sorted(unknown))
+        raise DataError(f"{where}: labelled names {shown}, to which no label maps")
     val = tuple(image_paths(data.val))
     train = tuple(image_paths(data.train)[::every])
     if both := set(train) & set(val):
-        raise DataError(f"{where}: {min(both).name} is in both train and val")
+        raise DataError(f"{where}: {one_line(min(both).name)} is in both train and val")
     return Source(name, train, val, data.names, classes, labelled, repeat, crops)
 
 
@@ -285,9 +315,11 @@ def _teacher(
 ) -> Teacher:
     own = {f.name for f in fields(Teacher)} - {"name", "names", "weights", "sources"}
     _check_keys(where, entry, {"weights", "sources"}, own)
-    weights = root / entry["weights"]
-    if unknown := set(entry["sources"]) - sources:
-        raise DataError(f"{where} names no source of this file: {', '.join(sorted(unknown))}")
+    weights = _path(where, "weights", root, entry["weights"])
+    taught = tuple(_strings(where, "sources", entry["sources"]))
+    if unknown := set(taught) - sources:
+        shown = one_line(", ".join(sorted(unknown)))
+        raise DataError(f"{where} names no source of this file: {shown}")
     if holds_predictions(weights):
         known = read_predictions(str(weights), names).names
     else:
@@ -295,32 +327,44 @@ def _teacher(
     classes = _classes(where, entry, known, names, agreed)
     sure = _per_class(where, "sure", entry.get("sure", IGNORE_BAND[1]), names, IGNORE_BAND[1])
     sure_on = {
-        source: _per_class(where, "sure_on", values, names)
-        for source, values in (entry.get("sure_on") or {}).items()
+        str(source): _per_class(where, "sure_on", values, names)
+        for source, values in _mapping_of(where, "sure_on", entry).items()
     }
-    if unknown := set(sure_on) - set(entry["sources"]):
-        raise DataError(f"{where}: sure_on names {sorted(unknown)}, which it does not teach")
+    if unknown := set(sure_on) - set(taught):
+        shown = one_line(sorted(unknown))
+        raise DataError(f"{where}: sure_on names {shown}, which it does not teach")
     weight = _per_class(where, "weight", entry.get("weight", 1.0), names, 1.0)
-    taught, tiles = tuple(entry["sources"]), str(entry.get("tiles", "off"))
-    return Teacher(
-        name, weights, known, taught, classes, entry.get("imgsz"), tiles, sure, sure_on, weight
-    )
+    tiles, imgsz = str(entry.get("tiles", OFF)), entry.get("imgsz")
+    try:
+        parse_tiling(tiles)
+    except ValueError as error:
+        raise DataError(
+            f"{where}: tiles: {one_line(str(error).removeprefix('tiling: '))}"
+        ) from None
+    if imgsz is not None and (type(imgsz) is not int or not MIN_SIDE <= imgsz <= MAX_SIDE):
+        raise DataError(
+            f"{where}: imgsz: expected {MIN_SIDE} to {MAX_SIDE} pixels, got {one_line(imgsz, 60)}"
+        )
+    return Teacher(name, weights, known, taught, classes, imgsz, tiles, sure, sure_on, weight)
 
 
 def _classes(
     where: str, entry: dict, own: tuple[str, ...], names: tuple[str, ...], agreed: dict
 ) -> dict[str, str]:
     """Return {own class: the student's class}: as given, else by the same name."""
-    given = entry.get("classes") or {}
+    given = _mapping_of(where, "classes", entry)
     known = {name.strip().lower() for name in own}
     targets: dict[str, str | None] = {name.strip().lower(): name for name in names}
     for key, value in given.items():
         if str(key).strip().lower() not in known:
             raise DataError(
-                f"{where} maps {key!r}, which is none of its classes: {list(own)[:12]}"
+                f"{where} maps {_quoted(key)}, which is none of its classes: {_first(own)}"
             )
         if value is not None and value not in names:
-            raise DataError(f"{where} maps {key!r} to {value!r}, which is none of {list(names)}")
+            raise DataError(
+                f"{where} maps {_quoted(key)} to {_quoted(value)}, which is none of "
+                f"{_first(names)}"
+            )
         targets[str(key).strip().lower()] = value
     found: dict[str, str] = {}
     for name in own:
@@ -331,13 +375,46 @@ def _classes(
         found[name] = target
         other, place = agreed.setdefault(key, (target, where))
         if other != target:
-            raise DataError(f"{where} maps {name!r} to {target!r}, but {place} to {other!r}")
+            raise DataError(
+                f"{where} maps {_quoted(name)} to {target!r}, but {place} to {other!r}"
+            )
     if not found:
         raise UnusableModelError(
-            f"{where}: none of its classes is one of the student's: it has {list(own)[:12]}, the "
-            f"student {list(names)}; map them with classes: {{theirs: ours}}"
+            f"{where}: none of its classes is one of the student's: it has {_first(own)}, the "
+            f"student {_first(names)}; map them with classes: {{theirs: ours}}"
         )
     return found
+
+
+def _path(where: str, key: str, root: Path, value: object) -> Path:
+    """Return a path in the file, which starts at the file's folder; images must exist."""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {key}: expected a path, got {one_line(value, 60)}")
+    path = root / usable_path(value, f"{where}: {key}")
+    if key == "images" and not path.exists():
+        raise DataError(f"{where}: {one_line(path)} does not exist")
+    return path
+
+
+def _strings(where: str, key: str, value: object) -> list[str]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, (str, int)) for v in value):
+        raise DataError(f"{where}: {key}: expected a list of names, got {one_line(value, 60)}")
+    return [str(v) for v in value]
+
+
+def _mapping_of(where: str, key: str, entry: dict) -> dict:
+    value = entry.get(key) or {}
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: {key}: expected key: value, got {one_line(value, 60)}")
+    return value
+
+
+def _quoted(value: object) -> str:
+    return one_line(repr(value), 60)
+
+
+def _first(names: tuple[str, ...]) -> str:
+    return one_line(list(names[:12]))
 
 
 def _per_class(
@@ -349,7 +426,7 @@ def _per_class(
         if name not in names or not isinstance(value, (int, float)) or not 0 < value <= 1:
             raise DataError(
                 f"{where}: {key} must be a number above 0 and at most 1, or one for each of some "
-                f"of {list(names)}; got {name}: {value!r}"
+                f"of {_first(names)}; got {one_line(name, 60)}: {_quoted(value)}"
             )
     rest = {} if default is None else dict.fromkeys(names, default)
     return {**rest, **{name: float(value) for name, value in values.items()}}

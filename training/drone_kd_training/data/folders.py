@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Folders that a command writes into: no link in them leads elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from drone_kd.text import one_line
+from drone_kd_training.data.names import DataError
+
+
+def own_folder(path: Path) -> Path:
+    """Make a folder with its parents, or accept one of this user's; return its path.
+
+    Raises DataError if there is a link, a file, or a folder of another user: whoever made it
+    chooses what is read, or where files are written. OSError if it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        status = path.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            raise DataError(
+                f"{one_line(path)}: expected a folder, got a link or a file; delete it, or choose "
+                "another output"
+            ) from None
+        if status.st_uid != os.geteuid():
+            raise DataError(
+                f"{one_line(path)}: expected a folder of your own, got one of uid "
+                f"{status.st_uid}; choose another output"
+            ) from None
+    return path
+
+
+def empty_folder(path: Path) -> Path:
+    """Make an empty folder in place of an old one, whose links are not followed; return its path.
+
+    OSError if it cannot be made, or the old one cannot be removed.
+    """
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    return path
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Raise DataError unless a file's folder, with links followed, is ``folder`` or inside it."""
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            f"{one_line(path)}: expected a folder inside {one_line(folder)}, got a link that "
+            "leads elsewhere; nothing is written"
+        )
