@@ -16,7 +16,7 @@ MAX_BYTES = 64_000_000
 # Of YAML, whose parser takes a second per megabyte and a hundred times its size.
 MAX_YAML_BYTES = 4_000_000
 _MAX_DEPTH = 64
-_MAX_VALUES = 1_000_000
+_MAX_VALUES, _MAX_JSON_VALUES = 1_000_000, 8_000_000
 _MEGA = 1e6
 
 
@@ -65,8 +65,12 @@ def parse_json(content: bytes | str, name: object) -> Any:
     """Return the value of a JSON text; `name` says in an error where the text is from.
 
     Raises:
-        ParseError: it is not JSON, or is nested too deeply.
+        ParseError: it is not JSON, is nested too deeply or has too many values.
     """
+    # Each value takes some 60 bytes more than its text.
+    separators = (",", "[", "{") if isinstance(content, str) else (b",", b"[", b"{")
+    if sum(map(content.count, separators)) > _MAX_JSON_VALUES:  # type: ignore[arg-type]
+        raise ParseError(f"{one_line(name)}: expected JSON, got too many values")
     try:
         value = json.loads(content)
     except RecursionError:

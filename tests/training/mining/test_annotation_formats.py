@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
+import io
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -9,7 +11,10 @@ import numpy as np
 import pytest
 
 from drone_kd.cli import main
-from drone_kd_training.mining.annotation_formats import FORMATS, read_mined
+from drone_kd_training.data.names import DataError
+from drone_kd_training.mining import annotation_formats
+from drone_kd_training.mining.annotation_formats import FORMATS, import_labels, read_mined
+from folder_contents import contents
 from tiny_training import NAMES, SIZE, draw_set
 
 
@@ -130,6 +135,128 @@ def test_invalid_source_is_refused_and_nothing_changes(mined, tmp_path, format_,
         error = capsys.readouterr().err.strip()
         assert re.match(r"drone-kd: error: .*expected ", error) and "\n" not in error
     assert corrected(mined) == []
+
+
+BOX = "<box label='car' xtl='1' ytl='1' xbr='2' ybr='2'/>"
+COCO_BOX = '{"categories": [{"id": 1, "name": "car"}], '
+COCO_BOX += '"images": [{"id": 1, "file_name": "000.png"}], '
+COCO_BOX += '"annotations": [{"image_id": 1, "category_id": 1, "bbox": [%s, 1, 2, 2]}]}'
+LABELME_BOX = '{"shapes": [{"shape_type": "rectangle", "label": "car", "points": %s}]}'
+
+
+def zipped(content: bytes, method: int = zipfile.ZIP_DEFLATED, files: int = 1) -> bytes:
+    """A zip of annotations.xml, and of further files with long names."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", method) as archive:
+        for number in range(files - 1):
+            archive.writestr(f"{number}-{'x' * 1000}", b"")
+        archive.writestr("annotations.xml", content)
+    return data.getvalue()
+
+
+def changed(content: bytes, signature: bytes, offset: int, value: bytes) -> bytes:
+    """A zip with other bytes at an offset of its last header with a signature."""
+    at = content.rindex(signature) + offset
+    return content[:at] + value + content[at + len(value) :]
+
+
+SMALL = zipped(b"<annotations/>" + b" " * 50_000)
+HOSTILE = {
+    "zip that unpacks to 70 MB": ("cvat", zipped(b" " * 70_000_000), "at most 64 MB"),
+    "bzip2": ("cvat", zipped(b" " * 70_000, zipfile.ZIP_BZIP2), "stored or deflated"),
+    "4000 files": ("cvat", zipped(b"", files=4000), "list of files has more than 4000000"),
+    "zip in a zip": ("cvat", zipped(SMALL), "not well-formed"),
+    "encrypted": ("cvat", changed(SMALL, b"PK\1\2", 8, b"\1"), "without a password"),
+    "another size": ("cvat", changed(SMALL, b"PK\1\2", 24, b"\5\0\0\0"), "expected a zip"),
+    "long list": ("cvat", changed(SMALL, b"PK\5\6", 12, b"\xf0\xff\xff\xff"), "expected a zip"),
+    "cut zip": ("cvat", SMALL[:-9], "not well-formed"),
+    "entities": (
+        "cvat",
+        b"<!DOCTYPE a [<!ENTITY b 'c'>]><annotations>&b;</annotations>",
+        "DOCTYPE",
+    ),
+    "other file": (
+        "cvat",
+        b"<!DOCTYPE a [<!ENTITY b SYSTEM 'file:///etc/hostname'>]><annotations>&b;</annotations>",
+        "DOCTYPE",
+    ),
+    "levels": ("cvat", b"<annotations>" + b"<a>" * 2_000_000, "too many levels"),
+    "encoding": ("cvat", b"<?xml version='1.0' encoding='x-no'?><annotations/>", "x-no"),
+    "NaN": (
+        "cvat",
+        f"<annotations><image name='000.png'>{BOX.replace('1', 'nan')}</image></annotations>",
+        "no numbers",
+    ),
+    "JSON levels": ("coco", "[" * 1_000_000, "too many levels"),
+    "JSON values": ("coco", "[" + "[]," * 8_000_000 + "0]", "too many values"),
+    "JSON NaN": ("coco", COCO_BOX % "NaN", "no numbers"),
+    "JSON 1e400": ("coco", COCO_BOX % "1e400", "no numbers"),
+    "JSON long number": ("coco", COCO_BOX % ("9" * 4000), "int too large"),
+    "JSON longer number": ("coco", COCO_BOX % ("9" * 5000), "4300 digits"),
+    "long name": ("coco", (COCO_BOX % 1).replace("000", r"\u001b" + "0" * 100_000), "is no frame"),
+    "JSON null": ("coco", '{"categories": null}', "TypeError"),
+    "labelme name": ("labelme", (LABELME_BOX % "[]").replace("rect", r"\u001b"), "found a"),
+    "labelme number": ("labelme", LABELME_BOX % f"[[{'9' * 4000}, 1], [2, 2]]", "int too large"),
+    "labelme NaN": ("labelme", LABELME_BOX % "[[NaN, 1], [2, 2]]", "no numbers"),
+}
+
+
+@pytest.mark.parametrize(("format_", "content", "expected"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_annotations_are_refused_in_one_short_line(
+    mined, tmp_path, format_, content, expected
+):
+    source = tmp_path / "hostile"
+    file = source / "000.json" if format_ == "labelme" else source
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = contents(tmp_path)
+    with pytest.raises(DataError) as error:
+        import_labels(mined, format_, source, checked=True)
+    message = str(error.value)
+    assert expected in message and message.isprintable() and len(message) < 500
+    assert contents(tmp_path) == before
+
+
+def test_too_many_boxes_and_elements_are_refused(mined, tmp_path, monkeypatch):
+    monkeypatch.setattr(annotation_formats, "MAX_BOXES", 10)
+    monkeypatch.setattr(annotation_formats, "MAX_ELEMENTS", 100)
+    for inside, expected in ((BOX * 11, "more than 10 boxes"), ("<a/>" * 100, "elements")):
+        source = tmp_path / "hostile.xml"
+        image = f"<image name='000.png'>{inside}</image>" if "box" in inside else inside
+        source.write_text(f"<annotations>{image}</annotations>")
+        with pytest.raises(DataError, match=expected):
+            import_labels(mined, "cvat", source, checked=False)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+@pytest.mark.parametrize("format_", FORMATS)
+def test_annotations_that_are_no_file_are_not_read(mined, tmp_path, format_, kind):
+    source = tmp_path / "hostile"
+    source.mkdir()
+    file = source / "000.json"
+    os.mkfifo(file) if kind == "fifo" else file.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="got another kind"):
+        import_labels(mined, format_, source if format_ == "labelme" else file, checked=False)
+
+
+@pytest.mark.parametrize("linked", ["labels", "labels/train"])
+def test_labels_are_not_written_through_a_link(mined, tmp_path, linked):
+    (mined / linked).rename(tmp_path / "elsewhere")
+    (mined / linked).symlink_to(tmp_path / "elsewhere")
+    assert labels(mined, "--to", "coco", tmp_path / "out.json") == 0
+    move_first_box("coco", tmp_path / "out.json")
+    before = contents(tmp_path)
+    with pytest.raises(DataError, match="a link that leads elsewhere"):
+        import_labels(mined, "coco", tmp_path / "out.json", checked=False)
+    assert contents(tmp_path) == before
+
+
+def test_data_set_that_is_a_link_is_corrected(mined, tmp_path):
+    (tmp_path / "link").symlink_to(mined)
+    assert labels(mined, "--to", "coco", tmp_path / "out.json") == 0
+    move_first_box("coco", tmp_path / "out.json")
+    assert labels(tmp_path / "link", "--from", "coco", tmp_path / "out.json") == 0
+    assert corrected(mined) == ["001"]
 
 
 def test_unknown_frames_and_classes_are_refused(mined, tmp_path, capsys):

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
+import os
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from drone_kd.media.image_files import SourceError
-from drone_kd_training.mining.flights import plan, read
+from drone_kd_training.mining import remote_flights
+from drone_kd_training.mining.flights import _plan_frames, local, plan, read
+from drone_kd_training.mining.remote_flights import shown_flight
 from recorded import STORE, TIME, cut, image, jpeg, scene, storage_file, write_bag
 
 SECOND = 10**9
@@ -118,7 +122,7 @@ def test_copies_of_a_flight_count_once_and_names_cannot_leave_the_folder(tmp_pat
 
 
 def test_url_is_downloaded_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = write_images(tmp_path / "p", 5)
     segments = plan([folder.as_uri()], [], refuse)
     assert segments[0].name == plan([str(folder)], [], refuse)[0].name
@@ -126,3 +130,116 @@ def test_url_is_downloaded_once(tmp_path, monkeypatch):
     assert len([f for s in segments for f in read(s, refuse)]) == 5
     with pytest.raises(SourceError, match="cannot be fetched"):
         plan([(tmp_path / "not").as_uri()], [], refuse)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "drone_kd" / "flights"
+
+
+@pytest.mark.parametrize("planted", ["link", "writable by others", "other user"])
+def test_frames_that_another_user_planted_in_the_cache_are_not_used(
+    tmp_path, cache, monkeypatch, planted
+):
+    folder = write_images(tmp_path / "p", 5)
+    plan([folder.as_uri()], [], refuse)  # the cache is filled
+    if planted == "link":
+        cache.rename(tmp_path / "elsewhere")
+        cache.symlink_to(tmp_path / "elsewhere")
+    elif planted == "other user":
+        monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+    else:
+        cache.chmod(0o777)
+    with pytest.raises(SourceError, match=r"cannot be fetched .*expected a folder"):
+        plan([folder.as_uri()], [], refuse)
+
+
+def test_downloads_are_private_and_small_enough(tmp_path, cache, monkeypatch):
+    folder = write_images(tmp_path / "p", 5)
+    path = local(folder.as_uri())
+    assert path.is_relative_to(cache) and path.name == "p"
+    assert {p.stat().st_mode & 0o777 for p in (cache, path.parent)} == {0o700}
+    monkeypatch.setattr(remote_flights, "MAX_BYTES", 1000)
+    with pytest.raises(SourceError, match="expected at most"):
+        local(write_images(tmp_path / "q", 5).as_uri())
+    monkeypatch.setattr(remote_flights, "MAX_FILES", 4)
+    with pytest.raises(SourceError, match="more than 4 files"):
+        local(write_images(tmp_path / "r", 5).as_uri())
+    assert [p.name for p in cache.rglob("*") if p.is_dir()] == [path.parent.name, "p"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "memory://a.mp4", "reference://a.json", "data://a", "github://o:r@main/a.mp4", "data:///x",
+        "simplecache::file:///a.mp4", "zip://a.mp4::https://host.invalid/a.zip",
+        "file:///a.mp4::https://host.invalid/", "\x1b[31m://a", "://a.mp4",
+    ],
+)  # fmt: skip
+def test_other_schemes_and_chained_urls_are_refused(cache, url):
+    with pytest.raises(SourceError) as error:
+        plan([url], [], refuse)
+    message = str(error.value)
+    assert ("expected a single URL of" in message) == ("://" in url) and message.isprintable()
+    assert not cache.exists()
+
+
+class Listing:
+    """A remote folder with a file of any name."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def isdir(self, path: str) -> bool:
+        return True
+
+    def find(self, path: str) -> list[str]:
+        return [f"bucket/flight/{name}" for name in self.names]
+
+    def size(self, path: str) -> int:
+        return 1
+
+    def get_file(self, remote: str, local: str, callback: object) -> None:
+        Path(local).write_text("x")
+
+
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "/out", "a//b", "a\0b"])
+def test_remote_names_cannot_leave_the_cache(cache, tmp_path, monkeypatch, name):
+    listing = Listing("000.png", name)
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (listing, "bucket/flight"))
+    with pytest.raises(SourceError, match="outside the flight's folder"):
+        local("s3://bucket/flight")
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_urls_are_shown_without_credentials(monkeypatch):
+    shown = shown_flight("https://me:secret@host.invalid/a/b.mp4?token=secret#secret")
+    assert shown == "https://host.invalid/a/b.mp4"
+    assert shown_flight("flights/a?b@c.mp4") == "flights/a?b@c.mp4"
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", no_home)
+    with pytest.raises(
+        SourceError, match=r"host.invalid/b.mp4: cannot be fetched \(no home"
+    ) as error:
+        local("https://me:secret@host.invalid/b.mp4?token=secret")
+    assert "secret" not in str(error.value)
+
+
+def no_home():
+    raise RuntimeError("no home")
+
+
+def test_bag_whose_clock_jumps_has_few_segments(tmp_path):
+    """One message before the clock was set: a block of 30 s would make millions of segments."""
+    messages = [
+        ("/a", t * SECOND, image(scene(0, t % 90), t * SECOND)) for t in (0, 2_000_000_000)
+    ]
+    said = []
+    segments = plan([str(write_bag(tmp_path / "bag", messages))], [], said.append)
+    assert len(segments) <= 10_002 and "its clock jumped" in str(said[0])
+    assert sum(len(list(read(s, refuse))) for s in (segments[0], segments[-1])) == 2
+
+
+def test_video_that_declares_billions_of_frames_has_few_segments():
+    assert len(_plan_frames("flight", "name", 2**31 - 1)) <= 10_002

@@ -112,8 +112,7 @@ BIG = ("teachers", "big")
         (changed("answers", value="../elsewhere"), "answers: expected a path in"),
         (changed("answers", value="/tmp/elsewhere"), "answers: expected a path in"),
         (changed("names", value=["car", "a\x1b[2Jb"]), "characters that print"),
-        (changed("names", value=["car", "a" * 1_000_000]), "1 to 100 characters"),
-        (changed("names", value=[str(i) for i in range(10_001)]), "1 to 10000 class names"),
+        (changed("names", value=["car", "a" * 5000]), "1 to 100 characters"),
         (changed("sources", "fields", "images", value="nothing"), "no image in"),
         (changed("sources", "fields", "images", value="gone"), "gone does not exist"),
         (changed("sources", "fields", "labelled", value=["car"]), "labelled needs labels"),
@@ -141,7 +140,7 @@ def test_invalid_plan_is_refused_in_one_line(folder, values, expected, capsys):
 @pytest.mark.parametrize(
     "name",
     ["../out", "/tmp/out", "a/b", "..", ".hidden", "a\\b", "a\x1b[31mb", "a\nb", "*", "con.x",
-     " a", "a.", "", "\u202egnp", "x" * 101, "x" * 1_000_000],
+     " a", "a.", "", "\u202egnp", "x" * 101, "x" * 5000],
 )  # fmt: skip
 def test_name_that_cannot_begin_a_file_name_is_refused(folder, kind, name):
     """Frames and cached predictions are named after sources and teachers."""

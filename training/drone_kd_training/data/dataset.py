@@ -131,7 +131,7 @@ def image_paths(split: Path) -> list[Path]:
         for path in found:
             usable_path(path, split)
     else:
-        lines = _text(split).splitlines()
+        lines = read_text(split).splitlines()
         files = (split.parent / usable_path(x.strip(), split) for x in lines if x.strip())
         found = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100  resolve() follows links, and labels go by the link's name
     if not found:
@@ -182,7 +182,7 @@ def read_labels(path: Path, classes: int) -> np.ndarray:
     """
     if not path.is_file():
         return np.zeros((0, 5))
-    text = [line.split() for line in _text(path, MAX_LABEL_BYTES).splitlines() if line.strip()]
+    text = [line.split() for line in read_text(path, MAX_LABEL_BYTES).splitlines() if line.strip()]
     shown = one_line(path)
     try:
         rows = np.array(text, dtype=np.float64).reshape(len(text), 5)
@@ -195,8 +195,8 @@ def read_labels(path: Path, classes: int) -> np.ndarray:
     return rows
 
 
-def _text(path: Path, limit: int = MAX_BYTES) -> str:
-    """Return the text of a file of others; DataError if it cannot be read, or is too large."""
+def read_text(path: Path, limit: int = MAX_BYTES) -> str:
+    """Return a UTF-8 text of at most ``limit`` bytes; DataError if the file is no such text."""
     try:
         return read_limited(path, limit).decode()
     except ParseError as error:

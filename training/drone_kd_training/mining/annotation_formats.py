@@ -7,33 +7,52 @@ drone-kd labels mined --from cvat corrected.xml
 Written by hand, because no library covers the three formats: labelformat 0.1 and supervision lack
 labelme, datumaro 1.13 reads labelme's XML of old and pins pandas and pyarrow, pylabel needs
 opencv-python. labelformat also drops polygons silently, which must be refused here.
+
+The files come from others: their size is limited, and of a zip a single file is unpacked, in
+memory.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-import cv2
 import numpy as np
-import yaml
 
 from drone_kd.files import atomic_folder, write_bytes, write_text
+from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.metrics import annotation
+from drone_kd.parsing import ParseError, read_json, read_yaml
+from drone_kd.text import one_line
 from drone_kd_training.data.dataset import (
-    DataError,
     centre_and_size,
     image_paths,
     label_lines,
     label_path,
+    read_labels,
+    read_text,
 )
+from drone_kd_training.data.folders import check_inside
+from drone_kd_training.data.names import DataError, class_list
+from drone_kd_training.mining.annotation_archives import read_annotations
 
 CORRECTED_FILE = "corrected.txt"
+# Bytes of a file with annotations: some 400,000 boxes.
+MAX_BYTES = 64_000_000
+# Boxes of one file, or of all files in a folder.
+MAX_BOXES = 500_000
+# Elements of an XML file, and their nesting.
+MAX_ELEMENTS, MAX_DEPTH = 2_000_000, 16
+# What readers raise for other content.
+_WRONG_CONTENT = (
+    OSError, ValueError, TypeError, AttributeError, LookupError, OverflowError,
+    ElementTree.ParseError,
+)  # fmt: skip
+_PIECE = 1 << 20
 _CVAT_EDGES = ("xtl", "ytl", "xbr", "ybr")
 # Tools round coordinates; a box that moved by less, in pixels, is unchanged.
 _SAME_PX = 0.5
@@ -83,20 +102,22 @@ def import_labels(mined: Path, format_: str, source: Path, checked: bool) -> tup
     found: dict[str, list[Label]] = {}
     for name, labels in _read(format_, source):
         # The stem only: whatever path the file holds, nothing is written there.
-        stem = Path(name).stem
+        stem, where = Path(name).stem, f"{one_line(source)}: {one_line(repr(name), 60)}"
         if stem not in frames:
-            raise DataError(f"{source}: {name!r} is no frame of {mined}")
+            raise DataError(f"{where} is no frame of {one_line(mined)}")
         if unknown := sorted({label for label, _ in labels} - set(classes)):
             raise DataError(
-                f"{source}: {name!r} has the class {unknown[0]!r}; the classes are "
-                f"{', '.join(classes)}"
+                f"{where} has the class {one_line(repr(unknown[0]), 60)}; the classes are "
+                f"{one_line(', '.join(classes))}"
             )
         if not all(np.isfinite(box).all() for _, box in labels):
-            raise DataError(f"{source}: {name!r} has a box with coordinates that are no numbers")
+            raise DataError(f"{where} has a box with coordinates that are no numbers")
         found[stem] = _clip(labels, frames[stem])
     changed = [n for n, new in found.items() if checked or not _same(new, frames[n].labels)]
     listed = mined / CORRECTED_FILE
-    before = set(listed.read_text(encoding="utf-8").split()) if listed.is_file() else set()
+    before = read_corrected(mined)
+    for name in changed:
+        check_inside(frames[name].label_file, mined)
     if changed:
         # First: after an interruption the same command still finds these frames changed.
         write_text(listed, "".join(f"{n}\n" for n in sorted(before | set(changed))))
@@ -105,34 +126,50 @@ def import_labels(mined: Path, format_: str, source: Path, checked: bool) -> tup
     return len(found), len(changed)
 
 
-def _read(format_: str, source: Path) -> list[tuple[str, list[Label]]]:
+def read_corrected(mined: Path) -> set[str]:
+    """Return the names of the frames whose labels are a person's; DataError if unreadable."""
+    listed = mined / CORRECTED_FILE
+    return set(read_text(listed).splitlines()) if listed.is_file() else set()
+
+
+def _read(format_: str, source: Path) -> Iterator[tuple[str, list[Label]]]:
+    """Yield what a reader yields, up to `MAX_BOXES`; DataError if it has another format."""
+    boxes = 0
     try:
-        return list(FORMATS[format_].read(source))
-    except (OSError, ValueError, KeyError, TypeError, ElementTree.ParseError) as error:
+        for name, labels in FORMATS[format_].read(source):
+            boxes += len(labels)
+            if boxes > MAX_BOXES:
+                raise ValueError(f"more than {MAX_BOXES} boxes")
+            yield name, labels
+    except _WRONG_CONTENT as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        if isinstance(error, ParseError):
+            reason = one_line(str(error).removeprefix(f"{one_line(source)}: "))
         raise DataError(
-            f"{source}: expected {FORMATS[format_].description} ({type(error).__name__}: {error})"
+            f"{one_line(source)}: expected {FORMATS[format_].description} ({reason})"
         ) from None
 
 
 def read_mined(mined: Path) -> tuple[Frames, tuple[str, ...]]:
     """Return all frames of a mined data set, and its classes.
 
-    Raises DataError if the folder is no mined data set, or an image in it cannot be read.
+    Raises DataError if the folder is no mined data set, or a file in it cannot be read.
     """
     try:
-        names = yaml.safe_load((mined / "data.yaml").read_text(encoding="utf-8"))["names"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
-        raise DataError(f"{mined}: expected a folder that `drone-kd mine` made") from None
-    classes = tuple(names[i] for i in range(len(names)))
+        names = read_yaml(mined / "data.yaml")["names"]
+        classes = class_list((names[i] for i in range(len(names))), mined / "data.yaml")
+    except (ParseError, KeyError, TypeError):
+        raise DataError(
+            f"{one_line(mined)}: expected a folder that `drone-kd mine` made"
+        ) from None
     frames = {}
     for path in image_paths(mined / "images"):
-        image = cv2.imread(str(path))
-        if image is None:
-            raise DataError(f"{path} is not readable as an image")
-        height, width = image.shape[:2]
+        try:
+            height, width = read_image(path).shape[:2]
+        except SourceError as error:
+            raise DataError(one_line(error)) from None
         file = label_path(path)
-        lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
-        rows = np.array(lines, np.float64).reshape(-1, 5)
+        rows = read_labels(file, len(classes))
         half = rows[:, 3:] / 2
         xyxy = np.hstack([rows[:, 1:3] - half, rows[:, 1:3] + half]) * ([width, height] * 2)
         labels = [(classes[int(i)], box) for i, box in zip(rows[:, 0], xyxy, strict=True)]
@@ -184,7 +221,7 @@ def _write_coco(frames: Frames, classes: tuple[str, ...], output: Path) -> None:
 
 
 def _read_coco(source: Path) -> Iterator[tuple[str, list[Label]]]:
-    content = json.loads(source.read_bytes())
+    content = read_json(source, MAX_BYTES)
     classes = {c["id"]: str(c["name"]) for c in content["categories"]}
     labels: dict[Any, list[Label]] = {image["id"]: [] for image in content["images"]}
     for entry in content["annotations"]:
@@ -211,20 +248,53 @@ def _write_cvat(frames: Frames, classes: tuple[str, ...], output: Path) -> None:
     write_bytes(output, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
 
 
+class _CvatTarget:
+    """Collects the images of CVAT's XML while it is parsed, so that nothing else is kept."""
+
+    def __init__(self) -> None:
+        self.images: list[tuple[str, list[Label]]] = []
+        self._open: list[str] = []
+        self._elements = 0
+
+    def doctype(self, name: str, *_: object) -> None:
+        """Refuse declarations of entities, which may stand for gigabytes or other files."""
+        raise ValueError(f"found a DOCTYPE {name}")
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        """Keep an image or box."""
+        self._open.append(tag)
+        self._elements += 1
+        if len(self._open) > MAX_DEPTH or self._elements > MAX_ELEMENTS:
+            raise ValueError("too many elements, or too many levels")
+        if self._open[0] != "annotations":
+            raise ValueError(f"found <{tag}>")
+        if self._open[1:] == ["image"]:
+            self.images.append((attributes["name"], []))
+        elif self._open[1:-1] == ["image"]:
+            name, labels = self.images[-1]
+            if tag == "box":
+                edges = np.array([float(attributes[edge]) for edge in _CVAT_EDGES])
+                labels.append((attributes["label"], edges))
+            elif tag != "tag":
+                raise ValueError(f"found a {tag} in {name}")
+
+    def end(self, tag: str) -> None:
+        """Leave an element."""
+        self._open.pop()
+
+    def close(self) -> None:
+        """Do nothing: the parser expects this method."""
+
+
 def _read_cvat(source: Path) -> Iterator[tuple[str, list[Label]]]:
-    content = source.read_bytes()
-    if zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            content = archive.read("annotations.xml")
-    root = ElementTree.fromstring(content)
-    if root.tag != "annotations":
-        raise ValueError(f"found <{root.tag}>")
-    for image in root.iter("image"):
-        if other := [shape.tag for shape in image if shape.tag not in ("box", "tag")]:
-            raise ValueError(f"found a {other[0]} in {image.get('name')}")
-        boxes = [box.attrib for box in image.iter("box")]
-        labels = [(b["label"], np.array([float(b[edge]) for edge in _CVAT_EDGES])) for b in boxes]
-        yield image.attrib["name"], labels
+    target = _CvatTarget()
+    parser = ElementTree.XMLParser(target=target)
+    content = read_annotations(source, "annotations.xml", MAX_BYTES)
+    # In pieces: the parser ends at an error of its target only after all that it was given.
+    for start in range(0, len(content), _PIECE):
+        parser.feed(content[start : start + _PIECE])
+    parser.close()
+    yield from target.images
 
 
 def _write_labelme(frames: Frames, classes: tuple[str, ...], output: Path) -> None:
@@ -252,7 +322,7 @@ def _read_labelme(source: Path) -> Iterator[tuple[str, list[Label]]]:
         raise ValueError("found no .json file")
     for file in files:
         labels = []
-        for shape in json.loads(file.read_bytes())["shapes"]:
+        for shape in read_json(file, MAX_BYTES)["shapes"]:
             if shape["shape_type"] != "rectangle":
                 raise ValueError(f"found a {shape['shape_type']} in {file.name}")
             points = np.array(shape["points"], np.float64).reshape(4)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,10 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import fsspec
 import numpy as np
 
-from drone_kd.files import atomic_folder
 from drone_kd.media.bags import (
     COMPRESSED,
     IMAGE,
@@ -32,13 +28,18 @@ from drone_kd.media.bags import (
     read_messages,
 )
 from drone_kd.media.image_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, SourceError, read_image
+from drone_kd.text import one_line
+from drone_kd_training.mining.remote_flights import fetch, is_url, safe, shown_flight
 
 # A flight has about ten time blocks, and some of them are held out. The limits of a block's length
 # give long flights more blocks and short flights fewer: in shorter blocks most frames would have
 # neighbours in another split.
 BLOCKS = 10
+_DAY_NS = 86_400 * 10**9
 LONGEST_NS, SHORTEST_NS = 30 * 10**9, 2 * 10**9
 LONGEST_FRAMES, SHORTEST_FRAMES = 300, 5
+# Of a flight: with more, times or counts of frames are wrong, and blocks get longer instead.
+MAX_BLOCKS = 10_000
 # A fingerprint covers this much of each end of a file.
 _FINGERPRINT_BYTES = 1 << 20
 
@@ -88,11 +89,6 @@ class Frame(NamedTuple):
     image: np.ndarray
 
 
-def safe(text: str) -> str:
-    """Return `text` reduced to letters, digits, "_" and "-", for a file name."""
-    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[:60]
-
-
 def plan(flights: list[str], topics: list[str], on_error: OnError) -> list[Segment]:
     """Split flights into segments.
 
@@ -106,7 +102,8 @@ def plan(flights: list[str], topics: list[str], on_error: OnError) -> list[Segme
         path = local(flight)
         digest = fingerprint(path)
         if digest in known:
-            on_error(SourceError(f"{flight}: the same flight as {known[digest]}, used once"))
+            first = shown_flight(known[digest])
+            on_error(SourceError(f"{shown_flight(flight)}: the same flight as {first}, used once"))
             continue
         known[digest] = flight
         name = f"{safe(path.stem) or 'flight'}-{digest}"
@@ -139,24 +136,13 @@ def read(segment: Segment, on_error: OnError, wanted: set[int] | None = None) ->
 def local(flight: str) -> Path:
     """Return the path of a flight on this machine; a URL is downloaded into a cache, once.
 
-    Raises SourceError if there is no such flight.
+    Raises SourceError if there is no such flight, or it cannot be fetched.
     """
-    if "://" not in flight:
-        if not Path(flight).exists():
-            raise SourceError(f"{flight}: no such bag, video or folder")
-        return Path(flight)
-    digest = hashlib.sha256(flight.encode()).hexdigest()[:16]
-    name = flight.rstrip("/").rpartition("/")[2]
-    cache = Path(tempfile.gettempdir()) / f"drone_kd-flights-{os.getuid()}" / digest
-    if not (cache / name).exists():
-        try:
-            files, root = fsspec.core.url_to_fs(flight)
-            with atomic_folder(cache, mode=0o700) as folder:
-                files.get(root, str(folder / name), recursive=files.isdir(root))
-        except (OSError, ValueError, ImportError) as error:
-            if not (cache / name).exists():  # another process may have been faster
-                raise SourceError(f"{flight}: cannot be fetched ({error})") from None
-    return cache / name
+    if is_url(flight):
+        return fetch(flight)
+    if not os.path.exists(flight):  # noqa: PTH110  Path.exists() raises for names that are too long
+        raise SourceError(f"{one_line(flight)}: no such bag, video or folder")
+    return Path(flight)
 
 
 def fingerprint(path: Path) -> str:
@@ -176,18 +162,23 @@ def fingerprint(path: Path) -> str:
 def _plan_bag(
     flight: str, path: Path, name: str, topics: list[str], on_error: OnError
 ) -> list[Segment]:
-    files = inspect_bag(path, on_error)
+    files, shown = inspect_bag(path, on_error), shown_flight(flight)
     cameras = {t.name for f in files for t in f.topics if t.msgtype in (IMAGE, COMPRESSED)}
     everything = sorted({f"{t.name} ({t.msgtype})" for f in files for t in f.topics})
     if not cameras:
-        raise SourceError(f"{flight}: no images in it; its topics: {', '.join(everything)}")
+        listed = one_line(", ".join(everything))
+        raise SourceError(f"{shown}: no images in it; its topics: {listed}")
     if missing := sorted(set(topics) - cameras):
         raise SourceError(
-            f"{flight}: no images on {', '.join(missing)}; there are some on "
-            f"{', '.join(sorted(cameras))}"
+            f"{shown}: no images on {one_line(', '.join(missing))}; there are some on "
+            f"{one_line(', '.join(sorted(cameras)))}"
         )
     start, stop = min(f.start_ns for f in files), max(f.stop_ns for f in files)
     block = min(LONGEST_NS, max(SHORTEST_NS, -(-(stop - start) // BLOCKS)))
+    if (stop - start) // block > MAX_BLOCKS:
+        block = (stop - start) // MAX_BLOCKS
+        days = (stop - start) / _DAY_NS
+        on_error(SourceError(f"{shown}: its clock jumped: it lasts {days:.0f} days by its stamps"))
     segments = []
     for topic in sorted(set(topics) or cameras):
         parts = []
@@ -206,6 +197,7 @@ def _plan_bag(
 
 def _plan_frames(flight: str, name: str, count: int) -> list[Segment]:
     block = min(LONGEST_FRAMES, max(SHORTEST_FRAMES, -(-count // BLOCKS)))
+    block = max(block, count // MAX_BLOCKS)
     return [
         Segment(flight, name, "", number, "", first, min(first + block, count), 0, block)
         for number, first in enumerate(range(0, count, block))
@@ -217,10 +209,11 @@ def _count(path: Path) -> int:
     if path.is_dir():
         if files := _image_files(path):
             return len(files)
-        raise SourceError(f"{path}: expected a bag or images in it, found neither")
+        raise SourceError(f"{one_line(path)}: expected a bag or images in it, found neither")
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         raise SourceError(
-            f"{path}: expected a bag, a folder of images or a video ({', '.join(VIDEO_SUFFIXES)})"
+            f"{one_line(path)}: expected a bag, a folder of images or a video "
+            f"({', '.join(VIDEO_SUFFIXES)})"
         )
     capture = cv2.VideoCapture(str(path))
     try:
@@ -230,7 +223,7 @@ def _count(path: Path) -> int:
     finally:
         capture.release()
     if not readable:
-        raise SourceError(f"{path}: OpenCV cannot read it as a video (damaged?)")
+        raise SourceError(f"{one_line(path)}: OpenCV cannot read it as a video (damaged?)")
     return max(count, 1)
 
 
@@ -253,7 +246,7 @@ def _read_bag(
         try:
             image, stamp_ns = message_to_bgr(message)
         except SourceError as error:
-            on_error(SourceError(f"{segment.flight}: {error}"))
+            on_error(SourceError(f"{shown_flight(segment.flight)}: {error}"))
             continue
         block = (message.logged_ns - segment.origin) // segment.block
         yield Frame(number, stamp_ns / 1e9, block, image)

@@ -22,10 +22,12 @@ from drone_kd.files import file_sha256, write_text
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import default_model_path
 from drone_kd.progress import Progress, print_line
+from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataError
 from drone_kd_training.mining import mined_dataset, stages
 from drone_kd_training.mining.config import Settings
 from drone_kd_training.mining.flights import Segment, plan
+from drone_kd_training.mining.remote_flights import shown_flight
 from drone_kd_training.mining.selection import add_scenes, pick
 from drone_kd_training.mining.student_and_teacher import Models, open_models
 from drone_kd_training.models.checkpoints import resolve_model
@@ -155,9 +157,10 @@ def _choose(
     segment_of: dict[str, Segment] = {}
     for segment in segments:
         first = len(candidates)
+        flight, topic = shown_flight(segment.flight), one_line(segment.topic)
         for candidate in done[segment.key]["candidates"]:
             leaders.append(first + candidate.pop("leader"))
-            candidates.append({**candidate, "flight": segment.flight, "topic": segment.topic})
+            candidates.append({**candidate, "flight": flight, "topic": topic})
             segment_of[candidate["name"]] = segment
     add_scenes(candidates, leaders)
     rows = pick(candidates, settings.frames, settings.per_scene, settings.shares)

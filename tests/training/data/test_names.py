@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+import pytest
+
+from drone_kd_training.data.names import DataError, class_list
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["car"] * 100_000,
+        [str(i) for i in range(100_000)],
+        ["car", ""],
+        ["car", "bus "],
+        ["x" * 1_000_000],
+        ["car", "a\x1b]0;title\x07"],
+        ["a\nb"],
+        ["\udcff"],
+        ["bus", "bus"],
+    ],
+    ids=lambda names: repr(names)[:30],
+)
+def test_unusable_class_names_are_refused_in_one_short_line(names):
+    with pytest.raises(DataError) as error:
+        class_list(names, "data.yaml")
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
+
+
+def test_class_names_in_any_script_are_kept():
+    names = ("Fußgänger", "автомобиль", "車", "two wheeler", "other_vehicle", "a/b", "..")
+    assert class_list(names, "data.yaml") == names
