@@ -16,7 +16,7 @@ MAX_BYTES = 64_000_000
 # Of YAML, whose parser takes a second per megabyte and a hundred times its size.
 MAX_YAML_BYTES = 4_000_000
 _MAX_DEPTH = 64
-_MAX_VALUES, _MAX_JSON_VALUES = 1_000_000, 8_000_000
+_MAX_VALUES = 1_000_000
 _MEGA = 1e6
 
 
@@ -61,15 +61,16 @@ def read_limited(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     return content
 
 
-def parse_json(content: bytes | str, name: object) -> Any:
+def parse_json(content: bytes | str, name: object, max_values: int = MAX_BYTES // 8) -> Any:
     """Return the value of a JSON text; `name` says in an error where the text is from.
+
+    A value takes some 60 bytes of memory more than its text.
 
     Raises:
         ParseError: it is not JSON, is nested too deeply or has too many values.
     """
-    # Each value takes some 60 bytes more than its text.
     separators = (",", "[", "{") if isinstance(content, str) else (b",", b"[", b"{")
-    if sum(map(content.count, separators)) > _MAX_JSON_VALUES:  # type: ignore[arg-type]
+    if sum(map(content.count, separators)) > max_values:  # type: ignore[arg-type]
         raise ParseError(f"{one_line(name)}: expected JSON, got too many values")
     try:
         value = json.loads(content)
@@ -82,7 +83,7 @@ def parse_json(content: bytes | str, name: object) -> Any:
 
 def read_json(path: str | Path, limit: int = MAX_BYTES) -> Any:
     """Return the value of a JSON file; ParseError: see `read_limited` and `parse_json`."""
-    return parse_json(read_limited(path, limit), path)
+    return parse_json(read_limited(path, limit), path, limit // 8)
 
 
 def parse_yaml(content: bytes | str, name: object, loader: type = yaml.SafeLoader) -> Any:

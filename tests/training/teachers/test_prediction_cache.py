@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
+import io
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -13,6 +14,7 @@ from drone_kd_training.teachers import prediction_cache
 from drone_kd_training.teachers.prediction_cache import PredictionCache
 from drone_kd_training.teachers.teaching_plan import Teacher
 from tiny_training import NAMES, SIZE, draw_set
+from touch_file import TouchFile
 
 FOUND = Detections(
     np.array([[16, 8, 32, 24]], np.float32), np.array([0.75], np.float32), np.array([1])
@@ -103,7 +105,60 @@ def test_given_predictions_need_no_detector(teacher, images, tmp_path, detector)
     assert not detector.called and not (tmp_path / "cache").exists()
 
 
+def npy(table) -> bytes:
+    data = io.BytesIO()
+    np.save(data, table)
+    return data.getvalue()
+
+
+def declaring(shape: str) -> bytes:
+    """A table whose header declares another shape."""
+    whole = npy(np.zeros((1, 6), np.float32))
+    return whole.replace(b"(1, 6), }" + b" " * (len(shape) - 6), f"{shape}, }}".encode())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a table",
+        npy(np.zeros((1, 6))),
+        npy(np.zeros((2, 5), np.float32)),
+        npy(np.array([ROW[:4] + [np.nan, 1]], np.float32)),
+        npy(np.array([[np.inf, *ROW[1:]]], np.float32)),
+        npy(np.array([ROW[:5] + [2]], np.float32)),
+        npy(np.array([ROW[:5] + [0.5]], np.float32)),
+        npy(np.array([ROW[:4] + [1.5, 1]], np.float32)),
+        npy(np.array(TouchFile(Path("touched")), dtype=object)),
+        npy(np.zeros((50_000, 6), np.float32)),
+        declaring("(1000000000, 6)"),
+        declaring("(10000000000000, 6)"),
+        declaring("(-1, 6)"),
+    ],
+    ids=lambda content: f"{len(content)} bytes",
+)
+def test_file_of_others_in_the_cache_is_refused_and_runs_no_code(
+    teacher, images, tmp_path, detector, content, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    cache = PredictionCache(teacher, tmp_path / "cache", NAMES)
+    cache.compute(images)
+    file = cache._file(images[0])
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"expected .*; delete it") as error:
+        cache.of(images[0], (SIZE, SIZE))
+    assert str(error.value).isprintable() and not (tmp_path / "touched").exists()
+
+
+def test_cache_behind_a_link_is_refused(teacher, images, tmp_path, detector):
+    folder = PredictionCache(teacher, tmp_path / "cache", NAMES).folder
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="expected a folder, got a link"):
+        PredictionCache(teacher, tmp_path / "cache", NAMES)
+
+
 def test_unreadable_image_is_an_error(teacher, images, tmp_path, detector):
     images[1].write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"001\.png is not readable as an image"):
+    with pytest.raises(DataError, match=r"001\.png: expected a BMP, JPEG"):
         PredictionCache(teacher, tmp_path / "cache", NAMES).compute(images)

@@ -104,6 +104,15 @@ def test_predictions_are_read_from_yolo_files_and_from_coco(tmp_path):
         ("7 0.5 0.5 0.1 0.1 0.5", "expected classes 0 to 1, got 7; list the class names in"),
         ("0 0.5 0.5 0.1 0.1 50", r"expected confidences in \[0, 1\], got 50"),
         ("0 0.5 0.5 0.1 0.1 -0.5", r"expected confidences in \[0, 1\], got -0.5"),
+        ("nan 0.5 0.5 0.1 0.1 0.5", "expected classes 0 to 1, got nan"),
+        ("1e308 0.5 0.5 0.1 0.1 0.5", "expected classes 0 to 1, got inf"),
+        ("0 nan 0.5 0.1 0.1 0.5", "expected boxes with a size ≥ 0"),
+        ("0 0.5 0.5 -0.1 0.1 0.5", "expected boxes with a size ≥ 0"),
+        ("0 1e308 0.5 0.1 0.1 0.5", "expected boxes with a size ≥ 0"),
+        ("0 0.5 0.5 0.1 0.1 nan", r"expected confidences in \[0, 1\], got nan"),
+        ("0 0.5 0.5 0.1 0.1 0.5\n" * 10_001, "at most 10000 predictions"),
+        ("0 " * 2_500_000, "at most 4 MB"),
+        ("\x1b[31m 0.5 0.5 0.1 0.1 0.5", "6 numbers"),
         (None, "holds no predictions"),
     ],
 )
@@ -114,7 +123,41 @@ def test_unusable_predictions_are_refused(tmp_path, content, expected):
         open_teacher(str(tmp_path), NAMES)
 
 
-def test_a_broken_coco_file_is_refused(tmp_path):
-    (tmp_path / "p.json").write_text('[{"image_id": 1}]')
-    with pytest.raises(UnusableModelError, match="not a COCO results file"):
+RESULT = '[{"image_id": "a", "category_id": 1, "bbox": [%s, 45, 20, 10], "score": %s}]'
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('[{"image_id": 1}]', "not a COCO results file"),
+        ('{"a": 1}', "not a COCO results file"),
+        ("[" * 1_000_000, "too many levels"),
+        (RESULT % ("NaN", 0.5), "expected boxes"),
+        (RESULT % ("1e400", 0.5), "expected boxes"),
+        (RESULT % ("9" * 4000, 0.5), "OverflowError"),
+        (RESULT % (1, "NaN"), "expected confidences"),
+        (RESULT % (1, '"x"'), "ValueError"),
+        (RESULT.replace('y_id": 1', 'y_id": 1e9') % (1, 0.5), "expected classes"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_broken_coco_results_are_refused_in_one_line(tmp_path, content, expected):
+    (tmp_path / "p.json").write_text(content)
+    with pytest.raises(UnusableModelError, match=expected) as error:
         open_teacher(str(tmp_path / "p.json"), NAMES)
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
+
+
+def test_class_list_of_predictions_is_checked(tmp_path):
+    (tmp_path / "a.txt").write_text("1 0.5 0.5 0.2 0.1 0.75\n")
+    listed = tmp_path / "classes.txt"
+    listed.write_bytes(b"car\r\nperson\r\n\r\n")
+    assert open_teacher(str(tmp_path), ()).names == NAMES
+    for text, expected in (
+        ("car\nper\x1bson\n", "that print"),
+        ("\n".join(map(str, range(100_000))), "1 to 10000 class names"),
+        ("x" * 2_000_000, "at most 1 MB"),
+    ):
+        listed.write_text(text)
+        with pytest.raises(UnusableModelError, match=expected):
+            open_teacher(str(tmp_path), NAMES)

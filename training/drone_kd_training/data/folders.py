@@ -5,32 +5,41 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 from pathlib import Path
 
 from drone_kd.text import one_line
 from drone_kd_training.data.names import DataError
 
 
+def real_folder(path: Path) -> Path:
+    """Make a folder with its parents, or accept one; return its path.
+
+    Raises DataError if a link or a file is there: whoever made a link chooses where files are
+    written. OSError if the folder cannot be made.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise DataError(
+            f"{one_line(path)}: expected a folder, got a link or a file; delete it, or choose "
+            "another output"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def own_folder(path: Path) -> Path:
     """Make a folder with its parents, or accept one of this user's; return its path.
 
-    Raises DataError if there is a link, a file, or a folder of another user: whoever made it
-    chooses what is read, or where files are written. OSError if it cannot be made.
+    Raises DataError if a link, a file, or a folder of another user is there: whoever made it
+    chooses what is used as finished work. OSError if it cannot be made.
     """
     try:
         path.mkdir(parents=True)
     except FileExistsError:
-        status = path.lstat()
-        if not stat.S_ISDIR(status.st_mode):
+        owner = real_folder(path).lstat().st_uid
+        if owner != os.geteuid():
             raise DataError(
-                f"{one_line(path)}: expected a folder, got a link or a file; delete it, or choose "
+                f"{one_line(path)}: expected a folder of your own, got one of uid {owner}; choose "
                 "another output"
-            ) from None
-        if status.st_uid != os.geteuid():
-            raise DataError(
-                f"{one_line(path)}: expected a folder of your own, got one of uid "
-                f"{status.st_uid}; choose another output"
             ) from None
     return path
 

@@ -3,28 +3,33 @@
 
 The folder is named by the teacher and a hash of its weights, input size and tiles; a file in it by
 a hash of the image. Predictions of another teacher, input size or image are never mistaken for
-these, and an interrupted run continues.
+these, and an interrupted run continues. A file that is no such table is refused.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import io
 import json
 from collections.abc import Iterable
 from functools import cache, cached_property
 from pathlib import Path
 
-import cv2
 import numpy as np
 from ultralytics.utils import LOGGER
 
 from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector
 from drone_kd.files import atomic_file, file_sha256, write_text
+from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.metrics import MAX_DETECTIONS
+from drone_kd.parsing import ParseError, read_limited
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import track
-from drone_kd_training.data.dataset import DataError
+from drone_kd.text import one_line
+from drone_kd_training.data.folders import real_folder
+from drone_kd_training.data.names import DataError
 from drone_kd_training.evaluation.evaluate import IOU
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend
@@ -36,6 +41,8 @@ from drone_kd_training.teachers.teachers import (
 )
 from drone_kd_training.teachers.teaching_plan import Teacher
 
+# Of the predictions for one image: rows of six float32, after a header.
+MAX_TABLE_BYTES = 1_000_000
 # Incremented when the same settings give other predictions.
 _VERSION = 1
 
@@ -46,7 +53,8 @@ class PredictionCache:
     def __init__(self, teacher: Teacher, folder: Path, names: tuple[str, ...]) -> None:
         """Open the cache of a teacher in ``folder``, which is that of all teachers.
 
-        A teacher of given predictions has none; ``names`` are the student's classes.
+        A teacher of given predictions has none; ``names`` are the student's classes. Raises
+        DataError if its folder is a link.
         """
         self.teacher = teacher
         self._given: Predictions | None = None
@@ -61,12 +69,14 @@ class PredictionCache:
         }
         key = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:12]
         self.folder = folder / f"{teacher.name}-{key}"
-        others = [p for p in folder.glob(f"{teacher.name}-*") if p != self.folder]
+        pattern = f"{glob.escape(teacher.name)}-*"
+        others = [p for p in folder.glob(pattern) if p != self.folder]
         if others and not self.folder.exists():
             LOGGER.info(
-                f"{teacher.name}: the predictions in {others[0]} are of other weights, "
+                f"{teacher.name}: the predictions in {one_line(others[0])} are of other weights, "
                 "another input size or other tiles: computed again"
             )
+        real_folder(self.folder)
         write_text(self.folder / "teacher.json", json.dumps(made_by, indent=1))
 
     def compute(self, images: Iterable[Path]) -> None:
@@ -79,9 +89,10 @@ class PredictionCache:
             return
         missing = [p for p in dict.fromkeys(images) if not self._file(p).is_file()]
         for path in track(missing, f"Predict with {self.teacher.name}", "image"):
-            image = cv2.imread(str(path))
-            if image is None:
-                raise DataError(f"{path} is not readable as an image")
+            try:
+                image = read_image(path)
+            except SourceError as error:
+                raise DataError(one_line(error)) from None
             found = self._predict(image)
             height, width = image.shape[:2]
             size = np.array([width, height] * 2, np.float32)
@@ -94,10 +105,11 @@ class PredictionCache:
     def of(self, image: Path, shape: tuple[int, int]) -> np.ndarray:
         """Return the predictions for an image of ``shape`` (height, width) in pixels.
 
-        Float32 (n, 6): x1, y1, x2, y2 in [0, 1] of the image, score, the teacher's class.
+        Float32 (n, 6): x1, y1, x2, y2 in [0, 1] of the image, score, the teacher's class. Raises
+        DataError if the cache's file is no such table.
         """
         if self._given is None:
-            return np.load(self._file(image))
+            return read_table(self._file(image), len(self.teacher.names))
         boxes, scores = self._given.found.get(
             image.stem, (np.zeros((0, 4)), np.zeros((0, len(self._given.names))))
         )
@@ -124,6 +136,30 @@ class PredictionCache:
 
     def _predict(self, image: np.ndarray) -> Detections:
         return self._detector(image)
+
+
+def read_table(path: Path, classes: int) -> np.ndarray:
+    """Return a table of `PredictionCache.of` from its .npy file; DataError if it is none."""
+    try:
+        content = io.BytesIO(read_limited(path, MAX_TABLE_BYTES))
+        table = np.load(content, allow_pickle=False)
+    except ParseError as error:
+        raise DataError(f"{error}; delete it") from None
+    except (ValueError, EOFError, MemoryError, OverflowError, SyntaxError):
+        table = None
+    if (
+        not isinstance(table, np.ndarray)
+        or (table.dtype, table.shape[1:]) != (np.float32, (6,))
+        or not (np.abs(table) <= classes).all()
+        or not (table[:, 4:] >= 0).all()
+        or not (table[:, 4] <= 1).all()
+        or not np.isin(table[:, 5], np.arange(classes)).all()
+    ):
+        raise DataError(
+            f"{one_line(path)}: expected predictions as float32 (n, 6) with scores in [0, 1] and "
+            f"classes 0 to {classes - 1}; delete it"
+        )
+    return table
 
 
 # Every image is hashed more than once.

@@ -9,8 +9,7 @@ other teacher returns `Boxes`, from which class probabilities and boxes are lear
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -19,6 +18,10 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 
+from drone_kd.parsing import ParseError, read_json
+from drone_kd.text import one_line
+from drone_kd_training.data.dataset import MAX_LABEL_BYTES, read_text
+from drone_kd_training.data.names import DataError, class_list
 from drone_kd_training.models.checkpoints import (
     UnusableModelError,
     class_names,
@@ -32,6 +35,11 @@ BOX_HEADS = ("RTDETRDecoder",)
 LOWEST_SCORE = 0.05
 # Class list beside YOLO's .txt files, one name per line, as annotation tools write it.
 CLASSES_FILE = "classes.txt"
+# Limits of predictions that others made: bytes of a class list, boxes of an image, all boxes times
+# classes, and the size of coordinates, in pixels or in shares of the image.
+MAX_NAMES_BYTES, MAX_BOXES, MAX_SCORES, MAX_COORDINATE = 1_000_000, 10_000, 10**9, 1e6
+# Of COCO results: some four million boxes.
+MAX_RESULTS_BYTES = 400_000_000
 # {boxes, scores, feats} of a Detect head.
 RawPredictions = dict[str, Any]
 # Context around a tile in pixels: a multiple of every stride.
@@ -140,7 +148,7 @@ def open_teacher(source: str, names: tuple[str, ...], tile: int | None = None) -
         tile: side in pixels of the tiles in which a detector predicts larger images; None: whole.
 
     Raises:
-        UnusableModelError: none of these, or a class id or confidence out of range.
+        UnusableModelError: none of these, or a number out of range.
     """
     if holds_predictions(Path(source)):
         return read_predictions(source, names)
@@ -157,61 +165,95 @@ def holds_predictions(weights: Path) -> bool:
 def read_predictions(source: str, names: tuple[str, ...]) -> Predictions:
     """Read a folder of YOLO .txt with confidences, or a COCO results .json; see `open_teacher`."""
     path = Path(source)
-    if (listed := path / CLASSES_FILE).is_file():
-        names = tuple(listed.read_text(encoding="utf-8").split("\n")[:-1])
-    found = (_read_folder if path.is_dir() else _read_coco)(path, len(names))
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    scores = 0
+    try:
+        if (listed := path / CLASSES_FILE).is_file():
+            names = _read_class_list(listed)
+        for stem, table in (_read_folder if path.is_dir() else _read_coco)(path):
+            scores += len(table) * len(names)
+            if len(table) > MAX_BOXES or scores > MAX_SCORES:
+                raise UnusableModelError(
+                    f"{one_line(path)}: expected at most {MAX_BOXES} predictions for an image and "
+                    f"{MAX_SCORES} scores in all (predictions times classes), got more"
+                )
+            found[stem] = _checked(path / stem if path.is_dir() else path, table, len(names))
+    except (DataError, ParseError) as error:
+        raise UnusableModelError(str(error)) from None
     if not found:
         raise UnusableModelError(
-            f"{source} holds no predictions: expected lines 'class x y w h confidence' in .txt "
-            "files named like the images, or a COCO results .json"
+            f"{one_line(source)} holds no predictions: expected lines 'class x y w h confidence' "
+            "in .txt files named like the images, or a COCO results .json"
         )
     return Predictions(names, found, pixels=not path.is_dir())
 
 
-def _one_hot(class_ids: np.ndarray, scores: np.ndarray, classes: int, source: Path) -> np.ndarray:
-    """Return (n, C) scores: the predicted class has its confidence, every other class 0."""
-    class_ids = class_ids.astype(int)
-    if wrong := [i for i in class_ids if not 0 <= i < classes]:
+def _read_class_list(path: Path) -> tuple[str, ...]:
+    """Return the class names of a file with one per line; none: its folder has no predictions."""
+    lines = [line.strip() for line in read_text(path, MAX_NAMES_BYTES).splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    return class_list(lines, path) if lines else ()
+
+
+def _checked(where: Path, table: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes (n, 4) and scores (n, C), the predicted class's and 0 for every other class.
+
+    ``table``: float32 (n, 6): centre and size, class, confidence. Raises UnusableModelError for
+    numbers out of their range.
+    """
+    shown = one_line(where)
+    boxes, class_ids, scores = table[:, :4], table[:, 4], table[:, 5]
+    if not (np.abs(boxes) <= MAX_COORDINATE).all() or not (boxes[:, 2:] >= 0).all():
         raise UnusableModelError(
-            f"{source}: expected classes 0 to {classes - 1}, got {wrong[0]}; list the class names "
-            f"in {CLASSES_FILE} if they differ from the data's"
+            f"{shown}: expected boxes with a size ≥ 0 within {MAX_COORDINATE:g}, got others"
         )
-    if wrong := [s for s in scores if not 0 <= s <= 1]:
-        raise UnusableModelError(f"{source}: expected confidences in [0, 1], got {wrong[0]:g}")
-    full = np.zeros((len(class_ids), classes), np.float32)
-    full[np.arange(len(class_ids)), class_ids] = scores
-    return full
+    known = (class_ids >= 0) & (class_ids < classes)
+    if not known.all():
+        raise UnusableModelError(
+            f"{shown}: expected classes 0 to {classes - 1}, got {class_ids[~known][0]:g}; list "
+            f"the class names in {CLASSES_FILE} if they differ from the data's"
+        )
+    inside = (scores >= 0) & (scores <= 1)
+    if not inside.all():
+        raise UnusableModelError(
+            f"{shown}: expected confidences in [0, 1], got {scores[~inside][0]:g}"
+        )
+    full = np.zeros((len(table), classes), np.float32)
+    full[np.arange(len(table)), class_ids.astype(int)] = scores
+    return boxes, full
 
 
-def _read_folder(folder: Path, classes: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Read YOLO .txt files with confidences: stem -> boxes (n, 4), cxcywh, and scores (n, C)."""
-    found = {}
+def _read_folder(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield stem and rows (see `_checked`) of YOLO .txt files with confidences."""
     for path in sorted(p for p in folder.rglob("*.txt") if p.name != CLASSES_FILE):
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line]
+        lines = [line.split() for line in read_text(path, MAX_LABEL_BYTES).splitlines() if line]
         try:
-            rows = np.array(lines, np.float32).reshape(-1, 6)
+            with np.errstate(over="ignore"):
+                rows = np.array(lines, np.float32).reshape(-1, 6)
         except ValueError:
             expected = "expected lines 'class x y w h confidence' (6 numbers)"
-            raise UnusableModelError(f"{path}: {expected}") from None
-        found[path.stem] = rows[:, 1:5], _one_hot(rows[:, 0], rows[:, 5], classes, path)
-    return found
+            raise UnusableModelError(f"{one_line(path)}: {expected}") from None
+        yield path.stem, rows[:, [1, 2, 3, 4, 0, 5]]
 
 
-def _read_coco(path: Path, classes: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Read COCO results, whose image_id is the image file's stem and category_id the class id."""
+def _read_coco(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield stem and rows (see `_checked`) of COCO results, in pixels.
+
+    An image_id is the image file's stem, a category_id the class id.
+    """
+    content = read_json(path, MAX_RESULTS_BYTES)
     by_image: dict[str, list] = {}
     try:
-        for e in json.loads(path.read_text(encoding="utf-8")):
-            x, y, w, h = e["bbox"]
-            row = (x + w / 2, y + h / 2, w, h, e["category_id"], e["score"])
+        for e in content:
+            x, y, w, h = map(float, e["bbox"])
+            row = (x + w / 2, y + h / 2, w, h, float(e["category_id"]), float(e["score"]))
             by_image.setdefault(str(e["image_id"]), []).append(row)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise UnusableModelError(
-            f"{path} is not a COCO results file (a list of image_id, category_id, bbox and "
-            f"score): {type(error).__name__} {error}"
-        ) from error
-    found = {}
+            f"{one_line(path)} is not a COCO results file (a list of image_id, category_id, bbox "
+            f"and score): {type(error).__name__} {one_line(error)}"
+        ) from None
     for stem, rows in by_image.items():
-        table = np.array(rows, np.float32)
-        found[stem] = table[:, :4], _one_hot(table[:, 4], table[:, 5], classes, path)
-    return found
+        with np.errstate(over="ignore"):
+            yield stem, np.array(rows, np.float32)

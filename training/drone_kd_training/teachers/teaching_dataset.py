@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,15 +24,19 @@ import yaml
 from ultralytics.utils import LOGGER
 
 from drone_kd.files import write_text
+from drone_kd.media.image_files import SourceError, read_image
+from drone_kd.parsing import ParseError, read_json
 from drone_kd.progress import track
+from drone_kd.text import one_line
 from drone_kd_training.data.dataset import (
-    DataError,
     DataSet,
     Sample,
     centre_and_size,
     label_lines,
     read_sample,
 )
+from drone_kd_training.data.folders import empty_folder
+from drone_kd_training.data.names import DataError
 from drone_kd_training.teachers.fusion import count_right, fuse, translate
 from drone_kd_training.teachers.prediction_cache import PredictionCache
 from drone_kd_training.teachers.soft_labels import Coverage
@@ -49,6 +53,7 @@ MEASURED_IMAGES = 100
 # if they have at least this many labels of the class.
 MEASURED_LABELS = 20
 JPEG_QUALITY = 92
+_REGIONS_BYTES = 400_000_000
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ class Frames:
 def write_frames(plan: Plan, folder: Path) -> Frames:
     """Run the teachers, fuse their predictions, and write the training set.
 
-    Predictions are cached by image, and a complete folder is left as it is.
+    Predictions are cached by image, beside ``folder`` if the plan's own cache is read-only. A
+    complete folder is left as it is.
 
     Raises:
         DataError: an image that a teacher needs cannot be read, or a source has no usable image.
@@ -77,13 +83,17 @@ def write_frames(plan: Plan, folder: Path) -> Frames:
     frames = Frames(folder / "data.yaml", folder / "answers", val)
     if (folder / REGIONS).is_file():
         return frames
-    caches = {t.name: PredictionCache(t, plan.answers, plan.names) for t in plan.teachers}
+    answers = plan.answers
+    if not os.access(next(p for p in (answers, *answers.parents) if p.exists()), os.W_OK):
+        answers = folder.parent / answers.name
+        LOGGER.info(f"{one_line(plan.answers)} is read-only: predictions go to {answers}")
+    caches = {t.name: PredictionCache(t, answers, plan.names) for t in plan.teachers}
     for teacher in plan.teachers:
         caches[teacher.name].compute(
             [p for s in plan.sources if s.name in teacher.sources for p in s.train]
         )
     weights = measure_weights(plan, caches)
-    shutil.rmtree(folder, ignore_errors=True)
+    empty_folder(folder)
     for part in ("images/train", "labels/train", "answers"):
         (folder / part).mkdir(parents=True)
     write_text(frames.answers / CLASSES_FILE, "".join(f"{n}\n" for n in plan.names))
@@ -113,10 +123,15 @@ def write_regions(path: Path, coverage: list[Coverage], kind_of: dict[str, int])
 
 
 def read_regions(path: Path) -> tuple[list[Coverage], dict[str, int]]:
-    """Read the kinds of images, and each image's kind, from `write_regions`."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    kinds = [Coverage(tuple(k["labelled"]), tuple(k["answered"])) for k in content["kinds"]]
-    return kinds, content["frames"]
+    """Read the kinds of images, and each image's kind, from `write_regions`; else DataError."""
+    try:
+        content = read_json(path, _REGIONS_BYTES)
+        kinds = [Coverage(tuple(k["labelled"]), tuple(k["answered"])) for k in content["kinds"]]
+        return kinds, dict(content["frames"])
+    except (ParseError, KeyError, TypeError, ValueError):
+        raise DataError(
+            f"{one_line(path)}: expected what `write_regions` writes; delete its folder"
+        ) from None
 
 
 def measure_weights(plan: Plan, caches: dict[str, PredictionCache]) -> dict[str, np.ndarray]:
@@ -242,9 +257,10 @@ class _Thinning:
 
 
 def _unlabelled(path: Path) -> Sample | None:
-    image = cv2.imread(str(path))
-    if image is None:
-        LOGGER.warning(f"ignored {path}: not readable as an image")
+    try:
+        image = read_image(path)
+    except SourceError as error:
+        LOGGER.warning(f"ignored {one_line(error)}")
         return None
     return Sample(path, image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
 
@@ -262,6 +278,8 @@ def views(
         yield "", None, (0.0, 0.0, 1.0, 1.0)
         return
     for scale in crops.scales:
+        if scale * min(image.shape[:2]) < 1:
+            continue  # nothing would be left
         scaled = image
         if scale != 1:
             how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
