@@ -3,11 +3,14 @@ import contextlib
 import csv
 import errno
 import io
+import json
 import os
 import re
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from unittest import mock
 from unittest.mock import Mock
 
 import cv2
@@ -19,6 +22,7 @@ from drone_kd_training.data.dataset import image_paths, load_data, read_sample
 from drone_kd_training.mining import mined_dataset, stages
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 from drone_kd_training.teachers.teachers import open_teacher
+from folder_contents import contents
 from mining_flights import NAMES, SECOND, flight
 from recorded import content, cut, image, jpeg, scene, storage_file, write_bag
 from tiny_model import tiny_spec, write_fixed_model
@@ -38,8 +42,10 @@ def table(folder: Path) -> list[dict[str, str]]:
 def mined(bag, teacher, student, tmp_path_factory) -> Path:
     """The data set of one flight, by the command; read only."""
     output = tmp_path_factory.mktemp("whole") / "mined"
+    before = contents(bag)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert mine(output, bag, teacher=teacher, student=student) == 0
+    assert contents(bag) == before
     assert re.search(r"60 frames.* 12 .* 3 held out", printed.getvalue())
     assert [p.name for p in output.parent.iterdir()] == ["mined"]  # no work folder is left
     return output
@@ -241,3 +247,74 @@ def test_checkpoint_as_teacher(tiny_teacher, student, tmp_path):
     assert mine(tmp_path / "mined", bag, teacher=tiny_teacher, student=student, frames=2) == 0
     names = (tmp_path / "mined" / "answers" / "classes.txt").read_text().split()
     assert tuple(names) == NAMES
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """A flight of 12 images."""
+    folder = tmp_path / "flight"
+    folder.mkdir()
+    for k in range(12):
+        cv2.imwrite(str(folder / f"{k:03d}.png"), scene(k // 3, k))
+    return folder
+
+
+@pytest.fixture
+def interrupted(images, teacher, student, tmp_path, monkeypatch) -> Path:
+    """The work folder of a run that was interrupted before its frames were labelled."""
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "label", Mock(side_effect=KeyboardInterrupt))
+        assert mine(tmp_path / "mined", images, teacher=teacher, student=student) == 130
+    return tmp_path / ".mined.mining"
+
+
+def test_planted_work_folder_is_refused(interrupted, images, teacher, student, tmp_path, capsys):
+    """Where others may write, they can plant links, and frames as finished work."""
+    again = partial(mine, tmp_path / "mined", images, teacher=teacher, student=student)
+    for part in ("images", "images/train", "labels/val", "answers", "shards", ""):
+        folder, elsewhere = interrupted / part, tmp_path / "elsewhere"
+        folder.rename(elsewhere)
+        folder.symlink_to(elsewhere)
+        before = contents(elsewhere)
+        assert again() == 2
+        assert "expected a folder, got a link" in capsys.readouterr().err
+        assert contents(elsewhere) == before
+        folder.unlink()
+        elsewhere.rename(folder)
+    with mock.patch("os.geteuid", return_value=os.getuid() + 1):
+        assert again() == 2
+    assert "expected a folder of your own" in capsys.readouterr().err
+    assert again() == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda shard: shard["candidates"][0].update(name="../../../outside"),
+        lambda shard: shard["candidates"][0].update(index="1"),
+        lambda shard: shard.pop("candidates"),
+        lambda shard: shard["candidates"].append(7),
+    ],
+    ids=["name", "index", "missing", "type"],
+)
+def test_forged_scores_are_refused(
+    interrupted, images, teacher, student, tmp_path, change, capsys
+):
+    file = next((interrupted / "shards").iterdir())
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    before = {p for p in tmp_path.rglob("*") if p.is_file()}
+    assert mine(tmp_path / "mined", images, teacher=teacher, student=student) == 2
+    assert "expected the scores of an interrupted run" in capsys.readouterr().err
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_bag_with_a_problem_in_every_frame_gives_few_lines(teacher, student, tmp_path, capsys):
+    frames = [
+        ("/a", k * SECOND, image(scene(0, k), k * SECOND, f"\x1b[31m{k}")) for k in range(200)
+    ]
+    bag = write_bag(tmp_path / "bag", frames)
+    assert mine(tmp_path / "mined", bag, teacher=teacher, student=student, frames=4) == 2
+    captured = capsys.readouterr()
+    assert captured.out.count("WARNING") <= 51 and "\x1b" not in captured.out + captured.err

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from drone_kd.files import file_sha256, write_text
 from drone_kd.media.image_files import SourceError
+from drone_kd.parsing import ParseError, read_json
 from drone_kd.paths import default_model_path
 from drone_kd.progress import Progress, print_line
 from drone_kd.text import one_line
-from drone_kd_training.data.dataset import DataError
+from drone_kd_training.data.folders import own_folder, real_folder
+from drone_kd_training.data.names import DataError
 from drone_kd_training.mining import mined_dataset, stages
 from drone_kd_training.mining.config import Settings
 from drone_kd_training.mining.flights import Segment, plan
@@ -41,6 +43,8 @@ Row = dict[str, Any]
 # Segments with their chosen frames.
 Chosen = list[tuple[Segment, list[Row]]]
 Warn = Callable[[str], None]
+# A damaged flight may have a problem of its own in every frame.
+MAX_WARNINGS = 50
 
 
 def mine(
@@ -67,9 +71,11 @@ def mine(
     if not 0 < settings.sure < 1:
         raise ValueError(f"--sure: expected a score between 0 and 1, got {settings.sure:g}")
     if output.exists():
-        raise FileExistsError(f"{output} exists already: choose another folder, or delete it")
+        raise FileExistsError(
+            f"{one_line(output)} exists already: choose another folder, or delete it"
+        )
     models = open_models(settings.teacher, settings.student)
-    segments = plan(flights, list(topics), lambda error: warn(f"WARNING {error}"))
+    segments = plan(flights, list(topics), lambda error: warn(f"WARNING {one_line(error, 400)}"))
     work = _work_folder(output, settings, segments)
     if cluster is None:
         workers: InProcess | Cluster = InProcess(models)
@@ -93,8 +99,8 @@ def mine(
         work.replace(output)
     except OSError as error:
         raise OSError(
-            f"{error.filename or work}: {error.strerror or error}; finished work is kept: the "
-            "same command continues it"
+            f"{one_line(error.filename or work)}: {error.strerror or one_line(error)}; finished "
+            "work is kept: the same command continues it"
         ) from error
     splits = Counter(row["split"] for row in rows)
     frames = sum(part["frames"] for part in done.values())
@@ -135,17 +141,33 @@ def _score(
             write_text(shards[segment.key], json.dumps(summary))
             frames += summary["frames"]
             progress.update(note=f"{frames} frames")
-    return {key: json.loads(path.read_bytes()) for key, path in shards.items()}
+    return {segment.key: _read_shard(shards[segment.key], segment) for segment in segments}
+
+
+def _read_shard(path: Path, segment: Segment) -> Row:
+    """Return the summary of a segment; DataError if the file is none."""
+    try:
+        summary = read_json(path)
+        # Frames are written under their names.
+        if all(c["name"] == stages.frame_name(segment, c["index"]) for c in summary["candidates"]):
+            return summary
+    except (ParseError, KeyError, TypeError, ValueError):
+        pass
+    raise DataError(
+        f"{one_line(path)}: expected the scores of an interrupted run; delete its folder"
+    )
 
 
 def _report(done: dict[str, Row], warn: Warn) -> None:
     problems: Counter[str] = Counter()
     for part in done.values():
         problems.update(part["said"])
-    for line, times in problems.items():
-        warn(f"WARNING {line}" + (f" ({times} times)" if times > 1 else ""))
+    for line, times in problems.most_common(MAX_WARNINGS):
+        warn(f"WARNING {one_line(line, 400)}" + (f" ({times} times)" if times > 1 else ""))
+    if len(problems) > MAX_WARNINGS:
+        warn(f"WARNING {len(problems) - MAX_WARNINGS} other problems")
     if not sum(part["frames"] for part in done.values()):
-        reason = next(iter(problems), "all flights are empty")
+        reason = one_line(next(iter(problems), "all flights are empty"), 400)
         raise SourceError(f"expected a readable frame in some flight, found none: {reason}")
 
 
@@ -195,7 +217,7 @@ def _label(work: Path, chosen: Chosen, label: Callable[..., Iterator], confident
 
 
 def _work_folder(output: Path, settings: Settings, segments: list[Segment]) -> Path:
-    """Return the work folder beside the output: new, or of the same command."""
+    """Return the work folder beside the output: new, or of the same command and user."""
     models = [settings.teacher, settings.student or str(default_model_path())]
     parts = json.dumps([[s.key, s.start, s.stop] for s in segments]).encode()
     content = {
@@ -203,17 +225,20 @@ def _work_folder(output: Path, settings: Settings, segments: list[Segment]) -> P
         "models": [_digest(model) for model in models],
         "segments": hashlib.sha256(parts).hexdigest(),
     }
-    work = output.with_name(f".{output.name}.mining")
+    work = own_folder(output.with_name(f".{output.name}.mining"))
     settings_file = work / "settings.json"
     if settings_file.exists():
-        before = json.loads(settings_file.read_bytes())
-        if changed := sorted(key for key in content if before.get(key) != content[key]):
+        before = read_json(settings_file)
+        names = sorted(content)
+        if isinstance(before, dict):
+            names = [name for name in names if before.get(name) != content[name]]
+        if names:
             raise DataError(
-                f"{work} holds an interrupted run with other {', '.join(changed)}: delete it, or "
-                "choose another --output"
+                f"{one_line(work)} holds an interrupted run with other {', '.join(names)}: delete "
+                "it, or choose another --output"
             )
     mined_dataset.make_folders(work)
-    (work / "shards").mkdir(exist_ok=True)
+    real_folder(work / "shards")
     write_text(settings_file, json.dumps(content))
     return work
 

@@ -26,7 +26,9 @@ import yaml
 
 from drone_kd.core.preprocess import letterbox
 from drone_kd.files import write_bytes, write_text
+from drone_kd.media.image_files import read_image
 from drone_kd.visualization import contact_sheet, draw_text
+from drone_kd_training.data.folders import real_folder
 from drone_kd_training.mining.reasons import REASONS
 from drone_kd_training.mining.stages import LabelledFrame
 from drone_kd_training.teachers.fusion import rescale
@@ -46,11 +48,11 @@ _LABEL_COLOUR, _IGNORED_COLOUR = (90, 230, 60), (0, 160, 255)
 
 
 def make_folders(root: Path) -> None:
-    """Make the folders of a data set that do not exist yet."""
+    """Make the folders of a data set that do not exist yet; DataError: one is a link or a file."""
     for kind in ("images", "labels"):
         for split in SPLITS:
-            (root / kind / split).mkdir(parents=True, exist_ok=True)
-    (root / "answers").mkdir(exist_ok=True)
+            real_folder(real_folder(root / kind) / split)
+    real_folder(root / "answers")
 
 
 def write_frame(
@@ -117,10 +119,8 @@ def _tiles(root: Path, rows: list[dict[str, Any]]) -> Iterator[np.ndarray]:
     """Yield thumbnails with pseudo-labels in green and predictions to ignore in orange."""
     for row in rows:
         path = root / "images" / row["split"] / f"{row['name']}.jpg"
-        image = cv2.imread(str(path))
-        if image is None:
-            raise OSError(f"{path} cannot be read")
-        tile, (scale, left, top) = letterbox(np.asarray(image, np.uint8), *_TILE)
+        image = read_image(path)
+        tile, (scale, left, top) = letterbox(image, *_TILE)
         size = np.array([image.shape[1], image.shape[0]]) * scale
         for _, x, y, w, h, score in _read_predictions(root, row["name"]):
             if score < IGNORE_BAND[0]:

@@ -3,6 +3,10 @@
 
 Segments go in; frames stream from the readers to actors that hold both models. A result is used
 once, even if a node died and another one computed it again.
+
+Payloads are pickles, which run code when they are read. They pass between this command and the
+workers that it started, over the cluster that the user named (``--cluster HOST:PORT``) and nowhere
+else; no file holds any. Whoever reaches a cluster's port can run code on it anyway.
 """
 
 from __future__ import annotations
@@ -151,7 +155,7 @@ def _load(model: str) -> tuple[str, bytes]:
     from drone_kd_training.models.checkpoints import resolve_model
 
     path = Path(model if model.endswith(".onnx") else resolve_model(model))
-    return path.name, path.read_bytes()
+    return f"model{path.suffix}", path.read_bytes()
 
 
 def _store(model: tuple[str, bytes], folder: Path) -> str:

@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 
 from drone_kd.core.detections import Detections
+from drone_kd.media.image_files import SourceError
+from drone_kd.text import one_line
 from drone_kd_training.mining.flights import Frame, Segment, read
 from drone_kd_training.mining.frame_features import FrameFeatures, drop_near_duplicates
 from drone_kd_training.mining.hardness import disagreement
@@ -33,6 +35,8 @@ BATCH = 8
 # A scene ends at a frame whose embedding is this far from that of the scene's first frame.
 SCENE_DISTANCE = 0.06
 _JPEG_QUALITY = 95
+# Different ones, of a segment.
+_MAX_PROBLEMS = 50
 
 
 class LabelledFrame(NamedTuple):
@@ -51,7 +55,13 @@ Labelled = tuple[Segment, list[LabelledFrame]]
 
 def read_features(segment: Segment, problems: Counter[str]) -> Iterator[list[FrameFeatures]]:
     """Yield a segment's frames without near duplicates, in batches; count `problems`."""
-    frames = read(segment, lambda error: problems.update([str(error)]))
+
+    def count(error: SourceError) -> None:
+        line = one_line(error, 400)
+        full = line not in problems and len(problems) >= _MAX_PROBLEMS
+        problems["other problems" if full else line] += 1
+
+    frames = read(segment, count)
     return batches(drop_near_duplicates(frames))
 
 
@@ -100,6 +110,11 @@ def summarise(
     return {"said": dict(problems), "frames": len(scored), "candidates": candidates}
 
 
+def frame_name(segment: Segment, number: int) -> str:
+    """Return the name of a frame, safe in a file name."""
+    return f"{segment.key}-{number:06d}"
+
+
 def batches(items: Iterable, size: int = BATCH) -> Iterator[list]:
     """Yield lists of `size` items; the last one may be shorter."""
     iterator = iter(items)
@@ -123,7 +138,7 @@ def _scenes(scored: list[ScoredFrame]) -> Iterator[list[int]]:
 
 def _candidate(segment: Segment, scored: list[ScoredFrame], i: int) -> dict[str, Any]:
     frame = scored[i]
-    name = f"{segment.key}-{frame.number:06d}"
+    name = frame_name(segment, frame.number)
     return {
         "name": name,
         "index": frame.number,
