@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, field, fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
+from drone_kd.parsing import parse_yaml
 
 T = TypeVar("T")
 Container = argparse._ActionsContainer
@@ -88,8 +88,11 @@ def from_arguments(config: type[T], arguments: argparse.Namespace, **changes: An
 
 
 def read_value(text: str) -> object:
-    """Read a setting as YAML does, and 1e-3, which YAML takes for text, as a number."""
-    value = yaml.safe_load(text)
+    """Read a setting as YAML does, and 1e-3, which YAML takes for text, as a number.
+
+    ParseError if it is no YAML.
+    """
+    value = parse_yaml(text, text)
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             return float(value)

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Folders that a command writes into: no link in them leads elsewhere."""
+"""Folders that a command writes into, and files in them: no link in them leads elsewhere."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from pathlib import Path
+from typing import TextIO
+
+import cv2
+import numpy as np
 
 from drone_kd.text import one_line
 from drone_kd_training.data.names import DataError
@@ -64,3 +68,21 @@ def check_inside(path: Path, folder: Path) -> None:
             f"{one_line(path)}: expected a folder inside {one_line(folder)}, got a link that "
             "leads elsewhere; nothing is written"
         )
+
+
+def write_image(path: Path, image: np.ndarray, quality: int | None = None) -> None:
+    """Write a BGR image in the format of the path's suffix; a link there is replaced.
+
+    ``quality``: of a JPEG, 0 to 100. OSError if it cannot be written.
+    """
+    options = () if quality is None else (cv2.IMWRITE_JPEG_QUALITY, quality)
+    encoded = cv2.imencode(path.suffix, image, options)[1]
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        file.write(encoded.tobytes())
+
+
+def open_new(path: Path) -> TextIO:
+    """Open a new text file in place of an old one, or of a link; OSError if it cannot be made."""
+    path.unlink(missing_ok=True)
+    return path.open("x", encoding="utf-8")

@@ -20,13 +20,15 @@ import cv2
 import yaml
 
 from drone_kd.files import atomic_folder
+from drone_kd.parsing import ParseError, read_json
 from drone_kd.progress import Progress
 from drone_kd.simulation.scene import CLASSES, FRAMES_PER_WORLD, Frame, draw_frame
 from drone_kd_training.data.dataset import centre_and_size, label_lines
+from drone_kd_training.data.folders import open_new, real_folder, write_image
 
 JPEG_QUALITY = 92
 WORKERS = 2
-_ARGUMENTS = "generated.json"
+_ARGUMENTS, _ARGUMENTS_BYTES = "generated.json", 10_000
 # Incremented when the same arguments give other images.
 _VERSION = 2
 
@@ -61,8 +63,8 @@ def generate(output: Path, train: int, val: int, imgsz: int = 640, seed: int = 0
 
 def _read_arguments(output: Path) -> dict | None:
     try:
-        return json.loads((output / _ARGUMENTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(output / _ARGUMENTS, _ARGUMENTS_BYTES)
+    except ParseError:
         return None
 
 
@@ -95,21 +97,23 @@ def _render_world(folder: Path, imgsz: int, job: tuple[str, int, range]) -> int:
 
 
 def write_drawn(folder: Path, split: str, name: str, frame: Frame) -> None:
-    """Write a synthetic image and its labels into a data set; OSError if it cannot be written."""
+    """Write a synthetic image and its labels into a data set.
+
+    OSError if it cannot be written, DataError if a folder of the data set is a link.
+    """
     for kind in ("images", "labels"):
-        (folder / kind / split).mkdir(parents=True, exist_ok=True)
-    image = folder / "images" / split / f"{name}.jpg"
-    if not cv2.imwrite(str(image), frame.image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)):
-        raise OSError(f"{image} could not be written")
+        real_folder(real_folder(folder / kind) / split)
+    write_image(folder / "images" / split / f"{name}.jpg", frame.image, JPEG_QUALITY)
     height, width = frame.image.shape[:2]
     boxes = centre_and_size(frame.xyxy / [width, height, width, height])
-    labels = folder / "labels" / split / f"{name}.txt"
-    labels.write_text(label_lines(frame.class_ids, boxes), encoding="utf-8")
+    with open_new(folder / "labels" / split / f"{name}.txt") as labels:
+        labels.write(label_lines(frame.class_ids, boxes))
 
 
 def write_data_yaml(folder: Path) -> Path:
     """Write the data.yaml of a synthetic data set; return its path."""
     content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(CLASSES))}
     path = folder / "data.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    with open_new(path) as file:
+        yaml.safe_dump(content, file, sort_keys=False)
     return path

@@ -28,6 +28,7 @@ import drone_kd
 from drone_kd.backends import Backend
 from drone_kd.detector import Detector
 from drone_kd.files import atomic_file, write_text
+from drone_kd.parsing import read_json
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import track
 from drone_kd_training.data.dataset import read_sample
@@ -224,7 +225,7 @@ def calibrate(checkpoint: Path, plan: Plan, output: Path) -> tuple[Path, dict[st
         # Half precision, as Ultralytics keeps its checkpoints.
         _save({"model": model.half(), "train_args": {"imgsz": INPUT_PX}}, saved)
         write_text(result, json.dumps(chosen, indent=1))
-    return saved, json.loads(result.read_text(encoding="utf-8"))
+    return saved, read_json(result)
 
 
 def choose_threshold(backend: Backend, plan: Plan) -> dict[str, Any]:

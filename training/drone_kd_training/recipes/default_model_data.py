@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from drone_kd_training.data.dataset import (
     load_data,
     read_sample,
 )
+from drone_kd_training.data.folders import empty_folder, write_image
 from drone_kd_training.data.generate import generate
 
 OVERRIDES = {"optimizer": "AdamW", "lr0": 0.0003, "lrf": 0.05, "cos_lr": True,
@@ -95,7 +95,7 @@ def _extract_frames(video: Path, folder: Path) -> None:
     capture = cv2.VideoCapture(str(video))
     with atomic_folder(folder) as temporary:
         for number, (_, frame) in enumerate(read_video(capture, str(video))):
-            cv2.imwrite(str(temporary / f"{number:04d}.png"), frame)
+            write_image(temporary / f"{number:04d}.png", frame)
 
 
 def selection_images(folder: Path, trained: set[Path]) -> list[Path]:
@@ -115,7 +115,7 @@ def write_test_set(
     """
     data = load_data(shared / "data" / name / "data.yaml")
     kinds = tuple(dict.fromkeys(KINDS[n] for n in data.names))
-    shutil.rmtree(folder, ignore_errors=True)
+    empty_folder(folder)
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
     paths = image_paths(data.val) if trained is None else selection_images(data.train, trained)

@@ -16,6 +16,7 @@ from drone_kd.backends import open_backend
 from drone_kd.detector import Detector
 from drone_kd.files import write_text
 from drone_kd.media.image_files import read_image
+from drone_kd.parsing import read_json
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import track
 from drone_kd_training.evaluation.evaluate import evaluate
@@ -95,7 +96,7 @@ def measure(
         size = None if model.suffix == ".onnx" else INPUT_PX
         scores = evaluate(model, data, imgsz=size, tiling=tiling, only=only, classes=classes)
         write_text(cached, json.dumps(scores, indent=1))
-    return json.loads(cached.read_text(encoding="utf-8"))
+    return read_json(cached)
 
 
 def relative_times(

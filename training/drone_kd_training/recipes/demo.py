@@ -20,6 +20,7 @@ from typing import Any
 from drone_kd.backends.onnx_runtime import read_spec
 from drone_kd.core.model_spec import ModelSpec
 from drone_kd.files import write_text
+from drone_kd.parsing import read_json
 from drone_kd.progress import duration
 from drone_kd_training.data.dataset import load_data
 from drone_kd_training.data.generate import generate
@@ -147,7 +148,7 @@ def _fly(plan: Plan, model: Path) -> dict[str, Any]:
         source = "" if plan.data is None else str(load_data(plan.data).val)
         flight = fly(model, source, plan.output / "flight", seconds=FLIGHT_SECONDS)
         write_text(result, json.dumps(flight, indent=1))
-    return json.loads(result.read_text(encoding="utf-8"))
+    return read_json(result)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from drone_kd.core.detections import Detections
@@ -26,6 +25,7 @@ from drone_kd.progress import Progress
 from drone_kd.simulation.scoring.flight_record import columns
 from drone_kd.simulation.simulate import ros_arguments
 from drone_kd.visualization import contact_sheet, draw_detections
+from drone_kd_training.data.folders import open_new, real_folder, write_image
 from drone_kd_training.recipes.runner import TIMEOUT_S, ros_session
 
 IMAGES, IMAGE_INTERVAL_S = 12, 1.5
@@ -43,7 +43,7 @@ def fly(
     "detections", "latency_p50_ms", "latency_p95_ms", "rate_hz" and "seconds". Raises RuntimeError
     if a process ended, or no detections were received.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    real_folder(output)
     camera = {"rate": rate_hz, **({"source": source} if source else {})}
     nodes = {
         "drone_kd.ros.detector_node": {"autostart": True, "model": str(model.resolve())},
@@ -51,7 +51,7 @@ def fly(
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(ros_session())
-        log = stack.enter_context((output / NODE_LOG).open("w", encoding="utf-8"))
+        log = stack.enter_context(open_new(output / NODE_LOG))
         processes = {}
         for module, parameters in nodes.items():
             command = [sys.executable, "-m", module, *ros_arguments(parameters)]
@@ -60,10 +60,10 @@ def fly(
         stack.callback(subscriber.node.destroy_node)
         elapsed = _measure(subscriber, processes, seconds, Path(log.name))
     for number, image in enumerate(subscriber.images):
-        cv2.imwrite(str(output / f"frame-{number:03d}.jpg"), image)
+        write_image(output / f"frame-{number:03d}.jpg", image)
     if subscriber.images:
         sheet = contact_sheet(subscriber.images, columns=3, width=1920)
-        cv2.imwrite(str(output / "contact-sheet.jpg"), sheet)
+        write_image(output / "contact-sheet.jpg", sheet)
     p50, p95 = np.percentile(subscriber.latencies_ms, (50, 95))
     return {
         "frames_in": subscriber.frames_in,

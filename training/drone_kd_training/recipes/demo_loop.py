@@ -23,8 +23,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from drone_kd.detector import load_detector
 from drone_kd.files import write_text
 from drone_kd.processes import running
@@ -36,6 +34,7 @@ from drone_kd.simulation.scoring.text import rows
 from drone_kd.simulation.simulate import ros_arguments
 from drone_kd.visualization import contact_sheet, draw_detections
 from drone_kd_training.data.dataset import image_paths, load_data
+from drone_kd_training.data.folders import write_image
 from drone_kd_training.data.generate import generate, write_data_yaml, write_drawn
 from drone_kd_training.distillation.config import NO_TEACHER, Config
 from drone_kd_training.export.calibration import spread
@@ -251,7 +250,7 @@ def _draw_pair(plan: Plan, before: Path, after: Path) -> Path:
         detector = load_detector(path)
         sides.append(draw_detections(image, detector(image), detector.backend.spec.classes))
     picture = plan.output / "before-after.jpg"
-    cv2.imwrite(str(picture), contact_sheet(sides, columns=2, width=2560))
+    write_image(picture, contact_sheet(sides, columns=2, width=2560))
     return picture
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drone_kd.processes import running
+from drone_kd_training.data.folders import open_new
 from drone_kd_training.recipes.runner import TIMEOUT_S, ros_session
 
 
@@ -19,7 +20,7 @@ def detector_client(command: Sequence[str], log: Path) -> Iterator[DetectorClien
     """Run a detector node for the duration of a block; its output goes to ``log``."""
     with (
         ros_session(),
-        log.open("w", encoding="utf-8") as file,
+        open_new(log) as file,
         running(command, stdout=file, stderr=file) as process,
     ):
         client = DetectorClient(process, log)

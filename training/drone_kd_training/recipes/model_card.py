@@ -19,6 +19,7 @@ from drone_kd.media.image_files import read_image
 from drone_kd.paths import selftest_image_path
 from drone_kd.progress import track
 from drone_kd.visualization import contact_sheet, draw_detections
+from drone_kd_training.data.folders import write_image
 from drone_kd_training.models.checkpoints import cost, load_model
 from drone_kd_training.recipes.default_model_data import Recipe
 from drone_kd_training.recipes.default_model_figures import INPUT_PX, Figures
@@ -160,14 +161,14 @@ def draw_images(docs: Path, model: Path, plan: Plan) -> None:
     image = read_image(selftest_image_path())
     drawn = draw_detections(image, detector(image), plan.names)
     height = 1000 * image.shape[0] // image.shape[1]
-    _write_image(docs / "default-model.jpg", cv2.resize(drawn, (1000, height)), 70)
+    write_image(docs / "default-model.jpg", cv2.resize(drawn, (1000, height)), 70)
     shown = [source for source in plan.sources if source.name in SHOWN]
     windows = [window for source in shown for window in _windows(detector, plan, source)]
     windows.sort(key=lambda window: (window.f1, window.name), reverse=True)
     for name, chosen in (("good", windows[:IMAGES]), ("bad", windows[-IMAGES:])):
         tiles = [_tile(window, plan.names) for window in chosen]
         sheet = contact_sheet(tiles, SHEET_COLUMNS, SHEET_COLUMNS * SHOWN_PX)
-        _write_image(docs / f"default-model-{name}.jpg", sheet, SHEET_JPEG)
+        write_image(docs / f"default-model-{name}.jpg", sheet, SHEET_JPEG)
 
 
 @dataclass(frozen=True)
@@ -232,11 +233,6 @@ def _agreement(detections: Detections, boxes: np.ndarray, x: int, y: int, classe
 def _tile(window: _Window, names: tuple[str, ...]) -> np.ndarray:
     drawn = draw_detections(window.image, window.detections, names)
     return cv2.resize(drawn, (SHOWN_PX, SHOWN_PX), interpolation=cv2.INTER_AREA)
-
-
-def _write_image(path: Path, image: np.ndarray, quality: int) -> None:
-    if not cv2.imwrite(str(path), image, (cv2.IMWRITE_JPEG_QUALITY, quality)):
-        raise OSError(f"{path} could not be written")
 
 
 SHORT = """# The default model

@@ -21,7 +21,10 @@ from ultralytics.utils.torch_utils import is_qat
 from drone_kd.backends.onnx_runtime import read_spec
 from drone_kd.files import file_sha256, write_text
 from drone_kd.lineage import Ancestor, Lineage, descend
+from drone_kd.parsing import ParseError, read_json
+from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, label_path, load_data
+from drone_kd_training.data.names import DataError
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.export.export import export
@@ -69,7 +72,7 @@ def retrain(plan: Plan, output: Path, command: str) -> dict:
     _open_folder(plan, output, inputs.lineage)
     for name in (ACCEPTED, REFUSED):
         if (output / name).is_file():
-            return json.loads((output / name).read_text(encoding="utf-8"))
+            return _read_object(output / name)
     candidate = _train(plan, inputs, output)
     result = _judge(plan, inputs, candidate)
     if result["accepted"]:
@@ -99,8 +102,9 @@ def _validate(plan: Plan, command: str) -> _Inputs:
     for name, names in (("--data", base.names), ("--mined", mined.data.names)):
         if names != classes:
             raise UnusableModelError(
-                f"the classes differ: MODEL has {list(classes)}, {name} has {list(names)}; give "
-                "base and mined frames the model's list, in its order"
+                f"the classes differ: MODEL has {one_line(list(classes))}, {name} has "
+                f"{one_line(list(names))}; give base and mined frames the model's list, in its "
+                "order"
             )
     frames = training_set.replay_frames(base, mined, plan.replay)
     lineage = _lineage(plan, command, frames, mined)
@@ -140,16 +144,27 @@ def _open_folder(plan: Plan, output: Path, lineage: Lineage) -> None:
     settings = asdict(plan) | hashes
     file = output / SETTINGS
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = _read_object(file)
         if other := [key for key in settings if before.get(key) != settings[key]]:
             raise ValueError(
-                f"{output} holds a run with other settings ({', '.join(other)}): choose another "
-                "folder, or delete it"
+                f"{one_line(output)} holds a run with other settings ({', '.join(other)}): choose "
+                "another folder, or delete it"
             )
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} is not an empty folder: choose another")
+        raise ValueError(f"{one_line(output)} is not an empty folder: choose another")
     write_text(file, json.dumps(settings, indent=1) + "\n")
+
+
+def _read_object(path: Path) -> dict:
+    """Return what an earlier run wrote; DataError if the file holds no JSON object."""
+    try:
+        content = read_json(path)
+    except ParseError as error:
+        raise DataError(f"{error}; delete its folder") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{one_line(path)}: expected a JSON object; delete its folder")
+    return content
 
 
 def _train(plan: Plan, inputs: _Inputs, output: Path) -> Path:

@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from drone_kd.files import atomic_folder, write_text
+from drone_kd.text import one_line
 from drone_kd_training.data.dataset import (
-    DataError,
     DataSet,
     image_paths,
     label_lines,
     label_path,
     load_data,
+    read_labels,
 )
+from drone_kd_training.data.names import DataError
 from drone_kd_training.export.calibration import spread
+from drone_kd_training.mining.annotation_formats import read_corrected
 from drone_kd_training.models.checkpoints import UnusableModelError, match_classes
 from drone_kd_training.teachers.predict import predict
 from drone_kd_training.teachers.teachers import CLASSES_FILE, Predictions, read_predictions
@@ -57,13 +60,13 @@ def read_mined(folder: Path) -> Mined:
         ("answers", "has no teacher predictions"),
     ):
         if not (folder / name).exists():
-            raise DataError(f"{folder} {problem} ({name} is missing)")
+            raise DataError(f"{one_line(folder)} {problem} ({name} is missing)")
     data = load_data(folder / "data.yaml")
     train = image_paths(data.train)
-    if not any(_label_text(path).strip() for path in image_paths(data.val)):
-        raise DataError(f"{data.val} has no labelled object: nothing to judge a candidate by")
-    listed = folder / "corrected.txt"
-    corrected = set(listed.read_text(encoding="utf-8").splitlines()) if listed.is_file() else set()
+    if not any(len(read_labels(label_path(p), len(data.names))) for p in image_paths(data.val)):
+        shown = one_line(data.val)
+        raise DataError(f"{shown} has no labelled object: nothing to judge a candidate by")
+    corrected = read_corrected(folder)
     return Mined(
         data,
         [path for path in train if path.stem in corrected],
@@ -84,8 +87,9 @@ def replay_frames(base: DataSet, mined: Mined, replay: float) -> list[Path]:
     own = {path.stem for path in mined.train}
     if both := sorted(own & {path.stem for path in frames}):
         raise DataError(
-            f"{len(both)} frames of base and mined have the same name, such as {both[0]}, and "
-            "predictions go by name: rename the flight and mine it again"
+            f"{len(both)} frames of base and mined have the same name, such as "
+            f"{one_line(both[0], 60)}, and predictions go by name: rename the flight and mine it "
+            "again"
         )
     return frames
 
@@ -121,7 +125,8 @@ def _predict_base(teacher: str, base: DataSet, folder: Path) -> Predictions:
         return read_predictions(teacher, base.names)
     if Path(teacher).suffix != ".pt":
         raise UnusableModelError(
-            f"--teacher must be a checkpoint (.pt) or a folder of YOLO .txt, got {teacher}"
+            "--teacher must be a checkpoint (.pt) or a folder of YOLO .txt, got "
+            f"{one_line(teacher)}"
         )
     written = folder / "base-answers"
     if not written.is_dir():
@@ -147,7 +152,7 @@ def _merge_predictions(
     for path in mined.unlabelled:
         texts[path.stem] = _prediction_lines(mined.teacher, path.stem, mined_order)
     for path in mined.labelled:
-        rows = _labels(path)
+        rows = read_labels(label_path(path), len(names))
         rows = rows[np.isin(rows[:, 0], order)]
         ids = np.searchsorted(order, rows[:, 0])
         texts[path.stem] = label_lines(ids, rows[:, 1:], np.ones(len(ids)))
@@ -175,13 +180,14 @@ def _check_teacher(
     if unknown:
         names = [mined.data.names[i] for i in sorted(unknown)]
         raise UnusableModelError(
-            f"the mined frames have predictions of {names}, which --teacher does not know (it "
-            f"knows {list(teacher.names)}): give the teacher that they were mined with"
+            f"the mined frames have predictions of {one_line(names)}, which --teacher does not "
+            f"know (it knows {one_line(list(teacher.names))}): give the teacher that they were "
+            "mined with"
         )
     if missing := [path for path in frames if path.stem not in teacher.found]:
         raise DataError(
             f"{len(missing)} of {len(frames)} base frames have no predictions, such as "
-            f"{missing[0].name}: `drone-kd predict` writes them"
+            f"{one_line(missing[0].name)}: `drone-kd predict` writes them"
         )
 
 
@@ -196,14 +202,3 @@ def _prediction_lines(predictions: Predictions, stem: str, classes: list[int]) -
     kept = np.isin(class_ids, classes)
     ids = [position[c] for c in class_ids[kept].tolist()]
     return label_lines(ids, boxes[kept], scores[kept].max(axis=1))
-
-
-def _label_text(image: Path) -> str:
-    path = label_path(image)
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def _labels(image: Path) -> np.ndarray:
-    """Read an image's labels, float64 (N, 5): class, centre and size."""
-    rows = [line.split() for line in _label_text(image).splitlines() if line.strip()]
-    return np.array(rows, np.float64).reshape(-1, 5)

@@ -35,7 +35,7 @@ from drone_kd_training.data.dataset import (
     label_lines,
     read_sample,
 )
-from drone_kd_training.data.folders import empty_folder
+from drone_kd_training.data.folders import empty_folder, write_image
 from drone_kd_training.data.names import DataError
 from drone_kd_training.teachers.fusion import count_right, fuse, translate
 from drone_kd_training.teachers.prediction_cache import PredictionCache
@@ -226,8 +226,8 @@ def _write_source(
             if image is None:
                 target = target.with_suffix(path.suffix)
                 target.symlink_to(path)
-            elif not cv2.imwrite(str(target), image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)):
-                raise OSError(f"{target} could not be written")
+            else:
+                write_image(target, image, JPEG_QUALITY)
             name = f"{target.stem}.txt"
             _write_rows(folder / "labels/train" / name, labels)
             _write_rows(folder / "answers" / name, predictions[:, [0, 1, 2, 3, 5, 4]])
