@@ -1,4 +1,5 @@
 import logging
+import os
 import re
 
 import cv2
@@ -34,14 +35,54 @@ def test_relative_paths_are_taken_from_the_yaml(tiny_data, monkeypatch, tmp_path
         ("train: images/train\nval: images/val\nnames: [car, car]", "unique"),
         ("just text", "must hold keys"),
         ("a: [", "expected YAML"),
+        ("train: images/train\nval: images/val\nnames: car", "a list of class names"),
+        ("train: images/train\nval: images/val\nnames: [[car]]", "a list of class names"),
+        ("train: images/train\nval: images/val\nnames: {0: a, x: b}", "numbered 0 to 1"),
+        ('train: images/train\nval: images/val\nnames: ["a\\x1b[2J"]', "characters that print"),
+        ('train: images/train\nval: "images\\0"\nnames: [car]', "without control characters"),
+        ("train: images/train\nval: [images/val]\nnames: [car]", "one folder or list file"),
+        (f"train: images/train\nval: {'x' * 300}\nnames: [car]", "at most 255 bytes"),
+        ("path: 5\ntrain: images/train\nval: images/val\nnames: [car]", "path must be one"),
+        ("train: loop\nval: images/val\nnames: [car]", "loop"),
+        ("train: !!python/object/apply:os.getcwd []\nval: a\nnames: [a]", "expected YAML"),
+        ("#" * 5_000_000, "at most 4 MB"),
     ],
 )
 def test_invalid_yaml_is_rejected_with_the_reason(tmp_path, content, expected):
     (tmp_path / "images/train").mkdir(parents=True)
     (tmp_path / "images/val").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "data.yaml").write_text(content)
-    with pytest.raises(DataError, match=expected):
+    with pytest.raises(DataError, match=expected) as error:
         load_data(tmp_path / "data.yaml")
+    assert str(error.value).isprintable() and len(str(error.value)) < 700
+
+
+def test_list_of_images_that_is_no_list_is_refused(tmp_path):
+    listed = tmp_path / "train.txt"
+    listed.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match="got another kind"):
+        image_paths(listed)
+    listed.unlink()
+    for content, expected in ((b"\xff\xfe", "UTF-8"), (b"a\x1b.png", "control characters")):
+        listed.write_bytes(content)
+        with pytest.raises(DataError, match=expected):
+            image_paths(listed)
+
+
+def test_image_whose_name_would_break_a_list_is_refused(tmp_path):
+    (tmp_path / "a\n..\n.png").touch()
+    with pytest.raises(DataError, match="without control characters") as error:
+        image_paths(tmp_path)
+    assert str(error.value).isprintable()
+
+
+def test_pipe_as_an_image_or_label_is_ignored(tmp_path, caplog):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    os.mkfifo(tmp_path / "labels" / "b.txt")
+    cv2.imwrite(str(tmp_path / "images" / "b.png"), np.zeros((8, 8, 3), np.uint8))
+    assert len(read_sample(tmp_path / "images" / "b.png", 2).xyxy) == 0
 
 
 def test_missing_yaml_is_rejected(tmp_path):
@@ -66,6 +107,13 @@ def test_sample_has_boxes_in_pixels(tiny_data):
         ("0 0.5 0.5 0.1", "class cx cy w h"),
         ("car 0.5 0.5 0.1 0.1", "class cx cy w h"),
         ("0 nan 0.5 0.1 0.1", "outside \\[0, 1\\]"),
+        ("0 1e308 0.5 0.1 0.1", "outside \\[0, 1\\]"),
+        ("nan 0.5 0.5 0.1 0.1", "class outside"),
+        ("1e308 0.5 0.5 0.1 0.1", "class outside"),
+        ("0.5 0.5 0.5 0.1 0.1", "class outside"),
+        ("0 0.5 0.5 0.1 -0.1", "outside \\[0, 1\\]"),
+        ("0 " * 2_500_000, "at most 4 MB"),
+        ("\x1b[31m", "class cx cy w h"),
     ],
 )
 def test_image_with_invalid_labels_is_ignored_with_one_warning(tmp_path, caplog, label, expected):

@@ -19,6 +19,7 @@ from drone_kd_training.export.export import export
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.retraining.guard import FEW, HOLDS, MIN_OBJECTS, WORSE
 from drone_kd_training.retraining.training_set import read_mined
+from folder_contents import contents
 from square_detector import draw_squares, save_square_detector
 from tiny_training import NAMES, save_checkpoint
 
@@ -114,7 +115,9 @@ def test_better_candidate_is_accepted_and_exported_with_its_lineage(
     training.side = 15
     output = tmp_path / "out"
     arguments = command(deployed, mined, base, output)
+    originals = [contents(folder) for folder in (mined, base.parent, deployed.parent)]
     assert main(arguments) == 0
+    assert [contents(folder) for folder in (mined, base.parent, deployed.parent)] == originals
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("new all", "base all", "accepted"))
     rows = read_rows(output / "accepted.json")

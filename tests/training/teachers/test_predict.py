@@ -5,7 +5,7 @@ from drone_kd.cli import main
 from drone_kd_training.data.dataset import load_data
 from drone_kd_training.teachers.predict import predict
 from drone_kd_training.teachers.teachers import open_teacher
-from tiny_training import NAMES, SIZE
+from tiny_training import NAMES, SIZE, draw_set
 
 
 def test_written_predictions_are_read_back(tiny_data, tiny_teacher, tmp_path):
@@ -28,6 +28,15 @@ def test_interrupted_run_leaves_nothing(tiny_data, tiny_teacher, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         predict(str(tiny_teacher), tiny_data, tmp_path / "predictions")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_image_named_like_the_list_of_classes_is_refused(tmp_path, tiny_teacher):
+    data = draw_set(tmp_path / "data", train=2, val=1)
+    image = data.parent / "images" / "train" / "000.png"
+    image.rename(image.with_name("Classes.png"))
+    with pytest.raises(ValueError, match="is taken by the list of classes"):
+        predict(str(tiny_teacher), data, tmp_path / "predictions")
+    assert not (tmp_path / "predictions").exists()
 
 
 def test_existing_folder_and_unknown_split_are_refused(tiny_data, tiny_teacher, tmp_path):

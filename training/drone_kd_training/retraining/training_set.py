@@ -23,7 +23,7 @@ from drone_kd_training.data.names import DataError
 from drone_kd_training.export.calibration import spread
 from drone_kd_training.mining.annotation_formats import read_corrected
 from drone_kd_training.models.checkpoints import UnusableModelError, match_classes
-from drone_kd_training.teachers.predict import predict
+from drone_kd_training.teachers.predict import check_stems, predict
 from drone_kd_training.teachers.teachers import CLASSES_FILE, Predictions, read_predictions
 
 
@@ -84,6 +84,7 @@ def replay_frames(base: DataSet, mined: Mined, replay: float) -> list[Path]:
     """
     count = max(1, round(len(mined.train) * replay / (1 - replay)))
     frames = spread(image_paths(base.train), count)
+    check_stems([*frames, *mined.train])
     own = {path.stem for path in mined.train}
     if both := sorted(own & {path.stem for path in frames}):
         raise DataError(
