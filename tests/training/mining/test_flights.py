@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -95,7 +96,7 @@ def test_unusable_flight_is_refused_with_what_was_expected(tmp_path):
     with pytest.raises(SourceError, match="expected a bag, a folder of images or a video"):
         plan([str(tmp_path / "notes.txt")], [], refuse)
     (tmp_path / "bad.mp4").write_bytes(b"no video")
-    with pytest.raises(SourceError, match="cannot read it as a video"):
+    with pytest.raises(SourceError, match="not a video that OpenCV can read"):
         plan([str(tmp_path / "bad.mp4")], [], refuse)
 
 
@@ -239,6 +240,21 @@ def test_bag_whose_clock_jumps_has_few_segments(tmp_path):
     segments = plan([str(write_bag(tmp_path / "bag", messages))], [], said.append)
     assert len(segments) <= 10_002 and "its clock jumped" in str(said[0])
     assert sum(len(list(read(s, refuse))) for s in (segments[0], segments[-1])) == 2
+
+
+def test_frames_that_a_video_only_declares_are_not_waited_for(tmp_path):
+    path = write_video(tmp_path / "v.avi", 5)
+    (segment,) = plan([str(path)], [], refuse)
+    beyond = replace(segment, start=2**31 - 10, stop=2**31 - 1)
+    assert list(read(beyond, refuse)) == []
+
+
+def test_pipe_and_playlist_are_no_videos(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").write_text("#EXTM3U\n#EXTINF:1,\n/etc/hostname\n")
+    for name in ("a.mp4", "b.mp4"):
+        with pytest.raises(SourceError, match=r"got another kind|not a video"):
+            plan([str(tmp_path / name)], [], refuse)
 
 
 def test_video_that_declares_billions_of_frames_has_few_segments():

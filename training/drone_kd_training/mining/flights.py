@@ -8,6 +8,7 @@ whole time blocks, so that no result depends on how a flight was split.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from drone_kd.media.bags import (
     read_messages,
 )
 from drone_kd.media.image_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, SourceError, read_image
+from drone_kd.media.videos import check_frame_size, open_video
+from drone_kd.parsing import ParseError, open_regular
 from drone_kd.text import one_line
 from drone_kd_training.mining.remote_flights import fetch, is_url, safe, shown_flight
 
@@ -130,7 +133,7 @@ def read(segment: Segment, on_error: OnError, wanted: set[int] | None = None) ->
             except SourceError as error:
                 on_error(error)
     else:
-        yield from _read_video(segment, path, wanted)
+        yield from _read_video(segment, path, on_error, wanted)
 
 
 def local(flight: str) -> Path:
@@ -146,16 +149,22 @@ def local(flight: str) -> Path:
 
 
 def fingerprint(path: Path) -> str:
-    """Return 8 hex digits that identify a flight: names, sizes and both ends of its files."""
+    """Return 8 hex digits that identify a flight: names, sizes and both ends of its files.
+
+    Raises SourceError if a file cannot be read, or the flight is neither a file nor a folder.
+    """
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        size = file.stat().st_size
         name = file.relative_to(path) if path.is_dir() else ""
-        digest.update(f"{name} {size}\n".encode())
-        with file.open("rb") as content:
-            digest.update(content.read(_FINGERPRINT_BYTES))
-            content.seek(max(0, size - _FINGERPRINT_BYTES))
-            digest.update(content.read())
+        try:
+            with open_regular(file) as content:
+                size = os.fstat(content.fileno()).st_size
+                digest.update(os.fsencode(f"{name} {size}\n"))
+                digest.update(content.read(_FINGERPRINT_BYTES))
+                content.seek(max(0, size - _FINGERPRINT_BYTES))
+                digest.update(content.read(_FINGERPRINT_BYTES))
+        except (ParseError, OSError) as error:
+            raise SourceError(one_line(error)) from None
     return digest.hexdigest()[:8]
 
 
@@ -215,7 +224,7 @@ def _count(path: Path) -> int:
             f"{one_line(path)}: expected a bag, a folder of images or a video "
             f"({', '.join(VIDEO_SUFFIXES)})"
         )
-    capture = cv2.VideoCapture(str(path))
+    capture = open_video(path)
     try:
         # Without a frame count in the container, one segment covers everything.
         readable = capture.grab()
@@ -252,22 +261,29 @@ def _read_bag(
         yield Frame(number, stamp_ns / 1e9, block, image)
 
 
-def _read_video(segment: Segment, path: Path, wanted: set[int] | None) -> Iterator[Frame]:
-    capture = cv2.VideoCapture(str(path))
+def _read_video(
+    segment: Segment, path: Path, on_error: OnError, wanted: set[int] | None
+) -> Iterator[Frame]:
+    capture = open_video(path)
     try:
-        rate = capture.get(cv2.CAP_PROP_FPS) or 1.0
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        rate = rate if 0 < rate < math.inf else 1.0
         capture.set(cv2.CAP_PROP_POS_FRAMES, segment.start)
         if int(capture.get(cv2.CAP_PROP_POS_FRAMES)) != segment.start:  # cannot seek
             capture.release()
-            capture = cv2.VideoCapture(str(path))
-            for _ in range(segment.start):
-                capture.grab()
+            capture = open_video(path)
+            if not all(capture.grab() for _ in range(segment.start)):
+                return
         for number in range(segment.stop - segment.start):
             if not capture.grab():
                 return
             if wanted is None or number in wanted:
                 decoded, image = capture.retrieve()
                 if decoded:
+                    # The size may change within a video.
+                    check_frame_size(image.shape[1], image.shape[0], one_line(path))
                     yield _numbered(segment, number, (segment.start + number) / rate, image)
+    except SourceError as error:
+        on_error(error)
     finally:
         capture.release()

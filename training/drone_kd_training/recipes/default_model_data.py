@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import yaml
 
 from drone_kd.files import atomic_folder, write_text
-from drone_kd.media.image_files import read_video
+from drone_kd.media.image_files import open_video, read_video
 from drone_kd_training.data.dataset import (
     DataError,
     centre_and_size,
@@ -92,7 +91,7 @@ def prepare(shared: Path, work: Path, synthetic: int, seed: int) -> None:
 def _extract_frames(video: Path, folder: Path) -> None:
     if folder.is_dir():
         return
-    capture = cv2.VideoCapture(str(video))
+    capture = open_video(video)
     with atomic_folder(folder) as temporary:
         for number, (_, frame) in enumerate(read_video(capture, str(video))):
             write_image(temporary / f"{number:04d}.png", frame)
