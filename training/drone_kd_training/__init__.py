@@ -3,6 +3,7 @@
 
 import os
 
+from drone_kd_training.home import ensure_home
 from drone_kd_training.isolation import load_safely, stay_offline
 from drone_kd_training.quiet import quiet_libraries
 
@@ -11,6 +12,7 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "False")
 # Torch's threads otherwise spin while they wait for each other: where something else takes a core
 # from them, as a simulator or a second run does, a step took three to ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+ensure_home()
 load_safely()
 stay_offline()
 quiet_libraries()
