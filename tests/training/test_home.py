@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,10 +26,9 @@ def test_user_without_a_home_gets_a_private_one_until_the_end(tmp_path, monkeypa
     monkeypatch.setenv("HOME", "")
     monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.setattr(getpass, "getuser", no_user)
-    removed = []
-    monkeypatch.setattr(
-        "atexit.register", lambda function, *arguments, **_: removed.append(arguments)
-    )
+    at_exit = Mock()
+    monkeypatch.setenv("USER", "")
+    monkeypatch.setattr("atexit.register", at_exit)
     ensure_home()
     home = Path(os.environ["HOME"])
     assert home.parent == tmp_path and home.stat().st_mode & 0o777 == 0o700

@@ -268,6 +268,7 @@ def interrupted(images, teacher, student, tmp_path, monkeypatch) -> Path:
     return tmp_path / ".mined.mining"
 
 
+@pytest.mark.slow
 def test_planted_work_folder_is_refused(interrupted, images, teacher, student, tmp_path, capsys):
     """Where others may write, they can plant links, and frames as finished work."""
     again = partial(mine, tmp_path / "mined", images, teacher=teacher, student=student)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from unittest.mock import Mock, create_autospec
@@ -28,6 +29,7 @@ from drone_kd_training.teachers.teaching_dataset import (
     write_frames,
 )
 from drone_kd_training.teachers.teaching_plan import Crops, read_plan
+from folder_contents import contents
 from tiny_training import SIZE, draw_set, save_checkpoint
 
 SHORT = {
@@ -87,6 +89,34 @@ def test_labels_predictions_and_coverage_of_sources(tmp_path):
     assert not predictions["streets-00000"] and predictions["fields-00000"]
     path, labelled = frames.val["streets"]
     assert labelled == ("car",) and len(image_paths(load_data(path).val)) == 6
+
+
+@pytest.mark.slow
+def test_sources_stay_as_they_are_and_a_read_only_plan_is_taught(tmp_path, monkeypatch):
+    """A read-only medium: the predictions are cached beside the frames."""
+    medium = tmp_path / "medium"
+    path = write_plan(medium)
+    output = tmp_path / "output"
+    writable = os.access
+    monkeypatch.setattr(
+        os, "access", lambda p, mode: not Path(p).is_relative_to(medium) and writable(p, mode)
+    )
+    before = contents(medium)
+    write_frames(read_plan(path), output / "frames")
+    assert contents(medium) == before
+    assert len(list((output / "answers").rglob("*.npy"))) == 4
+
+
+@pytest.mark.slow
+def test_frames_behind_a_link_replace_the_link_only(tmp_path):
+    path = write_plan(tmp_path)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    before = contents(precious)
+    (tmp_path / "frames").symlink_to(precious)
+    write_frames(read_plan(path), tmp_path / "frames")
+    assert contents(precious) == before and not (tmp_path / "frames").is_symlink()
 
 
 def record_predictions(monkeypatch) -> list[tuple[str, str]]:
