@@ -15,7 +15,7 @@ INTERRUPTED = "finished work is kept: the same command continues"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add = parser.add_argument
-    flights = "bag (MCAP, sqlite3), video or folder of images; a path or a URL that fsspec reads"
+    flights = "bag (MCAP, sqlite3), video or folder of images; path or URL (s3, gs, https, …)"
     add("flights", nargs="+", metavar="FLIGHT", help=flights)
     add("--output", type=Path, required=True, metavar="DIR", help="new data set")
     add_config_options(parser, Settings)
