@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from time import monotonic
 
 import onnxruntime as ort
 
@@ -42,15 +43,31 @@ class OrtBackend:
         self.name = f"onnxruntime {ort.__version__} {device}"
         self.fallback = fallback
         self._input_name = self._session.get_inputs()[0].name
+        self._run = ort.RunOptions()
+        self._run.log_severity_level = _FATAL_ONLY
+        self._began: float | None = None  # of an inference that runs
 
     def infer(self, batch: UInt8Array) -> Float32Array:
         """Run a batch; see `Backend.infer`."""
+        self._run.terminate = False
+        self._began = monotonic()
         try:
             feed = {self._input_name: network_input(batch, self.spec)}
-            rows: Float32Array = self._session.run(None, feed)[0]
+            rows: Float32Array = self._session.run(None, feed, self._run)[0]
         except Exception as error:  # the runtime's exceptions share no other base class
             raise InferenceError(f"ONNX Runtime: {one_line(error)}") from error
+        finally:
+            self._began = None
         return rows
+
+    def cancel(self, after_s: float = 0.0) -> None:
+        """End an inference of another thread that has taken longer than `after_s` seconds.
+
+        It raises InferenceError.
+        """
+        began = self._began
+        if began is not None and monotonic() - began >= after_s:
+            self._run.terminate = True
 
 
 def read_spec(model: str | Path | ModelFile) -> ModelSpec:

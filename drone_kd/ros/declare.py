@@ -58,6 +58,14 @@ def declare_detector_parameters(node: Node) -> None:
             "Path of a model file; empty: the default model of the package. While active: loaded "
             "and tested in the background, then swapped in, or rejected and set back."
         ),
+        "model_directories": other(
+            'Folders from which `model` may be loaded; [""]: that of the model given at startup, '
+            "and that of the default model.",
+            read_only=True,
+        ),
+        "swap_timeout_s": number(
+            "Maximum time for the trial of a new model, in s; it is ended then.", 1.0, 3600.0
+        ),
         "runtime": other(
             "tensorrt, onnxruntime, or auto: TensorRT if installed; applies to the next model."
         ),
@@ -85,7 +93,7 @@ def declare_detector_parameters(node: Node) -> None:
         ),
         "max_age": number("Drop frames older than this, in s; 0: no limit.", 0.0, 60.0),
         "max_rate": number("Maximum frames per second per camera; 0: no limit.", 0.0, 1000.0),
-        "record_directory": other(f"Folder of the bags; {_AT_RECORD}"),
+        "record_directory": other("Folder of the bags.", read_only=True),
         "record_budget_mb": number(
             f"Size limit of the node's bags in MB, the oldest are deleted; {_AT_RECORD}", 10.0, 1e6
         ),

@@ -9,7 +9,11 @@ file holds the life cycle and the wiring; every other file in this folder does o
 from __future__ import annotations
 
 import sys
+from collections import deque
+from collections.abc import Callable
 from dataclasses import fields
+from functools import wraps
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -30,12 +34,15 @@ from drone_kd.ros.declare import declare_detector_parameters
 from drone_kd.ros.detection_messages import to_detection_array, to_label_info
 from drone_kd.ros.model_loader import Loader, Model, load_model
 from drone_kd.ros.model_slot import ModelSlot
-from drone_kd.ros.params import Settings, SettingsError
+from drone_kd.ros.model_trial import Trial
+from drone_kd.ros.params import ModelFolders, Settings, SettingsError
 from drone_kd.ros.pipeline import Pipeline, Result
 from drone_kd.ros.qos import DETECTIONS_QOS, LATCHED_QOS, REPORT_QOS
 from drone_kd.ros.recording.recorder import Recorder
 from drone_kd.ros.run import run_node
 from drone_kd.ros.stats import CameraReport, CameraStats
+from drone_kd.ros.survival import Surviving, log_failure
+from drone_kd.text import one_line
 
 MATCH_SECONDS = 0.5
 REPORT_SECONDS = 1.0
@@ -45,9 +52,28 @@ _REMIND_SECONDS = 10.0
 _STOP_SECONDS = 1.0
 # The recorder may have a minute of images to write to a slow disk.
 _STOP_RECORDER_SECONDS = 10.0
+# Of a text that may quote what others sent.
+_SHOWN_CHARACTERS = 300
+
+_Transition = Callable[["DetectorNode", LifecycleState], TransitionCallbackReturn]
 
 
-class DetectorNode(LifecycleNode):
+def _counted(transition: _Transition) -> _Transition:
+    """Count and log the exception of a transition, which rclpy would swallow; it is an ERROR."""
+
+    @wraps(transition)
+    def counted(node: DetectorNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(node, state)
+        except Exception as error:  # of any kind
+            name = transition.__name__.removeprefix("on_")
+            log_failure(node.get_logger(), node.failures, f"Transition {name}", error)
+            return TransitionCallbackReturn.ERROR
+
+    return counted
+
+
+class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin's signatures
     """Publishes the detections of the newest image of each camera.
 
     Raises:
@@ -57,14 +83,18 @@ class DetectorNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("detector")
-        self._change_state = self._service_change_state.callback
-        self._service_change_state.callback = self._on_change_state
+        self._guard_transitions()
         declare_detector_parameters(self)
         self._settings = Settings.from_parameters(self._values())
+        self._started_with = self.get_parameter("model").value
+        self._folders = ModelFolders(self._started_with, self._settings.model_directories)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._loader = Loader(self.create_guard_condition(self._on_loaded).trigger, self._log_info)
+        self._first_results: deque[tuple[Model, Exception | None]] = deque()
+        self._settle = self.create_guard_condition(self._on_first_results).trigger
         self._configure_problem = ""
         self._slot: ModelSlot | None = None  # while configured
+        self._labels: Any = None  # publishers, while configured
         self._detections: dict[str, Detection2DArray] = {}  # per camera, while configured
         self._debug: dict[str, DebugImages] = {}
         self._pipeline: Pipeline | None = None  # while active
@@ -97,23 +127,18 @@ class DetectorNode(LifecycleNode):
 
     # Life cycle
 
+    @_counted
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and run it once; FAILURE and one log line if it is unusable."""
         try:
-            parameter = self.get_parameter("model").value
-            model = load_model(parameter, self._settings, True, self._log_info)
+            model = self._load()
+            self._create_publishers()
         except Exception as error:  # rclpy would swallow it silently
-            self._configure_problem = f"cannot configure: {error}"
+            self._destroy_publishers()
+            self._configure_problem = f"cannot configure: {one_line(error, _SHOWN_CHARACTERS)}"
             self.get_logger().error(self._configure_problem)
             return TransitionCallbackReturn.FAILURE
         self._configure_problem = ""
-        self._labels = self.create_lifecycle_publisher(LabelInfo, "~/label_info", LATCHED_QOS)
-        for camera in self._settings.cameras:
-            prefix = f"~/{camera}/" if camera else "~/"
-            self._detections[camera] = self.create_lifecycle_publisher(
-                Detection2DArray, f"{prefix}detections", DETECTIONS_QOS
-            )
-            self._debug[camera] = DebugImages(self, prefix)
         self.get_logger().info(f"Model {model}")
         self._slot = ModelSlot(
             model,
@@ -121,10 +146,41 @@ class DetectorNode(LifecycleNode):
             settings=lambda: self._settings,
             write_parameter=lambda path: self.set_parameters([Parameter("model", value=path)]),
             on_swap=self._on_swap,
+            failures=self.failures,
             log=self.get_logger(),
         )
         return super().on_configure(state)
 
+    def _load(self) -> Model:
+        """Load the model of the parameter; one that was set after startup is tried before."""
+        parameter = self.get_parameter("model").value
+        if parameter == self._started_with:
+            path, trial = (Path(parameter) if parameter else None), None
+        else:
+            path, trial = self._folders.find(parameter), Trial()
+        return load_model(parameter, path, self._settings, True, self._log_info, trial)
+
+    def _create_publishers(self) -> None:
+        self._labels = self.create_lifecycle_publisher(LabelInfo, "~/label_info", LATCHED_QOS)
+        for camera in self._settings.cameras:
+            prefix = f"~/{camera}/" if camera else "~/"
+            self._detections[camera] = self.create_lifecycle_publisher(
+                Detection2DArray, f"{prefix}detections", DETECTIONS_QOS
+            )
+            self._debug[camera] = DebugImages(self, prefix)
+
+    def _destroy_publishers(self) -> None:
+        if self._labels is not None:
+            self.destroy_lifecycle_publisher(self._labels)
+        for publisher in self._detections.values():
+            self.destroy_lifecycle_publisher(publisher)
+        for debug in self._debug.values():
+            debug.destroy()
+        self._labels = None
+        self._detections.clear()
+        self._debug.clear()
+
+    @_counted
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to receive, detect and publish."""
         if self._hanging is not None and not self._hanging.stop(timeout_s=0):
@@ -133,10 +189,10 @@ class DetectorNode(LifecycleNode):
         self._hanging = None
         assert self._slot is not None  # the life cycle: configured before activated
         result = super().on_activate(state)
-        self._announce_labels(self._slot.model)
         self._stats = {camera: CameraStats() for camera in self._settings.cameras}
         self._reminders = {}
         try:
+            self._announce_labels(self._slot.model)
             self._pipeline = Pipeline(
                 self,
                 self._settings,
@@ -146,35 +202,54 @@ class DetectorNode(LifecycleNode):
                 publish=self._publish,
                 show=self._show,
                 wants_full_size=lambda camera: self._debug[camera].wanted(),
+                failures=self.failures,
+                on_first_result=self._on_first_result,
             )
         except Exception as error:  # rclpy would swallow it silently
-            self.get_logger().error(f"Cannot activate: {error}")
+            line = one_line(error, _SHOWN_CHARACTERS)
+            self.get_logger().error(f"Cannot activate: {line}")
             super().on_deactivate(state)
             return TransitionCallbackReturn.FAILURE
         return result
 
+    @_counted
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop receiving and publishing; log the outcome of the frames."""
         self._stop_pipeline()
         return super().on_deactivate(state)
 
+    @_counted
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model and the publishers."""
         result = super().on_cleanup(state)
-        self._loader.forget()
-        for publisher in (self._labels, *self._detections.values()):
-            self.destroy_lifecycle_publisher(publisher)
-        for debug in self._debug.values():
-            debug.destroy()
-        self._detections.clear()
-        self._debug.clear()
-        self._slot = None
+        self._release()
         return result
 
+    @_counted
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop receiving and publishing, from any state."""
         self.stop()
         return super().on_shutdown(state)
+
+    @_counted
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Return to the unconfigured state after a transition that failed half-way."""
+        self._stop_pipeline()
+        self._release()
+        return super().on_error(state)
+
+    def _release(self) -> None:
+        self._loader.forget()
+        self._destroy_publishers()
+        self._slot = None
+
+    def _guard_transitions(self) -> None:
+        """Make the services of the life cycle respond whatever happens; see `Surviving`."""
+        self._change_state = self._service_change_state.callback
+        self._service_change_state.callback = self._on_change_state
+        for service in self.services:
+            # Those of the parameters are guarded already; a second time does no harm.
+            service.callback = self.guarded_service(service.callback, service.srv_name)
 
     def _on_change_state(
         self, request: ChangeState.Request, response: ChangeState.Response
@@ -183,7 +258,8 @@ class DetectorNode(LifecycleNode):
         try:
             return self._change_state(request, response)
         except RuntimeError as error:  # rclpy's RCLError, which has no public name
-            self.get_logger().error(f"Transition not possible in this state: {error}")
+            reason = one_line(error, _SHOWN_CHARACTERS)
+            self.get_logger().error(f"Transition not possible in this state: {reason}")
             response.success = False
             return response
 
@@ -200,6 +276,8 @@ class DetectorNode(LifecycleNode):
         if self._pipeline is None:
             return
         pipeline, self._pipeline = self._pipeline, None
+        if self._slot is not None:  # no first result will come
+            self._slot.settle(self._slot.model, None)
         if not pipeline.stop(_STOP_SECONDS):
             self._hanging = pipeline
             self.get_logger().warning("An inference is still running: its result will be dropped")
@@ -229,33 +307,68 @@ class DetectorNode(LifecycleNode):
         return {field.name: self.get_parameter(field.name).value for field in fields(Settings)}
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        changed = {parameter.name: parameter.value for parameter in parameters}
-        model = changed.get("model")
+        before = self._settings
         try:
-            settings = Settings.from_parameters(self._values() | changed)
-            if self._slot is not None:
-                self._slot.check(settings, model)
-        except ValueError as error:
-            return SetParametersResult(successful=False, reason=str(error))
+            self._set({parameter.name: parameter.value for parameter in parameters})
+        except Exception as error:  # of any kind: the old values stay
+            self._settings = before
+            if self._pipeline is not None:
+                self._pipeline.apply(before)
+            if not isinstance(error, ValueError):
+                log_failure(self.get_logger(), self.failures, "Setting parameters", error)
+            reason = one_line(error, _SHOWN_CHARACTERS) or type(error).__name__
+            return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
+
+    def _set(self, changed: dict[str, Any]) -> None:
+        """Check new values and use them; ValueError: one of them cannot be used."""
+        settings = Settings.from_parameters(self._values() | changed)
+        if changed.get("use_sim_time", self._uses_sim_time()) != self._uses_sim_time():
+            raise SettingsError("use_sim_time: fixed at startup")
+        model, path = changed.get("model"), None
+        if model and not (self._slot is not None and self._slot.is_writing):
+            path = self._folders.find(model)
+        if self._slot is None:
+            self._settings = settings
+            return
+        settings.detector(self._slot.model.backend)  # raises if it lacks a class
         labels_changed = settings.confidence != self._settings.confidence
         self._settings = settings
-        if self._slot is not None:
-            if self._pipeline is not None:
-                self._pipeline.apply(settings)
-                if labels_changed:
-                    self._announce_labels(self._slot.model)
-            if model is not None:
-                self._slot.request(model, settings)
-        return SetParametersResult(successful=True)
+        if self._pipeline is not None:
+            self._pipeline.apply(settings)
+            if labels_changed:
+                self._announce_labels(self._slot.model)
+        if model is not None:
+            self._slot.request(model, path, settings)
+
+    def _uses_sim_time(self) -> bool:
+        return bool(self.get_parameter("use_sim_time").value)
 
     def _on_loaded(self) -> None:
         if self._slot is not None:
             self._slot.finish_load()
 
-    def _on_swap(self, model: Model) -> None:
-        if self._pipeline is not None:
-            self._announce_labels(model)
-            self._pipeline.model = model
+    def _on_swap(self, model: Model) -> bool:
+        """Use another model; return whether its first result will be reported."""
+        if self._pipeline is None:
+            return False
+        self._announce_labels(model)
+        self._pipeline.swap(model)
+        return True
+
+    def _on_first_result(self, model: Model, error: Exception | None) -> None:
+        """Called by the worker."""
+        self._first_results.append((model, error))
+        self._settle()
+
+    def _on_first_results(self) -> None:
+        while self._first_results:
+            model, error = self._first_results.popleft()
+            if self._slot is None:
+                continue
+            self._slot.settle(model, error)
+            if error is not None and self._pipeline is not None:
+                self._announce_labels(self._slot.model)
 
     def _on_rollback(
         self, request: Trigger.Request, response: Trigger.Response
@@ -295,12 +408,12 @@ class DetectorNode(LifecycleNode):
         """Start recording unless it is on; return whether it is on, and a line."""
         if self._recorder is None or self._recorder.join(0):
             try:
-                self._recorder = Recorder(self, self._settings)
+                self._recorder = Recorder(self, self._settings, self.failures)
             except SettingsError as error:
-                return False, f"cannot record: {error}"
+                return False, f"cannot record: {one_line(error, _SHOWN_CHARACTERS)}"
         elif self._recorder.report().state != "on":
             return False, "cannot record yet: the last bag is still being finished"
-        return True, f"recording to {self._recorder.folder}"
+        return True, f"recording to {one_line(self._recorder.folder)}"
 
     # Reports
 
@@ -310,6 +423,7 @@ class DetectorNode(LifecycleNode):
 
     def _match(self) -> None:
         if self._pipeline is not None:
+            self._pipeline.end_hanging_inference(self._settings.swap_timeout_s)
             self._pipeline.match()
 
     def _report(self) -> None:
@@ -320,15 +434,16 @@ class DetectorNode(LifecycleNode):
         model, problem = None, self._configure_problem
         if self._slot is not None:
             model, problem = self._slot.model, self._slot.problem
+        failures = self.failures.report()
         verdict = diagnostics.judge_node(
-            state, self._enabled, problem, temperatures, self._settings
+            state, self._enabled, problem, temperatures, self._settings, failures
         )
-        status = [diagnostics.node_status(name, verdict, state, model, temperatures)]
+        status = [diagnostics.node_status(name, verdict, state, model, temperatures, failures)]
         subscriptions = {} if self._pipeline is None else self._pipeline.subscriptions
         for camera, subscription in subscriptions.items():
             report = self._stats[camera].report()
             topic, is_silent = subscription.topic, report.silent_s > self._settings.silence_s
-            why_silent = subscription.why_silent() if is_silent else ""
+            why_silent = one_line(subscription.why_silent(), 500) if is_silent else ""
             self._remind(camera, topic, report, why_silent)
             verdict = diagnostics.judge_camera(report, why_silent, self._settings)
             label = f"{name}: {camera or 'image'}"
@@ -356,7 +471,7 @@ class DetectorNode(LifecycleNode):
             self._reminders.pop(camera, None)
 
     def _log_info(self, line: str) -> None:
-        self.get_logger().info(line)
+        self.get_logger().info(one_line(line, 500))
 
 
 def main(args: list[str] | None = None) -> int:

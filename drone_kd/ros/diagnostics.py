@@ -13,10 +13,16 @@ from drone_kd.ros.params import Settings
 from drone_kd.ros.recording.frame_selection import REASONS
 from drone_kd.ros.recording.recorder import RecordReport
 from drone_kd.ros.stats import PROCESSED, CameraReport
+from drone_kd.ros.survival import FailureReport
+from drone_kd.text import one_line
 
 OK, WARN = DiagnosticStatus.OK, DiagnosticStatus.WARN
 ERROR, STALE = DiagnosticStatus.ERROR, DiagnosticStatus.STALE
 Verdict = tuple[bytes, str]
+
+# Of a text in a status: it may quote what others sent.
+_SHOWN_CHARACTERS = 500
+_NO_FAILURES = FailureReport(0, "", is_recent=False)
 
 # Parts of the names of the processors' thermal zones (Jetson, x86, ARM boards).
 _PROCESSORS = ("cpu", "gpu", "soc", "tj", "x86_pkg")
@@ -32,7 +38,12 @@ def processor_temperatures(zones: Mapping[str, float]) -> dict[str, float]:
 
 
 def judge_node(
-    state: str, enabled: bool, problem: str, temperatures: Mapping[str, float], settings: Settings
+    state: str,
+    enabled: bool,
+    problem: str,
+    temperatures: Mapping[str, float],
+    settings: Settings,
+    failures: FailureReport = _NO_FAILURES,
 ) -> Verdict:
     """Return the level of the node as a whole, and the reason.
 
@@ -42,6 +53,7 @@ def judge_node(
         problem: what is wrong with the model; empty: nothing.
         temperatures: in °C by thermal zone.
         settings: hold the thresholds.
+        failures: what the node has outlived; a recent one is named.
     """
     hottest = max(temperatures.values(), default=0.0)
     if hottest >= settings.temperature_error_c:
@@ -53,6 +65,8 @@ def judge_node(
         return WARN, f"{state}: no detections"
     if not enabled:
         return WARN, "disabled by ~/enable: no detections"
+    if failures.is_recent:
+        return WARN, failures.last
     if hottest >= settings.temperature_warn_c:
         return WARN, f"{hottest:.0f} degrees Celsius"
     return OK, "detecting"
@@ -87,10 +101,15 @@ def judge_camera(report: CameraReport, why_silent: str, settings: Settings) -> V
 
 
 def node_status(
-    name: str, verdict: Verdict, state: str, model: Model | None, temperatures: Mapping[str, float]
+    name: str,
+    verdict: Verdict,
+    state: str,
+    model: Model | None,
+    temperatures: Mapping[str, float],
+    failures: FailureReport = _NO_FAILURES,
 ) -> DiagnosticStatus:
     """Return the node's status as a message."""
-    values = {"state": state}
+    values = {"state": state, "failures": str(failures.count), "last failure": failures.last}
     if model is not None:
         spec = model.backend.spec
         values |= {
@@ -114,6 +133,7 @@ def camera_status(
         "frames in": str(report.received),
         "frames processed": str(report.processed),
         **{f"dropped {reason}": str(count) for reason, count in report.dropped.items()},
+        "last problem": report.last_problem,
         "rate (Hz)": f"{report.rate_hz:.2f}",
         "age of last frame (s)": f"{report.silent_s:.3f}",
     }
@@ -140,7 +160,11 @@ def record_status(name: str, folder: Path, report: RecordReport) -> DiagnosticSt
 
 def _status(name: str, verdict: Verdict, values: Mapping[str, str]) -> DiagnosticStatus:
     level, message = verdict
-    pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
+    pairs = [
+        KeyValue(key=one_line(key), value=one_line(value, _SHOWN_CHARACTERS))
+        for key, value in values.items()
+    ]
+    line = one_line(message, _SHOWN_CHARACTERS)
     return DiagnosticStatus(
-        level=level, name=name, message=message, hardware_id="drone_kd", values=pairs
+        level=level, name=name, message=line, hardware_id="drone_kd", values=pairs
     )

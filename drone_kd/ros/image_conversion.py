@@ -8,6 +8,11 @@ from sensor_msgs.msg import CompressedImage, Image
 from drone_kd.detector import DecodedImage
 from drone_kd.media.compressed_images import MAX_PIXELS, EncodedError, decode_reduced
 from drone_kd.media.raw_images import RawError, raw_to_bgr
+from drone_kd.text import one_line
+
+_SHOWN_CHARACTERS = 500
+# Each detection carries the header of its image.
+_MAX_FRAME_ID = 1000
 
 
 class ImageError(ValueError):
@@ -25,8 +30,10 @@ def decode_message(
         max_pixels: a compressed image has fewer.
 
     Raises:
-        ImageError: the message is unusable.
+        ImageError: the message is unusable, or its frame_id is very long.
     """
+    if (length := len(message.header.frame_id)) > _MAX_FRAME_ID:
+        raise ImageError(f"frame_id: expected up to {_MAX_FRAME_ID} characters, got {length}")
     if isinstance(message, Image):
         image = image_to_bgr(message)
         return DecodedImage(image, image.shape[1], image.shape[0])
@@ -34,7 +41,8 @@ def decode_message(
     try:
         image, reduction, full_width, full_height = decode_reduced(data, width, height, max_pixels)
     except EncodedError as error:
-        raise ImageError(f"compressed image ({message.format!r}): {error}") from None
+        kind, reason = one_line(message.format, 50), one_line(error, _SHOWN_CHARACTERS)
+        raise ImageError(f'compressed image ("{kind}"): {reason}') from None
     return DecodedImage(image, full_width, full_height, reduction)
 
 
@@ -47,4 +55,4 @@ def image_to_bgr(message: Image) -> np.ndarray:
     try:
         return raw_to_bgr(message)
     except RawError as error:
-        raise ImageError(str(error)) from None
+        raise ImageError(one_line(error, _SHOWN_CHARACTERS)) from None

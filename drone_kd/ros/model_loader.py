@@ -1,18 +1,21 @@
-"""Loading models: each one runs once before it is used."""
+"""Loading models: each one runs before it is used, another one first in a trial process."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from drone_kd.backends import Backend, open_backend
-from drone_kd.backends.model_file import read_model_file
+from drone_kd.backends.model_file import ModelFile, read_model_file
 from drone_kd.paths import default_model_path
+from drone_kd.ros.model_trial import Trial
 from drone_kd.ros.params import Settings
+from drone_kd.text import one_line
 
 
 @dataclass(frozen=True)
@@ -27,26 +30,36 @@ class Model:
     def __str__(self) -> str:
         spec = self.backend.spec
         return (
-            f"{self.path.name} ({self.sha256[:12]}): {spec.input_width}x{spec.input_height}, "
-            f"{len(spec.classes)} classes, {self.backend.name}"
+            f"{one_line(self.path.name)} ({self.sha256[:12]}): "
+            f"{spec.input_width}x{spec.input_height}, {len(spec.classes)} classes, "
+            f"{self.backend.name}"
         )
 
 
 def load_model(
-    parameter: str, settings: Settings, may_build: bool, progress: Callable[[str], None]
+    parameter: str,
+    path: Path | None,
+    settings: Settings,
+    may_build: bool,
+    progress: Callable[[str], None],
+    trial: Callable[[ModelFile, Settings], None] | None = None,
 ) -> Model:
     """Load a model file, or the package's default model, and run it once on a black image.
 
     Args:
-        parameter: path of the file; empty: the default model.
+        parameter: value of `model`, for which it is loaded.
+        path: of the file; None: the default model.
         settings: must suit the model's classes.
         may_build, progress: see `open_backend`.
+        trial: called with the content of the file before it is loaded; raises if it is unusable.
 
     Raises:
         ModelError, InferenceError, ValueError: the model is unusable; the message is one line.
     """
-    path = Path(parameter) if parameter else default_model_path()
-    file = read_model_file(path)
+    # Read once: what was tried is what is loaded.
+    file = read_model_file(path or default_model_path())
+    if trial is not None:
+        trial(file, settings)
     backend = open_backend(
         file,
         runtime=settings.runtime,
@@ -55,8 +68,31 @@ def load_model(
         progress=progress,
     )
     spec = backend.spec
-    settings.detector(backend)(np.zeros((spec.input_height, spec.input_width, 3), np.uint8))
-    return Model(parameter, path, file.sha256, backend)
+    with _ended_after(backend, settings.swap_timeout_s):
+        settings.detector(backend)(np.zeros((spec.input_height, spec.input_width, 3), np.uint8))
+    return Model(parameter, file.path, file.sha256, backend)
+
+
+def cancel_inference(backend: Backend, after_s: float = 0.0) -> None:
+    """End an inference that has taken longer than `after_s` seconds: it raises InferenceError.
+
+    Only ONNX Runtime can do this.
+    """
+    cancel = getattr(backend, "cancel", None)
+    if cancel is not None:
+        cancel(after_s)
+
+
+@contextlib.contextmanager
+def _ended_after(backend: Backend, seconds: float) -> Iterator[None]:
+    """End the inference of a backend after some seconds, unless the block ends before."""
+    timer = threading.Timer(seconds, cancel_inference, (backend,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Loader:
@@ -70,14 +106,15 @@ class Loader:
         self._progress = progress
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._wanted: tuple[str, Settings] | None = None
+        self._wanted: tuple[str, Path | None, Settings] | None = None
         self._outcome: tuple[str, Model | Exception] | None = None
+        self._trial: Trial | None = None  # of the current load
 
-    def request(self, parameter: str, settings: Settings) -> None:
+    def request(self, parameter: str, path: Path | None, settings: Settings) -> None:
         """Start to load; see `load_model`."""
         with self._lock:
-            self._wanted = parameter, settings
-            self._outcome = None
+            self._drop()
+            self._wanted = parameter, path, settings
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
                 self._thread.start()
@@ -91,12 +128,17 @@ class Loader:
     def forget(self) -> None:
         """Drop the request; a load in progress ends without a result."""
         with self._lock:
-            self._wanted = self._outcome = None
+            self._drop()
 
     def stop(self) -> bool:
         """Drop the request; False if a load is still in progress."""
         self.forget()
         return self._thread is None
+
+    def _drop(self) -> None:
+        self._wanted = self._outcome = None
+        if self._trial is not None:
+            self._trial.cancel()
 
     def _run(self) -> None:
         while True:
@@ -105,13 +147,17 @@ class Loader:
                 if wanted is None:
                     self._thread = None
                     return
+                trial = self._trial = Trial()
             outcome: Model | Exception
             try:
                 # Building an engine would take the GPU from the current model.
-                outcome = load_model(*wanted, may_build=False, progress=self._progress)
+                outcome = load_model(
+                    *wanted, may_build=False, progress=self._progress, trial=trial
+                )
             except Exception as error:  # of any kind: the current model stays in use
-                outcome = error
+                outcome = error.with_traceback(None)
             with self._lock:
+                self._trial = None
                 if self._wanted is not wanted:  # replaced or dropped
                     continue
                 self._wanted = None

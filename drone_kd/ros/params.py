@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from drone_kd.backends import RUNTIMES, Backend
 from drone_kd.core.thresholds import parse_thresholds
 from drone_kd.core.tiling import OFF, parse_tiling
 from drone_kd.detector import Detector
-from drone_kd.paths import expanded
+from drone_kd.paths import confined, default_model_path, expanded
+from drone_kd.text import is_plain, one_line
 
 _CHOICES = {
     "runtime": RUNTIMES,
@@ -18,6 +22,10 @@ _CHOICES = {
     "reliability": ("auto", "reliable", "best_effort"),
     "record_format": ("jpeg", "raw"),
 }
+# Of a list of names, and of a name or another text.
+_MAX_NAMES = 10_000
+_MAX_CHARACTERS = 1000
+_MAX_LIST_CHARACTERS = 200_000
 
 
 class SettingsError(ValueError):
@@ -32,6 +40,8 @@ class Settings:
         SettingsError: a value cannot be used.
     """
 
+    model_directories: tuple[str, ...]
+    swap_timeout_s: float
     runtime: str
     allow_fallback: bool
     confidence: float
@@ -66,8 +76,11 @@ class Settings:
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Settings:
         """Return the settings of ROS parameter values by name; other names are ignored."""
         values = {field.name: parameters[field.name] for field in fields(cls)}
+        for name, value in values.items():
+            _check_value(name, value)
         # An empty list has no type in ROS, so [""] stands for it.
-        values["classes"] = tuple(name for name in values["classes"] if name)
+        for name in ("classes", "model_directories"):
+            values[name] = tuple(dict.fromkeys(item for item in values[name] if item))
         try:
             values["class_confidence"] = parse_thresholds(values["class_confidence"])
         except ValueError as error:
@@ -78,6 +91,16 @@ class Settings:
         values["cameras"] = tuple(values["cameras"]) or ("",)
         return cls(**values)
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Settings:
+        """Return the settings that `to_json` has written."""
+        lists = {name: tuple(value) for name, value in record.items() if isinstance(value, list)}
+        return cls(**{**record, **lists})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return values for JSON, which `from_json` reads."""
+        return asdict(self)
+
     def __post_init__(self) -> None:
         # What ROS cannot check by type and range.
         try:
@@ -87,13 +110,15 @@ class Settings:
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             if value not in known:
-                raise SettingsError(f"{name}: expected {' or '.join(known)}, got {value!r}")
+                raise SettingsError(
+                    f'{name}: expected {" or ".join(known)}, got "{one_line(value)}"'
+                )
         if len(set(self.cameras)) != len(self.cameras) or not all(
             name.isidentifier() for name in self.cameras if len(self.cameras) > 1 or name
         ):
             raise SettingsError(
                 "cameras: expected distinct names of letters, digits and underscores, got "
-                f"{list(self.cameras)}"
+                f"{one_line(list(self.cameras))}"
             )
         try:
             expanded(self.record_directory)
@@ -116,3 +141,64 @@ class Settings:
             tiling=self.tiling,
             tile_overlap=self.tile_overlap,
         )
+
+
+class ModelFolders:
+    """The folders from which a model may be loaded: anyone on the network can set `model`.
+
+    Args:
+        started_with: value of the parameter `model` at startup.
+        configured: value of `model_directories`; empty: the folder of that model, and that of
+            the package's own model.
+    """
+
+    def __init__(self, started_with: str, configured: tuple[str, ...]) -> None:
+        self._folders: list[Path] = [Path(folder) for folder in configured]
+        if configured:
+            return
+        # The name, not what a link leads to: the link may be changed between two flights.
+        self._folders += [Path(started_with).absolute().parent] if started_with else []
+        with contextlib.suppress(ValueError):  # this installation has none
+            self._folders.append(default_model_path().parent)
+
+    def find(self, parameter: str) -> Path | None:
+        """Return the path of a model for a value of `model`; None: empty, the default model.
+
+        Raises:
+            SettingsError: no such file is in the folders; the message does not tell whether there
+                is one elsewhere.
+        """
+        if not parameter:
+            return None
+        try:
+            found = confined(parameter, self._folders)
+            is_model = found.is_file()
+        except (OSError, ValueError):
+            is_model = False
+        if not is_model:
+            folders = " or ".join(one_line(folder) for folder in self._folders) or "no folder"
+            raise SettingsError(
+                f'model: expected a model file, but there is none at "{one_line(parameter, 80)}" '
+                f"in {folders}; model_directories names other folders at startup"
+            )
+        return found
+
+
+def _check_value(name: str, value: object) -> None:
+    """Raise SettingsError for a number that is none, or for text that is too long or not plain."""
+    values = value if isinstance(value, list | tuple) else [value]
+    texts = [item for item in values if isinstance(item, str)]
+    if len(values) > _MAX_NAMES or sum(map(len, texts)) > _MAX_LIST_CHARACTERS:
+        raise SettingsError(
+            f"{name}: expected up to {_MAX_NAMES} values and {_MAX_LIST_CHARACTERS} characters, "
+            f"got {len(values)} and {sum(map(len, texts))}"
+        )
+    for item in values:
+        if isinstance(item, float) and not math.isfinite(item):
+            raise SettingsError(f"{name}: expected a finite number, got {item}")
+    for text in texts:
+        if len(text) > _MAX_CHARACTERS or not is_plain(text):
+            raise SettingsError(
+                f"{name}: expected up to {_MAX_CHARACTERS} printable characters, got "
+                f'{len(text)}: "{one_line(text, 50)}"'
+            )

@@ -21,10 +21,11 @@ from drone_kd.ros.drop_reasons import DISABLED, FAILED, OLD, SUPERSEDED, UNDECOD
 from drone_kd.ros.image_conversion import ImageError, decode_message
 from drone_kd.ros.inbox import Frame, Inbox, stamp_ns
 from drone_kd.ros.memory import return_memory
-from drone_kd.ros.model_loader import Model
+from drone_kd.ros.model_loader import Model, cancel_inference
 from drone_kd.ros.params import Settings
 from drone_kd.ros.qos import ImageSubscription
 from drone_kd.ros.stats import CameraStats
+from drone_kd.ros.survival import Failures, describe, log_failure
 
 _THROTTLE_SECONDS = 5.0
 # A stamp that jumps back by less is an out-of-order frame; by more, a clock that was set back or
@@ -32,6 +33,8 @@ _THROTTLE_SECONDS = 5.0
 _CLOCK_RESET_NS = 1_000_000_000
 # Weight of a new measurement in the running average of the time per call.
 _COST_SHARE = 0.2
+# An inference that takes longer is ended: no model that is of use in flight does.
+_HANGING_SECONDS = 10.0
 
 
 class Result(NamedTuple):
@@ -47,17 +50,27 @@ class Result(NamedTuple):
         return (self.frame.transport_ms or 0.0) + (perf_counter() - self.frame.received) * 1e3
 
 
+class _Attempt(NamedTuple):
+    """Outcome of frames with one model; frames that were dropped for another reason are absent."""
+
+    published: int
+    failed: list[tuple[Frame, Exception]]
+
+
 class Pipeline:
     """Subscribes to the cameras and detects in their newest frames, batch by batch, until `stop`.
 
     Args:
         node: owner of the subscriptions.
-        settings, model: the first ones; later `apply` and an assignment to `model` replace them.
+        settings, model: the first ones; later `apply` and `swap` replace them.
         stats: per camera.
         enabled: False: drop all frames until `enable`.
         publish: called by the worker with each result.
         show: called with it afterwards, for consumers that can wait.
         wants_full_size: returns whether a camera's images are needed at full size.
+        failures: of the node.
+        on_first_result: called by the worker with a swapped-in model and None after it has
+            published its first result, or the exception after it was swapped out for it.
     """
 
     def __init__(
@@ -70,8 +83,16 @@ class Pipeline:
         publish: Callable[[Result], None],
         show: Callable[[Result], None],
         wants_full_size: Callable[[str], bool],
+        failures: Failures,
+        on_first_result: Callable[[Model, Exception | None], None],
     ) -> None:
         self.model = model
+        # The model before, until `model` has published its first result.
+        self._former: Model | None = None
+        self._swapping = threading.Lock()
+        self._in_use: Backend | None = None  # during an inference
+        self._failures = failures
+        self._on_first_result = on_first_result
         self._node = node
         self._settings = settings
         self._stats = stats
@@ -107,6 +128,20 @@ class Pipeline:
         """Use other settings from the next frame on."""
         self._settings = settings
         self._inbox.wake()
+
+    def swap(self, model: Model) -> None:
+        """Use another model from the next frame on.
+
+        If it fails with its first frame, and the model before does not, that one is used again.
+        """
+        with self._swapping:
+            self._former, self.model = self.model, model
+
+    def end_hanging_inference(self, limit_s: float) -> None:
+        """End an inference that takes longer than a limit, of at most 10 s; its frame fails."""
+        backend = self._in_use
+        if backend is not None:
+            cancel_inference(backend, min(limit_s, _HANGING_SECONDS))
 
     def enable(self, enabled: bool) -> None:
         """Process frames, or drop them, waiting ones included."""
@@ -158,37 +193,92 @@ class Pipeline:
             if frames is None:
                 # rclpy may hold a destroyed subscription, and with it the pipeline, for longer.
                 del self.model
-                self._measured = None
+                self._former = self._measured = None
                 return
             if not frames:
                 continue
             try:
                 self._process(frames)
             except Exception as error:  # of any kind: continue with the next frame
-                for frame in frames:
-                    self._fail(frame, error)
+                log_failure(self._node.get_logger(), self._failures, "Detection", error)
 
     def _process(self, frames: list[Frame]) -> None:
-        detector = self._settings.detector(self.model.backend)
-        taken = perf_counter()
+        with self._swapping:
+            model, former = self.model, self._former
+        published, failed = self._attempt(frames, model)
+        if failed and former is not None:
+            again, still_failed = self._attempt([frame for frame, _ in failed], former)
+            if again:  # so it is not the frame
+                self._settle(model, failed[0][1])
+            failed = still_failed
+        elif published and former is not None:
+            self._settle(model, None)
+        for frame, error in failed:
+            self._fail(frame, error)
+
+    def _settle(self, model: Model, error: Exception | None) -> None:
+        """Keep a swapped-in model, or after an error return to the one before."""
+        with self._swapping:
+            if self.model is not model or self._former is None:  # swapped again meanwhile
+                return
+            self.model, self._former = (model if error is None else self._former), None
+        self._on_first_result(model, error)
+
+    def _attempt(self, frames: list[Frame], model: Model) -> _Attempt:
+        """Detect in frames with a model, and publish the results."""
+        failed: list[tuple[Frame, Exception]] = []
         opened: list[tuple[Frame, DecodedImage, float]] = []
+        taken = perf_counter()
+        try:
+            detector = self._settings.detector(model.backend)
+        except ValueError as error:  # they have changed, and name a class that it does not know
+            return _Attempt(0, [(frame, _bare(error)) for frame in frames])
         for frame in frames:
-            decoded = self._open(frame, detector, taken)
+            try:
+                decoded = self._open(frame, detector, taken)
+            except Exception as error:  # of any kind, for this camera only
+                failed.append((frame, _bare(error)))
+                continue
             if decoded is not None:
                 opened.append((frame, decoded, (perf_counter() - taken) * 1e3))
         if not opened:
-            return
+            return _Attempt(0, failed)
+        try:
+            published, more = self._detect(detector, opened, taken)
+        except Exception as error:
+            published, more = 0, [(frame, _bare(error)) for frame, _, _ in opened]
+            if len(opened) > 1:  # one of several cameras may be to blame
+                single = [self._attempt([frame], model) for frame, _, _ in opened]
+                published = sum(attempt.published for attempt in single)
+                more = [pair for attempt in single for pair in attempt.failed]
+        return _Attempt(published, failed + more)
+
+    def _detect(
+        self, detector: Detector, opened: list[tuple[Frame, DecodedImage, float]], taken: float
+    ) -> _Attempt:
+        """Detect in decoded frames, and publish the results."""
+        published = 0
+        failed: list[tuple[Frame, Exception]] = []
         seen = [self._windows(detector, frame.camera, decoded) for frame, decoded, _ in opened]
-        found, times = detector.batch([decoded for _, decoded, _ in opened], seen)
+        self._in_use = detector.backend
+        try:
+            found, times = detector.batch([decoded for _, decoded, _ in opened], seen)
+        finally:
+            self._in_use = None
         for (frame, decoded, decode_ms), detections in zip(opened, found, strict=True):
             if self._inbox.closed:
-                return
+                break
             if isinstance(detections, InferenceError):
-                self._fail(frame, detections)
+                failed.append((frame, detections))
                 continue
             started = perf_counter()
             result = Result(frame, decoded, detections, detector.backend.spec.classes)
-            self._publish(result)
+            try:
+                self._publish(result)
+            except Exception as error:  # e.g. of a message that cannot be written
+                failed.append((frame, _bare(error)))
+                continue
+            published += 1
             stages = {
                 "wait": (taken - frame.received) * 1e3,
                 "decode": decode_ms,
@@ -201,8 +291,13 @@ class Pipeline:
             if frame.transport_ms is not None:
                 stages["transport"] = frame.transport_ms
             self._stats[frame.camera].count_processed(stages)
-            self._show(result)
+            try:
+                self._show(result)
+            except Exception as error:  # the detections are out
+                log = self._node.get_logger()
+                log_failure(log, self._failures, "Debug image or recording", error)
         self._measure(detector.backend, sum(map(len, seen)), times.total_ms)
+        return _Attempt(published, failed)
 
     def _open(self, frame: Frame, detector: Detector, taken: float) -> DecodedImage | None:
         """Return a frame's pixels; None if the frame is dropped."""
@@ -218,7 +313,7 @@ class Pipeline:
             max_pixels = int(self._settings.max_megapixels * 1e6)
             return decode_message(frame.message, *size, max_pixels)
         except ImageError as error:
-            count = stats.count_drop(UNDECODABLE)
+            count = stats.count_drop(UNDECODABLE, str(error))
             self._node.get_logger().warning(
                 f"Image dropped: {error} ({count} dropped so far)",
                 throttle_duration_sec=_THROTTLE_SECONDS,
@@ -256,9 +351,15 @@ class Pipeline:
         self._call_ms += _COST_SHARE * (call_ms - self._call_ms)
 
     def _fail(self, frame: Frame, error: Exception) -> None:
-        count = self._stats[frame.camera].count_drop(FAILED)
+        line = describe(error)
+        count = self._stats[frame.camera].count_drop(FAILED, line)
         self._node.get_logger().error(
-            "Inference failed, nothing is published for this image: "
-            f"{type(error).__name__}: {error} ({count} failed so far)",
+            f"Inference failed, nothing is published for this image: {line} "
+            f"({count} failed so far)",
             throttle_duration_sec=_THROTTLE_SECONDS,
         )
+
+
+def _bare(error: Exception) -> Exception:
+    """Return an exception without its traceback, which would keep the model in memory."""
+    return error.with_traceback(None)

@@ -16,10 +16,13 @@ from rclpy.signals import SignalHandlerOptions
 
 from drone_kd.media.image_files import SourceError
 from drone_kd.ros.params import SettingsError
+from drone_kd.ros.survival import Failures, log_failure, release_entities
+from drone_kd.text import one_line
 
 # Longest time until a signal is noticed.
 _POLL_SECONDS = 0.1
-_THROTTLE_SECONDS = 5.0
+# Of the text of an error.
+_SHOWN_CHARACTERS = 500
 
 
 def run_node(
@@ -27,6 +30,7 @@ def run_node(
     make_node: Callable[[threading.Event], Any],
     args: list[str] | None,
     survives: bool = False,
+    ends_with: tuple[type[Exception], ...] = (),
 ) -> int:
     """Make a node and spin it until SIGINT, SIGTERM or its own end.
 
@@ -35,7 +39,8 @@ def run_node(
         make_node: returns the node, which sets the given event when it has finished. Its `stop`
             ends its threads and returns False if one of them hangs.
         args: command line without the program's name; None: that of this process.
-        survives: log an exception of a callback and continue, instead of ending.
+        survives: count and log an exception of a callback and continue, instead of ending.
+        ends_with: exceptions that end the node nevertheless.
 
     Returns:
         0: ended as requested; 2: wrong input, one line on standard error.
@@ -54,19 +59,15 @@ def run_node(
     try:
         node = make_node(finished)
         executor.add_node(node)
-        failures = 0
+        failures = getattr(node, "failures", None) or Failures()
         while not finished.is_set():
             try:
                 executor.spin_once(timeout_sec=_POLL_SECONDS)
             except Exception as error:  # of any kind: what others send must not end a flying node
-                if not survives or not rclpy.ok():
+                if not survives or isinstance(error, ends_with) or not rclpy.ok():
                     raise
-                failures += 1
-                node.get_logger().error(
-                    f"Callback failed: {type(error).__name__}: {' '.join(str(error).split())} "
-                    f"({failures} failed so far)",
-                    throttle_duration_sec=_THROTTLE_SECONDS,
-                )
+                release_entities(node)
+                log_failure(node.get_logger(), failures, "Callback", error)
     except (ParameterException, SettingsError, SourceError) as error:
         return _fail(name, error)
     finally:
@@ -86,5 +87,5 @@ def run_node(
 
 
 def _fail(name: str, error: Exception) -> int:
-    print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"{name}: error: {one_line(error, _SHOWN_CHARACTERS)}", file=sys.stderr)
     return 2

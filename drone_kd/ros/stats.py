@@ -33,6 +33,7 @@ class CameraReport:
     rate_hz: float  # frames published per second within the window
     silent_s: float  # since the last frame, or since activation before the first one
     stages: Mapping[str, tuple[float, float, float]]  # measured ones: p50, p95, p99 in ms
+    last_problem: str = ""  # why a frame was last unreadable or failed, one line
 
     def __str__(self) -> str:
         drops = "".join(f", {count} {reason}" for reason, count in self.dropped.items() if count)
@@ -48,6 +49,7 @@ class CameraStats:
         self._outcomes: Counter[str] = Counter()
         self._events: deque[tuple[float, str, Mapping[str, float]]] = deque()
         self._started = self._last_received = monotonic()
+        self._last_problem = ""
 
     def count_received(self) -> None:
         """Count a received frame."""
@@ -55,8 +57,12 @@ class CameraStats:
             self._received += 1
             self._last_received = monotonic()
 
-    def count_drop(self, reason: str) -> int:
-        """Count a frame dropped for one of `DROPS`; return that reason's count."""
+    def count_drop(self, reason: str, problem: str = "") -> int:
+        """Count a frame dropped for one of `DROPS`; return that reason's count.
+
+        `problem` is a line that says more, if the frame or the model is to blame.
+        """
+        self._last_problem = problem or self._last_problem
         return self._count(reason, {})
 
     def count_processed(self, stages_ms: Mapping[str, float]) -> None:
@@ -93,5 +99,12 @@ class CameraStats:
         rate_hz = recent[PROCESSED] / max(min(WINDOW_SECONDS, now - self._started), 1.0)
         silent_s = now - last_received
         return CameraReport(
-            received, outcomes[PROCESSED], dropped, recent, rate_hz, silent_s, stages
+            received,
+            outcomes[PROCESSED],
+            dropped,
+            recent,
+            rate_hz,
+            silent_s,
+            stages,
+            self._last_problem,
         )

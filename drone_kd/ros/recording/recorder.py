@@ -31,6 +31,7 @@ from drone_kd.ros.pipeline import Result
 from drone_kd.ros.recording.bag_ring import BagRing, Message
 from drone_kd.ros.recording.frame_selection import Choice, Selector
 from drone_kd.ros.recording.message_definitions import message_type
+from drone_kd.ros.survival import Failures, log_failure
 from drone_kd.text import one_line
 
 # Waiting frames; each may take several megabytes.
@@ -64,7 +65,7 @@ class Recorder:
         SettingsError: the folder is not writable, or rosbags is missing; the message is one line.
     """
 
-    def __init__(self, node: Node, settings: Settings) -> None:
+    def __init__(self, node: Node, settings: Settings, failures: Failures) -> None:
         if importlib.util.find_spec("rosbags") is None:
             raise SettingsError(
                 "recording needs rosbags, which is not installed: pip install 'drone_kd[record]'"
@@ -79,6 +80,7 @@ class Recorder:
                 f"{one_line(settings.record_directory)} ({one_line(reason)})"
             ) from None
         self._settings = settings
+        self._failures = failures
         self._prefix = node.get_fully_qualified_name().strip("/").replace("/", "_")
         self._topics = {
             camera: tuple(
@@ -188,11 +190,19 @@ class Recorder:
                 if self._closing.is_set():
                     return
             else:
-                now, selector = result.frame.received, selectors[result.frame.camera]
-                self._keep(ring, selector.take(now), types)
-                selector.see(now, result, result.decoded, result.detections)
-                self._seen += 1
+                self._consider(ring, result, selectors[result.frame.camera], types)
             ring.finish_old()
+
+    def _consider(self, ring: BagRing, result: Result, selector: Selector, types: Mapping) -> None:
+        now = result.frame.received
+        try:
+            self._keep(ring, selector.take(now), types)
+            selector.see(now, result, result.decoded, result.detections)
+            self._seen += 1
+        except OSError:  # of the disk: it ends the recording
+            raise
+        except Exception as error:  # of this frame only
+            log_failure(self._log, self._failures, "Recording a frame", error)
 
     def _keep(self, ring: BagRing, choice: Choice | None, types: Mapping) -> None:
         """Write a selected frame with its detections and the reasons."""

@@ -366,11 +366,7 @@ def test_impossible_recording_is_rejected_with_the_reason(recording, tmp_path, m
     response = record(site, True)
     assert not response.success
     assert "record_directory: expected a folder that can be written" in response.message
-    site.set_parameter("record_directory", "a\0b")
-    response = record(site, True)
-    assert not response.success
-    assert "record_directory: expected a folder that can be written" in response.message
-    site.set_parameter("record_directory", str(tmp_path / "bags"))
+    (tmp_path / "bags").unlink()
     with monkeypatch.context() as patch:  # rosbags is here; this is what its absence looks like
         patch.setattr(importlib.util, "find_spec", lambda name, *_: None)
         response = record(site, True)

@@ -1,0 +1,182 @@
+"""Trial of a model in a process of its own, which a model that hangs or crashes does not outlive.
+
+The child runs the model on two images, and makes and serializes their messages. It has a lower
+priority than the node, a limit of memory, and ends with the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drone_kd.core.model_spec import ModelError
+from drone_kd.ros.params import Settings
+from drone_kd.text import one_line
+
+if TYPE_CHECKING:
+    from drone_kd.backends.model_file import ModelFile
+
+# Of the memory that is free: the node and the rest of the machine need some, too.
+_MEMORY_SHARE = 0.5
+_NICENESS = 10
+_MEMINFO = Path("/proc/meminfo")
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+# No `-m`: it would import from the working directory.
+_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
+    "from drone_kd.ros.model_trial import main; main()"
+)
+
+
+class Trial:
+    """Runs a model in a child process; `cancel` ends it from another thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_cancelled = False
+
+    def __call__(self, file: ModelFile, settings: Settings) -> None:
+        """Try a model; ModelError: it is unusable, takes too long or too much memory."""
+        task = {
+            "path": os.fspath(file.path),
+            "sha256": file.sha256,
+            "metadata": dict(file.metadata),
+            "settings": settings.to_json(),
+            "memory": _memory_limit(),
+        }
+        head = json.dumps([entry for entry in sys.path if entry]), json.dumps(task)
+        seconds = settings.swap_timeout_s
+        with self._started() as process:
+            try:
+                content = "\n".join((*head, "")).encode() + file.content
+                output, _ = process.communicate(content, timeout=seconds)
+            except subprocess.TimeoutExpired:
+                raise ModelError(
+                    f"its trial took longer than {seconds:g} s (swap_timeout_s)"
+                ) from None
+        if self._is_cancelled:
+            raise ModelError("its trial was cancelled")
+        _check(process.returncode, output)
+
+    def cancel(self) -> None:
+        """End the trial."""
+        with self._lock:
+            self._is_cancelled = True
+            if self._process is not None:
+                _kill(self._process)
+
+    @contextlib.contextmanager
+    def _started(self) -> Iterator[subprocess.Popen[bytes]]:
+        with self._lock:
+            if self._is_cancelled:
+                raise ModelError("its trial was cancelled")
+            # In a session of its own: all that it starts can be killed with it.
+            process = self._process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _CHILD],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            with self._lock:
+                _kill(process)
+                self._process = None
+            process.communicate()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process, unless it has ended, and what it has started."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _check(code: int, output: bytes) -> None:
+    """Raise ModelError unless the child has reported that the model works."""
+    try:
+        problem = json.loads(output)["problem"]
+    except (ValueError, LookupError, TypeError):
+        if code < 0:
+            problem = f"its trial was ended by {signal.Signals(-code).name}"
+        else:
+            problem = f"its trial ended with exit code {code}"
+    if problem:
+        raise ModelError(one_line(problem, 400))
+
+
+def _memory_limit() -> int:
+    """Return how many bytes the child may allocate; 0: no limit."""
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+    except OSError:
+        return 0
+    sizes = {name: value.split()[0] for name, _, value in (line.partition(":") for line in lines)}
+    return int(int(sizes.get("MemAvailable", 0)) * 1024 * _MEMORY_SHARE)
+
+
+def main() -> None:
+    """Run in the child: read the task and the model from standard input, write the problem."""
+    task = json.loads(sys.stdin.buffer.readline())
+    # Children of a killed node go on otherwise, as may an endless loop.
+    getattr(ctypes.CDLL(None), "prctl", lambda *_: 0)(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if task["memory"]:
+        # Not RLIMIT_AS: CUDA reserves far more addresses than it uses.
+        resource.setrlimit(resource.RLIMIT_DATA, (task["memory"], task["memory"]))
+    try:
+        problem = ""
+        _try(task, sys.stdin.buffer.read())
+    except MemoryError:
+        problem = "it needs more memory than half of what is free"
+    except Exception as error:  # of any kind: it is the answer
+        problem = one_line(error, 400) or type(error).__name__
+    print(json.dumps({"problem": problem}), flush=True)
+    # Threads of the runtime may hang.
+    os._exit(0)
+
+
+def _try(task: Mapping[str, Any], content: bytes) -> None:
+    """Open a model, run it on a black and on a textured image, and serialize the messages."""
+    import numpy as np
+    from rclpy.serialization import serialize_message
+    from std_msgs.msg import Header
+
+    from drone_kd.backends import open_backend
+    from drone_kd.backends.model_file import ModelFile
+    from drone_kd.ros.detection_messages import to_detection_array, to_label_info
+
+    settings = Settings.from_json(task["settings"])
+    backend = open_backend(
+        ModelFile(Path(task["path"]), content, task["sha256"], task["metadata"]),
+        runtime=settings.runtime,
+        allow_fallback=settings.allow_fallback,
+        may_build=False,
+        progress=lambda line: None,
+    )
+    spec, detector = backend.spec, settings.detector(backend)
+    serialize_message(to_label_info(spec.classes, settings.confidence, Header()))
+    shape = spec.input_height, spec.input_width, 3
+    for image in (
+        np.zeros(shape, np.uint8),
+        np.random.default_rng(0).integers(0, 256, shape, np.uint8),
+    ):
+        found = detector(image)
+        serialize_message(to_detection_array(found, spec.classes, Header()))
