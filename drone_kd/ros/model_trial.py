@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 # Of the memory that is free: the node and the rest of the machine need some, too.
 _MEMORY_SHARE = 0.5
 _NICENESS = 10
+_SHOWN_CHARACTERS = 400
 _MEMINFO = Path("/proc/meminfo")
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
-# No `-m`: it would import from the working directory.
+# It imports from where this process does; `-m` would add the working directory.
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
     "from drone_kd.ros.model_trial import main; main()"
@@ -55,7 +56,7 @@ class Trial:
             "settings": settings.to_json(),
             "memory": _memory_limit(),
         }
-        head = json.dumps([entry for entry in sys.path if entry]), json.dumps(task)
+        head = json.dumps(sys.path), json.dumps(task)
         seconds = settings.swap_timeout_s
         with self._started() as process:
             try:
@@ -115,7 +116,7 @@ def _check(code: int, output: bytes) -> None:
         else:
             problem = f"its trial ended with exit code {code}"
     if problem:
-        raise ModelError(one_line(problem, 400))
+        raise ModelError(one_line(problem, _SHOWN_CHARACTERS))
 
 
 def _memory_limit() -> int:
@@ -144,10 +145,11 @@ def main() -> None:
     try:
         problem = ""
         _try(task, sys.stdin.buffer.read())
-    except MemoryError:
-        problem = "it needs more memory than half of what is free"
     except Exception as error:  # of any kind: it is the answer
-        problem = one_line(error, 400) or type(error).__name__
+        problem = one_line(error, _SHOWN_CHARACTERS) or type(error).__name__
+        # Runtimes have an error of their own.
+        if isinstance(error, MemoryError) or "allocate memory" in str(error.__cause__):
+            problem = f"it needs more than {task['memory'] / 1e6:.0f} MB, half of the free memory"
     print(json.dumps({"problem": problem}), flush=True)
     # Threads of the runtime may hang.
     os._exit(0)

@@ -139,7 +139,7 @@ class Surviving:
             except self.ends_with:
                 raise
             except Exception as error:  # of any kind: what others send must not end a node
-                self._count(what, error)
+                self._note_failure(what, error)
 
         return guard
 
@@ -153,12 +153,12 @@ class Surviving:
                 check_size(request)
                 return with_short_reasons(callback(request, response))
             except Exception as error:  # of any kind, as above
-                line = self._count(f"Service {one_line(name)}", error)
+                line = self._note_failure(f"Service {one_line(name)}", error)
                 return rejection(request, type(response)(), line)
 
         return guard
 
-    def _count(self, what: str, error: Exception) -> str:
+    def _note_failure(self, what: str, error: Exception) -> str:
         node: Any = self
         return log_failure(node.get_logger(), self.failures, what, error)
 

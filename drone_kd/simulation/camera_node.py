@@ -32,6 +32,7 @@ from drone_kd.media.bags import is_bag
 from drone_kd.media.image_files import SourceError
 from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.run import run_node
+from drone_kd.ros.survival import Surviving, describe
 from drone_kd.simulation.declare import declare_camera_parameters
 from drone_kd.simulation.replay import LabelledFrame, read_bag, read_labels, recorded
 from drone_kd.simulation.scoring.flight_record import Truth
@@ -53,7 +54,7 @@ _DELAY_S = 0.002
 _REPAIR_S = 5
 
 
-class CameraNode(Node):
+class CameraNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatures
     """Publishes the frames of a source at a steady rate.
 
     Args:
@@ -63,6 +64,8 @@ class CameraNode(Node):
         ParameterException: a parameter has the wrong type or is out of range.
         SourceError: the source has no readable frame, or a parameter value is invalid.
     """
+
+    ends_with = (SourceError,)
 
     def __init__(self, finished: threading.Event) -> None:
         super().__init__("camera")
@@ -201,8 +204,10 @@ class CameraNode(Node):
                 throttle_duration_sec=5.0,
             )
             return
-        if isinstance(item, Exception):
+        if isinstance(item, SourceError):
             raise item
+        if isinstance(item, Exception):
+            raise SourceError(f"{self._value('source')}: {describe(item)}")
         if item is _END:
             self._end()
             return
@@ -267,7 +272,7 @@ class CameraNode(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the camera until its source ends, or SIGINT or SIGTERM; see `run_node`."""
-    return run_node("camera", CameraNode, args)
+    return run_node("camera", CameraNode, args, survives=True, ends_with=CameraNode.ends_with)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from drone_kd.media.compressed_images import MAX_PIXELS
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import share_path
 from drone_kd.ros.run import run_node
+from drone_kd.ros.survival import Surviving
 from drone_kd.simulation.declare import declare_gazebo_truth_parameters
 from drone_kd.simulation.gazebo_world import read_gazebo_world, visible_truth
 from drone_kd.simulation.truth_messages import stamp_ns, truth_to_message
@@ -38,7 +39,7 @@ _LARGEST, _SHORTEST = 1e7, 1e-3
 _THROTTLE_S = 5.0
 
 
-class GazeboTruthNode(Node):
+class GazeboTruthNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatures
     """Publishes ground truth; see the module's docstring.
 
     Raises:
@@ -140,7 +141,7 @@ def _pose_at(kept: deque[tuple[int, np.ndarray]], at: int) -> np.ndarray:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; see `run_node`."""
-    return run_node("gazebo_truth", lambda _finished: GazeboTruthNode(), args)
+    return run_node("gazebo_truth", lambda _finished: GazeboTruthNode(), args, survives=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from drone_kd.media.compressed_images import EncodedError, encode
 from drone_kd.media.image_files import SourceError
 from drone_kd.ros.image_conversion import ImageError, image_to_bgr
 from drone_kd.ros.run import run_node
+from drone_kd.ros.survival import Surviving
 from drone_kd.simulation.declare import declare_scorer_parameters
 from drone_kd.simulation.scoring.flight_record import (
     MAX_BOXES,
@@ -54,7 +55,7 @@ _WINDOW = 50
 _TELLS_ARRIVAL = hasattr(Subscription, "CallbackType")
 
 
-class ScorerNode(Node):
+class ScorerNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatures
     """Records a flight; see the module's docstring.
 
     Raises:
@@ -102,7 +103,8 @@ class ScorerNode(Node):
         count = self._count
         self.get_logger().info(
             f"Recorded {count['truth']} ground truths, {count['frame']} frames, "
-            f"{count['answer']} predictions in {self._folder / 'flight.jsonl'}"
+            f"{count['answer']} predictions in {self._folder / 'flight.jsonl'}; "
+            f"{self.failures.report().count} messages failed"
         )
         return True
 
@@ -241,7 +243,7 @@ class ScorerNode(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; see `run_node`."""
-    return run_node("scorer", lambda _finished: ScorerNode(), args)
+    return run_node("scorer", lambda _finished: ScorerNode(), args, survives=True)
 
 
 if __name__ == "__main__":
