@@ -32,6 +32,8 @@ from drone_kd.ros import diagnostics
 from drone_kd.ros.debug_image import DebugImages
 from drone_kd.ros.declare import declare_detector_parameters
 from drone_kd.ros.detection_messages import to_detection_array, to_label_info
+from drone_kd.ros.drop_reasons import FAILED, UNDECODABLE
+from drone_kd.ros.memory import return_memory
 from drone_kd.ros.model_loader import Loader, Model, load_model
 from drone_kd.ros.model_slot import ModelSlot
 from drone_kd.ros.model_trial import Trial
@@ -101,6 +103,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         self._hanging: Pipeline | None = None  # after deactivation during a long inference
         self._stats = {camera: CameraStats() for camera in self._settings.cameras}
         self._reminders: dict[str, tuple[str, float]] = {}
+        self._refused = 0  # frames and requests at the last report
         self._enabled = True
         self._recorder: Recorder | None = None
         self.create_service(SetBool, "~/enable", self._on_enable)
@@ -453,10 +456,21 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             status.append(
                 diagnostics.record_status(f"{name}: record", self._recorder.folder, recorded)
             )
+        self._return_memory()
         message = DiagnosticArray(status=status)
         message.header.stamp = self.get_clock().now().to_msg()
         for publisher in self._report_publishers:
             publisher.publish(message)
+
+    def _return_memory(self) -> None:
+        """Return the memory of hostile messages to the system: some are very large."""
+        refused = self.failures.report().count + sum(
+            report.dropped[UNDECODABLE] + report.dropped[FAILED]
+            for report in self.reports().values()
+        )
+        if refused != self._refused:
+            self._refused = refused
+            return_memory()
 
     def _remind(self, camera: str, topic: str, report: CameraReport, why_silent: str) -> None:
         """Log a silent camera at first, when the reason changes, and every 10 s."""

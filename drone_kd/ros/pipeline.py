@@ -269,7 +269,7 @@ class Pipeline:
             if self._inbox.closed:
                 break
             if isinstance(detections, InferenceError):
-                failed.append((frame, detections))
+                failed.append((frame, _bare(detections)))
                 continue
             started = perf_counter()
             result = Result(frame, decoded, detections, detector.backend.spec.classes)

@@ -150,7 +150,7 @@ class Surviving:
 
         def guard(request: Any, response: Any) -> Any:
             try:
-                check_size(request)
+                check_request(request)
                 return with_short_reasons(callback(request, response))
             except Exception as error:  # of any kind, as above
                 line = self._note_failure(f"Service {one_line(name)}", error)
@@ -167,12 +167,15 @@ class Surviving:
         return super()
 
 
-def check_size(request: Any) -> None:
-    """Raise ValueError if a request of a parameter service has too many items."""
+def check_request(request: Any) -> None:
+    """Raise ValueError if a request of a parameter service is too long, or a name is empty."""
     for field in ("parameters", "names", "prefixes"):
         count = len(getattr(request, field, ()))
         if count > _REQUEST_ITEMS:
             raise ValueError(f"expected up to {_REQUEST_ITEMS} {field} in a request, got {count}")
+    # rclpy would add it to the node.
+    if any(not parameter.name for parameter in getattr(request, "parameters", ())):
+        raise ValueError("expected the name of a parameter, got an empty one")
 
 
 def rejection(request: Any, response: Any, reason: str) -> Any:

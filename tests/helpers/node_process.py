@@ -49,6 +49,19 @@ class NodeProcess:
         """Whether the process has ended."""
         return self._process.poll() is not None
 
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def has_line(self, text: str, seconds: float = 0.0) -> bool:
+        """Return whether a line that was not read before contains `text`; read up to it."""
+        deadline = time.monotonic() + seconds
+        while (line := self._next_line(deadline)) is not None:
+            if text in line:
+                return True
+        return False
+
     def wait_for_line(self, text: str) -> str:
         """Wait for an output line that contains `text`; fails the test if none comes."""
         deadline = time.monotonic() + WAIT_SECONDS

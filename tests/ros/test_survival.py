@@ -146,6 +146,7 @@ class Careful(Surviving, Node):
         [ParameterMessage(name="number", value=ParameterValue(type=99))],
         [ParameterMessage(name="x" * 5_000_000)],
         [ParameterMessage(name="\x1b[2J\n")],
+        [ParameterMessage(name="", value=ParameterValue(type=4, string_value="x"))],
         [ParameterMessage(name="number")] * 2000,
     ],
 )

@@ -1,0 +1,184 @@
+"""A swap is final once the new model has published its first result."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.lifecycle import TransitionCallbackReturn
+from std_srvs.srv import Trigger
+
+from drone_kd.ros import detector_node, survival
+from drone_kd.ros.drop_reasons import FAILED
+from ground_station import WAIT_SECONDS
+from hostile_models import (
+    write_endless_model,
+    write_model_endless_for_white,
+    write_model_not_finite_for_white,
+    write_with_metadata,
+)
+from tiny_model import tiny_spec, write_bright_cell_model
+
+WHITE = np.full((64, 64, 3), 255, np.uint8)
+ONE = np.zeros((64, 64, 3), np.uint8)
+ONE[8:16, 8:16] = 255
+
+
+def swap(site, path):
+    site.set_parameter("model", str(path))
+    site.wait_for_log(f"Swapped to model {path.name}")
+
+
+def class_of_one(site):
+    site.send(ONE)
+    return site.receive().detections[0].results[0].hypothesis.class_id
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (write_model_not_finite_for_white, "not finite"),
+        (write_model_endless_for_white, "terminate flag"),
+    ],
+)
+def test_first_image_of_a_model_that_fails_with_it_is_detected_by_the_old_one(
+    flying, model, tmp_path, write, says
+):
+    flying.set_parameter("swap_timeout_s", 2.0)
+    stats = flying.collect(DiagnosticArray, "/detector/stats")
+    swap(flying, write(tmp_path / "other.onnx"))
+    flying.send(WHITE, seconds=7)
+    found = flying.receive()
+    assert (found.header.stamp.sec, len(found.detections)) == (7, 64)
+    line = flying.wait_for_log("model other.onnx failed with its first image")
+    assert says in line and "keeping model.onnx" in line
+    assert flying.dropped(FAILED) == 0
+    assert flying.detector.get_parameter("model").value == str(model)
+    message = flying.receive_until(
+        stats, lambda m: m.status[0].level == DiagnosticStatus.WARN, "the failure is reported"
+    )
+    values = {pair.key: pair.value for pair in message.status[0].values}
+    assert values["failures"] == "1" and says in values["last failure"]
+    assert values["model"] == "model.onnx"
+    response = flying.call(Trigger, "/detector/rollback", Trigger.Request())
+    assert not response.success, "the failed model is not the previous one"
+    assert class_of_one(flying) == "car"
+
+
+def test_failure_is_no_longer_reported_after_the_window(flying, tmp_path, monkeypatch):
+    stats = flying.collect(DiagnosticArray, "/detector/stats")
+    (tmp_path / "other.onnx").write_text("no model")
+    flying.set_parameter("model", str(tmp_path / "other.onnx"))
+    flying.wait_for_log("cannot load")
+    flying.receive_until(
+        stats, lambda m: m.status[0].level == DiagnosticStatus.WARN, "the failure is reported"
+    )
+    monkeypatch.setattr(survival, "WINDOW_SECONDS", 0.0)
+    message = flying.receive_until(
+        stats, lambda m: m.status[0].level == DiagnosticStatus.OK, "it is over"
+    )
+    assert {pair.key: pair.value for pair in message.status[0].values}["failures"] == "1"
+
+
+def test_model_whose_detections_cannot_be_published_is_swapped_out(flying, tmp_path, monkeypatch):
+    works = detector_node.to_detection_array
+
+    def fail_for_buses(detections, classes, header):
+        if "bus" in classes:
+            raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+        return works(detections, classes, header)
+
+    monkeypatch.setattr(detector_node, "to_detection_array", fail_for_buses)
+    labels = flying.labels()
+    assert labels.get(timeout=WAIT_SECONDS).class_map[0].class_name == "car"
+    swap(flying, write_bright_cell_model(tmp_path / "bus.onnx", tiny_spec(classes=("bus", "dog"))))
+    assert class_of_one(flying) == "car"
+    flying.wait_for_log("model bus.onnx failed with its first image")
+    names = [labels.get(timeout=WAIT_SECONDS).class_map[0].class_name for _ in range(2)]
+    assert names == ["bus", "car"]
+
+
+def test_model_whose_labels_cannot_be_published_is_refused(flying, model, tmp_path, monkeypatch):
+    works = detector_node.to_label_info
+
+    def fail_for_buses(classes, *arguments):
+        if "bus" in classes:
+            raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+        return works(classes, *arguments)
+
+    monkeypatch.setattr(detector_node, "to_label_info", fail_for_buses)
+    bus = write_bright_cell_model(tmp_path / "bus.onnx", tiny_spec(classes=("bus", "dog")))
+    flying.set_parameter("model", str(bus))
+    assert "keeping model.onnx" in flying.wait_for_log("cannot load")
+    assert class_of_one(flying) == "car"
+    assert flying.detector.get_parameter("model").value == str(model)
+
+
+def test_image_that_fails_with_both_models_does_not_end_the_swap(flying, tmp_path, monkeypatch):
+    swap(flying, write_bright_cell_model(tmp_path / "bus.onnx", tiny_spec(classes=("bus", "dog"))))
+    with monkeypatch.context() as patch:
+        patch.setattr(detector_node, "to_detection_array", lambda *_: 1 / 0)
+        flying.send(ONE)
+        flying.wait_until(lambda: flying.dropped(FAILED) == 1, "it is counted")
+    assert class_of_one(flying) == "bus"
+    assert "failed with its first image" not in flying.log()
+
+
+@pytest.fixture
+def no_cycle_collector():
+    """Free only what nothing refers to any more."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_third_model_is_freed_after_the_first_result(flying, tmp_path, no_cycle_collector):
+    first = weakref.ref(flying.backend)
+    for name in ("second", "third"):
+        swap(flying, write_bright_cell_model(tmp_path / f"{name}.onnx"))
+    assert first() is not None, "needed if the third model fails and the second was never used"
+    assert class_of_one(flying) == "car"
+    flying.wait_until(lambda: first() is None, "the first model is freed")
+
+
+def test_failed_model_is_freed(flying, tmp_path, no_cycle_collector):
+    swap(flying, write_model_not_finite_for_white(tmp_path / "other.onnx"))
+    other = weakref.ref(flying.backend)
+    flying.send(WHITE)
+    assert len(flying.receive().detections) == 64
+    flying.wait_until(lambda: other() is None, "it is freed")
+
+
+def test_endless_model_set_before_configuration_fails_it(ground, model, tmp_path):
+    """It may have been set by anyone on the network."""
+    site = ground(model=model, swap_timeout_s=1.0)
+    node = site.add_detector()
+    site.set_parameter("model", str(write_endless_model(tmp_path / "endless.onnx")))
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert "its trial took longer than 1 s" in site.wait_for_log("cannot configure")
+    site.set_parameter("model", str(model))
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+
+def test_unusable_model_at_startup_fails_configuration_in_one_line(ground, tmp_path):
+    path = write_with_metadata(tmp_path / "model.onnx", classes=["\x1b[2J\n" * 1000])
+    site = ground(model=path)
+    node = site.add_detector()
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    line = site.wait_for_log("cannot configure")
+    assert line.isprintable() and len(line) < 500
+
+
+def test_failed_transition_ends_unconfigured_and_can_be_repeated(flying, monkeypatch):
+    node = flying.detector
+    with monkeypatch.context() as patch:
+        patch.setattr(node, "reports", lambda: 1 / 0)
+        assert node.trigger_deactivate() == TransitionCallbackReturn.ERROR
+    assert "Transition deactivate failed: ZeroDivisionError" in flying.wait_for_log("Transition")
+    assert node._state_machine.current_state[1] == "unconfigured"
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    flying.wait_for_detector()
+    assert len(flying.exchange(ONE).detections) == 1
