@@ -235,7 +235,12 @@ def hostile_parameters(folder: Path) -> list[ParameterMessage]:
 @pytest.mark.slow
 def test_hostile_parameters_are_rejected_in_flight(fly):
     flight, folder = fly()
-    for parameter in hostile_parameters(folder):
+    hostile = hostile_parameters(folder)
+    # The middleware keeps a buffer of the size of the largest request.
+    flight.set(max(hostile, key=lambda parameter: len(serialize_message(parameter))))
+    flight.set(text("n" * LARGE, "x"))
+    memory_mb = flight.memory_mb()
+    for parameter in hostile:
         (result,) = flight.set(parameter)
         what = parameter.name[:40], parameter.value.type
         assert not result.successful, what
@@ -250,6 +255,8 @@ def test_hostile_parameters_are_rejected_in_flight(fly):
     values = flight.call(GetParameters, "/detector/get_parameters", request).values
     assert [values[0].double_value, values[1].string_value] == [0.9, "off"]
     assert (list(values[2].string_array_value), values[3].bool_value) == ([""], False)
+    flight.status()  # memory is returned with a report
+    assert flight.memory_mb() - memory_mb < _KEPT_MB
     flight.end()
 
 
