@@ -103,7 +103,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         self._hanging: Pipeline | None = None  # after deactivation during a long inference
         self._stats = {camera: CameraStats() for camera in self._settings.cameras}
         self._reminders: dict[str, tuple[str, float]] = {}
-        self._refused = 0  # frames and requests at the last report
+        self._refused = 0, 0  # frames and requests at the last two reports
         self._enabled = True
         self._recorder: Recorder | None = None
         self.create_service(SetBool, "~/enable", self._on_enable)
@@ -468,9 +468,10 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             report.dropped[UNDECODABLE] + report.dropped[FAILED]
             for report in self.reports().values()
         )
-        if refused != self._refused:
-            self._refused = refused
+        # Again with the next report: the last frame may have been in work.
+        if refused != self._refused[0]:
             return_memory()
+        self._refused = self._refused[1], refused
 
     def _remind(self, camera: str, topic: str, report: CameraReport, why_silent: str) -> None:
         """Log a silent camera at first, when the reason changes, and every 10 s."""

@@ -17,6 +17,8 @@ from drone_kd.ros.model_trial import Trial
 from drone_kd.ros.params import Settings
 from drone_kd.text import one_line
 
+_STOP_SECONDS = 1.0
+
 
 @dataclass(frozen=True)
 class Model:
@@ -131,8 +133,11 @@ class Loader:
             self._drop()
 
     def stop(self) -> bool:
-        """Drop the request; False if a load is still in progress."""
+        """Drop the request; False if a load is still in progress after a second."""
         self.forget()
+        thread = self._thread
+        if thread is not None:
+            thread.join(_STOP_SECONDS)
         return self._thread is None
 
     def _drop(self) -> None:

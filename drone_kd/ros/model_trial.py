@@ -1,7 +1,8 @@
 """Trial of a model in a process of its own, which a model that hangs or crashes does not outlive.
 
 The child runs the model on two images, and makes and serializes their messages. It has a lower
-priority than the node, a limit of memory, and ends with the node.
+priority than the node, without an NVIDIA GPU a limit of memory, and ends with the node. If memory
+runs out, the kernel ends the child first.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drone_kd.core.model_spec import ModelError
+from drone_kd.parsing import parse_json
 from drone_kd.ros.params import Settings
 from drone_kd.text import one_line
 
@@ -31,6 +33,7 @@ _MEMORY_SHARE = 0.5
 _NICENESS = 10
 _SHOWN_CHARACTERS = 400
 _MEMINFO = Path("/proc/meminfo")
+_GPUS = "/dev/nvidia0", "/dev/nvhost-gpu", "/dev/nvgpu"  # the latter two: of a Jetson
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 # It imports from where this process does; `-m` would add the working directory.
 _CHILD = (
@@ -109,7 +112,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _check(code: int, output: bytes) -> None:
     """Raise ModelError unless the child has reported that the model works."""
     try:
-        problem = json.loads(output)["problem"]
+        problem = parse_json(output, "trial")["problem"]
     except (ValueError, LookupError, TypeError):
         if code < 0:
             problem = f"its trial was ended by {signal.Signals(-code).name}"
@@ -131,7 +134,7 @@ def _memory_limit() -> int:
 
 def main() -> None:
     """Run in the child: read the task and the model from standard input, write the problem."""
-    task = json.loads(sys.stdin.buffer.readline())
+    task = parse_json(sys.stdin.buffer.readline(), "task")
     # Children of a killed node go on otherwise, as may an endless loop.
     getattr(ctypes.CDLL(None), "prctl", lambda *_: 0)(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with contextlib.suppress(OSError):
@@ -139,8 +142,8 @@ def main() -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if task["memory"]:
-        # Not RLIMIT_AS: CUDA reserves far more addresses than it uses.
+    # CUDA reserves far more memory than it uses.
+    if task["memory"] and not any(Path(device).exists() for device in _GPUS):
         resource.setrlimit(resource.RLIMIT_DATA, (task["memory"], task["memory"]))
     try:
         problem = ""
