@@ -10,6 +10,8 @@ from typing import NamedTuple
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+_WAIT_SECONDS = 60.0
+
 
 class Frame(NamedTuple):
     """A camera's image message."""
@@ -56,17 +58,20 @@ class Inbox:
             while True:
                 if self.closed:
                     return None
+                if self._woken:  # `max_rate` may be another one by now
+                    self._woken = False
+                    return []
                 now = perf_counter()
                 due = [
                     camera
                     for camera in self._turns
                     if camera in self._frames and self._not_before[camera] <= now
                 ][:limit]
-                if due or self._woken:
+                if due:
                     break
                 waits = [self._not_before[camera] - now for camera in self._frames]
-                self._condition.wait(min(waits, default=None))
-            self._woken = False
+                # Python refuses to wait for centuries, which a very small rate asks for.
+                self._condition.wait(min(*waits, _WAIT_SECONDS) if waits else None)
             for camera in due:
                 self._turns.remove(camera)
                 self._turns.append(camera)

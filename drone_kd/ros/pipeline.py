@@ -187,20 +187,19 @@ class Pipeline:
 
     def _work(self) -> None:
         while True:
-            # A batch holds the tiles of one frame, or without tiling frames of several cameras.
-            limit = self.model.backend.spec.batch if self._settings.tiling == OFF else 1
-            frames = self._inbox.take(limit, self._settings.max_rate)
-            if frames is None:
-                # rclpy may hold a destroyed subscription, and with it the pipeline, for longer.
-                del self.model
-                self._former = self._measured = None
-                return
-            if not frames:
-                continue
             try:
-                self._process(frames)
+                # A batch holds the tiles of one frame, or, without tiling, frames of cameras.
+                limit = self.model.backend.spec.batch if self._settings.tiling == OFF else 1
+                frames = self._inbox.take(limit, self._settings.max_rate)
+                if frames is None:
+                    break
+                if frames:
+                    self._process(frames)
             except Exception as error:  # of any kind: continue with the next frame
                 log_failure(self._node.get_logger(), self._failures, "Detection", error)
+        # rclpy may hold a destroyed subscription, and with it the pipeline, for longer.
+        del self.model
+        self._former = self._measured = None
 
     def _process(self, frames: list[Frame]) -> None:
         with self._swapping:

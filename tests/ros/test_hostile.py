@@ -297,6 +297,26 @@ def test_hostile_service_calls_get_a_response_in_flight(fly):
     flight.end()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_rate", 5e-324), ("max_rate", 1e-300), ("budget_ms", 5e-324)]
+)
+def test_extreme_parameter_within_its_range_can_be_set_back(fly, name, value):
+    flight, _ = fly()
+    (result,) = flight.set(of_type(name, 3, double_value=value))
+    assert result.successful, result.reason
+    flight.images.publish(flight.frame(1))
+    flight.sent += 1
+    flight.status(lambda s: int(s["image"]["frames in"]) - flight.first_in == flight.sent)
+    request = SetParameters.Request(parameters=[of_type(name, 3, double_value=0.0)])
+    client = flight.site.node.create_client(SetParameters, "/detector/set_parameters")
+    flight.site.wait_until(client.service_is_ready, "it is available")
+    client.call_async(request)
+    assert flight.site.detections.get(timeout=WAIT_SECONDS).header.stamp.sec == 1
+    flight.fly()
+    flight.end()
+
+
 def bomb(width: int, height: int) -> bytes:
     """Return a JPEG whose header declares another size."""
     data = bytearray(cv2.imencode(".jpg", ONE)[1].tobytes())
