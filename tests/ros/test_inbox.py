@@ -112,3 +112,19 @@ def test_take_returns_on_wake_and_on_close() -> None:
     inbox.put(frame())
     assert inbox.take(1, 0) is None
     assert len(inbox.clear()) == 1
+
+
+def test_rate_of_nearly_zero_waits_until_it_is_changed() -> None:
+    inbox, taken = Inbox([""]), []
+    inbox.put(frame(number=1))
+    assert take(inbox, max_rate=5e-324) == [("", 1)]
+    inbox.put(frame(number=2))
+    worker = threading.Thread(target=lambda: taken.append(inbox.take(1, 5e-324)))
+    worker.start()
+    inbox.wake()
+    worker.join()
+    # The old rate must not hold back the next frame.
+    assert taken == [[]]
+    assert take(inbox) == [("", 2)]
+    inbox.put(frame(number=3))
+    assert take(inbox) == [("", 3)]
