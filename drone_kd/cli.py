@@ -83,7 +83,7 @@ exit codes:
 environment:
   DRONE_KD_TRACEBACK=1  show the traceback of an error
   DRONE_KD_VERBOSE=1    show the messages of all libraries
-  DRONE_KD_TRUST_CHECKPOINTS=1  load a .pt even if it may run code
+  DRONE_KD_TRUST_CHECKPOINTS=1  as --trust: load a .pt even if it may run code
   DRONE_KD_DOWNLOADS=1  download a released checkpoint that is missing
 shell completion (pip install argcomplete), in ~/.bashrc:
   eval "$(register-python-argcomplete drone-kd)"
@@ -223,6 +223,8 @@ def _run(arguments: list[str]) -> int:
         # Intermixed, so that options may stand between positional arguments.
         options = build_parser(name)[1][name].parse_intermixed_args(arguments[1:])
         options.command_line = shlex.join(["drone-kd", *arguments])
+        if getattr(options, "trust", False):
+            importlib.import_module("drone_kd_training.isolation").trust_checkpoints()
         return int(_module(name).run(options))
     except ModuleNotFoundError as error:
         missing = f"{name} needs the Python package {error.name}"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,21 @@ TRUST = "DRONE_KD_TRUST_CHECKPOINTS"
 DOWNLOADS = "DRONE_KD_DOWNLOADS"
 # Ultralytics' settings that report a run to others, and are on where a user chose nothing.
 _REPORTS = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune")
+
+
+def add_trust_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--trust`` to a command that opens checkpoints; the command line obeys it."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help=f"load a .pt even if it may run code on this machine, as {TRUST}=1",
+    )
+
+
+def trust_checkpoints() -> None:
+    """Load every checkpoint whatever it holds, here and in subprocesses: ``--trust``."""
+    os.environ[TRUST] = "1"
+    load_safely()
 
 
 def load_safely() -> None:
@@ -46,7 +62,8 @@ def cut_off_ultralytics() -> None:
 
     Called when the modules are imported that load models and train.
     """
-    from ultralytics.utils import SETTINGS, downloads, events  # seconds to import
+    import torch.hub  # seconds to import, as Ultralytics
+    from ultralytics.utils import SETTINGS, downloads, events
 
     for key in _REPORTS:
         dict.__setitem__(SETTINGS, key, False)  # its own method would write the user's file
@@ -62,13 +79,19 @@ def cut_off_ultralytics() -> None:
             raise ConnectionError(f"{url} is not downloaded: {DOWNLOADS}=1 allows it")
         return original(url, *args, **kwargs)
 
+    def no_download(url: str, *_: Any, **__: Any) -> None:
+        """Refuse the weights that torchvision's models name."""
+        raise ConnectionError(f"{url} is not downloaded: {DOWNLOADS}=1 allows it")
+
     if original.__name__ != local_only.__name__:
-        _replace(original, local_only)
-        _replace(downloads.get_github_assets, lambda *_, **__: ("", []))
-        _replace(downloads.is_url, lambda url, check=False: not check and "://" in str(url))
+        replace_in_ultralytics(original, local_only)
+        replace_in_ultralytics(downloads.get_github_assets, lambda *_, **__: ("", []))
+        is_url = downloads.is_url
+        replace_in_ultralytics(is_url, lambda url, check=False: not check and "://" in str(url))
+        torch.hub.__dict__["download_url_to_file"] = no_download
 
 
-def _replace(function: Any, replacement: Any) -> None:
+def replace_in_ultralytics(function: Any, replacement: Any) -> None:
     """Replace a function in every module of Ultralytics that has imported it."""
     for name, module in list(sys.modules.items()):
         if name.startswith("ultralytics."):

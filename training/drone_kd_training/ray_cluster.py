@@ -11,10 +11,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from drone_kd_training.isolation import DOWNLOADS, TRUST
 from drone_kd_training.quiet import first_line
 
 # A cluster answers within two seconds; Ray itself would try for minutes.
 _ANSWER_SECONDS = 20.0
+# What the user decided here, for the tasks on other machines.
+_SETTINGS = (TRUST, DOWNLOADS)
 
 
 class ClusterError(RuntimeError):
@@ -51,7 +54,14 @@ def connect(address: str) -> FreeResources:
                 f"no Ray cluster answers at {address}: start one with `ray start --head`, and "
                 "give the address that it prints"
             )
-        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        settings = {name: os.environ[name] for name in _SETTINGS if name in os.environ}
+        ray.init(
+            address=address,
+            logging_level="ERROR",
+            log_to_driver=False,
+            include_dashboard=False,
+            runtime_env={"env_vars": settings} if settings else None,
+        )
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
     free = ray.available_resources()

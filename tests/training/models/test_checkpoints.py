@@ -1,13 +1,18 @@
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from ultralytics.nn.modules.block import TorchVision
+from ultralytics.nn.tasks import DetectionModel, WorldModel
 from ultralytics.utils.torch_utils import is_qat, prepare_qat, qat_state
 
+from command_line import only_message, run
 from drone_kd_training.models.checkpoints import (
     PACKAGED_MODELS,
     UnusableModelError,
@@ -17,7 +22,7 @@ from drone_kd_training.models.checkpoints import (
     match_classes,
     resolve_model,
 )
-from tiny_training import SIZE, save_checkpoint
+from tiny_training import SIZE, save_checkpoint, save_rtdetr
 from touch_file import TouchFile
 
 
@@ -91,9 +96,170 @@ def hostile(tmp_path) -> tuple[Path, Path]:
 
 def test_checkpoint_with_code_is_refused_and_its_code_does_not_run(hostile):
     path, ran = hostile
-    with pytest.raises(UnusableModelError, match=r"may run code.*DRONE_KD_TRUST_CHECKPOINTS=1"):
+    expected = r"may run code.*--trust or DRONE_KD_TRUST_CHECKPOINTS=1"
+    with pytest.raises(UnusableModelError, match=expected):
         load_model(str(path))
     assert not ran.exists()
+
+
+class Called:
+    """Object whose pickle calls a function with arguments."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "call",
+    [Called(torch.nn.Linear, 10**9, 10**9), Called(TorchVision, "resnet18", "DEFAULT")],
+    ids=["memory", "download"],
+)
+def test_constructor_of_a_layer_in_a_checkpoint_is_not_called(call, tmp_path):
+    torch.save({"model": call}, tmp_path / "model.pt")
+    with pytest.raises(UnusableModelError, match="may run code"):
+        load_model(str(tmp_path / "model.pt"))
+    torch.nn.Linear(1, 1)  # as before
+
+
+def test_checkpoint_in_the_format_of_old_releases_names_the_flag(tmp_path):
+    path = save_checkpoint(tmp_path / "model.pt")
+    checkpoint = torch.load(path, weights_only=False)
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(UnusableModelError, match=r"may run code.*--trust"):
+        load_model(str(path))
+
+
+def test_compressed_checkpoint_is_refused(tmp_path):
+    path = save_checkpoint(tmp_path / "model.pt")
+    with zipfile.ZipFile(path) as before:
+        content = {entry.filename: before.read(entry) for entry in before.infolist()}
+    content |= {next(iter(content)).replace("data.pkl", "data/bomb"): bytes(10**8)}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    with pytest.raises(UnusableModelError, match="uncompressed archive"):
+        load_model(str(path))
+
+
+def changed_checkpoint(path: Path, change) -> Path:
+    checkpoint = torch.load(save_checkpoint(path), weights_only=False)
+    change(checkpoint["model"])
+    torch.save(checkpoint, path)
+    return path
+
+
+def test_tensor_that_is_larger_than_its_data_is_refused(tmp_path):
+    def expand(model):
+        values = torch.zeros(1).expand(1000, 1000, 1000)
+        model.model[0].conv.weight = torch.nn.Parameter(values, requires_grad=False)
+
+    path = changed_checkpoint(tmp_path / "model.pt", expand)
+    with pytest.raises(UnusableModelError, match="larger than its data"):
+        load_model(str(path))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({0: "car", 1: "\x1b[2Jperson"}, r"class 1: .*'\\x1b\[2Jperson'"),
+        ({0: "car", 1: "x" * 10**6}, "class 1: expected a name of 1 to 200"),
+        ({0: "car", 1: ""}, "class 1: expected a name of 1"),
+        ({0: "car", 2: "person"}, "expected 2 class names, numbered from 0"),
+        (["car"], "expected 2 class names"),
+        (7, "expected 2 class names"),
+    ],
+)
+def test_class_names_that_cannot_be_shown_are_refused(names, message, tmp_path):
+    path = changed_checkpoint(tmp_path / "a.pt", lambda model: setattr(model, "names", names))
+    with pytest.raises(UnusableModelError, match=message) as error:
+        load_model(str(path))
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
+def test_list_of_class_names_is_accepted(tmp_path):
+    def change(model):
+        model.names = ["car", "person"]
+
+    path = changed_checkpoint(tmp_path / "model.pt", change)
+    assert class_names(load_model(str(path))[0]) == ("car", "person")
+
+
+def test_checkpoint_with_the_yaml_of_another_network_is_refused(tmp_path):
+    def change(model):
+        model.yaml["backbone"][0] = [-1, 1, "DetectionModel", ["other.yaml"]]
+
+    path = changed_checkpoint(tmp_path / "model.pt", change)
+    with pytest.raises(UnusableModelError, match="layer 0: expected a layer"):
+        load_model(str(path))
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_checkpoint_of_another_kind_is_refused(kind, tmp_path):
+    path = tmp_path / "model.pt"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(UnusableModelError, match="no checkpoint at"):
+        load_model(str(path))
+
+
+# One of each documented family, in its smallest size.
+FAMILIES = ("yolov5n", "yolov8n", "yolov8n-world", "yolov9t", "yolov10n", "yolo11n", "yolo12n",
+            "yolo26n")  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_detector_of_each_family_loads_safely(family, tmp_path):
+    kind = WorldModel if "world" in family else DetectionModel
+    model = kind(f"{family}.yaml", nc=2, verbose=False).half()
+    torch.save({"model": model, "train_args": {"imgsz": SIZE}}, tmp_path / "model.pt")
+    heads = ("v10Detect", "WorldDetect")
+    assert len(class_names(load_model(str(tmp_path / "model.pt"), also=heads)[0])) == 2
+
+
+def test_rtdetr_loads_safely(tmp_path):
+    path = str(save_rtdetr(tmp_path / "model.pt"))
+    assert class_names(load_model(path, also=("RTDETRDecoder",))[0]) == ("car", "person")
+
+
+@pytest.fixture
+def untrusting(monkeypatch):
+    """Restore the setting that ``--trust`` changes for this process and its children."""
+    for variable in ("DRONE_KD_TRUST_CHECKPOINTS", "ULTRALYTICS_SAFE_LOAD"):
+        monkeypatch.setenv(variable, "")
+    for module in ("ultralytics.utils", "ultralytics.nn.tasks"):
+        monkeypatch.setattr(f"{module}.SAFE_LOAD", True)
+
+
+COMMANDS = {
+    "evaluate": ["MODEL", "--data", "DATA"],
+    "export": ["MODEL", "--output", "model.onnx"],
+    "predict": ["MODEL", "--data", "DATA", "--output", "new"],
+    "distill": ["--student", "MODEL", "--teacher", "none", "--data", "DATA", "--output", "new"],
+    "compare": ["--student", "aerial-student.yaml", "--teacher", "MODEL", "--data", "DATA"]
+    + ["--output", "new"],
+    "mine": ["images", "--teacher", "MODEL", "--frames", "2", "--output", "new"],
+    "retrain": ["MODEL", "--mined", "mined", "--data", "DATA", "--teacher", "MODEL"]
+    + ["--output", "new"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_trust_lets_a_command_load_any_checkpoint(
+    command, hostile, untrusting, tiny_data, tmp_path, monkeypatch, capsys
+):
+    path, ran = hostile
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_data.parent / "images" / "val", tmp_path / "images")
+    names = {"MODEL": str(path), "DATA": str(tiny_data)}
+    arguments = [names.get(argument, argument) for argument in COMMANDS[command]]
+    assert run(command, *arguments) == 2
+    assert "--trust" in only_message(capsys) and not ran.exists()
+    assert run(command, *arguments, "--trust") == 2
+    assert "is not an Ultralytics checkpoint" in only_message(capsys) and ran.exists()
+    assert os.environ["DRONE_KD_TRUST_CHECKPOINTS"] == "1"  # its subprocesses trust it, too
 
 
 @pytest.mark.slow  # imports torch in another process
@@ -129,12 +295,80 @@ def test_qat_checkpoint_loads_safely(tmp_path):
     assert is_qat(load_model(str(path))[0])
 
 
-def test_expression_in_a_model_yaml_is_not_evaluated(tmp_path):
-    content = yaml.safe_load((PACKAGED_MODELS / "aerial-student.yaml").read_text())
+@pytest.fixture
+def architecture(tmp_path):
+    """Write the packaged student's yaml with changes; return its path."""
+
+    def write(change) -> str:
+        content = yaml.safe_load((PACKAGED_MODELS / "aerial-student.yaml").read_text())
+        change(content)
+        (tmp_path / "model.yaml").write_text(yaml.safe_dump(content))
+        return str(tmp_path / "model.yaml")
+
+    return write
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_expression_in_a_model_yaml_is_not_evaluated(trusted, architecture, tmp_path, monkeypatch):
+    monkeypatch.setattr("ultralytics.nn.tasks.SAFE_LOAD", not trusted)
     ran = tmp_path / "ran"
-    content["activation"] = f"__import__('pathlib').Path({str(ran)!r}).touch() or torch.nn.SiLU()"
-    path = tmp_path / "model.yaml"
-    path.write_text(yaml.safe_dump(content))
+    expression = f"__import__('pathlib').Path({str(ran)!r}).touch() or torch.nn.SiLU()"
+    path = architecture(lambda content: content.update(activation=expression))
     with pytest.raises(UnusableModelError, match="unsupported activation"):
-        load_model(str(path))
+        load_model(path)
     assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ([-1, 1, "DetectionModel", ["model.yaml"]], "layer 0: expected a layer"),
+        ([-1, 1, "nn.functional.relu", []], "layer 0: expected a layer"),
+        ([-1, 1, "torchvision.ops.nms", []], "layer 0: expected a layer"),
+        ([-1, 1, "TorchVision", [64, "resnet18", "DEFAULT"]], "layer 0: .*DOWNLOADS=1"),
+        ([-1, 1, "Conv", ["__import__('os')", 3, 2]], "layer 0: expected a number"),
+        ([-1, 1, "Conv", ["ast", 3, 2]], "layer 0: expected a number"),
+        ([-1, 1, "Conv", [10**9, 3, 2]], "layer 0: expected a number up to"),
+        ([-1, 10**9, "Conv", [16, 3, 2]], "layer 0: expected a number up to"),
+        ([-1, 1, "Conv", [4096, 511, 2]], "expected at most .* weights"),
+        ([-1, 1, "Conv"], r"layer 0: expected \[from, number, layer, arguments\]"),
+        ("Conv", r"layer 0: expected \[from, number, layer, arguments\]"),
+    ],
+)
+def test_layer_that_is_no_plain_layer_is_refused(layer, message, architecture):
+    def change(content):
+        content["backbone"][0] = layer
+
+    with pytest.raises(UnusableModelError, match=message) as error:
+        load_model(architecture(change))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nc": 10**9},
+        {"nc": "exit()"},
+        {"depth_multiple": 10**9, "scales": None},
+        {"scales": {"n": [float("nan"), 1, 1024]}},
+        {"scales": {"n": 3}},
+        {"backbone": [[-1, 1000, "Conv", [16, 3, 1]]] * 3},
+        {"backbone": [[-1, 1, "Conv", [4000, 99, 1]]] * 2},
+        {"head": []},
+        {"head": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_model_yaml_of_an_impossible_size_is_refused(change, architecture):
+    with pytest.raises(UnusableModelError) as error:
+        load_model(architecture(lambda content: content.update(change)))
+    assert str(error.value).isprintable()
+
+
+def test_model_yaml_that_is_no_yaml_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "model.yaml"
+    for content in (b"a: [", b"\xff\xfe\x00", b"a: !!python/object/apply:os.getcwd []\n"):
+        path.write_bytes(content)
+        with pytest.raises(UnusableModelError, match="expected YAML") as error:
+            load_model(str(path))
+        assert str(error.value).isprintable()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drone_kd_training.dataclass_options import add_config_options, from_arguments
 from drone_kd_training.distillation.config import Config
+from drone_kd_training.isolation import add_trust_option
 
 INTERRUPTED = "finished runs are kept: the same command continues"
 
@@ -18,6 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     groups["data and models"].add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder of all runs"
     )
+    add_trust_option(groups["data and models"])
     comparison = parser.add_argument_group("comparison")
     comparison.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="one run per arm each"

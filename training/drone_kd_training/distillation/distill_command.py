@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drone_kd_training.dataclass_options import add_config_options, add_option, from_arguments
 from drone_kd_training.distillation.config import Config
+from drone_kd_training.isolation import add_trust_option
 
 INTERRUPTED = "the last finished epoch is kept: the same command with --resume continues"
 
@@ -27,6 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder of the run"
     )
+    add_trust_option(models)
     groups["training"].add_argument(
         "--resume", action="store_true", help="continue the interrupted run in --output"
     )

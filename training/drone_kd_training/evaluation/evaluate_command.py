@@ -7,6 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
+from drone_kd_training.isolation import add_trust_option
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
@@ -17,6 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--imgsz", type=int, metavar="PX", help="square input of a .pt (default: as trained)")
     add("--tiling", default="off", help="off, auto or ROWSxCOLUMNS, as of the node")
     add("--json", type=Path, metavar="OUT", help="file for the metrics")
+    add_trust_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

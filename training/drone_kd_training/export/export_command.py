@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from drone_kd.core.model_spec import INPUTS, PRECISIONS
+from drone_kd_training.isolation import add_trust_option
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     start = "quantization-aware training: the float one that it started from, to compare with"
     add("--from", dest="from_", type=Path, metavar="float.pt", help=f"for a checkpoint of {start}")
     add("--force", action="store_true", help="write a file that fails a gate, as NAME.failed.onnx")
+    add_trust_option(parser)
     add = parser.add_argument_group("metadata").add_argument
     add("--licence", default="AGPL-3.0", help="of the weights")
     add("--attribution", default="", metavar="TEXT", help="credit that the training data require")

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from drone_kd_training.dataclass_options import add_config_options, from_arguments
+from drone_kd_training.isolation import add_trust_option
 from drone_kd_training.mining.config import Settings
 
 INTERRUPTED = "finished work is kept: the same command continues"
@@ -23,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--topic", action="append", default=[], help=topics)
     cluster = "Ray cluster that does the work (default: this machine)"
     add("--cluster", metavar="HOST:PORT", help=cluster)
+    add_trust_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 from ultralytics.nn.modules.head import Detect
@@ -17,18 +16,20 @@ from ultralytics.utils import SETTINGS
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
+from drone_kd.parsing import ParseError, read_yaml
+from drone_kd.text import is_plain, one_line
 from drone_kd_training.isolation import DOWNLOADS, TRUST, cut_off_ultralytics, may_download
+from drone_kd_training.models.architecture import check_architecture
+from drone_kd_training.models.safe_loading import guard_loading
 from drone_kd_training.quiet import first_line
 
 cut_off_ultralytics()
+guard_loading()
 
 PACKAGED_MODELS = Path(__file__).parents[1] / "recipes"
 _SHOWN_NAMES = 8
-# What Ultralytics' loader raises for a file that is not one of its checkpoints.
-_LOAD_ERRORS = (
-    OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ModuleNotFoundError,
-    pickle.UnpicklingError,
-)  # fmt: skip
+# Characters of a class name, which is shown in tables and drawn on images.
+_MAX_NAME = 200
 # What torch's safe loading says of an object that is no known model class.
 _UNSAFE = re.compile(r"Unsupported (?:global|class)|unsafe getattr")
 
@@ -91,22 +92,58 @@ def resolve_model(name: str) -> str:
     """
     path = Path(name)
     if path.suffix not in {".pt", ".yaml", ".yml"}:
-        raise UnusableModelError(f"expected a checkpoint (.pt) or a model yaml, got {name!r}")
-    if path.is_file():
-        if path.suffix != ".pt" and not {"backbone", "head"} <= set(yaml_model_load(path)):
-            raise UnusableModelError(
-                f"{name} is not a model yaml: expected keys backbone and head"
-            )
+        raise UnusableModelError(
+            f"expected a checkpoint (.pt) or a model yaml, got {one_line(repr(name))}"
+        )
+    try:
+        exists = path.is_file()
+    except OSError as error:  # too long, or in a folder that may not be searched
+        raise UnusableModelError(f"no model at {one_line(name)}: {error.strerror}") from error
+    if exists:
+        if path.suffix != ".pt":
+            _read_architecture(str(path))
         return str(path)
     if (PACKAGED_MODELS / path.name).is_file() and path.parent == Path():
         return str(PACKAGED_MODELS / path.name)
     if path.suffix == ".pt":
         return _released(name)
-    try:
-        yaml_model_load(name)
-    except Exception as error:  # the loader raises many types for "not found"
-        raise UnusableModelError(f"no model yaml called {name}: {first_line(error)}") from error
+    _read_architecture(name)
     return name
+
+
+def _read_architecture(name: str) -> dict:
+    """Return the checked content of a model yaml with its scale, as Ultralytics reads it.
+
+    Raises UnusableModelError if there is none, or it is no description of a model.
+    """
+    try:
+        if Path(name).is_file() and not _is_model(read_yaml(name)):
+            raise UnusableModelError("expected keys backbone and head of a model yaml")
+        content: dict = yaml_model_load(name)
+    except ParseError as error:
+        raise UnusableModelError(str(error)) from error
+    except UnusableModelError as error:
+        raise UnusableModelError(f"{one_line(name)}: {error}") from error
+    except Exception as error:  # the loader raises many types for "not found"
+        raise UnusableModelError(
+            f"no model yaml called {one_line(name)}: {one_line(first_line(error))}"
+        ) from error
+    try:
+        check_architecture(content)
+    except Exception as error:  # as many as a wrong description has ways to fail
+        raise UnusableModelError(f"{one_line(name)}: {_reason(error)}") from error
+    return content
+
+
+def _is_model(content: object) -> bool:
+    if not isinstance(content, dict):
+        return False
+    return all(isinstance(content.get(key), list) for key in ("backbone", "head"))
+
+
+def _reason(error: BaseException) -> str:
+    text = one_line(first_line(error).removeprefix("ERROR ❌️ "))
+    return f"{type(error).__name__}: {text}" if isinstance(error, LookupError) else text
 
 
 def _released(name: str) -> str:
@@ -119,7 +156,7 @@ def _released(name: str) -> str:
         if may_download():
             return name
         hint = f": download it, or set {DOWNLOADS}=1 to let Ultralytics do so"
-    raise UnusableModelError(f"no checkpoint at {name}{hint}")
+    raise UnusableModelError(f"no checkpoint at {one_line(name)}{hint}")
 
 
 def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, dict]:
@@ -127,34 +164,64 @@ def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, d
 
     ``also``: names of other heads that are accepted beside Detect. Returns the model and its
     checkpoint's dictionary, which is empty for a yaml. Raises UnusableModelError if it is no
-    checkpoint, or a model with another head.
+    checkpoint, or one that may run code, or a model with another head.
     """
     source = resolve_model(name)
-    checkpoint: dict = {}
-    if source.endswith(".pt"):
+    if not source.endswith(".pt"):
         try:
-            model, checkpoint = load_checkpoint(source)
-        except _LOAD_ERRORS as error:
-            if _UNSAFE.search(str(error.__cause__)):
-                raise UnusableModelError(
-                    f"{name} holds objects that may run code on this machine; set {TRUST}=1 to "
-                    "load it, if you trust whoever made it"
-                ) from error
+            model = DetectionModel(_read_architecture(source), verbose=False).eval()
+        except UnusableModelError:
+            raise
+        except Exception as error:  # as many as a wrong description has ways to fail
+            raise UnusableModelError(f"{one_line(name)}: {_reason(error)}") from error
+        _check_detector(name, model, also)
+        return model, {}
+    try:
+        model, checkpoint = load_checkpoint(source)
+    except Exception as error:  # a damaged or hostile file fails in many ways
+        if _UNSAFE.search(f"{error} {error.__cause__}"):
             raise UnusableModelError(
-                f"{name} is not an Ultralytics checkpoint: {first_line(error)}"
+                f"{one_line(name)} holds objects that may run code on this machine; if you trust "
+                f"whoever made it, load it with --trust or {TRUST}=1"
             ) from error
-    else:
-        try:
-            model = DetectionModel(source, verbose=False).eval()
-        except TypeError as error:  # an activation that is an expression
-            raise UnusableModelError(f"{name}: {first_line(error)}") from error
+        raise UnusableModelError(
+            f"{one_line(name)} is not an Ultralytics checkpoint: {_reason(error)}"
+        ) from error
+    try:
+        _check_detector(name, model, also)
+        content: Any = getattr(model, "yaml", None)
+        if _is_model(content):
+            check_architecture(content)  # a training builds the model anew from it
+    except UnusableModelError:
+        raise
+    except Exception as error:  # an attribute of another type than a model has
+        raise UnusableModelError(f"{one_line(name)}: {_reason(error)}") from error
+    return model, checkpoint
+
+
+def _check_detector(name: str, model: nn.Module, also: tuple[str, ...]) -> None:
+    """Refuse another head, and class names that cannot be shown; see `load_model`."""
     layers = getattr(model, "model", None)
     head = layers[-1] if isinstance(layers, nn.Sequential) else model
     if type(head) is not Detect and type(head).__name__ not in also:
         raise UnusableModelError(
-            f"{name} must be a detector with a Detect head, found {type(head).__name__}"
+            f"{one_line(name)} must be a detector with a Detect head, found {type(head).__name__}"
         )
-    return model, checkpoint
+    names = cast(Any, model).names
+    if isinstance(names, (list, tuple)):  # of old checkpoints
+        names = cast(Any, model).names = dict(enumerate(names))
+    count = int(cast(int, head.nc))
+    if not isinstance(names, Mapping) or sorted(names) != list(range(count)):
+        raise UnusableModelError(
+            f"{one_line(name)}: expected {count} class names, numbered from 0, got "
+            f"{one_line(names)}"
+        )
+    for number, text in names.items():
+        if not 0 < len(shown := str(text)) <= _MAX_NAME or not is_plain(shown):
+            raise UnusableModelError(
+                f"{one_line(name)}: class {number}: expected a name of 1 to {_MAX_NAME} printable "
+                f"characters, got {one_line(repr(shown), 60)}"
+            )
 
 
 def detect_head(model: nn.Module) -> Detect:

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from drone_kd_training.dataclass_options import add_config_options, from_arguments
+from drone_kd_training.isolation import add_trust_option
 from drone_kd_training.retraining.config import Plan
 
 INTERRUPTED = "finished work is kept: the same command continues"
@@ -16,8 +17,11 @@ REFUSED = 3
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("model", metavar="MODEL.pt", help="checkpoint of the deployed model")
-    add = add_config_options(parser, Plan)["data and models"].add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="folder of the run")
+    group = add_config_options(parser, Plan)["data and models"]
+    add_trust_option(group)
+    group.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder of the run"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

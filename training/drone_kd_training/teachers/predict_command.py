@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from drone_kd_training.isolation import add_trust_option
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
@@ -18,6 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--imgsz", type=int, metavar="PX", help="square input (default: as trained)"
     )
+    add_trust_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Checkpoint files of others: read without running code, in bounded memory.
+
+Ultralytics' safe loading allows known classes only. It would still call their constructors, whose
+arguments are the file's: a layer of any size, or one that downloads its weights.
+"""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.nn import tasks
+from ultralytics.utils import torch_utils
+
+from drone_kd_training.isolation import replace_in_ultralytics
+
+# Of the object tree without tensors. The pickle of a large detector has 1 MB.
+_MAX_PICKLE_BYTES = 64_000_000
+# First bytes of a file that torch wrote before its release 1.6.
+_OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+_original = tasks.torch_safe_load
+
+
+class UnsafeError(UnpicklingError):
+    """Checkpoint that only `--trust` loads."""
+
+
+def read_checkpoint(weight: str | Path, safe_only: bool | None = None) -> tuple[dict, str]:
+    """Return the content of a checkpoint and its path, as Ultralytics' `torch_safe_load`.
+
+    ``safe_only``: False trusts the file; default: as `isolation.load_safely` has set.
+
+    Raises:
+        UnsafeError: it may run code, or it has a format that is not checked.
+        Exception: of many types, for a file that is not a checkpoint.
+    """
+    if not (tasks.SAFE_LOAD if safe_only is None else safe_only):
+        return _original(weight, safe_only)
+    if (path := Path(weight)).exists():
+        _check_archive(path)
+    with _no_constructors():
+        checkpoint, file = _original(weight, True)
+    for entry in ("ema", "model"):
+        if isinstance(model := checkpoint.get(entry), nn.Module):
+            _check_tensors(model)
+    return checkpoint, file
+
+
+def guard_loading() -> None:
+    """Make every load of a checkpoint in Ultralytics use `read_checkpoint`; called at import."""
+
+    def stripped(file: str | Path, **_: Any) -> dict:
+        """Read the checkpoint that `strip_optimizer` makes small: it would run its code."""
+        return read_checkpoint(file)[0]
+
+    replace_in_ultralytics(tasks.torch_safe_load, read_checkpoint)
+    torch_utils.__dict__["torch_load"] = stripped
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what is no archive of `torch.save`, or would not fit into its own size.
+
+    `torch.save` does not compress, so that the content is never larger than the file.
+    """
+    if not path.is_file():
+        raise ValueError("expected a file, got another kind")
+    with path.open("rb") as file:
+        if file.read(len(_OLD_FORMAT)) == _OLD_FORMAT:
+            raise UnsafeError("Unsupported class: the format is that of torch before 1.6")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile:
+        raise ValueError("expected a file of torch.save, got another or half of one") from None
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("expected an uncompressed archive, got one that unpacks to more")
+    pickles = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
+    if max(pickles, default=0) > _MAX_PICKLE_BYTES:
+        limit = f"{_MAX_PICKLE_BYTES / 1e6:g} MB"
+        raise ValueError(f"expected at most {limit} beside the weights, got more")
+
+
+@contextmanager
+def _no_constructors() -> Iterator[None]:
+    """Refuse a constructor of a layer in this thread: a saved model is restored without them."""
+    thread, original = threading.get_ident(), nn.Module.__init__
+
+    def init(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if threading.get_ident() == thread:
+            raise UnsafeError(f"Unsupported class: {type(module).__name__} would be constructed")
+        original(module, *args, **kwargs)
+
+    nn.Module.__init__ = init  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.__init__ = original  # type: ignore[method-assign]
+
+
+def _check_tensors(model: nn.Module) -> None:
+    """Refuse tensors that stand for more values than the file has."""
+    tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if tensor.is_meta or size > tensor.untyped_storage().nbytes():
+            raise ValueError("expected weights, got a tensor that is larger than its data")
