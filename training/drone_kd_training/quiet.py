@@ -29,7 +29,7 @@ _REWORDED = {
     _FILE + r"ignoring corrupt image/label: (?P<why>.*)":
         "Ignored {file}: corrupt image or label ({why})",
     _FILE + r"corrupt JPEG restored and saved":
-        "{file}: the JPEG was truncated; Ultralytics has rewritten it",
+        "{file}: the JPEG has bytes after its end, which are ignored",
     _FILE + r"(?P<n>\d+) duplicate labels removed": "{file}: ignored {n} duplicate labels",
     r"(?:\w+: )?No labels found in (?P<where>.+?)\. See .*": "No labels found for {where}",
     r"(?:\w+: )?Labels are missing or empty in (?P<where>.+?), training may .*":

@@ -1,14 +1,24 @@
-"""A data set's own cache files are neither read nor written."""
+"""A data set is read only, without its own cache files."""
 
 import io
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.distillation.uncached_dataset import UncachedDataset
+from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.teachers.predict import predict
 from tiny_training import NAMES, SIZE, draw_set
 from touch_file import TouchFile
 
@@ -24,8 +34,12 @@ def hostile_set(tmp_path) -> Path:
     return data
 
 
-def content(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def content(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Return when each file and folder was changed, and the bytes of the files."""
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in [folder, *folder.rglob("*")]
+    }
 
 
 def open_set(data: Path, **options) -> UncachedDataset:
@@ -44,22 +58,108 @@ def test_hostile_cache_does_run_where_ultralytics_reads_it(hostile_set, tmp_path
     assert (tmp_path / "ran").exists()
 
 
+def trained(data: Path, teacher: Path | str, student: Path, output: Path) -> dict:
+    """Train for an epoch; return the weights."""
+    settings = {"epochs": 1, "imgsz": SIZE, "batch": 2, "terms": ("class",)}
+    config = Config(data=str(data), teacher=str(teacher), student=str(student), **settings)
+    distill(config, output)
+    return load_model(str(output / "best.pt"))[0].state_dict()
+
+
 @pytest.mark.slow  # trains
-@pytest.mark.parametrize("teacher", ["none", "detector"])
-def test_training_leaves_a_hostile_data_set_as_it_is(
+@pytest.mark.parametrize("teacher", ["none", "detector", "predictions"])
+def test_read_only_data_with_caches_of_others_give_the_model_of_a_plain_copy(
     hostile_set, square_detector, tmp_path, teacher
 ):
+    if teacher == "predictions":
+        teacher = tmp_path / "predictions"
+        predict(str(square_detector), str(hostile_set), teacher)
+    elif teacher == "detector":
+        teacher = square_detector
+    image = hostile_set.parent / "images" / "train" / "000.jpg"
+    add_jpeg(image)
+    image.write_bytes(image.read_bytes() + b"written by a camera")
+    plain = tmp_path / "plain"
+    shutil.copytree(hostile_set.parent, plain, ignore=shutil.ignore_patterns("*.cache"))
+    (hostile_set.parent / "labels" / "train.cache").write_bytes(b"of somebody else")
+    np.save(image.with_suffix(".npy"), np.zeros((SIZE, SIZE, 3), np.uint8))
+    protected = [*hostile_set.parent.rglob("*"), hostile_set.parent]
+    for path in protected:  # root writes nevertheless: the content is compared, too
+        path.chmod(0o555 if path.is_dir() else 0o444)
     before = content(hostile_set.parent)
-    settings = {"epochs": 1, "imgsz": SIZE, "batch": 2, "terms": ("class",)}
-    config = Config(
-        data=str(hostile_set),
-        teacher="none" if teacher == "none" else str(square_detector),
-        student=str(square_detector),
-        **settings,
-    )
-    assert distill(config, tmp_path / "run")["student"]["map50_95"] >= 0
+    found = trained(hostile_set, teacher, square_detector, tmp_path / "run")
     assert not (tmp_path / "ran").exists()
     assert content(hostile_set.parent) == before
+    expected = trained(plain / "data.yaml", teacher, square_detector, tmp_path / "copy")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for path in reversed(protected):  # for pytest, which deletes it
+        path.chmod(0o755)
+
+
+def add_jpeg(path: Path) -> None:
+    """Replace the .png of a labelled image by a .jpg of it."""
+    cv2.imwrite(str(path), cv2.imread(str(path.with_suffix(".png"))))
+    path.with_suffix(".png").unlink()
+
+
+def test_jpeg_with_bytes_after_its_end_is_used_as_it_is(tmp_path, caplog):
+    data = draw_set(tmp_path / "set", train=2, val=1)
+    image = data.parent / "images" / "train" / "000.jpg"
+    add_jpeg(image)
+    pixels = cv2.imread(str(image))
+    image.write_bytes(image.read_bytes() + bytes(100))
+    before = content(data.parent)
+    np.testing.assert_array_equal(open_set(data).load_image(0)[0], pixels)
+    assert content(data.parent) == before
+
+
+@pytest.mark.slow  # imports Ultralytics in another process
+def test_ultralytics_would_write_a_jpeg_anew(tmp_path):
+    """Otherwise the test above would prove nothing."""
+    image = draw_set(tmp_path / "set", train=1, val=1).parent / "images" / "train" / "000.jpg"
+    add_jpeg(image)
+    image.write_bytes(image.read_bytes() + bytes(100))
+    before = image.read_bytes()
+    code = "import sys; from ultralytics.data.utils import check_image; check_image(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(image)], check=True)
+    assert image.read_bytes() != before
+
+
+def small_but_declared(width: int, height: int) -> bytes:
+    """Return a PNG of one pixel whose header declares another size."""
+    data = bytearray(cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["bomb", "truncated", "pipe", "folder", "long labels", "name"])
+def test_unusable_image_is_left_out_and_named_in_one_line(kind, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("drone_kd_training.distillation.uncached_dataset._MAX_LABEL_BYTES", 1000)
+    data = draw_set(tmp_path / "set", train=3, val=1)
+    image = data.parent / "images" / "train" / "000.png"
+    labels = data.parent / "labels" / "train" / "000.txt"
+    if kind == "truncated":
+        add_jpeg(image := image.with_suffix(".jpg"))
+        image.write_bytes(image.read_bytes()[:-20])
+    elif kind == "long labels":
+        labels.write_text(labels.read_text() * 100)
+    else:
+        image.unlink()
+    if kind == "bomb":
+        image.write_bytes(small_but_declared(30_000, 30_000))
+    elif kind == "pipe":
+        os.mkfifo(image)
+    elif kind == "folder":
+        image.mkdir()
+    elif kind == "name":
+        image = image.with_name("\x1b[2J\n000.png")
+        image.write_bytes(b"no image")
+    with caplog.at_level("INFO", "ultralytics"):
+        found = [Path(label["im_file"]).name for label in open_set(data).labels]
+    assert found == ["001.png", "002.png"]
+    shown = [line for line in caplog.text.splitlines() if "ignoring corrupt" in line]
+    assert len(shown) == 1 and "000." in shown[0] and "\x1b" not in shown[0]
 
 
 @pytest.mark.parametrize("cache", [None, "ram"])

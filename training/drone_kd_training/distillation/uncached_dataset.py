@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Ultralytics' data set without its cache files.
+"""Ultralytics' data set, read only.
 
 Ultralytics unpickles ``labels/train.cache`` before it checks it, so that a data set of others
-could run code. ``image.npy`` beside an image replaces the pixels that a user sees.
+could run code. ``image.npy`` beside an image replaces the pixels that a user sees. A JPEG with
+bytes after its end is encoded anew in its place, and an image of any size is decoded.
 """
 
 from __future__ import annotations
@@ -13,13 +14,22 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from ultralytics.data import base, utils
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOGGER, NUM_THREADS, colorstr
 
+from drone_kd.media.compressed_images import MAX_PIXELS, image_size
+from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.progress import track
+from drone_kd.text import one_line
 
 # A file that cannot exist.
 _NO_FILE = Path(os.devnull, "none")
+# Enough for the size in most headers; other images are decoded to be checked.
+_HEADER_BYTES = 65_536
+_MAX_LABEL_BYTES = 16_000_000
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 class UncachedDataset(YOLODataset):
@@ -43,15 +53,15 @@ class UncachedDataset(YOLODataset):
         """
         folder = Path(self.get_label_files()[0]).parent
         labels, messages, labelled = [], [], 0
-        function, items = self.verify_args()
+        _, items = self.verify_args()
         with ThreadPool(NUM_THREADS) as pool:
-            checked = pool.imap(function, items)
+            checked = pool.imap(_verify, items)
             total = len(self.im_files)
             for result in track(checked, f"Read {folder}", unit="image", total=total):
                 label, _, found, _, _, message = self.result_to_label(result)
                 labelled += found
                 labels += [] if label is None else [label]
-                messages += [message] if message else []
+                messages += [one_line(message, 500)] if message else []
         if messages:
             LOGGER.info("\n".join(messages))
         if not labels:
@@ -94,3 +104,49 @@ def build_dataset(
         classes=args.classes,
         data=data,
     )
+
+
+def _verify(item: tuple) -> Any:
+    """Check an image and its labels, as Ultralytics' `verify_image_label`, without a repair."""
+    image, labels, prefix, *_ = item
+    try:
+        _check_image(Path(image))
+        if os.path.isfile(labels) and os.path.getsize(labels) > _MAX_LABEL_BYTES:  # noqa: PTH113, PTH202
+            raise ValueError(f"labels of more than {_MAX_LABEL_BYTES / 1e6:g} MB")
+    except (OSError, ValueError) as error:
+        message = f"{prefix}{image}: ignoring corrupt image/label: {error}"
+        return [None] * 5 + [0, 0, 0, 1, message]
+    return utils.verify_image_label(item)
+
+
+def _check_image(path: Path) -> None:
+    """Refuse an image that `read_image` would refuse; SourceError, OSError.
+
+    The header is enough where it has the size, and the file ends as it should.
+    """
+    if not path.is_file():
+        raise SourceError("expected a file, got another kind")
+    with path.open("rb") as file:
+        head = file.read(_HEADER_BYTES)
+        file.seek(max(0, path.stat().st_size - len(_JPEG_END)))
+        end = file.read()
+    size = image_size(head)
+    if size is None or (head.startswith(_JPEG_START) and end != _JPEG_END):
+        read_image(path)
+    elif size[0] * size[1] >= MAX_PIXELS:
+        limit = f"{MAX_PIXELS / 1e6:g} megapixels"
+        raise SourceError(f"expected less than {limit}, got {size[0]}x{size[1]} pixels")
+
+
+def _read(path: str | Path, flags: int = 0) -> np.ndarray | None:
+    """Return the pixels of an image, BGR uint8 (h, w, 3), or None, as Ultralytics' `imread`."""
+    try:
+        return read_image(path)
+    except SourceError:
+        return None
+
+
+# Ultralytics looks these names up when it reads an image, checks one, and opens a data set.
+base.__dict__["imread"] = _read
+utils.__dict__[utils._replace_image.__name__] = lambda path, write: None
+base.__dict__[base.check_file_speeds.__name__] = lambda files, **_: None
