@@ -7,6 +7,8 @@ ancestor. One file is therefore enough to print the whole tree.
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -23,6 +25,8 @@ LINEAGE_SCHEMA = 1
 _MAX_COMMAND = 20_000  # characters
 _MAX_DATA = 10_000
 _MAX_ANCESTORS = 1000
+# Absolute paths of Linux and Windows, a home folder, a folder outside the present one, a URL.
+_ELSEWHERE = re.compile(r"^[/~\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)|://")
 _SHOWN_DIGITS = 12  # of each hash in the printed tree
 
 
@@ -66,6 +70,8 @@ class Lineage:
     def to_metadata(self) -> dict[str, str]:
         """Return the ONNX metadata entry that `from_metadata` reads."""
         record = {"schema": LINEAGE_SCHEMA, **asdict(self)}
+        for entry in (record, *record["ancestors"]):
+            entry["command"] = without_folders(entry["command"])
         return {LINEAGE_KEY: json.dumps(record, allow_nan=False)}
 
     @classmethod
@@ -86,6 +92,29 @@ class Lineage:
             return cls(**record, ancestors=tuple(Ancestor(**each) for each in ancestors))
         except TypeError as error:  # a key is missing or unknown
             raise ModelError(f"model metadata: {LINEAGE_KEY}: {one_line(error)}") from None
+
+
+def without_folders(command: str) -> str:
+    """Return a command line with only the last part of each absolute path and URL.
+
+    They name a user, a machine or a password.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:  # an open quote: it was not written by this package
+        words = command.split()
+    if all(_base_name(word) == word for word in words):
+        return command
+    return shlex.join(map(_base_name, words))
+
+
+def _base_name(word: str) -> str:
+    """Return a word of a command line, its value after "=" or "," without its folders."""
+    parts = re.split(r"([=,])", word)
+    return "".join(
+        re.split(r"[/\\]", part.rstrip("/\\"))[-1] if _ELSEWHERE.search(part) else part
+        for part in parts
+    )
 
 
 def generations(model: Path) -> tuple[Ancestor, ...]:

@@ -20,6 +20,7 @@ import numpy as np
 from scipy import stats
 
 from drone_kd.files import write_text
+from drone_kd.parsing import read_json
 from drone_kd_training.data.dataset import image_paths, load_data
 from drone_kd_training.dataclass_options import read_value
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
@@ -158,7 +159,7 @@ def _evaluate_teacher(config: Config, data: Path, cached: Path) -> dict:
     if not cached.is_file():
         teacher = evaluate(load_model(config.teacher)[0], data, imgsz=config.teacher_imgsz)
         write_text(cached, json.dumps(teacher, indent=1))
-    return json.loads(cached.read_text(encoding="utf-8"))
+    return read_json(cached)
 
 
 def _train(run: Config, folder: Path, started: bool) -> dict:
@@ -172,7 +173,7 @@ def _write_report(
     models, curves = {"teacher": teacher}, {}
     folders = {arm: _run_folder(output, arm, seed) for arm in arms}
     for arm, folder in folders.items():
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = read_json(folder / "metrics.json")
         models[f"{arm}, seed {seed}"] = metrics["student"]
         curves[f"{arm}, seed {seed}"] = folder / "curves.png"
     sides = None

@@ -4,17 +4,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
-import yaml
-
+from drone_kd.parsing import read_yaml
+from drone_kd.text import one_line
 from drone_kd_training.dataclass_options import option
 from drone_kd_training.distillation.terms import TERM_HELP
 
 NO_TEACHER = "none"
+# Settings of Ultralytics that --set does not change: files that it reads or writes, what a run
+# consists of, and other modes than training.
+NOT_SETTABLE = frozenset({
+    "task", "mode", "model", "data", "project", "name", "exist_ok", "resume", "save", "save_dir",
+    "save_json", "save_frames", "save_txt", "save_conf", "save_crop", "cfg", "tracker", "source",
+    "split", "profile", "visualize", "show", "embed", "format", "fraction", "augmentations",
+    "workspace", "optimize", "dynamic", "simplify", "opset", "dnn", "stream_buffer", "vid_stride",
+})  # fmt: skip
 # Options by their group in the help.
 _input = partial(option, group="data and models")
 _training = partial(option, group="training")
@@ -119,17 +127,21 @@ class Config:
     def _check_overrides(self) -> None:
         if not self.overrides:
             return
-        from ultralytics.utils import DEFAULT_CFG_DICT  # imports torch
+        from ultralytics.cfg import check_cfg  # imports torch
+        from ultralytics.utils import DEFAULT_CFG_DICT
 
         if unknown := set(self.overrides) - set(DEFAULT_CFG_DICT):
             raise ValueError(
-                f"unknown training setting {', '.join(sorted(unknown))}: see Ultralytics' settings"
+                f"unknown training setting {_listed(unknown)}: see Ultralytics' settings"
             )
+        if fixed := NOT_SETTABLE & set(self.overrides) - {f.name for f in fields(self)}:
+            raise ValueError(f"{_listed(fixed)} is no training setting: leave --set for it out")
         if own := set(self.overrides) & {f.name for f in fields(self)}:
-            raise ValueError(
-                f"{', '.join(sorted(own))} has an option of its own: use --{sorted(own)[0]}"
-            )
-
+            raise ValueError(f"{_listed(own)} has an option of its own: use --{sorted(own)[0]}")
+        try:
+            check_cfg(dict(self.overrides))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--set: {one_line(error)}") from None
         if str(self.overrides.get("cache", "")).lower() == "disk":
             raise ValueError("cache=disk would write beside the images: use cache=ram")
 
@@ -168,5 +180,14 @@ class Config:
 
 
 def read_config(output: Path) -> Config:
-    """Read the ``config.yaml`` of a run's folder."""
-    return Config(**yaml.safe_load((Path(output) / "config.yaml").read_text(encoding="utf-8")))
+    """Read the ``config.yaml`` of a run's folder; ValueError: it is none of this version."""
+    file = Path(output) / "config.yaml"
+    content = read_yaml(file)
+    try:
+        return Config(**content)
+    except TypeError as error:  # other keys, or values of another type
+        raise ValueError(f"{one_line(file)}: expected a run's settings: {error}") from None
+
+
+def _listed(names: Iterable[object]) -> str:
+    return one_line(", ".join(sorted(map(str, names))))

@@ -37,9 +37,9 @@ import torch
 import yaml
 from ultralytics import __version__ as ultralytics_version
 from ultralytics.utils import LOGGER, RANK
-from ultralytics.utils.torch_utils import strip_optimizer
 
 from drone_kd.files import atomic_file, write_text
+from drone_kd.parsing import read_json
 from drone_kd_training.data.dataset import DataSet, image_paths, load_data
 from drone_kd_training.distillation.config import Config, read_config
 from drone_kd_training.distillation.levels import match_levels
@@ -60,6 +60,7 @@ from drone_kd_training.models.checkpoints import (
     match_classes,
     resolve_model,
 )
+from drone_kd_training.models.published import finish_checkpoint
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
 from drone_kd_training.teachers.teaching_dataset import write_frames
 from drone_kd_training.teachers.teaching_plan import Plan, read_plan
@@ -134,7 +135,7 @@ def distill(
     output = Path(output).resolve()
     if resume and (finished := output / METRICS).is_file():
         LOGGER.info(f"{output} is finished, nothing to resume")
-        return json.loads(finished.read_text(encoding="utf-8"))
+        return read_json(finished)
     run = validate(config, output, resume)
     run, data = prepare_data(run)
     seconds = train(run, data)
@@ -172,6 +173,9 @@ def _open_inputs(run: Run) -> Run:
     config = run.config
     data = load_data(config.data)
     student, _ = load_model(run.student)
+    for setting in ("pretrained", "distill_model"):
+        if isinstance(weights := config.overrides.get(setting), str):
+            load_model(weights)
     teacher = open_teacher(config.teacher, data.names) if config.distils else None
     if teacher is not None:
         LOGGER.info(match_classes(data.names, teacher.names).table())
@@ -232,8 +236,7 @@ def train(run: Run, data: Path) -> float:
         last = _last_epoch(run.state)
         if last == run.config.epochs - 1:
             LOGGER.info("All epochs are done, only the figures are missing")
-            load_model(str(run.checkpoint))  # safely; Ultralytics' next line would run its code
-            strip_optimizer(run.checkpoint)
+            finish_checkpoint(run.checkpoint)
         else:
             trainer = DistillTrainer(overrides=_overrides(run, data))
             with _interrupt_between_batches(trainer):
@@ -318,6 +321,7 @@ def _overrides(run: Run, data: Path) -> dict:
     last = run.output / "weights" / "last.pt"
     if last.is_file():
         LOGGER.info(f"Resuming from {last}")
+        load_model(str(last))  # Ultralytics does not say why it refuses one
         return {**overrides, "model": str(last), "resume": str(last)}
     return {**overrides, "model": run.student}
 
@@ -336,7 +340,7 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
     metrics: dict[str, Any] = {
         "student": {**scores, **cost(student, config.imgsz)},
         "teacher": _teacher_figures(data, config) if has_head and measure_teacher else None,
-        "teacher_cost": json.loads(teacher_cost.read_text()) if teacher_cost.is_file() else None,
+        "teacher_cost": read_json(teacher_cost) if teacher_cost.is_file() else None,
         **({"sources": sources} if sources else {}),
         "epochs": config.epochs,
         "imgsz": config.imgsz,

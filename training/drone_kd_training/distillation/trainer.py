@@ -12,17 +12,19 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from ultralytics.engine import trainer as ultralytics_trainer
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
-from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
+from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER, RANK
+from ultralytics.utils.torch_utils import unwrap_model
 
 from drone_kd.files import atomic_file, write_text
-from drone_kd_training.distillation.config import read_config
+from drone_kd_training.distillation.config import NOT_SETTABLE, read_config
 from drone_kd_training.distillation.criterion import DistillationLoss, InFloat32, make_adapters
 from drone_kd_training.distillation.levels import LevelMatch, match_levels
 from drone_kd_training.distillation.loss_balancing import Balance, Schedule, average_over_processes
@@ -30,10 +32,15 @@ from drone_kd_training.distillation.train_data import TrainData
 from drone_kd_training.distillation.training_log import add_training_log
 from drone_kd_training.distillation.uncached_dataset import build_dataset
 from drone_kd_training.models.checkpoints import class_names, detect_head, match_classes
+from drone_kd_training.models.published import finish_checkpoint, hide_folders, without_folders
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
 
 COST = "teacher_cost.json"
 STATE = "resume.pt"
+# What Ultralytics stores of the git checkout: its path, its remote, the last commit's message.
+ultralytics_trainer.__dict__["GIT"] = SimpleNamespace(
+    root=None, branch=None, commit=None, message=None, origin=None
+)
 
 
 class DistillTrainer(DetectionTrainer):
@@ -80,6 +87,14 @@ class DistillTrainer(DetectionTrainer):
         self.add_callback("on_train_epoch_start", type(self)._restore_gradients)
         self.add_callback("on_train_batch_start", type(self)._count_batch)
         self.add_callback("on_model_save", type(self)._save_state)
+
+    def check_resume(self, overrides: dict) -> None:
+        """Take from an interrupted run's checkpoint no setting that `Config` refuses."""
+        super().check_resume(overrides)
+        if self.resume:
+            allowed = ("task", "mode", "model", "data", "resume", "save_dir")
+            for key in NOT_SETTABLE.difference(allowed):
+                setattr(self.args, key, overrides.get(key, DEFAULT_CFG_DICT.get(key)))
 
     @property
     def student(self) -> Any:
@@ -349,7 +364,7 @@ class DistillTrainer(DetectionTrainer):
         """Make the checkpoints small; `evaluation.evaluate` measures the student."""
         if RANK in {-1, 0}:
             for path in filter(Path.exists, (self.last, self.best)):
-                strip_optimizer(path)
+                finish_checkpoint(path)
 
     def save_model(self) -> bool:
         """Write checkpoints atomically: an interrupt keeps the old ones."""
@@ -358,9 +373,13 @@ class DistillTrainer(DetectionTrainer):
             self.last = files.enter_context(atomic_file(last))
             if self.best_fitness == self.fitness:  # as Ultralytics decides
                 self.best = files.enter_context(atomic_file(best))
+            args = self.args
             try:
+                hide_folders(self.ema.ema)
+                self.args = without_folders(args)
                 saved: bool = super().save_model()
             finally:
+                self.args = args
                 self.last, self.best = last, best
         return saved
 

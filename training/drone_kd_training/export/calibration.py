@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from ultralytics.utils.torch_utils import is_qat
 
 from drone_kd.core.model_spec import ModelSpec
 from drone_kd.core.preprocess import letterbox, network_input
+from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.progress import track
 from drone_kd_training.data.dataset import DataError, DataSet, image_paths
 from drone_kd_training.models.torch_backend import ExportGraph
@@ -32,11 +32,12 @@ def calibration_frames(
         return [], {}
     frames = image_paths(dataset.train)
     if is_qat(model):
-        count = QAT_BATCHES * saved["train_args"]["batch"]
+        count = QAT_BATCHES * int(saved["train_args"]["batch"])
     else:
         frames = spread(frames)
         count = len(frames)
-    name = dataset.yaml_path.parent.name
+    # Its folder may be named after a user.
+    name = dataset.yaml_path.name
     return frames, {"frames": count, "data": name, "names_sha256": names_sha256(frames)}
 
 
@@ -72,10 +73,10 @@ def calibrate(graph: ExportGraph, spec: ModelSpec, frames: list[Path]) -> dict[s
     ]
     try:
         for path in track(frames, "Calibrate INT8", "image"):
-            image = cv2.imread(str(path))
-            if image is None:
+            try:
+                pixels = read_image(path)
+            except SourceError:
                 continue
-            pixels = np.asarray(image, np.uint8)
             canvas, _ = letterbox(pixels, spec.input_width, spec.input_height)
             with torch.inference_mode():
                 graph(torch.from_numpy(network_input(canvas[np.newaxis], spec)))

@@ -10,7 +10,6 @@ network computes.
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import warnings
@@ -31,6 +30,8 @@ from drone_kd.core.model_spec import INPUTS, PRECISIONS, ModelSpec
 from drone_kd.core.preprocess import letterbox
 from drone_kd.files import file_sha256, write_bytes
 from drone_kd.lineage import Lineage
+from drone_kd.parsing import read_json
+from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataError, DataSet, image_paths, load_data, read_sample
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.export import graph_checks
@@ -186,7 +187,7 @@ def _check_model(
 def _tools(saved: dict, precision: str) -> dict[str, str]:
     return {
         "ultralytics": ultralytics_version,
-        "trained_with_ultralytics": str(saved.get("version", "")),
+        "trained_with_ultralytics": one_line(saved.get("version", ""), 40),
         "torch": torch.__version__,
         "onnx": onnx.__version__,
         "opset": str(graph_checks.OPSETS[precision]),
@@ -196,7 +197,10 @@ def _tools(saved: dict, precision: str) -> dict[str, str]:
 def _training_metrics(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
-    student = json.loads(path.read_text(encoding="utf-8"))["student"]
+    metrics = read_json(path)
+    student = metrics.get("student") if isinstance(metrics, dict) else None
+    if not isinstance(student, dict):
+        raise ValueError(f"{one_line(path)}: expected the figures of a student, got others")
     return {key: student[key] for key in ("map50_95", "map50") if student.get(key) is not None}
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from drone_kd.files import atomic_file
 from drone_kd_training.models.checkpoints import class_names, load_model
+from drone_kd_training.models.published import save_checkpoint
 from drone_kd_training.models.torch_backend import trained_imgsz
 
 
@@ -30,5 +30,4 @@ def interpolate_weights(
         mixed[name] = torch.lerp(new, own, alpha) if new.is_floating_point() else new
     model.load_state_dict(mixed)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(output) as temporary:
-        torch.save({"model": model, "train_args": {"imgsz": trained_imgsz(model)}}, temporary)
+    save_checkpoint({"model": model, "train_args": {"imgsz": trained_imgsz(model)}}, output)

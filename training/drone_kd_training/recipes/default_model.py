@@ -22,12 +22,11 @@ from string import Template
 from typing import Any
 
 import numpy as np
-import torch
 
 import drone_kd
 from drone_kd.backends import Backend
 from drone_kd.detector import Detector
-from drone_kd.files import atomic_file, write_text
+from drone_kd.files import write_text
 from drone_kd.parsing import read_json
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import track
@@ -36,6 +35,7 @@ from drone_kd_training.distillation.config import NO_TEACHER, Config
 from drone_kd_training.evaluation.evaluate import IOU
 from drone_kd_training.export.export import export
 from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.published import save_checkpoint
 from drone_kd_training.models.torch_backend import TorchBackend
 from drone_kd_training.models.weight_interpolation import interpolate_weights
 from drone_kd_training.recipes.default_model_data import (
@@ -270,8 +270,7 @@ def _logit(probability: float) -> float:
 
 
 def _save(checkpoint: dict[str, Any], path: Path) -> None:
-    with atomic_file(path) as temporary:
-        torch.save(checkpoint, temporary)
+    save_checkpoint(checkpoint, path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Checkpoints that are given to others: nothing in them names this machine or its user."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.utils.torch_utils import strip_optimizer
+
+from drone_kd.files import atomic_file
+
+
+def without_folders(value: Any) -> Any:
+    """Return a value of settings in which each path or URL, also in lists, is its last part."""
+    if isinstance(value, SimpleNamespace):
+        return type(value)(**without_folders(vars(value)))
+    if isinstance(value, Mapping):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(without_folders(each) for each in value)
+    if isinstance(value, (str, PurePosixPath, PureWindowsPath)):
+        return PureWindowsPath(str(value)).name or PurePosixPath(str(value)).name
+    return value
+
+
+def hide_folders(model: nn.Module) -> None:
+    """Reduce each path that Ultralytics stores with a model to its last part."""
+    for name in ("args", "yaml", "pt_path"):
+        if hasattr(model, name):
+            setattr(model, name, without_folders(getattr(model, name)))
+
+
+def save_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint, whole or not at all, without the folders and the git remote."""
+    hide_folders(checkpoint["model"])
+    settings = without_folders(checkpoint.get("train_args", {}))
+    with atomic_file(path) as temporary:
+        torch.save({**checkpoint, "train_args": settings, "git": None}, temporary)
+
+
+def finish_checkpoint(path: Path) -> None:
+    """Reduce the checkpoint of a training to the model in half precision, and how it was trained.
+
+    Raises ValueError if it is no checkpoint, or may run code.
+    """
+    # Ultralytics writes the file before it returns the content.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+        checkpoint = strip_optimizer(path, s=str(Path(folder, path.name)))
+    if not checkpoint:
+        raise ValueError(f"{path} is not a checkpoint of this run: start it anew")
+    save_checkpoint(checkpoint, path)
