@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shlex
 
 import onnx
 import pytest
@@ -49,6 +50,29 @@ def sha256(path):
 def test_round_trip_through_metadata():
     assert Lineage.from_metadata(CHILD.to_metadata()) == CHILD
     assert Lineage.from_metadata({"drone_kd": "{}"}) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "stored"),
+    [
+        ("drone-kd retrain runs/a.pt --set lr0=0.1", "drone-kd retrain runs/a.pt --set lr0=0.1"),
+        ("drone-kd retrain /home/jo/a.pt", "drone-kd retrain a.pt"),
+        ("drone-kd retrain '/home/jo doe/a b.pt'", "drone-kd retrain 'a b.pt'"),
+        ("drone-kd retrain ~jo/a.pt ../../jo/b.pt", "drone-kd retrain a.pt b.pt"),
+        ("drone-kd retrain --data=/home/jo/d.yaml", "drone-kd retrain --data=d.yaml"),
+        ("drone-kd retrain --set pretrained=/home/jo/", "drone-kd retrain --set pretrained=jo"),
+        (r"drone-kd retrain 'C:\Users\jo\a.pt'", "drone-kd retrain a.pt"),
+        ("drone-kd mine s3://jo:token@host/a.mcap", "drone-kd mine a.mcap"),
+        ("drone-kd mine 'an open /home/jo/quote", "drone-kd mine 'an open quote"),
+    ],
+)
+def test_stored_command_names_no_folder_or_host(command, stored):
+    ancestor = Ancestor(sha256=DIGEST, metrics={}, date="2026-11-24", command=command)
+    lineage = Lineage(date="2026-11-25", command=command, data={}, ancestors=(ancestor,))
+    found = Lineage.from_metadata(lineage.to_metadata())
+    assert shlex.split(found.command) == shlex.split(stored) if "open" not in stored else True
+    assert found.command == found.ancestors[0].command
+    assert "/home" not in found.command and "token" not in found.command
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def without_network(tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            timeout=110,
+            timeout=280,
         )
         return done, recorded_network.attempts(tmp_path / "network")
 
@@ -150,6 +150,7 @@ def files_below(folder, *suffixes):
     return [path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file()]
 
 
+@pytest.mark.timeout(300)  # counts where the limit of its child process cannot
 def test_no_command_leaves_the_machine_and_no_model_names_it(
     without_network, tiny_data, square_detector, tmp_path
 ):

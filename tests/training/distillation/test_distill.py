@@ -29,6 +29,7 @@ from tiny_training import (
     save_checkpoint,
     save_rtdetr,
 )
+from touch_file import TouchFile
 
 SHORT = {
     "warmup_epochs": 0.0,
@@ -387,6 +388,41 @@ def test_unlabelled_frames_are_trained_on(tiny_data, tiny_teacher, tmp_path):
         config(tiny_data, NO_TEACHER, unlabelled=str(unlabelled))
 
 
+@pytest.mark.parametrize("setting", ["pretrained", "distill_model"])
+def test_checkpoint_of_a_training_setting_is_loaded_safely(setting, tiny_data, tmp_path):
+    torch.save({"model": TouchFile(tmp_path / "ran")}, tmp_path / "hostile.pt")
+    overrides = {**SHORT, setting: str(tmp_path / "hostile.pt")}
+    with pytest.raises(UnusableModelError, match="may run code"):
+        distill(config(tiny_data, NO_TEACHER, overrides=overrides), tmp_path / "run")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.pt", "resume.pt"])
+def test_resumed_run_of_others_runs_no_code(name, tiny_data, tmp_path, square_detector):
+    run, weights = tmp_path / "run", tmp_path / "run" / "weights"
+    settings = config(tiny_data, NO_TEACHER, student=str(square_detector), epochs=1)
+    prepare_data(validate(settings, run, resume=False))
+    weights.mkdir()
+    if name != "last.pt":  # all epochs are done
+        torch.save({"epoch": 0}, weights / "resume.pt")
+    torch.save({"model": TouchFile(tmp_path / "ran")}, weights / name)
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        distill(settings, run, resume=True)
+    assert not (tmp_path / "ran").exists()
+    words = {"last.pt": "run code", "best.pt": "no checkpoint", "resume.pt": "expected the state"}
+    assert words[name] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["[1]", "data: d", "nosuch: 1", "a: [", "{data: d, teacher: t, student: 3}"]
+)
+def test_settings_that_are_no_settings_are_refused_in_one_line(content, tiny_data, tmp_path):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.yaml|expected") as error:
+        distill(config(tiny_data, NO_TEACHER), tmp_path, resume=True)
+    assert "\n" not in str(error.value)
+
+
 def test_resume_needs_a_run_to_resume(tiny_data, tmp_path):
     with pytest.raises(ValueError, match="nothing to resume"):
         distill(config(tiny_data, NO_TEACHER), tmp_path / "new", resume=True)
@@ -450,6 +486,14 @@ def test_unusable_input_is_refused_before_anything_is_written(tiny_data, tmp_pat
         ({"teacher_scale": 2, "overrides": {"multi_scale": 0.5}}, "needs a fixed input"),
         ({"overrides": {"learning_rate": 1}}, "unknown training setting learning_rate"),
         ({"overrides": {"epochs": 1}}, "epochs has an option of its own"),
+        ({"overrides": {"data": "d.yaml"}}, "data has an option of its own"),
+        ({"overrides": {"save_dir": "/x"}}, "unknown training setting save_dir"),
+        *[
+            ({"overrides": {key: "/x"}}, f"{key} is no training setting")
+            for key in ("project", "name", "model", "cfg", "tracker", "resume", "source", "mode")
+        ],
+        ({"overrides": {"lr0": "fast"}}, "--set: 'lr0=fast' is of invalid type"),
+        ({"overrides": {"\x1b[2J": 1}}, r"unknown training setting \\x1b\[2J"),
     ],
 )
 def test_configuration_is_checked(changes, expected):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import get_type_hints
 
 from drone_kd.parsing import read_yaml
 from drone_kd.text import one_line
@@ -184,9 +185,18 @@ def read_config(output: Path) -> Config:
     file = Path(output) / "config.yaml"
     content = read_yaml(file)
     try:
-        return Config(**content)
-    except TypeError as error:  # other keys, or values of another type
+        config = Config(**content)
+    except TypeError as error:  # other keys, or values that cannot be compared
         raise ValueError(f"{one_line(file)}: expected a run's settings: {error}") from None
+    for name, kind in get_type_hints(Config).items():
+        if isinstance(kind, type) and not isinstance(value := getattr(config, name), kind):
+            if kind is float and isinstance(value, int):
+                continue
+            expected = f"{name} of type {kind.__name__}"
+            raise ValueError(
+                f"{one_line(file)}: expected {expected}, got {one_line(repr(value), 60)}"
+            )
+    return config
 
 
 def _listed(names: Iterable[object]) -> str:

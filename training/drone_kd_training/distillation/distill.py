@@ -61,6 +61,7 @@ from drone_kd_training.models.checkpoints import (
     resolve_model,
 )
 from drone_kd_training.models.published import finish_checkpoint
+from drone_kd_training.models.safe_loading import read_state
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
 from drone_kd_training.teachers.teaching_dataset import write_frames
 from drone_kd_training.teachers.teaching_plan import Plan, read_plan
@@ -255,7 +256,7 @@ def _last_epoch(state: Path) -> int:
     """Return the last finished epoch of an interrupted run, -1 for a new one."""
     if not state.is_file():
         return -1
-    epoch: int = torch.load(state, map_location="cpu", weights_only=True)["epoch"]
+    epoch: int = read_state(state)["epoch"]
     return epoch
 
 

@@ -33,6 +33,7 @@ from drone_kd_training.distillation.training_log import add_training_log
 from drone_kd_training.distillation.uncached_dataset import build_dataset
 from drone_kd_training.models.checkpoints import class_names, detect_head, match_classes
 from drone_kd_training.models.published import finish_checkpoint, hide_folders, without_folders
+from drone_kd_training.models.safe_loading import read_state
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
 
 COST = "teacher_cost.json"
@@ -328,7 +329,7 @@ class DistillTrainer(DetectionTrainer):
         """Continue exactly where an interrupted run was."""
         if not self.start_epoch or not self.state_file.is_file():
             return
-        state = torch.load(self.state_file, map_location=self.device, weights_only=True)
+        state = read_state(self.state_file, self.device)
         if state["epoch"] != self.start_epoch - 1:
             LOGGER.warning(
                 "Interrupted between two files of a checkpoint: the balance of the terms and the "

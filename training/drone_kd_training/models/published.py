@@ -14,6 +14,7 @@ from torch import nn
 from ultralytics.utils.torch_utils import strip_optimizer
 
 from drone_kd.files import atomic_file
+from drone_kd.text import one_line
 
 
 def without_folders(value: Any) -> Any:
@@ -53,5 +54,7 @@ def finish_checkpoint(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         checkpoint = strip_optimizer(path, s=str(Path(folder, path.name)))
     if not checkpoint:
-        raise ValueError(f"{path} is not a checkpoint of this run: start it anew")
+        raise ValueError(
+            f"{one_line(path)} is no checkpoint of a training run: start the run anew"
+        )
     save_checkpoint(checkpoint, path)

@@ -7,10 +7,10 @@ arguments are the file's: a layer of any size, or one that downloads its weights
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,6 +20,7 @@ from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.utils import torch_utils
 
+from drone_kd.text import one_line
 from drone_kd_training.isolation import replace_in_ultralytics
 
 # Of the object tree without tensors. The pickle of a large detector has 1 MB.
@@ -53,6 +54,23 @@ def read_checkpoint(weight: str | Path, safe_only: bool | None = None) -> tuple[
         if isinstance(model := checkpoint.get(entry), nn.Module):
             _check_tensors(model)
     return checkpoint, file
+
+
+def read_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Return the state of an interrupted run: tensors and plain values, with its "epoch".
+
+    Raises ValueError if the file is anything else; it is never trusted.
+    """
+    state = None
+    # A damaged or hostile file fails in many ways.
+    with contextlib.suppress(Exception), _no_constructors():
+        _check_archive(path)
+        state = torch.load(path, map_location=device, weights_only=True)
+    if not isinstance(state, dict) or not isinstance(state.get("epoch"), int):
+        raise ValueError(
+            f"{one_line(path)}: expected the state of an interrupted run; start the run anew"
+        )
+    return state
 
 
 def guard_loading() -> None:
@@ -89,7 +107,7 @@ def _check_archive(path: Path) -> None:
         raise ValueError(f"expected at most {limit} beside the weights, got more")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _no_constructors() -> Iterator[None]:
     """Refuse a constructor of a layer in this thread: a saved model is restored without them."""
     thread, original = threading.get_ident(), nn.Module.__init__
