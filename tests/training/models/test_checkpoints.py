@@ -165,7 +165,7 @@ def test_tensor_that_is_larger_than_its_data_is_refused(tmp_path):
     ("names", "message"),
     [
         ({0: "car", 1: "\x1b[2Jperson"}, r"class 1: .*'\\x1b\[2Jperson'"),
-        ({0: "car", 1: "x" * 10**6}, "class 1: expected a name of 1 to 200"),
+        ({0: "car", 1: "x" * 10**6}, "class 1: expected a name of 1 to 100"),
         ({0: "car", 1: ""}, "class 1: expected a name of 1"),
         ({0: "car", 2: "person"}, "expected 2 class names, numbered from 0"),
         (["car"], "expected 2 class names"),

@@ -16,6 +16,7 @@ from ultralytics.utils import SETTINGS
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
+from drone_kd.core.model_spec import MAX_NAME
 from drone_kd.parsing import ParseError, read_yaml
 from drone_kd.text import is_plain, one_line
 from drone_kd_training.isolation import DOWNLOADS, TRUST, cut_off_ultralytics, may_download
@@ -28,8 +29,6 @@ guard_loading()
 
 PACKAGED_MODELS = Path(__file__).parents[1] / "recipes"
 _SHOWN_NAMES = 8
-# Characters of a class name, which is shown in tables and drawn on images.
-_MAX_NAME = 200
 # What torch's safe loading says of an object that is no known model class.
 _UNSAFE = re.compile(r"Unsupported (?:global|class)|unsafe getattr")
 
@@ -217,9 +216,9 @@ def _check_detector(name: str, model: nn.Module, also: tuple[str, ...]) -> None:
             f"{one_line(names)}"
         )
     for number, text in names.items():
-        if not 0 < len(shown := str(text)) <= _MAX_NAME or not is_plain(shown):
+        if not 0 < len(shown := str(text)) <= MAX_NAME or not is_plain(shown):
             raise UnusableModelError(
-                f"{one_line(name)}: class {number}: expected a name of 1 to {_MAX_NAME} printable "
+                f"{one_line(name)}: class {number}: expected a name of 1 to {MAX_NAME} printable "
                 f"characters, got {one_line(repr(shown), 60)}"
             )
 

@@ -13,7 +13,8 @@ from torchvision.ops import box_convert
 from ultralytics.utils.torch_utils import is_qat, strip_qat
 
 from drone_kd.core.model_spec import ModelSpec
-from drone_kd_training.models.checkpoints import class_names, detect_head
+from drone_kd.text import one_line
+from drone_kd_training.models.checkpoints import UnusableModelError, class_names, detect_head
 
 # Side of a square in pixels, or height and width, as in Ultralytics.
 ImageSize = int | tuple[int, int]
@@ -22,6 +23,8 @@ ImageSize = int | tuple[int, int]
 QuantizationRanges = tuple[dict[str, float], dict[str, np.ndarray]]
 # Output rows of a dense head, from measurements on three data sets (benchmarks/export.md).
 CANDIDATES = 1000
+# Side of a square input, in pixels.
+MAX_IMGSZ = 8192
 # A graph without a file has no hash and no licence yet.
 _NO_FILE: dict[str, Any] = {"source_sha256": "0" * 64, "tools": {}, "metrics": {}, "licence": ""}
 
@@ -147,11 +150,20 @@ class BoxBackend:
 
 
 def trained_imgsz(model: nn.Module) -> int:
-    """Return the square input size of training; 640, Ultralytics' default, if not recorded."""
+    """Return the square input size of training; 640, Ultralytics' default, if not recorded.
+
+    Raises UnusableModelError for a size that no training has.
+    """
     args = getattr(model, "args", None)
     size = args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)
     size = size[0] if isinstance(size, (list, tuple)) else size
-    return int(size or 640)
+    size = 640 if size is None else size
+    if not isinstance(size, (int, float)) or not 32 <= size <= MAX_IMGSZ:
+        got = one_line(repr(size), 60)
+        raise UnusableModelError(
+            f"expected a checkpoint trained at 32 to {MAX_IMGSZ} pixels, got {got}: give --imgsz"
+        )
+    return int(size)
 
 
 def make_spec(model: nn.Module, imgsz: ImageSize, **fields: Any) -> ModelSpec:
