@@ -117,11 +117,11 @@ short = ["--epochs", "1", "--imgsz", "64", "--batch", "6", "--set", "nbs=6"]
 kd = ["--data", data, "--teacher", model, "--student", model, "--terms", "class", *short]
 out = folder + "/"
 commands = [
-    ["distill", *kd, "--output", out + "run"],
+    ["distill", *kd, "--output", out + "secret-user-run"],
     ["compare", *kd, "--seeds", "0", "--arms", "builtin:1", "--output", out + "arms"],
-    ["evaluate", out + "run/best.pt", "--data", data],
+    ["evaluate", out + "secret-user-run/best.pt", "--data", data],
     ["predict", model, "--data", data, "--output", out + "predictions"],
-    ["export", out + "run/best.pt", "--output", out + "float.onnx", "--data", data],
+    ["export", out + "secret-user-run/best.pt", "--output", out + "float.onnx", "--data", data],
     ["export", model, "--precision", "int8", "--data", data, "--output", out + "int8.onnx"]
     + ["--force"],
     ["mine", folder + "/flight", "--teacher", model, "--student", model, "--frames", "4"]

@@ -158,7 +158,7 @@ def test_unusable_image_is_left_out_and_named_in_one_line(kind, tmp_path, caplog
     with caplog.at_level("INFO", "ultralytics"):
         found = [Path(label["im_file"]).name for label in open_set(data).labels]
     assert found == ["001.png", "002.png"]
-    shown = [line for line in caplog.text.splitlines() if "ignoring corrupt" in line]
+    shown = [line for line in caplog.text.splitlines() if "corrupt image or label" in line]
     assert len(shown) == 1 and "000." in shown[0] and "\x1b" not in shown[0]
 
 

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from ultralytics.data import base, utils
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.utils import LOGGER, NUM_THREADS, colorstr
+from ultralytics.utils import LOGGER, NUM_THREADS
 
 from drone_kd.media.compressed_images import MAX_PIXELS, image_size
 from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.progress import track
 from drone_kd.text import one_line
+from drone_kd_training.quiet import reworded
 
 # A file that cannot exist.
 _NO_FILE = Path(os.devnull, "none")
@@ -63,7 +64,7 @@ class UncachedDataset(YOLODataset):
                 labels += [] if label is None else [label]
                 messages += [one_line(message, 500)] if message else []
         if messages:
-            LOGGER.info("\n".join(messages))
+            LOGGER.warning("\n".join(reworded(message) or message for message in messages))
         if not labels:
             raise RuntimeError(f"no image can be read whose labels are in {folder}")
         if not labelled:
@@ -99,7 +100,7 @@ def build_dataset(
         single_cls=args.single_cls or False,
         stride=stride,
         pad=0.0 if training else 0.5,
-        prefix=colorstr(f"{mode}: "),
+        prefix=f"{mode}: ",
         task=args.task,
         classes=args.classes,
         data=data,
@@ -114,7 +115,8 @@ def _verify(item: tuple) -> Any:
         if os.path.isfile(labels) and os.path.getsize(labels) > _MAX_LABEL_BYTES:  # noqa: PTH113, PTH202
             raise ValueError(f"labels of more than {_MAX_LABEL_BYTES / 1e6:g} MB")
     except (OSError, ValueError) as error:
-        message = f"{prefix}{image}: ignoring corrupt image/label: {error}"
+        reason = str(error).removeprefix(f"{image}: ")
+        message = f"{prefix}{image}: ignoring corrupt image/label: {reason}"
         return [None] * 5 + [0, 0, 0, 1, message]
     return utils.verify_image_label(item)
 

@@ -149,7 +149,7 @@ def export(
         write(model, spec, frames, draft)
         reference = load_model(str(before))[0] if before else model
         spec = _measure(model, reference, spec, dataset, draft)
-        _save(onnx.load(draft), spec, draft, lineage)
+        _save(_read(draft), spec, draft, lineage)
         failures = _failures(spec, draft)
         if failures and not force:
             raise ExportError(f"not written: {'; '.join(failures)}")
@@ -212,11 +212,16 @@ def write(model: nn.Module, spec: ModelSpec, frames: list[Path], path: Path) -> 
     nchw = spec.layout == "NCHW"
     graph = ExportGraph(model, nchw, half=spec.precision != "fp32")
     _trace(graph, spec, path)
-    proto = onnxslim.slim(onnx.load(path))
+    proto = onnxslim.slim(_read(path))
     if spec.precision == "int8":
         ranges = graph.ranges or (calibrate(ExportGraph(model, nchw), spec, frames), None)
         proto = quantize(proto, *ranges)
     _save(proto, spec, path)
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    """Return a graph of this export, all in one file."""
+    return onnx.load_model_from_string(path.read_bytes())
 
 
 def _trace(graph: ExportGraph, spec: ModelSpec, path: Path) -> None:
@@ -256,7 +261,7 @@ def _measure(
     parity = compare(backend, open_backend(path, runtime="onnxruntime"), frames)
     share = f"{100 * tolerance.share:g} % of rows"
     gates: dict[str, tuple[float, float]] = {
-        "graph problems": (len(graph_checks.problems(onnx.load(path), spec.precision)), 0),
+        "graph problems": (len(graph_checks.problems(_read(path), spec.precision)), 0),
         f"box, px, {share}": (_quantile(parity.box_px, tolerance.share), tolerance.box_px),
         f"score, {share}": (_quantile(parity.score, tolerance.share), tolerance.score),
     }
@@ -303,7 +308,7 @@ def _failures(spec: ModelSpec, path: Path) -> list[str]:
         for name, gate in spec.gates.items()
         if _failed(gate)
     ]
-    return lines + graph_checks.problems(onnx.load(path), spec.precision)[:1]
+    return lines + graph_checks.problems(_read(path), spec.precision)[:1]
 
 
 def gate_table(spec: ModelSpec) -> str:

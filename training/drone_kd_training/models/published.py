@@ -16,13 +16,16 @@ from ultralytics.utils.torch_utils import strip_optimizer
 from drone_kd.files import atomic_file
 from drone_kd.text import one_line
 
+# Settings of Ultralytics that name the folder of a run.
+_FOLDER = frozenset({"project", "name", "save_dir"})
+
 
 def without_folders(value: Any) -> Any:
-    """Return a value of settings in which each path or URL, also in lists, is its last part."""
+    """Return settings without the run's folder; of another path or URL, the last part."""
     if isinstance(value, SimpleNamespace):
         return type(value)(**without_folders(vars(value)))
     if isinstance(value, Mapping):
-        return {key: without_folders(each) for key, each in value.items()}
+        return {k: None if k in _FOLDER else without_folders(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(without_folders(each) for each in value)
     if isinstance(value, (str, PurePosixPath, PureWindowsPath)):
