@@ -145,6 +145,9 @@ def test_interrupt_then_resume_finishes_the_run(tiny_data, tiny_teacher, tmp_pat
     assert not (output / "metrics.json").exists()
     state = output / "weights" / "resume.pt"
     assert torch.load(state, weights_only=True)["balance"]["batches"] == 2
+    unfinished = output / "weights" / "last.pt"  # may be given to others, too
+    assert str(tmp_path).encode() not in unfinished.read_bytes()
+    assert set(torch.load(unfinished, weights_only=False)["git"].values()) == {None, "None"}
 
     distill(run, output, resume=True, measure_teacher=False)
     assert polars.read_csv(output / "results.csv")["epoch"].to_list() == [1, 2]

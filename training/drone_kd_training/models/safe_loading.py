@@ -29,6 +29,7 @@ _MAX_PICKLE_BYTES = 64_000_000
 _OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 _original = tasks.torch_safe_load
+_one_at_a_time = threading.RLock()
 
 
 class UnsafeError(UnpicklingError):
@@ -46,6 +47,8 @@ def read_checkpoint(weight: str | Path, safe_only: bool | None = None) -> tuple[
     """
     if not (tasks.SAFE_LOAD if safe_only is None else safe_only):
         return _original(weight, safe_only)
+    if not tasks._SafeLoad.SUPPORTED:  # Ultralytics would run the code
+        raise UnsafeError("Unsupported class: safe loading needs torch 2.6")
     if (path := Path(weight)).exists():
         _check_archive(path)
     with _no_constructors():
@@ -110,18 +113,21 @@ def _check_archive(path: Path) -> None:
 @contextlib.contextmanager
 def _no_constructors() -> Iterator[None]:
     """Refuse a constructor of a layer in this thread: a saved model is restored without them."""
-    thread, original = threading.get_ident(), nn.Module.__init__
+    thread = threading.get_ident()
+    with _one_at_a_time:
+        original = nn.Module.__init__
 
-    def init(module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        if threading.get_ident() == thread:
-            raise UnsafeError(f"Unsupported class: {type(module).__name__} would be constructed")
-        original(module, *args, **kwargs)
+        def init(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+            if threading.get_ident() == thread:
+                kind = type(module).__name__
+                raise UnsafeError(f"Unsupported class: {kind} would be constructed")
+            original(module, *args, **kwargs)
 
-    nn.Module.__init__ = init  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.__init__ = original  # type: ignore[method-assign]
+        nn.Module.__init__ = init  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            nn.Module.__init__ = original  # type: ignore[method-assign]
 
 
 def _check_tensors(model: nn.Module) -> None:

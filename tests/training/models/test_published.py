@@ -1,0 +1,31 @@
+"""Paths of this machine do not go into checkpoints; the whole commands: test_isolation.py."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from drone_kd_training.models.published import without_folders
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("/home/jo/data.yaml", "data.yaml"),
+        ("/home/jo/", "jo"),
+        (r"C:\Users\jo\data.yaml", "data.yaml"),
+        ("https://jo:token@host/model.pt", "model.pt"),
+        (Path("/home/jo/model.pt"), "model.pt"),
+        ("yolo11n.yaml", "yolo11n.yaml"),
+        ("AdamW", "AdamW"),
+        (0.5, 0.5),
+        (None, None),
+        ({"data": ["/a/b", {"c": "/d/e"}]}, {"data": ["b", {"c": "e"}]}),
+        ({"project": "/home/jo", "name": "jo", "save_dir": "jo"}, dict.fromkeys(
+            ("project", "name", "save_dir"))),
+        (SimpleNamespace(model="/a/b.pt"), SimpleNamespace(model="b.pt")),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_of_a_path_the_last_part_is_kept(value, expected):
+    assert without_folders(value) == expected
