@@ -5,6 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,6 +23,7 @@ from drone_kd_training.models.checkpoints import (
     match_classes,
     resolve_model,
 )
+from drone_kd_training.models.torch_backend import TorchBackend, trained_imgsz
 from tiny_training import SIZE, save_checkpoint, save_rtdetr
 from touch_file import TouchFile
 
@@ -177,6 +179,27 @@ def test_class_names_that_cannot_be_shown_are_refused(names, message, tmp_path):
     with pytest.raises(UnusableModelError, match=message) as error:
         load_model(str(path))
     assert str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
+def test_damaged_layer_is_named_at_the_first_inference(tmp_path):
+    def change(model):
+        del model.model[0].conv._forward_hooks
+
+    path = changed_checkpoint(tmp_path / "model.pt", change)
+    with pytest.raises(UnusableModelError, match="a layer of its checkpoint is damaged"):
+        TorchBackend(load_model(str(path))[0]).infer(np.zeros((1, SIZE, SIZE, 3), np.uint8))
+
+
+@pytest.mark.parametrize("size", [0, 10**9, "x", None, [64, 64]])
+def test_size_of_training_is_checked(size, tmp_path):
+    checkpoint = torch.load(save_checkpoint(tmp_path / "model.pt"), weights_only=False)
+    torch.save({**checkpoint, "train_args": {"imgsz": size}}, tmp_path / "model.pt")
+    model, _ = load_model(str(tmp_path / "model.pt"))
+    if size in (None, [64, 64]):
+        assert trained_imgsz(model) == (64 if size else 640)
+    else:
+        with pytest.raises(UnusableModelError, match="trained at 32 to 8192 pixels"):
+            trained_imgsz(model)
 
 
 def test_list_of_class_names_is_accepted(tmp_path):

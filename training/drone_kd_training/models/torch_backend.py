@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, cast
 
@@ -103,10 +105,22 @@ class _ToFloat(nn.Module):
         return features.float()
 
 
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Raise UnusableModelError where a layer lacks what its class has: a damaged checkpoint."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError) as error:
+        raise UnusableModelError(
+            f"the model cannot run, a layer of its checkpoint is damaged: {one_line(error)}"
+        ) from error
+
+
 class TorchBackend:
     """Ultralytics detector, copied, behind the interface of `drone_kd.backends.Backend`.
 
-    ``imgsz``: default: the square it was trained at. ``batch``: frames per inference.
+    ``imgsz``: default: the square it was trained at. ``batch``: frames per inference. Raises
+    UnusableModelError if a layer is damaged, also at the first inference.
     """
 
     name = "torch"
@@ -116,12 +130,13 @@ class TorchBackend:
         self, model: nn.Module, imgsz: ImageSize | None = None, batch: int = 1, device: str = "cpu"
     ) -> None:
         self.device = device
-        self.graph = ExportGraph(model).to(device)
+        with _damage_named():
+            self.graph = ExportGraph(model).to(device)
         self.spec = make_spec(model, imgsz or trained_imgsz(model), batch=batch, **_NO_FILE)
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """Run uint8 (B, H, W, 3) BGR frames; return float32 (B, K, 6), see `ExportGraph`."""
-        with torch.inference_mode():
+        with torch.inference_mode(), _damage_named():
             return self.graph(torch.tensor(batch, device=self.device)).cpu().numpy()
 
 
