@@ -44,6 +44,7 @@ setup(
         (f"share/{name}", ["package.xml"]),
         (f"share/{name}/launch", shared("launch/*.launch.py")),
         (f"share/{name}/config", shared("config/*.yaml", "config/*.xml")),
+        (f"share/{name}/config/sros2", shared("config/sros2/*.xml")),
         (f"share/{name}/worlds", shared("worlds/*.sdf", "worlds/*.yaml")),
         (f"share/{name}/worlds/aerial_traffic", shared("worlds/aerial_traffic/*")),
     ],

@@ -90,7 +90,8 @@ def test_wheel_of_the_on_board_part(tmp_path: Path) -> None:
     assert top_level(names) == {"drone_kd"}
     assert {"drone_kd/py.typed", "drone_kd/models/default.onnx"} <= names
     shared = {name.partition("/data/share/drone_kd/")[2] for name in names}
-    assert {"config/detector.yaml", "launch/fly.launch.py"} <= shared
+    files = {"config/detector.yaml", "config/sros2/detector.policy.xml", "launch/fly.launch.py"}
+    assert files <= shared
     worlds = (
         "aerial_traffic.sdf",
         "aerial_traffic.yaml",

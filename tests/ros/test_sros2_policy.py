@@ -1,0 +1,57 @@
+"""The SROS2 policy allows the detector what it has, and nothing else."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+from drone_kd.paths import config_path
+from ground_station import Ground
+
+DETECTOR = "enclaves/enclave[@path='/drone_kd/detector']/profiles/profile"
+OPERATOR = "enclaves/enclave[@path='/drone_kd/operator']/profiles/profile"
+
+
+def allowed(profile: str, kind: str, attribute: str) -> set[str]:
+    """Return the names of one kind that the policy allows: "topics", "publish"."""
+    policy = ElementTree.parse(config_path("sros2/detector.policy.xml"))
+    found = policy.findall(f"{profile}/{kind}[@{attribute}='ALLOW']/*")
+    assert found
+    return {str(element.text) for element in found}
+
+
+def test_policy_allows_what_the_detector_offers(
+    ground: Callable[..., Ground], model: Path
+) -> None:
+    site = ground(model=model, autostart=True)
+    site.add_detector()
+    site.wait_for_detector()
+    node = site.detector
+    assert node is not None
+    offered = {name for name, _ in node.get_publisher_names_and_types_by_node("detector", "/")}
+    assert allowed(DETECTOR, "topics", "publish") == offered
+    (image,) = {name for name, _ in node.get_subscriber_names_and_types_by_node("detector", "/")}
+    assert allowed(DETECTOR, "topics", "subscribe") == {image, f"{image}/compressed"}
+    services = {name for name, _ in node.get_service_names_and_types_by_node("detector", "/")}
+    newer = {"/detector/get_type_description"}  # Humble has none
+    assert allowed(DETECTOR, "services", "reply") - newer == services - newer
+
+
+def test_operator_may_call_and_read_all_of_the_detector() -> None:
+    services = allowed(DETECTOR, "services", "reply")
+    assert allowed(OPERATOR, "services", "request") == services
+    topics = allowed(DETECTOR, "topics", "publish")
+    assert allowed(OPERATOR, "topics", "subscribe") == topics
+
+
+def test_camera_may_publish_images_only() -> None:
+    camera = DETECTOR.replace("detector", "camera")
+    images = allowed(DETECTOR, "topics", "subscribe")
+    assert allowed(camera, "topics", "publish") == images | {"/parameter_events", "/rosout"}
+
+
+def test_policy_has_no_comment_between_its_enclaves() -> None:
+    # The command `ros2 security generate_artifacts` ends with an error at one.
+    text = config_path("sros2/detector.policy.xml").read_text(encoding="utf-8")
+    assert "<!--" not in text[text.index("<enclaves>") :]
