@@ -22,8 +22,8 @@ endif
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 
 .PHONY: help setup demo demo-sim demo-loop demo-teacher default-model test test-fast \
-  test-variants variant-default variant-avx2 variant-one-thread coverage bench-node docs lint \
-  clean check
+  test-variants variant-default variant-avx2 variant-one-thread test-fuzz coverage bench-node \
+  docs lint lock audit sbom clean check
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -110,13 +110,38 @@ docs: .venv-docs/.done  ## build the documentation site in site/
 	.venv-docs/bin/python -m pip install --disable-pip-version-check -qq -r $<
 	@touch $@
 
+.venv-audit/.done: requirements/audit.txt
+	$(PYTHON) -m venv --clear .venv-audit
+	.venv-audit/bin/python -m pip install --disable-pip-version-check -qq -r $<
+	@touch $@
+
+# For Python 3.10 to 3.14 and all platforms; the second adds ONNX Runtime to a ROS 2 installation.
+COMPILE := .venv-audit/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes \
+  --upgrade --no-annotate --custom-compile-command "make lock"
+
+lock: .venv-audit/.done  ## refresh requirements/*.lock: newest versions within the bounds, hashes
+	$(COMPILE) requirements/onboard.txt -o requirements/onboard.lock
+	grep onnxruntime requirements/onboard.txt | \
+	  $(COMPILE) - -c requirements/sourced.txt -o requirements/onboard-sourced.lock
+
+audit: .venv-audit/.done  ## look up known vulnerabilities of requirements/*.lock (online)
+	for lock in onboard onboard-sourced; do .venv-audit/bin/pip-audit --strict --disable-pip \
+	  --require-hashes --progress-spinner off -r requirements/$$lock.lock || exit; done
+
+sbom: .venv-audit/.done  ## write build/sbom.json, the on-board part in CycloneDX
+	@mkdir -p build
+	printf '[project]\nname = "drone_kd"\nversion = "%s"\n' \
+	  "$$(sed -n 's:.*<version>\(.*\)</version>.*:\1:p' package.xml)" > build/sbom.toml
+	.venv-audit/bin/cyclonedx-py requirements requirements/onboard.lock --pyproject build/sbom.toml \
+	  --output-reproducible --of JSON -o build/sbom.json
+
 lint: setup  ## check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 clean:  ## remove .venv and everything built
-	rm -rf .venv build install log *.egg-info training/build training/*.egg-info .venv-docs site .pytest_cache .ruff_cache \
+	rm -rf .venv build install log *.egg-info training/build training/*.egg-info .venv-docs .venv-audit site .pytest_cache .ruff_cache \
 	  .mypy_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -50,7 +50,7 @@ setup(
     ],
     extras_require={
         # colcon runs pytest for a package whose `test` extra names it.
-        "test": ["pytest"],
+        "test": ["pytest>=7.4,<10"],
         # Not install_requires: a ROS installation brings its own numpy and OpenCV.
         **{part: requirements(f"{part}.txt") for part in parts},
     },
