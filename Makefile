@@ -90,6 +90,12 @@ variant-avx2:
 variant-one-thread:
 	OMP_NUM_THREADS=1 $(PYTEST)
 
+# CASES: per test; SEED: of an earlier run. A case that fails stays in the test, as an @example.
+test-fuzz: export FUZZ_CASES = $(or $(CASES),10000)
+test-fuzz: setup  ## run tests/fuzz with 10,000 new cases each, and print their seed
+	seed=$(or $(SEED),$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')); echo "SEED=$$seed"; \
+	  $(PY) -m pytest --timeout=0 --hypothesis-seed=$$seed --durations=0 tests/fuzz
+
 coverage: $(DONE)/rtx  ## run all tests, and print which code they reach
 	$(PY) -m coverage erase
 	$(PY) -m coverage run -m pytest --timeout=240

@@ -40,6 +40,7 @@ os.environ["YOLO_AUTOINSTALL"] = "False"
 # Folder of tests: modules that it requires, and where they come from. A skip in the conftest.py of
 # the folder would end the whole session before pytest 8.
 _REQUIRED = {
+    "fuzz": (("hypothesis",), "pip install -r requirements/dev.txt"),
     "ros": (("rclpy", "vision_msgs"), "source ROS 2, or make setup"),
     "training": (("torch", "ultralytics"), "make setup"),
     "training/mining": (("rosbags",), "pip install 'drone_kd[simulation]'"),
