@@ -60,7 +60,7 @@ def restart_with(checkout: Path) -> None:
         os.environ[name] = os.pathsep.join([*map(str, paths), os.environ.get(name, "")])
     os.environ[ENVIRONMENT] = str(folder)
     os.environ |= {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "False", "YOLO_VERBOSE": "False"}
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  itself again
 
 
 def main() -> None:

@@ -101,7 +101,7 @@ def parse_yaml(content: bytes | str, name: object, loader: type = yaml.SafeLoade
         raise TypeError(f"expected a subclass of SafeLoader, got {loader}")
     try:
         _number_of_values(yaml.compose(content, yaml.SafeLoader), 0, {})
-        return yaml.load(content, loader)  # a SafeLoader: plain values only
+        return yaml.load(content, loader)  # noqa: S506  a SafeLoader: plain values only
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ParseError(f"{one_line(name)}: expected YAML: {one_line(error)}") from None
 
