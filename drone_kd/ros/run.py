@@ -57,7 +57,7 @@ def run_node(
     node, stopped = None, True
     executor = SingleThreadedExecutor()
     try:
-        node = make_node(finished)
+        node = _made(make_node, finished)
         executor.add_node(node)
         failures = getattr(node, "failures", None) or Failures()
         while not finished.is_set():
@@ -84,6 +84,14 @@ def run_node(
         sys.stderr.flush()
         os._exit(0)
     return 0
+
+
+def _made(make_node: Callable[[threading.Event], Any], finished: threading.Event) -> Any:
+    """Return a new node; SettingsError: ROS refuses it, e.g. without its SROS2 key."""
+    try:
+        return make_node(finished)
+    except RuntimeError as error:  # rclpy's RCLError, which has no public name
+        raise SettingsError(str(error)) from None
 
 
 def _fail(name: str, error: Exception) -> int:

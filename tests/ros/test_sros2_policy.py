@@ -6,8 +6,11 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from drone_kd.paths import config_path
 from ground_station import Ground
+from node_process import NodeProcess
 
 DETECTOR = "enclaves/enclave[@path='/drone_kd/detector']/profiles/profile"
 OPERATOR = "enclaves/enclave[@path='/drone_kd/operator']/profiles/profile"
@@ -36,6 +39,22 @@ def test_policy_allows_what_the_detector_offers(
     services = {name for name, _ in node.get_service_names_and_types_by_node("detector", "/")}
     newer = {"/detector/get_type_description"}  # Humble has none
     assert allowed(DETECTOR, "services", "reply") - newer == services - newer
+
+
+@pytest.mark.slow
+def test_node_without_its_key_ends_with_one_line(
+    start_detector: Callable[..., NodeProcess],
+    ros_domain_id: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "enclaves/drone_kd/detector").mkdir(parents=True)
+    monkeypatch.setenv("ROS_SECURITY_KEYSTORE", str(tmp_path))
+    monkeypatch.setenv("ROS_SECURITY_ENABLE", "true")
+    monkeypatch.setenv("ROS_SECURITY_STRATEGY", "Enforce")
+    code, output = start_detector("--enclave", "/drone_kd/detector", autostart=True).wait()
+    assert code == 2
+    assert output.splitlines()[-1].startswith("detector: error: ") and "Traceback" not in output
 
 
 def test_operator_may_call_and_read_all_of_the_detector() -> None:
