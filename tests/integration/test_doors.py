@@ -23,7 +23,7 @@ _IMAGES = {
     "drone_kd/simulation/scene/sensor.py": "its own JPEG, encoded a line above",
     **_MEASURE,
 }
-_VIDEOS = {"drone_kd/media/live_streams.py": "the function for streams and cameras"}
+_VIDEOS = {"drone_kd/media/videos.py": "the functions for videos, streams and cameras"}
 _MODELS = {"drone_kd/backends/onnx_runtime.py": "runs the bytes of read_model_file"}
 _GRAPHS = {"training/drone_kd_training/export/export.py": "the file that it has just exported"}
 _CHECKPOINTS = {"training/drone_kd_training/models/": "the function for checkpoints"}
@@ -51,7 +51,10 @@ DOORS: dict[str, dict[str, str]] = {
     "torch.hub.": {"training/drone_kd_training/isolation.py": "forbids its downloads"},
     "ultralytics.YOLO": {},
     "ultralytics.RTDETR": {},
-    "ultralytics.nn.tasks.": _CHECKPOINTS,
+    "ultralytics.nn.tasks.load_checkpoint": _CHECKPOINTS,
+    "ultralytics.nn.tasks.yaml_model_load": _CHECKPOINTS,
+    "ultralytics.nn.tasks.parse_model": {},
+    "ultralytics.nn.tasks.torch_safe_load": {},
     "json.load": _JSON,
     "json.loads": _JSON,
     "yaml.load": _JSON,
