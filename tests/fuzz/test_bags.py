@@ -25,6 +25,8 @@ from drone_kd.media.image_files import SourceError
 from fuzzing import check_line, damaged, only
 from recorded import STORE, image, jpeg, scene, storage_file, write_bag
 
+pytestmark = pytest.mark.slow
+
 SECOND = 10**9
 MAX_MESSAGES = 100
 

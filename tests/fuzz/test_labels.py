@@ -25,6 +25,8 @@ from drone_kd_training.teachers.teachers import read_predictions
 from drone_kd_training.teachers.teaching_plan import read_plan
 from fuzzing import as_json, check_line, damaged, damaged_record, hostile_text, numbers, only
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("car", "person")
 
 

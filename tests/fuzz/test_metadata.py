@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,8 @@ from drone_kd.core.model_spec import METADATA_KEY, SCHEMA, ModelError, ModelSpec
 from drone_kd.lineage import LINEAGE_KEY, LINEAGE_SCHEMA, Lineage
 from drone_kd.text import is_plain
 from fuzzing import as_json, damaged, damaged_record, only
+
+pytestmark = pytest.mark.slow
 
 SHA = "0123456789abcdef" * 4
 SPEC = {

@@ -14,6 +14,8 @@ from drone_kd.paths import parameter_defaults
 from drone_kd.ros.params import Settings, SettingsError
 from fuzzing import check_line, hostile_text, only
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from ground_station import Ground
 
@@ -53,7 +55,6 @@ def test_settings_are_checked(changed: dict[str, Any]) -> None:
         Settings.from_parameters(DEFAULTS | changed)
 
 
-@pytest.mark.slow
 @given(data=st.data())
 def test_parameters_of_the_node_are_set_or_rejected(
     data: st.DataObject, flying_once: Ground

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from drone_kd.parsing import ParseError, parse_json, parse_yaml
 from fuzzing import as_json, damaged, only, values
+
+pytestmark = pytest.mark.slow
 
 SEEDS = [
     b'{"a": [1, 2.5, true, null, "\\u0041"], "b": {"c": -1e5}}',

@@ -18,6 +18,8 @@ from drone_kd.simulation.scoring.flight_record import FlightError, read_flight
 from drone_kd.simulation.scoring.score import score
 from fuzzing import as_json, damaged_record, only
 
+pytestmark = pytest.mark.slow
+
 BOX = ["car", "7", 1.0, 2.0, 30.0, 40.0]
 EVENTS = [
     {"flight": 1},
