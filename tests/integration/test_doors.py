@@ -7,7 +7,11 @@ Here the bare functions of the libraries are forbidden elsewhere; ruff's rules S
 from __future__ import annotations
 
 import ast
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -237,3 +241,26 @@ def test_alias_and_import_forms_are_recognised(source: str, line: int) -> None:
 )
 def test_other_uses_are_allowed(source: str) -> None:
     assert not [name for name, _ in used(source) if forbidden(name)]
+
+
+@pytest.mark.skipif(
+    not find_spec("ruff"), reason="needs ruff: pip install -r requirements/dev.txt"
+)
+def test_ruff_forbids_what_runs_code() -> None:
+    source = """
+import os, pickle, subprocess, tempfile
+import yaml
+eval("1")
+exec("1")
+os.system("ls")
+subprocess.run("ls *", shell=True)
+pickle.loads(b"")
+yaml.load("", yaml.Loader)
+tempfile.mktemp()
+"""
+    options = ["--stdin-filename", "drone_kd/new.py", "--output-format", "json", "--no-cache", "-"]
+    command = [sys.executable, "-m", "ruff", "check", *options]
+    done = subprocess.run(command, cwd=ROOT, input=source, capture_output=True, text=True)
+    found = {problem["code"] for problem in json.loads(done.stdout)}
+    # eval, exec, os.system, shell=True, pickle, yaml.load and mktemp.
+    assert {"S307", "S102", "S605", "S602", "S301", "S506", "S306"} <= found
