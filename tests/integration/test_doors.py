@@ -31,7 +31,11 @@ _VIDEOS = {"drone_kd/media/videos.py": "the functions for videos, streams and ca
 _MODELS = {"drone_kd/backends/onnx_runtime.py": "runs the bytes of read_model_file"}
 _GRAPHS = {"training/drone_kd_training/export/export.py": "the file that it has just exported"}
 _CHECKPOINTS = {"training/drone_kd_training/models/": "the function for checkpoints"}
-_JSON = {"drone_kd/parsing.py": "the functions for JSON and YAML", **_MEASURE}
+_JSON = {
+    "drone_kd/parsing.py": "the functions for JSON and YAML",
+    "drone_kd/ros/model_trial.py": "between the node and a process that it started",
+    **_MEASURE,
+}
 _PICKLES = {
     "training/drone_kd_training/mining/ray_pipeline.py": "between processes that it started",
     **_CHECKPOINTS,
