@@ -29,7 +29,6 @@ _IMAGES = {
 }
 _VIDEOS = {"drone_kd/media/videos.py": "the functions for videos, streams and cameras"}
 _MODELS = {"drone_kd/backends/onnx_runtime.py": "runs the bytes of read_model_file"}
-_GRAPHS = {"training/drone_kd_training/export/export.py": "the file that it has just exported"}
 _CHECKPOINTS = {"training/drone_kd_training/models/": "the function for checkpoints"}
 _JSON = {
     "drone_kd/parsing.py": "the functions for JSON and YAML",
@@ -53,7 +52,7 @@ DOORS: dict[str, dict[str, str]] = {
     "cv2.dnn.": {},
     "PIL.": {},
     "onnxruntime.InferenceSession": _MODELS,
-    "onnx.load": _GRAPHS,
+    "onnx.load": {},
     "onnx.load_model": {},
     "torch.load": {},
     "torch.jit.load": {},
