@@ -22,13 +22,13 @@ from drone_kd.media.bags import (
     read_messages,
 )
 from drone_kd.media.image_files import SourceError
-from fuzzing import check_line, damaged, only
+from fuzzing import check_line, damaged, memory, only
 from recorded import STORE, image, jpeg, scene, storage_file, write_bag
 
 pytestmark = pytest.mark.slow
 
 SECOND = 10**9
-MAX_MESSAGES = 100
+MAX_MESSAGES, MEGABYTES = 100, 450
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_bag_is_read_up_to_the_damage(
 ) -> None:
     path = tmp_path / f"bag{suffix}"
     path.write_bytes(data.draw(damaged([bags[suffix]])))
-    with only(SourceError):
+    with memory(MEGABYTES), only(SourceError):
         for file in inspect_bag(path, check_line):
             topics = {topic.name for topic in file.topics}
             messages = read_messages(file, topics, check_line)

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from drone_kd.media.compressed_images import EncodedError, decode, decode_reduced
 from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.media.raw_images import RawError, raw_to_bgr
-from fuzzing import damaged, hostile_text, only
+from fuzzing import damaged, hostile_text, memory, only
 
 MAX_PIXELS = 1_000_000
+# An image of the largest size, decoded and converted; of a file that is 64 megapixels.
+MEGABYTES, MEGABYTES_OF_FILE = 50, 450
 
 
 def _encoded(suffix: str, *flags: int) -> bytes:
@@ -43,7 +45,7 @@ def check_image(image: np.ndarray) -> None:
 
 @given(damaged(FILES))
 def test_encoded_image_is_decoded_or_refused(data: bytes) -> None:
-    with only(EncodedError):
+    with memory(MEGABYTES), only(EncodedError):
         image = decode(data, cv2.IMREAD_COLOR, MAX_PIXELS)
         if image is not None:
             check_image(image)
@@ -55,7 +57,7 @@ def test_encoded_image_is_decoded_or_refused(data: bytes) -> None:
 def test_compressed_image_message_is_decoded_or_refused(
     data: bytes, width: int, height: int
 ) -> None:
-    with only(EncodedError):
+    with memory(MEGABYTES), only(EncodedError):
         image, reduction, *size = decode_reduced(data, width, height, MAX_PIXELS)
         check_image(image)
         assert reduction in (1, 2, 4, 8)
@@ -66,7 +68,7 @@ def test_compressed_image_message_is_decoded_or_refused(
 def test_image_file_is_read_or_refused(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     path.write_bytes(data)
-    with only(SourceError):
+    with memory(MEGABYTES_OF_FILE), only(SourceError):
         check_image(read_image(path))
 
 
@@ -104,7 +106,7 @@ messages = st.builds(
 @given(messages)
 @example(SimpleNamespace(encoding="16UC1", width=1, height=1, step=3, is_bigendian=1, data=b"abc"))
 def test_raw_image_is_converted_or_refused(message: Any) -> None:
-    with only(RawError):
+    with memory(MEGABYTES), only(RawError):
         image = raw_to_bgr(message)
         check_image(image)
         assert image.shape[:2] == (message.height, message.width)
