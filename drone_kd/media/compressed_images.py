@@ -244,20 +244,28 @@ def _number_of_scans(data: bytes) -> int:
 
 
 def _pixel_chunks(data: bytes) -> bytes:
-    """Return a PNG without what its pixels do not need; EncodedError: it has too many chunks."""
-    kept, dropped, position = [data[:8]], 0, 8
+    """Return a PNG without what its pixels do not need.
+
+    EncodedError: it has too many chunks, or one that is longer than the file, for which OpenCV
+    would allocate as much memory as it declares, up to 4 GB.
+    """
+    kept, dropped, position, kind = [data[:8]], 0, 8, b""
     limit = _CHUNKS + len(data) // _BYTES_PER_CHUNK
-    while position + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
+    while kind != b"IEND":
+        header = data[position : position + 8]
+        if len(header) < 8:
+            raise EncodedError("the PNG is cut off")
+        length, kind = struct.unpack(">I4s", header)
+        end = position + 12 + length
+        if end > len(data):
+            raise EncodedError("expected a PNG with chunks inside the file, got a longer one")
         if kind in _PIXEL_CHUNKS or (kind == b"eXIf" and length <= _MAX_EXIF):
-            kept.append(data[position : position + 12 + length])
+            kept.append(data[position:end])
         else:
             dropped += 1
         if len(kept) + dropped > limit:
             raise EncodedError(f"expected a PNG of at most {limit} chunks, got more")
-        if kind == b"IEND":
-            break
-        position += 12 + length
+        position = end
     return b"".join(kept) if dropped else data
 
 

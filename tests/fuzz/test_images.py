@@ -27,6 +27,13 @@ def _encoded(suffix: str, *flags: int) -> bytes:
     return bytes(cv2.imencode(suffix, image, flags)[1])
 
 
+def _png_of_long_chunks() -> bytes:
+    # OpenCV allocates what a chunk declares: 4 GB.
+    data = _encoded(".png")
+    position = data.index(b"IDAT") - 4
+    return data[:position] + b"\xff" * 4 + data[position + 4 :]
+
+
 FILES = [
     _encoded(".jpg"),
     _encoded(".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 1),
@@ -44,6 +51,7 @@ def check_image(image: np.ndarray) -> None:
 
 
 @given(damaged(FILES))
+@example(_png_of_long_chunks())
 def test_encoded_image_is_decoded_or_refused(data: bytes) -> None:
     with memory(MEGABYTES), only(EncodedError):
         image = decode(data, cv2.IMREAD_COLOR, MAX_PIXELS)
