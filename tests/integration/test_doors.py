@@ -32,7 +32,6 @@ _MODELS = {"drone_kd/backends/onnx_runtime.py": "runs the bytes of read_model_fi
 _CHECKPOINTS = {"training/drone_kd_training/models/": "the function for checkpoints"}
 _JSON = {
     "drone_kd/parsing.py": "the functions for JSON and YAML",
-    "drone_kd/ros/model_trial.py": "between the node and a process that it started",
     **_MEASURE,
 }
 _PICKLES = {
