@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -122,18 +123,57 @@ def test_wheel_of_the_training_part(tmp_path: Path) -> None:
     assert "Requires-Dist: drone_kd[onboard,simulation]" in metadata
 
 
-def test_package_xml_names_what_ros_code_imports() -> None:
-    depends = {item.text for item in ElementTree.parse(ROOT / "package.xml").iter("exec_depend")}
-    imported = {
-        line.split()[1].split(".")[0]
-        for folder in ("drone_kd", "launch")
-        for path in (ROOT / folder).rglob("*.py")
-        for line in map(str.strip, path.read_text(encoding="utf-8").splitlines())
-        if line.startswith(("import ", "from "))
-    }
-    of_ros = {name for name in imported if name.endswith(("_msgs", "_srvs", "_interfaces"))}
-    of_ros |= imported & {"rclpy", "launch", "launch_ros", "ament_index_python"}
-    assert of_ros and of_ros <= depends
+# Modules of Python packages, and the rosdep keys that install them.
+ROSDEP_KEYS = {
+    "cv2": "python3-opencv",
+    "numpy": "python3-numpy",
+    "onnxruntime": "python3-onnxruntime-pip",
+    "yaml": "python3-yaml",
+}
+# What no launch file needs: extras of setup.py, JetPack's tensorrt, shell completion.
+OPTIONAL = {"argcomplete", "jinja2", "mcap", "pycocotools", "rosbags", "tensorrt"}
+
+
+def imports(folder: str) -> set[str]:
+    """Return the top-level modules that a folder imports, the standard library's left out."""
+    names = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module)
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+
+
+def launched_packages() -> set[str]:
+    """Return the ROS packages that launch files name: of nodes, and of other launch files."""
+    names = set()
+    for path in (ROOT / "launch").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                values = [word.value for word in node.keywords if word.arg == "package"]
+                if "share" in ast.unparse(node.func).lower():
+                    values += node.args[:1]
+                names |= {
+                    value.value
+                    for value in values
+                    if isinstance(value, ast.Constant) and isinstance(value.value, str)
+                }
+    return names
+
+
+def test_package_xml_names_what_is_imported_and_launched() -> None:
+    """`rosdep install` brings all that the nodes and the launch files need."""
+    manifest = ElementTree.parse(ROOT / "package.xml")
+    declared = {item.text for item in manifest.iter("exec_depend")}
+    imported = imports("drone_kd") | imports("launch")
+    launched = launched_packages()
+    assert {"cv2", "onnxruntime", "rclpy", "launch_ros"} <= imported
+    assert {"drone_kd", "ros_gz_bridge", "ros_gz_sim"} <= launched
+    required = (imported | launched) - OPTIONAL - {"drone_kd"}
+    assert {ROSDEP_KEYS.get(name, name) for name in required} - declared == set()
+    assert declared - {ROSDEP_KEYS.get(name, name) for name in required} == {"ros2launch"}
 
 
 def test_on_board_modules_import_without_torch_and_training_part(tmp_path: Path) -> None:

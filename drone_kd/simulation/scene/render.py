@@ -87,7 +87,9 @@ def _ground(world: World, camera: Camera, bounds: np.ndarray) -> np.ndarray:
     places = cv2.resize(grid, None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)
     places = places[step : step + height, step : step + width]
     raster = _unroll(world.ground[level], first, last)
-    return np.asarray(cv2.remap(raster, places, np.empty(0, np.float32), cv2.INTER_LINEAR))
+    # Two maps: OpenCV 5 takes an empty second map for a real one and reads beyond it.
+    columns, rows = cv2.split(places)
+    return np.asarray(cv2.remap(raster, columns, rows, cv2.INTER_LINEAR))
 
 
 def _unroll(tile: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
