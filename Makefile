@@ -22,11 +22,11 @@ endif
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 
 .PHONY: help setup demo demo-sim demo-loop demo-teacher default-model test test-fast \
-  test-variants variant-default variant-avx2 variant-one-thread test-fuzz coverage bench-node \
-  docs lint lock audit sbom clean check
+  test-variants variant-default variant-avx2 variant-one-thread test-fuzz test-aarch64 test-py314 \
+  coverage bench-node docs lint lock audit sbom clean check
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
 	@echo '  variables:  PYTHON=python3.12 for setup; DATA, TEACHER, STUDENT, EPOCHS,'
 	@echo '              TEACHER_EPOCHS, IMGSZ, FRACTION, OUTPUT for demo'
 
@@ -95,6 +95,13 @@ test-fuzz: export FUZZ_CASES = $(or $(CASES),10000)
 test-fuzz: setup  ## run tests/fuzz with 10,000 new cases each, and print their seed
 	seed=$(or $(SEED),$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')); echo "SEED=$$seed"; \
 	  $(PY) -m pytest --timeout=0 --hypothesis-seed=$$seed --durations=0 tests/fuzz
+
+# After `make setup`, as root: each installs a Debian in /var/cache/drone_kd.
+test-aarch64:  ## run the on-board tests for aarch64, under qemu-user (root)
+	PYTHON=$(PY) sh tests/platforms/run.sh aarch64
+
+test-py314:  ## run the on-board tests with Python 3.14, in Debian testing (root)
+	PYTHON=$(PY) sh tests/platforms/run.sh py314
 
 coverage: $(DONE)/rtx  ## run all tests, and print which code they reach
 	$(PY) -m coverage erase

@@ -1,4 +1,4 @@
-"""Packaging for colcon (ament_python) and pip. The version is written in package.xml alone."""
+"""Packaging for colcon (ament_python) and pip; version and maintainer are in package.xml alone."""
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -8,7 +8,10 @@ from setuptools import find_packages, setup
 # Resolved: `colcon build --symlink-install` runs a link to this file, in its build folder.
 folder = Path(__file__).resolve().parent
 manifest = ElementTree.parse(folder / "package.xml")
+maintainer = manifest.find("maintainer")
 name = "drone_kd"
+# What the tests run on: docs/platforms.md.
+pythons = ("3.10", "3.11", "3.12", "3.13", "3.14")
 parts = ("onboard", "record", "simulation", "cluster")
 
 
@@ -35,8 +38,15 @@ setup(
     description=manifest.findtext("description"),
     license="Apache-2.0",
     python_requires=">=3.10",
-    maintainer="drone_kd maintainers",
-    maintainer_email="maintainers@drone-kd.example",
+    maintainer=maintainer.text,
+    maintainer_email=maintainer.get("email"),
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: {version}" for version in pythons),
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     packages=find_packages(include=[name, f"{name}.*"]),
     package_data={name: ["py.typed", "data/*", "models/*"]},
     data_files=[

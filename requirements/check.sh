@@ -14,10 +14,14 @@ fail() {
 command -v "$python" >/dev/null ||
     fail "expected $python on PATH, found none: $apt, or name another with PYTHON=python3.12"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
-    fail "expected a Python 3.10 to 3.13, but $python does not start: name another with PYTHON=python3.12"
+    fail "expected a Python 3.10 to 3.14, but $python does not start: name another with PYTHON=python3.12"
 case $version in
 3.10 | 3.11 | 3.12 | 3.13) ;;
-*) fail "expected Python 3.10 to 3.13, received $version ($python): name another with PYTHON=python3.12" ;;
+3.14)
+    [ -n "${ROS_DISTRO:-}" ] ||
+        fail "expected Python 3.10 to 3.13 (the ROS 2 wheels are built for no other), received 3.14 ($python): name another with PYTHON=python3.12, or source a ROS 2"
+    ;;
+*) fail "expected Python 3.10 to 3.14, received $version ($python): name another with PYTHON=python3.12" ;;
 esac
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "expected the venv module of Python $version, found none: $apt"

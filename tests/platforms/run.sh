@@ -92,9 +92,10 @@ mkdir -p "$root/dev/shm"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 
 echo "[3/4] installing them"
+# shellcheck disable=SC2016 # expanded inside
 inside 'cd
 [ -x venv/bin/python ] || python3 -m venv venv
-pip="venv/bin/python -m pip install -q --disable-pip-version-check --no-index --find-links wheels"
+pip="venv/bin/python -m pip install -q --disable-pip-version-check --no-compile --no-index --find-links wheels"
 $pip -r wheels/test-tools.txt onnx
 $pip --no-build-isolation -e "drone_kd[onboard,simulation]"'
 

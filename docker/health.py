@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Health check of a container: exit code 0 while a detector reports and reports no error.
+
+Reads one message of /diagnostics. A silent camera is not the detector's fault.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+
+PATIENCE_S = 10.0
+
+
+def judge(statuses: list[DiagnosticStatus]) -> str:
+    """Return the first error among the statuses; empty: none."""
+    errors = (s for s in statuses if s.level == DiagnosticStatus.ERROR)
+    return next((f"{status.name}: {status.message}" for status in errors), "")
+
+
+def main() -> str:
+    """Return what is wrong; empty: nothing."""
+    rclpy.init()
+    node = rclpy.create_node("health")
+    reports: list[list[DiagnosticStatus]] = []
+
+    def receive(message: DiagnosticArray) -> None:
+        own = [status for status in message.status if status.hardware_id == "drone_kd"]
+        if own:
+            reports.append(own)
+
+    node.create_subscription(DiagnosticArray, "/diagnostics", receive, 10)
+    end = monotonic() + PATIENCE_S
+    while not reports and monotonic() < end:
+        rclpy.spin_once(node, timeout_sec=1.0)
+    rclpy.try_shutdown()
+    return judge(reports[0]) if reports else f"no report of a detector within {PATIENCE_S:.0f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main() or 0)
