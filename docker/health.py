@@ -9,8 +9,11 @@ from __future__ import annotations
 import sys
 from time import monotonic
 
-import rclpy
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+try:
+    import rclpy
+    from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+except ImportError as error:
+    sys.exit(f"health: expected ROS 2, got: {error}; start the container with --no-healthcheck")
 
 PATIENCE_S = 10.0
 

@@ -1,13 +1,14 @@
-"""Messages of the nodes are the same in every ROS 2 distribution, by their type hashes."""
+"""ROS 2 distributions: types of the messages, numpy beside them, their Python."""
 
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
-
-typesys = pytest.importorskip("rosbags.typesys", reason="pip install 'drone_kd[record]'")
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 DISTRIBUTIONS = ("HUMBLE", "JAZZY", "KILTED", "LYRICAL")
@@ -27,6 +28,7 @@ def messages() -> set[str]:
 
 def hashes(distribution: str) -> dict[str, str]:
     """Return the type hashes of those messages; vision_msgs, an add-on, is that of interfaces/."""
+    typesys = pytest.importorskip("rosbags.typesys", reason="pip install 'drone_kd[record]'")
     known = getattr(typesys.Stores, f"ROS2_{distribution}", None)
     if known is None:
         pytest.skip(f"this version of rosbags does not know {distribution.capitalize()}")
@@ -43,3 +45,41 @@ def test_messages_are_those_of_the_distribution_that_the_tests_use(distribution:
     assert got["vision_msgs/msg/Detection2DArray"] == DETECTIONS
     assert {"sensor_msgs/msg/Image", "diagnostic_msgs/msg/DiagnosticArray"} <= set(got)
     assert got == hashes("KILTED")
+
+
+@pytest.mark.parametrize(
+    ("python", "numpy_1"), [("3.10", True), ("3.12", True), ("3.13", False), ("3.14", False)]
+)
+def test_numpy_stays_below_2_where_the_distribution_has_numpy_1(
+    python: str, numpy_1: bool
+) -> None:
+    lines = (ROOT / "requirements/sourced.txt").read_text(encoding="utf-8").splitlines()
+    found = [Requirement(line) for line in lines if line.startswith("numpy")]
+    in_force = [
+        r for r in found if r.marker is None or r.marker.evaluate({"python_version": python})
+    ]
+    assert any("2.0.0" not in requirement.specifier for requirement in in_force) == numpy_1
+
+
+@pytest.mark.parametrize(
+    ("version", "distro", "says"),
+    [
+        ("3.14", "", "or source a ROS 2"),
+        ("3.14", "lyrical", ""),
+        ("3.9", "lyrical", "expected Python 3.10 to 3.14, received 3.9"),
+    ],
+)
+def test_setup_takes_python_3_14_beside_a_ros_installation(
+    version: str, distro: str, says: str, tmp_path: Path
+) -> None:
+    python = tmp_path / "python3"
+    python.write_text(f"#!/bin/sh\necho {version}\n")
+    python.chmod(0o700)
+    done = subprocess.run(
+        ["sh", ROOT / "requirements/check.sh", python],
+        env={**os.environ, "ROS_DISTRO": distro},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode == 0) == (not says)
+    assert says in done.stderr and done.stderr.count("\n") == (1 if says else 0)

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from command_line import only_message
 from drone_kd import cli
 from drone_kd.simulation.scoring.flight_record import FlightWriter
 
@@ -60,11 +61,11 @@ def test_unusable_record_is_one_line_and_2(tmp_path, content, says, capfd):
     if content is not None:
         (tmp_path / "flight.jsonl").write_text(content)
     assert cli.main(["score", str(tmp_path)]) == 2
-    error = capfd.readouterr().err
-    assert error.startswith("drone-kd: error: ") and error.count("\n") == 1 and says in error
+    error = only_message(capfd)
+    assert error.startswith("drone-kd: error: ") and says in error
     assert not (tmp_path / "score.json").exists()
 
 
 def test_missing_flight_is_one_line_and_2(tmp_path, capfd):
     assert cli.main(["score", str(tmp_path / "none")]) == 2
-    assert capfd.readouterr().err == f"drone-kd: error: {tmp_path / 'none'}: no such flight\n"
+    assert only_message(capfd) == f"drone-kd: error: {tmp_path / 'none'}: no such flight"
