@@ -204,6 +204,7 @@ class _HelpFormatter(argparse.HelpFormatter):
         if isinstance(default, (list, tuple)):
             default = (" " if action.nargs else ",").join(map(str, default))
         if isinstance(action, argparse.BooleanOptionalAction):
+            text = text.removesuffix(f" (default: {default})")  # added by Python 3.10
             return f"{text} (default: {action.option_strings[0]})"
         if action.nargs == 0 or default is argparse.SUPPRESS or "default: " in text:
             return text

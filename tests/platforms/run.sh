@@ -3,7 +3,8 @@
 #   sh tests/platforms/run.sh aarch64    Debian 12, Python 3.11, under qemu-user
 #   sh tests/platforms/run.sh py314      Debian testing, Python 3.14
 # Run as root. The Debian root and the wheels stay in /var/cache/drone_kd: a second run, or one
-# after an interruption, continues from there. PLATFORM_CACHE names another folder.
+# after an interruption, continues from there. PLATFORM_CACHE names another folder, PYTEST_OPTIONS
+# more options of pytest.
 set -eu
 cd "$(dirname "$0")/../.."
 
