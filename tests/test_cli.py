@@ -225,7 +225,11 @@ def test_closed_pipe_is_no_error(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
         process.stdout.close()
-        assert process.stderr.read() == b""
+        # ONNX Runtime may complain of the processor, and a slow machine shows progress.
+        errors = process.stderr.read()
+        assert not any(
+            word in errors for word in (b"Traceback", b"BrokenPipe", b"drone-kd: error")
+        )
         assert process.wait() == 141
 
 
