@@ -131,7 +131,16 @@ ROSDEP_KEYS = {
     "yaml": "python3-yaml",
 }
 # What no launch file needs: extras of setup.py, JetPack's tensorrt, shell completion.
-OPTIONAL = {"argcomplete", "jinja2", "mcap", "pycocotools", "rosbags", "tensorrt"}
+OPTIONAL = {
+    "argcomplete",
+    "jinja2",
+    "lz4",
+    "mcap",
+    "pycocotools",
+    "rosbags",
+    "tensorrt",
+    "zstandard",
+}
 
 
 def imports(folder: str) -> set[str]:
