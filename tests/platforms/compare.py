@@ -9,9 +9,10 @@ import json
 import sys
 from pathlib import Path
 
-# Twice what ONNX Runtime's kernels for x86-64 and aarch64 were seen to differ by.
-SCORE_LIMIT = 0.01
-BOX_LIMIT_PX = 0.5
+# Measured between x86-64 and aarch64: 0.012 and 0.65 px. OpenCV's resize rounds differently there:
+# 30 % of the pixels by one level of 255.
+SCORE_LIMIT = 0.02
+BOX_LIMIT_PX = 1.0
 
 
 def main(expected: str, got: str) -> str:
