@@ -42,3 +42,15 @@ def test_command_on_board_makes_no_connection(command, record, model, tmp_path):
         [sys.executable, "-m", "drone_kd.cli", *arguments], cwd=tmp_path, check=True, timeout=90
     )
     assert recorded_network.attempts(record) == ""
+
+
+# ONNX Runtime's reports go through sockets that Python does not see, but need files in the home.
+@pytest.mark.slow  # a process of its own
+@pytest.mark.parametrize("package", ["drone_kd", "drone_kd_training"])
+def test_no_identifier_of_the_machine_is_stored(package, model, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY"):
+        monkeypatch.delenv(name, raising=False)
+    code = f"import {package}, onnxruntime; onnxruntime.InferenceSession({str(model)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=90)
+    assert [path for path in tmp_path.rglob("*") if "microsoft" in str(path).lower()] == []

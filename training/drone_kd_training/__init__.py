@@ -3,6 +3,7 @@
 
 import os
 
+import drone_kd  # noqa: F401  # before OpenCV and ONNX Runtime, which read what it sets
 from drone_kd_training.home import ensure_home
 from drone_kd_training.isolation import load_safely, stay_offline
 from drone_kd_training.quiet import quiet_libraries
