@@ -7,6 +7,6 @@ import os
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "256000000")
 # Damaged images are reported in one line, by the caller.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-# ONNX Runtime, from 1.32 on, otherwise stores an identifier of the machine and reports to Microsoft
-# (its Privacy.md). It reads this when it is first imported.
+# ONNX Runtime (1.32 and later) otherwise stores an identifier of the machine and reports its
+# use (Privacy.md of its package). It reads this when it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
