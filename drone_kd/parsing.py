@@ -17,6 +17,11 @@ MAX_BYTES = 64_000_000
 MAX_YAML_BYTES = 4_000_000
 _MAX_DEPTH = 64
 _MAX_VALUES = 1_000_000
+# Characters of a number: those in base 60 ("1:30") take quadratic time.
+_MAX_NUMBER = 100
+# Of a number that is a key: longer ones can all have the same hash.
+_MAX_KEY = 18
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _MEGA = 1e6
 
 
@@ -95,7 +100,8 @@ def parse_yaml(content: bytes | str, name: object, loader: type = yaml.SafeLoade
         loader: subclass of `yaml.SafeLoader`.
 
     Raises:
-        ParseError: it is not YAML, or is nested too deeply or too large with its aliases.
+        ParseError: it is not YAML, has a number that is too long, or is nested too deeply or too
+            large with its aliases.
     """
     if not issubclass(loader, yaml.SafeLoader):
         raise TypeError(f"expected a subclass of SafeLoader, got {loader}")
@@ -104,26 +110,37 @@ def parse_yaml(content: bytes | str, name: object, loader: type = yaml.SafeLoade
         return yaml.load(content, loader)  # noqa: S506  a SafeLoader: plain values only
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ParseError(f"{one_line(name)}: expected YAML: {one_line(error)}") from None
+    # What the loader raises for a tag that does not fit its text, e.g. "!!bool x".
+    except (ArithmeticError, AttributeError, LookupError, TypeError):
+        raise ParseError(f"{one_line(name)}: expected YAML, got a tag on other values") from None
 
 
 def _number_of_values(node: yaml.Node | None, depth: int, known: dict[int, int]) -> int:
     """Return how many values a YAML node has with its aliases written out.
 
     Ten lines with aliases of aliases stand for gigabytes. `known`: numbers by id of the node.
-    ValueError: there are too many, or too many levels.
+    ValueError: there are too many, too many levels, or a number that is too long.
     """
     if depth > _MAX_DEPTH:
         raise ValueError("too many levels")
     if not isinstance(node, yaml.CollectionNode):
+        _check_number(node, _MAX_NUMBER)
         return 1
     if id(node) not in known:
         children = node.value
         if isinstance(node, yaml.MappingNode):
+            for key, _ in children:
+                _check_number(key, _MAX_KEY)
             children = [child for pair in children for child in pair]
         known[id(node)] = sum(_number_of_values(c, depth + 1, known) for c in children) + 1
     if known[id(node)] > _MAX_VALUES:
         raise ValueError("too many values")
     return known[id(node)]
+
+
+def _check_number(node: yaml.Node | None, limit: int) -> None:
+    if node is not None and node.tag in _NUMBERS and len(node.value) > limit:
+        raise ValueError(f"expected a number of at most {limit} characters")
 
 
 def read_yaml(path: str | Path, loader: type = yaml.SafeLoader) -> Any:

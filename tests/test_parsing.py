@@ -58,6 +58,15 @@ def test_hostile_json_is_one_short_line():
         "1" * 5000,
         "2024-99-99",
         "? {a: 1}\n: 2",
+        "a: 1" + ":1" * 100,
+        "a: 1" + ":1" * 100 + ".5",
+        "a: !!int '1" + ":1" * 100 + "'",
+        "!!bool x",
+        "!!timestamp x",
+        "!!int ''",
+        "!!float ''",
+        "? !!bool [x]\n: 1",
+        "{2305843009213693951: a}",
     ],
 )
 def test_hostile_yaml_is_one_short_line(content):
@@ -65,6 +74,14 @@ def test_hostile_yaml_is_one_short_line(content):
         parse_yaml(content, "f")
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
+
+
+def test_numbers_are_read():
+    content = "{0: -1.5e-3, 0x10: 1_000, time: 1:30, big: 12345678901234567890, long: '"
+    values = parse_yaml(content + "1" * 500 + "'}", "f")
+    assert values == {
+        0: -1.5e-3, 16: 1000, "time": 90, "big": 12345678901234567890, "long": "1" * 500,
+    }  # fmt: skip
 
 
 def test_aliases_are_read():
