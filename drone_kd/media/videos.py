@@ -45,6 +45,18 @@ _PACKETS = ((0, 188), (4, 192), (0, 204))
 # Of a part of an MP4 beside the frames: ten hours of them take about 40 MB.
 _MAX_BOX_BYTES, _MAX_BOXES = 256_000_000, 1_000_000
 _BY_SUFFIX = {".ts": "mpegts", ".mpg": "mpeg", ".mpeg": "mpeg"}
+# FFmpeg's decoders that a file may use. Those of still images (PNG, TIFF, EXR) are left out: a
+# frame of some kilobytes may have any size, whatever the container says. Sound is not decoded, but
+# FFmpeg would look for its parameters for seconds.
+_DECODERS = (
+    "h264,hevc,vvc,av1,libdav1d,libaom-av1,vp8,libvpx,vp9,libvpx-vp9,mjpeg,mpeg4,mpeg1video,"
+    "mpeg2video,mpegvideo,msmpeg4v1,msmpeg4v2,msmpeg4,h263,h263p,wmv1,wmv2,wmv3,vc1,theora,prores,"
+    "dnxhd,dvvideo,ffv1,huffyuv,ffvhuff,rawvideo,"
+    "aac,ac3,eac3,mp2,mp2float,mp3,mp3float,opus,vorbis,flac,pcm_s16le,pcm_s16be,pcm_alaw,pcm_mulaw"
+)
+_UNKNOWN_PIXELS = -1
+# A recording from the middle of a stream may need 30 s, here in µs, until its first key frame.
+_PROBE = "analyzeduration;30000000|probesize;20000000"
 
 
 class SourceError(ValueError):
@@ -54,7 +66,8 @@ class SourceError(ValueError):
 def open_video(path: str | Path, max_pixels: int = MAX_PIXELS) -> cv2.VideoCapture:
     """Open a video file; no other file or host is opened, whatever it names.
 
-    SourceError: it cannot be read, is no video, or its frames have `max_pixels` or more.
+    SourceError: it cannot be read, is no video, consists of still images (PNG in AVI), or its
+    frames have `max_pixels` or more.
     """
     try:
         with open_regular(path) as file:
@@ -67,8 +80,17 @@ def open_video(path: str | Path, max_pixels: int = MAX_PIXELS) -> cv2.VideoCaptu
     if not usable:
         raise SourceError(f"{one_line(path)}: {_DAMAGED}")
     # An absolute path is never taken for a protocol or an option.
-    options = f"protocol_whitelist;file|input_format;{container}"
-    capture = _open(str(Path(path).absolute()), options, [])
+    options = f"protocol_whitelist;file|input_format;{container}|codec_whitelist;{_DECODERS}"
+    capture = _open(str(Path(path).absolute()), f"{options}|{_PROBE}", [])
+    # FFmpeg knows the pixels of a stream once it decoded some with one of these decoders. OpenCV
+    # itself would use any other.
+    if (
+        capture.isOpened()
+        and capture.getBackendName() == "FFMPEG"
+        and capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT) == _UNKNOWN_PIXELS
+    ):
+        capture.release()
+        raise SourceError(f"{one_line(path)}: expected a video codec such as H.264, got another")
     return _checked(capture, one_line(path), max_pixels, _DAMAGED)
 
 

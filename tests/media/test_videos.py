@@ -98,6 +98,26 @@ def test_huge_frame_is_refused_before_it_is_decoded(tmp_path):
             check_frame_size(*size, "a")
 
 
+@pytest.mark.parametrize("fourcc", ["MPNG", "png ", "tiff", "MJ2C"])
+def test_video_of_still_images_is_refused_before_one_is_decoded(tmp_path, fourcc):
+    """A PNG of some kilobytes, of any size, may come at any time in the stream."""
+    path = write_video(tmp_path / "a.avi")
+    content = path.read_bytes().replace(b"MJPG", fourcc.encode())
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"a\.avi: expected a video codec such as H\.264"):
+        open_video(path)
+
+
+@pytest.mark.parametrize("codec", ["MPNG", "FFV1", "HFYU"])
+def test_codecs_of_avi(tmp_path, codec):
+    path = write_video(tmp_path / "a.avi", codec)
+    if codec == "MPNG":
+        with pytest.raises(SourceError, match="expected a video codec"):
+            open_video(path)
+    else:
+        assert len(list(read_frames(path, pytest.fail))) == 3
+
+
 @pytest.mark.parametrize(("samples", "frames"), [(3, 3), (20_000_000, None)])
 def test_mp4_of_more_samples_than_bytes_is_refused(tmp_path, samples, frames):
     """FFmpeg takes 720 MB for 20 million samples of a byte, in a file of 1 kB."""
