@@ -17,6 +17,9 @@ from drone_kd.core.arrays import UInt8Array
 
 # Pixels of an image: fewer than this.
 MAX_PIXELS = 64_000_000
+# Above this size an image has at most so many pixels per stored byte: a uniform baseline JPEG has
+# about 70, real images fewer than 20. Otherwise 100 bytes may have all pixels that are allowed.
+_ALWAYS_PIXELS, MAX_PIXELS_PER_BYTE = 16_000_000, 300
 # Set in drone_kd/__init__.py, or by the user, maybe with a unit.
 _OPENCV_LIMIT = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
 _OPENCV_MAX_PIXELS = int(_OPENCV_LIMIT) if _OPENCV_LIMIT.isdecimal() else 1 << 30
@@ -40,6 +43,10 @@ _SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
 # TIFF's tags of width and height of the image and its tiles, and how to read a value by its type:
 # SHORT or LONG.
 _TIFF_SIZE, _TIFF_BYTES = (256, 257, 322, 323), {3: 2, 4: 4}
+# TIFF's tag of bits per sample, a list of SHORT, of which so many count.
+_TIFF_BITS, _MAX_SAMPLES = 258, 8
+# Bit of a WebP's flags.
+_ANIMATED = 2
 _MAX_TAGS = 1000
 # Chunks of a PNG that its pixels need. Others may hold a thousand compressed texts; a short eXIf,
 # the orientation, is kept.
@@ -137,21 +144,59 @@ def check_size(
 ) -> None:
     """Raise EncodedError if the header declares `max_pixels` or more, or no readable size.
 
+    An image of more than 16 megapixels has at most `MAX_PIXELS_PER_BYTE`.
+
     Args:
         data: of the image, at least its first `HEADER_BYTES`.
-        max_pixels: an image has fewer; never more than OPENCV_IO_MAX_IMAGE_PIXELS.
+        max_pixels: an image has fewer; never more than OPENCV_IO_MAX_IMAGE_PIXELS. Half of it for
+            progressive JPEG, 16 bits per sample and animations, which take twice the memory.
         read: returns the bytes at a position, (start, length), of a TIFF; default: from `data`.
     """
     max_pixels = min(max_pixels, _OPENCV_MAX_PIXELS)
+    read = read or (lambda start, length: data[start : start + length])
     size = image_size(data, read)
     if size is None:
         raise EncodedError(
             "expected a BMP, JPEG, PNG, TIFF or WebP, got no header that is readable"
         )
-    if size[0] * size[1] >= max_pixels:
-        raise EncodedError(
-            f"expected less than {max_pixels / 1e6:g} megapixels, got {size[0]}x{size[1]} pixels"
-        )
+    pixels, cost = size[0] * size[1], _memory_factor(data, read)
+    got = f"got {size[0]}x{size[1]} pixels"
+    if pixels * cost >= max_pixels:
+        kind = "" if cost == 1 else " for a progressive, deep or animated image"
+        limit = max_pixels / cost / 1e6
+        raise EncodedError(f"expected less than {limit:g} megapixels{kind}, {got}")
+    if pixels > max(_ALWAYS_PIXELS, MAX_PIXELS_PER_BYTE * len(data)):
+        expected = f"at most {MAX_PIXELS_PER_BYTE} pixels per byte of a large image"
+        raise EncodedError(f"expected {expected}, {got} in {len(data)} bytes")
+
+
+def _memory_factor(data: bytes, read: Callable[[int, int], bytes]) -> int:
+    """Return how many times the memory of plain pixels the decoder of an image needs.
+
+    A progressive JPEG is held as coefficients of 16 bits, an animation with its canvas.
+    """
+    if data.startswith(_JPEG_START):
+        return 2 if _has_many_scans(data) else 1
+    if data.startswith(_PNG_START):
+        return 2 if data[24:25] == b"\x10" else 1
+    if data.startswith(b"RIFF"):
+        return 2 if data[12:16] == b"VP8X" and data[20] & _ANIMATED else 1
+    if data.startswith((b"II*\0", b"MM\0*")):
+        return max(_tiff_bits(read) // 8, 1)
+    return 1
+
+
+def _has_many_scans(data: bytes) -> bool:
+    """Return whether a JPEG is progressive, or its first scan has not all components."""
+    components = 0
+    for kind, position in _jpeg_segments(data):
+        if kind in _START_OF_FRAME - _SEQUENTIAL:
+            return True
+        if kind in _SEQUENTIAL:
+            components = _big(data[position + 7 : position + 8])
+        elif kind == _START_OF_SCAN:
+            return _big(data[position + 2 : position + 3]) != components
+    return True  # as far as is known
 
 
 def image_size(
@@ -292,26 +337,52 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 def _tiff_size(read: Callable[[int, int], bytes]) -> tuple[int, int] | None:
     """Return the size of the first image of a TIFF, which is the one that OpenCV decodes."""
+    number, tags = _tiff_tags(read)
+    size = dict.fromkeys(_TIFF_SIZE, 0)
+    for tag, kind, _, value in tags:
+        if tag in _TIFF_SIZE:
+            if kind not in _TIFF_BYTES:
+                return None
+            # A tag that is there twice counts as the larger.
+            size[tag] = max(size[tag], number(value[: _TIFF_BYTES[kind]]))
+    width, height, tile_width, tile_height = size.values()
+    if not width or not height:
+        return None
+    return max(width, tile_width), max(height, tile_height)
+
+
+def _tiff_bits(read: Callable[[int, int], bytes]) -> int:
+    """Return the bits per sample of the first image of a TIFF; 1 if it does not say."""
+    number, tags = _tiff_tags(read)
+    bits = 1
+    for tag, _, count, value in tags:
+        if tag == _TIFF_BITS:
+            # Two of them fit into the tag.
+            samples = value if count <= 2 else read(number(value), 2 * min(count, _MAX_SAMPLES))
+            bits = max([bits, *(number(samples[i : i + 2]) for i in range(0, len(samples), 2))])
+    return bits
+
+
+def _tiff_tags(
+    read: Callable[[int, int], bytes],
+) -> tuple[Callable[[bytes], int], list[tuple[int, int, int, bytes]]]:
+    """Return how numbers are read, and tag, type, count and 4 bytes of value of a TIFF's tags."""
     start = read(0, 8)
     number = _little if start.startswith(b"II") else _big
     at = number(start[4:8])
     count = number(read(at, 2))
     if count > _MAX_TAGS:
-        return None
-    tags = read(at + 2, 12 * count)
-    size = dict.fromkeys(_TIFF_SIZE, 0)
-    for at in range(0, 12 * count, 12):
-        tag, kind = number(tags[at : at + 2]), number(tags[at + 2 : at + 4])
-        if tag in _TIFF_SIZE:
-            if kind not in _TIFF_BYTES:
-                return None
-            # A tag that is there twice counts as the larger.
-            value = number(tags[at + 8 : at + 8 + _TIFF_BYTES[kind]])
-            size[tag] = max(size[tag], value)
-    width, height, tile_width, tile_height = size.values()
-    if not width or not height:
-        return None
-    return max(width, tile_width), max(height, tile_height)
+        return number, []
+    entries = read(at + 2, 12 * count)
+    return number, [
+        (
+            number(entry[:2]),
+            number(entry[2:4]),
+            number(entry[4:8]),
+            entry[8:12],
+        )
+        for entry in (entries[i : i + 12] for i in range(0, len(entries), 12))
+    ]
 
 
 def _big(data: bytes) -> int:

@@ -11,8 +11,10 @@ import pytest
 from drone_kd.media import compressed_images
 from drone_kd.media.compressed_images import (
     EncodedError,
+    check_size,
     decode,
     decode_reduced,
+    encode,
     image_size,
     is_incomplete,
     jpeg_size,
@@ -288,3 +290,79 @@ def test_opencv_has_a_limit_of_its_own(monkeypatch):
         decode_reduced(huge_jpeg(), 0, 0, max_pixels=2_000_000_000)
     monkeypatch.setattr(compressed_images, "check_size", lambda *_: None)
     assert decode(huge_jpeg(), cv2.IMREAD_COLOR) is None
+
+
+def webp(width, height, flags):
+    """Return the head of an extended WebP."""
+    size = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    return (
+        b"RIFF" + bytes(4) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes([flags, 0, 0, 0]) + size
+    )
+
+
+def sized_png(width, height, depth):
+    header = struct.pack(">II5B", width, height, depth, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+
+
+def sized_jpeg(width, height, kind=0xC0, in_first_scan=3):
+    size = struct.pack(">HBHHB", 17, 8, height, width, 3) + bytes(9)
+    scan = struct.pack(">HB", 6 + 2 * in_first_scan, in_first_scan) + bytes(9)
+    return b"\xff\xd8\xff" + bytes([kind]) + size + b"\xff\xda" + scan
+
+
+def sized_bmp(width, height):
+    return b"BM" + bytes(12) + struct.pack("<Iii", 40, width, height)
+
+
+def sized_tiff(width, height, bits):
+    """Return a TIFF with the bits of its samples."""
+    values = struct.pack(f"<{len(bits)}H", *bits)
+    # Two of them fit into the tag.
+    (value,) = (60,) if len(bits) > 2 else struct.unpack("<I", values.ljust(4, b"\0"))
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, len(bits), value)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return head.ljust(60, b"\0") + values
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w, h: sized_png(w, h, 8),
+        sized_jpeg,
+        sized_bmp,
+        lambda w, h: webp(w, h, 0),
+        lambda w, h: sized_tiff(w, h, (8, 8, 8)),
+    ],
+    ids=["png", "jpeg", "bmp", "webp", "tiff"],
+)
+def test_large_image_has_a_byte_per_300_pixels(make):
+    check_size(make(4000, 3999))
+    with pytest.raises(EncodedError, match="at most 300 pixels per byte of a large image, got"):
+        check_size(make(7999, 7999))
+    # A photograph of 60 megapixels in 3 MB.
+    check_size(make(9504, 6336) + bytes(3_000_000))
+
+
+@pytest.mark.parametrize(
+    ("make", "factor"),
+    [
+        (lambda w, h: sized_png(w, h, 16), 2),
+        (lambda w, h: sized_jpeg(w, h, 0xC2), 2),
+        (lambda w, h: sized_jpeg(w, h, 0xCA), 2),
+        (lambda w, h: sized_jpeg(w, h, in_first_scan=1), 2),
+        (lambda w, h: webp(w, h, 2), 2),
+        (lambda w, h: sized_tiff(w, h, (16,)), 2),
+        (lambda w, h: sized_tiff(w, h, (16, 16, 16)), 2),
+        (lambda w, h: sized_tiff(w, h, (8, 8, 8, 64)), 8),
+    ],
+)
+def test_image_that_takes_more_memory_has_fewer_pixels(make, factor):
+    check_size(make(1000, 999), 1_000_000 * factor)
+    with pytest.raises(EncodedError, match="less than 1 megapixels for a progressive, deep or"):
+        check_size(make(1000, 1000), 1_000_000 * factor)
+
+
+def test_uniform_baseline_jpeg_of_24_megapixels_passes():
+    check_size(encode(np.zeros((4000, 6000), np.uint8), ".jpg"))
