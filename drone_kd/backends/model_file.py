@@ -53,8 +53,8 @@ class ModelFile:
 def read_model_file(path: str | Path, limit: int = MAX_BYTES) -> ModelFile:
     """Read a model.onnx of at most `limit` bytes.
 
-    ModelError: it is no regular file, an engine, too large, damaged, or keeps data in other files;
-    the message is one line.
+    ModelError: it is no regular file, an engine, too large, damaged, keeps data in other files or
+    has functions of its own; the message is one line.
     """
     path = Path(path)
     if path.suffix in _ENGINE_SUFFIXES:
@@ -83,7 +83,7 @@ def _checked_metadata(content: bytes) -> dict[str, str]:
     """Return the metadata of a model.
 
     Raises:
-        ModelError: it has external data, or too many parts.
+        ModelError: it has external data, functions of its own, or too many parts.
         ValueError, IndexError: it is damaged.
     """
     metadata: dict[str, str] = {}
@@ -99,7 +99,7 @@ def _checked_metadata(content: bytes) -> dict[str, str]:
                 raise ModelError("its graph has too many parts or levels")
             if kind == "tensor" and number in _EXTERNAL and (wire, first) != (_VARINT, 0):
                 raise ModelError("its weights are in another file; store them in the model")
-            child = _CHILDREN[kind].get(number)
+            child = _child(kind, number)
             if child is None:
                 continue
             if wire != _BYTES:
@@ -113,6 +113,15 @@ def _checked_metadata(content: bytes) -> dict[str, str]:
             else:
                 waiting.append((child, first, last, level + 1))
     return metadata
+
+
+def _child(kind: str, number: int) -> str | None:
+    """Return the kind of message in a field; ModelError: it is a function."""
+    child = _CHILDREN[kind].get(number)
+    # ONNX Runtime inlines functions: thirty, of which each calls the next twice, are 2**30 nodes.
+    if child == "function":
+        raise ModelError("it has functions of its own; export it without them")
+    return child
 
 
 def _add_entry(content: bytes, start: int, end: int, metadata: dict[str, str]) -> None:

@@ -64,7 +64,7 @@ def add_training(model, tensor):
 
 
 PLACES = [add_initializer, add_sparse, add_sparse_indices, add_constant, add_branch]
-PLACES += [add_function, add_training]
+PLACES += [add_training]
 
 
 def test_content_is_read_with_its_hash_and_metadata(model):
@@ -96,6 +96,15 @@ def test_weights_in_another_file_are_refused(model, monkeypatch, place, location
     with pytest.raises(ModelError, match="its weights are in another file") as raised:
         read_model_file(model)
     assert str(model) in str(raised.value)
+
+
+def test_functions_of_a_model_are_refused(model):
+    """ONNX Runtime takes gigabytes for thirty that call each other twice."""
+    proto = onnx.load(model)
+    add_function(proto, numpy_helper.from_array(np.zeros(2, np.float32)))
+    model.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="it has functions of its own"):
+        read_model_file(model)
 
 
 @pytest.mark.parametrize("only", ["entry", "location"])
