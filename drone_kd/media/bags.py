@@ -7,7 +7,7 @@ whose metadata.yaml is missing or wrong, is read as far as possible.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from drone_kd.media.image_files import SourceError
 from drone_kd.media.mcap_files import (
     MAX_MESSAGE_BYTES,
     UnpackedSizeError,
+    check_unpacked,
     unpack,
     unpack_zstd,
     unpacked_limit,
@@ -37,7 +38,7 @@ IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 _SUFFIXES = (".mcap", ".db3")
 # Modes of compression: each file, or each message.
 _FILE, _MESSAGE = "file", "message"
-# Decompressed bytes of a file that are always allowed, and per stored byte beyond.
+# Decompressed bytes of the files of a bag that are always allowed, and per stored byte beyond.
 _FILE_BYTES, _FILE_RATIO = 256_000_000, 100
 _MAX_DIFFERENCES = 10
 _REPAIR = "`ros2 bag reindex` repairs one that is cut off"
@@ -246,8 +247,13 @@ def _messages(
     span = start_ns or 0, 2**63 if stop_ns is None else stop_ns
     with _in_one_line(path, "breaks off ({})"), _unpacked_files(path, mode) as files:
         for file in files:
+            stored, unpacked = file.stat().st_size, 0
             for topic, msgtype, logged_ns, data in _format(file).messages(file, topics, *span):
-                content = _unpacked_message(data) if mode == _MESSAGE else data
+                content = data
+                if mode == _MESSAGE:
+                    content = _unpacked_message(data)
+                    unpacked += len(content)
+                    check_unpacked(unpacked, stored)
                 yield Message(topic, msgtype, logged_ns, content)
 
 
@@ -300,8 +306,11 @@ def _in_one_line(path: Path, text: str) -> Iterator[None]:
 
 
 @contextmanager
-def _unpacked_files(path: Path, mode: str) -> Iterator[list[Path]]:
-    """Yield the storage files of a folder, or a storage file; whole files are decompressed."""
+def _unpacked_files(path: Path, mode: str) -> Iterator[Iterable[Path]]:
+    """Yield the storage files of a folder, or a storage file; whole files are decompressed.
+
+    A decompressed file exists until the next one is taken.
+    """
     if not path.is_dir():
         yield [path]
         return
@@ -311,21 +320,30 @@ def _unpacked_files(path: Path, mode: str) -> Iterator[list[Path]]:
         yield files
         return
     with TemporaryDirectory() as folder:
-        yield [_unpack_file(file, Path(folder)) for file in files]
+        yield _unpack_files(files, Path(folder))
 
 
-def _unpack_file(path: Path, folder: Path) -> Path:
-    """Decompress a file into a folder; ValueError: it takes more than the limit."""
-    unpacked = folder / path.stem
+def _unpack_files(paths: list[Path], folder: Path) -> Iterator[Path]:
+    """Decompress files into a folder, one at a time, within one limit for all."""
+    left = max(_FILE_BYTES, _FILE_RATIO * sum(path.stat().st_size for path in paths))
+    for path in paths:
+        unpacked = folder / path.stem
+        left -= _unpack_file(path, unpacked, left)
+        yield unpacked
+        unpacked.unlink()
+
+
+def _unpack_file(path: Path, unpacked: Path, limit: int) -> int:
+    """Decompress a file and return its size; UnpackedSizeError: it is more than the limit."""
+    left = limit
     with open_regular(path) as file, unpacked.open("wb") as output:
-        left = max(_FILE_BYTES, _FILE_RATIO * path.stat().st_size)
         stream = unpack_zstd(file)
         while block := stream.read(1 << 20):
             left -= len(block)
             if left < 0:
                 raise UnpackedSizeError(f"expected at most {_FILE_RATIO} times its size unpacked")
             output.write(block)
-    return unpacked
+    return limit - left
 
 
 def _unpacked_message(data: bytes) -> bytes:

@@ -173,7 +173,7 @@ def salvage(path: Path) -> Iterator[Row]:
             elif opcode == _CHUNK:
                 data = _unpacked(file.read(length))
                 unpacked += len(data)
-                _check_unpacked(unpacked, size)
+                check_unpacked(unpacked, size)
                 yield from map(index.row, _in_chunk(data, index))
 
 
@@ -191,7 +191,7 @@ def _read_index(file: BinaryIO) -> _Index:
         for opcode, length in _heads(file, start, stop):
             if opcode in (_SCHEMA, _CHANNEL, _CHUNK_INDEX, _STATISTICS):
                 index.add(opcode, _Content(file.read(length)))
-    _check_unpacked(index.unpacked, size)
+    check_unpacked(index.unpacked, size)
     # Each chunk once, however often it is named.
     index.chunks = sorted({chunk.offset: chunk for chunk in index.chunks}.values())
     return index
@@ -215,7 +215,7 @@ def _in_order(
     file: BinaryIO, chunks: list[_Chunk], wanted: set[int], start_ns: int, stop_ns: int
 ) -> Iterator[_Message]:
     """Yield the messages of sorted chunks, merged where these overlap in time."""
-    size, waiting = file.seek(0, io.SEEK_END), _Waiting()
+    size, waiting, unpacked = file.seek(0, io.SEEK_END), _Waiting(), 0
     for chunk in chunks:
         apart = chunk.channels and not chunk.channels & wanted
         if apart or chunk.stop_ns < start_ns or chunk.start_ns >= stop_ns:
@@ -224,7 +224,11 @@ def _in_order(
         opcode, length = next(_heads(file, chunk.offset, size), (0, 0))
         if opcode != _CHUNK:
             raise McapError("the index names a chunk where there is none")
-        for message in _in_chunk(_unpacked(file.read(length))):
+        data = _unpacked(file.read(length))
+        # The index may declare less.
+        unpacked += len(data)
+        check_unpacked(unpacked, size)
+        for message in _in_chunk(data):
             if message.channel in wanted and start_ns <= message.logged_ns < stop_ns:
                 waiting.add(message)
                 if waiting.bytes > _MAX_WAITING_BYTES:
@@ -326,8 +330,9 @@ def unpack_zstd(file: BinaryIO) -> BinaryIO:
     return reader
 
 
-def _check_unpacked(unpacked: int, stored: int) -> None:
+def check_unpacked(unpacked: int, stored: int) -> None:
+    """Raise UnpackedSizeError if the chunks or messages of a file unpack to too many bytes."""
     limit = max(_FILE_BYTES, _RATIO * stored)
     if unpacked > limit:
         got = f"{unpacked / 1e6:g} MB in a file of {stored / 1e6:g} MB"
-        raise UnpackedSizeError(f"expected at most {limit / 1e6:g} MB of chunks, got {got}")
+        raise UnpackedSizeError(f"expected at most {limit / 1e6:g} MB unpacked, got {got}")

@@ -61,13 +61,15 @@ def messages(path: Path, topics: set[str], start_ns: int, stop_ns: int) -> Itera
     with _open(path) as database:
         known = _topics(database)
         wanted = json.dumps([key for key, (name, _) in known.items() if name in topics])
-        rows = database.execute(
-            "SELECT topic_id, timestamp, data FROM messages"
+        # Sorted without the data, which can share pages, so that they take more than the file.
+        keys = database.execute(
+            "SELECT rowid FROM messages"
             " WHERE topic_id IN (SELECT value FROM json_each(?))"
             " AND timestamp >= ? AND timestamp < ? ORDER BY timestamp",
             (wanted, start_ns, min(stop_ns, _LAST_NS)),
         )
-        yield from _rows(rows, known, path)
+        one = "SELECT topic_id, timestamp, data FROM messages WHERE rowid = ?"
+        yield from _rows((row for key in keys for row in database.execute(one, key)), known, path)
 
 
 def salvage(path: Path) -> Iterator[Row]:

@@ -3,9 +3,11 @@
 import contextlib
 import itertools
 import os
+import re
 import resource
 import sqlite3
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ import yaml
 import zstandard
 from rosbags import rosbag2
 
-from drone_kd.media import mcap_files, sqlite_bags
+from drone_kd.media import bags, mcap_files, sqlite_bags
 from drone_kd.media.bags import inspect_bag, message_to_bgr, read_messages
 from drone_kd.media.image_files import SourceError
 from recorded import STORE, image, jpeg, scene, storage_file, write_bag
@@ -87,6 +89,11 @@ def peak_kb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def written_bytes():
+    """Return how many bytes this process has written so far, to files of any kind."""
+    return int(re.search(r"wchar: (\d+)", Path("/proc/self/io").read_text())[1])
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "cut off"])
 @pytest.mark.parametrize(("compression", "number"), [("zstd", 1), ("zstd", 50), ("lz4", 1)])
 def test_mcap_that_unpacks_to_400_mb_is_refused(tmp_path, compression, number, whole):
@@ -101,6 +108,13 @@ def test_mcap_that_unpacks_to_400_mb_is_refused(tmp_path, compression, number, w
     assert count == 0
     assert "MB" in errors[-1] and len(errors[-1]) < 300 and "\n" not in errors[-1]
     assert peak_kb() - before < 60_000
+
+
+def test_bytes_of_chunks_are_counted_whatever_the_index_says(tmp_path):
+    record, _ = chunk(message(bytes(31_000_000)))
+    path = write_mcap(tmp_path / "a.mcap", [(record, 0)] * 20)
+    count, _, errors = read_all(path)
+    assert count < 10 and "at most 256 MB unpacked" in errors[-1]
 
 
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])
@@ -280,6 +294,51 @@ def test_compressed_bag_that_unpacks_to_300_mb_is_refused(tmp_path, mode):
     count, _, errors = read_all(bag)
     assert count == 0 and errors
     assert peak_kb() - before < 60_000
+
+
+def test_messages_that_unpack_to_600_mb_are_refused(tmp_path):
+    bag = compressed_bag(tmp_path / "bag", "MESSAGE", "SQLITE3", [scene(0)] * 20)
+    with sqlite3.connect(storage_file(bag)) as database:
+        database.execute("UPDATE messages SET data = ?", (zstandard.compress(bytes(31_000_000)),))
+    database.close()
+    count, _, errors = read_all(bag)
+    assert count < 10 and "at most 256 MB unpacked" in errors[-1]
+
+
+@pytest.mark.parametrize(("files", "count"), [(3, 3), (4, 0)])
+def test_compressed_files_share_a_limit_and_are_unpacked_one_at_a_time(
+    tmp_path, monkeypatch, files, count
+):
+    bag = compressed_bag(tmp_path / "bag", "FILE", "SQLITE3", [scene(0)])
+    (path,) = bag.glob("*.zstd")
+    for number in range(files - 1):
+        (bag / f"b{number}.db3.zstd").write_bytes(path.read_bytes())
+    size = len(zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes()))
+    monkeypatch.setattr(bags, "_FILE_BYTES", 3 * size)
+    monkeypatch.setattr(bags, "_FILE_RATIO", 0)
+    unpack_file = bags._unpack_file
+
+    def only_file(path, unpacked, limit):
+        assert not list(unpacked.parent.iterdir())
+        return unpack_file(path, unpacked, limit)
+
+    monkeypatch.setattr(bags, "_unpack_file", only_file)
+    found, _, errors = read_all(bag)
+    assert found == count
+    assert ("unpacked" in errors[-1]) == (count == 0)
+
+
+def test_data_of_messages_are_not_sorted(tmp_path):
+    """SQLite would write them to a temporary file."""
+    path = bag_database(tmp_path / "a.db3", "DELETE FROM messages")
+    with sqlite3.connect(path) as database:
+        rows = ((9 - k,) for k in range(10))
+        database.executemany("INSERT INTO messages VALUES (1, ?, zeroblob(10000000))", rows)
+    database.close()
+    before = written_bytes()
+    times = [row[2] for row in sqlite_bags.messages(path, {"/a"}, 0, 2**63)]
+    assert times == [*range(10)]
+    assert written_bytes() - before < 1_000_000
 
 
 @pytest.mark.parametrize("change", ["list", "huge", "inf", "nul", "names", "aliases", "deep"])
