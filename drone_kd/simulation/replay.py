@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +14,14 @@ from vision_msgs.msg import Detection2DArray
 from drone_kd.media.bags import IMAGE, inspect_bag, message_to_bgr, read_messages
 from drone_kd.media.image_files import SourceError, read_frames
 from drone_kd.parsing import ParseError, parse_json
-from drone_kd.simulation.scoring.flight_record import Truth, columns, read_lines
+from drone_kd.simulation.scoring.flight_record import MAX_BOXES, Truth, columns, read_lines
 from drone_kd.simulation.truth_messages import boxes_of, stamp_ns
 from drone_kd.text import one_line
 
 _DETECTIONS = "vision_msgs/msg/Detection2DArray"
+# Of a message with `MAX_BOXES`: deserialised, it takes a hundred times its size if it declares as
+# many objects as bytes.
+_MAX_MESSAGE_BYTES = 500 * MAX_BOXES
 _NOTHING = Truth(np.zeros((0, 4), np.float32), (), ())
 
 
@@ -95,6 +99,7 @@ def read_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> Itera
     for file in files if labelled else ():
         for message in read_messages(file, labelled, on_error):
             try:
+                _check_length(message.data)
                 truth = deserialize_message(message.data, Detection2DArray)
             except Exception as error:  # rclpy has no class for it in all distributions
                 problem = f"a damaged message on {message.topic} ({error})"
@@ -110,3 +115,15 @@ def read_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> Itera
                 on_error(SourceError(f"{one_line(path)}: {error}"))
                 continue
             yield LabelledFrame(image, truths.get(stamp, _NOTHING) if labelled else None)
+
+
+def _check_length(data: bytes) -> None:
+    """Raise ValueError if a Detection2DArray in CDR is too long or declares too many objects."""
+    if len(data) > _MAX_MESSAGE_BYTES:
+        raise ValueError(f"expected at most {_MAX_MESSAGE_BYTES / 1e6:g} MB, got more")
+    order = "<" if data[1] & 1 else ">"
+    # Behind the encapsulation (4 bytes) and the stamp (8): the text frame_id, then the objects.
+    (text,) = struct.unpack_from(f"{order}I", data, 12)
+    (objects,) = struct.unpack_from(f"{order}I", data, 16 + (text + 3) // 4 * 4)
+    if objects > MAX_BOXES:
+        raise ValueError(f"expected at most {MAX_BOXES} objects, got {objects}")

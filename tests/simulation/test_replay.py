@@ -77,3 +77,31 @@ def test_bag_without_metadata_is_played_with_a_warning(bag):
     errors: list[SourceError] = []
     assert is_bag(bag) and len(list(read_bag(bag, errors.append))) == FRAMES
     assert "no metadata.yaml" in str(errors[0])
+
+
+@pytest.mark.parametrize("change", ["many", "long", "cut"])
+def test_message_of_absurd_length_is_not_deserialised(tmp_path, change):
+    """A sequence of 10 million objects, all zero, would take gigabytes."""
+    header = Header()
+    content = serialize_message(truth_to_message(Truth(np.zeros((0, 4)), (), ()), header))
+    at = 20  # number of objects: behind the stamp and an empty frame_id
+    if change == "many":
+        content = content[:at] + (3001).to_bytes(4, "little") + bytes(400_000)
+    else:
+        content = content[:18] if change == "cut" else content + bytes(1_500_000)
+    with rosbag2.Writer(tmp_path / "bag", version=9) as writer:
+        images, truths = (
+            writer.add_connection(topic, kind, msgdef="unknown", rihs01="RIHS01_unknown")
+            for topic, kind in (
+                ("/image", "sensor_msgs/msg/Image"),
+                ("/truth", "vision_msgs/msg/Detection2DArray"),
+            )
+        )
+        image = bgr_to_image(np.zeros((60, 80, 3), np.uint8), header)
+        writer.write(images, 1, serialize_message(image))
+        writer.write(truths, 1, content)
+    errors: list[SourceError] = []
+    (frame,) = read_bag(tmp_path / "bag", errors.append)
+    assert frame.truth.names == () and len(errors) == 1
+    expected = {"many": "at most 3000 objects, got 3001", "long": "at most 1.5 MB", "cut": ""}
+    assert expected[change] in str(errors[0]) and "a damaged message on /truth" in str(errors[0])
