@@ -35,6 +35,8 @@ MAX_BOXES = 3000
 _MAX_PX = 1e6
 _MAX_NAME = 100
 _MAX_LINE_BYTES = 16_000_000
+# Legs of a flight, and the newest ones to which a late message may belong.
+_MAX_LEGS, _LATE_LEGS = 1000, 20
 
 
 class FlightError(ValueError):
@@ -116,6 +118,8 @@ class Flight:
                 f"the camera's clock went back by {(newest - stamp) / 1e9:.1f} s, "
                 f"{(newest - next(iter(self.legs[0].truths))) / 1e9:.1f} s after the start"
             )
+            if len(self.legs) == _MAX_LEGS:
+                raise ValueError(f"the camera's clock went back more than {_MAX_LEGS - 1} times")
             leg = Leg()
             self.legs.append(leg)
         names, ids, xyxy = columns(boxes)
@@ -123,8 +127,8 @@ class Flight:
         leg.truths_at[stamp] = at
 
     def _leg_of(self, stamp: int) -> Leg:
-        """Return the newest leg that may hold a stamp."""
-        for leg in reversed(self.legs):
+        """Return the newest leg that may hold a stamp, of the last `_LATE_LEGS`."""
+        for leg in reversed(self.legs[-_LATE_LEGS:]):
             # Topics are not ordered: a frame may arrive before its ground truth.
             if not leg.truths:
                 continue

@@ -23,6 +23,8 @@ from drone_kd.simulation.scoring.matching import (
 
 # A longer gap in a topic becomes a note.
 _SILENCE_S = 1.0
+# Of the ground truth: each takes an evaluation of its own.
+_MAX_CLASSES = 1000
 
 
 def score(flight: Flight, confidence: float = 0.25) -> dict:
@@ -82,6 +84,8 @@ def score(flight: Flight, confidence: float = 0.25) -> dict:
 def _classes(flight: Flight, legs: list[Leg]) -> tuple[list[str], list[str]]:
     """Return the classes of the ground truth that the detector knows, and the unknown ones."""
     present = sorted({_key(n) for leg in legs for t in leg.truths.values() for n in t.names})
+    if len(present) > _MAX_CLASSES:
+        raise FlightError(f"expected at most {_MAX_CLASSES} classes, got {len(present)}")
     predicted = {_key(n) for leg in legs for p in leg.predictions for n in p.names}
     able = {_key(name) for name in flight.classes} | predicted
     if not able:  # no message at all: every object counts as missed

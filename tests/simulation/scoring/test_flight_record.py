@@ -139,3 +139,18 @@ def test_long_record_is_read_in_linear_time(tmp_path):
     started = time.process_time()
     assert len(read_flight(tmp_path / "f.jsonl").legs[0].frames) == 20_000
     assert time.process_time() - started < 5
+
+
+def test_legs_are_limited(tmp_path):
+    truths = [{**TRUTH, "truth": 2000 - k} for k in range(1001)]
+    assert len(read_flight(write(tmp_path / "a.jsonl", *truths[:-1])).legs) == 1000
+    with pytest.raises(FlightError, match=r"line 1002: .* went back more than 999 times"):
+        read_flight(write(tmp_path / "b.jsonl", *truths))
+
+
+def test_late_message_is_looked_up_in_the_newest_legs(tmp_path):
+    second = 10**9
+    truths = [{**TRUTH, "truth": (1000 - 10 * k) * second} for k in range(30)]
+    frames = [{"frame": (1000 - 10 * k) * second, "at": 0} for k in range(30)]
+    legs = read_flight(write(tmp_path / "a.jsonl", *truths, *frames)).legs
+    assert [len(leg.frames) for leg in legs] == [0] * 10 + [1] * 19 + [11]

@@ -183,3 +183,9 @@ def test_summary_shows_both_scores_side_by_side():
     assert lines[0].split() == ["offline", "streaming"]
     assert lines[2].split() == ["mAP50", "(%)", "100.0", "0.0"]
     assert np.any([line.startswith("latency p50, p95, p99: 90.0") for line in lines])
+
+
+def test_classes_are_limited():
+    boxes = [[f"class {k}", str(k), 0, 0, 9, 9] for k in range(1001)]
+    with pytest.raises(FlightError, match="expected at most 1000 classes, got 1001"):
+        score(flight([{"truth": 0, "at": 0, "boxes": boxes}]))
