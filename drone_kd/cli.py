@@ -9,6 +9,7 @@ only when it is chosen, so that help, completion and errors need neither OpenCV 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
@@ -21,7 +22,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from drone_kd.text import one_line
+from drone_kd.text import PrintableStream, one_line
 
 # Command: module of the package, help.
 ON_BOARD = {
@@ -226,7 +227,8 @@ def _run(arguments: list[str]) -> int:
         options.command_line = shlex.join(["drone-kd", *arguments])
         if getattr(options, "trust", False):
             importlib.import_module("drone_kd_training.isolation").trust_checkpoints()
-        return int(_module(name).run(options))
+        with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
+            return int(_module(name).run(options))
     except ModuleNotFoundError as error:
         missing = f"{name} needs the Python package {error.name}"
         return _fail(f"{missing}: {_requirements(name)}", 2, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any, TextIO
 
 # Categories of Unicode: control, format (e.g. direction overrides), surrogate, private use,
 # unassigned, line separator, paragraph separator.
@@ -19,6 +20,24 @@ def one_line(text: object, limit: int = 200) -> str:
     text = str(text)[: 4 * limit + 4]
     line = "".join(_escaped(c) for c in " ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+class PrintableStream:
+    """Text stream whose characters that do not print are escaped; lines and tabs are kept.
+
+    For the output of commands, which has names of files and classes that others chose.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write text to the stream; return the number of its characters."""
+        self._stream.write("".join(c if c in "\n\t" else _escaped(c) for c in text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def is_plain(text: str) -> bool:

@@ -10,6 +10,8 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from vision_msgs.msg import Detection2DArray
 
+from drone_kd.text import one_line
+
 
 class Listener(Node):
     """Prints class, score and box centre of each detection; boxes are in pixels of the image."""
@@ -24,7 +26,7 @@ class Listener(Node):
             best = detection.results[0].hypothesis
             centre = detection.bbox.center.position
             print(
-                f"{stamp.sec}.{stamp.nanosec:09d} {best.class_id} {best.score:.2f} "
+                f"{stamp.sec}.{stamp.nanosec:09d} {one_line(best.class_id)} {best.score:.2f} "
                 f"at {centre.x:.0f}, {centre.y:.0f}",
                 flush=True,
             )

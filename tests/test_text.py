@@ -1,6 +1,8 @@
+import io
+
 import pytest
 
-from drone_kd.text import is_plain, one_line
+from drone_kd.text import PrintableStream, is_plain, one_line
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,11 @@ def test_plain_text(text):
 )
 def test_text_that_is_not_plain(text):
     assert not is_plain(text)
+
+
+def test_stream_escapes_what_does_not_print():
+    stream = io.StringIO()
+    output = PrintableStream(stream)
+    print("größe\t车\r", "a\x1b[2J\u202e", file=output)
+    print("\ud800", file=output)
+    assert stream.getvalue() == "größe\t车\\r a\\x1b[2J\\u202e\n\\ud800\n"

@@ -29,6 +29,7 @@ from drone_kd.simulation.simulate import (
     node_arguments,
     ros_arguments,
 )
+from drone_kd.text import one_line
 
 _POLL_S = 0.1
 _LAST_PREDICTIONS_S = 1.0
@@ -89,7 +90,7 @@ def rehearse(
             if flyer is not None:
                 others["the detector"] = flyer
             _wait(flown, others, output / RECORD, seconds, progress)
-    return write_score(output, confidence, output.resolve().name)
+    return write_score(output, confidence, one_line(output.resolve().name))
 
 
 def _wait(
@@ -140,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.seconds:
         raise SourceError("--seconds: expected more than 0: a rehearsal ends, and is scored then")
     if arguments.model and not Path(arguments.model).exists():
-        raise SourceError(f"{arguments.model}: no such model")
+        raise SourceError(f"{one_line(arguments.model)}: no such model")
     need_ros("rehearse")
     # So that a kill, too, ends what was started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -155,5 +156,5 @@ def run(arguments: argparse.Namespace) -> int:
     detector = detector_command(a.model, a.confidence)
     scored = rehearse(camera, a.output, detector, a.seconds, a.pictures, a.confidence)
     print(summary(scored))
-    print(f"report: {arguments.output / 'report.html'}")
+    print(f"report: {one_line(arguments.output / 'report.html')}")
     return 0

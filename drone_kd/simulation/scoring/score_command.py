@@ -12,6 +12,7 @@ from drone_kd.simulation.scoring.flight_record import FlightError, read_flight
 from drone_kd.simulation.scoring.report import PICTURES_FOLDER, render_report
 from drone_kd.simulation.scoring.score import score
 from drone_kd.simulation.scoring.text import summary
+from drone_kd.text import one_line
 
 RECORD = "flight.jsonl"
 
@@ -41,8 +42,8 @@ def write_score(folder: Path, confidence: float = 0.25, title: str = "Flight") -
 def run(arguments: argparse.Namespace) -> int:
     """Score the flight and print the summary."""
     if not arguments.flight.exists():
-        raise FlightError(f"{arguments.flight}: no such flight")
+        raise FlightError(f"{one_line(arguments.flight)}: no such flight")
     folder = arguments.flight if arguments.flight.is_dir() else arguments.flight.parent
-    print(summary(write_score(folder, arguments.confidence, folder.resolve().name)))
-    print(f"report: {folder / 'report.html'}")
+    print(summary(write_score(folder, arguments.confidence, one_line(folder.resolve().name))))
+    print(f"report: {one_line(folder / 'report.html')}")
     return 0

@@ -69,3 +69,9 @@ def test_unusable_record_is_one_line_and_2(tmp_path, content, says, capfd):
 def test_missing_flight_is_one_line_and_2(tmp_path, capfd):
     assert cli.main(["score", str(tmp_path / "none")]) == 2
     assert only_message(capfd) == f"drone-kd: error: {tmp_path / 'none'}: no such flight"
+
+
+def test_name_of_a_flight_is_printed_without_control_characters(folder, capfd):
+    other = folder.rename(folder.with_name("a\x1b[31m\udcff"))
+    assert cli.main(["score", str(other)]) == 0
+    assert "\\x1b[31m" in (out := capfd.readouterr().out) and "\x1b" not in out
