@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import unicodedata
 from typing import Any, TextIO
 
@@ -9,13 +10,22 @@ from typing import Any, TextIO
 # unassigned, line separator, paragraph separator.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
+# Few lines of YAML or a pickle may hold lists of the same lists that would be gigabytes of text.
+_short = reprlib.Repr()
+_short.maxlevel = 3
+_short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = _short.maxfrozenset = 16
+_short.maxstring = _short.maxother = _short.maxlong = 200
+
 
 def one_line(text: object, limit: int = 200) -> str:
     r"""Return text as one printable line of at most `limit` characters, cut off with "…".
 
     White space becomes single spaces; other characters that do not print are escaped ("\x1b").
+    A container is shown with its first values only.
     For messages of errors, names of classes and files, and anything else that others wrote.
     """
+    if isinstance(text, (list, tuple, dict, set, frozenset)):
+        text = _short.repr(text)
     # More is not needed, however long the text is.
     text = str(text)[: 4 * limit + 4]
     line = "".join(_escaped(c) for c in " ".join(text.split()))

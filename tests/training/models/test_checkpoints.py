@@ -1,3 +1,4 @@
+import codecs
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from ultralytics.nn.modules.block import TorchVision
+from ultralytics.nn.modules.conv import Conv
 from ultralytics.nn.tasks import DetectionModel, WorldModel
 from ultralytics.utils.torch_utils import is_qat, prepare_qat, qat_state
 
@@ -23,6 +25,7 @@ from drone_kd_training.models.checkpoints import (
     match_classes,
     resolve_model,
 )
+from drone_kd_training.models.safe_loading import read_state
 from drone_kd_training.models.torch_backend import TorchBackend, trained_imgsz
 from tiny_training import SIZE, save_checkpoint, save_rtdetr
 from touch_file import TouchFile
@@ -126,6 +129,36 @@ def test_constructor_of_a_layer_in_a_checkpoint_is_not_called(call, tmp_path):
     torch.nn.Linear(1, 1)  # as before
 
 
+# Each stands for more memory than this machine has.
+MEMORY = {
+    "bytes": Called(bytearray, 10**15),
+    "tensor": Called(torch.Tensor, 10**8, 10**8),
+    "storage": Called(torch.UntypedStorage, 10**15),
+    "growing text": Called(codecs.encode, Called(codecs.encode, b"0", "hex"), "hex"),
+    "scalar": Called(np.float64(0).__reduce__()[0], Called(np.dtype, "V1000000000")),
+    "repeated value": torch.zeros(1).expand(10**12),
+}
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_checkpoint_that_names_memory_without_data_is_refused(name, tmp_path):
+    checkpoint = torch.load(save_checkpoint(tmp_path / "model.pt"), weights_only=False)
+    torch.save({**checkpoint, "epoch": 0, "extra": MEMORY[name]}, tmp_path / "model.pt")
+    with pytest.raises(
+        UnusableModelError, match=r"may run code|larger than its data|expected a number"
+    ):
+        load_model(str(tmp_path / "model.pt"))
+    torch.save({"epoch": 0, "extra": MEMORY[name]}, tmp_path / "resume.pt")
+    with pytest.raises(ValueError, match="expected the state of an interrupted run"):
+        read_state(tmp_path / "resume.pt")
+
+
+def test_checkpoint_with_a_numpy_score_loads_safely(tmp_path):
+    checkpoint = torch.load(save_checkpoint(tmp_path / "model.pt"), weights_only=False)
+    torch.save({**checkpoint, "best_fitness": np.float64(0.25)}, tmp_path / "model.pt")
+    assert load_model(str(tmp_path / "model.pt"))[1]["best_fitness"] == 0.25
+
+
 def test_checkpoint_in_the_format_of_old_releases_names_the_flag(tmp_path):
     path = save_checkpoint(tmp_path / "model.pt")
     checkpoint = torch.load(path, weights_only=False)
@@ -163,6 +196,33 @@ def test_tensor_that_is_larger_than_its_data_is_refused(tmp_path):
         load_model(str(path))
 
 
+def nested() -> list:
+    """A list that is small in a pickle, and would be 10 TB of text."""
+    value = ["x", "x"]
+    for _ in range(40):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize("count", [60_000_000, 0, True, 2.0])
+def test_number_of_classes_is_checked(count, tmp_path):
+    def change(model):
+        model.model[-1].nc = count
+
+    path = changed_checkpoint(tmp_path / "model.pt", change)
+    with pytest.raises(UnusableModelError, match="expected 1 to 10000 classes"):
+        load_model(str(path))
+
+
+def test_description_in_a_checkpoint_is_not_shown_whole(tmp_path):
+    def change(model):
+        model.yaml = {"backbone": [nested()], "head": []}
+
+    path = changed_checkpoint(tmp_path / "model.pt", change)
+    with pytest.raises(UnusableModelError, match="layer 0: expected"):
+        load_model(str(path))
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -170,6 +230,9 @@ def test_tensor_that_is_larger_than_its_data_is_refused(tmp_path):
         ({0: "car", 1: "x" * 10**6}, "class 1: expected a name of 1 to 100"),
         ({0: "car", 1: ""}, "class 1: expected a name of 1"),
         ({0: "car", 2: "person"}, "expected 2 class names, numbered from 0"),
+        ({0: "car", 1: nested()}, "class 1: expected a name"),
+        (nested(), "class 0: expected a name"),
+        ({0: "car", 1: 7}, "class 1: expected a name"),
         (["car"], "expected 2 class names"),
         (7, "expected 2 class names"),
     ],
@@ -337,7 +400,7 @@ def test_expression_in_a_model_yaml_is_not_evaluated(trusted, architecture, tmp_
     ran = tmp_path / "ran"
     expression = f"__import__('pathlib').Path({str(ran)!r}).touch() or torch.nn.SiLU()"
     path = architecture(lambda content: content.update(activation=expression))
-    with pytest.raises(UnusableModelError, match="unsupported activation"):
+    with pytest.raises(UnusableModelError, match="activation: expected"):
         load_model(path)
     assert not ran.exists()
 
@@ -386,6 +449,49 @@ def test_model_yaml_of_an_impossible_size_is_refused(change, architecture):
     with pytest.raises(UnusableModelError) as error:
         load_model(architecture(lambda content: content.update(change)))
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation": "nn.Linear(25000, 25000)"},
+        {"activation": "nn.Linear(4000, 4000, device='cpu')"},
+        {"activation": [["nn.SiLU()"]]},
+        {"backbone": [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "nn.Upsample", [None, 96, "nearest"]]]},
+        {"backbone": [[-1, 1, "Conv", [16, 3, 1, 4000]]]},
+        {"backbone": [[-1, 60, "nn.Upsample", [None, 2, "nearest"]]]},
+    ],
+    ids=str,
+)
+def test_model_yaml_that_needs_much_memory_is_refused_before_it_is_built(
+    change, architecture, monkeypatch
+):
+    monkeypatch.setattr("drone_kd_training.models.checkpoints.DetectionModel", None)
+    default = Conv.default_act
+
+    def shorten(content):
+        content.update(change)
+        if "backbone" in change:
+            content["head"] = [[[len(change["backbone"]) - 1], 1, "Detect", ["nc"]]]
+
+    with pytest.raises(UnusableModelError, match=r"activation|values of a layer"):
+        load_model(architecture(shorten))
+    assert Conv.default_act is default
+
+
+def test_documented_activations_are_accepted(architecture):
+    for activation in ("nn.ReLU6()", "torch.nn.LeakyReLU(0.1, inplace=True)", "nn.PReLU()"):
+        load_model(architecture(lambda content, a=activation: content.update(activation=a)))
+    Conv.default_act = torch.nn.SiLU()
+
+
+def test_layer_of_a_checkpoint_with_an_output_of_any_size_is_refused(tmp_path):
+    def change(model):
+        model.model[0].conv.padding = (4000, 4000)
+
+    path = changed_checkpoint(tmp_path / "model.pt", change)
+    with pytest.raises(UnusableModelError, match="values of a layer"):
+        load_model(str(path))
 
 
 def test_model_yaml_that_is_no_yaml_is_refused_in_one_line(tmp_path):

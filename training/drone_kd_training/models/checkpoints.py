@@ -20,7 +20,11 @@ from drone_kd.core.model_spec import MAX_NAME
 from drone_kd.parsing import ParseError, read_yaml
 from drone_kd.text import is_plain, one_line
 from drone_kd_training.isolation import DOWNLOADS, TRUST, cut_off_ultralytics, may_download
-from drone_kd_training.models.architecture import check_architecture
+from drone_kd_training.models.architecture import (
+    MAX_CLASSES,
+    check_architecture,
+    check_outputs,
+)
 from drone_kd_training.models.safe_loading import guard_loading
 from drone_kd_training.quiet import first_line
 
@@ -190,7 +194,9 @@ def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, d
         _check_detector(name, model, also)
         content: Any = getattr(model, "yaml", None)
         if _is_model(content):
-            check_architecture(content)  # a training builds the model anew from it
+            # A training builds the model anew from it; others than Detect may need a text.
+            check_architecture(content, run=type(detect_head(model)) is Detect)
+        check_outputs(model)
     except UnusableModelError:
         raise
     except Exception as error:  # an attribute of another type than a model has
@@ -209,17 +215,21 @@ def _check_detector(name: str, model: nn.Module, also: tuple[str, ...]) -> None:
     names = cast(Any, model).names
     if isinstance(names, (list, tuple)):  # of old checkpoints
         names = cast(Any, model).names = dict(enumerate(names))
-    count = int(cast(int, head.nc))
-    if not isinstance(names, Mapping) or sorted(names) != list(range(count)):
+    count = cast(Any, head).nc
+    if type(count) is not int or not 1 <= count <= MAX_CLASSES:
+        raise UnusableModelError(
+            f"{one_line(name)}: expected 1 to {MAX_CLASSES} classes, got {one_line(count, 60)}"
+        )
+    if not isinstance(names, Mapping) or set(names) != set(range(count)):
         raise UnusableModelError(
             f"{one_line(name)}: expected {count} class names, numbered from 0, got "
             f"{one_line(names)}"
         )
     for number, text in names.items():
-        if not 0 < len(shown := str(text)) <= MAX_NAME or not is_plain(shown):
+        if type(text) is not str or not 0 < len(text) <= MAX_NAME or not is_plain(text):
             raise UnusableModelError(
                 f"{one_line(name)}: class {number}: expected a name of 1 to {MAX_NAME} printable "
-                f"characters, got {one_line(repr(shown), 60)}"
+                f"characters, got {one_line([text], 60)}"
             )
 
 

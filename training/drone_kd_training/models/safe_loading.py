@@ -2,7 +2,8 @@
 """Checkpoint files of others: read without running code, in bounded memory.
 
 Ultralytics' safe loading allows known classes only. It would still call their constructors, whose
-arguments are the file's: a layer of any size, or one that downloads its weights.
+arguments are the file's: a layer of any size, or one that downloads its weights. torch's allows
+`bytearray`, `Tensor` and others that take memory without data in the file.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
+from torch import _weights_only_unpickler as unpickler
 from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.utils import torch_utils
@@ -23,12 +26,30 @@ from ultralytics.utils import torch_utils
 from drone_kd.text import one_line
 from drone_kd_training.isolation import replace_in_ultralytics
 
-# Of the object tree without tensors. The pickle of a large detector has 1 MB.
-_MAX_PICKLE_BYTES = 64_000_000
+# Of the object tree without tensors, whose objects take up to 200 times the memory of their bytes.
+# The pickle of a large detector has 1 MB.
+_MAX_PICKLE_BYTES = 8_000_000
+# Of a tensor that has fewer values than its shape says: a view that repeats them.
+_MAX_REPEATED_BYTES = 1_000_000
+_MAX_SCALAR_BYTES = 64
+# What torch's safe loading allows and a checkpoint needs, beside types of numbers and storages.
+_GLOBALS = (
+    "_codecs.encode",
+    "builtins.set",
+    "collections.Counter",
+    "collections.OrderedDict",
+    "torch.Size",
+    "torch.device",
+    "torch.nn.parameter.Parameter",
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+    "torch._utils._rebuild_tensor_v2",
+)
 # First bytes of a file that torch wrote before its release 1.6.
 _OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 _original = tasks.torch_safe_load
+_allowed_by_torch: Callable[[], dict[str, Any]] = unpickler._get_allowed_globals
 _one_at_a_time = threading.RLock()
 
 
@@ -51,7 +72,7 @@ def read_checkpoint(weight: str | Path, safe_only: bool | None = None) -> tuple[
         raise UnsafeError("Unsupported class: safe loading needs torch 2.6")
     if (path := Path(weight)).exists():
         _check_archive(path)
-    with _no_constructors():
+    with _restricted():
         checkpoint, file = _original(weight, True)
     for entry in ("ema", "model"):
         if isinstance(model := checkpoint.get(entry), nn.Module):
@@ -66,7 +87,7 @@ def read_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]
     """
     state = None
     # A damaged or hostile file fails in many ways.
-    with contextlib.suppress(Exception), _no_constructors():
+    with contextlib.suppress(Exception), _restricted():
         _check_archive(path)
         state = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(state, dict) or not isinstance(state.get("epoch"), int):
@@ -83,6 +104,11 @@ def guard_loading() -> None:
         """Read the checkpoint that `strip_optimizer` makes small: it would run its code."""
         return read_checkpoint(file)[0]
 
+    if tasks._SafeLoad.SUPPORTED:
+        scalars = dict.fromkeys(
+            ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), _scalar
+        )
+        tasks._SafeLoad._registry = {**tasks._SafeLoad._build(), **scalars}
     replace_in_ultralytics(tasks.torch_safe_load, read_checkpoint)
     torch_utils.__dict__["torch_load"] = stripped
 
@@ -111,9 +137,13 @@ def _check_archive(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _no_constructors() -> Iterator[None]:
-    """Refuse a constructor of a layer in this thread: a saved model is restored without them."""
+def _restricted() -> Iterator[None]:
+    """Refuse what takes memory or runs code, in this thread.
+
+    A saved model is restored without constructors of layers.
+    """
     thread = threading.get_ident()
+    allowed = _allowed_globals()
     with _one_at_a_time:
         original = nn.Module.__init__
 
@@ -123,11 +153,51 @@ def _no_constructors() -> Iterator[None]:
                 raise UnsafeError(f"Unsupported class: {kind} would be constructed")
             original(module, *args, **kwargs)
 
+        def get_allowed() -> dict[str, Any]:
+            return allowed if threading.get_ident() == thread else _allowed_by_torch()
+
         nn.Module.__init__ = init  # type: ignore[method-assign, assignment]
+        unpickler.__dict__["_get_allowed_globals"] = get_allowed
         try:
             yield
         finally:
+            unpickler.__dict__["_get_allowed_globals"] = _allowed_by_torch
             nn.Module.__init__ = original  # type: ignore[method-assign]
+
+
+def _allowed_globals() -> dict[str, Any]:
+    """Return what a checkpoint may name, beside the classes that Ultralytics registers."""
+    return {
+        name: _CHECKED.get(name, value)
+        for name, value in _allowed_by_torch().items()
+        if name in _GLOBALS or isinstance(value, (torch.dtype, torch.serialization.StorageType))
+    }
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Return bytes as pickle stores them: text in Latin-1. Others could grow with every call."""
+    if encoding != "latin1":
+        raise UnsafeError(f"Unsupported class: text in {one_line(encoding, 60)}")
+    return text.encode(encoding)
+
+
+def _scalar(kind: np.dtype, data: bytes = b"") -> Any:
+    """Return a number of NumPy; one of a type without data could have any size."""
+    if kind.itemsize > _MAX_SCALAR_BYTES or kind.hasobject:
+        raise ValueError(f"expected a number, got one of {kind.itemsize} bytes")
+    return np.frombuffer(data, kind)[0]
+
+
+def _tensor(storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -> torch.Tensor:
+    """Return a tensor, as torch's `_rebuild_tensor_v2`, if it has its values."""
+    tensor = torch._utils._rebuild_tensor_v2(storage, offset, size, stride, *rest)
+    length = tensor.numel() * tensor.element_size()
+    if tensor.is_meta or length > max(tensor.untyped_storage().nbytes(), _MAX_REPEATED_BYTES):
+        raise ValueError("expected weights, got a tensor that is larger than its data")
+    return tensor
+
+
+_CHECKED = {"_codecs.encode": _encode, "torch._utils._rebuild_tensor_v2": _tensor}
 
 
 def _check_tensors(model: nn.Module) -> None:
