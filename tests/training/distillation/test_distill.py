@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from ultralytics import YOLO
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, SegmentationModel
 
 from commands import run_command
 from drone_kd_training.data.dataset import load_data
@@ -424,6 +424,41 @@ def test_settings_that_are_no_settings_are_refused_in_one_line(content, tiny_dat
     with pytest.raises(ValueError, match=r"config\.yaml|expected") as error:
         distill(config(tiny_data, NO_TEACHER), tmp_path, resume=True)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["args.yaml", "results.csv", "weights", "weights/last.pt"])
+def test_resumed_run_with_links_is_refused_and_nothing_is_written(name, tiny_data, tmp_path):
+    settings, run = config(tiny_data, NO_TEACHER), tmp_path / "run"
+    prepare_data(validate(settings, run, resume=False))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ".a.tmp").write_text("mine")
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(other)
+    with pytest.raises(ValueError, match="got a link"):
+        distill(settings, run, resume=True)
+    assert [path.name for path in other.iterdir()] == [".a.tmp"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"student": 1}', '{"student": {"map50": "x"}, "seconds": 1}', "["]
+)
+def test_figures_of_a_finished_run_are_checked(content, tiny_data, tmp_path):
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(ValueError, match="expected"):
+        distill(config(tiny_data, NO_TEACHER), tmp_path, resume=True)
+
+
+def test_weights_to_start_from_may_have_another_head(tiny_data, tmp_path):
+    path = tmp_path / "other.pt"
+    network = SegmentationModel("yolov8n-seg.yaml", nc=2, verbose=False)
+    torch.save({"model": network}, path)
+    start = config(tiny_data, NO_TEACHER, overrides={"pretrained": str(path)})
+    validate(start, tmp_path / "run", resume=False)
+    network.model[0].conv.padding = (4000, 4000)
+    torch.save({"model": network}, path)
+    with pytest.raises(UnusableModelError, match="values of a layer"):
+        validate(start, tmp_path / "run", resume=False)
 
 
 def test_resume_needs_a_run_to_resume(tiny_data, tmp_path):

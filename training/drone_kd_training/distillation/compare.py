@@ -21,10 +21,12 @@ from scipy import stats
 
 from drone_kd.files import write_text
 from drone_kd.parsing import read_json
+from drone_kd.text import one_line
 from drone_kd_training.data.dataset import image_paths, load_data
 from drone_kd_training.dataclass_options import read_value
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
 from drone_kd_training.distillation.distill import distill
+from drone_kd_training.distillation.run_report import is_score, read_metrics
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.html_report import compare_frames, write_report
 from drone_kd_training.models.checkpoints import load_model
@@ -159,7 +161,10 @@ def _evaluate_teacher(config: Config, data: Path, cached: Path) -> dict:
     if not cached.is_file():
         teacher = evaluate(load_model(config.teacher)[0], data, imgsz=config.teacher_imgsz)
         write_text(cached, json.dumps(teacher, indent=1))
-    return read_json(cached)
+    teacher = read_json(cached)
+    if not isinstance(teacher, dict) or not is_score(teacher.get("map50_95", "")):
+        raise ValueError(f"{one_line(cached)}: expected a teacher's figures; delete it")
+    return teacher
 
 
 def _train(run: Config, folder: Path, started: bool) -> dict:
@@ -173,7 +178,7 @@ def _write_report(
     models, curves = {"teacher": teacher}, {}
     folders = {arm: _run_folder(output, arm, seed) for arm in arms}
     for arm, folder in folders.items():
-        metrics = read_json(folder / "metrics.json")
+        metrics = read_metrics(folder / "metrics.json")
         models[f"{arm}, seed {seed}"] = metrics["student"]
         curves[f"{arm}, seed {seed}"] = folder / "curves.png"
     sides = None

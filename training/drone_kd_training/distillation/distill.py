@@ -40,12 +40,14 @@ from ultralytics.utils import LOGGER, RANK
 
 from drone_kd.files import atomic_file, write_text
 from drone_kd.parsing import read_json
+from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, image_paths, load_data
 from drone_kd_training.distillation.config import Config, read_config
 from drone_kd_training.distillation.levels import match_levels
 from drone_kd_training.distillation.run_report import (
     mean_of_sources,
     plot_curves,
+    read_metrics,
     warn_if_teacher_is_weaker,
 )
 from drone_kd_training.distillation.terms import BOX_TERMS
@@ -54,6 +56,7 @@ from drone_kd_training.distillation.trainer import COST, STATE, DistillTrainer
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.html_report import write_report
 from drone_kd_training.models.checkpoints import (
+    check_weights,
     cost,
     detect_head,
     load_model,
@@ -136,7 +139,7 @@ def distill(
     output = Path(output).resolve()
     if resume and (finished := output / METRICS).is_file():
         LOGGER.info(f"{output} is finished, nothing to resume")
-        return read_json(finished)
+        return read_metrics(finished)
     run = validate(config, output, resume)
     run, data = prepare_data(run)
     seconds = train(run, data)
@@ -156,6 +159,7 @@ def validate(config: Config, output: Path, resume: bool) -> Run:
             raise ValueError(
                 f"nothing to resume in {output}: it has no config.yaml; start without --resume"
             )
+        _check_links(output)
         config = read_config(output)
     elif RANK <= 0 and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(
@@ -169,14 +173,27 @@ def validate(config: Config, output: Path, resume: bool) -> Run:
     return replace(run, plan=plan)
 
 
+def _check_links(output: Path) -> None:
+    """Refuse a run folder with links where files are written and deleted; ValueError."""
+    weights = output / "weights"
+    below = weights.iterdir() if weights.is_dir() and not weights.is_symlink() else ()
+    for path in (*output.iterdir(), *below):
+        if path.is_symlink():
+            raise ValueError(
+                f"{one_line(path)}: expected a file or folder of the run, got a link; delete it, "
+                "or start the run anew"
+            )
+
+
 def _open_inputs(run: Run) -> Run:
     """Open data and models, and check that they fit together."""
     config = run.config
     data = load_data(config.data)
     student, _ = load_model(run.student)
-    for setting in ("pretrained", "distill_model"):
-        if isinstance(weights := config.overrides.get(setting), str):
-            load_model(weights)
+    if isinstance(weights := config.overrides.get("pretrained"), str):
+        check_weights(weights)
+    if isinstance(weights := config.overrides.get("distill_model"), str):
+        load_model(weights)
     teacher = open_teacher(config.teacher, data.names) if config.distils else None
     if teacher is not None:
         LOGGER.info(match_classes(data.names, teacher.names).table())

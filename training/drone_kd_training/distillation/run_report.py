@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ultralytics.utils import LOGGER
 
+from drone_kd.parsing import read_json
+from drone_kd.text import one_line
 from drone_kd_training.tables import format_score
 
 
@@ -42,6 +44,26 @@ def warn_if_teacher_is_weaker(metrics: dict) -> None:
             f"The teacher is weaker than its student: mAP50-95 {format_score(teacher)} against "
             f"{format_score(student)}; take a better teacher, or train it on this data first"
         )
+
+
+def read_metrics(path: Path) -> dict:
+    """Return the figures of a finished run; ValueError, also as ParseError, if they are none."""
+    metrics = read_json(path)
+    if (
+        not isinstance(metrics, dict)
+        or not isinstance(metrics.get("student"), dict)
+        or not all(is_score(metrics["student"].get(score, "")) for score in ("map50_95", "map50"))
+        or type(metrics.get("seconds")) not in (int, float)
+    ):
+        raise ValueError(
+            f"{one_line(path)}: expected the figures of a student, got others; delete it"
+        )
+    return metrics
+
+
+def is_score(value: object) -> bool:
+    """Return whether a value of a file is a score in [0, 1], or None for no ground truth."""
+    return value is None or (type(value) in (int, float) and 0 <= value <= 1)  # type: ignore[operator]
 
 
 def plot_curves(csv: Path, image: Path) -> None:

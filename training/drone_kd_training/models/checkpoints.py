@@ -179,6 +179,31 @@ def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, d
             raise UnusableModelError(f"{one_line(name)}: {_reason(error)}") from error
         _check_detector(name, model, also)
         return model, {}
+    model, checkpoint = _open_checkpoint(name, source)
+    try:
+        _check_detector(name, model, also)
+        content: Any = getattr(model, "yaml", None)
+        if _is_model(content):
+            # A training builds the model anew from it; others than Detect may need a text.
+            check_architecture(content, run=type(detect_head(model)) is Detect)
+    except UnusableModelError:
+        raise
+    except Exception as error:  # an attribute of another type than a model has
+        raise UnusableModelError(f"{one_line(name)}: {_reason(error)}") from error
+    return model, checkpoint
+
+
+def check_weights(name: str) -> None:
+    """Check a model whose weights a student starts from, with any head; see `load_model`."""
+    source = resolve_model(name)
+    if source.endswith(".pt"):
+        _open_checkpoint(name, source)
+    else:
+        _read_architecture(source)
+
+
+def _open_checkpoint(name: str, source: str) -> tuple[DetectionModel, dict]:
+    """Return the model of a checkpoint and its dictionary; see `load_model`."""
     try:
         model, checkpoint = load_checkpoint(source)
     except Exception as error:  # a damaged or hostile file fails in many ways
@@ -191,14 +216,7 @@ def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, d
             f"{one_line(name)} is not an Ultralytics checkpoint: {_reason(error)}"
         ) from error
     try:
-        _check_detector(name, model, also)
-        content: Any = getattr(model, "yaml", None)
-        if _is_model(content):
-            # A training builds the model anew from it; others than Detect may need a text.
-            check_architecture(content, run=type(detect_head(model)) is Detect)
         check_outputs(model)
-    except UnusableModelError:
-        raise
     except Exception as error:  # an attribute of another type than a model has
         raise UnusableModelError(f"{one_line(name)}: {_reason(error)}") from error
     return model, checkpoint
