@@ -1,5 +1,6 @@
 """A data set is read only, without its own cache files."""
 
+import glob
 import io
 import os
 import shutil
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from drone_kd_training.data.dataset import DataError, read_labels
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill
-from drone_kd_training.distillation.uncached_dataset import UncachedDataset
+from drone_kd_training.distillation.uncached_dataset import UncachedDataset, _find
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.teachers.predict import predict
 from tiny_training import NAMES, SIZE, draw_set
@@ -56,6 +58,48 @@ def test_hostile_cache_does_run_where_ultralytics_reads_it(hostile_set, tmp_path
     names = dict(enumerate(NAMES))
     YOLODataset(str(hostile_set.parent / "images" / "train"), imgsz=SIZE, data={"names": names})
     assert (tmp_path / "ran").exists()
+
+
+def test_link_in_a_circle_adds_no_image(tiny_data, tmp_path):
+    data = tmp_path / "set" / "data.yaml"
+    shutil.copytree(tiny_data.parent, data.parent)
+    images = data.parent / "images" / "train"
+    before = open_set(data).im_files
+    (images / "again").symlink_to(images)
+    assert open_set(data).im_files == before and len(before) == len(list(images.glob("*.*")))
+
+
+def test_the_images_that_ultralytics_finds_are_found(tmp_path):
+    """Also in a folder whose name has special characters, without hidden files."""
+    top = tmp_path / "a[b]*c" / "images"
+    for name in (
+        "z.jpg",
+        "b-1/a.JPG",
+        "b/a.png",
+        "b/.hidden.png",
+        ".hidden/a.png",
+        "b/c.png/noname",
+    ):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).touch()
+    pattern = os.path.join(glob.escape(str(top)), "**", "*.*")  # noqa: PTH118
+    found = sorted(_find(pattern))
+    assert found == sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+    assert len(found) == 4  # a name with a dot may also be a folder's
+
+
+def test_image_with_thousands_of_boxes_is_left_out_and_named(tiny_data, tmp_path, caplog):
+    data = tmp_path / "set" / "data.yaml"
+    shutil.copytree(tiny_data.parent, data.parent)
+    count = len(open_set(data).labels)
+    first = sorted((data.parent / "labels" / "train").iterdir())[0]
+    first.write_text("".join(f"0 .5 .5 .1 .{n:05d}1\n" for n in range(3001)))
+    with caplog.at_level("WARNING", logger="ultralytics"):
+        assert len(open_set(data).labels) == count - 1
+    assert "expected at most 3000 boxes in an image, got 3001" in caplog.text
+    assert first.stem in caplog.text
+    with pytest.raises(DataError, match="expected at most 3000 boxes"):
+        read_labels(first, 2)
 
 
 def trained(data: Path, teacher: Path | str, student: Path, output: Path) -> dict:

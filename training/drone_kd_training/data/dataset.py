@@ -26,6 +26,9 @@ LOGGER = logging.getLogger(__name__)
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Of one label file: some 100,000 boxes.
 MAX_LABEL_BYTES = 4_000_000
+# Of an image. Assignment takes memory in proportion to them: 30,000 need 4 GB at 320 px. Aerial
+# data sets have up to 1,000.
+MAX_BOXES = 3_000
 
 
 @dataclass(frozen=True)
@@ -176,13 +179,14 @@ def read_sample(image: Path, classes: int) -> Sample | None:
 def read_labels(path: Path, classes: int) -> np.ndarray:
     """Return the rows of a label file, float64 (n, 5): class, centre and size in [0, 1].
 
-    No file: no rows. Raises DataError if the file cannot be read or is larger than
-    `MAX_LABEL_BYTES`, a row is not five numbers, a class is outside 0..classes-1 or a coordinate
-    outside [0, 1].
+    No file: no rows. Raises DataError if the file cannot be read, is larger than
+    `MAX_LABEL_BYTES` or has more than `MAX_BOXES` rows, a row is not five numbers, a class is
+    outside 0..classes-1 or a coordinate outside [0, 1].
     """
     if not path.is_file():
         return np.zeros((0, 5))
     text = [line.split() for line in read_text(path, MAX_LABEL_BYTES).splitlines() if line.strip()]
+    check_number_of_boxes(len(text), path)
     shown = one_line(path)
     try:
         rows = np.array(text, dtype=np.float64).reshape(len(text), 5)
@@ -193,6 +197,14 @@ def read_labels(path: Path, classes: int) -> np.ndarray:
     if not ((rows[:, 1:] >= 0) & (rows[:, 1:] <= 1)).all():
         raise DataError(f"{shown} has a coordinate outside [0, 1]")
     return rows
+
+
+def check_number_of_boxes(number: int, path: str | Path) -> None:
+    """Raise DataError if the label file of an image has more than `MAX_BOXES` rows."""
+    if number > MAX_BOXES:
+        raise DataError(
+            f"{one_line(path)}: expected at most {MAX_BOXES} boxes in an image, got {number}"
+        )
 
 
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:

@@ -3,15 +3,19 @@
 
 Ultralytics unpickles ``labels/train.cache`` before it checks it, so that a data set of others
 could run code. ``image.npy`` beside an image replaces the pixels that a user sees. A JPEG with
-bytes after its end is encoded anew in its place, and an image of any size is decoded.
+bytes after its end is encoded anew in its place, and an image of any size is decoded. Links to
+folders are followed, which may lead in circles.
 """
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 from collections.abc import Iterable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,7 @@ from drone_kd.media.compressed_images import MAX_PIXELS, image_size
 from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.progress import track
 from drone_kd.text import one_line
+from drone_kd_training.data.dataset import check_number_of_boxes
 from drone_kd_training.quiet import reworded
 
 # A file that cannot exist.
@@ -114,6 +119,9 @@ def _verify(item: tuple) -> Any:
         _check_image(Path(image))
         if os.path.isfile(labels) and os.path.getsize(labels) > _MAX_LABEL_BYTES:  # noqa: PTH113, PTH202
             raise ValueError(f"labels of more than {_MAX_LABEL_BYTES / 1e6:g} MB")
+        if os.path.isfile(labels):  # noqa: PTH113
+            with Path(labels).open("rb") as file:
+                check_number_of_boxes(sum(1 for line in file if line.strip()), labels)
     except (OSError, ValueError) as error:
         reason = str(error).removeprefix(f"{image}: ")
         message = f"{prefix}{image}: ignoring corrupt image/label: {reason}"
@@ -148,7 +156,22 @@ def _read(path: str | Path, flags: int = 0) -> np.ndarray | None:
         return None
 
 
+def _find(pattern: str, recursive: bool = True) -> list[str]:
+    """Return the paths with a dot below a folder, as `glob` of "FOLDER/**/*.*".
+
+    Links to folders below it are not followed.
+    """
+    top = pattern.removesuffix(os.path.join("**", "*.*"))  # noqa: PTH118
+    found = []
+    for folder, below, files in os.walk(re.sub(r"\[([*?[])\]", r"\1", top)):
+        below[:] = [name for name in below if not name.startswith(".")]
+        names = [name for name in (*below, *files) if "." in name[1:] and name[0] != "."]
+        found += [os.path.join(folder, name) for name in names]  # noqa: PTH118
+    return found
+
+
 # Ultralytics looks these names up when it reads an image, checks one, and opens a data set.
+base.__dict__["glob"] = SimpleNamespace(glob=_find, escape=glob.escape)
 base.__dict__["imread"] = _read
 utils.__dict__[utils._replace_image.__name__] = lambda path, write: None
 base.__dict__[base.check_file_speeds.__name__] = lambda files, **_: None
