@@ -117,6 +117,11 @@ def declaring(shape: str) -> bytes:
     return whole.replace(b"(1, 6), }" + b" " * (len(shape) - 6), f"{shape}, }}".encode())
 
 
+def headed(text: str) -> bytes:
+    """A file of NumPy's format with any header."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -134,6 +139,12 @@ def declaring(shape: str) -> bytes:
         declaring("(1000000000, 6)"),
         declaring("(10000000000000, 6)"),
         declaring("(-1, 6)"),
+        headed("("),
+        headed("(" * 5000),
+        headed("-" * 9000 + "1"),
+        npy(np.zeros((3001, 6), np.float32)),
+        b"PK\x03\x04 no archive",
+        b"PK\x05\x06" + bytes(18),
     ],
     ids=lambda content: f"{len(content)} bytes",
 )

@@ -28,6 +28,7 @@ from drone_kd.parsing import ParseError, read_limited
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import track
 from drone_kd.text import one_line
+from drone_kd_training.data.dataset import MAX_BOXES
 from drone_kd_training.data.folders import real_folder
 from drone_kd_training.data.names import DataError
 from drone_kd_training.evaluation.evaluate import IOU
@@ -43,6 +44,7 @@ from drone_kd_training.teachers.teaching_plan import Teacher
 
 # Of the predictions for one image: rows of six float32, after a header.
 MAX_TABLE_BYTES = 1_000_000
+_MAGIC, _MAX_HEADER = b"\x93NUMPY", 1_000
 # Incremented when the same settings give other predictions.
 _VERSION = 1
 
@@ -141,15 +143,18 @@ class PredictionCache:
 def read_table(path: Path, classes: int) -> np.ndarray:
     """Return a table of `PredictionCache.of` from its .npy file; DataError if it is none."""
     try:
-        content = io.BytesIO(read_limited(path, MAX_TABLE_BYTES))
-        table = np.load(content, allow_pickle=False)
+        content = read_limited(path, MAX_TABLE_BYTES)
+        if not content.startswith(_MAGIC):  # NumPy would read archives, too
+            raise ValueError("expected the format of NumPy")
+        table = np.load(io.BytesIO(content), allow_pickle=False, max_header_size=_MAX_HEADER)
     except ParseError as error:
         raise DataError(f"{error}; delete it") from None
-    except (ValueError, EOFError, MemoryError, OverflowError, SyntaxError):
+    except Exception:  # the header is parsed as Python: as many types as that has
         table = None
     if (
         not isinstance(table, np.ndarray)
         or (table.dtype, table.shape[1:]) != (np.float32, (6,))
+        or len(table) > MAX_BOXES
         or not (np.abs(table) <= classes).all()
         or not (table[:, 4:] >= 0).all()
         or not (table[:, 4] <= 1).all()
