@@ -227,6 +227,40 @@ def test_urls_are_shown_without_credentials(monkeypatch):
     assert "secret" not in str(error.value)
 
 
+class Failing(Listing):
+    """A remote folder whose errors hold its URL."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def find(self, path: str) -> list[str]:
+        raise self.error
+
+
+class StatusError(Exception):
+    """As HTTP clients raise them: no OSError."""
+
+    status = 403
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError("https://me:secret@host.invalid/f?token=secret"),
+        StatusError("403, url='https://me:secret@host.invalid/f'"),
+        ValueError("secret"),
+        PermissionError(13, "Permission denied", "https://me:secret@host.invalid/f"),
+        ModuleNotFoundError("secret", name="s3fs"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_of_downloads_are_shown_without_credentials(error, cache, monkeypatch):
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (Failing(error), "f"))
+    with pytest.raises(SourceError, match=type(error).__name__) as shown:
+        local("https://me:secret@host.invalid/f?token=secret")
+    assert "secret" not in str(shown.value)
+
+
 def no_home():
     raise RuntimeError("no home")
 

@@ -30,8 +30,10 @@ SCHEMES = (
 MAX_BYTES, MAX_FILES = 200_000_000_000, 100_000
 # Of flights that are one file: fsspec would read an HTTP file to tell whether it is a folder.
 _FILE_SUFFIXES = (*VIDEO_SUFFIXES, ".mcap", ".db3")
-# What fsspec and the libraries below it raise: each its own, and most are an OSError.
-_FAILED = (OSError, ValueError, ImportError, RuntimeError, TypeError, LookupError)
+
+
+class _RefusedError(ValueError):
+    """Flight that is not downloaded; the message holds nothing of its URL."""
 
 
 def safe(text: str) -> str:
@@ -66,17 +68,29 @@ def fetch(url: str) -> Path:
     if scheme not in SCHEMES or "::" in url:
         raise SourceError(f"{shown}: expected a single URL of {', '.join(SCHEMES)}")
     digest = hashlib.sha256(url.encode(errors="surrogateescape")).hexdigest()[:32]
-    target: Path | None = None
     try:
         target = private_folder(_cache_folder()) / digest / _local_name(url)
+    except (OSError, RuntimeError) as error:
+        raise SourceError(f"{shown}: cannot be fetched ({one_line(error)})") from None
+    try:
         if not target.exists():
             files, root = fsspec.core.url_to_fs(url)
             with atomic_folder(target.parent, mode=0o700) as new:
                 _download(files, root, new / target.name)
-    except _FAILED as error:
-        if target is None or not target.exists():  # another process may have been faster
-            raise SourceError(f"{shown}: cannot be fetched ({one_line(error)})") from None
+    except Exception as error:  # each library below fsspec has its own
+        if not target.exists():  # another process may have been faster
+            raise SourceError(f"{shown}: cannot be fetched ({_reason(error)})") from None
     return target
+
+
+def _reason(error: Exception) -> str:
+    """Return why a download failed, without the URL that most messages hold, and its secrets."""
+    if isinstance(error, _RefusedError):
+        return one_line(error)
+    if isinstance(error, ImportError) and error.name:
+        return f"{type(error).__name__}: {one_line(error.name)} is not installed"
+    details = getattr(error, "strerror", None) or getattr(error, "status", None)
+    return f"{type(error).__name__}{f': {one_line(details, 60)}' if details else ''}"
 
 
 def _cache_folder() -> Path:
@@ -117,7 +131,7 @@ class _Limit(fsspec.Callback):
     def check(self, size: int) -> None:
         """Raise ValueError if a flight of this size is too large."""
         if size > MAX_BYTES:
-            raise ValueError(f"expected at most {MAX_BYTES / 1e9:g} GB, got more")
+            raise _RefusedError(f"expected at most {MAX_BYTES / 1e9:g} GB, got more")
 
 
 def _listed(files: Any, root: str, target: Path) -> Iterator[tuple[str, Path]]:
@@ -127,12 +141,12 @@ def _listed(files: Any, root: str, target: Path) -> Iterator[tuple[str, Path]]:
         return
     names = files.find(root)
     if len(names) > MAX_FILES:
-        raise ValueError(f"more than {MAX_FILES} files")
+        raise _RefusedError(f"more than {MAX_FILES} files")
     for remote in names:
         relative = remote.removeprefix(root.rstrip("/") + "/")
         parts = relative.split("/")
         if relative == remote or not all(map(_is_name, parts)):
-            raise ValueError(f"{one_line(repr(remote), 60)} is outside the flight's folder")
+            raise _RefusedError("a name in it is outside the flight's folder")
         yield remote, target.joinpath(*parts)
 
 
