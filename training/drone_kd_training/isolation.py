@@ -100,4 +100,4 @@ def replace_in_ultralytics(function: Any, replacement: Any) -> None:
 
 
 def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "") not in ("", "0")
+    return os.environ.get(variable, "").strip().lower() in ("1", "true", "yes", "on")

@@ -16,6 +16,7 @@ from ultralytics.nn.tasks import DetectionModel, WorldModel
 from ultralytics.utils.torch_utils import is_qat, prepare_qat, qat_state
 
 from command_line import only_message, run
+from drone_kd_training.isolation import load_safely, may_download
 from drone_kd_training.models.checkpoints import (
     PACKAGED_MODELS,
     UnusableModelError,
@@ -346,6 +347,18 @@ def test_trust_lets_a_command_load_any_checkpoint(
     assert run(command, *arguments, "--trust") == 2
     assert "is not an Ultralytics checkpoint" in only_message(capsys) and ran.exists()
     assert os.environ["DRONE_KD_TRUST_CHECKPOINTS"] == "1"  # its subprocesses trust it, too
+
+
+@pytest.mark.parametrize("value", ["", "0", "false", "No", "OFF", "2", "1", "true", "Yes", " on"])
+def test_only_a_clear_yes_sets_a_variable(value, monkeypatch):
+    monkeypatch.setenv("DRONE_KD_DOWNLOADS", value)
+    assert may_download() == (value in ("1", "true", "Yes", " on"))
+    monkeypatch.setenv("ULTRALYTICS_SAFE_LOAD", "")
+    for module in ("ultralytics.utils", "ultralytics.nn.tasks"):
+        monkeypatch.setattr(f"{module}.SAFE_LOAD", True)
+    monkeypatch.setenv("DRONE_KD_TRUST_CHECKPOINTS", value)
+    load_safely()
+    assert os.environ["ULTRALYTICS_SAFE_LOAD"] == str(int(not may_download()))
 
 
 @pytest.mark.slow  # imports torch in another process

@@ -189,6 +189,8 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
     found: dict = {}
     for pair in node.value:
         key, value = (loader.construct_object(part, deep=True) for part in pair)
+        if isinstance(key, (list, dict, set)):
+            raise DataError(f"{_quoted(key)}: expected a name as key")
         if key in found and found[key] != value:
             was, now = _quoted(found[key]), _quoted(value)
             raise DataError(f"{_quoted(key)} is given twice: as {was} and as {now}")
