@@ -21,6 +21,7 @@ from drone_kd_training.distillation.distill import distill
 from drone_kd_training.distillation.uncached_dataset import UncachedDataset, _find
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.teachers.predict import predict
+from folder_content import folder_content
 from tiny_training import NAMES, SIZE, draw_set
 from touch_file import TouchFile
 
@@ -34,14 +35,6 @@ def hostile_set(tmp_path) -> Path:
         np.save(buffer, np.array({"version": TouchFile(tmp_path / "ran")}, dtype=object))
         path.with_suffix(".cache").write_bytes(buffer.getvalue())
     return data
-
-
-def content(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Return when each file and folder was changed, and the bytes of the files."""
-    return {
-        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
-        for path in [folder, *folder.rglob("*")]
-    }
 
 
 def open_set(data: Path, **options) -> UncachedDataset:
@@ -130,10 +123,10 @@ def test_read_only_data_with_caches_of_others_give_the_model_of_a_plain_copy(
     protected = [*hostile_set.parent.rglob("*"), hostile_set.parent]
     for path in protected:  # root writes nevertheless: the content is compared, too
         path.chmod(0o555 if path.is_dir() else 0o444)
-    before = content(hostile_set.parent)
+    before = folder_content(hostile_set.parent)
     found = trained(hostile_set, teacher, square_detector, tmp_path / "run")
     assert not (tmp_path / "ran").exists()
-    assert content(hostile_set.parent) == before
+    assert folder_content(hostile_set.parent) == before
     expected = trained(plain / "data.yaml", teacher, square_detector, tmp_path / "copy")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     for path in reversed(protected):  # for pytest, which deletes it
@@ -152,9 +145,9 @@ def test_jpeg_with_bytes_after_its_end_is_used_as_it_is(tmp_path, caplog):
     add_jpeg(image)
     pixels = cv2.imread(str(image))
     image.write_bytes(image.read_bytes() + bytes(100))
-    before = content(data.parent)
+    before = folder_content(data.parent)
     np.testing.assert_array_equal(open_set(data).load_image(0)[0], pixels)
-    assert content(data.parent) == before
+    assert folder_content(data.parent) == before
 
 
 @pytest.mark.slow  # imports Ultralytics in another process

@@ -15,6 +15,7 @@ from drone_kd_training.evaluation.evaluate import CONFIDENCE, IOU, evaluate
 from drone_kd_training.export.export import export
 from drone_kd_training.models.checkpoints import UnusableModelError, load_model
 from drone_kd_training.models.torch_backend import TorchBackend
+from folder_content import folder_content
 from square_detector import draw_squares
 from tiny_model import write_bright_cell_model
 from tiny_training import NAMES, SIZE, draw_set, save_checkpoint
@@ -168,3 +169,10 @@ def test_unusable_input_is_refused(tiny_data, square_detector, tmp_path):
         evaluate(save_checkpoint(tmp_path / "ships.pt", names=("ship",)), tiny_data)
     with pytest.raises(ValueError, match=r"expected a \.pt or \.onnx"):
         evaluate(tmp_path / "model.tflite", tiny_data)
+
+
+def test_evaluation_leaves_the_data_set_as_it_was(square_detector, tmp_path):
+    data = draw_set(tmp_path / "set", train=1, val=2)
+    before = folder_content(data.parent)
+    evaluate(load_model(str(square_detector))[0], data, imgsz=SIZE)
+    assert folder_content(data.parent) == before

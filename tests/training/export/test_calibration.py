@@ -6,6 +6,8 @@ import pytest
 
 from drone_kd_training.data.dataset import DataError, image_paths, load_data
 from drone_kd_training.export.calibration import calibrate, names_sha256, spread
+from folder_content import folder_content
+from tiny_training import draw_set
 
 
 def test_frames_are_spread_evenly():
@@ -29,3 +31,11 @@ def test_frames_of_another_size_and_unreadable_ones(half, tmp_path):
     assert both["model.model.0.conv.weight"] == pytest.approx(200 / 255, abs=1e-3)
     with pytest.raises(DataError, match="none of 1 images is readable"):
         calibrate(graph, spec, [tmp_path / "broken.png"])
+
+
+def test_calibration_leaves_the_data_set_as_it_was(half, tmp_path):
+    _, graph, spec = half
+    data = draw_set(tmp_path / "set", train=2, val=1)
+    before = folder_content(data.parent)
+    calibrate(graph, spec, image_paths(load_data(data).train))
+    assert folder_content(data.parent) == before

@@ -251,6 +251,7 @@ class StatusError(Exception):
         ValueError("secret"),
         PermissionError(13, "Permission denied", "https://me:secret@host.invalid/f"),
         ModuleNotFoundError("secret", name="s3fs"),
+        ImportError("secret"),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -87,8 +87,9 @@ def _reason(error: Exception) -> str:
     """Return why a download failed, without the URL that most messages hold, and its secrets."""
     if isinstance(error, _RefusedError):
         return one_line(error)
-    if isinstance(error, ImportError) and error.name:
-        return f"{type(error).__name__}: {one_line(error.name)} is not installed"
+    if isinstance(error, ImportError):  # fsspec's has the one with the name as its cause
+        name = error.name or getattr(error.__cause__, "name", None) or "a library for it"
+        return f"{type(error).__name__}: {one_line(name)} is not installed"
     details = getattr(error, "strerror", None) or getattr(error, "status", None)
     return f"{type(error).__name__}{f': {one_line(details, 60)}' if details else ''}"
 
