@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 import unicodedata
 from typing import Any, TextIO
@@ -9,6 +10,12 @@ from typing import Any, TextIO
 # Categories of Unicode: control, format (e.g. direction overrides), surrogate, private use,
 # unassigned, line separator, paragraph separator.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Control characters, surrogates, line and paragraph separators, controls of the text direction and
+# the byte order mark. Names need other format characters: joiners (Persian, emoji), soft hyphens.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029"
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
+)
 
 # Few lines of YAML or a pickle may hold lists of the same lists that would be gigabytes of text.
 _short = reprlib.Repr()
@@ -51,8 +58,14 @@ class PrintableStream:
 
 
 def is_plain(text: str) -> bool:
-    """Return whether text is one line of characters that print, and can be written as UTF-8."""
-    return not any(unicodedata.category(character) in _HIDDEN for character in text)
+    """Return whether text is one line in reading order, and can be written as UTF-8."""
+    return _UNSAFE.search(text) is None
+
+
+def unsafe_character(text: str) -> str:
+    """Return the first character for which `is_plain` refuses text, e.g. "U+202E"; else ""."""
+    found = _UNSAFE.search(text)
+    return f"U+{ord(found[0]):04X}" if found else ""
 
 
 def _escaped(character: str) -> str:

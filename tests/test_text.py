@@ -2,6 +2,7 @@ import io
 
 import pytest
 
+import class_names
 from drone_kd.text import PrintableStream, is_plain, one_line
 
 
@@ -33,13 +34,27 @@ def test_text_at_the_limit_is_complete():
     assert one_line("x" * 50, 50) == "x" * 50
 
 
-@pytest.mark.parametrize("text", ["", "car", "two words", "Größe", "车", "🚗"])
+@pytest.mark.parametrize(
+    "text", ["", "car", "two words", "Größe", "车", "🚗", *class_names.UNUSUAL]
+)
 def test_plain_text(text):
     assert is_plain(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["\x1b[0m", "a\nb", "\ud800", "\u202e", "a\x00", "\x7f", "\u2028"]
+    "text",
+    [
+        "\x1b[0m",
+        "a\nb",
+        "\ud800",
+        "\u202e",
+        "a\x00",
+        "\x7f",
+        "\u2028",
+        "\ufeff",
+        "\u2066",
+        "\u200f",
+    ],
 )
 def test_text_that_is_not_plain(text):
     assert not is_plain(text)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 from drone_kd.parsing import ParseError, parse_json
-from drone_kd.text import is_plain, one_line
+from drone_kd.text import is_plain, one_line, unsafe_character
 
 METADATA_KEY = "drone_kd"
 SCHEMA = 2
@@ -24,6 +25,8 @@ MAX_ENTRIES, MAX_TEXT = 1000, 2000  # of a table; characters of a text
 _LARGEST = 1e15  # of a number
 
 _EXPORT_HINT = "export it with: drone-kd export best.pt --output model.onnx"
+# Another export of the same checkpoint would be refused alike.
+_NAMES_HINT = "rename the classes in the checkpoint, then: drone-kd export best.pt"
 
 
 class ModelError(ValueError):
@@ -69,9 +72,9 @@ class ModelSpec:
         _require(received in INPUTS.values(), "layout, dtype, colour", layouts, received)
         pixels = f"a number of pixels, 1 to {MAX_SIDE_PX}"
         text = f"one line of at most {MAX_TEXT} characters"
-        names = f"a list of 1 to {MAX_CLASSES} distinct names of one line"
+        if problem := _names_problem(self.classes):
+            raise ModelError(f"model metadata: classes: {problem}; {_NAMES_HINT}")
         for key, valid, expected in (
-            ("classes", _are_names(self.classes), f"{names}, at most {MAX_NAME} characters each"),
             ("input_width", _is_count(self.input_width, MAX_SIDE_PX), pixels),
             ("input_height", _is_count(self.input_height, MAX_SIDE_PX), pixels),
             ("batch", _is_count(self.batch, MAX_BATCH), f"a number of frames, 1 to {MAX_BATCH}"),
@@ -149,7 +152,7 @@ def is_sha256(text: object) -> bool:
 
 
 def is_text(value: object, limit: int = MAX_TEXT) -> bool:
-    """Return whether a value is one line of at most `limit` characters that print."""
+    """Return whether a value is one line of at most `limit` characters; see `is_plain`."""
     return isinstance(value, str) and len(value) <= limit and is_plain(value)
 
 
@@ -167,13 +170,33 @@ def _is_count(value: object, most: int) -> bool:
     return type(value) is int and 0 < value <= most
 
 
-def _are_names(values: object) -> bool:
-    return (
-        isinstance(values, tuple)
-        and 0 < len(values) <= MAX_CLASSES
-        and all(is_text(value, MAX_NAME) and value and value == value.strip() for value in values)
-        and len(set(values)) == len(values)
-    )
+def class_name_problem(name: object) -> str:
+    """Return why a value cannot be a class name: "expected X, got Y"; "": it can."""
+    if not isinstance(name, str):
+        return f"expected a name, got {type(name).__name__}"
+    if not name.strip() or len(name) > MAX_NAME:
+        got = f"{len(name)} characters" if name.strip() else "an empty one"
+        return f"expected a name of 1 to {MAX_NAME} characters, got {got}"
+    if character := unsafe_character(name):
+        expected = "a name without control and text direction characters"
+        return f"expected {expected}, got {character} in {one_line(repr(name), 60)}"
+    return ""
+
+
+def _names_problem(values: object) -> str:
+    if not isinstance(values, tuple) or not 0 < len(values) <= MAX_CLASSES:
+        got = f"{len(values)} names" if isinstance(values, tuple) else one_line(repr(values), 60)
+        return f"expected a list of 1 to {MAX_CLASSES} names, got {got}"
+    for number, name in enumerate(values):
+        if problem := class_name_problem(name):
+            return f"class {number}: {problem}"
+        # Blanks at the ends stay: exports of earlier versions have them.
+    return _repeated(values)
+
+
+def _repeated(names: Sequence[str]) -> str:
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    return f"expected distinct names, got {one_line(twice[0], 60)} more than once" if twice else ""
 
 
 def _are_values(mapping: object, is_valid: Callable[[object], bool]) -> bool:

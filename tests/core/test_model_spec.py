@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+import class_names
 from drone_kd.core.model_spec import METADATA_KEY, ModelError, ModelSpec
 from tiny_model import tiny_spec
 
@@ -46,9 +47,9 @@ def test_shapes():
         ({"head": "detr"}, "head: expected dense or end2end, got 'detr'"),
         ({"threshold": 3}, "unknown threshold"),
         ({"licence": None}, "missing licence"),
-        ({"classes": []}, "classes: expected a list of 1 to 10000 distinct names"),
-        ({"classes": ["car", "car"]}, "classes: expected a list of 1 to 10000 distinct names"),
-        ({"classes": "car"}, "classes: expected a list of 1 to 10000 distinct names"),
+        ({"classes": []}, "classes: expected a list of 1 to 10000 names, got 0 names"),
+        ({"classes": ["car", "car"]}, "classes: expected distinct names, got car more than once"),
+        ({"classes": "car"}, "classes: expected a list of 1 to 10000 names, got 'car'"),
         ({"input_width": 0}, "input_width: expected a number of pixels"),
         ({"input_height": "640"}, "input_height: expected a number of pixels"),
         ({"source_sha256": "abc"}, "source_sha256: expected 64 hex digits"),
@@ -73,24 +74,24 @@ CALIBRATION = {"frames": 5, "data": "cars", "names_sha256": "0" * 64}
     ("changes", "message"),
     [
         *(
-            ({"classes": classes}, "classes: expected a list of 1 to 10000 distinct names")
-            for classes in (
-                [""],
-                [" "],
-                ["car "],
-                ["c" * 101],
-                ["c" * 1_000_000],
-                ["c\x1b[2J"],
-                ["c\ud800"],
-                ["c\u202e"],
-                ["a\nb"],
-                ["a\u2028b"],
-                [["car"]],
-                [None],
-                [str(number) for number in range(10_001)],
-                {"car": 1},
+            ({"classes": ["car", name]}, f"classes: class 1: expected {problem}")
+            for name, problem in (
+                ("", "a name of 1 to 100 characters, got an empty one"),
+                (" ", "a name of 1 to 100 characters, got an empty one"),
+                ("c" * 101, "a name of 1 to 100 characters, got 101 characters"),
+                ("c" * 1_000_000, "a name of 1 to 100 characters, got 1000000 characters"),
+                ("c\x1b[2J", "a name without control and text direction characters, got U+001B"),
+                ("c\ud800", "a name without control and text direction characters, got U+D800"),
+                ("c\u202e", "a name without control and text direction characters, got U+202E"),
+                ("a\nb", "a name without control and text direction characters, got U+000A"),
+                ("a\u2028b", "a name without control and text direction characters, got U+2028"),
+                ("\ufeffa", "a name without control and text direction characters, got U+FEFF"),
+                (["car"], "a name, got list"),
+                (None, "a name, got NoneType"),
             )
         ),
+        ({"classes": [str(n) for n in range(10_001)]}, "1 to 10000 names, got 10001 names"),
+        ({"classes": {"car": 1}}, "expected a list of 1 to 10000 names, got {'car': 1}"),
         ({"input_width": 8193}, "input_width: expected a number of pixels, 1 to 8192, got 8193"),
         ({"input_height": True}, "input_height: expected a number of pixels, 1 to 8192, got True"),
         ({"input_height": 64.0}, "input_height: expected a number of pixels"),
@@ -134,6 +135,17 @@ def test_largest_values_are_accepted():
     tiny_spec(input_width=8192, input_height=4096, classes=("c" * 100,), attribution="é" * 2000)
     tiny_spec(batch=64, input_width=640, input_height=640, metrics={"loss": -1e15, "n": 5})
     tiny_spec(classes=("two-wheeler", "Fußgänger", "車", "a (b)", "it's", "100 %", "🚗"))
+
+
+@pytest.mark.parametrize("name", class_names.UNUSUAL)
+def test_unusual_class_names_are_kept_as_stored(name):
+    spec = tiny_spec(classes=("car", name))
+    assert ModelSpec.from_metadata(spec.to_metadata()).classes == ("car", name)
+
+
+def test_advice_for_a_class_name_is_to_rename_it():
+    with pytest.raises(ModelError, match="rename the classes in the checkpoint"):
+        ModelSpec.from_metadata(metadata(classes=["car", ""]))
 
 
 @pytest.mark.parametrize("foreign", [{}, {"names": "{0: 'car'}"}, {METADATA_KEY: "not JSON"}])

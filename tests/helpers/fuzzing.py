@@ -10,8 +10,6 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from drone_kd.text import is_plain
-
 MAX_MESSAGE = 500
 
 # Sizes, counts and offsets of a file format, at their limits.
@@ -45,7 +43,7 @@ def only(*expected: type[Exception]) -> Iterator[None]:
 def check_line(error: object) -> None:
     """Check that a message is one short, printable line."""
     text = str(error)
-    assert text and is_plain(text) and len(text) < MAX_MESSAGE, repr(text[: 2 * MAX_MESSAGE])
+    assert text and text.isprintable() and len(text) < MAX_MESSAGE, repr(text[: 2 * MAX_MESSAGE])
 
 
 @st.composite

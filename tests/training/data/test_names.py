@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import pytest
 
+import class_names
 from drone_kd_training.data.names import DataError, class_list
 
 
@@ -11,7 +12,8 @@ from drone_kd_training.data.names import DataError, class_list
         ["car"] * 100_000,
         [str(i) for i in range(100_000)],
         ["car", ""],
-        ["car", "bus "],
+        ["bus", "bus "],
+        ["car\u202e"],
         ["x" * 1_000_000],
         ["car", "a\x1b]0;title\x07"],
         ["a\nb"],
@@ -29,3 +31,15 @@ def test_unusable_class_names_are_refused_in_one_short_line(names):
 def test_class_names_in_any_script_are_kept():
     names = ("Fußgänger", "автомобиль", "車", "two wheeler", "other_vehicle", "a/b", "..")
     assert class_list(names, "data.yaml") == names
+
+
+def test_unusual_class_names_are_kept_without_blanks_at_the_ends(caplog):
+    assert class_list(class_names.UNUSUAL, "data.yaml") == ("car", *class_names.UNUSUAL[1:])
+    (record,) = caplog.records
+    message = "data.yaml: removed blanks at the ends of class names: 'car '"
+    assert record.getMessage() == message
+
+
+def test_empty_class_name_is_named_by_its_index():
+    with pytest.raises(DataError, match=r"^data\.yaml: class 1: expected .*, got an empty one"):
+        class_list(["car", " ", "bus"], "data.yaml")

@@ -266,6 +266,13 @@ def test_size_of_training_is_checked(size, tmp_path):
             trained_imgsz(model)
 
 
+def test_blanks_at_the_ends_of_class_names_are_removed(tmp_path, caplog):
+    names = {0: "car ", 1: "👩\u200d🚒"}
+    path = changed_checkpoint(tmp_path / "a.pt", lambda model: setattr(model, "names", names))
+    assert class_names(load_model(str(path))[0]) == ("car", names[1])
+    assert f"{path}: removed blanks at the ends of class names: 'car '" in caplog.messages
+
+
 def test_list_of_class_names_is_accepted(tmp_path):
     def change(model):
         model.names = ["car", "person"]

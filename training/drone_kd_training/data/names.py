@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from drone_kd.core.model_spec import MAX_CLASSES, class_name_problem
 from drone_kd.text import is_plain, one_line
 
-MAX_CLASSES = 10_000
-MAX_CLASS_NAME = 100
+LOGGER = logging.getLogger(__name__)
+
 # Bytes in UTF-8 that a file system allows, and those of a name that gets numbers and suffixes.
 _MAX_NAME, _MAX_FILE_NAME = 255, 100
 _NOT_IN_FILE_NAMES = re.compile(r'[/\\<>:"|?*\[\]]')
@@ -29,23 +31,35 @@ class DataError(ValueError):
 def class_list(names: Iterable[object], where: object) -> tuple[str, ...]:
     """Return class names as text; ``where`` says in an error where they are from.
 
-    Raises DataError if there are none or too many, or a name is empty, too long, there twice, has
-    blanks at an end or characters that do not print.
+    Blanks at the ends of a name are removed, with one warning for all. Raises DataError if there
+    are none or too many, or a name is empty, too long, there twice, or has control characters.
     """
-    found = tuple(str(name) for name in names)
+    found = stripped([str(name) for name in names], where)
     if not 0 < len(found) <= MAX_CLASSES:
         raise DataError(
             f"{one_line(where)}: expected 1 to {MAX_CLASSES} class names, got {len(found)}"
         )
-    for name in found:
-        if not 0 < len(name) <= MAX_CLASS_NAME or name != name.strip() or not is_plain(name):
-            raise DataError(
-                f"{one_line(where)}: expected class names of 1 to {MAX_CLASS_NAME} characters "
-                f"that print, without blanks at the ends, got {one_line(repr(name), 60)}"
-            )
+    for number, name in enumerate(found):
+        if problem := class_name_problem(name):
+            raise DataError(f"{one_line(where)}: class {number}: {problem}; rename it")
     if len(set(found)) != len(found):
         shown = one_line(", ".join(found[:20]))
         raise DataError(f"{one_line(where)}: class names must be unique, found {shown}")
+    return found
+
+
+def stripped(names: Sequence[str], where: object) -> tuple[str, ...]:
+    """Return class names without blanks at their ends; one warning names those that had some."""
+    found = tuple(name.strip() for name in names)
+    changed = [
+        repr(name) for name, short in zip(names, found, strict=True) if short not in ("", name)
+    ]
+    if changed:
+        LOGGER.warning(
+            "%s: removed blanks at the ends of class names: %s",
+            one_line(where),
+            one_line(", ".join(changed[:20])),
+        )
     return found
 
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from ultralytics.nn import modules, tasks
 from ultralytics.nn.modules.conv import Conv
 
+from drone_kd.core.model_spec import MAX_CLASSES
 from drone_kd.text import one_line
 from drone_kd_training.isolation import DOWNLOADS, may_download
 
@@ -27,7 +28,6 @@ _WORDS = {
     "zeros", "reflect", "replicate", "circular", "same", "valid", "none", "tanh",
 }  # fmt: skip
 _MAX_NUMBER = 4096
-MAX_CLASSES = 10_000
 _MAX_LAYERS = 2_000
 _MAX_ACTIVATION = 1_000
 # The largest detector of Ultralytics has 140 million.

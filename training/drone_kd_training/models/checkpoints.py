@@ -16,15 +16,12 @@ from ultralytics.utils import SETTINGS
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-from drone_kd.core.model_spec import MAX_NAME
+from drone_kd.core.model_spec import MAX_CLASSES, class_name_problem
 from drone_kd.parsing import ParseError, read_yaml
-from drone_kd.text import is_plain, one_line
+from drone_kd.text import one_line
+from drone_kd_training.data.names import stripped
 from drone_kd_training.isolation import DOWNLOADS, TRUST, cut_off_ultralytics, may_download
-from drone_kd_training.models.architecture import (
-    MAX_CLASSES,
-    check_architecture,
-    check_outputs,
-)
+from drone_kd_training.models.architecture import check_architecture, check_outputs
 from drone_kd_training.models.safe_loading import guard_loading
 from drone_kd_training.quiet import first_line
 
@@ -232,7 +229,7 @@ def _check_detector(name: str, model: nn.Module, also: tuple[str, ...]) -> None:
         )
     names = cast(Any, model).names
     if isinstance(names, (list, tuple)):  # of old checkpoints
-        names = cast(Any, model).names = dict(enumerate(names))
+        names = dict(enumerate(names))
     count = cast(Any, head).nc
     if type(count) is not int or not 1 <= count <= MAX_CLASSES:
         raise UnusableModelError(
@@ -243,12 +240,14 @@ def _check_detector(name: str, model: nn.Module, also: tuple[str, ...]) -> None:
             f"{one_line(name)}: expected {count} class names, numbered from 0, got "
             f"{one_line(names)}"
         )
-    for number, text in names.items():
-        if type(text) is not str or not 0 < len(text) <= MAX_NAME or not is_plain(text):
+    for number in range(count):
+        text = names[number]
+        if problem := class_name_problem(text.strip() if isinstance(text, str) else text):
             raise UnusableModelError(
-                f"{one_line(name)}: class {number}: expected a name of 1 to {MAX_NAME} printable "
-                f"characters, got {one_line([text], 60)}"
+                f"{one_line(name)}: class {number}: {problem}; rename it in the checkpoint"
             )
+    found = stripped([names[number] for number in range(count)], name)
+    cast(Any, model).names = dict(enumerate(found))
 
 
 def detect_head(model: nn.Module) -> Detect:
