@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -35,22 +36,52 @@ def atomic_file(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     at `path` is replaced, not followed. The mode is that of the replaced file; without one it
     follows the umask. The folder has to exist. `suffix` is that of the temporary file, for writers
     that choose a format by it. After any exception `path` is as it was and the temporary file is
-    gone. OSError: `path` is, or links to, a folder, a device or a pipe.
+    gone. OSError: `path` is, or links to, a folder, a device or a pipe, or cannot be written; it
+    names `path`, not the temporary file.
     """
     mode = replaced_mode(path)
     temporary = _unpredictable(path, suffix)
-    temporary.open("xb").close()
-    try:
-        if mode is not None:
-            temporary.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)
-        yield temporary
-        sync(temporary)
-        if mode is not None:
-            temporary.chmod(mode)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _named(path, temporary):
+        temporary.open("xb").close()
+        try:
+            if mode is not None:
+                temporary.chmod(mode | stat.S_IRUSR | stat.S_IWUSR)
+            yield temporary
+            sync(temporary)
+            if mode is not None:
+                temporary.chmod(mode)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """Name `path` in an OSError that names `temporary`, or a file in it."""
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename)
+        if not name.startswith(str(temporary)):
+            raise
+        shown = f"{path}{name.removeprefix(str(temporary))}"
+        raise OSError(error.errno, error.strerror, shown) from error
+
+
+def check_writable(path: Path) -> None:
+    """Check before the work that a file can be written at `path`, whose folder need not exist.
+
+    OSError: `path` cannot be replaced, or no file can be made in its folder.
+    """
+    replaced_mode(path)
+    folder = next(p for p in (path.parent, *path.parent.absolute().parents) if p.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{one_line(path)}: expected a folder that can be written, got {one_line(folder)}"
+        )
 
 
 def replaced_mode(path: Path) -> int | None:
@@ -80,12 +111,13 @@ def atomic_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
     """
     temporary = _unpredictable(path, ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.mkdir(mode=mode)
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _named(path, temporary):
+        temporary.mkdir(mode=mode)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -128,6 +160,8 @@ def open_private_folder(path: str | Path) -> Iterator[int]:
         descriptor = os.open(path, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = error.strerror if isinstance(error, OSError) else error
+        if os.path.islink(path):  # noqa: PTH114  Path.is_symlink() raises for some names
+            reason = "it is a link; remove the link, or name the folder that it leads to"
         raise OSError(
             f"{one_line(path)}: expected a folder of your own, no file and no link: {reason}"
         ) from None
@@ -196,8 +230,9 @@ def _check_private(descriptor: int, path: Path) -> None:
     mode = stat.S_IMODE(status.st_mode)
     if mode & _WRITABLE_BY_OTHERS:
         raise PermissionError(
-            f"{one_line(path)}: expected a folder that only you can write, got mode {mode:04o}; "
-            "remove it, others may have put files there"
+            f"{one_line(path)}: expected a folder that only you can write, got mode {mode:04o}, "
+            "so its content is not trusted; remove it, or if you know every file in it: "
+            f"chmod go-w {one_line(path)}"
         )
     if mode & 0o777 != 0o700:
         os.fchmod(descriptor, 0o700)

@@ -8,6 +8,7 @@ import pytest
 from drone_kd.files import (
     atomic_file,
     atomic_folder,
+    check_writable,
     file_sha256,
     open_private_folder,
     private_folder,
@@ -184,6 +185,31 @@ def test_folder_appears_complete(tmp_path, umask, exists):
     assert mode(tmp_path / "private") == 0o700
 
 
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
+def test_error_names_the_output_and_not_the_temporary_file(tmp_path, write):
+    path = tmp_path / "file"
+    with pytest.raises(OSError, match=r"\[Errno") as raised, write(path) as temporary:
+        (temporary / "x").touch() if temporary.is_file() else temporary.rmdir()
+    assert raised.value.filename.startswith(str(path))
+    assert ".tmp" not in str(raised.value)
+
+
+def test_missing_folder_is_named_and_not_the_temporary_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised:
+        write_bytes(tmp_path / "no" / "file", b"")
+    assert raised.value.filename == str(tmp_path / "no" / "file")
+
+
+@pytest.mark.parametrize("name", ["file", "new/folder/file"])
+def test_folder_that_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch, name):
+    check_writable(tmp_path / name)
+    # Root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(PermissionError, match=f"a folder that can be written, got {tmp_path}$"):
+        check_writable(tmp_path / name)
+    assert not tree(tmp_path)
+
+
 def test_interrupted_folder_leaves_nothing(tmp_path):
     def write_half():
         with atomic_folder(tmp_path / "folder") as temporary:
@@ -224,12 +250,12 @@ def test_private_folder_and_its_parents_are_made_private(tmp_path, umask):
 @pytest.mark.parametrize(
     ("kind", "problem"),
     [
-        ("link", "no file and no link: Not a directory"),
+        ("link", "no file and no link: it is a link; remove the link, or name the folder"),
         ("file", "no file and no link: Not a directory"),
         ("null", "embedded null byte"),
         ("long", "File name too long"),
         ("writable", "expected a folder that only you can write, got mode 0777"),
-        ("group", "expected a folder that only you can write, got mode 0770"),
+        ("group", "got mode 0770, so its content is not trusted; remove it, .*: chmod go-w /"),
     ],
 )
 def test_folder_that_is_not_private_is_refused(tmp_path, kind, problem):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from drone_kd.backends import RUNTIMES
-from drone_kd.files import replaced_mode
+from drone_kd.files import check_writable
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import print_line
@@ -56,7 +56,7 @@ def check_folder(option: str, path: Path) -> None:
     try:
         if not path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {path.parent}")
-        replaced_mode(path)
+        check_writable(path)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise SourceError(f"{option} {one_line(path)}: {one_line(reason)}") from None

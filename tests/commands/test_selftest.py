@@ -126,10 +126,13 @@ def test_boxes_barely_above_the_threshold_may_be_missing():
         ("{tmp_path}/no/x.json", "there is no folder"),
         ("{tmp_path}/" + "x" * 300, "File name too long"),
         ("a\0b", "null byte"),
+        ("{tmp_path}/closed/x.json", "a folder that can be written, got /"),
     ],
 )
 def test_unusable_output_is_refused_before_the_test(tmp_path, monkeypatch, capfd, output, problem):
     monkeypatch.setattr(selftest, "run_selftest", partial(pytest.fail, "run"))
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: path.name != "closed")
     assert cli.main(["selftest", "--output", output.format(tmp_path=tmp_path)]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("drone-kd: error: --output ") and problem in line

@@ -12,6 +12,7 @@ from drone_kd_training.data.dataset import (
     image_paths,
     label_path,
     load_data,
+    read_labels,
     read_sample,
 )
 
@@ -38,7 +39,10 @@ def test_relative_paths_are_taken_from_the_yaml(tiny_data, monkeypatch, tmp_path
         ("train: images/train\nval: images/val\nnames: car", "a list of class names"),
         ("train: images/train\nval: images/val\nnames: [[car]]", "a list of class names"),
         ("train: images/train\nval: images/val\nnames: {0: a, x: b}", "numbered 0 to 1"),
-        ('train: images/train\nval: images/val\nnames: ["a\\x1b[2J"]', "characters that print"),
+        (
+            'train: images/train\nval: images/val\nnames: ["a\\x1b[2J"]',
+            "control and text direction",
+        ),
         ('train: images/train\nval: "images\\0"\nnames: [car]', "without control characters"),
         ("train: images/train\nval: [images/val]\nnames: [car]", "one folder or list file"),
         (f"train: images/train\nval: {'x' * 300}\nnames: [car]", "at most 255 bytes"),
@@ -127,6 +131,20 @@ def test_image_with_invalid_labels_is_ignored_with_one_warning(tmp_path, caplog,
         assert read_sample(image, 2) is None
     (record,) = caplog.records
     assert re.search(expected, record.getMessage())
+
+
+def test_byte_order_mark_in_labels_and_lists_is_skipped(tmp_path):
+    labels = tmp_path / "a.txt"
+    labels.write_text("0 0.5 0.5 0.1 0.1\n", encoding="utf-8-sig")
+    assert read_labels(labels, 1).tolist() == [[0, 0.5, 0.5, 0.1, 0.1]]
+    (tmp_path / "train.txt").write_text("a.png\n", encoding="utf-8-sig")
+    assert image_paths(tmp_path / "train.txt") == [tmp_path / "a.png"]
+
+
+def test_text_in_another_encoding_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / "train.txt").write_bytes("grün.png\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"expected text in UTF-8; save it as UTF-8$"):
+        image_paths(tmp_path / "train.txt")
 
 
 def test_corrupt_image_is_ignored_and_missing_labels_mean_no_object(tmp_path, caplog):

@@ -172,7 +172,7 @@ def small_but_declared(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["bomb", "truncated", "pipe", "folder", "long labels", "name"])
 def test_unusable_image_is_left_out_and_named_in_one_line(kind, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("drone_kd_training.distillation.uncached_dataset._MAX_LABEL_BYTES", 1000)
+    monkeypatch.setattr("drone_kd_training.distillation.uncached_dataset.MAX_LABEL_BYTES", 1000)
     data = draw_set(tmp_path / "set", train=3, val=1)
     image = data.parent / "images" / "train" / "000.png"
     labels = data.parent / "labels" / "train" / "000.txt"

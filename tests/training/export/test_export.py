@@ -269,6 +269,12 @@ def test_lineage_is_part_of_the_metadata(square_detector, tmp_path):
     assert ancestor.sha256 == hashlib.sha256(parent.read_bytes()).hexdigest()
 
 
+def test_output_that_cannot_be_written_is_found_before_the_work(tmp_path):
+    (tmp_path / "model.onnx").mkdir()
+    with pytest.raises(OSError, match="expected a file to replace"):
+        export(tmp_path / "missing.pt", tmp_path / "model.onnx")
+
+
 def test_output_must_be_onnx(square_detector, tmp_path):
     with pytest.raises(ValueError, match=r"must end in \.onnx"):
         export(square_detector, tmp_path / "model.engine")

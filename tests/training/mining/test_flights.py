@@ -156,6 +156,14 @@ def test_frames_that_another_user_planted_in_the_cache_are_not_used(
         plan([folder.as_uri()], [], refuse)
 
 
+def test_relative_cache_folder_of_the_environment_is_ignored(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folder = write_images(tmp_path / "p", 1)
+    assert local(folder.as_uri()).is_relative_to(tmp_path / ".cache" / "drone_kd" / "flights")
+
+
 def test_downloads_are_private_and_small_enough(tmp_path, cache, monkeypatch):
     folder = write_images(tmp_path / "p", 5)
     path = local(folder.as_uri())
@@ -218,10 +226,9 @@ def test_urls_are_shown_without_credentials(monkeypatch):
     shown = shown_flight("https://me:secret@host.invalid/a/b.mp4?token=secret#secret")
     assert shown == "https://host.invalid/a/b.mp4"
     assert shown_flight("flights/a?b@c.mp4") == "flights/a?b@c.mp4"
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr("pathlib.Path.home", no_home)
+    monkeypatch.setattr(remote_flights, "cache_folder", no_folder)
     with pytest.raises(
-        SourceError, match=r"host.invalid/b.mp4: cannot be fetched \(no home"
+        SourceError, match=r"host.invalid/b.mp4: cannot be fetched \(no folder"
     ) as error:
         local("https://me:secret@host.invalid/b.mp4?token=secret")
     assert "secret" not in str(error.value)
@@ -262,8 +269,8 @@ def test_errors_of_downloads_are_shown_without_credentials(error, cache, monkeyp
     assert "secret" not in str(shown.value)
 
 
-def no_home():
-    raise RuntimeError("no home")
+def no_folder(warn):
+    raise OSError("no folder")
 
 
 def test_bag_whose_clock_jumps_has_few_segments(tmp_path):

@@ -16,14 +16,13 @@ import numpy as np
 import yaml
 
 from drone_kd.files import write_text
-from drone_kd.media.image_files import SourceError, read_image
+from drone_kd.media.image_files import IMAGE_SUFFIXES, SourceError, read_image
 from drone_kd.parsing import MAX_BYTES, ParseError, read_limited, read_yaml
 from drone_kd.text import one_line
 from drone_kd_training.data.names import DataError, class_list, usable_path
 
 LOGGER = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Of one label file: some 100,000 boxes.
 MAX_LABEL_BYTES = 4_000_000
 # Of an image. Assignment takes memory in proportion to them: 30,000 need 4 GB at 320 px. Aerial
@@ -139,8 +138,7 @@ def image_paths(split: Path) -> list[Path]:
         found = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100  resolve() follows links, and labels go by the link's name
     if not found:
         raise DataError(
-            f"no image in {one_line(split)}: expected files ending in "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+            f"no image in {one_line(split)}: expected files ending in {', '.join(IMAGE_SUFFIXES)}"
         )
     return found
 
@@ -210,11 +208,11 @@ def check_number_of_boxes(number: int, path: str | Path) -> None:
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
     """Return a UTF-8 text of at most ``limit`` bytes; DataError if the file is no such text."""
     try:
-        return read_limited(path, limit).decode()
+        return read_limited(path, limit).decode("utf-8-sig")  # Windows may write a mark first
     except ParseError as error:
         raise DataError(str(error)) from None
     except UnicodeDecodeError:
-        raise DataError(f"{one_line(path)}: expected text in UTF-8") from None
+        raise DataError(f"{one_line(path)}: expected text in UTF-8; save it as UTF-8") from None
 
 
 def label_lines(

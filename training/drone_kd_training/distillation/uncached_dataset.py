@@ -23,18 +23,17 @@ from ultralytics.data import base, utils
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOGGER, NUM_THREADS
 
-from drone_kd.media.compressed_images import MAX_PIXELS, image_size
+from drone_kd.media.compressed_images import check_size, image_size
 from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.progress import track
 from drone_kd.text import one_line
-from drone_kd_training.data.dataset import check_number_of_boxes
+from drone_kd_training.data.dataset import MAX_LABEL_BYTES, check_number_of_boxes
 from drone_kd_training.quiet import reworded
 
 # A file that cannot exist.
 _NO_FILE = Path(os.devnull, "none")
 # Enough for the size in most headers; other images are decoded to be checked.
 _HEADER_BYTES = 65_536
-_MAX_LABEL_BYTES = 16_000_000
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
@@ -117,8 +116,8 @@ def _verify(item: tuple) -> Any:
     image, labels, prefix, *_ = item
     try:
         _check_image(Path(image))
-        if os.path.isfile(labels) and os.path.getsize(labels) > _MAX_LABEL_BYTES:  # noqa: PTH113, PTH202
-            raise ValueError(f"labels of more than {_MAX_LABEL_BYTES / 1e6:g} MB")
+        if os.path.isfile(labels) and os.path.getsize(labels) > MAX_LABEL_BYTES:  # noqa: PTH113, PTH202
+            raise ValueError(f"labels of more than {MAX_LABEL_BYTES / 1e6:g} MB")
         if os.path.isfile(labels):  # noqa: PTH113
             with Path(labels).open("rb") as file:
                 check_number_of_boxes(sum(1 for line in file if line.strip()), labels)
@@ -130,7 +129,7 @@ def _verify(item: tuple) -> Any:
 
 
 def _check_image(path: Path) -> None:
-    """Refuse an image that `read_image` would refuse; SourceError, OSError.
+    """Refuse an image that `read_image` would refuse; SourceError, EncodedError, OSError.
 
     The header is enough where it has the size, and the file ends as it should.
     """
@@ -140,12 +139,10 @@ def _check_image(path: Path) -> None:
         head = file.read(_HEADER_BYTES)
         file.seek(max(0, path.stat().st_size - len(_JPEG_END)))
         end = file.read()
-    size = image_size(head)
-    if size is None or (head.startswith(_JPEG_START) and end != _JPEG_END):
+    if image_size(head) is None or (head.startswith(_JPEG_START) and end != _JPEG_END):
         read_image(path)
-    elif size[0] * size[1] >= MAX_PIXELS:
-        limit = f"{MAX_PIXELS / 1e6:g} megapixels"
-        raise SourceError(f"expected less than {limit}, got {size[0]}x{size[1]} pixels")
+    else:
+        check_size(head)
 
 
 def _read(path: str | Path, flags: int = 0) -> np.ndarray | None:

@@ -24,11 +24,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and print the metrics."""
-    from drone_kd.files import write_text
+    from drone_kd.files import check_writable, write_text
     from drone_kd_training.evaluation.evaluate import evaluate
     from drone_kd_training.tables import format_score as points
 
     a = arguments
+    if a.json:
+        check_writable(a.json)
     metrics = evaluate(a.model, a.data, split=a.split, imgsz=a.imgsz, tiling=a.tiling)
     if a.json:
         write_text(a.json, json.dumps(metrics, indent=1))

@@ -28,7 +28,7 @@ from ultralytics.utils.torch_utils import is_qat
 from drone_kd.backends import open_backend
 from drone_kd.core.model_spec import INPUTS, PRECISIONS, ModelSpec
 from drone_kd.core.preprocess import letterbox
-from drone_kd.files import file_sha256, write_bytes
+from drone_kd.files import check_writable, file_sha256, write_bytes
 from drone_kd.lineage import Lineage
 from drone_kd.parsing import read_json
 from drone_kd.text import one_line
@@ -117,10 +117,11 @@ def export(
 
     Returns the file that was written (not ``output`` if it was forced) and its metadata. Raises
     UnusableModelError if ``checkpoint`` is not a detector, DataError if ``data`` cannot be used,
-    ValueError for arguments that do not go together, and ExportError if a gate fails; then nothing
-    is written.
+    ValueError for arguments that do not go together, OSError if ``output`` cannot be written, and
+    ExportError if a gate fails; then nothing is written.
     """
     _check_arguments(output, precision, batch, data)
+    check_writable(output)
     dataset = load_data(data) if data is not None else None
     model, saved = load_model(str(checkpoint))
     imgsz = imgsz or trained_imgsz(model)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Flights at a URL: downloaded once, into a folder that only this user can enter.
 
-A flight is cached below `$XDG_CACHE_HOME/drone_kd/flights` (default: `~/.cache`), under a hash of
-its URL.
+A flight is cached below `$XDG_CACHE_HOME/drone_kd/flights` (default: `~/.cache`, see
+`paths.cache_folder`), under a hash of its URL.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -19,7 +19,10 @@ import fsspec
 
 from drone_kd.files import atomic_folder, private_folder
 from drone_kd.media.image_files import VIDEO_SUFFIXES, SourceError
+from drone_kd.paths import cache_folder
 from drone_kd.text import one_line
+
+LOGGER = logging.getLogger(__name__)
 
 # Of fsspec. Others read a file in another way, run code, or chain several.
 SCHEMES = (
@@ -69,8 +72,9 @@ def fetch(url: str) -> Path:
         raise SourceError(f"{shown}: expected a single URL of {', '.join(SCHEMES)}")
     digest = hashlib.sha256(url.encode(errors="surrogateescape")).hexdigest()[:32]
     try:
-        target = private_folder(_cache_folder()) / digest / _local_name(url)
-    except (OSError, RuntimeError) as error:
+        folder = private_folder(cache_folder(LOGGER.warning) / "flights")
+        target = folder / digest / _local_name(url)
+    except OSError as error:
         raise SourceError(f"{shown}: cannot be fetched ({one_line(error)})") from None
     try:
         if not target.exists():
@@ -92,11 +96,6 @@ def _reason(error: Exception) -> str:
         return f"{type(error).__name__}: {one_line(name)} is not installed"
     details = getattr(error, "strerror", None) or getattr(error, "status", None)
     return f"{type(error).__name__}{f': {one_line(details, 60)}' if details else ''}"
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "drone_kd" / "flights"
 
 
 def _local_name(url: str) -> str:
