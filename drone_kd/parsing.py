@@ -81,6 +81,10 @@ def parse_json(content: bytes | str, name: object, max_values: int = MAX_BYTES /
         value = json.loads(content)
     except RecursionError:
         raise ParseError(f"{one_line(name)}: expected JSON, got too many levels") from None
+    except UnicodeDecodeError:
+        raise ParseError(
+            f"{one_line(name)}: expected JSON in UTF-8, got another encoding; save it as UTF-8"
+        ) from None
     except ValueError as error:
         raise ParseError(f"{one_line(name)}: expected JSON: {one_line(error)}") from None
     return value
@@ -109,6 +113,10 @@ def parse_yaml(content: bytes | str, name: object, loader: type = yaml.SafeLoade
         _number_of_values(yaml.compose(content, yaml.SafeLoader), 0, {})
         return yaml.load(content, loader)  # noqa: S506  a SafeLoader: plain values only
     except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if getattr(error, "encoding", None) == "utf-8":
+            raise ParseError(
+                f"{one_line(name)}: expected YAML in UTF-8, got another encoding; save it as UTF-8"
+            ) from None
         raise ParseError(f"{one_line(name)}: expected YAML: {one_line(error)}") from None
     # What the loader raises for a tag that does not fit its text, e.g. "!!bool x".
     except (ArithmeticError, AttributeError, LookupError, TypeError):

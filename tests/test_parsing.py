@@ -93,3 +93,9 @@ def test_aliases_are_read():
 def test_an_unsafe_loader_is_a_fault_of_the_caller():
     with pytest.raises(TypeError, match="SafeLoader"):
         parse_yaml("a: 1", "f", yaml.UnsafeLoader)
+
+
+@pytest.mark.parametrize("parse", [parse_json, parse_yaml])
+def test_text_in_latin_1_is_refused_with_the_remedy(parse):
+    with pytest.raises(ParseError, match=r"^data: expected \w+ in UTF-8, .*; save it as UTF-8$"):
+        parse('{"names": ["grün"]}'.encode("latin-1"), "data")
