@@ -42,6 +42,8 @@ _MEANINGLESS = re.compile(
     r"(?:'rect=True' is incompatible|validating an untrained model YAML|"
     r"setting 'requires_grad=True' for frozen layer|Resume ignores|"
     r".*Box and segment counts should be equal|"
+    # This package names the module that a checkpoint needs.
+    r".*appears to require '[^']*', which is not in|.*Ultralytics requirement .*not found|"
     # It raises the limit by itself; the figures come from this package's own evaluation.
     r"Dataset images contain up to \d+ objects)"
 )

@@ -18,7 +18,7 @@ import torch
 from drone_kd_training.data.dataset import DataError, read_labels
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill
-from drone_kd_training.distillation.uncached_dataset import UncachedDataset, _find
+from drone_kd_training.distillation.uncached_dataset import UncachedDataset, _check_image, _find
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.teachers.predict import predict
 from folder_content import folder_content
@@ -235,3 +235,12 @@ def test_data_without_labels_or_images_is_refused(tmp_path, pattern, error, mess
 def test_cache_on_disk_is_refused():
     with pytest.raises(ValueError, match="cache=disk would write beside the images"):
         Config("data.yaml", "none", "model.yaml", overrides={"cache": "disk"})
+
+
+def test_large_jpeg_is_checked_by_its_size_in_bytes_not_that_of_its_start(tmp_path):
+    """Its first 65,536 bytes alone would have too many pixels each."""
+    noise = np.random.default_rng(0).integers(0, 256, (250, 250, 3), dtype=np.uint8)
+    image = np.tile(noise, (18, 20, 1))
+    cv2.imwrite(str(tmp_path / "large.jpg"), image, (cv2.IMWRITE_JPEG_QUALITY, 1))
+    assert image.size / 3 > 65_536 * 300 and (tmp_path / "large.jpg").stat().st_size > 80_000
+    _check_image(tmp_path / "large.jpg")

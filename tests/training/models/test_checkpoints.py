@@ -5,6 +5,8 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -166,6 +168,49 @@ def test_checkpoint_in_the_format_of_old_releases_names_the_flag(tmp_path):
     torch.save(checkpoint, path, _use_new_zipfile_serialization=False)
     with pytest.raises(UnusableModelError, match=r"may run code.*--trust"):
         load_model(str(path))
+
+
+def test_old_format_is_named_with_both_remedies(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({"model": 1}, path, _use_new_zipfile_serialization=False)
+    expected = r"format of torch before 1\.6, a plain pickle.*save it with the version that it"
+    with pytest.raises(UnusableModelError, match=expected):
+        load_model(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("argparse.Namespace", r"holds argparse\.Namespace, which may run code .*--trust"),
+        ("absent_package.a.Thing", r"needs absent_package\.a, which is not installed: install it"),
+        ("models.yolo.Model", r"needs models\.yolo, which .* by the YOLOv5 repository"),
+        ("ultralytics.nn.absent.Thing", r"needs ultralytics\.nn\.absent.*version of Ultralytics"),
+        ("ultralytics.nn.tasks.Absent", r"needs ultralytics\.nn\.tasks\.Absent.*version of Ultra"),
+    ],
+)
+def test_class_that_is_refused_is_named_with_a_remedy_that_helps(name, message, tmp_path):
+    module, _, kind = name.rpartition(".")
+    path = tmp_path / "model.pt"
+    thing = type(kind, (), {"__module__": module})
+    parent = ModuleType(module)
+    setattr(parent, kind, thing)
+    known = sys.modules.get(module)
+    above = {root: ModuleType(root)} if (root := module.partition(".")[0]) != "ultralytics" else {}
+    with mock.patch.dict(sys.modules, above | {module: parent}):
+        torch.save({"model": thing()}, path)
+    assert sys.modules.get(module) is known
+    with pytest.raises(UnusableModelError, match=message) as error:
+        load_model(str(path))
+    text = str(error.value)
+    assert ("--trust" in text) == (name == "argparse.Namespace")
+    assert "yolo predict" not in text and text.isprintable()
+
+
+def test_advice_of_ultralytics_is_not_repeated(tmp_path):
+    torch.save({"model": None}, tmp_path / "model.pt")
+    with pytest.raises(UnusableModelError, match="is not an Ultralytics checkpoint") as error:
+        load_model(str(tmp_path / "model.pt"))
+    assert "yolo predict" not in str(error.value)
 
 
 def test_compressed_checkpoint_is_refused(tmp_path):

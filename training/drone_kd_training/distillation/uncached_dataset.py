@@ -23,7 +23,12 @@ from ultralytics.data import base, utils
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOGGER, NUM_THREADS
 
-from drone_kd.media.compressed_images import check_size, image_size
+from drone_kd.media.compressed_images import (
+    ALWAYS_PIXELS,
+    HEADER_BYTES,
+    check_size,
+    image_size,
+)
 from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.progress import track
 from drone_kd.text import one_line
@@ -139,7 +144,11 @@ def _check_image(path: Path) -> None:
         head = file.read(_HEADER_BYTES)
         file.seek(max(0, path.stat().st_size - len(_JPEG_END)))
         end = file.read()
-    if image_size(head) is None or (head.startswith(_JPEG_START) and end != _JPEG_END):
+    size = image_size(head)
+    if size is not None and size[0] * size[1] > ALWAYS_PIXELS:
+        with path.open("rb") as file:
+            head = file.read(HEADER_BYTES)
+    if size is None or (head.startswith(_JPEG_START) and end != _JPEG_END):
         read_image(path)
     else:
         check_size(head)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from drone_kd.text import one_line
 from drone_kd_training.data.names import stripped
 from drone_kd_training.isolation import DOWNLOADS, TRUST, cut_off_ultralytics, may_download
 from drone_kd_training.models.architecture import check_architecture, check_outputs
-from drone_kd_training.models.safe_loading import guard_loading
+from drone_kd_training.models.safe_loading import OldFormatError, guard_loading
 from drone_kd_training.quiet import first_line
 
 cut_off_ultralytics()
@@ -32,6 +34,9 @@ PACKAGED_MODELS = Path(__file__).parents[1] / "recipes"
 _SHOWN_NAMES = 8
 # What torch's safe loading says of an object that is no known model class.
 _UNSAFE = re.compile(r"Unsupported (?:global|class)|unsafe getattr")
+_REFUSED = re.compile(r"Unsupported (?:global: GLOBAL|class:?) ([\w.]{1,200})")
+# What Ultralytics recommends: its own commands and models.
+_ADVICE = re.compile(r"(?:^|\s)(?:Use an official|Train a new model|Recommended fixes)")
 
 
 class UnusableModelError(ValueError):
@@ -142,7 +147,8 @@ def _is_model(content: object) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    text = one_line(first_line(error).removeprefix("ERROR ❌️ "))
+    text = _ADVICE.split(first_line(error).removeprefix("ERROR ❌️ "))[0].rstrip(" .")
+    text = one_line(text)
     return f"{type(error).__name__}: {text}" if isinstance(error, LookupError) else text
 
 
@@ -204,19 +210,55 @@ def _open_checkpoint(name: str, source: str) -> tuple[DetectionModel, dict]:
     try:
         model, checkpoint = load_checkpoint(source)
     except Exception as error:  # a damaged or hostile file fails in many ways
-        if _UNSAFE.search(f"{error} {error.__cause__}"):
-            raise UnusableModelError(
-                f"{one_line(name)} holds objects that may run code on this machine; if you trust "
-                f"whoever made it, load it with --trust or {TRUST}=1"
-            ) from error
-        raise UnusableModelError(
-            f"{one_line(name)} is not an Ultralytics checkpoint: {_reason(error)}"
-        ) from error
+        raise UnusableModelError(f"{one_line(name)} {_refusal(error)}") from error
     try:
         check_outputs(model)
     except Exception as error:  # an attribute of another type than a model has
         raise UnusableModelError(f"{one_line(name)}: {_reason(error)}") from error
     return model, checkpoint
+
+
+def _refusal(error: Exception) -> str:
+    """Return what is wrong with a checkpoint that did not load, and what to do."""
+    text = f"{error} {error.__cause__}"
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if isinstance(error, OldFormatError):
+        held = "is in the format of torch before 1.6, a plain pickle, which"
+    elif not missing and not _UNSAFE.search(text):
+        return f"is not an Ultralytics checkpoint: {_reason(error)}"
+    else:
+        found = _REFUSED.search(text)
+        refused = found[1] if found else ""
+        if missing := missing or _missing_module(refused):
+            return f"needs {one_line(missing, 100)}, which is not installed: {_remedy(missing)}"
+        held = f"holds {one_line(refused, 100) or 'an object'}, which"
+    remedy = f"if you trust whoever made it, load it with --trust or {TRUST}=1"
+    if isinstance(error, OldFormatError):
+        remedy += ", or load and save it with the version that it came from"
+    return f"{held} may run code on this machine; {remedy}"
+
+
+def _missing_module(name: str) -> str:
+    """Return the module or class of a dotted name if it does not exist here, without an import."""
+    module, _, kind = name.rpartition(".")
+    if (loaded := sys.modules.get(module)) is not None:
+        return "" if kind in vars(loaded) else name
+    root = module.partition(".")[0]
+    # For others than Ultralytics, looking below the root would import it.
+    searched = module if root == "ultralytics" else root
+    try:
+        return module if root and importlib.util.find_spec(searched) is None else ""
+    except (ImportError, ValueError):
+        return module
+
+
+def _remedy(missing: str) -> str:
+    root = missing.partition(".")[0]
+    if root == "models":
+        return "it was made by the YOLOv5 repository, whose checkpoints Ultralytics cannot load"
+    if root == "ultralytics":
+        return "install the version of Ultralytics that made the checkpoint"
+    return "install it, or save the checkpoint without it where it was made"
 
 
 def _check_detector(name: str, model: nn.Module, also: tuple[str, ...]) -> None:

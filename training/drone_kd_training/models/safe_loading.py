@@ -57,6 +57,10 @@ class UnsafeError(UnpicklingError):
     """Checkpoint that only `--trust` loads."""
 
 
+class OldFormatError(UnsafeError):
+    """Checkpoint in the format of torch before 1.6: a plain pickle."""
+
+
 def read_checkpoint(weight: str | Path, safe_only: bool | None = None) -> tuple[dict, str]:
     """Return the content of a checkpoint and its path, as Ultralytics' `torch_safe_load`.
 
@@ -122,7 +126,7 @@ def _check_archive(path: Path) -> None:
         raise ValueError("expected a file, got another kind")
     with path.open("rb") as file:
         if file.read(len(_OLD_FORMAT)) == _OLD_FORMAT:
-            raise UnsafeError("Unsupported class: the format is that of torch before 1.6")
+            raise OldFormatError("Unsupported class: the format is that of torch before 1.6")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
