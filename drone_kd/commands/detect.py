@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -72,6 +72,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     settings.add_argument("--max-detections", type=count, default=limit, metavar="N", help=text)
     tiling, text = defaults["tiling"], "off, auto or ROWSxCOLUMNS: large images in tiles"
     settings.add_argument("--tiling", type=_tiling, default=tiling, metavar="T", help=text)
+    text = "refuse images of this size or larger, 1 to 1000 (above 256 set "
+    text += "OPENCV_IO_MAX_IMAGE_PIXELS, too)"
+    megapixels = defaults["max_megapixels"]
+    settings.add_argument(
+        "--max-megapixels", type=_megapixels, default=megapixels, metavar="M", help=text
+    )
     add_runtime(settings)
 
 
@@ -94,7 +100,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.save.mkdir(parents=True, exist_ok=True)
     work = _Work(detector, arguments.json, arguments.save)
     live = is_live(arguments.source)
-    frames = read_live(arguments.source) if live else read_frames(arguments.source, work.fail)
+    pixels = round(arguments.max_megapixels * 1e6)
+    source = arguments.source
+    frames = read_live(source) if live else _read(source, work.fail, pixels)
     try:
         work.detect(islice(frames, arguments.frames))
     except (KeyboardInterrupt, StreamError):
@@ -105,6 +113,22 @@ def run(arguments: argparse.Namespace) -> int:
     if work.failed:
         show_progress(f"{work.failed} of {work.failed + work.done} images failed")
     return 1 if work.failed else 0
+
+
+def _read(
+    source: str, fail: Callable[[Exception], None], max_pixels: int
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield the frames as `read_frames` does; a refusal for their size names the option."""
+
+    def named(error: SourceError) -> SourceError:
+        text = str(error)
+        larger = "megapixels" in text and "OPENCV" not in text
+        return SourceError(f"{text}; --max-megapixels allows more") if larger else error
+
+    try:
+        yield from read_frames(source, lambda error: fail(named(error)), max_pixels)
+    except SourceError as error:
+        raise named(error) from None
 
 
 class _Work:
@@ -175,6 +199,16 @@ def _confidence(text: str) -> tuple[float | None, dict[str, float]]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return (common[0] if common else None), per_class
+
+
+def _megapixels(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value <= 1000:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 1000, got {text!r}")
+    return value
 
 
 def _names(text: str) -> tuple[str, ...]:

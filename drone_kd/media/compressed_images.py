@@ -19,18 +19,21 @@ from drone_kd.core.arrays import UInt8Array
 MAX_PIXELS = 64_000_000
 # Above this size an image has at most so many pixels per stored byte: a uniform baseline JPEG has
 # about 70, real images fewer than 20. Otherwise 100 bytes may have all pixels that are allowed.
-_ALWAYS_PIXELS, MAX_PIXELS_PER_BYTE = 16_000_000, 300
+ALWAYS_PIXELS, MAX_PIXELS_PER_BYTE = 16_000_000, 300
 # Set in drone_kd/__init__.py, or by the user, maybe with a unit.
 _OPENCV_LIMIT = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
 _OPENCV_MAX_PIXELS = int(_OPENCV_LIMIT) if _OPENCV_LIMIT.isdecimal() else 1 << 30
-# Bytes at the start of a file that hold its size; thermal cameras put megabytes before it.
+# Bytes at the start of a file that hold its size.
 HEADER_BYTES = 4_000_000
 
 _JPEG_START, _PNG_START = b"\xff\xd8", b"\x89PNG"
-# Of a JPEG. Cameras write some dozen segments; a file may consist of millions.
+# Of a JPEG. Cameras write some dozen segments, thermal ones hundreds with their measurements; a
+# file may consist of millions.
 _MAX_SEGMENTS = 1000
 # Bytes between two segments of the header: cameras write none.
 _MAX_JUNK = 1000
+# Bytes of the longest header.
+JPEG_HEADER_BYTES = _MAX_SEGMENTS * (2 + 0xFFFF + _MAX_JUNK)
 # Progressive encoders write about ten scans; each takes as long as an image of its own.
 _MAX_SCANS = 32
 # First byte after those of no segment: stuffing, fill bytes, TEM, RST0 to RST7 and SOI.
@@ -147,11 +150,13 @@ def check_size(
     An image of more than 16 megapixels has at most `MAX_PIXELS_PER_BYTE`.
 
     Args:
-        data: of the image, at least its first `HEADER_BYTES`.
+        data: of the image, at least its first `HEADER_BYTES`; of a JPEG that has no size in them,
+            its first `JPEG_HEADER_BYTES`.
         max_pixels: an image has fewer; never more than OPENCV_IO_MAX_IMAGE_PIXELS. Half of it for
             progressive JPEG, 16 bits per sample and animations, which take twice the memory.
         read: returns the bytes at a position, (start, length), of a TIFF; default: from `data`.
     """
+    reason = " (OPENCV_IO_MAX_IMAGE_PIXELS)" if max_pixels > _OPENCV_MAX_PIXELS else ""
     max_pixels = min(max_pixels, _OPENCV_MAX_PIXELS)
     read = read or (lambda start, length: data[start : start + length])
     size = image_size(data, read)
@@ -164,8 +169,8 @@ def check_size(
     if pixels * cost >= max_pixels:
         kind = "" if cost == 1 else " for a progressive, deep or animated image"
         limit = max_pixels / cost / 1e6
-        raise EncodedError(f"expected less than {limit:g} megapixels{kind}, {got}")
-    if pixels > max(_ALWAYS_PIXELS, MAX_PIXELS_PER_BYTE * len(data)):
+        raise EncodedError(f"expected less than {limit:g} megapixels{reason}{kind}, {got}")
+    if pixels > max(ALWAYS_PIXELS, MAX_PIXELS_PER_BYTE * len(data)):
         expected = f"at most {MAX_PIXELS_PER_BYTE} pixels per byte of a large image"
         raise EncodedError(f"expected {expected}, {got} in {len(data)} bytes")
 
@@ -259,10 +264,10 @@ def _jpeg_segments(data: bytes, all_scans: bool = False) -> Iterator[tuple[int, 
     `all_scans`: up to the end of the image.
     """
     position = 2 if data.startswith(_JPEG_START) else len(data)
-    junk, limit = _MAX_JUNK, HEADER_BYTES
+    junk = _MAX_JUNK
     for _ in range(_MAX_SEGMENTS):
         marker = _MARKER.search(data, position, position + junk)
-        if marker is None or position > limit:
+        if marker is None:
             return
         position = marker.end()
         kind = data[position - 1]
@@ -270,7 +275,7 @@ def _jpeg_segments(data: bytes, all_scans: bool = False) -> Iterator[tuple[int, 
         if kind == _END_OF_IMAGE or (kind == _START_OF_SCAN and not all_scans):
             return
         if kind == _START_OF_SCAN:
-            junk = limit = len(data)
+            junk = len(data)
         position += max(_big(data[position : position + 2]), 2)
 
 

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from drone_kd.media.compressed_images import (
     HEADER_BYTES,
+    JPEG_HEADER_BYTES,
     MAX_PIXELS,
     EncodedError,
     check_size,
     decode,
+    image_size,
     is_incomplete,
 )
 from drone_kd.media.videos import SourceError, check_frame_size, open_video
@@ -31,12 +33,15 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts"
 
 
 def read_frames(
-    source: str | Path, on_error: Callable[[SourceError], None]
+    source: str | Path,
+    on_error: Callable[[SourceError], None],
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield (name, frame) of an image, a folder of images (sorted by name) or a video.
 
     A name is the image's path, or "path#n" for frame n of a video, counted from 0. A frame is
-    uint8 (h, w, 3) BGR. An image that cannot be read goes to `on_error`, and the next follows.
+    uint8 (h, w, 3) BGR with fewer than `max_pixels`. An image that cannot be read goes to
+    `on_error`, and the next follows.
     SourceError: there is no such source, or nothing in it can be read.
     """
     source = Path(source)
@@ -51,7 +56,8 @@ def read_frames(
     elif not source.exists():
         raise SourceError(f"{one_line(source)}: no such image, folder or video")
     elif suffix in VIDEO_SUFFIXES:
-        yield from read_video(open_video(source), one_line(source))
+        capture = open_video(source, max_pixels)
+        yield from read_video(capture, one_line(source), max_pixels)
         return
     elif suffix not in IMAGE_SUFFIXES:
         known = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
@@ -59,7 +65,7 @@ def read_frames(
         raise SourceError(f"{one_line(source)}: expected {expected}")
     for path in images:
         try:
-            image = read_image(path)
+            image = read_image(path, max_pixels)
         except SourceError as error:
             on_error(error)
         else:
@@ -83,6 +89,8 @@ def read_image(
             head = file.read(HEADER_BYTES)
             if not head:
                 raise SourceError(f"{name}: the image is incomplete (empty or cut off)")
+            if head.startswith(b"\xff\xd8") and image_size(head) is None:
+                head += file.read(JPEG_HEADER_BYTES - len(head))
             check_size(head, max_pixels, lambda start, n: os.pread(file.fileno(), n, start))
             file.seek(0)
             data = file.read(max_bytes)
@@ -100,13 +108,15 @@ def read_image(
     return image
 
 
-def read_video(capture: cv2.VideoCapture, name: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def read_video(
+    capture: cv2.VideoCapture, name: str, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield ("name#n", frame) for every frame, and release the video; SourceError: it has none."""
     number = 0
     try:
         while (frame := capture.read()[1]) is not None:
             # The size may change within a stream.
-            check_frame_size(frame.shape[1], frame.shape[0], name)
+            check_frame_size(frame.shape[1], frame.shape[0], name, max_pixels)
             yield f"{name}#{number}", np.asarray(frame, np.uint8)
             number += 1
     finally:

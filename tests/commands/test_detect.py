@@ -256,3 +256,21 @@ def test_image_that_cannot_be_saved_is_one_line(model, tmp_path, capfd):
     (tmp_path / "wide.png").rename(tmp_path / "wide.webp")  # at most 16,383 px
     assert run("detect", model, tmp_path / "wide.webp", "--save", tmp_path / "drawn") == 1
     assert "wide.webp: cannot be written" in only_message(capfd)
+
+
+def test_larger_images_need_the_option_that_the_refusal_names(model, tmp_path, capfd):
+    path = tmp_path / "large.png"
+    cv2.imwrite(str(path), np.zeros((1000, 1100, 3), np.uint8))
+    assert run("detect", model, path, "--max-megapixels", "1") == 1
+    error = capfd.readouterr().err
+    assert "less than 1 megapixels, got 1100x1000" in error
+    assert "; --max-megapixels allows more" in error
+    assert run("detect", model, path, "--max-megapixels", "1.2") == 0
+
+
+def test_limit_of_opencv_is_named_where_it_is_lower(model, tmp_path, capfd):
+    path = tmp_path / "large.bmp"
+    header = b"BM" + bytes(12) + (40).to_bytes(4, "little") + (20_000).to_bytes(4, "little") * 2
+    path.write_bytes(header + bytes(1000))
+    assert run("detect", model, path, "--max-megapixels", "900") == 1
+    assert "less than 256 megapixels (OPENCV_IO_MAX_IMAGE_PIXELS)" in capfd.readouterr().err

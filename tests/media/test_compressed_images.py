@@ -198,7 +198,7 @@ def progressive_jpeg(scans):
         b"\xff\xd0" * 8_000_000,
         b"\xff\x00" * 8_000_000,
         b"\xff\xe0\x00\x02" * 4_000_000,
-        (b"\xff\xe1\xff\xff" + bytes(65533)) * 200,
+        (b"\xff\xe1\xff\xff" + bytes(65533)) * 1001,
     ],
     ids=["fill bytes", "restart markers", "stuffing", "empty segments", "long segments"],
 )

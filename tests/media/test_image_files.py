@@ -27,6 +27,13 @@ def all_frames(source):
     return list(read_frames(source, errors.append)), [str(error) for error in errors]
 
 
+def test_jpeg_with_megabytes_of_measurements_before_its_size_is_read(tmp_path):
+    data = cv2.imencode(".jpg", noise_image())[1].tobytes()
+    segments = (b"\xff\xe1\xff\xff" + bytes(65533)) * 100  # 6.5 MB
+    (tmp_path / "thermal.jpg").write_bytes(data[:2] + segments + data[2:])
+    assert read_image(tmp_path / "thermal.jpg").shape == (48, 64, 3)
+
+
 def test_folder_is_read_in_order_and_continues_after_a_bad_image(tmp_path):
     for name in ("b.png", "a.jpg", "c.PNG"):
         cv2.imwrite(str(tmp_path / name), noise_image())
