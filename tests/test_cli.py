@@ -185,7 +185,7 @@ def test_version_names_python_and_the_libraries(capsys):
     ("line", "offered"),
     [
         ("drone-kd de", {"detect"}),
-        ("drone-kd detect --max", {"--max-detections"}),
+        ("drone-kd detect --max", {"--max-detections", "--max-megapixels"}),
         ("drone-kd detect --runtime ten", {"tensorrt"}),
         ("drone-kd detect fra", {"frame.jpg"}),
         pytest.param(

@@ -78,7 +78,7 @@ def test_folder_that_others_can_write_is_refused(store):
     folder = store.plan_path.parent
     folder.chmod(0o777)
     plant(folder)
-    with pytest.raises(PermissionError, match="others may have put files there"):
+    with pytest.raises(PermissionError, match="its content is not trusted"):
         read(store)
 
 

@@ -154,7 +154,7 @@ def test_class_list_of_predictions_is_checked(tmp_path):
     listed.write_bytes(b"car\r\nperson\r\n\r\n")
     assert open_teacher(str(tmp_path), ()).names == NAMES
     for text, expected in (
-        ("car\nper\x1bson\n", "that print"),
+        ("car\nper\x1bson\n", "without control"),
         ("\n".join(map(str, range(100_000))), "1 to 10000 class names"),
         ("x" * 2_000_000, "at most 1 MB"),
     ):

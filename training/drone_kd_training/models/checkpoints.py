@@ -34,7 +34,7 @@ PACKAGED_MODELS = Path(__file__).parents[1] / "recipes"
 _SHOWN_NAMES = 8
 # What torch's safe loading says of an object that is no known model class.
 _UNSAFE = re.compile(r"Unsupported (?:global|class)|unsafe getattr")
-_REFUSED = re.compile(r"Unsupported (?:global: GLOBAL|class:?) ([\w.]{1,200})")
+_REFUSED = re.compile(r"Unsupported (?:global: GLOBAL|class:) ([\w.]{1,200}) w(?:as|ould)")
 # What Ultralytics recommends: its own commands and models.
 _ADVICE = re.compile(r"(?:^|\s)(?:Use an official|Train a new model|Recommended fixes)")
 
@@ -247,9 +247,11 @@ def _missing_module(name: str) -> str:
     # For others than Ultralytics, looking below the root would import it.
     searched = module if root == "ultralytics" else root
     try:
-        return module if root and importlib.util.find_spec(searched) is None else ""
+        spec = importlib.util.find_spec(searched) if root else None
     except (ImportError, ValueError):
-        return module
+        spec = None
+    # A folder of that name in the search path, without a package in it, has no origin.
+    return module if spec is None or spec.origin is None else ""
 
 
 def _remedy(missing: str) -> str:
