@@ -180,3 +180,10 @@ def test_teacher_and_teachers_exclude_each_other(folder, capsys):
     command = ["distill", "--teachers", "t.yaml", "--teacher", "t.pt", "--student", "s.yaml"]
     assert main([*command, "--output", str(folder / "out")]) == 2
     assert "or --teachers instead of both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["[a, b]", "{a: b}"])
+def test_key_of_a_plan_that_is_no_name_is_refused(key, tmp_path):
+    (tmp_path / "plan.yaml").write_text(f"names: [car]\nsources:\n  ? {key}\n  : {{images: x}}\n")
+    with pytest.raises(ValueError, match="expected a name as key"):
+        read_plan(tmp_path / "plan.yaml")
