@@ -201,7 +201,7 @@ def text(name: str, value: str) -> ParameterMessage:
 def hostile_parameters(folder: Path) -> list[ParameterMessage]:
     numbers = [float("nan"), float("inf"), float("-inf"), -1e308, 1e308]
     doubles = ["confidence", "iou", "tile_overlap", "budget_ms", "max_megapixels", "max_age"]
-    doubles += ["max_rate", "silence_s", "swap_timeout_s", "temperature_warn_c"]
+    doubles += ["max_rate", "silence_s", "temperature_warn_c"]
     names = ["m" * LARGE, "\x1b[2J", "a\0b", "\ud7ff\u202e", "~nosuchuser/x", "../../etc/passwd"]
     names += ["/etc/passwd", "/dev/zero", "/proc/self/mem", str(folder), "~", ".", "/", "x" * 5000]
     texts = ["model", "runtime", "tiling", "image_transport", "reliability", "record_format"]
@@ -227,6 +227,11 @@ def hostile_parameters(folder: Path) -> list[ParameterMessage]:
         of_type("use_sim_time", 1, bool_value=True),
         of_type("autostart", 1, bool_value=False),
         text("record_directory", "/tmp"),
+        of_type("swap_timeout_s", 3, double_value=3600.0),
+        of_type("record_budget_mb", 3, double_value=10.0),
+        of_type("tiling", 8, double_array_value=[0.5] * 1_000_000),
+        of_type("tiling", 8, double_array_value=[0.5] * 100_000),
+        of_type("tiling", 7, integer_array_value=[2, 3]),
         of_type("model_directories", 9, string_array_value=["/"]),
         text("no_such_parameter", "x"),
         text("", "x"),

@@ -1,16 +1,25 @@
 """A swap is final once the new model has published its first result."""
 
 import gc
+import signal
+import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.srv import SetParameters
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
 from drone_kd.ros import detector_node, survival, work
 from drone_kd.ros.drop_reasons import FAILED
+from drone_kd.ros.memory import return_memory
 from ground_station import WAIT_SECONDS
 from hostile_models import (
     write_endless_model,
@@ -20,6 +29,7 @@ from hostile_models import (
 )
 from tiny_model import tiny_spec, write_bright_cell_model
 
+_LARGE_BYTES = 100_000_000
 WHITE = np.full((64, 64, 3), 255, np.uint8)
 ONE = np.zeros((64, 64, 3), np.uint8)
 ONE[8:16, 8:16] = 255
@@ -281,6 +291,57 @@ def test_endless_model_set_before_configuration_fails_it(ground, model, tmp_path
     assert "its trial took longer than 1 s" in site.wait_for_log("cannot configure")
     site.set_parameter("model", str(model))
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_a_process_that_configures_with_an_endless_model(
+    ground, model, tmp_path, start_detector, number
+):
+    site = ground()
+    process = start_detector(model=model, swap_timeout_s=3600.0)
+    path = str(write_endless_model(tmp_path / "endless.onnx"))
+    request = SetParameters.Request(parameters=[Parameter("model", value=path).to_parameter_msg()])
+    (result,) = site.call(SetParameters, "/detector/set_parameters", request).results
+    assert result.successful, result.reason
+    client = site.node.create_client(ChangeState, "/detector/change_state")
+    site.wait_until(client.service_is_ready, "the service is available")
+    client.call_async(
+        ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    site.wait_until(children.read_text, "the trial runs")
+    assert "its trial was cancelled" in process.end(number)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_memory_of_a_large_refused_model_is_returned(ground, model, tmp_path, no_cycle_collector):
+    site = ground(model=model, swap_timeout_s=1.0, autostart=True)
+    site.add_detector()
+    path = write_endless_model(tmp_path / "large.onnx")
+    proto = onnx.load(path)
+    weights = np.random.default_rng(0).bytes(_LARGE_BYTES)
+    proto.graph.initializer.append(
+        onnx.helper.make_tensor(
+            "unused", onnx.TensorProto.UINT8, [_LARGE_BYTES], weights, raw=True
+        )
+    )
+    proto.graph.node.append(onnx.helper.make_node("ReduceMax", ["unused"], ["top"], keepdims=0))
+    onnx.save(proto, str(path))
+    del proto, weights
+    return_memory()
+    before = resident_bytes()
+    for count in (1, 2):
+        site.set_parameter("model", str(path))
+        site.wait_until(lambda: site.detector.failures.report().count == count, "refused")  # noqa: B023
+    site.wait_until(lambda: resident_bytes() - before < _LARGE_BYTES / 2, "its memory is returned")
+
+
+def resident_bytes():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
 def test_unusable_model_at_startup_fails_configuration_in_one_line(ground, tmp_path):
