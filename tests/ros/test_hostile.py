@@ -268,6 +268,39 @@ def test_hostile_parameters_are_rejected_in_flight(fly):
     flight.end()
 
 
+# Of frames in a row that are lost during a request, at 20 per second.
+_LOST_FRAMES = 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        [of_type("confidence", 3, double_value=0.9)] * 1000,
+        [text("tiling", "é" * 1000)] * 1000,
+        [of_type("classes", 9, string_array_value=[f"{i:05d}" * 3 for i in range(10_000)])] * 100,
+        [of_type("tiling", 8, double_array_value=[0.5] * 1_000_000)],
+    ],
+    ids=["many", "texts", "lists", "array"],
+)
+def test_large_request_does_not_stop_detection(fly, parameters):
+    flight, _ = fly()
+    numbers = itertools.count(1_000_000)
+    flight.site.node.create_timer(0.05, lambda: flight.images.publish(flight.frame(next(numbers))))
+    client = flight.site.node.create_client(SetParameters, "/detector/set_parameters")
+    flight.site.wait_until(client.service_is_ready, "it is available")
+    first = flight.site.receive().header.stamp.sec
+    future = client.call_async(SetParameters.Request(parameters=parameters))
+    flight.site.wait_until(future.done, "it responds")
+    assert not any(result.successful for result in future.result().results)
+    stamps = [first]
+    last = next(numbers)
+    while stamps[-1] < last:
+        stamps.append(flight.site.receive().header.stamp.sec)
+    gaps = [after - before for before, after in itertools.pairwise(stamps)]
+    assert max(gaps) <= _LOST_FRAMES
+
+
 @pytest.mark.slow
 def test_hostile_service_calls_get_a_response_in_flight(fly):
     flight, _ = fly()
