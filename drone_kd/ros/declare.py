@@ -38,10 +38,10 @@ def other(description: str, **options: bool) -> ParameterDescriptor:
     return ParameterDescriptor(description=description, **options)
 
 
-def number(description: str, low: float, high: float) -> ParameterDescriptor:
-    """Return the descriptor of a float in [low, high]."""
+def number(description: str, low: float, high: float, **options: bool) -> ParameterDescriptor:
+    """Return the descriptor of a float in [low, high]; `options` are its other fields."""
     limits = FloatingPointRange(from_value=low, to_value=high)
-    return ParameterDescriptor(description=description, floating_point_range=[limits])
+    return ParameterDescriptor(description=description, floating_point_range=[limits], **options)
 
 
 def integer(description: str, low: int, high: int) -> ParameterDescriptor:
@@ -64,7 +64,10 @@ def declare_detector_parameters(node: Node) -> None:
             read_only=True,
         ),
         "swap_timeout_s": number(
-            "Maximum time for the trial of a new model, in s; it is ended then.", 1.0, 3600.0
+            "Maximum time for the trial of a new model, in s; it is ended then.",
+            1.0,
+            3600.0,
+            read_only=True,
         ),
         "runtime": other(
             "tensorrt, onnxruntime, or auto: TensorRT if installed; applies to the next model."
@@ -95,7 +98,10 @@ def declare_detector_parameters(node: Node) -> None:
         "max_rate": number("Maximum frames per second per camera; 0: no limit.", 0.0, 1000.0),
         "record_directory": other("Folder of the bags.", read_only=True),
         "record_budget_mb": number(
-            f"Size limit of the node's bags in MB, the oldest are deleted; {_AT_RECORD}", 10.0, 1e6
+            "Size limit of the node's bags in MB, the oldest are deleted.",
+            10.0,
+            1e6,
+            read_only=True,
         ),
         "record_per_minute": number(
             f"Maximum frames per minute per camera; {_AT_RECORD}", 0.1, 600.0

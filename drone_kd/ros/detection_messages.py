@@ -19,6 +19,8 @@ from vision_msgs.msg import (
 
 from drone_kd.core.detections import Detections
 
+_MAX_JPEG_SIDE_PX = 65_500  # libjpeg's own limit
+
 
 def bgr_to_image(image: np.ndarray, header: Header) -> Image:
     """Return a uint8 (h, w, 3) BGR image as a bgr8 image message."""
@@ -30,8 +32,17 @@ def bgr_to_image(image: np.ndarray, header: Header) -> Image:
 
 
 def bgr_to_jpeg(image: np.ndarray, quality: int, header: Header) -> CompressedImage:
-    """Return a uint8 (h, w, 3) BGR image as a JPEG message, named as image_transport does."""
-    _, jpeg = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
+    """Return a uint8 (h, w, 3) BGR image as a JPEG message, named as image_transport does.
+
+    ValueError: a side is longer than a JPEG's may be.
+    """
+    height, width = image.shape[:2]
+    if max(height, width) > _MAX_JPEG_SIDE_PX:
+        limit = f"up to {_MAX_JPEG_SIDE_PX} pixels a side"
+        raise ValueError(f"JPEG: expected an image of {limit}, got {width}x{height}")
+    is_encoded, jpeg = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
+    if not is_encoded:
+        raise ValueError(f"OpenCV cannot encode an image of {width}x{height} as JPEG")
     data = _byte_array(jpeg.tobytes())
     return CompressedImage(header=header, format="bgr8; jpeg compressed bgr8", data=data)
 

@@ -9,6 +9,7 @@ file holds the life cycle and the wiring; every other file in this folder does o
 from __future__ import annotations
 
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import fields
@@ -44,6 +45,7 @@ from drone_kd.ros.recording.recorder import Recorder
 from drone_kd.ros.run import run_node
 from drone_kd.ros.stats import CameraReport, CameraStats
 from drone_kd.ros.survival import Surviving, log_failure
+from drone_kd.ros.work import Work
 from drone_kd.text import one_line
 
 MATCH_SECONDS = 0.5
@@ -78,13 +80,17 @@ def _counted(transition: _Transition) -> _Transition:
 class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin's signatures
     """Publishes the detections of the newest image of each camera.
 
+    Args:
+        stopping: set when the process has to end: a model that is being loaded is given up.
+
     Raises:
         rclpy.exceptions.ParameterException, SettingsError: a parameter given at startup is
             invalid.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stopping: threading.Event | None = None) -> None:
         super().__init__("detector")
+        self._is_stopping = (stopping or threading.Event()).is_set
         self._guard_transitions()
         declare_detector_parameters(self)
         self._settings = Settings.from_parameters(self._values())
@@ -100,7 +106,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         self._detections: dict[str, Detection2DArray] = {}  # per camera, while configured
         self._debug: dict[str, DebugImages] = {}
         self._pipeline: Pipeline | None = None  # while active
-        self._hanging: Pipeline | None = None  # after deactivation during a long inference
+        self._unfinished: list[Work] = []  # that hangs, or went on after deactivation
         self._stats = {camera: CameraStats() for camera in self._settings.cameras}
         self._reminders: dict[str, tuple[str, float]] = {}
         self._refused = 0, 0  # frames and requests at the last two reports
@@ -149,6 +155,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             settings=lambda: self._settings,
             write_parameter=lambda path: self.set_parameters([Parameter("model", value=path)]),
             on_swap=self._on_swap,
+            is_busy=self._is_busy,
             failures=self.failures,
             log=self.get_logger(),
         )
@@ -160,8 +167,10 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         if parameter == self._started_with:
             path, trial = (Path(parameter) if parameter else None), None
         else:
-            path, trial = self._folders.find(parameter), Trial()
-        return load_model(parameter, path, self._settings, True, self._log_info, trial)
+            path, trial = self._folders.find(parameter), Trial(self._is_stopping)
+        return load_model(
+            parameter, path, self._settings, True, self._log_info, trial, self._is_stopping
+        )
 
     def _create_publishers(self) -> None:
         self._labels = self.create_lifecycle_publisher(LabelInfo, "~/label_info", LATCHED_QOS)
@@ -186,11 +195,13 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
     @_counted
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to receive, detect and publish."""
-        if self._hanging is not None and not self._hanging.stop(timeout_s=0):
-            self.get_logger().error("Cannot activate: an earlier inference is still running")
-            return TransitionCallbackReturn.FAILURE
-        self._hanging = None
         assert self._slot is not None  # the life cycle: configured before activated
+        if self._is_busy(self._slot.model):
+            self.get_logger().error(
+                "Cannot activate: an earlier inference of the model is still running; wait for "
+                "its end, set another model, or restart the node"
+            )
+            return TransitionCallbackReturn.FAILURE
         result = super().on_activate(state)
         self._stats = {camera: CameraStats() for camera in self._settings.cameras}
         self._reminders = {}
@@ -200,6 +211,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
                 self,
                 self._settings,
                 self._slot.model,
+                self._slot.former(),
                 self._stats,
                 self._enabled,
                 publish=self._publish,
@@ -273,16 +285,16 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         if self._recorder is not None:
             self._recorder.close()
             recorded = self._recorder.join(_STOP_RECORDER_SECONDS)
-        return self._loader.stop() and self._hanging is None and recorded
+        return self._loader.stop() and not self._still_working() and recorded
 
     def _stop_pipeline(self) -> None:
         if self._pipeline is None:
             return
         pipeline, self._pipeline = self._pipeline, None
-        if self._slot is not None:  # no first result will come
-            self._slot.settle(self._slot.model, None)
-        if not pipeline.stop(_STOP_SECONDS):
-            self._hanging = pipeline
+        work = pipeline.stop(_STOP_SECONDS)
+        if work is not None and work not in self._unfinished:
+            self._unfinished.append(work)
+        if work is not None:
             self.get_logger().warning("An inference is still running: its result will be dropped")
         for camera, report in self.reports().items():
             self.get_logger().info(f"Stopped: {camera and f'{camera}: '}{report}")
@@ -351,13 +363,41 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         if self._slot is not None:
             self._slot.finish_load()
 
-    def _on_swap(self, model: Model) -> bool:
-        """Use another model; return whether its first result will be reported."""
-        if self._pipeline is None:
-            return False
-        self._announce_labels(model)
-        self._pipeline.swap(model)
-        return True
+    def _on_swap(self, model: Model, former: Model | None) -> None:
+        """Use another model in flight; its first result will be reported if it has a former."""
+        if self._pipeline is not None:
+            self._announce_labels(model)
+            self._pipeline.swap(model, former)
+
+    def _still_working(self) -> list[Work]:
+        """Return what hangs, or went on after deactivation."""
+        self._unfinished = [work for work in self._unfinished if not work.ended]
+        return self._unfinished
+
+    def _is_busy(self, model: Model) -> bool:
+        """Return whether an inference of a model goes on that nobody waits for any more."""
+        busy = [work.model for work in self._still_working()]
+        return any(other is not None and other.sha256 == model.sha256 for other in busy)
+
+    def _check_inferences(self) -> None:
+        """Cancel an inference that takes too long, and do without a model whose hangs."""
+        for left in self._still_working():
+            left.check()
+        work = None if self._pipeline is None else self._pipeline.check_inference()
+        if work is None or work in self._unfinished or work.model is None:
+            return
+        self._unfinished.append(work)
+        if self._slot is not None:
+            self._slot.replace_hanging(work.model, str(work))
+
+    def _hang_problem(self) -> str:
+        """Return a line if an inference hangs; empty: none does."""
+        line = next((str(work) for work in self._still_working() if work.hangs), "")
+        if not line or self._slot is None:
+            return line
+        if self._is_busy(self._slot.model):
+            return f"{line}; no other model is loaded: set one, or restart the node"
+        return f"{line}; in use: {one_line(self._slot.model.path.name)}"
 
     def _on_first_result(self, model: Model, error: Exception | None) -> None:
         """Called by the worker."""
@@ -425,8 +465,8 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         return {camera: stats.report() for camera, stats in self._stats.items()}
 
     def _match(self) -> None:
+        self._check_inferences()
         if self._pipeline is not None:
-            self._pipeline.end_hanging_inference(self._settings.swap_timeout_s)
             self._pipeline.match()
 
     def _report(self) -> None:
@@ -439,7 +479,13 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             model, problem = self._slot.model, self._slot.problem
         failures = self.failures.report()
         verdict = diagnostics.judge_node(
-            state, self._enabled, problem, temperatures, self._settings, failures
+            state,
+            self._enabled,
+            problem,
+            temperatures,
+            self._settings,
+            failures,
+            self._hang_problem(),
         )
         status = [diagnostics.node_status(name, verdict, state, model, temperatures, failures)]
         subscriptions = {} if self._pipeline is None else self._pipeline.subscriptions
@@ -491,7 +537,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; see `run_node`."""
-    return run_node("detector", lambda finished: DetectorNode(), args, survives=True)
+    return run_node("detector", DetectorNode, args, survives=True)
 
 
 if __name__ == "__main__":

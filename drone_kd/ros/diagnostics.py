@@ -44,6 +44,7 @@ def judge_node(
     temperatures: Mapping[str, float],
     settings: Settings,
     failures: FailureReport = _NO_FAILURES,
+    hanging: str = "",
 ) -> Verdict:
     """Return the level of the node as a whole, and the reason.
 
@@ -54,7 +55,10 @@ def judge_node(
         temperatures: in °C by thermal zone.
         settings: hold the thresholds.
         failures: what the node has outlived; a recent one is named.
+        hanging: which inference hangs; empty: none does.
     """
+    if hanging:
+        return ERROR, hanging
     hottest = max(temperatures.values(), default=0.0)
     if hottest >= settings.temperature_error_c:
         return ERROR, f"{hottest:.0f} degrees Celsius"

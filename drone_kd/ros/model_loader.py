@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +11,16 @@ import numpy as np
 
 from drone_kd.backends import Backend, open_backend
 from drone_kd.backends.model_file import ModelFile, read_model_file
+from drone_kd.core.model_spec import ModelError
 from drone_kd.paths import default_model_path
-from drone_kd.ros.model_trial import Trial
+from drone_kd.ros.model_trial import Trial, ended_after
 from drone_kd.ros.params import Settings
+from drone_kd.ros.survival import describe
 from drone_kd.text import one_line
 
 _STOP_SECONDS = 1.0
+# Of the text of an error.
+_SHOWN_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ def load_model(
     may_build: bool,
     progress: Callable[[str], None],
     trial: Callable[[ModelFile, Settings], None] | None = None,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Model:
     """Load a model file, or the package's default model, and run it once on a black image.
 
@@ -54,6 +58,7 @@ def load_model(
         settings: must suit the model's classes.
         may_build, progress: see `open_backend`.
         trial: called with the content of the file before it is loaded; raises if it is unusable.
+        is_stopping: asked from another thread; True: the first run is cancelled.
 
     Raises:
         ModelError, InferenceError, ValueError: the model is unusable; the message is one line.
@@ -70,31 +75,21 @@ def load_model(
         progress=progress,
     )
     spec = backend.spec
-    with _ended_after(backend, settings.swap_timeout_s):
+    with ended_after(
+        settings.swap_timeout_s, is_stopping, lambda expired: cancel_inference(backend)
+    ):
         settings.detector(backend)(np.zeros((spec.input_height, spec.input_width, 3), np.uint8))
     return Model(parameter, file.path, file.sha256, backend)
 
 
-def cancel_inference(backend: Backend, after_s: float = 0.0) -> None:
-    """End an inference that has taken longer than `after_s` seconds: it raises InferenceError.
+def cancel_inference(backend: Backend) -> None:
+    """End an inference of another thread: it raises InferenceError.
 
-    Only ONNX Runtime can do this.
+    Only ONNX Runtime can do this, and only between two operators.
     """
     cancel = getattr(backend, "cancel", None)
     if cancel is not None:
-        cancel(after_s)
-
-
-@contextlib.contextmanager
-def _ended_after(backend: Backend, seconds: float) -> Iterator[None]:
-    """End the inference of a backend after some seconds, unless the block ends before."""
-    timer = threading.Timer(seconds, cancel_inference, (backend,))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+        cancel()
 
 
 class Loader:
@@ -109,7 +104,7 @@ class Loader:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wanted: tuple[str, Path | None, Settings] | None = None
-        self._outcome: tuple[str, Model | Exception] | None = None
+        self._outcome: tuple[str, Model | ModelError] | None = None
         self._trial: Trial | None = None  # of the current load
 
     def request(self, parameter: str, path: Path | None, settings: Settings) -> None:
@@ -121,7 +116,7 @@ class Loader:
                 self._thread = threading.Thread(target=self._run, name="loader", daemon=True)
                 self._thread.start()
 
-    def take(self) -> tuple[str, Model | Exception] | None:
+    def take(self) -> tuple[str, Model | ModelError] | None:
         """Return the parameter and the outcome of the last request, once; None: nothing new."""
         with self._lock:
             outcome, self._outcome = self._outcome, None
@@ -153,14 +148,15 @@ class Loader:
                     self._thread = None
                     return
                 trial = self._trial = Trial()
-            outcome: Model | Exception
+            outcome: Model | ModelError
             try:
                 # Building an engine would take the GPU from the current model.
                 outcome = load_model(
                     *wanted, may_build=False, progress=self._progress, trial=trial
                 )
             except Exception as error:  # of any kind: the current model stays in use
-                outcome = error.with_traceback(None)
+                # A new one: its traceback, cause and context hold the file's content.
+                outcome = ModelError(one_line(error, _SHOWN_CHARACTERS) or describe(error))
             with self._lock:
                 self._trial = None
                 if self._wanted is not wanted:  # replaced or dropped

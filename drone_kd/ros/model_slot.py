@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
+from drone_kd.core.model_spec import ModelError
 from drone_kd.ros.memory import return_memory
 from drone_kd.ros.model_loader import Loader, Model
 from drone_kd.ros.params import Settings
@@ -20,17 +21,19 @@ _SHOWN_CHARACTERS = 300
 class ModelSlot:
     """Holds the current and the previous model; a swap does not interrupt detection.
 
-    The previous model stays loaded, so that a roll-back does not depend on a file. The one before
-    stays until the current one has published its first result. All methods run in the executor's
-    thread.
+    A model is settled once it has published a result, and the first one from the start. The last
+    settled model stays loaded, whatever replaces it, until another one is settled, and the one
+    before it: a roll-back or a model that fails does not depend on a file. All methods run in the
+    executor's thread.
 
     Args:
         model: the first current model.
         loader: loads models in the background; `finish_load` is due when it is ready.
         settings: returns the node's current settings.
         write_parameter: sets the node's parameter `model`.
-        on_swap: called with each new current model, but not with the first one. Returns whether
-            `settle` will be called with it.
+        on_swap: called with each new current model, but not with the first one, and with
+            `former`.
+        is_busy: returns whether an inference of a model goes on that nobody waits for any more.
         failures: of the node.
         log: the node's.
 
@@ -44,17 +47,20 @@ class ModelSlot:
         loader: Loader,
         settings: Callable[[], Settings],
         write_parameter: Callable[[str], object],
-        on_swap: Callable[[Model], bool],
+        on_swap: Callable[[Model, Model | None], None],
+        is_busy: Callable[[Model], bool],
         failures: Failures,
         log: RcutilsLogger,
     ) -> None:
         self.model = model
         self._previous: Model | None = None
-        self._before_previous: Model | None = None  # until `model` is settled
+        # The last settled model, and the previous one of that time.
+        self._settled: tuple[Model, Model | None] = model, None
         self._loader = loader
         self._settings = settings
         self._write_parameter = write_parameter
         self._on_swap = on_swap
+        self._is_busy = is_busy
         self._failures = failures
         self._log = log
         self.is_writing = False  # the slot itself sets the parameter
@@ -75,28 +81,57 @@ class ModelSlot:
         if outcome is None:
             return
         parameter, model = outcome
+        what = f"cannot load {one_line(parameter)}"
+        if isinstance(model, Exception):
+            self._reject(what, model)
+            return
         try:
-            if isinstance(model, Exception):
-                raise model
             self._settings().detector(model.backend)  # they may have changed during the load
+            if self._is_busy(model):
+                raise ModelError("an inference of this model hangs")
             self._swap(model)
         except Exception as error:  # a runtime's own exceptions have no common base class
-            self._reject(f"cannot load {one_line(parameter)}", error)
+            self._reject(what, error)
             return
         self._log.info(f"Swapped to model {model}")
+        return_memory()  # that of an unsettled model which it replaced
+
+    def former(self) -> Model | None:
+        """Return the model to use if the current one fails with its first frame; None: none."""
+        former = self._settled[0]
+        return None if former is self.model or self._is_busy(former) else former
 
     def settle(self, model: Model, error: Exception | None) -> None:
         """Note that a model has published its first result, or was swapped out with an error."""
         if model is not self.model:  # swapped meanwhile
             return
         if error is None:
-            self._before_previous = None
-        elif self._previous is not None:
-            self.model, self._previous = self._previous, self._before_previous
-            self._before_previous = None
+            self._settled = model, self._previous
+        elif model is not self._settled[0]:
+            self.model, self._previous = self._settled
             self._note_fallback()
             self._reject(f"model {one_line(model.path.name)} failed with its first image", error)
         return_memory()
+
+    def replace_hanging(self, model: Model, line: str) -> None:
+        """Return from a model whose inference hangs to a settled one, if there is one.
+
+        Args:
+            model: the model.
+            line: says that it hangs.
+        """
+        if model is self.model:
+            others = [m for m in self._settled if m is not None and not self._is_busy(m)]
+            if others:
+                self.model, self._previous = others[0], None
+                self._settled = others[0], None
+                self._note_fallback()
+        if self._is_busy(self.model):
+            self._failures.count(line)
+            self._log.error(f"{line}; no other model is loaded: set one, or restart the node")
+            return
+        self._on_swap(self.model, self.former())
+        self._reject("detection", ModelError(line))
 
     def roll_back(self) -> Model:
         """Swap current and previous model, drop a load in progress; return the new current one.
@@ -107,23 +142,25 @@ class ModelSlot:
         if self._previous is None:
             raise ValueError("there was no other model since the node was configured")
         self._settings().detector(self._previous.backend)  # they may have changed since
+        if self._is_busy(self._previous):
+            raise ValueError("an inference of the previous model hangs")
         self._loader.forget()
         self._swap(self._previous)
         self._restore_parameter()
         return self.model
 
     def _swap(self, model: Model) -> None:
-        before = self.model, self._previous, self._before_previous
-        self._before_previous, self._previous, self.model = self._previous, self.model, model
+        before, settled = (self.model, self._previous), self._settled[0]
+        # After a roll-back the next one undoes it; else to a model that is known to work.
+        self._previous = self.model if settled in (self.model, model) else settled
+        self.model = model
         try:
-            will_settle = self._on_swap(model)
+            self._on_swap(model, self.former())
         except BaseException:
-            self.model, self._previous, self._before_previous = before
+            self.model, self._previous = before
             raise
         self._note_fallback()
         self._failures.resolve(self._rejection)
-        if not will_settle:
-            self.settle(model, None)
 
     def _reject(self, what: str, error: Exception) -> None:
         """Count and log why a model is not used, and set the parameter back."""

@@ -16,8 +16,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from drone_kd.core.model_spec import ModelError
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 _MEMORY_SHARE = 0.5
 _NICENESS = 10
 _SHOWN_CHARACTERS = 400
+_OUTPUT_BYTES = 1_000_000
+# Until a request to stop is noticed.
+_POLL_SECONDS = 0.2
 _MEMINFO = Path("/proc/meminfo")
 _GPUS = "/dev/nvidia0", "/dev/nvhost-gpu", "/dev/nvgpu"  # the latter two: of a Jetson
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
@@ -43,12 +47,16 @@ _CHILD = (
 
 
 class Trial:
-    """Runs a model in a child process; `cancel` ends it from another thread."""
+    """Runs a model in a child process; `cancel` ends it from another thread.
 
-    def __init__(self) -> None:
+    It ends, too, once `is_stopping`, which is asked by another thread, returns True.
+    """
+
+    def __init__(self, is_stopping: Callable[[], bool] = lambda: False) -> None:
+        self._is_stopping = is_stopping
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._is_cancelled = False
+        self._is_cancelled = self._is_expired = False
 
     def __call__(self, file: ModelFile, settings: Settings) -> None:
         """Try a model; ModelError: it is unusable, takes too long or too much memory."""
@@ -61,22 +69,28 @@ class Trial:
         }
         head = json.dumps(sys.path), json.dumps(task)
         seconds = settings.swap_timeout_s
-        with self._started() as process:
-            try:
-                content = "\n".join((*head, "")).encode() + file.content
-                output, _ = process.communicate(content, timeout=seconds)
-            except subprocess.TimeoutExpired:
-                raise ModelError(
-                    f"its trial took longer than {seconds:g} s (swap_timeout_s)"
-                ) from None
+        with self._started() as process, ended_after(seconds, self._is_stopping, self._end):
+            assert process.stdin is not None and process.stdout is not None
+            # It may have ended before it has read everything.
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write("\n".join((*head, "")).encode())
+                process.stdin.write(file.content)
+                process.stdin.close()
+            output = process.stdout.read(_OUTPUT_BYTES)
+            process.wait()
+        if self._is_expired:
+            raise ModelError(f"its trial took longer than {seconds:g} s (swap_timeout_s)")
         if self._is_cancelled:
             raise ModelError("its trial was cancelled")
         _check(process.returncode, output)
 
     def cancel(self) -> None:
         """End the trial."""
+        self._end(is_late=False)
+
+    def _end(self, is_late: bool) -> None:
         with self._lock:
-            self._is_cancelled = True
+            self._is_cancelled, self._is_expired = True, is_late
             if self._process is not None:
                 _kill(self._process)
 
@@ -99,7 +113,44 @@ class Trial:
             with self._lock:
                 _kill(process)
                 self._process = None
-            process.communicate()
+            _close(process)
+
+
+@contextlib.contextmanager
+def ended_after(
+    seconds: float, is_stopping: Callable[[], bool], end: Callable[[bool], object]
+) -> Iterator[None]:
+    """Call `end` in another thread after a time, unless the block has ended by then.
+
+    Args:
+        seconds: the time.
+        is_stopping: True: end it now.
+        end: called with whether the time is over.
+    """
+    done = threading.Event()
+    deadline = monotonic() + seconds
+
+    def watch() -> None:
+        while not done.wait(min(_POLL_SECONDS, max(deadline - monotonic(), 0.0))):
+            is_late = monotonic() >= deadline
+            if is_late or is_stopping():
+                end(is_late)
+                return
+
+    threading.Thread(target=watch, name="time limit", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    """Close the pipes of a process that has been killed, and wait for its end."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+    process.wait()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

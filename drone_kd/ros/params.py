@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from array import array
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -85,8 +86,7 @@ class Settings:
             values["class_confidence"] = parse_thresholds(values["class_confidence"])
         except ValueError as error:
             raise SettingsError(f"class_confidence: {error}") from None
-        # YAML, and therefore the command line, reads a bare off as false.
-        values["tiling"] = OFF if values["tiling"] is False else str(values["tiling"])
+        values["tiling"] = _tiling(values["tiling"])
         # A single camera may have no name.
         values["cameras"] = tuple(values["cameras"]) or ("",)
         return cls(**values)
@@ -153,6 +153,7 @@ class ModelFolders:
     """
 
     def __init__(self, started_with: str, configured: tuple[str, ...]) -> None:
+        self._started_with = started_with
         self._folders: list[Path] = [Path(folder) for folder in configured]
         if configured:
             return
@@ -164,6 +165,8 @@ class ModelFolders:
     def find(self, parameter: str) -> Path | None:
         """Return the path of a model for a value of `model`; None: empty, the default model.
 
+        The value given at startup is always allowed.
+
         Raises:
             SettingsError: no such file is in the folders; the message does not tell whether there
                 is one elsewhere.
@@ -171,7 +174,9 @@ class ModelFolders:
         if not parameter:
             return None
         try:
-            found = confined(parameter, self._folders)
+            # The first model wherever it is, or a link leads to by now.
+            is_first = parameter == self._started_with
+            found = Path(parameter) if is_first else confined(parameter, self._folders)
             is_model = found.is_file()
         except (OSError, ValueError):
             is_model = False
@@ -184,9 +189,20 @@ class ModelFolders:
         return found
 
 
+def _tiling(value: object) -> str:
+    """Return the value of `tiling`, whose type ROS does not check, as text."""
+    # YAML, and therefore the command line, reads a bare off as false.
+    if value is False:
+        return OFF
+    if not isinstance(value, str):
+        raise SettingsError(f"tiling: expected a text, got a value of type {type(value).__name__}")
+    return value
+
+
 def _check_value(name: str, value: object) -> None:
     """Raise SettingsError for a number that is none, or for text that is too long or not plain."""
-    values = value if isinstance(value, list | tuple) else [value]
+    # Arrays of numbers are instances of `array`.
+    values = value if isinstance(value, list | tuple | array) else [value]
     texts = [item for item in values if isinstance(item, str)]
     if len(values) > _MAX_NAMES or sum(map(len, texts)) > _MAX_LIST_CHARACTERS:
         raise SettingsError(

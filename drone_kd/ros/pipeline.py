@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
@@ -21,11 +22,12 @@ from drone_kd.ros.drop_reasons import DISABLED, FAILED, OLD, SUPERSEDED, UNDECOD
 from drone_kd.ros.image_conversion import ImageError, decode_message
 from drone_kd.ros.inbox import Frame, Inbox, stamp_ns
 from drone_kd.ros.memory import return_memory
-from drone_kd.ros.model_loader import Model, cancel_inference
+from drone_kd.ros.model_loader import Model
 from drone_kd.ros.params import Settings
 from drone_kd.ros.qos import ImageSubscription
 from drone_kd.ros.stats import CameraStats
 from drone_kd.ros.survival import Failures, describe, log_failure
+from drone_kd.ros.work import AbandonedError, Work
 
 _THROTTLE_SECONDS = 5.0
 # A stamp that jumps back by less is an out-of-order frame; by more, a clock that was set back or
@@ -33,8 +35,6 @@ _THROTTLE_SECONDS = 5.0
 _CLOCK_RESET_NS = 1_000_000_000
 # Weight of a new measurement in the running average of the time per call.
 _COST_SHARE = 0.2
-# An inference that takes longer is ended: no model that is of use in flight does.
-_HANGING_SECONDS = 10.0
 
 
 class Result(NamedTuple):
@@ -62,7 +62,7 @@ class Pipeline:
 
     Args:
         node: owner of the subscriptions.
-        settings, model: the first ones; later `apply` and `swap` replace them.
+        settings, model, former: the first ones; later `apply` and `swap` replace them.
         stats: per camera.
         enabled: False: drop all frames until `enable`.
         publish: called by the worker with each result.
@@ -78,6 +78,7 @@ class Pipeline:
         node: LifecycleNode,
         settings: Settings,
         model: Model,
+        former: Model | None,
         stats: Mapping[str, CameraStats],
         enabled: bool,
         publish: Callable[[Result], None],
@@ -87,10 +88,10 @@ class Pipeline:
         on_first_result: Callable[[Model, Exception | None], None],
     ) -> None:
         self.model = model
-        # The model before, until `model` has published its first result.
-        self._former: Model | None = None
-        self._swapping = threading.Lock()
-        self._in_use: Backend | None = None  # during an inference
+        # Used again if `model` fails; None once `model` has published its first result.
+        self._former = former
+        self._lock = threading.Lock()  # for the models, the worker and its work
+        self._work: Work | None = None
         self._failures = failures
         self._on_first_result = on_first_result
         self._node = node
@@ -106,7 +107,7 @@ class Pipeline:
         # Time per call of this backend, pre- and postprocessing included.
         self._measured: Backend | None = None
         self._call_ms = 0.0
-        self._thread = threading.Thread(target=self._work, name="detector", daemon=True)
+        self._thread = self._new_worker()
         self.subscriptions: dict[str, ImageSubscription] = {}
         try:
             for camera in settings.cameras:
@@ -129,19 +130,29 @@ class Pipeline:
         self._settings = settings
         self._inbox.wake()
 
-    def swap(self, model: Model) -> None:
-        """Use another model from the next frame on.
+    def swap(self, model: Model, former: Model | None) -> None:
+        """Use another model from the next frame on, at once if an inference hangs.
 
-        If it fails with its first frame, and the model before does not, that one is used again.
+        Args:
+            model: the other model.
+            former: used again if `model` fails with its first frame, and this one does not; None:
+                `model` stays.
         """
-        with self._swapping:
-            self._former, self.model = self.model, model
+        with self._lock:
+            self.model, self._former = model, former
+            work = self._work
+            is_stuck = work is not None and work.hangs and work.is_in_inference()
+            if is_stuck:
+                self._work, self._thread = None, self._new_worker()
+                self._thread.start()
+        if work is not None and is_stuck:
+            for frame in work.frames:
+                self._fail(frame, InferenceError(str(work)))
 
-    def end_hanging_inference(self, limit_s: float) -> None:
-        """End an inference that takes longer than a limit, of at most 10 s; its frame fails."""
-        backend = self._in_use
-        if backend is not None:
-            cancel_inference(backend, min(limit_s, _HANGING_SECONDS))
+    def check_inference(self) -> Work | None:
+        """Cancel an inference that takes too long; return its work if it hangs nevertheless."""
+        work = self._work
+        return work if work is not None and work.check() else None
 
     def enable(self, enabled: bool) -> None:
         """Process frames, or drop them, waiting ones included."""
@@ -155,15 +166,19 @@ class Pipeline:
         for subscription in self.subscriptions.values():
             subscription.match()
 
-    def stop(self, timeout_s: float) -> bool:
-        """Stop receiving and end the worker; False if its inference takes longer than this.
+    def stop(self, timeout_s: float) -> Work | None:
+        """Stop receiving and end the worker; return its work if it takes longer than this.
 
-        An inference that ends later publishes nothing.
+        The inference is cancelled then. If it ends later, nothing is published.
         """
         self._unsubscribe()
         self._inbox.close()
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        with self._lock:
+            work = self._work
+        if work is not None:
+            work.cancel()
+        return work
 
     def _unsubscribe(self) -> None:
         # Their callbacks refer to the pipeline: cleared, or it would wait for the cycle collector.
@@ -185,7 +200,10 @@ class Pipeline:
 
     # The worker
 
-    def _work(self) -> None:
+    def _new_worker(self) -> threading.Thread:
+        return threading.Thread(target=self._detect_frames, name="detector", daemon=True)
+
+    def _detect_frames(self) -> None:
         while True:
             try:
                 # A batch holds the tiles of one frame, or, without tiling, frames of cameras.
@@ -195,6 +213,8 @@ class Pipeline:
                     break
                 if frames:
                     self._process(frames)
+            except AbandonedError:
+                return
             except Exception as error:  # of any kind: continue with the next frame
                 log_failure(self._node.get_logger(), self._failures, "Detection", error)
         # rclpy may hold a destroyed subscription, and with it the pipeline, for longer.
@@ -202,34 +222,56 @@ class Pipeline:
         self._former = self._measured = None
 
     def _process(self, frames: list[Frame]) -> None:
-        with self._swapping:
+        with self._begun(frames) as work:
             model, former = self.model, self._former
-        published, failed = self._attempt(frames, model)
-        if failed and former is not None:
-            again, still_failed = self._attempt([frame for frame, _ in failed], former)
-            if again:  # so it is not the frame
-                self._settle(model, failed[0][1])
-            failed = still_failed
-        elif published and former is not None:
-            self._settle(model, None)
-        for frame, error in failed:
-            self._fail(frame, error)
+            published, failed = self._attempt(frames, model, work)
+            if failed and former is not None:
+                again, still_failed = self._attempt([frame for frame, _ in failed], former, work)
+                if again:  # so it is not the frame
+                    self._settle(model, failed[0][1])
+                failed = still_failed
+            elif published and former is not None:
+                self._settle(model, None)
+            for frame, error in failed:
+                self._fail(frame, error)
+
+    @contextlib.contextmanager
+    def _begun(self, frames: list[Frame]) -> Iterator[Work]:
+        """Make the work on frames known to the executor's thread."""
+        work = Work(frames)
+        with self._lock:
+            if self._inbox.closed:
+                raise AbandonedError
+            self._work = work
+        try:
+            yield work
+        finally:
+            work.ended = True
+            with self._lock:
+                if self._work is work:
+                    self._work = None
+
+    def _check_worker(self, work: Work) -> None:
+        """Raise AbandonedError if another worker has replaced this one, or all have to end."""
+        with self._lock:
+            if self._work is not work or self._inbox.closed:
+                raise AbandonedError
 
     def _settle(self, model: Model, error: Exception | None) -> None:
         """Keep a swapped-in model, or after an error return to the one before."""
-        with self._swapping:
+        with self._lock:
             if self.model is not model or self._former is None:  # swapped again meanwhile
                 return
             self.model, self._former = (model if error is None else self._former), None
         self._on_first_result(model, error)
 
-    def _attempt(self, frames: list[Frame], model: Model) -> _Attempt:
+    def _attempt(self, frames: list[Frame], model: Model, work: Work) -> _Attempt:
         """Detect in frames with a model, and publish the results."""
         failed: list[tuple[Frame, Exception]] = []
         opened: list[tuple[Frame, DecodedImage, float]] = []
         taken = perf_counter()
         try:
-            detector = self._settings.detector(model.backend)
+            detector = self._settings.detector(work.use(model))
         except ValueError as error:  # they have changed, and name a class that it does not know
             return _Attempt(0, [(frame, _bare(error)) for frame in frames])
         for frame in frames:
@@ -243,27 +285,32 @@ class Pipeline:
         if not opened:
             return _Attempt(0, failed)
         try:
-            published, more = self._detect(detector, opened, taken)
+            published, more = self._detect(detector, opened, taken, work)
         except Exception as error:
             published, more = 0, [(frame, _bare(error)) for frame, _, _ in opened]
             if len(opened) > 1:  # one of several cameras may be to blame
-                single = [self._attempt([frame], model) for frame, _, _ in opened]
+                single = [self._attempt([frame], model, work) for frame, _, _ in opened]
                 published = sum(attempt.published for attempt in single)
                 more = [pair for attempt in single for pair in attempt.failed]
         return _Attempt(published, failed + more)
 
     def _detect(
-        self, detector: Detector, opened: list[tuple[Frame, DecodedImage, float]], taken: float
+        self,
+        detector: Detector,
+        opened: list[tuple[Frame, DecodedImage, float]],
+        taken: float,
+        work: Work,
     ) -> _Attempt:
         """Detect in decoded frames, and publish the results."""
         published = 0
         failed: list[tuple[Frame, Exception]] = []
-        seen = [self._windows(detector, frame.camera, decoded) for frame, decoded, _ in opened]
-        self._in_use = detector.backend
+        seen = [
+            self._windows(detector, frame.camera, decoded, work) for frame, decoded, _ in opened
+        ]
         try:
             found, times = detector.batch([decoded for _, decoded, _ in opened], seen)
         finally:
-            self._in_use = None
+            self._check_worker(work)
         for (frame, decoded, decode_ms), detections in zip(opened, found, strict=True):
             if self._inbox.closed:
                 break
@@ -295,7 +342,7 @@ class Pipeline:
             except Exception as error:  # the detections are out
                 log = self._node.get_logger()
                 log_failure(log, self._failures, "Debug image or recording", error)
-        self._measure(detector.backend, sum(map(len, seen)), times.total_ms)
+        self._measure(work.backend, sum(map(len, seen)), times.total_ms)
         return _Attempt(published, failed)
 
     def _open(self, frame: Frame, detector: Detector, taken: float) -> DecodedImage | None:
@@ -328,10 +375,12 @@ class Pipeline:
         self._last_stamp_ns[frame.camera] = sent_ns
         return False
 
-    def _windows(self, detector: Detector, camera: str, decoded: DecodedImage) -> np.ndarray:
+    def _windows(
+        self, detector: Detector, camera: str, decoded: DecodedImage, work: Work
+    ) -> np.ndarray:
         """Return the windows of this frame that fit the time budget."""
         windows = detector.windows(decoded.width, decoded.height)
-        budget_ms, backend = self._settings.budget_ms, detector.backend
+        budget_ms, backend = self._settings.budget_ms, work.backend
         if not budget_ms or len(windows) == 1:
             return windows
         # Before the first measurement only the whole image is affordable.

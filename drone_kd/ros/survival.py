@@ -17,8 +17,10 @@ from drone_kd.ros.stats import WINDOW_SECONDS
 from drone_kd.text import one_line
 
 _THROTTLE_SECONDS = 5.0
-# Of parameters or names in a request: each one takes time in which no frame is received.
-_REQUEST_ITEMS = 1000
+# Of a request: each item takes time in which no frame is received.
+_REQUEST_NAMES = 1000
+_REQUEST_PARAMETERS = 50
+_REQUEST_VALUES = 200_000  # characters and elements of arrays
 # Of the text of an exception, which may quote what others sent.
 _SHOWN_CHARACTERS = 300
 
@@ -169,13 +171,32 @@ class Surviving:
 
 def check_request(request: Any) -> None:
     """Raise ValueError if a request of a parameter service is too long, or a name is empty."""
-    for field in ("parameters", "names", "prefixes"):
-        count = len(getattr(request, field, ()))
-        if count > _REQUEST_ITEMS:
-            raise ValueError(f"expected up to {_REQUEST_ITEMS} {field} in a request, got {count}")
+    for field in ("names", "prefixes"):
+        _check_length(field, len(getattr(request, field, ())), _REQUEST_NAMES)
+    parameters = getattr(request, "parameters", ())
+    _check_length("parameters", len(parameters), _REQUEST_PARAMETERS)
+    length = sum(len(p.name) + _length(getattr(p, "value", None)) for p in parameters)
+    _check_length("characters and values", length, _REQUEST_VALUES)
     # rclpy would add it to the node.
-    if any(not parameter.name for parameter in getattr(request, "parameters", ())):
+    if any(not parameter.name for parameter in parameters):
         raise ValueError("expected the name of a parameter, got an empty one")
+
+
+def _check_length(what: str, got: int, limit: int) -> None:
+    if got > limit:
+        raise ValueError(f"expected up to {limit} {what} in a request, got {got}")
+
+
+def _length(value: Any) -> int:
+    """Return how many characters and elements a ParameterValue holds."""
+    if value is None:
+        return 0
+    arrays = (
+        getattr(value, f"{kind}_array_value") for kind in ("byte", "bool", "integer", "double")
+    )
+    texts = value.string_array_value
+    # Each text counts one more, so that empty ones count.
+    return len(value.string_value) + sum(map(len, arrays)) + sum(map(len, texts)) + len(texts)
 
 
 def rejection(request: Any, response: Any, reason: str) -> Any:
@@ -183,7 +204,7 @@ def rejection(request: Any, response: Any, reason: str) -> Any:
     if hasattr(response, "results"):  # SetParameters: one per parameter
         response.results = [
             SetParametersResult(successful=False, reason=reason)
-            for _ in request.parameters[:_REQUEST_ITEMS]
+            for _ in request.parameters[:_REQUEST_NAMES]
         ]
     elif isinstance(getattr(response, "result", None), SetParametersResult):
         response.result = SetParametersResult(successful=False, reason=reason)

@@ -107,6 +107,42 @@ def test_graph_with_another_output_is_rejected(tmp_path, capfd):
     assert "graph output: expected one tensor(float) [1, any, 6]" in rejected(path, capfd)
 
 
+def write_with_computed_rows(path, rows):
+    """Write a model whose number of rows ONNX Runtime cannot tell; it declares `rows`."""
+    proto = onnx.load(write_bright_cell_model(path))
+    make = onnx.helper.make_node
+    proto.graph.node[-1].output[0] = "found"
+    proto.graph.node.extend(
+        [
+            make("ReduceMax", ["car"], ["nothing"], keepdims=0),
+            make("Cast", ["nothing"], ["first"], to=onnx.TensorProto.INT64),
+            make("Unsqueeze", ["first", "first_axis"], ["start"]),
+            make("Slice", ["found", "start", "all", "channel_axis"], ["output0"]),
+        ]
+    )
+    axis = onnx.numpy_helper.from_array(np.array([0], np.int64), "first_axis")
+    proto.graph.initializer.append(axis)
+    declared = proto.graph.output[0].type.tensor_type.shape.dim[1]
+    if isinstance(rows, str):
+        declared.dim_param = rows
+    else:
+        declared.dim_value = rows
+    onnx.save(proto, path)
+    return path
+
+
+def test_graph_with_any_number_of_rows_is_rejected(tmp_path, capfd):
+    path = write_with_computed_rows(tmp_path / "model.onnx", "k")
+    assert "graph output: expected a fixed number of rows, got 'k'" in rejected(path, capfd)
+
+
+def test_other_number_of_rows_than_declared_is_an_inference_error(tmp_path):
+    """ONNX Runtime itself only warns."""
+    backend = open_backend(write_with_computed_rows(tmp_path / "model.onnx", 2))
+    with pytest.raises(InferenceError, match=r"expected rows of \(1, 2, 6\), got \(1, 64, 6\)"):
+        backend.infer(np.full((1, 64, 64, 3), 255, np.uint8))
+
+
 def test_graph_with_another_input_dtype_is_rejected(tmp_path, capfd):
     path = write_fixed_model(tmp_path / "model.onnx", np.zeros((1, 1, 6)))
     proto = onnx.load(path)

@@ -2,6 +2,7 @@
 
 import errno
 import threading
+from array import array
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -66,6 +67,9 @@ def test_tiling_finds_objects_too_small_for_the_whole_image(flying):
         ("class_confidence", ["car"], "got 'car'"),
         ("class_confidence", ["lorry=0.5"], "knows no class 'lorry'"),
         ("tiling", "3", "expected off, auto or ROWSxCOLUMNS"),
+        ("tiling", array("d", [0.5] * 20_000), "expected up to 10000 values"),
+        ("tiling", [0.5], "tiling: expected a text, got a value of type list"),
+        ("tiling", True, "tiling: expected a text, got a value of type bool"),
         ("tile_overlap", 0.9, "tile_overlap"),
         ("reliability", "best effort", "expected auto or reliable or best_effort"),
         ("image_transport", "theora", "expected raw or compressed"),
@@ -75,6 +79,8 @@ def test_tiling_finds_objects_too_small_for_the_whole_image(flying):
         ("model", "a\0b", "expected a model file, but there is none"),
         ("record_directory", "~nosuchuser/x", "read-only"),
         ("model_directories", ["/"], "read-only"),
+        ("record_budget_mb", 10.0, "read-only"),
+        ("swap_timeout_s", 3600.0, "read-only"),
         ("use_sim_time", True, "fixed at startup"),
         ("cameras", ["a", "b"], "read-only"),
     ],
@@ -104,6 +110,24 @@ def test_refused_model_does_not_tell_what_exists(flying, model, tmp_path, monkey
         reasons.add(flying.try_parameter("model", str(model)).reason.replace(str(model), "PATH"))
     assert len({reason.partition(" in ")[0] for reason in reasons}) == 1, reasons
     assert count(flying) == 64
+
+
+def test_link_that_was_the_first_model_can_be_changed_and_set_again(ground, tmp_path):
+    for folder in ("models", "links"):
+        (tmp_path / folder).mkdir()
+    write_bright_cell_model(tmp_path / "models/1.onnx")
+    write_bright_cell_model(tmp_path / "models/2.onnx", tiny_spec(classes=("bus", "dog")))
+    link = tmp_path / "links/current.onnx"
+    link.symlink_to("../models/1.onnx")
+    site = ground(model=link, confidence=0.9, autostart=True)
+    site.add_detector()
+    site.wait_for_detector()
+    link.unlink()
+    link.symlink_to("../models/2.onnx")
+    site.set_parameter("model", str(link))
+    site.wait_for_log("Swapped to model current.onnx")
+    assert class_of_one(site) == "bus"
+    assert not site.try_parameter("model", str(tmp_path / "models/1.onnx")).successful
 
 
 def test_model_is_swapped_without_losing_a_frame(flying, tmp_path, monkeypatch):

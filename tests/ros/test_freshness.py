@@ -152,9 +152,8 @@ def test_hanging_inference_delays_no_transition(hanging):
     assert node.trigger_activate() == FAILURE
     site.wait_for_log("Cannot activate")
     assert node.trigger_cleanup() == SUCCESS
-    pipeline = node._hanging
     held.open()
-    site.wait_until(lambda: pipeline.stop(0), "the inference ends")
+    site.wait_until(lambda: not node._still_working(), "the inference ends")
     assert node.trigger_configure() == SUCCESS
     assert node.trigger_activate() == SUCCESS
     site.wait_for_detector()

@@ -201,7 +201,7 @@ def text(name: str, value: str) -> ParameterMessage:
 def hostile_parameters(folder: Path) -> list[ParameterMessage]:
     numbers = [float("nan"), float("inf"), float("-inf"), -1e308, 1e308]
     doubles = ["confidence", "iou", "tile_overlap", "budget_ms", "max_megapixels", "max_age"]
-    doubles += ["max_rate", "silence_s", "swap_timeout_s", "temperature_warn_c"]
+    doubles += ["max_rate", "silence_s", "temperature_warn_c"]
     names = ["m" * LARGE, "\x1b[2J", "a\0b", "\ud7ff\u202e", "~nosuchuser/x", "../../etc/passwd"]
     names += ["/etc/passwd", "/dev/zero", "/proc/self/mem", str(folder), "~", ".", "/", "x" * 5000]
     texts = ["model", "runtime", "tiling", "image_transport", "reliability", "record_format"]
@@ -227,6 +227,11 @@ def hostile_parameters(folder: Path) -> list[ParameterMessage]:
         of_type("use_sim_time", 1, bool_value=True),
         of_type("autostart", 1, bool_value=False),
         text("record_directory", "/tmp"),
+        of_type("swap_timeout_s", 3, double_value=3600.0),
+        of_type("record_budget_mb", 3, double_value=10.0),
+        of_type("tiling", 8, double_array_value=[0.5] * 1_000_000),
+        of_type("tiling", 8, double_array_value=[0.5] * 100_000),
+        of_type("tiling", 7, integer_array_value=[2, 3]),
         of_type("model_directories", 9, string_array_value=["/"]),
         text("no_such_parameter", "x"),
         text("", "x"),
@@ -261,6 +266,39 @@ def test_hostile_parameters_are_rejected_in_flight(fly):
     assert (list(values[2].string_array_value), values[3].bool_value) == ([""], False)
     assert flight.memory_mb() - memory_mb < _KEPT_MB
     flight.end()
+
+
+# Of frames in a row that are lost during a request, at 20 per second.
+_LOST_FRAMES = 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        [of_type("confidence", 3, double_value=0.9)] * 1000,
+        [text("tiling", "é" * 1000)] * 1000,
+        [of_type("classes", 9, string_array_value=[f"{i:05d}" * 3 for i in range(10_000)])] * 100,
+        [of_type("tiling", 8, double_array_value=[0.5] * 1_000_000)],
+    ],
+    ids=["many", "texts", "lists", "array"],
+)
+def test_large_request_does_not_stop_detection(fly, parameters):
+    flight, _ = fly()
+    numbers = itertools.count(1_000_000)
+    flight.site.node.create_timer(0.05, lambda: flight.images.publish(flight.frame(next(numbers))))
+    client = flight.site.node.create_client(SetParameters, "/detector/set_parameters")
+    flight.site.wait_until(client.service_is_ready, "it is available")
+    first = flight.site.receive().header.stamp.sec
+    future = client.call_async(SetParameters.Request(parameters=parameters))
+    flight.site.wait_until(future.done, "it responds")
+    assert not any(result.successful for result in future.result().results)
+    stamps = [first]
+    last = next(numbers)
+    while stamps[-1] < last:
+        stamps.append(flight.site.receive().header.stamp.sec)
+    gaps = [after - before for before, after in itertools.pairwise(stamps)]
+    assert max(gaps) <= _LOST_FRAMES
 
 
 @pytest.mark.slow

@@ -1,16 +1,25 @@
 """A swap is final once the new model has published its first result."""
 
 import gc
+import signal
+import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.srv import SetParameters
 from rclpy.lifecycle import TransitionCallbackReturn
-from std_srvs.srv import Trigger
+from rclpy.parameter import Parameter
+from std_srvs.srv import SetBool, Trigger
 
-from drone_kd.ros import detector_node, survival
+from drone_kd.ros import detector_node, survival, work
 from drone_kd.ros.drop_reasons import FAILED
+from drone_kd.ros.memory import return_memory
 from ground_station import WAIT_SECONDS
 from hostile_models import (
     write_endless_model,
@@ -20,6 +29,7 @@ from hostile_models import (
 )
 from tiny_model import tiny_spec, write_bright_cell_model
 
+_LARGE_BYTES = 100_000_000
 WHITE = np.full((64, 64, 3), 255, np.uint8)
 ONE = np.zeros((64, 64, 3), np.uint8)
 ONE[8:16, 8:16] = 255
@@ -43,9 +53,9 @@ def class_of_one(site):
     ],
 )
 def test_first_image_of_a_model_that_fails_with_it_is_detected_by_the_old_one(
-    flying, model, tmp_path, write, says
+    flying, model, tmp_path, write, says, monkeypatch
 ):
-    flying.set_parameter("swap_timeout_s", 2.0)
+    monkeypatch.setattr(work, "LIMIT_SECONDS", 1.0)
     stats = flying.collect(DiagnosticArray, "/detector/stats")
     swap(flying, write(tmp_path / "other.onnx"))
     flying.send(WHITE, seconds=7)
@@ -134,11 +144,14 @@ def no_cycle_collector():
     gc.enable()
 
 
-def test_third_model_is_freed_after_the_first_result(flying, tmp_path, no_cycle_collector):
+def test_model_before_the_previous_one_is_freed_after_the_first_result(
+    flying, tmp_path, no_cycle_collector
+):
     first = weakref.ref(flying.backend)
-    for name in ("second", "third"):
-        swap(flying, write_bright_cell_model(tmp_path / f"{name}.onnx"))
-    assert first() is not None, "needed if the third model fails and the second was never used"
+    swap(flying, write_bright_cell_model(tmp_path / "second.onnx"))
+    assert class_of_one(flying) == "car"
+    swap(flying, write_bright_cell_model(tmp_path / "third.onnx"))
+    assert first() is not None, "needed for a roll-back if the third model fails"
     assert class_of_one(flying) == "car"
     flying.wait_until(lambda: first() is None, "the first model is freed")
 
@@ -151,6 +164,124 @@ def test_failed_model_is_freed(flying, tmp_path, no_cycle_collector):
     flying.wait_until(lambda: other() is None, "it is freed")
 
 
+def enable(site, on):
+    assert site.call(SetBool, "/detector/enable", SetBool.Request(data=on)).success
+
+
+def test_working_model_outlives_several_failing_ones(flying, model, tmp_path, no_cycle_collector):
+    enable(flying, False)
+    swap(flying, write_model_not_finite_for_white(tmp_path / "second.onnx"))
+    second = weakref.ref(flying.backend)
+    swap(flying, write_model_not_finite_for_white(tmp_path / "third.onnx"))
+    flying.wait_until(lambda: second() is None, "the second model is freed: it was never used")
+    enable(flying, True)
+    flying.send(WHITE)
+    assert len(flying.receive().detections) == 64
+    assert "keeping model.onnx" in flying.wait_for_log("third.onnx failed with its first image")
+    assert flying.detector.get_parameter("model").value == str(model)
+
+
+def test_rollback_returns_to_the_last_model_that_worked(flying, tmp_path):
+    for name in ("second", "third"):
+        swap(flying, write_model_not_finite_for_white(tmp_path / f"{name}.onnx"))
+    for name in ("model", "third", "model"):
+        response = flying.call(Trigger, "/detector/rollback", Trigger.Request())
+        assert response.success and f"{name}.onnx" in response.message
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_model_swapped_in_around_an_inactive_phase_is_swapped_out_if_it_fails(
+    flying, tmp_path, when
+):
+    node, path = flying.detector, write_model_not_finite_for_white(tmp_path / "other.onnx")
+    if when == "before":
+        swap(flying, path)
+    assert node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    if when == "while":
+        swap(flying, path)
+    assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    flying.wait_for_detector()
+    flying.send(WHITE)
+    assert len(flying.receive().detections) == 64
+    flying.wait_for_log("model other.onnx failed with its first image")
+
+
+@pytest.fixture
+def hangs(flying, tmp_path, monkeypatch):
+    """Hold the inferences of a model, which cannot be cancelled; it replaces another one."""
+    monkeypatch.setattr(work, "LIMIT_SECONDS", 0.2)
+    monkeypatch.setattr(work, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(detector_node, "_STOP_SECONDS", 0.1)
+    path = write_bright_cell_model(tmp_path / "hangs.onnx", tiny_spec(classes=("bus", "dog")))
+    swap(flying, path)
+    with flying.held_inference() as held:
+        yield held
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_model_that_hangs_is_replaced_by_the_last_one_that_worked(
+    flying, hangs, model, tmp_path, settled
+):
+    status = flying.collect(DiagnosticArray, "/diagnostics")
+    if settled:
+        hangs.release()
+        assert class_of_one(flying) == "bus"
+    flying.send(ONE)
+    assert "keeping model.onnx" in flying.wait_for_log("an inference of hangs.onnx hangs since")
+    assert class_of_one(flying) == "car"
+    assert flying.dropped(FAILED) == 1
+    assert flying.detector.get_parameter("model").value == str(model)
+    message = flying.receive_until(
+        status, lambda m: m.status[0].level == DiagnosticStatus.ERROR, "it is an error"
+    )
+    assert "an inference of hangs.onnx hangs" in message.status[0].message
+    assert "in use: model.onnx" in message.status[0].message
+    flying.set_parameter("model", str(tmp_path / "hangs.onnx"))
+    flying.wait_for_log("an inference of this model hangs")
+    node = flying.detector
+    assert node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    flying.wait_for_detector()
+    assert class_of_one(flying) == "car"
+    assert not node.stop(), "the process must not wait for the thread"
+    hangs.open()
+    flying.wait_until(node.stop, "the inference ends")
+    assert flying.detections.empty(), "its result is late"
+
+
+def test_hanging_inference_without_another_model_is_an_error_until_one_is_set(
+    flying, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(work, "LIMIT_SECONDS", 0.2)
+    monkeypatch.setattr(work, "GRACE_SECONDS", 0.2)
+    status = flying.collect(DiagnosticArray, "/diagnostics")
+    with flying.held_inference():
+        flying.send(ONE)
+        message = flying.receive_until(
+            status, lambda m: m.status[0].level == DiagnosticStatus.ERROR, "it is an error"
+        )
+        assert "no other model is loaded" in message.status[0].message
+        bus = write_bright_cell_model(tmp_path / "bus.onnx", tiny_spec(classes=("bus", "dog")))
+        swap(flying, bus)
+        assert class_of_one(flying) == "bus"
+        assert not flying.call(Trigger, "/detector/rollback", Trigger.Request()).success
+    flying.receive_until(
+        status, lambda m: m.status[0].level != DiagnosticStatus.ERROR, "it is over"
+    )
+    assert flying.call(Trigger, "/detector/rollback", Trigger.Request()).success
+    assert class_of_one(flying) == "car"
+
+
+def test_slow_inference_that_ends_is_published(flying, monkeypatch):
+    monkeypatch.setattr(work, "LIMIT_SECONDS", 0.1)
+    monkeypatch.setattr(work, "GRACE_SECONDS", 0.1)
+    with flying.held_inference() as held:
+        flying.send(ONE)
+        flying.wait_for_log("no other model is loaded")
+        held.release()
+        assert len(flying.receive().detections) == 1
+
+
 def test_endless_model_set_before_configuration_fails_it(ground, model, tmp_path):
     """It may have been set by anyone on the network."""
     site = ground(model=model, swap_timeout_s=1.0)
@@ -160,6 +291,57 @@ def test_endless_model_set_before_configuration_fails_it(ground, model, tmp_path
     assert "its trial took longer than 1 s" in site.wait_for_log("cannot configure")
     site.set_parameter("model", str(model))
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_a_process_that_configures_with_an_endless_model(
+    ground, model, tmp_path, start_detector, number
+):
+    site = ground()
+    process = start_detector(model=model, swap_timeout_s=3600.0)
+    path = str(write_endless_model(tmp_path / "endless.onnx"))
+    request = SetParameters.Request(parameters=[Parameter("model", value=path).to_parameter_msg()])
+    (result,) = site.call(SetParameters, "/detector/set_parameters", request).results
+    assert result.successful, result.reason
+    client = site.node.create_client(ChangeState, "/detector/change_state")
+    site.wait_until(client.service_is_ready, "the service is available")
+    client.call_async(
+        ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    site.wait_until(children.read_text, "the trial runs")
+    assert "its trial was cancelled" in process.end(number)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_memory_of_a_large_refused_model_is_returned(ground, model, tmp_path, no_cycle_collector):
+    site = ground(model=model, swap_timeout_s=1.0, autostart=True)
+    site.add_detector()
+    path = write_endless_model(tmp_path / "large.onnx")
+    proto = onnx.load(path)
+    weights = np.random.default_rng(0).bytes(_LARGE_BYTES)
+    proto.graph.initializer.append(
+        onnx.helper.make_tensor(
+            "unused", onnx.TensorProto.UINT8, [_LARGE_BYTES], weights, raw=True
+        )
+    )
+    proto.graph.node.append(onnx.helper.make_node("ReduceMax", ["unused"], ["top"], keepdims=0))
+    onnx.save(proto, str(path))
+    del proto, weights
+    return_memory()
+    before = resident_bytes()
+    for count in (1, 2):
+        site.set_parameter("model", str(path))
+        site.wait_until(lambda: site.detector.failures.report().count == count, "refused")  # noqa: B023
+    site.wait_until(lambda: resident_bytes() - before < _LARGE_BYTES / 2, "its memory is returned")
+
+
+def resident_bytes():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
 def test_unusable_model_at_startup_fails_configuration_in_one_line(ground, tmp_path):

@@ -95,6 +95,12 @@ def test_cancelled_trial_ends(tmp_path):
         running.trial(running._file, settings())
 
 
+def test_trial_ends_when_the_process_has_to(tmp_path):
+    file = read_model_file(write_endless_model(tmp_path / "model.onnx"))
+    with pytest.raises(ModelError, match="its trial was cancelled"):
+        Trial(lambda: True)(file, settings())
+
+
 def test_crash_of_the_child_is_a_reason(tmp_path):
     running = Running(tmp_path / "model.onnx")
     running.trial._process.send_signal(signal.SIGSEGV)

@@ -148,6 +148,14 @@ class Careful(Surviving, Node):
         [ParameterMessage(name="\x1b[2J\n")],
         [ParameterMessage(name="", value=ParameterValue(type=4, string_value="x"))],
         [ParameterMessage(name="number")] * 2000,
+        # Of the right type, so that only its size can be the reason.
+        [ParameterMessage(name="number", value=ParameterValue(type=2, integer_value=2))] * 51,
+        [
+            ParameterMessage(
+                name="number",
+                value=ParameterValue(type=2, integer_value=2, double_array_value=[0.5] * 200_001),
+            )
+        ],
     ],
 )
 def test_hostile_request_gets_a_short_refusal(site, parameters):

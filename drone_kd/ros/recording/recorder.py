@@ -195,19 +195,26 @@ class Recorder:
 
     def _consider(self, ring: BagRing, result: Result, selector: Selector, types: Mapping) -> None:
         now = result.frame.received
+        self._keep(ring, selector.take(now), types)
         try:
-            self._keep(ring, selector.take(now), types)
             selector.see(now, result, result.decoded, result.detections)
             self._seen += 1
-        except OSError:  # of the disk: it ends the recording
-            raise
         except Exception as error:  # of this frame only
             log_failure(self._log, self._failures, "Recording a frame", error)
 
     def _keep(self, ring: BagRing, choice: Choice | None, types: Mapping) -> None:
-        """Write a selected frame with its detections and the reasons."""
+        """Write a selected frame; OSError: the disk fails, which ends the recording."""
         if choice is None:
             return
+        try:
+            self._write(ring, choice, types)
+        except OSError:
+            raise
+        except Exception as error:  # of this frame only
+            log_failure(self._log, self._failures, "Recording a frame", error)
+
+    def _write(self, ring: BagRing, choice: Choice, types: Mapping) -> None:
+        """Write a frame with its detections and the reasons."""
         result = choice.frame
         header = result.frame.message.header
         detections_topic, reasons_topic = self._topics[result.frame.camera]

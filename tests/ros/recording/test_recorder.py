@@ -226,6 +226,29 @@ def test_raw_bags_stay_within_the_budget(recording, tmp_path):
     assert all((image_to_bgr(image) == stamp // 10**9).all() for stamp, image in kept.items())
 
 
+@pytest.mark.parametrize(
+    ("record_format", "shape", "says"),
+    [
+        ("jpeg", (8, 70_000), "JPEG: expected an image of up to 65500 pixels a side"),
+        ("raw", (2500, 1400), "expected frames that fit into the budget of 10 MB"),
+    ],
+)
+def test_frame_that_cannot_be_written_does_not_end_the_recording(
+    recording, tmp_path, record_format, shape, says
+):
+    site = recording(record_format=record_format, record_budget_mb=10.0, record_random=1.0)
+    site.wait_for_detector()
+    assert record(site, True).success
+    see(site, np.zeros((*shape, 3), np.uint8), 1)
+    # No frame comes in: the idle recorder writes it.
+    assert says in site.wait_for_log("Recording a frame failed")
+    assert site.detector._recorder.report().state == "on"
+    see(site, SURE, 2)
+    stop(site)
+    (images,) = (found for topic, found in read(tmp_path / "bags").items() if "image" in topic)
+    assert list(images) == [2 * 10**9]
+
+
 def test_several_cameras_with_compressed_images(recording, tmp_path):
     site = recording(cameras="[front, down]", image_transport="compressed")
     assert record(site, True).success
