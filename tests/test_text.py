@@ -66,6 +66,8 @@ def test_stream_escapes_what_does_not_print():
     print("größe\t车\r", "a\x1b[2J\u202e", file=output)
     print("\ud800", file=output)
     assert stream.getvalue() == "größe\t车\\r a\\x1b[2J\\u202e\n\\ud800\n"
+
+
 def test_nested_containers_are_shown_with_their_first_values_only():
     """Whole, these 40 lists would be 10 TB of text."""
     value = ["x", "x"]
