@@ -214,12 +214,13 @@ class Pipeline:
                 if frames:
                     self._process(frames)
             except AbandonedError:
-                return
+                break
             except Exception as error:  # of any kind: continue with the next frame
                 log_failure(self._node.get_logger(), self._failures, "Detection", error)
-        # rclpy may hold a destroyed subscription, and with it the pipeline, for longer.
-        del self.model
-        self._former = self._measured = None
+        if threading.current_thread() is self._thread:
+            # rclpy may hold a destroyed subscription, and with it the pipeline, for longer.
+            del self.model
+            self._former = self._measured = None
 
     def _process(self, frames: list[Frame]) -> None:
         with self._begun(frames) as work:

@@ -19,8 +19,8 @@ from drone_kd.text import one_line
 _THROTTLE_SECONDS = 5.0
 # Of a request: each item takes time in which no frame is received.
 _REQUEST_NAMES = 1000
-_REQUEST_PARAMETERS = 50
-_REQUEST_VALUES = 200_000  # characters and elements of arrays
+MAX_REQUEST_PARAMETERS = 50
+MAX_REQUEST_VALUES = 200_000  # characters and elements of arrays
 # Of the text of an exception, which may quote what others sent.
 _SHOWN_CHARACTERS = 300
 
@@ -174,9 +174,9 @@ def check_request(request: Any) -> None:
     for field in ("names", "prefixes"):
         _check_length(field, len(getattr(request, field, ())), _REQUEST_NAMES)
     parameters = getattr(request, "parameters", ())
-    _check_length("parameters", len(parameters), _REQUEST_PARAMETERS)
+    _check_length("parameters", len(parameters), MAX_REQUEST_PARAMETERS)
     length = sum(len(p.name) + _length(getattr(p, "value", None)) for p in parameters)
-    _check_length("characters and values", length, _REQUEST_VALUES)
+    _check_length("characters and values", length, MAX_REQUEST_VALUES)
     # rclpy would add it to the node.
     if any(not parameter.name for parameter in parameters):
         raise ValueError("expected the name of a parameter, got an empty one")

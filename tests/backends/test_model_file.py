@@ -261,9 +261,7 @@ def test_large_file_is_refused_unread(tmp_path):
         read_model_file(default_model_path(), limit=10)
 
 
-@pytest.mark.parametrize(
-    "name", ["", " car", "c\x1b[2J", "c\ud800", "c" * 101, "c\u202ed", "a\nb"]
-)
+@pytest.mark.parametrize("name", ["", "c\x1b[2J", "c\ud800", "c" * 101, "c\u202ed", "a\nb"])
 def test_class_name_that_cannot_be_shown_is_refused_before_loading(model, monkeypatch, name):
     proto = onnx.load(model)
     entry = next(e for e in proto.metadata_props if e.key == METADATA_KEY)
@@ -272,7 +270,7 @@ def test_class_name_that_cannot_be_shown_is_refused_before_loading(model, monkey
     )
     onnx.save(proto, model)
     monkeypatch.setattr(ort, "InferenceSession", partial(pytest.fail, "loaded"))
-    with pytest.raises(ModelError, match="classes: expected a list of") as raised:
+    with pytest.raises(ModelError, match="classes: class 0: expected a name") as raised:
         open_backend(model)
     assert str(raised.value).isprintable() and len(str(raised.value)) < 700
 

@@ -31,9 +31,9 @@ _MAX_NUMBER = 4096
 _MAX_LAYERS = 2_000
 _MAX_ACTIVATION = 1_000
 # The largest detector of Ultralytics has 140 million.
-_MAX_PARAMETERS = 250_000_000
+MAX_WEIGHTS = 250_000_000
 # Values of an image of `_SIDE` px: of a layer, and of all. YOLOv8x has 1.3 and 150 million.
-_MAX_OUTPUT, _MAX_OUTPUTS = 16_000_000, 2_000_000_000
+MAX_OUTPUT, _MAX_OUTPUTS = 16_000_000, 2_000_000_000
 # As Ultralytics builds a detector, which runs it once.
 _SIDE = 256
 
@@ -103,10 +103,8 @@ def check_outputs(model: nn.Module) -> None:
 
 def _check_number_of_weights(model: nn.Module) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    if parameters > _MAX_PARAMETERS:
-        raise TooLargeError(
-            f"expected at most {_MAX_PARAMETERS:.1e} weights, got {parameters:.1e}"
-        )
+    if parameters > MAX_WEIGHTS:
+        raise TooLargeError(f"expected at most {MAX_WEIGHTS:.1e} weights, got {parameters:.1e}")
 
 
 def _run(layers: nn.Sequential, channels: int) -> None:
@@ -134,8 +132,8 @@ class _LimitedOutputs(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         sizes = [x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
         self._total += sum(sizes)
-        if max(sizes, default=0) > _MAX_OUTPUT or self._total > _MAX_OUTPUTS:
-            raise TooLargeError(f"expected at most {_MAX_OUTPUT:.1e} values of a layer, got more")
+        if max(sizes, default=0) > MAX_OUTPUT or self._total > _MAX_OUTPUTS:
+            raise TooLargeError(f"expected at most {MAX_OUTPUT:.1e} values of a layer, got more")
         return result
 
 
