@@ -163,13 +163,13 @@ class ModelSlot:
         self._failures.resolve(self._rejection)
 
     def _reject(self, what: str, error: Exception) -> None:
-        """Count and log why a model is not used, and set the parameter back."""
+        """Count why a model is not used, set the parameter back, and log it."""
         reason = one_line(error, _SHOWN_CHARACTERS) or describe(error)
         line = f"{what}: {reason}; keeping {one_line(self.model.path.name)}"
         self._rejection = line
         self._failures.count(line)
-        self._log.error(line)
         self._restore_parameter()
+        self._log.error(line)
 
     def _restore_parameter(self) -> None:
         """Set the parameter to the value that the current model was loaded for."""

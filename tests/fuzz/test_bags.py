@@ -22,7 +22,8 @@ from drone_kd.media.bags import (
     read_messages,
 )
 from drone_kd.media.image_files import SourceError
-from fuzzing import check_line, damaged, memory, only
+from fuzzing import check_line, damaged, only
+from process_memory import memory
 from recorded import STORE, image, jpeg, scene, storage_file, write_bag
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from drone_kd.media.compressed_images import EncodedError, decode, decode_reduced
 from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.media.raw_images import RawError, raw_to_bgr
-from fuzzing import damaged, hostile_text, memory, only
+from fuzzing import damaged, hostile_text, only
+from process_memory import memory
 
 MAX_PIXELS = 1_000_000
 # An image of the largest size, decoded and converted; of a file that is 64 megapixels.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -15,20 +14,6 @@ MAX_MESSAGE = 500
 # Sizes, counts and offsets of a file format, at their limits.
 _EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _HEADER_BYTES = 100
-
-
-def _status_megabytes(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1000
-
-
-@contextlib.contextmanager
-def memory(megabytes: float) -> Iterator[None]:
-    """Check that this process never grows by more."""
-    before = _status_megabytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    yield
-    assert _status_megabytes("VmHWM") - before < megabytes
 
 
 @contextlib.contextmanager

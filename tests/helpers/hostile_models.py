@@ -27,6 +27,19 @@ def write_endless_model(path: Path) -> Path:
 
 def write_model_endless_for_white(path: Path) -> Path:
     """Write a model that detects every bright cell, and never answers for a white image."""
+    return _write_partly_endless(path, [], "is_white")
+
+
+def write_model_slow_unless_white(path: Path) -> Path:
+    """Write a model that takes some ten seconds for an image that is not white."""
+    negation = helper.make_node("Not", ["is_white"], ["is_other"])
+    return _write_partly_endless(path, [negation], "is_other", loops=1_000_000)
+
+
+def _write_partly_endless(
+    path: Path, nodes: list[onnx.NodeProto], condition: str, loops: int = _ENDLESS
+) -> Path:
+    """Write a model that hangs where a condition, the output of the nodes, is true."""
     body = helper.make_graph(
         [
             helper.make_node("MatMul", ["before", "matrix"], ["after"]),
@@ -44,12 +57,13 @@ def write_model_endless_for_white(path: Path) -> Path:
         ],
     )
     nodes = [
-        helper.make_node("Cast", ["is_white"], ["white"], to=TensorProto.INT64),
-        helper.make_node("Mul", ["white", "endless"], ["times"]),
+        *nodes,
+        helper.make_node("Cast", [condition], ["number_of_loops"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["number_of_loops", "endless"], ["times"]),
         helper.make_node("Loop", ["times", "true", "matrix"], ["product"], body=body),
         helper.make_node("ReduceSum", ["product"], ["nothing"], keepdims=0),
     ]
-    constants = {"endless": np.int64(_ENDLESS), "true": np.bool_(True)}
+    constants = {"endless": np.int64(loops), "true": np.bool_(True)}
     return _write_extended(path, nodes, constants | {"matrix": np.zeros((64, 64), np.float32)})
 
 
@@ -59,15 +73,15 @@ def write_model_not_finite_for_white(path: Path) -> Path:
     return _write_extended(path, nodes, {"nan": np.float32("nan"), "null": np.float32(0)})
 
 
-def write_greedy_model(path: Path) -> Path:
-    """Write a model that asks for 4 TB of memory."""
+def write_greedy_model(path: Path, gigabytes: int = 4000) -> Path:
+    """Write a model that asks for that much memory."""
     nodes = [
         helper.make_node("ConstantOfShape", ["shape"], ["large"]),
         helper.make_node("Add", ["large", "mean"], ["sums"]),
         helper.make_node("ReduceMin", ["sums"], ["lowest"], keepdims=0),
         helper.make_node("Mul", ["lowest", "null"], ["nothing"]),
     ]
-    constants = {"shape": np.array([1000, 1000, 1000_000], np.int64), "null": np.float32(0)}
+    constants = {"shape": np.array([1000, 1000, 250 * gigabytes], np.int64), "null": np.float32(0)}
     return _write_extended(path, nodes, constants)
 
 

@@ -4,9 +4,10 @@ import contextlib
 import itertools
 import os
 import re
-import resource
 import sqlite3
 import struct
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from rosbags import rosbag2
 from drone_kd.media import bags, mcap_files, sqlite_bags
 from drone_kd.media.bags import inspect_bag, message_to_bgr, read_messages
 from drone_kd.media.image_files import SourceError
+from folder_contents import contents
+from process_memory import memory
 from recorded import STORE, image, jpeg, scene, storage_file, write_bag
 
 MAGIC = b"\x89MCAP0\r\n"
@@ -44,10 +47,10 @@ def message(data, logged_ns=0, channel=1):
     return record(5, struct.pack("<HIQQ", channel, 0, logged_ns, logged_ns) + data)
 
 
-def chunk(content, compression="zstd", size=None, packed=None, span=(0, 0)):
+def chunk(content, compression="zstd", size=None, packed=None, span=(0, 0), checksum=0):
     packed = COMPRESS[compression](content) if packed is None else packed
     size = len(content) if size is None else size
-    head = struct.pack("<QQQI", *span, size, 0) + text(compression)
+    head = struct.pack("<QQQI", *span, size, checksum) + text(compression)
     return record(6, head + struct.pack("<Q", len(packed)) + packed), size
 
 
@@ -85,10 +88,6 @@ def read_all(path):
     return len(found), sum(found), [*map(str, errors)]
 
 
-def peak_kb():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def written_bytes():
     """Return how many bytes this process has written so far, to files of any kind."""
     return int(re.search(r"wchar: (\d+)", Path("/proc/self/io").read_text())[1])
@@ -103,11 +102,10 @@ def test_mcap_that_unpacks_to_400_mb_is_refused(tmp_path, compression, number, w
     else:
         chunks = [chunk(message(bytes(size - 31)), compression)] * number
     path = write_mcap(tmp_path / "a.mcap", chunks, whole=whole)
-    before = peak_kb()
-    count, _, errors = read_all(path)
+    with memory(60):
+        count, _, errors = read_all(path)
     assert count == 0
     assert "MB" in errors[-1] and len(errors[-1]) < 300 and "\n" not in errors[-1]
-    assert peak_kb() - before < 60_000
 
 
 def test_bytes_of_chunks_are_counted_whatever_the_index_says(tmp_path):
@@ -121,9 +119,8 @@ def test_bytes_of_chunks_are_counted_whatever_the_index_says(tmp_path):
 def test_chunk_larger_than_its_declared_size_is_refused(tmp_path, compression):
     packed = COMPRESS[compression](bytes(300_000_000))
     path = write_mcap(tmp_path / "a.mcap", [chunk(b"", compression, 1000, packed)])
-    before = peak_kb()
-    assert read_all(path)[:2] == (0, 0)
-    assert peak_kb() - before < 60_000
+    with memory(60):
+        assert read_all(path)[:2] == (0, 0)
 
 
 def test_chunk_is_read_once_however_often_the_index_names_it(tmp_path):
@@ -142,9 +139,27 @@ def test_overlapping_chunks_are_merged_and_wait_in_limited_memory(tmp_path, monk
     assert [row[2] for row in rows] == [0, 2, 2, 4, 4, 6, 8]
     assert [row[2] for row in mcap_files.messages(path, {"/a"}, 3, 8)] == [4, 4, 6]
     monkeypatch.setattr(mcap_files, "_MAX_WAITING_BYTES", 500)
-    assert sorted(row[2] for row in mcap_files.messages(path, {"/a"}, 0, 2**63)) == [
-        row[2] for row in rows
-    ]
+    limited = [row[2] for row in mcap_files.messages(path, {"/a"}, 0, 2**63)]
+    assert limited != sorted(limited) == [row[2] for row in rows]
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "cut off"])
+def test_chunk_that_differs_from_its_checksum_is_refused(tmp_path, whole):
+    content = message(bytes(9))
+    checksum = zlib.crc32(content)
+    for number, count in ((checksum, 1), (checksum ^ 1, 0)):
+        chunks = [chunk(content, checksum=number)]
+        found, _, errors = read_all(write_mcap(tmp_path / "a.mcap", chunks, whole=whole))
+        assert found == count
+        if whole:
+            assert ("a chunk differs from its checksum" in " ".join(errors)) == (count == 0)
+
+
+def test_message_above_the_limit_is_refused(tmp_path, monkeypatch):
+    path = write_mcap(tmp_path / "a.mcap", [chunk(message(bytes(2000)))])
+    monkeypatch.setattr(mcap_files, "MAX_MESSAGE_BYTES", 1000)
+    count, _, errors = read_all(path)
+    assert count == 0 and "expected messages of at most 0.001 MB" in errors[-1]
 
 
 @pytest.mark.parametrize(
@@ -204,10 +219,9 @@ def test_bag_whose_tables_are_computed_is_refused(tmp_path, kind):
         with sqlite3.connect(path) as database:
             database.execute("INSERT INTO messages (topic_id, timestamp) VALUES (1, 900000000)")
         database.close()
-    before = peak_kb()
-    count, _, errors = read_all(path)
+    with memory(60):
+        count, _, errors = read_all(path)
     assert count == 0 and f"table {name}" in errors[-1]
-    assert peak_kb() - before < 60_000
 
 
 def test_bag_with_a_view_elsewhere_is_read(tmp_path):
@@ -246,6 +260,35 @@ def test_value_of_another_type_is_one_line(tmp_path, row):
     path = bag_database(tmp_path / "a.db3", f"INSERT INTO messages VALUES ({row})")
     count, _, errors = read_all(path)
     assert count <= 2 and all(error.isprintable() for error in errors)
+
+
+def test_database_is_opened_with_its_guards(tmp_path):
+    with sqlite_bags._open(bag_database(tmp_path / "a.db3")) as database:
+        assert database.execute("PRAGMA trusted_schema").fetchone() == (0,)
+        assert database.execute("PRAGMA cell_size_check").fetchone() == (1,)
+        if sys.version_info >= (3, 11):
+            limit = database.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+            assert limit == mcap_files.MAX_MESSAGE_BYTES
+
+
+def test_more_bytes_than_the_file_are_refused(tmp_path):
+    """Messages of a damaged file can share their pages."""
+    path = bag_database(tmp_path / "a.db3")
+    rows = itertools.repeat((1, 5, bytes(1000)), 1000)
+    with pytest.raises(sqlite_bags.SqliteError, match="more messages than the file can hold"):
+        list(sqlite_bags._rows(rows, {1: ("/a", "b")}, path))
+
+
+def test_bag_with_a_write_ahead_log_is_read_without_writing(tmp_path):
+    folder = tmp_path / "bag"
+    folder.mkdir()
+    path = bag_database(folder / "a.db3")
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
+    database.close()
+    before = contents(folder)
+    assert read_all(path) == (1, 4, [])
+    assert contents(folder) == before
 
 
 def test_steps_of_a_query_are_limited(tmp_path, monkeypatch):
@@ -290,10 +333,24 @@ def test_compressed_bag_that_unpacks_to_300_mb_is_refused(tmp_path, mode):
         with sqlite3.connect(path) as database:
             database.execute("UPDATE messages SET data = ?", (packed,))
         database.close()
-    before = peak_kb()
-    count, _, errors = read_all(bag)
-    assert count == 0 and errors
-    assert peak_kb() - before < 60_000
+    with memory(60):
+        count, _, errors = read_all(bag)
+    says = {"FILE": "expected at most 100 times", "MESSAGE": "of at most 32 MB"}
+    assert count == 0 and says[mode] in errors[-1]
+
+
+@pytest.mark.parametrize("mode", ["FILE", "MESSAGE"])
+def test_link_out_of_a_compressed_bag_is_not_read(tmp_path, mode):
+    bag = compressed_bag(tmp_path / "bag", mode, "SQLITE3", [scene(0)])
+    (path,) = [file for file in bag.iterdir() if file.suffix != ".yaml"]
+    other = path.with_name(f"other{''.join(path.suffixes)}")
+    other.write_bytes(path.read_bytes())
+    (file,) = inspect_bag(bag, lambda _: None)
+    assert len(list(read_messages(file, {"/a"}, fail))) == 2
+    other.rename(tmp_path / other.name)
+    other.symlink_to(tmp_path / other.name)
+    (file,) = inspect_bag(bag, fail)
+    assert len(list(read_messages(file, {"/a"}, fail))) == 1
 
 
 def test_messages_that_unpack_to_600_mb_are_refused(tmp_path):
@@ -391,9 +448,8 @@ def test_absurd_lengths_in_a_message_are_one_line(tmp_path, make):
     bag = write_bag(tmp_path / "bag", [("/a", 0, make(scene(0), 0))])
     (file,) = inspect_bag(bag, fail)
     (stored,) = read_messages(file, {"/a"}, fail)
-    before = peak_kb()
-    for at, value in itertools.product(range(4, 60, 4), (2**32 - 1, 2**31, 10**9)):
-        data = stored.data[:at] + struct.pack("<I", value) + stored.data[at + 4 :]
-        with contextlib.suppress(SourceError):
-            message_to_bgr(stored._replace(data=data))
-    assert peak_kb() - before < 60_000
+    with memory(60):
+        for at, value in itertools.product(range(4, 60, 4), (2**32 - 1, 2**31, 10**9)):
+            data = stored.data[:at] + struct.pack("<I", value) + stored.data[at + 4 :]
+            with contextlib.suppress(SourceError):
+                message_to_bgr(stored._replace(data=data))

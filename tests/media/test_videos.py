@@ -1,17 +1,18 @@
 """Videos of others: only the file is read, and no frame beyond the limit is decoded."""
 
 import os
-import resource
 import struct
 
 import cv2
 import numpy as np
 import pytest
 
-from drone_kd.media.image_files import read_frames
+from drone_kd.media import videos
+from drone_kd.media.image_files import read_frames, read_video
 from drone_kd.media.live_streams import read_live
-from drone_kd.media.videos import SourceError, check_frame_size, open_video
+from drone_kd.media.videos import SourceError, check_frame_size, open_stream, open_video
 from http_video import file_server
+from process_memory import memory
 
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
 SESSION = (
@@ -118,37 +119,93 @@ def test_codecs_of_avi(tmp_path, codec):
         assert len(list(read_frames(path, pytest.fail))) == 3
 
 
-@pytest.mark.parametrize(("samples", "frames"), [(3, 3), (20_000_000, None)])
-def test_mp4_of_more_samples_than_bytes_is_refused(tmp_path, samples, frames):
+@pytest.fixture
+def never_opened(monkeypatch):
+    """OpenCV is not asked."""
+    monkeypatch.setattr(videos, "_open", lambda *_: pytest.fail("it was opened"))
+
+
+@pytest.mark.parametrize("table", ["stsz", "stz2"])
+def test_mp4_of_more_samples_than_bytes_is_refused(tmp_path, table, never_opened):
     """FFmpeg takes 720 MB for 20 million samples of a byte, in a file of 1 kB."""
     data = bytearray(write_video(tmp_path / "a.mp4", "mp4v").read_bytes())
-    if frames is None:
-        struct.pack_into(">II", data, data.index(b"stsz") + 8, 1, samples)
-        struct.pack_into(">II", data, data.index(b"stts") + 12, samples, 1024)
-        struct.pack_into(">III", data, data.index(b"stsc") + 12, 1, samples, 1)
-    (tmp_path / "a.mp4").write_bytes(data)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if frames is None:
-        with pytest.raises(SourceError, match="not a video"):
-            open_video(tmp_path / "a.mp4")
-    else:
-        assert len(list(read_frames(tmp_path / "a.mp4", pytest.fail))) == frames
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # kB
+    samples = 20_000_000
+    struct.pack_into(">II", data, data.index(b"stsz") + 8, 1, samples)
+    struct.pack_into(">II", data, data.index(b"stts") + 12, samples, 1024)
+    struct.pack_into(">III", data, data.index(b"stsc") + 12, 1, samples, 1)
+    (tmp_path / "a.mp4").write_bytes(data.replace(b"stsz", table.encode()))
+    with memory(20), pytest.raises(SourceError, match="not a video"):
+        open_video(tmp_path / "a.mp4")
 
 
 @pytest.mark.parametrize(
     "boxes",
     [
         b"\0\0\0\x10moov\0\0\0\x08cmov",
-        b"\0\0\0\x14moof\0\0\0\x10trun\0\0\0\0\xff\xff\xff\xff",
+        b"\0\0\0\x18moof\0\0\0\x10trun\0\0\0\0\xff\xff\xff\xff",
         b"\0\0\0\x04moov",
         b"\0\0\0\x01moov" + b"\xff" * 8,
+        b"\0\0\0\x01mdat\0\0\0\0\0\0\0\x10\0\0\0\x10moov\0\0\0\x08cmov",
     ],
+    ids=["compressed", "samples", "short", "long", "after 64 bits"],
 )
-def test_mp4_of_a_damaged_structure_is_refused(tmp_path, boxes):
+def test_mp4_of_a_damaged_structure_is_refused(tmp_path, boxes, never_opened):
     (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x10ftypisom\0\0\0\0" + boxes)
     with pytest.raises(SourceError, match="not a video"):
         open_video(tmp_path / "a.mp4")
+
+
+def test_mp4_with_a_length_of_64_bits_is_read(tmp_path):
+    path = write_video(tmp_path / "a.mp4", "mp4v")
+    path.write_bytes(path.read_bytes() + b"\0\0\0\x01free" + struct.pack(">Q", 16))
+    assert len(list(read_frames(path, pytest.fail))) == 3
+
+
+def test_mp4_of_a_large_box_is_refused(tmp_path, monkeypatch, never_opened):
+    write_video(tmp_path / "a.mp4", "mp4v")
+    monkeypatch.setattr(videos, "_MAX_BOX_BYTES", 100)
+    with pytest.raises(SourceError, match="not a video"):
+        open_video(tmp_path / "a.mp4")
+
+
+def test_frame_that_grows_within_a_video_is_refused():
+    class Capture:
+        def __init__(self):
+            self.frames = [np.zeros((48, 64, 3), np.uint8), np.zeros((8000, 8000), np.uint8)]
+
+        def read(self):
+            return True, self.frames.pop(0)
+
+        def release(self):
+            self.frames = None
+
+    capture = Capture()
+    frames = read_video(capture, "a")
+    assert next(frames)[0] == "a#0"
+    with pytest.raises(SourceError, match="a: expected frames of less than 64 megapixels, got"):
+        next(frames)
+    assert capture.frames is None
+
+
+def test_protocols_are_those_of_files_or_of_the_network(tmp_path, monkeypatch):
+    path, seen = write_video(tmp_path / "a.avi"), []
+
+    def capture(*_):
+        options = os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"].split("|")
+        seen.append(dict(option.split(";", 1) for option in options))
+        return closed
+
+    closed = cv2.VideoCapture()
+    monkeypatch.setattr(videos.cv2, "VideoCapture", capture)
+    with pytest.raises(SourceError):
+        open_video(path)
+    with pytest.raises(SourceError):
+        open_stream("rtsp://127.0.0.1:1/a", "camera", 1000)
+    of_file, of_stream = seen
+    assert (of_file["protocol_whitelist"], of_file["input_format"]) == ("file", "avi")
+    protocols = of_stream["protocol_whitelist"].split(",")
+    assert "rtsp" in protocols
+    assert not {"file", "pipe", "fd", "concat", "subfile", "unix"} & set(protocols)
 
 
 def test_huge_frame_of_a_stream_is_refused(tmp_path):

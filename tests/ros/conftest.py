@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,3 +35,18 @@ def start_detector(start: Callable[..., NodeProcess]) -> Callable[..., NodeProce
         return start("drone_kd.ros.detector_node", "--ros-args", *arguments)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def enough_for_a_trial(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Seconds, in whole numbers, in which the trial of a usable model ends on this machine."""
+    from drone_kd.backends.model_file import read_model_file
+    from drone_kd.paths import parameter_defaults
+    from drone_kd.ros.model_trial import Trial
+    from drone_kd.ros.params import Settings
+    from tiny_model import write_bright_cell_model
+
+    path: Path = write_bright_cell_model(tmp_path_factory.mktemp("trial") / "model.onnx")
+    started = monotonic()
+    Trial()(read_model_file(path), Settings.from_parameters(parameter_defaults("detector.yaml")))
+    return float(max(4, math.ceil(4 * (monotonic() - started))))

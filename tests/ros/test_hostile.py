@@ -165,7 +165,7 @@ class Flight:
 def fly(ground, start, tmp_path):
     """Start a detector that swaps only within its folder."""
 
-    def run(transport="raw"):
+    def run(transport="raw", **more):
         site = ground()
         folder = tmp_path / "models"
         folder.mkdir()
@@ -175,8 +175,8 @@ def fly(ground, start, tmp_path):
             "confidence": 0.9,
             "autostart": "true",
             "image_transport": transport,
-            "swap_timeout_s": 3.0,
             "record_directory": tmp_path / "bags",
+            **more,
         }
         process = start(
             "detector_with_frequent_reports",
@@ -443,8 +443,8 @@ def test_unusual_headers_are_published_as_received(fly):
 
 
 @pytest.mark.slow
-def test_hostile_models_are_refused_in_flight(fly):
-    flight, folder = fly()
+def test_hostile_models_are_refused_in_flight(fly, enough_for_a_trial):
+    flight, folder = fly(swap_timeout_s=2 * enough_for_a_trial)  # it flies meanwhile
     sha = flight.status()["/detector"]["model sha256"]
     good = write_bright_cell_model(folder / "good.onnx", tiny_spec(classes=("bus", "dog")))
 

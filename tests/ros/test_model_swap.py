@@ -25,6 +25,7 @@ from hostile_models import (
     write_endless_model,
     write_model_endless_for_white,
     write_model_not_finite_for_white,
+    write_model_slow_unless_white,
     write_with_metadata,
 )
 from tiny_model import tiny_spec, write_bright_cell_model
@@ -49,7 +50,7 @@ def class_of_one(site):
     ("write", "says"),
     [
         (write_model_not_finite_for_white, "not finite"),
-        (write_model_endless_for_white, "terminate flag"),
+        pytest.param(write_model_endless_for_white, "terminate flag", marks=pytest.mark.slow),
     ],
 )
 def test_first_image_of_a_model_that_fails_with_it_is_detected_by_the_old_one(
@@ -282,13 +283,18 @@ def test_slow_inference_that_ends_is_published(flying, monkeypatch):
         assert len(flying.receive().detections) == 1
 
 
-def test_endless_model_set_before_configuration_fails_it(ground, model, tmp_path):
+@pytest.mark.slow
+def test_endless_model_set_before_configuration_fails_it(
+    ground, model, tmp_path, enough_for_a_trial
+):
     """It may have been set by anyone on the network."""
-    site = ground(model=model, swap_timeout_s=1.0)
+    site = ground(model=model, swap_timeout_s=enough_for_a_trial)
     node = site.add_detector()
     site.set_parameter("model", str(write_endless_model(tmp_path / "endless.onnx")))
     assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
-    assert "its trial took longer than 1 s" in site.wait_for_log("cannot configure")
+    assert f"its trial took longer than {enough_for_a_trial:g} s" in site.wait_for_log(
+        "cannot configure"
+    )
     site.set_parameter("model", str(model))
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
 
@@ -342,6 +348,16 @@ def test_memory_of_a_large_refused_model_is_returned(ground, model, tmp_path, no
 def resident_bytes():
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+@pytest.mark.slow
+def test_model_slow_for_the_first_image_fails_configuration(ground, tmp_path):
+    """That of the start has no trial."""
+    path = write_model_slow_unless_white(tmp_path / "model.onnx")
+    site = ground(model=path, swap_timeout_s=1.0)
+    node = site.add_detector()
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert "terminate flag" in site.wait_for_log("cannot configure")
 
 
 def test_unusable_model_at_startup_fails_configuration_in_one_line(ground, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import rclpy
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter as ParameterMessage
-from rcl_interfaces.msg import ParameterValue
+from rcl_interfaces.msg import ParameterValue, SetParametersResult
 from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomically
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -170,6 +170,20 @@ def test_hostile_request_gets_a_short_refusal(site, parameters):
     assert not site.call(GetParameters, "careful/get_parameters", names).values
     names = GetParameters.Request(names=["number"])
     assert site.call(GetParameters, "careful/get_parameters", names).values
+
+
+def test_reason_that_quotes_the_request_is_short(site):
+    site = site(Careful)
+    long = SetParametersResult(successful=False, reason="x\n" * 10_000)
+    site.node.add_on_set_parameters_callback(lambda _: long)
+    value = ParameterMessage(name="number", value=ParameterValue(type=2, integer_value=2))
+    request = SetParameters.Request(parameters=[value])
+    (result,) = site.call(SetParameters, "careful/set_parameters", request).results
+    name = "careful/set_parameters_atomically"
+    atomic = SetParametersAtomically.Request(parameters=[value])
+    for refused in (result, site.call(SetParametersAtomically, name, atomic).result):
+        assert not refused.successful
+        assert refused.reason.isprintable() and 100 < len(refused.reason) < 400
 
 
 def test_response_of_a_life_cycle_service_says_no():

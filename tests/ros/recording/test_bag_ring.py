@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("rosbags", reason="rosbags is not installed: pip install 'drone_kd[record]'")
 
 from rclpy.serialization import deserialize_message, serialize_message
-from rosbags.rosbag2 import Reader
+from rosbags.rosbag2 import Reader, Writer
 from std_msgs.msg import Header
 
 from drone_kd.ros.recording import bag_ring as ring_module
@@ -168,6 +168,20 @@ def test_failed_write_leaves_other_bags_intact(tmp_path, kind):
     ring.finish()
     with Reader(bags(tmp_path)[1]) as reader:
         assert [stamp for _, stamp, _ in reader.messages()] == [100]
+
+
+def test_bag_that_cannot_be_finished_is_closed(tmp_path, kind, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    closed, abort = [], Writer.abort
+    monkeypatch.setattr(Writer, "close", fail)
+    monkeypatch.setattr(Writer, "abort", lambda writer: closed.append(abort(writer)))
+    ring = BagRing(tmp_path, "node", 10 * MB)
+    write_all(ring, kind, [1])
+    with pytest.raises(OSError, match="Input/output error"):
+        ring.finish()
+    assert closed == [None]
 
 
 def test_messages_are_read_back(tmp_path, kind):

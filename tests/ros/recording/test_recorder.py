@@ -350,6 +350,44 @@ def test_full_disk_stops_recording_but_not_detection(recording, tmp_path, monkey
     assert list(read(tmp_path / "bags")["/image/compressed"]) == [10**9, 5 * 10**9]
 
 
+def test_frame_that_cannot_be_measured_costs_only_itself(recording, tmp_path, monkeypatch):
+    site = recording()
+    site.wait_for_detector()
+    assert record(site, True).success
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.Selector, "see", lambda *_: 1 / 0)
+        site.send(SURE, 1)
+        site.receive()
+        failures = site.detector.failures.report
+        site.wait_until(lambda: failures().count == 1, "it is counted")
+    assert failures().last == "Recording a frame failed: ZeroDivisionError: division by zero"
+    see(site, SURE, 2)
+    stop(site)
+    assert list(read(tmp_path / "bags")["/image/compressed"]) == [2 * 10**9]
+
+
+def test_waiting_frames_are_freed_when_recording_stops(recording, monkeypatch):
+    site = recording()
+    site.wait_for_detector()
+    gate = threading.Event()
+
+    def fail(*_):
+        gate.wait(2 * WAIT_SECONDS)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bag_ring.BagRing, "write", fail)
+    assert record(site, True).success
+    recording_now = site.detector._recorder
+    for seconds in range(1, 5):
+        site.send(SURE, seconds)
+        assert site.receive().header.stamp.sec == seconds
+        site.clock.now += SLOT_SECONDS
+    site.wait_until(recording_now._queue.qsize, "a frame waits")
+    gate.set()
+    site.wait_until(lambda: recording_now.report().state == "stopped", "it has stopped")
+    assert recording_now._queue.empty()
+
+
 def test_slow_disk_drops_frames_of_the_recording_only(recording, monkeypatch):
     site = recording()
     site.wait_for_detector()
