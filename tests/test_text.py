@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 
 from drone_kd.text import is_plain, one_line
@@ -13,7 +15,8 @@ from drone_kd.text import is_plain, one_line
         ("größe 车", "größe 车"),
         ("", ""),
         (ValueError("no\nway"), "no way"),
-        ("a\x85\u2028b", "a b"),
+        ("a\x85\u2028b\u2029c", "a b c"),
+        ("\ue000\u0378", "\\ue000\\u0378"),  # for private use, unassigned
     ],
 )
 def test_text_becomes_one_printable_line(text, line):
@@ -21,8 +24,11 @@ def test_text_becomes_one_printable_line(text, line):
 
 
 @pytest.mark.parametrize("text", ["x" * 5_000_000, "\x1b" * 5_000_000, "x " * 5_000_000])
-def test_long_text_is_cut(text):
+def test_long_text_is_cut_before_the_work(text, monkeypatch):
+    category, seen = unicodedata.category, []
+    monkeypatch.setattr(unicodedata, "category", lambda c: seen.append(c) or category(c))
     line = one_line(text, 50)
+    assert len(seen) < 1000
     assert len(line) == 50
     assert line.endswith("…")
 
@@ -37,7 +43,9 @@ def test_plain_text(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["\x1b[0m", "a\nb", "\ud800", "\u202e", "a\x00", "\x7f", "\u2028"]
+    "text",
+    ["\x1b[0m", "a\nb", "\ud800", "\u202e", "a\x00", "\x7f", "\u2028", "\u2029"]
+    + ["\ue000", "\u0378", "\U000f0000"],
 )
 def test_text_that_is_not_plain(text):
     assert not is_plain(text)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
+from pathlib import Path
+
 import pytest
 
-from drone_kd_training.data.names import DataError, class_list
+from drone_kd_training.data.names import DataError, class_list, usable_path
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,19 @@ def test_unusable_class_names_are_refused_in_one_short_line(names):
 def test_class_names_in_any_script_are_kept():
     names = ("Fußgänger", "автомобиль", "車", "two wheeler", "other_vehicle", "a/b", "..")
     assert class_list(names, "data.yaml") == names
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a\udcff.png", "\ud800", "a\nb", "a\x1b[2J", "a\x85b", "a\u2028b", "a\u2029b", "a\0"]
+    + ["x" * 256, "a/" + "ü" * 128 + "/b"],
+)
+def test_unusable_path_is_refused_in_one_short_line(path):
+    with pytest.raises(DataError, match=r"list.txt: expected a path without control") as error:
+        usable_path(path, "list.txt")
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("path", ["/a b/ü 車.png", "../a", "x" * 255, "a/\u202e/🚗.jpg"])
+def test_path_in_any_script_is_kept(path):
+    assert usable_path(path, "list.txt") == Path(path)
