@@ -12,7 +12,9 @@ from drone_kd.files import (
     file_sha256,
     open_private_folder,
     private_folder,
+    read_private,
     write_bytes,
+    write_private,
     write_text,
 )
 
@@ -149,6 +151,21 @@ def test_read_only_file_keeps_its_mode(tmp_path):
     path.touch(mode=0o400)
     write_bytes(path, b"new")
     assert path.read_bytes() == b"new" and mode(path) == 0o400
+
+
+def test_new_content_of_a_private_file_is_private_meanwhile(tmp_path, umask):
+    path = tmp_path / "file"
+    path.touch(mode=0o600)
+    with atomic_file(path) as temporary:
+        assert mode(temporary) == 0o600
+
+
+def test_privileges_of_a_replaced_program_are_not_passed_on(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(0o6755)
+    write_bytes(path, b"new")
+    assert mode(path) == 0o755
 
 
 def test_link_at_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
@@ -291,3 +308,64 @@ def test_descriptor_of_a_private_folder_means_the_checked_folder(tmp_path):
         path.symlink_to(other)
         os.close(os.open("file", os.O_CREAT | os.O_EXCL, dir_fd=folder))
     assert [p.name for p in moved.iterdir()] == ["file"] and not list(other.iterdir())
+
+
+@pytest.mark.parametrize("target", ["exists", "missing"])
+def test_link_at_the_temporary_name_of_a_private_file_is_not_followed(
+    tmp_path, monkeypatch, target
+):
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * count)
+    secret, path = tmp_path / "secret", tmp_path / "folder"
+    if target == "exists":
+        secret.write_bytes(b"precious")
+    with open_private_folder(path) as folder:
+        link = path / ".file.00000000.tmp"
+        link.symlink_to(secret)
+        with pytest.raises(FileExistsError):
+            write_private(folder, "file", b"new")
+        link.unlink()
+        link.write_bytes(b"planted")  # no link either: somebody may have it open
+        with pytest.raises(FileExistsError):
+            write_private(folder, "file", b"new")
+    assert not (path / "file").exists()
+    assert secret.exists() == (target == "exists")
+    assert not secret.exists() or secret.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left")])
+def test_interrupted_write_keeps_the_old_private_file(tmp_path, monkeypatch, call, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    with open_private_folder(tmp_path / "folder") as folder:
+        write_private(folder, "file", b"old")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fail)
+            with pytest.raises((KeyboardInterrupt, OSError)):
+                write_private(folder, "file", b"new")
+    assert tree(tmp_path / "folder") == {"file": b"old"}
+
+
+def test_private_content_is_on_disk_before_the_rename_and_the_folder_after(tmp_path, monkeypatch):
+    path = tmp_path / "folder"
+    synced = []
+
+    def fsync(descriptor):
+        opened = Path(f"/proc/self/fd/{descriptor}").readlink()
+        size = 0 if opened == path else opened.stat().st_size
+        synced.append(("folder" if opened == path else "file", size, (path / "file").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with open_private_folder(path) as folder:
+        write_private(folder, "file", b"new")
+    assert synced == [("file", 3, False), ("folder", 0, True)]
+    assert mode(path / "file") == 0o600
+
+
+def test_private_file_at_the_limit_is_read_and_a_larger_one_is_not(tmp_path):
+    with open_private_folder(tmp_path / "folder") as folder:
+        write_private(folder, "file", b"12345")
+        assert read_private(folder, "file", 5) == b"12345"
+        with pytest.raises(OSError, match="file: expected at most 4 bytes, got more"):
+            read_private(folder, "file", 4)

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 import yaml
@@ -19,6 +20,22 @@ def test_a_file_at_the_limit_is_read_and_a_larger_one_is_not(tmp_path):
     assert read_limited(path, 5) == b"12345"
     with pytest.raises(ParseError, match=r"file: expected at most 4e-06 MB, got more"):
         read_limited(path, 4)
+
+
+def test_a_file_that_grows_is_not_read_past_the_limit():
+    """The kernel's files declare no size, as a file that was empty a moment ago."""
+    assert Path("/proc/self/status").stat().st_size == 0
+    with pytest.raises(ParseError, match=r"status: expected at most 1e-05 MB, got more"):
+        read_limited("/proc/self/status", 10)
+
+
+def test_yaml_has_a_limit_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("yaml.compose", pytest.fail)
+    path = tmp_path / "a.yaml"
+    with path.open("wb") as file:
+        file.truncate(4_000_001)
+    with pytest.raises(ParseError, match=r"a\.yaml: expected at most 4 MB, got more"):
+        read_yaml(path)
 
 
 def test_only_regular_files_are_read(tmp_path):

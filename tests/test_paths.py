@@ -1,3 +1,4 @@
+import os
 import re
 
 import pytest
@@ -72,3 +73,31 @@ def test_path_elsewhere_is_refused_whether_it_exists_or_not(tmp_path, models, mo
     with pytest.raises(ValueError, match=expected) as raised:
         paths.confined(path, [models, "~nosuchuser"])
     assert str(raised.value).isprintable() and len(str(raised.value)) < 600
+
+
+def test_cache_folder_is_below_the_home_or_an_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for base in ("", "relative", "./relative", "~/x"):
+        monkeypatch.setenv("XDG_CACHE_HOME", base)
+        assert paths.cache_folder(pytest.fail) == tmp_path / ".cache" / "drone_kd"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert paths.cache_folder(pytest.fail) == tmp_path / "other" / "drone_kd"
+    assert not list(tmp_path.iterdir())
+
+
+def test_cache_folder_without_a_home_is_private(tmp_path, monkeypatch):
+    """Others can write the folder that it is in, so somebody may have made it before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", ".")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = tmp_path / f"drone_kd-{os.geteuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="others may have put files there"):
+        paths.cache_folder(pytest.fail)
+    folder.rmdir()
+    lines: list[str] = []
+    assert paths.cache_folder(lines.append) == folder
+    assert folder.stat().st_mode & 0o777 == 0o700 and len(lines) == 1

@@ -1,4 +1,5 @@
 import io
+import unicodedata
 
 import pytest
 
@@ -16,7 +17,8 @@ from drone_kd.text import PrintableStream, is_plain, one_line
         ("größe 车", "größe 车"),
         ("", ""),
         (ValueError("no\nway"), "no way"),
-        ("a\x85\u2028b", "a b"),
+        ("a\x85\u2028b\u2029c", "a b c"),
+        ("\ue000\u0378", "\\ue000\\u0378"),  # for private use, unassigned
     ],
 )
 def test_text_becomes_one_printable_line(text, line):
@@ -24,8 +26,11 @@ def test_text_becomes_one_printable_line(text, line):
 
 
 @pytest.mark.parametrize("text", ["x" * 5_000_000, "\x1b" * 5_000_000, "x " * 5_000_000])
-def test_long_text_is_cut(text):
+def test_long_text_is_cut_before_the_work(text, monkeypatch):
+    category, seen = unicodedata.category, []
+    monkeypatch.setattr(unicodedata, "category", lambda c: seen.append(c) or category(c))
     line = one_line(text, 50)
+    assert len(seen) < 1000
     assert len(line) == 50
     assert line.endswith("…")
 
@@ -43,18 +48,8 @@ def test_plain_text(text):
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "\x1b[0m",
-        "a\nb",
-        "\ud800",
-        "\u202e",
-        "a\x00",
-        "\x7f",
-        "\u2028",
-        "\ufeff",
-        "\u2066",
-        "\u200f",
-    ],
+    ["\x1b[0m", "a\nb", "\ud800", "\u202e", "a\x00", "\x7f", "\u2028", "\u2029"]
+    + ["\ufeff", "\u2066", "\u200f"],
 )
 def test_text_that_is_not_plain(text):
     assert not is_plain(text)

@@ -205,6 +205,26 @@ def test_damaged_or_absurd_file_is_refused(tmp_path, content, problem):
     assert str(raised.value).isprintable() and len(str(raised.value)) < 500
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x0a\x7f",  # 127 bytes
+        b"\x09\x00",  # eight bytes
+        b"\x0d\x00",  # four bytes
+        message(7, b"\x2a\x64") + b"\x08\x01" * 100,  # a tensor longer than its graph
+        message(7, b"\x0a\x64") + b"\x08\x01" * 100,  # a node
+        message(14, b"\x0a\x64") + b"\x08\x01" * 100,  # a key longer than its entry
+        message(7, b"\x10") + b"\x08\x01",  # a number
+    ],
+)
+def test_field_that_ends_after_its_message_is_refused(tmp_path, content):
+    """Other readers may find other fields in the rest."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"truncated, or no ONNX model\?"):
+        read_model_file(path)
+
+
 def test_deep_nesting_is_refused(tmp_path):
     content = b""
     for _ in range(100):

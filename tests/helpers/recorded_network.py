@@ -5,6 +5,7 @@ that its child processes and theirs obey. Python's audit events see what librari
 """
 
 import os
+import re
 import socket
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ LOG = "RECORDED_NETWORK"
 _LOCAL = ("", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::")
 # Programs that fetch something.
 _PROGRAMS = {"curl", "wget", "git", "pip", "uv", "ping", "conda"}
+_SHELLS = {"sh", "bash", "dash"}
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -35,14 +37,26 @@ def start() -> None:
 
 
 def _audit(event: str, arguments: tuple) -> None:
-    if event in ("socket.connect", "socket.sendto"):
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         _check(event, arguments[0].family, arguments[1])
     elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
         _check(event, socket.AF_INET, arguments)
-    elif event == "subprocess.Popen":
-        words = [os.fspath(arguments[0] or ""), *map(os.fspath, arguments[1] or [])]
-        if _PROGRAMS & {os.path.basename(os.fsdecode(word)) for word in words[:4]}:  # noqa: PTH119
-            _refuse(event, words)
+    elif event == "socket.getnameinfo":
+        _check(event, socket.AF_INET, arguments[0])
+    elif event == "os.system":
+        _check_program(event, ["sh", "-c", os.fsdecode(arguments[0])])
+    elif event in ("subprocess.Popen", "os.exec", "os.posix_spawn"):
+        words = [arguments[0] or "", *(arguments[1] or [])]
+        _check_program(event, [os.fsdecode(word) for word in words])
+
+
+def _check_program(event: str, words: list[str]) -> None:
+    """Refuse a program that fetches something, also in the command of a shell."""
+    names = {os.path.basename(word) for word in words[:4]}  # noqa: PTH119
+    if names & _SHELLS:
+        names |= {name for word in words for name in re.split(r"[^\w.-]+", word)}
+    if names & _PROGRAMS:
+        _refuse(event, words)
 
 
 def _check(event: str, family: int, address: object) -> None:

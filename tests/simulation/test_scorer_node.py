@@ -6,10 +6,10 @@ import pytest
 pytest.importorskip("rclpy", reason="ROS 2 is not here")
 pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
 
-from rclpy.qos import QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header, String
-from vision_msgs.msg import Detection2DArray
+from vision_msgs.msg import Detection2DArray, LabelInfo, VisionClass
 
 from drone_kd.core.detections import Detections
 from drone_kd.ros.detection_messages import bgr_to_image, to_detection_array
@@ -131,6 +131,20 @@ def test_unusable_boxes_are_dropped_and_counted(scorer, tmp_path):
     (truth,) = flight.legs[0].truths.values()
     assert len(truth.names) == 3 and all(n.isprintable() and len(n) <= 100 for n in truth.names)
     assert flight.dropped == 8
+
+
+@pytest.mark.slow
+def test_classes_beyond_the_limit_are_not_recorded(scorer, tmp_path):
+    site, _, process = scorer
+    durable = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    labels = site.node.create_publisher(LabelInfo, "label_info", durable)
+    entries = [VisionClass(class_name=f"c{k}\n", class_id=k % 65536) for k in range(4000)]
+    labels.publish(LabelInfo(class_map=entries))
+    record = tmp_path / "flight.jsonl"
+    site.wait_until(lambda: record.read_text().count("\n") == 2, "the classes came")
+    process.stop()
+    (_, event) = map(json.loads, record.read_text().splitlines())
+    assert event == {"classes": [f"c{k}" for k in range(3000)]}
 
 
 @pytest.mark.slow

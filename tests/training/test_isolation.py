@@ -56,23 +56,42 @@ def without_network(tmp_path):
 def test_attempts_are_recorded(without_network):
     """Otherwise the tests below would prove nothing."""
     code = """
-import contextlib, socket, subprocess, sys, urllib.request
+import contextlib, os, socket, subprocess, sys, urllib.request
 with contextlib.suppress(OSError):
     urllib.request.urlopen("http://192.0.2.1/")
 with contextlib.suppress(OSError):
     socket.getaddrinfo("name.invalid", 80)
 with contextlib.suppress(OSError):
-    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"", ("192.0.2.2", 1))
+    socket.getnameinfo(("192.0.2.3", 80), 0)
+datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+with contextlib.suppress(OSError):
+    datagrams.sendto(b"", ("192.0.2.2", 1))
+with contextlib.suppress(OSError):
+    datagrams.sendmsg([b""], [], 0, ("192.0.2.4", 1))
 with socket.create_server(("127.0.0.1", 0)) as server:
     socket.create_connection(server.getsockname()).close()
+for run in (
+    lambda: subprocess.run(["/usr/bin/git", "1.invalid"]),
+    lambda: subprocess.run("cd .;curl 2.invalid", shell=True),
+    lambda: os.system("true && /usr/bin/wget 3.invalid"),
+    lambda: os.execv("/usr/bin/curl", ["curl", "4.invalid"]),
+    lambda: os.posix_spawn("/usr/bin/curl", ["curl", "5.invalid"], {}),
+):
+    with contextlib.suppress(OSError):
+        run()
+        sys.exit("it ran")
+os.system("true curls")
+subprocess.run([sys.executable, "-c", "'no git'"], check=True)
 if sys.argv[1:] == ["parent"]:
     code = "import socket; socket.gethostbyname('child.invalid')"
     subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 """
     done, tried = without_network(code, "parent")
     assert done.returncode == 0, done.stderr
-    words = ("192.0.2.1", "name.invalid", "192.0.2.2", "child.invalid")
-    assert len(tried.splitlines()) == 4 and all(word in tried for word in words), tried
+    words = ["192.0.2.1", "name.invalid", "192.0.2.3", "192.0.2.2", "192.0.2.4"]
+    words += [f"{number}.invalid" for number in range(1, 6)] + ["child.invalid"]
+    lines = tried.splitlines()
+    assert all(w in line for w, line in zip(words, lines, strict=True)), tried
 
 
 @pytest.mark.parametrize("first", ["", "import ultralytics.data, ultralytics.utils.events\n"])

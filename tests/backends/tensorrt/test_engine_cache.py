@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from drone_kd.backends.tensorrt import engine_cache
 from drone_kd.backends.tensorrt.engine_cache import EngineKey, EngineStore
+from drone_kd.files import write_private
 
 KEY = EngineKey(
     model_sha256="0" * 64,
@@ -175,6 +177,34 @@ def test_file_system_without_locks_is_one_line(store, monkeypatch, code):
     with store.locked():
         assert store.read() == (b"plan", "")
     assert len(lines) == 1 and "has no locks" in lines[0]
+
+
+def test_other_errors_of_the_lock_are_not_hidden(store, monkeypatch):
+    def fail(descriptor, flags):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Input/output error"), store.locked():
+        pass
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_interrupted_write_yields_the_old_engine_or_none(store, monkeypatch, written):
+    """The record is written after the engine, so that it never vouches for one not yet there."""
+    names: list[str] = []
+
+    def write(folder, name, content):
+        if len(names) == written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        names.append(name)
+        write_private(folder, name, content)
+
+    monkeypatch.setattr(engine_cache, "write_private", write)
+    with store.locked():
+        with pytest.raises(OSError, match="No space left"):
+            store.write(b"PLAN", b"", {})
+        assert store.read() == [(b"plan", ""), (None, "was altered")][written]
+    assert names == [store.plan_path.name][:written]
 
 
 def test_user_without_a_home_has_a_private_folder(tmp_path, monkeypatch):

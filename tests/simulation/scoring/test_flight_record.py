@@ -120,6 +120,16 @@ def test_class_name_is_one_short_printable_line(tmp_path):
     assert all(name.isprintable() and len(name) <= 100 for name in truth.names)
 
 
+def test_classes_beyond_the_limit_are_left_out(tmp_path):
+    path = write(tmp_path / "f.jsonl", {"classes": [f"c{k}" for k in range(10_000)]})
+    assert read_flight(path).classes == tuple(f"c{k}" for k in range(3000))
+
+
+def test_number_of_dropped_boxes_is_never_negative(tmp_path):
+    path = write(tmp_path / "f.jsonl", {**TRUTH, "dropped": 2}, {**ANSWER, "dropped": -5})
+    assert read_flight(path).dropped == 2
+
+
 def test_record_is_private_and_replaces_no_link(tmp_path):
     FlightWriter(tmp_path / "f.jsonl").close()
     assert (tmp_path / "f.jsonl").stat().st_mode & 0o077 == 0

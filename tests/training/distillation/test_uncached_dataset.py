@@ -199,6 +199,16 @@ def test_unusable_image_is_left_out_and_named_in_one_line(kind, tmp_path, caplog
     assert len(shown) == 1 and "000." in shown[0] and "\x1b" not in shown[0]
 
 
+def test_image_that_is_replaced_after_the_check_is_not_decoded(tmp_path, monkeypatch):
+    data = draw_set(tmp_path / "set", train=2, val=1)
+    found = open_set(data)
+    image = data.parent / "images" / "train" / "000.png"
+    image.write_bytes(small_but_declared(30_000, 30_000))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(FileNotFoundError, match="Image Not Found"):
+        found.load_image(0)
+
+
 @pytest.mark.parametrize("cache", [None, "ram"])
 def test_cached_pixels_beside_an_image_are_not_read(tmp_path, cache):
     data = draw_set(tmp_path / "set", train=2, val=1)

@@ -217,6 +217,34 @@ def test_hostile_annotations_are_refused_in_one_short_line(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("valid", [True, False])
+def test_xml_is_parsed_in_pieces_up_to_the_first_error(mined, tmp_path, monkeypatch, valid):
+    """The parser itself goes on after an error, and expands entities on its way."""
+    pieces: list[bytes] = []
+
+    class Parser(ElementTree.XMLParser):
+        def feed(self, data):
+            pieces.append(data)
+            super().feed(data)
+
+    path = tmp_path / "labels.xml"
+    assert labels(mined, "--to", "cvat", path) == 0
+    content = path.read_bytes()
+    if not valid:
+        content = content.replace(b"<annotations>", b"<!DOCTYPE a><annotations>")
+        path.write_bytes(content)
+    monkeypatch.setattr(ElementTree, "XMLParser", Parser)
+    monkeypatch.setattr(annotation_formats, "_PIECE", 7)
+    if valid:
+        assert import_labels(mined, "cvat", path, checked=False) == (3, 0)
+        assert b"".join(pieces) == content
+    else:
+        with pytest.raises(DataError, match="DOCTYPE"):
+            import_labels(mined, "cvat", path, checked=False)
+        assert len(b"".join(pieces)) <= content.index(b"<annotations>") + 7
+    assert {len(piece) for piece in pieces[:-1]} == {7}
+
+
 def test_too_many_boxes_and_elements_are_refused(mined, tmp_path, monkeypatch):
     monkeypatch.setattr(annotation_formats, "MAX_BOXES", 10)
     monkeypatch.setattr(annotation_formats, "MAX_ELEMENTS", 100)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import fsspec
 import numpy as np
 import pytest
 
@@ -220,6 +221,34 @@ def test_remote_names_cannot_leave_the_cache(cache, tmp_path, monkeypatch, name)
     with pytest.raises(SourceError, match="outside the flight's folder"):
         local("s3://bucket/flight")
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+class Server(Listing):
+    """A remote file of a size that is not told."""
+
+    def isdir(self, path: str) -> bool:
+        return False
+
+    def size(self, path: str) -> None:
+        return None
+
+    def get_file(self, remote: str, local: str, callback: fsspec.Callback) -> None:
+        with Path(local).open("wb") as file:
+            for _ in range(10):
+                file.write(bytes(1000))
+                callback.relative_update(1000)
+
+
+@pytest.mark.parametrize("limit", [9999, 10_000])
+def test_download_of_unknown_size_ends_at_the_limit(cache, monkeypatch, limit):
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (Server(), "host/a.png"))
+    monkeypatch.setattr(remote_flights, "MAX_BYTES", limit)
+    if limit == 10_000:
+        assert local("https://host.invalid/a.png").stat().st_size == 10_000
+        return
+    with pytest.raises(SourceError, match="expected at most"):
+        local("https://host.invalid/a.png")
+    assert not list(cache.iterdir())
 
 
 def test_urls_are_shown_without_credentials(monkeypatch):
