@@ -95,7 +95,7 @@ def test_cache_folder_without_a_home_is_private(tmp_path, monkeypatch):
     folder = tmp_path / f"drone_kd-{os.geteuid()}"
     folder.mkdir()
     folder.chmod(0o777)
-    with pytest.raises(PermissionError, match="others may have put files there"):
+    with pytest.raises(PermissionError, match="so its content is not trusted"):
         paths.cache_folder(pytest.fail)
     folder.rmdir()
     lines: list[str] = []

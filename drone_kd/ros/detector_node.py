@@ -96,6 +96,10 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         self._settings = Settings.from_parameters(self._values())
         self._started_with = self.get_parameter("model").value
         self._folders = ModelFolders(self._started_with, self._settings.model_directories)
+        for folder in self._folders.missing():
+            self.get_logger().warning(
+                f"No folder {one_line(folder)}: no model can be loaded from it"
+            )
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._loader = Loader(self.create_guard_condition(self._on_loaded).trigger, self._log_info)
         self._first_results: deque[tuple[Model, Exception | None]] = deque()

@@ -150,17 +150,27 @@ class ModelFolders:
         started_with: value of the parameter `model` at startup.
         configured: value of `model_directories`; empty: the folder of that model, and that of
             the package's own model.
+
+    Raises:
+        SettingsError: a folder is no path.
     """
 
     def __init__(self, started_with: str, configured: tuple[str, ...]) -> None:
         self._started_with = started_with
-        self._folders: list[Path] = [Path(folder) for folder in configured]
+        try:
+            self._folders = [expanded(folder).absolute() for folder in configured]
+        except ValueError as error:
+            raise SettingsError(f"model_directories: {error}") from None
         if configured:
             return
         # The name, not what a link leads to: the link may be changed between two flights.
         self._folders += [Path(started_with).absolute().parent] if started_with else []
         with contextlib.suppress(ValueError):  # this installation has none
             self._folders.append(default_model_path().parent)
+
+    def missing(self) -> list[Path]:
+        """Return those of the folders that do not exist."""
+        return [folder for folder in self._folders if not folder.is_dir()]
 
     def find(self, parameter: str) -> Path | None:
         """Return the path of a model for a value of `model`; None: empty, the default model.
@@ -182,9 +192,10 @@ class ModelFolders:
             is_model = False
         if not is_model:
             folders = " or ".join(one_line(folder) for folder in self._folders) or "no folder"
+            hint = "" if parameter.startswith(("/", "~")) else "give an absolute path; "
             raise SettingsError(
-                f'model: expected a model file, but there is none at "{one_line(parameter, 80)}" '
-                f"in {folders}; model_directories names other folders at startup"
+                f'model: expected a file in {folders}, got "{one_line(parameter, 80)}", which is '
+                f"no file there; {hint}model_directories names other folders at startup"
             )
         return found
 

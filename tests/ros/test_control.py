@@ -74,9 +74,9 @@ def test_tiling_finds_objects_too_small_for_the_whole_image(flying):
         ("reliability", "best effort", "expected auto or reliable or best_effort"),
         ("image_transport", "theora", "expected raw or compressed"),
         ("max_age", -1.0, "max_age"),
-        ("model", "/no/such/model.onnx", "expected a model file, but there is none"),
-        ("model", "m" * 5000, "expected a model file, but there is none"),
-        ("model", "a\0b", "expected a model file, but there is none"),
+        ("model", "/no/such/model.onnx", "no file there"),
+        ("model", "m" * 5000, "no file there"),
+        ("model", "a\0b", "no file there"),
         ("record_directory", "~nosuchuser/x", "read-only"),
         ("model_directories", ["/"], "read-only"),
         ("record_budget_mb", 10.0, "read-only"),
@@ -92,6 +92,16 @@ def test_invalid_parameter_is_rejected_and_the_old_value_kept(flying, name, valu
     assert says in result.reason
     assert flying.detector.get_parameter(name).value == before
     assert count(flying) == 64
+
+
+def test_refused_relative_model_gets_the_folders_and_the_remedy(ground, model, tmp_path):
+    site = ground(model=model, model_directories=["models", str(tmp_path)])
+    site.add_detector()
+    folder = Path("models").absolute()
+    assert f"No folder {folder}: " in site.wait_for_log("no model can be loaded from it")
+    reason = site.try_parameter("model", "other.onnx").reason
+    assert f"expected a file in {folder} or {tmp_path}" in reason
+    assert "absolute path; model_directories" in reason
 
 
 def test_refused_model_does_not_tell_what_exists(flying, model, tmp_path, monkeypatch):
