@@ -206,7 +206,8 @@ def _tiling(value: object) -> str:
     if value is False:
         return OFF
     if not isinstance(value, str):
-        raise SettingsError(f"tiling: expected a text, got a value of type {type(value).__name__}")
+        got = f"a value of type {type(value).__name__}"
+        raise SettingsError(f"tiling: expected off, auto or ROWSxCOLUMNS as text, got {got}")
     return value
 
 

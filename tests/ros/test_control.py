@@ -68,8 +68,16 @@ def test_tiling_finds_objects_too_small_for_the_whole_image(flying):
         ("class_confidence", ["lorry=0.5"], "knows no class 'lorry'"),
         ("tiling", "3", "expected off, auto or ROWSxCOLUMNS"),
         ("tiling", array("d", [0.5] * 20_000), "expected up to 10000 values"),
-        ("tiling", [0.5], "tiling: expected a text, got a value of type list"),
-        ("tiling", True, "tiling: expected a text, got a value of type bool"),
+        (
+            "tiling",
+            [0.5],
+            "tiling: expected off, auto or ROWSxCOLUMNS as text, got a value of type list",
+        ),
+        (
+            "tiling",
+            True,
+            "tiling: expected off, auto or ROWSxCOLUMNS as text, got a value of type bool",
+        ),
         ("tile_overlap", 0.9, "tile_overlap"),
         ("reliability", "best effort", "expected auto or reliable or best_effort"),
         ("image_transport", "theora", "expected raw or compressed"),
