@@ -18,7 +18,7 @@ from drone_kd.files import write_text
 from drone_kd.html_page import data_url, render_page
 from drone_kd.metrics import MAX_DETECTIONS
 from drone_kd.progress import track
-from drone_kd.visualization import draw_detections
+from drone_kd.visualization import draw_detections, draw_ring
 from drone_kd_training.data.dataset import Sample, image_paths, load_data, read_sample
 from drone_kd_training.evaluation.evaluate import IOU
 from drone_kd_training.models.checkpoints import load_model
@@ -112,10 +112,8 @@ def _annotate(
     """Draw detections, green rings round ``gained`` and red rings round ``lost`` objects."""
     image = draw_detections(sample.image, detections, classes)
     for mask, colour in ((gained, GREEN), (lost, RED)):
-        for x1, y1, x2, y2 in sample.xyxy[mask]:
-            centre = round(float(x1 + x2) / 2), round(float(y1 + y2) / 2)
-            radius = round(float(max(x2 - x1, y2 - y1)) * 0.8) + 6
-            cv2.circle(image, centre, radius, colour, 2, cv2.LINE_AA)
+        for box in sample.xyxy[mask]:
+            draw_ring(image, box, colour)
     scale = min(1.0, WIDTH_PX / image.shape[1])
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 

@@ -12,6 +12,7 @@ from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.simulation.scoring.flight_record import Flight, FlightError
 from drone_kd.simulation.scoring.matching import Moment, latencies_ms, match, moments
 from drone_kd.simulation.scoring.text import rows
+from drone_kd.visualization import draw_box
 
 # Folder beside a record with frames of the worst misses, STAMP.jpg.
 PICTURES_FOLDER = "misses"
@@ -76,17 +77,12 @@ def _draw(image: np.ndarray, moment: Moment, confidence: float) -> tuple[int, np
     if latest is not None:
         found, _ = match(truth, latest, confidence)
         for box in latest.xyxy[latest.scores >= confidence]:
-            _rectangle(image, box, _PREDICTED)
+            draw_box(image, box, _PREDICTED)
     for box, hit in zip(truth.xyxy, found, strict=True):
-        _rectangle(image, box, _FOUND if hit else _MISSED)
+        draw_box(image, box, _FOUND if hit else _MISSED)
     scale = min(1.0, _IMAGE_PX / image.shape[1])
     small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     return int((~found).sum()), np.asarray(small)
-
-
-def _rectangle(image: np.ndarray, box: np.ndarray, colour: tuple[int, int, int]) -> None:
-    x0, y0, x1, y1 = box.round().astype(int).tolist()
-    cv2.rectangle(image, (x0 - 1, y0 - 1), (x1, y1), colour, 2)
 
 
 def _timeline(timeline: list[dict]) -> dict:

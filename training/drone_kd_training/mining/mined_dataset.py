@@ -27,7 +27,7 @@ import yaml
 from drone_kd.core.preprocess import letterbox
 from drone_kd.files import write_bytes, write_text
 from drone_kd.media.image_files import read_image
-from drone_kd.visualization import contact_sheet, draw_text
+from drone_kd.visualization import contact_sheet, draw_box, draw_text
 from drone_kd_training.data.folders import real_folder
 from drone_kd_training.mining.reasons import REASONS
 from drone_kd_training.mining.stages import LabelledFrame
@@ -126,9 +126,8 @@ def _tiles(root: Path, rows: list[dict[str, Any]]) -> Iterator[np.ndarray]:
             if score < IGNORE_BAND[0]:
                 continue
             half = np.array([w, h]) / 2
-            corners = (np.array([x, y]) + side * half for side in (-1, 1))
-            first, second = (np.rint(c * size + [left, top]).astype(int).tolist() for c in corners)
+            corners = [(np.array([x, y]) + side * half) * size + [left, top] for side in (-1, 1)]
             colour = _LABEL_COLOUR if score > IGNORE_BAND[1] else _IGNORED_COLOUR
-            cv2.rectangle(tile, first, second, colour, 1)
+            draw_box(tile, np.concatenate(corners), colour)
         draw_text(tile, f"{row['reason']}, scene {row['scene']} ({row['split']})")
         yield tile
