@@ -11,9 +11,9 @@ _SKELETON = """<!doctype html>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto;
        padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-td, th { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right;
-         white-space: nowrap; }
+table { border-collapse: collapse; margin: 1rem 0; max-width: 100%; }
+td, th { padding: .3rem .5rem; border-bottom: 1px solid #ddd; text-align: right;
+         overflow-wrap: anywhere; }
 td:first-child, th:first-child { text-align: left; }
 svg { width: 100%; height: 200px; background: #fafafa; }
 img { max-width: 100%; }

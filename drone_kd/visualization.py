@@ -99,8 +99,8 @@ def draw_ring(image: UInt8Array, box: np.ndarray, colour: Colour) -> None:
     """Draw a ring around a box x1, y1, x2, y2 in pixels into a BGR image."""
     (x1, y1, x2, y2), line = (float(value) for value in box), line_width(image)
     centre = round((x1 + x2) / 2), round((y1 + y2) / 2)
-    radius = round(max(x2 - x1, y2 - y1) * 0.8) + 6 * line
-    cv2.circle(image, centre, radius, colour, 2 * line, cv2.LINE_AA)
+    radius = round(max(x2 - x1, y2 - y1) * 0.7) + 4 * line
+    cv2.circle(image, centre, radius, colour, line, cv2.LINE_AA)
 
 
 def draw_text(image: UInt8Array, text: str) -> None:

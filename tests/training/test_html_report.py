@@ -3,8 +3,15 @@
 import numpy as np
 
 from drone_kd.core.detections import Detections
-from drone_kd_training.data.dataset import Sample
-from drone_kd_training.html_report import Sides, found_objects, write_report
+from drone_kd_training.data.dataset import Sample, image_paths, load_data
+from drone_kd_training.html_report import (
+    IMAGES,
+    RED,
+    Sides,
+    example_frames,
+    found_objects,
+    write_report,
+)
 
 NAMES = ("car", "person")
 
@@ -42,3 +49,27 @@ def test_names_are_escaped_and_missing_classes_are_a_dash(tmp_path):
     assert "distilled - builtin:1: +1.0" in page and "data:image/jpeg" in page
     assert "10 labelled objects, 4 were found by the distilled" in page
     assert "and 1 by the baseline" in page and "http" not in page
+
+
+def red(frames):
+    """Return how many pixels are part of a red ring."""
+    return sum((np.abs(f.astype(int) - RED).max(axis=-1) < 60).sum() for f in frames)
+
+
+def test_example_frames_show_labels_beside_detections(tiny_data, square_detector, tiny_teacher):
+    count = min(IMAGES, len(image_paths(load_data(tiny_data).val)))
+    missed = []
+    for checkpoint in (square_detector, tiny_teacher):  # the latter finds nothing
+        frames = example_frames(checkpoint, tiny_data, 64)
+        assert len(frames) == count and frames[0].shape[1] == 2 * frames[0].shape[0]
+        assert red([frame[:, : frame.shape[0]] for frame in frames]) == 0
+        missed.append(red([frame[:, frame.shape[0] :] for frame in frames]))
+    assert missed[0] < missed[1] / 3
+
+
+def test_facts_and_frames_are_on_the_page(tmp_path):
+    frame = np.zeros((8, 16, 3), np.uint8)
+    write_report(tmp_path / "r.html", "A title", {}, {}, facts={"Seed": "<7>"}, frames=[frame] * 2)
+    page = (tmp_path / "r.html").read_text()
+    assert "<h1>A title</h1>" in page and "Seed: &lt;7&gt;<br>" in page
+    assert page.count("data:image/jpeg") == 2 and "Validation image 2: boxes" in page

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from drone_kd.files import write_text
 from drone_kd.html_page import data_url, render_page
 from drone_kd.metrics import MAX_DETECTIONS
 from drone_kd.progress import track
-from drone_kd.visualization import draw_detections, draw_ring
+from drone_kd.visualization import class_colour, draw_box, draw_detections, draw_ring
 from drone_kd_training.data.dataset import Sample, image_paths, load_data, read_sample
 from drone_kd_training.evaluation.evaluate import IOU
 from drone_kd_training.models.checkpoints import load_model
@@ -84,6 +84,35 @@ def compare_frames(first: Path, second: Path, data: Path, imgsz: int) -> Sides:
     return sides
 
 
+def example_frames(
+    checkpoint: Path, data: Path, imgsz: int, only: Sequence[str] = ()
+) -> list[np.ndarray]:
+    """Return images of the validation split, uint8 BGR: labels left, detections right.
+
+    They are spread evenly over the split. Red ring: a labelled object that the model misses at
+    confidence 0.25. ``only``: classes that are labelled; empty: all. Raises as `compare_frames`.
+    """
+    dataset = load_data(data)
+    backend = TorchBackend(load_model(str(checkpoint))[0], imgsz)
+    detector = Detector(backend, CONFIDENCE, IOU, MAX_DETECTIONS, only=tuple(only))
+    paths = image_paths(dataset.val)
+    chosen = np.unique(np.linspace(0, len(paths) - 1, IMAGES).round().astype(int))
+    samples = (read_sample(paths[index], len(dataset.names)) for index in chosen)
+    return [_beside_labels(detector, s, dataset.names) for s in samples if s is not None]
+
+
+def _beside_labels(detector: Detector, sample: Sample, names: tuple[str, ...]) -> np.ndarray:
+    found, classes = detector(sample.image), detector.backend.spec.classes
+    missed = ~found_objects(sample, found, classes, names)
+    labels = sample.image.copy()
+    for box, class_id in zip(sample.xyxy, sample.class_ids, strict=True):
+        # In the model's colour of that class, not the data set's.
+        name = names[class_id]
+        draw_box(labels, box, class_colour(classes.index(name) if name in classes else class_id))
+    nothing = np.zeros_like(missed)
+    return np.hstack([_smaller(labels), _annotate(sample, found, classes, nothing, missed)])
+
+
 def found_objects(
     sample: Sample, detections: Detections, classes: tuple[str, ...], names: tuple[str, ...]
 ) -> np.ndarray:
@@ -114,6 +143,10 @@ def _annotate(
     for mask, colour in ((gained, GREEN), (lost, RED)):
         for box in sample.xyxy[mask]:
             draw_ring(image, box, colour)
+    return _smaller(image)
+
+
+def _smaller(image: np.ndarray) -> np.ndarray:
     scale = min(1.0, WIDTH_PX / image.shape[1])
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
@@ -125,12 +158,14 @@ def write_report(
     curves: Mapping[str, Path],
     sides: Sides | None = None,
     table: str = "",
+    facts: Mapping[str, Any] | None = None,
+    frames: Sequence[np.ndarray] = (),
 ) -> None:
     """Write the page to the .html file ``path``; raises OSError.
 
     ``models``: name -> result of `evaluate`. ``curves``: name of a run -> image of its curves
     (.png). ``sides``: baseline against distilled student. ``table``: Markdown table of an
-    experiment, shown first.
+    experiment, shown first. ``facts``: about the run, by name. ``frames``: of `example_frames`.
     """
     classes = list(dict.fromkeys(c for m in models.values() for c in m["per_class"]))
     lines = table.splitlines()
@@ -140,8 +175,14 @@ def write_report(
         title,
         experiment=[row for row in cells if not set("".join(row)) <= set("-")],
         notes=[line for line in lines if line and not line.startswith("|")],
-        header=["", *COLUMNS.values(), *(f"{c}: AP / AP50" for c in classes)],
-        rows=[_row(name, figures, classes) for name, figures in models.items()],
+        facts=facts or {},
+        header=["", *models],
+        rows=[
+            [label, *(format_score(figures[key]) for figures in models.values())]
+            for key, label in COLUMNS.items()
+        ],
+        classes=[[name, *(_class_scores(m, name) for m in models.values())] for name in classes],
+        frames=[_jpeg_url(image) for image in frames],
         curves={name: data_url(png.read_bytes(), "png") for name, png in curves.items()},
         sides=sides,
         images=[] if sides is None else [_jpeg_url(image) for image in sides.images],
@@ -149,11 +190,9 @@ def write_report(
     write_text(path, page)
 
 
-def _row(name: str, figures: Mapping[str, Any], classes: list[str]) -> list[str]:
-    scores = [format_score(figures[key]) for key in COLUMNS]
-    found = (figures["per_class"].get(c, {}) for c in classes)
-    pairs = [f"{format_score(c.get('ap50_95'))} / {format_score(c.get('ap50'))}" for c in found]
-    return [name, *scores, *pairs]
+def _class_scores(figures: Mapping[str, Any], name: str) -> str:
+    found = figures["per_class"].get(name, {})
+    return f"{format_score(found.get('ap50_95'))} / {format_score(found.get('ap50'))}"
 
 
 def _jpeg_url(image: np.ndarray) -> str:
@@ -166,16 +205,28 @@ _CONTENT = """{% if experiment %}<h2>Experiment</h2>
 <td>{{ cell.strip() }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 {% for note in notes %}<p>{{ note }}</p>{% endfor %}{% endif %}
-<h2>Models</h2>
+{% macro table(header, rows) %}
 <table><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
-</table>
+</table>{% endmacro %}
+{% if facts %}<p>{% for name, value in facts.items() %}{{ name }}: {{ value }}<br>
+{% endfor %}</p>{% endif %}
+<h2>Scores on the validation split, in percent</h2>
+{{ table(header, rows) }}
+{% if classes %}<h3>By class: AP (mAP50-95) / AP50</h3>{{ table(header, classes) }}{% endif %}
+{% if frames %}<h2>Labels (left) and the student's detections (right)</h2>
+<p>Images spread evenly over the validation split; confidence at least 0.25. Red ring: a labelled
+object that the student misses (IoU below 0.5). A class has one colour.</p>
+{% for image in frames %}<p><img src="{{ image }}" alt="Validation image {{ loop.index }}: boxes of
+the labels on the left, of the student's detections on the right"></p>{% endfor %}{% endif %}
 {% if sides %}<h2>Student alone (left) and distilled (right)</h2>
 <p>Of {{ sides.objects }} labelled objects, {{ sides.only_second }} were found by the distilled
 student alone, and {{ sides.only_first }} by the baseline (student alone), at confidence 0.25 and
 IoU 0.5. Green ring: found by this model only. Red ring: missed by this model only. The images are
 those in which the distilled student gained most.</p>
-{% for image in images %}<p><img src="{{ image }}" alt="image"></p>{% endfor %}{% endif %}
+{% for image in images %}<p><img src="{{ image }}" alt="Validation image {{ loop.index }}:
+detections of the student alone on the left, of the distilled student on the right"></p>
+{% endfor %}{% endif %}
 <h2>Curves</h2>
 {% for name, image in curves.items() %}<h3>{{ name }}</h3>
 <p><img src="{{ image }}" alt="curves of {{ name }}"></p>{% endfor %}"""

@@ -45,16 +45,18 @@ from drone_kd_training.data.dataset import DataSet, image_paths, load_data
 from drone_kd_training.distillation.config import Config, read_config
 from drone_kd_training.distillation.levels import match_levels
 from drone_kd_training.distillation.run_report import (
+    facts,
     mean_of_sources,
     plot_curves,
     read_metrics,
+    title,
     warn_if_teacher_is_weaker,
 )
 from drone_kd_training.distillation.terms import BOX_TERMS
 from drone_kd_training.distillation.train_data import FRAMES, add_unlabelled, spread_fraction
 from drone_kd_training.distillation.trainer import COST, STATE, DistillTrainer
 from drone_kd_training.evaluation.evaluate import evaluate
-from drone_kd_training.html_report import write_report
+from drone_kd_training.html_report import example_frames, write_report
 from drone_kd_training.models.checkpoints import (
     check_weights,
     cost,
@@ -370,7 +372,18 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
     plot_curves(output / "results.csv", output / "curves.png")
     models = {who: metrics[who] for who in ("teacher", "student") if metrics[who]}
     curves = {"training": output / "curves.png"}
-    write_report(output / "report.html", f"Student {config.student}", models, curves)
+    write_report(
+        output / "report.html",
+        title(config),
+        models,
+        curves,
+        facts=facts(config, metrics),
+        frames=[
+            frame
+            for path, classes in (run.sources or {"": (data, ())}).values()
+            for frame in example_frames(run.checkpoint, path, config.imgsz, classes)
+        ],
+    )
     with atomic_file(output / "best.pt") as temporary:
         shutil.copyfile(run.checkpoint, temporary)
     run.state.unlink(missing_ok=True)

@@ -9,7 +9,9 @@ from pathlib import Path
 from ultralytics.utils import LOGGER
 
 from drone_kd.parsing import read_json
+from drone_kd.progress import duration
 from drone_kd.text import one_line
+from drone_kd_training.distillation.config import Config
 from drone_kd_training.tables import format_score
 
 
@@ -64,6 +66,30 @@ def read_metrics(path: Path) -> dict:
 def is_score(value: object) -> bool:
     """Return whether a value of a file is a score in [0, 1], or None for no ground truth."""
     return value is None or (type(value) in (int, float) and 0 <= value <= 1)  # type: ignore[operator]
+
+
+def title(config: Config) -> str:
+    """Return one line that says what was trained; files without their folders."""
+    student = Path(config.student).name
+    if config.teachers:
+        return f"{student} taught by the plan {Path(config.teachers).name}"
+    data = Path(config.data).name
+    if not config.distils:
+        return f"{student} trained on {data} without a teacher"
+    return f"{student} taught by {Path(config.teacher).name} on {data}"
+
+
+def facts(config: Config, metrics: dict) -> dict[str, str]:
+    """Return what a reader of the report of a run asks first; ``metrics``: of the run."""
+    student, terms = metrics["student"], ", ".join(config.terms) if config.distils else "none"
+    return {
+        "Student": f"{student['parameters'] / 1e6:.2f} million parameters, "
+        f"{student['gflops']:.1f} GFLOPs at {config.imgsz} x {config.imgsz} pixels",
+        "Classes": one_line(", ".join(student["per_class"]), 300),
+        "Training": f"{config.epochs} epochs, seed {config.seed}, {duration(metrics['seconds'])}; "
+        f"distillation terms: {terms}",
+        "Validation": f"{student['images']} images with {student['boxes']} labelled objects",
+    }
 
 
 def plot_curves(csv: Path, image: Path) -> None:
