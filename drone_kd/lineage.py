@@ -1,7 +1,8 @@
 """Lineage of a model file: what it was trained from, and its family tree.
 
 A model file stores its lineage as JSON under its own ONNX metadata key, with the lineage of every
-ancestor. One file is therefore enough to print the whole tree.
+ancestor. One file is therefore enough to print the whole tree. A second key holds one line on its
+ancestry: teachers and their data, if these limit how the model may be used.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from drone_kd.text import one_line
 
 LINEAGE_KEY = "drone_kd_lineage"
 LINEAGE_SCHEMA = 1
+ANCESTRY_KEY = "drone_kd_ancestry"
 
 _MAX_COMMAND = 20_000  # characters
 _MAX_DATA = 10_000
@@ -117,6 +119,30 @@ def _base_name(word: str) -> str:
     )
 
 
+def ancestry_metadata(text: str) -> dict[str, str]:
+    """Return the metadata entry of a model whose teachers or data limit its use; none for "".
+
+    ModelError: the text is not one printable line.
+    """
+    _check_ancestry(text)
+    return {ANCESTRY_KEY: text} if text else {}
+
+
+def read_ancestry(model: Path) -> str:
+    """Return what a model file says of its teachers and their data; ModelError: it is unusable."""
+    from drone_kd.backends.onnx_runtime import read_metadata  # deferred: imports ONNX Runtime
+
+    text = read_metadata(read_model_file(model)).get(ANCESTRY_KEY, "")
+    _check_ancestry(text)
+    return text
+
+
+def _check_ancestry(text: str) -> None:
+    if not is_text(text):
+        got = one_line(repr(text), 50)
+        raise ModelError(f"model metadata: {ANCESTRY_KEY}: expected one line of text, got {got}")
+
+
 def generations(model: Path) -> tuple[Ancestor, ...]:
     """Return a model file and its ancestors, most recent first; ModelError: it is unusable."""
     from drone_kd.backends.onnx_runtime import read_metadata  # deferred: imports ONNX Runtime
@@ -151,11 +177,12 @@ def descend(parent: Path, command: str, data: Mapping[str, str]) -> Lineage:
 def family_tree(model: Path) -> str:
     """Return the family tree as text; ModelError: the file or its lineage is unusable."""
     youngest, *ancestors = generations(model)
+    ancestry = read_ancestry(model)
+    further = [f"  ancestry: {ancestry}"] if ancestry else []
     if not youngest.date:
-        return (
-            f"{one_line(model)} ({youngest.sha256[:_SHOWN_DIGITS]}) has no lineage in its metadata"
-        )
-    lines = _describe(youngest, "", "  ")
+        known = f"{one_line(model)} ({youngest.sha256[:_SHOWN_DIGITS]})"
+        return "\n".join([f"{known} has no lineage in its metadata", *further])
+    lines = _describe(youngest, "", "  ") + further
     for depth, ancestor in enumerate(ancestors):
         indent = "   " * depth
         lines += _describe(ancestor, f"{indent}└─ ", f"{indent}     ")

@@ -7,7 +7,15 @@ import pytest
 
 from drone_kd import cli, lineage
 from drone_kd.core.model_spec import ModelError
-from drone_kd.lineage import LINEAGE_KEY, Ancestor, Lineage, descend, generations
+from drone_kd.lineage import (
+    ANCESTRY_KEY,
+    LINEAGE_KEY,
+    Ancestor,
+    Lineage,
+    ancestry_metadata,
+    descend,
+    generations,
+)
 from tiny_model import tiny_spec, write_bright_cell_model
 
 DIGEST = "ab" * 32
@@ -128,6 +136,23 @@ def test_model_without_lineage_prints_one_line(model, capsys):
     assert cli.main(["lineage", str(model)]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line == f"{model} ({sha256(model)[:12]}) has no lineage in its metadata"
+
+
+def test_ancestry_of_the_default_model_is_printed(capsys):
+    assert cli.main(["lineage"]) == 0
+    assert "VisDrone, whose images are published for non-commercial use" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "x" * 2001])
+def test_ancestry_that_cannot_be_shown_is_refused(model, capsys, text):
+    with pytest.raises(ModelError, match="drone_kd_ancestry: expected one line of text"):
+        ancestry_metadata(text)
+    proto = onnx.load(model)
+    proto.metadata_props.add(key=ANCESTRY_KEY, value=text)
+    onnx.save(proto, model)
+    assert cli.main(["lineage", str(model)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ANCESTRY_KEY in line and line.isprintable()
 
 
 def test_damaged_lineage_is_one_error_line_and_exit_status_2(model, capsys):

@@ -15,7 +15,7 @@ import drone_kd_training.export.export
 from drone_kd.backends import open_backend
 from drone_kd.cli import main
 from drone_kd.core.model_spec import INPUTS, PRECISIONS
-from drone_kd.lineage import descend, generations
+from drone_kd.lineage import descend, generations, read_ancestry
 from drone_kd_training.data.dataset import DataError, image_paths, load_data
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.export.export import ExportError, export, gate_table, write
@@ -39,7 +39,8 @@ def test_file_describes_itself_and_computes_the_same(tiny_data, square_detector,
     checkpoint = tmp_path / "best.pt"
     checkpoint.write_bytes(square_detector.read_bytes())
     output = tmp_path / "out" / "model.onnx"
-    written, returned = export(checkpoint, output, data=str(tiny_data), attribution="somebody")
+    told = {"attribution": "somebody", "ancestry": "taught by a test"}
+    written, returned = export(checkpoint, output, data=str(tiny_data), **told)
     assert written == output
     assert [p.name for p in output.parent.iterdir()] == ["model.onnx"]
     spec = open_backend(output).spec
@@ -50,6 +51,7 @@ def test_file_describes_itself_and_computes_the_same(tiny_data, square_detector,
     assert spec.classes == NAMES
     assert (spec.input_width, spec.input_height) == (SIZE, SIZE)
     assert (spec.head, spec.attribution, spec.licence) == ("dense", "somebody", "AGPL-3.0")
+    assert read_ancestry(output) == "taught by a test"
     assert spec.source_sha256 == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert {"ultralytics", "torch", "onnx", "opset"} <= set(spec.tools)
 

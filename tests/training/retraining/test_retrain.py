@@ -13,7 +13,7 @@ import yaml
 import drone_kd_training.retraining.guard
 import drone_kd_training.retraining.retrain
 from drone_kd.cli import main
-from drone_kd.lineage import generations
+from drone_kd.lineage import generations, read_ancestry
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.export.export import export
 from drone_kd_training.models.checkpoints import load_model
@@ -234,12 +234,13 @@ def test_interrupted_run_is_resumed_without_predicting_again(
 @pytest.mark.slow
 def test_parent_is_part_of_the_lineage(mined, base, deployed, training, tmp_path):
     training.side = 15
-    parent, _ = export(deployed, tmp_path / "parent.onnx")
+    parent, _ = export(deployed, tmp_path / "parent.onnx", ancestry="taught by a test")
     arguments = command(deployed, mined, base, tmp_path / "out", "--parent", str(parent))
     assert main(arguments) == 0
     model = json.loads((tmp_path / "out" / "accepted.json").read_text())["model"]
     _, ancestor = generations(Path(model))
     assert ancestor == generations(parent)[0]
+    assert read_ancestry(Path(model)) == "taught by a test"
 
 
 def test_parent_of_another_checkpoint_is_refused(mined, base, deployed, tmp_path, capsys):

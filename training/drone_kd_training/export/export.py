@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -29,7 +30,7 @@ from drone_kd.backends import open_backend
 from drone_kd.core.model_spec import INPUTS, PRECISIONS, ModelSpec
 from drone_kd.core.preprocess import letterbox
 from drone_kd.files import check_writable, file_sha256, write_bytes
-from drone_kd.lineage import Lineage
+from drone_kd.lineage import Lineage, ancestry_metadata
 from drone_kd.parsing import read_json
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataError, DataSet, image_paths, load_data, read_sample
@@ -95,6 +96,7 @@ def export(
     licence: str = LICENCE,
     attribution: str = "",
     lineage: Lineage | None = None,
+    ancestry: str = "",
 ) -> tuple[Path, ModelSpec]:
     """Export ``checkpoint``, check the file, and keep it only if every gate holds.
 
@@ -114,6 +116,7 @@ def export(
             a checkpoint, whose mAP is compared with it.
         licence, attribution: of the weights, and credit that the training data ask for.
         lineage: origin of the weights; see `drone_kd.lineage.descend`.
+        ancestry: one line on teachers and their data, if these limit the use of the weights.
 
     Returns the file that was written (not ``output`` if it was forced) and its metadata. Raises
     UnusableModelError if ``checkpoint`` is not a detector, DataError if ``data`` cannot be used,
@@ -121,6 +124,7 @@ def export(
     ExportError if a gate fails; then nothing is written.
     """
     _check_arguments(output, precision, batch, data)
+    origin = ancestry_metadata(ancestry) | ({} if lineage is None else lineage.to_metadata())
     check_writable(output)
     dataset = load_data(data) if data is not None else None
     model, saved = load_model(str(checkpoint))
@@ -150,7 +154,7 @@ def export(
         write(model, spec, frames, draft)
         reference = load_model(str(before))[0] if before else model
         spec = _measure(model, reference, spec, dataset, draft)
-        _save(_read(draft), spec, draft, lineage)
+        _save(_read(draft), spec, draft, origin)
         failures = _failures(spec, draft)
         if failures and not force:
             raise ExportError(f"not written: {'; '.join(failures)}")
@@ -243,10 +247,9 @@ def _trace(graph: ExportGraph, spec: ModelSpec, path: Path) -> None:
 
 
 def _save(
-    proto: onnx.ModelProto, spec: ModelSpec, path: Path, lineage: Lineage | None = None
+    proto: onnx.ModelProto, spec: ModelSpec, path: Path, origin: Mapping[str, str] | None = None
 ) -> None:
-    origin = {} if lineage is None else lineage.to_metadata()
-    onnx.helper.set_model_props(proto, spec.to_metadata() | origin)
+    onnx.helper.set_model_props(proto, {**spec.to_metadata(), **(origin or {})})
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
 

@@ -31,6 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("metadata").add_argument
     add("--licence", default="AGPL-3.0", help="of the weights")
     add("--attribution", default="", metavar="TEXT", help="credit that the training data require")
+    limits = "teachers and their data, if these limit the use of the weights; lineage prints it"
+    add("--ancestry", default="", metavar="TEXT", help=limits)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         before=a.from_,
         licence=a.licence,
         attribution=a.attribution,
+        ancestry=a.ancestry,
     )
     print(gate_table(spec))
     for name, value in spec.metrics.items():

@@ -60,6 +60,10 @@ ATTRIBUTION = (
     "Andrew Zaborowski, OpenStreetMap-PL (CC BY 3.0), DroneTM, spwoodcock (CC BY 4.0)"
 )
 LICENCE = "AGPL-3.0"
+ANCESTRY = (
+    "taught by a checkpoint trained on VisDrone, whose images are published for non-commercial "
+    "use; for a commercial product, train your own model from other teachers"
+)
 # Candidates of the weight interpolation: share of the start in the weights.
 ALPHAS = (0.0, 0.15, 0.3, 0.45, 0.6)
 # Sources on whose training images the threshold is chosen.
@@ -115,7 +119,16 @@ def build(
     validation = output / "train" / "frames" / "val"
     model = folders.models / "default.onnx"
     data = str(validation / "aerial-cars" / "data.yaml")
-    export(best, model, "fp16", data, INPUT_PX, licence=LICENCE, attribution=ATTRIBUTION)
+    export(
+        best,
+        model,
+        "fp16",
+        data,
+        INPUT_PX,
+        licence=LICENCE,
+        attribution=ATTRIBUTION,
+        ancestry=ANCESTRY,
+    )
     others = {} if before is None else {"previous model": before}
     others |= {teacher.name: teacher.weights for teacher in plan.teachers}
     others["COCO nano"] = shared / "weights/yolov8n-coco.pt"

@@ -342,8 +342,8 @@ VisDrone, whose images are published for non-commercial use |
 
 No VisDrone image was used to train this model, but its `visdrone` teacher learned from them. What
 that means for a commercial product is not settled here. To be independent of it, train your own
-model from other teachers (`distill --teachers`). The file's metadata hold no lineage, so
-`drone-kd lineage` prints none of this.
+model from other teachers (`distill --teachers`). `drone-kd lineage` says so, too; the file has no
+further lineage (hashes of its data and ancestors).
 
 ## Limits
 

@@ -20,7 +20,7 @@ from ultralytics.utils.torch_utils import is_qat
 
 from drone_kd.backends.onnx_runtime import read_spec
 from drone_kd.files import file_sha256, write_text
-from drone_kd.lineage import Ancestor, Lineage, descend
+from drone_kd.lineage import Ancestor, Lineage, descend, read_ancestry
 from drone_kd.parsing import ParseError, read_json
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, label_path, load_data
@@ -216,5 +216,13 @@ def _judge(plan: Plan, inputs: _Inputs, candidate: Path) -> dict:
 def _export(plan: Plan, inputs: _Inputs, candidate: Path) -> Path:
     """Export through the gates to a file named after its content."""
     output, data = candidate.with_suffix(".onnx"), str(inputs.base.yaml_path)
-    file, _ = export(candidate, output, plan.precision, data, plan.imgsz, lineage=inputs.lineage)
+    file, _ = export(
+        candidate,
+        output,
+        plan.precision,
+        data,
+        plan.imgsz,
+        lineage=inputs.lineage,
+        ancestry=read_ancestry(Path(plan.parent)) if plan.parent else "",
+    )
     return file.replace(file.with_name(f"model-{file_sha256(file)[:12]}.onnx"))
