@@ -461,6 +461,33 @@ def test_weights_to_start_from_may_have_another_head(tiny_data, tmp_path):
         validate(start, tmp_path / "run", resume=False)
 
 
+def test_run_that_failed_before_training_can_be_corrected(tiny_data, tmp_path):
+    with pytest.raises(ValueError, match="device"):
+        distill(config(tiny_data, NO_TEACHER, device="7"), tmp_path / "out")
+    assert read_config(tmp_path / "out").device == "7"
+    corrected = config(tiny_data, NO_TEACHER, device="cpu", epochs=1)
+    prepare_data(validate(corrected, tmp_path / "out", resume=False))
+    assert read_config(tmp_path / "out") == corrected
+
+
+@pytest.mark.parametrize("content", ["data: 1", "a: b", "- 1", ""])
+def test_folder_with_another_config_is_not_free(content, tiny_data, tmp_path):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match="not an empty folder"):
+        validate(config(tiny_data, NO_TEACHER), tmp_path, resume=False)
+    assert (tmp_path / "config.yaml").read_text() == content
+
+
+def test_resumed_run_keeps_its_settings_but_the_device(tiny_data, tmp_path, caplog):
+    run = validate(config(tiny_data, NO_TEACHER, device="7"), tmp_path / "out", resume=False)
+    prepare_data(run)
+    given = config(tiny_data, NO_TEACHER, device="cpu", epochs=9, seed=0)
+    resumed = validate(given, tmp_path / "out", resume=True).config
+    assert (resumed.device, resumed.epochs) == ("cpu", 2)
+    (line,) = [r.getMessage() for r in caplog.records if "--resume continues" in r.getMessage()]
+    assert line.endswith("config.yaml: epochs 2")
+
+
 def test_resume_needs_a_run_to_resume(tiny_data, tmp_path):
     with pytest.raises(ValueError, match="nothing to resume"):
         distill(config(tiny_data, NO_TEACHER), tmp_path / "new", resume=True)

@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,10 @@ def distill(
     ``report.html``.
 
     Args:
-        output: folder of the run: new or empty, or that of an interrupted run.
-        resume: continue the run in ``output`` with the settings written there, not ``config``.
+        output: folder of the run: new or empty, or that of an interrupted run, or of one that
+            failed before it had trained.
+        resume: continue the run in ``output`` with the settings written there; of ``config`` only
+            the device counts.
         measure_teacher: evaluate the teacher too, and warn if it is the weaker one.
 
     Returns:
@@ -162,8 +164,8 @@ def validate(config: Config, output: Path, resume: bool) -> Run:
                 f"nothing to resume in {output}: it has no config.yaml; start without --resume"
             )
         _check_links(output)
-        config = read_config(output)
-    elif RANK <= 0 and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        config = _resumed(config, output)
+    elif RANK <= 0 and output.exists() and not _is_free(output):
         raise ValueError(
             f"{output} is not an empty folder: choose another, or continue that run with --resume"
         )
@@ -173,6 +175,35 @@ def validate(config: Config, output: Path, resume: bool) -> Run:
     plan = read_plan(config.teachers)
     LOGGER.info(plan.table())
     return replace(run, plan=plan)
+
+
+def _is_free(output: Path) -> bool:
+    """Return whether a run may start in a folder: empty, or of a run that trained nothing."""
+    if not output.is_dir() or (output / "weights").exists() or (output / METRICS).exists():
+        return False
+    if not any(output.iterdir()):
+        return True
+    try:
+        read_config(output)
+        _check_links(output)
+    except (OSError, ValueError):  # also as ParseError: of another kind
+        return False
+    return True
+
+
+def _resumed(given: Config, output: Path) -> Config:
+    """Return the settings of a run to resume; warn of those that were given and do not count."""
+    saved, default = read_config(output), Config(given.data, given.teacher, given.student)
+    ignored = [
+        f"{f.name} {one_line(getattr(saved, f.name), 60)}"
+        for f in fields(Config)
+        if f.name != "device"
+        and getattr(given, f.name) not in (getattr(saved, f.name), getattr(default, f.name))
+    ]
+    if ignored:
+        settings = one_line(output / "config.yaml")
+        LOGGER.warning(f"--resume continues with the settings of {settings}: {', '.join(ignored)}")
+    return replace(saved, device=given.device or saved.device)
 
 
 def _check_links(output: Path) -> None:

@@ -30,7 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_trust_option(models)
     groups["training"].add_argument(
-        "--resume", action="store_true", help="continue the interrupted run in --output"
+        "--resume",
+        action="store_true",
+        help="continue the interrupted run in --output with its settings; --device may change",
     )
 
 
