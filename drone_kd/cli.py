@@ -19,6 +19,7 @@ import platform
 import shlex
 import signal
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -184,7 +185,10 @@ class _HelpFormatter(argparse.HelpFormatter):
         needed += [group._group_actions for group in groups]
         parts = ["[OPTIONS]", *(" | ".join(map(self._call, choice)) for choice in needed)]
         parts += [self._call(action) for action in actions if not action.option_strings]
-        short = f"{self._prog} {' '.join(parts)}".replace("%", "%%")
+        width = self._width - len("usage: ")
+        lines = textwrap.wrap(f"{self._prog} {' '.join(parts)}", width, break_on_hyphens=False)
+        indent = " " * len("usage: drone-kd ")
+        short = f"\n{indent}".join(lines).replace("\xa0", " ").replace("%", "%%")
         super().add_usage(usage or short, actions, [], prefix)
 
     def _call(self, action: argparse.Action) -> str:
@@ -193,7 +197,7 @@ class _HelpFormatter(argparse.HelpFormatter):
         if action.nargs == 0:
             return action.option_strings[-1]
         values = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{action.option_strings[-1]} {values}"
+        return f"{action.option_strings[-1]}\xa0{values}"  # a line does not end between them
 
     def _expand_help(self, action: argparse.Action) -> str:
         text = super()._expand_help(action)
@@ -201,6 +205,8 @@ class _HelpFormatter(argparse.HelpFormatter):
             return text
         if action.required:
             return f"{text} (required)"
+        if "(required without " in text:
+            return text
         default = action.default
         if isinstance(default, (list, tuple)):
             default = (" " if action.nargs else ",").join(map(str, default))

@@ -5,6 +5,8 @@ import sys
 from drone_kd.detector import load_detector
 from drone_kd.media.image_files import SourceError, read_image
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 detector = load_detector()  # the default model; else load_detector("model.onnx", confidence=0.4)
 try:
     image = read_image(sys.argv[1])  # uint8 (height, width, 3), BGR

@@ -26,5 +26,10 @@ def distil_and_export(
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
     data, teacher, student, output = sys.argv[1:]
-    print(distil_and_export(data, teacher, student, Path(output)))
+    try:
+        print(distil_and_export(data, teacher, student, Path(output)))
+    except (OSError, ValueError) as error:  # input that cannot work; the message says what to do
+        sys.exit(str(error))

@@ -60,6 +60,14 @@ def test_help_of_a_command_fits_a_screen_or_is_grouped(name, monkeypatch, capsys
     used = [group for group in parser._action_groups if group._group_actions]
     assert len(text.splitlines()) <= 40 or len(used) >= 4
     assert text.startswith(f"usage: drone-kd {name} ") and "None" not in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_terminal_of_80_columns(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(name, "--help") == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -70,7 +78,7 @@ def test_every_option_shows_its_default(name):
         if not action.option_strings or (action.nargs == 0 and action.default is not True):
             continue
         text = formatter._expand_help(action)
-        assert "(required)" in text or "(default: " in text, action.option_strings
+        assert "(required" in text or "(default: " in text, action.option_strings
         assert text.count("default: ") <= 1, text
 
 

@@ -45,6 +45,23 @@ def test_detect_names_an_unreadable_image(tmp_path):
     assert done.stderr.splitlines()[-1].startswith("expected an image, got ")
 
 
+@pytest.mark.parametrize("name", ["detect.py", "read_model.py", "distil.py"])
+@pytest.mark.parametrize("arguments", [[], ["missing.onnx"], ["a", "b", "c", "missing"]])
+def test_wrong_arguments_are_a_line_and_no_traceback(name, arguments, tmp_path):
+    if name == "distil.py":
+        pytest.importorskip("drone_kd_training", reason="the training part is not installed")
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "expected" in done.stderr or name in done.stderr
+
+
 def test_read_model_prints_the_spec_and_the_lineage():
     text = run("read_model.py", default_model_path())
     assert "person, two-wheeler, car, truck, bus" in text

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from drone_kd_training.dataclass_options import add_config_options, add_option, from_arguments
@@ -15,13 +16,20 @@ INTERRUPTED = "the last finished epoch is kept: the same command with --resume c
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    optional = {"required": False, "default": ""}
-    groups = add_config_options(
-        parser, Config, omit=("student",), changes={"data": optional, "teacher": optional}
-    )
+    helps = {field.name: field.metadata["help"] for field in fields(Config)}
+    changes = {
+        name: {
+            "required": False,
+            "default": "",
+            "help": f"{helps[name]} (required without --teachers)",
+        }
+        for name in ("data", "teacher")
+    }
+    groups = add_config_options(parser, Config, omit=("student",), changes=changes)
     models = groups["data and models"]
     student = models.add_mutually_exclusive_group(required=True)
-    add_option(student, Config, "student", required=False)
+    text = f"{helps['student']} (required without --from)"
+    add_option(student, Config, "student", required=False, help=text)
     student.add_argument(
         "--from", dest="from_", metavar="best.pt", help="with --quantize: the trained student"
     )
