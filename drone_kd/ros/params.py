@@ -192,10 +192,10 @@ class ModelFolders:
             is_model = False
         if not is_model:
             folders = " or ".join(one_line(folder) for folder in self._folders) or "no folder"
-            hint = "" if parameter.startswith(("/", "~")) else "give an absolute path; "
+            hint = "" if parameter.startswith(("/", "~")) else ": give an absolute path"
             raise SettingsError(
-                f'model: expected a file in {folders}, got "{one_line(parameter, 80)}", which is '
-                f"no file there; {hint}model_directories names other folders at startup"
+                f"model: expected a file in {folders} (set by model_directories at startup), "
+                f'got "{one_line(parameter, 50)}"{hint}'
             )
         return found
 
