@@ -50,10 +50,12 @@ def plan_of(arm: str, content: dict, folder: Path) -> dict:
         known = {name: s for name, s in sources.items() if "data" in s or s.get("empty")}
         return content | {"sources": known, "teachers": {}}
     if arm == "visdrone":
-        answered = {name: s if name == DRAWN else without_labels(s) for name, s in sources.items()}
-        everywhere = sorted(answered.keys() - {DRAWN})
+        predicted = {
+            name: s if name == DRAWN else without_labels(s) for name, s in sources.items()
+        }
+        everywhere = sorted(predicted.keys() - {DRAWN})
         teacher = teachers[arm] | {"sources": everywhere}
-        return content | {"sources": answered, "teachers": {arm: teacher}}
+        return content | {"sources": predicted, "teachers": {arm: teacher}}
     if arm == "unmasked":
         claimed = {
             name: s | {"data": claim_all(s, content["names"], folder / f"{name}.yaml")}
@@ -86,7 +88,7 @@ def run(arm: str, seed: int, a: argparse.Namespace) -> list[dict]:
     text = fill_in(PLAN, a.shared, a.output / "work", a.thermal)
     plans = a.output / "plans"
     content = plan_of(arm, yaml.safe_load(text), plans / arm)
-    content["answers"] = str(a.output / "answers")
+    content["predictions"] = str(a.output / "predictions")
     plan = plans / f"{arm}.yaml"
     write_text(plan, yaml.safe_dump(content, sort_keys=False))
     student = save_start(a.shared / "weights/yolov8n-coco.pt", a.output / "start.pt")

@@ -88,7 +88,7 @@ def _serve(frames: list[Processed], depth: int, service: int) -> Flight:
 
 
 def _finish(flight: Flight, frame: Processed, begun: int, service: int) -> int:
-    flight.add({"answer": frame.at, "at": begun + service, "boxes": frame.predictions})
+    flight.add({"result": frame.at, "at": begun + service, "boxes": frame.predictions})
     return begun + service
 
 

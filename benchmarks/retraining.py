@@ -77,7 +77,7 @@ class Arm:
     frames: int  # number of new training frames
     picked: str = "random"  # or "mined" (as `training mine` does it), or a single mining reason
     labels: str = "true"  # or "teacher's", or "adapted teacher's"
-    sure: float = IGNORE_BAND[1]  # least score of a pseudo-label
+    pseudo_threshold: float = IGNORE_BAND[1]  # least score of a pseudo-label
     fault: str = ""  # or "shifted" or "swapped", in training and test labels
     replay: float = Plan.replay
     keep: float = Plan.keep
@@ -101,8 +101,8 @@ def gain(picked: str, frames: int, labels: str) -> Arm:
 
 NO_REPLAY = Arm("random 100, true labels, no replay", 100, replay=0.0)
 SURE_FROM = [
-    Arm(f"mined 100, {who} labels from {sure}", 100, "mined", who, sure)
-    for who, sure in (("teacher's", 0.3), ("teacher's", 0.45), ("adapted teacher's", 0.3))
+    Arm(f"mined 100, {who} labels from {threshold}", 100, "mined", who, threshold)
+    for who, threshold in (("teacher's", 0.3), ("teacher's", 0.45), ("adapted teacher's", 0.3))
 ]
 BY_ONE_REASON = [
     Arm(f"mined 100 by {reason}, true labels", 100, picked=reason)
@@ -248,7 +248,7 @@ def adapted_teacher(shared: Shared) -> Path:
         model=str(shared.teacher),
         mined=str(shared.output / "mined-300"),
         data=str(shared.sets["base"]),
-        teacher=str(answers_of("teacher's", [], shared)),
+        teacher=str(predictions_of("teacher's", [], shared)),
         epochs=EPOCHS,
         batch=BATCH,
         imgsz=IMGSZ,
@@ -257,10 +257,10 @@ def adapted_teacher(shared: Shared) -> Path:
     return shared.output / "adapted-teacher" / CANDIDATE
 
 
-def answers_of(labels: str, frames: list[Path], shared: Shared) -> Path:
+def predictions_of(labels: str, frames: list[Path], shared: Shared) -> Path:
     """Return the folder of predictions of the base set, and of some frames as mining has them."""
     teacher = adapted_teacher(shared) if labels.startswith("adapted") else shared.teacher
-    folder = shared.output / f"answers-{teacher.parent.name}"
+    folder = shared.output / f"predictions-{teacher.parent.name}"
     if not folder.is_dir():
         for model, domain in product((teacher, shared.flying), DOMAINS):
             score(model, domain, shared)
@@ -289,7 +289,7 @@ def build_mined(arm: Arm, seed: int, shared: Shared, folder: Path) -> Path:
     else:
         picked["train"] = mined_frames(arm.frames, shared, arm.picked)
     asked = [*picked["train"], *picked["val"]] if arm.labels != "true" else []
-    answers = answers_of(arm.labels, asked, shared)
+    predictions = predictions_of(arm.labels, asked, shared)
     for split, paths in picked.items():
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True)
@@ -300,18 +300,21 @@ def build_mined(arm: Arm, seed: int, shared: Shared, folder: Path) -> Path:
                 rows = [_spoil(arm, row) for row in _rows(label_path(path))]
                 found = [[*row, 0.95] for row in rows]
             else:
-                found = _rows(answers / f"{path.stem}.txt")
-                found = [[*row[:5], float(rescale(np.array(row[5]), arm.sure))] for row in found]
+                found = _rows(predictions / f"{path.stem}.txt")
+                found = [
+                    [*row[:5], float(rescale(np.array(row[5]), arm.pseudo_threshold))]
+                    for row in found
+                ]
                 rows = [row[:5] for row in found if row[5] > IGNORE_BAND[1]]
             write_text(folder / "labels" / split / f"{name}.txt", _lines(rows))
-            write_text(folder / "answers" / f"{name}.txt", _lines(found))
-    write_text(folder / "answers" / "classes.txt", "".join(f"{n}\n" for n in data.names))
+            write_text(folder / "predictions" / f"{name}.txt", _lines(found))
+    write_text(folder / "predictions" / "classes.txt", "".join(f"{n}\n" for n in data.names))
     content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(data.names))}
     write_text(folder / "data.yaml", yaml.safe_dump(content))
     if arm.labels == "true" and not arm.fault:
         names = [f"new-{path.stem}\n" for paths in picked.values() for path in paths]
         write_text(folder / "corrected.txt", "".join(names))
-    return answers
+    return predictions
 
 
 def _rows(path: Path) -> list[list[float]]:
@@ -344,12 +347,12 @@ def row_folder(arm: Arm, seed: int, output: Path) -> Path:
 def run_row(arm: Arm, seed: int, shared: Shared) -> dict:
     """Retrain once and measure with true labels that nothing else uses."""
     folder = row_folder(arm, seed, shared.output)
-    answers = build_mined(arm, seed, shared, folder / "mined")
+    predictions = build_mined(arm, seed, shared, folder / "mined")
     plan = Plan(
         model=str(shared.flying),
         mined=str(folder / "mined"),
         data=str(shared.sets["base"]),
-        teacher=str(answers),
+        teacher=str(predictions),
         replay=arm.replay,
         keep=arm.keep,
         epochs=EPOCHS,

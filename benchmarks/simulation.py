@@ -41,7 +41,7 @@ SPEEDS_MPS, RATES_HZ = (5.0, 10.0, 20.0), (5.0, 10.0, 20.0)
 CONFIDENCE = 0.05
 COLUMNS = (
     *("mAP50 offline", "streaming", "mAP50-95 offline", "streaming", "recall offline"),
-    *("streaming", "age p50, p95 (ms)", "frames due (Hz), answered"),
+    *("streaming", "age p50, p95 (ms)", "frames due (Hz), processed"),
 )
 
 
@@ -74,7 +74,7 @@ def print_head(what: str) -> None:
 def _fly(name: str, detector: list[str], speed: float, rate: float, seconds: float) -> None:
     camera = {"scene": "crossing", "seed": SEED, "speed": speed, "rate": rate, "seconds": seconds}
     with tempfile.TemporaryDirectory() as folder:
-        score = rehearse(ros_arguments(camera), Path(folder), detector, seconds, pictures=0)
+        score = rehearse(ros_arguments(camera), Path(folder), detector, seconds, misses=0)
     print_row(name, score)
 
 
@@ -86,7 +86,7 @@ def print_row(name: str, score: dict) -> None:
         cells += [f"{100 * (way[key] or 0):.1f}" for way in both]
     cells.append("{p50:.0f}, {p95:.0f}".format(**score["age_ms"]))
     frames = score["frames"]
-    cells.append(f"{frames['due']} ({frames['rate_hz']}), {frames['answered']}")
+    cells.append(f"{frames['due']} ({frames['rate_hz']}), {frames['processed']}")
     print(markdown_row(cells), flush=True)
 
 

@@ -133,7 +133,7 @@ def run_selftest(model: Path, source: Path, frames: int) -> dict:
             "input_shape": list(spec.input_shape),
             "classes": list(spec.classes),
         },
-        "picture": {"file": str(source), "width": image.shape[1], "height": image.shape[0]},
+        "image": {"file": str(source), "width": image.shape[1], "height": image.shape[0]},
         "frames": frames,
         "onnxruntime": onnxruntime_report,
         "tensorrt": tensorrt_report,
@@ -223,7 +223,7 @@ def compare(
 
 def summary(report: dict) -> str:
     """Return a report of `run_selftest` as one page of text."""
-    computer, model, image = report["machine"], report["model"], report["picture"]
+    computer, model, image = report["machine"], report["model"], report["image"]
     model_name, image_name = one_line(model["file"]), one_line(image["file"])
     lines = [
         f"machine      {computer['name']}, kernel {computer['kernel']}",

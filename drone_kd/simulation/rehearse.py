@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     threshold = "score threshold of the detector"
     parser.add_argument("--confidence", type=fraction, default=0.25, metavar="C", help=threshold)
     parser.add_argument(
-        "--pictures", type=count, default=6, metavar="N", help="number of worst misses to keep"
+        "--misses", type=count, default=6, metavar="N", help="number of worst misses to keep"
     )
     add_flight_options(parser)
     parser.set_defaults(seconds=60.0, rate=10.0)
@@ -56,7 +56,7 @@ def rehearse(
     output: Path,
     detector: list[str] | None,
     seconds: float,
-    pictures: int = 6,
+    misses: int = 6,
     confidence: float = 0.25,
 ) -> dict:
     """Fly a simulated flight with a detector; returns the score, as `scoring.score.score` does.
@@ -67,7 +67,7 @@ def rehearse(
         detector: command of the detector, which subscribes to `image` and publishes
             `detector/detections`; None: a detector already runs.
         seconds: length of the flight.
-        pictures: number of frames of the worst misses to keep.
+        misses: number of frames of the worst misses to keep.
         confidence: least score of a prediction for recall.
 
     Raises:
@@ -76,10 +76,10 @@ def rehearse(
     """
     (output / RECORD).unlink(missing_ok=True)
     node = [sys.executable, "-m"]
-    scorer = ros_arguments({"output": str(output), "pictures": pictures})
+    scorer = ros_arguments({"output": str(output), "pictures": misses})
     for topic in ("detector/detections", "detector/label_info", "camera/ground_truth"):
         scorer += ["-r", f"{topic.partition('/')[2]}:={topic}"]
-    listeners = ["-p", f"listeners:={2 if pictures else 1}"]
+    listeners = ["-p", f"listeners:={2 if misses else 1}"]
     with (
         running([*node, "drone_kd.simulation.scorer_node", *scorer]) as recorder,
         running(detector) if detector else contextlib.nullcontext() as flyer,
@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     a = arguments
     detector = detector_command(a.model, a.confidence)
-    scored = rehearse(camera, a.output, detector, a.seconds, a.pictures, a.confidence)
+    scored = rehearse(camera, a.output, detector, a.seconds, a.misses, a.confidence)
     print(summary(scored))
     print(f"report: {one_line(arguments.output / 'report.html')}")
     return 0

@@ -39,7 +39,7 @@ from drone_kd.simulation.scoring.flight_record import (
     columns,
 )
 from drone_kd.simulation.scoring.matching import match
-from drone_kd.simulation.scoring.report import PICTURES_FOLDER
+from drone_kd.simulation.scoring.report import MISSES_FOLDER
 from drone_kd.simulation.truth_messages import boxes_of, stamp_ns
 from drone_kd.text import one_line
 
@@ -85,7 +85,7 @@ class ScorerNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
         self._waiting: OrderedDict[int, Image] = OrderedDict()
         self._worst: dict[int, tuple[int, Image]] = {}  # missed objects and frame by stamp
         self._recent: dict[str, list[float]] = {"latency_ms": [], "offline": [], "streaming": []}
-        self._count = {"truth": 0, "frame": 0, "answer": 0}
+        self._count = {"truth": 0, "frame": 0, "result": 0}
         self._dropped = 0  # unusable boxes
         self._subscribe(Detection2DArray, "ground_truth", self._on_truth)
         self._subscribe(Detection2DArray, "detections", self._on_predictions)
@@ -99,11 +99,11 @@ class ScorerNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
     def stop(self) -> bool:
         """Close the record and write the frames of the worst misses."""
         self._record.close()
-        self._write_pictures(self._folder / PICTURES_FOLDER)
+        self._write_pictures(self._folder / MISSES_FOLDER)
         count = self._count
         self.get_logger().info(
             f"Recorded {count['truth']} ground truths, {count['frame']} frames, "
-            f"{count['answer']} predictions in {self._folder / 'flight.jsonl'}; "
+            f"{count['result']} results in {self._folder / 'flight.jsonl'}; "
             f"{self.failures.report().count} messages failed"
         )
         return True
@@ -189,7 +189,7 @@ class ScorerNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
 
     def _on_predictions(self, message: Detection2DArray, at: int) -> None:
         boxes, dropped = self._boxes(message, "score")
-        stamp = self._event("answer", message, at, boxes=boxes, **dropped)
+        stamp = self._event("result", message, at, boxes=boxes, **dropped)
         names, scores, xyxy = columns(boxes)
         self._latest = Predictions(stamp, at, xyxy, np.array(scores, np.float32), names)
         self._keep("latency_ms", (at - stamp) / 1e6)

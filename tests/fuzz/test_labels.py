@@ -173,8 +173,8 @@ PLAN = {
         "big": {
             "weights": "predictions",
             "sources": ["day"],
-            "sure": {"car": 0.5},
-            "sure_on": {"day": {"car": 0.4}},
+            "pseudo_threshold": {"car": 0.5},
+            "pseudo_threshold_on": {"day": {"car": 0.4}},
             "weight": 0.5,
         }
     },

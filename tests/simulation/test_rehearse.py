@@ -32,7 +32,7 @@ from drone_kd.simulation.simulate import ros_arguments
 
 def fly_here(tmp_path, detector, seconds, **camera):
     camera = {"rate": 10.0, "seconds": float(seconds), "seed": 2, **camera}
-    return rehearse(ros_arguments(camera), tmp_path / "out", detector, seconds, pictures=0)
+    return rehearse(ros_arguments(camera), tmp_path / "out", detector, seconds, misses=0)
 
 
 def has_default_model():
@@ -48,7 +48,7 @@ def test_default_model_detects_cars_without_a_backlog(tmp_path, ros_domain_id):
     # As large as the network's input: no object gets smaller.
     flight = {"width": 640, "height": 360, "scene": "forest-edge"}
     scored = fly_here(tmp_path, detector_command("", 0.05), 8, **flight)
-    assert scored["frames"]["answered"] >= 8, scored["frames"]
+    assert scored["frames"]["processed"] >= 8, scored["frames"]
     assert scored["offline"]["ap50"]["car"] > 0.4, scored["offline"]
     # A queue of ten frames would make predictions about ten intervals old. Both figures grow
     # alike on a busy machine.
@@ -70,7 +70,7 @@ def test_camera_outage_and_clock_jump_are_in_the_score(tmp_path, ros_domain_id):
     jump = re.search(r"the camera's clock went back by ([\d.]+) s", notes)
     assert jump and 0 < float(jump[1]) < 2, notes
     frames = scored["frames"]
-    assert frames["not_delivered"] > 0 and frames["answered"] > 0
+    assert frames["not_delivered"] > 0 and frames["processed"] > 0
     assert frames["due"] == frames["not_delivered"] + frames["delivered"]
     assert json.loads((tmp_path / "out" / "score.json").read_text()) == scored
     assert "went back" in (tmp_path / "out" / "report.html").read_text()
@@ -94,7 +94,7 @@ def test_detector_that_dies_in_flight_is_named_and_scored(tmp_path, ros_domain_i
     scored = fly_here(tmp_path, detector, 5, width=320, height=240)
     assert "the detector ended with exit code 3" in capfd.readouterr().err
     assert any("the detector fell silent" in note for note in scored["notes"]), scored["notes"]
-    assert 1 <= scored["frames"]["answered"] <= 5
+    assert 1 <= scored["frames"]["processed"] <= 5
 
 
 def test_detector_that_cannot_start_ends_the_rehearsal(tmp_path, ros_domain_id):

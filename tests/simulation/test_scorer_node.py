@@ -58,13 +58,13 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
         answer = to_detection_array(found, ["car"], header)
         if second == 1:
             topics["detections"].publish(answer)
-            site.wait_until(lambda: any(json.loads(s)["answers"] == 1 for s in live), "it came")
+            site.wait_until(lambda: any(json.loads(s)["results"] == 1 for s in live), "it came")
         topics["ground_truth"].publish(truth_to_message(Truth(BOX, ("car",), ("7",)), header))
         topics["camera_info"].publish(to_camera_info(image.shape, 160.0, header))
         if second > 1:
             topics["detections"].publish(answer)
     site.wait_until(
-        lambda: any(s["answers"] == s["truths"] == 3 for s in map(json.loads, live)), "all came"
+        lambda: any(s["results"] == s["truths"] == 3 for s in map(json.loads, live)), "all came"
     )
     assert json.loads(live[-1])["recall_offline"] == 0
     # Best-effort, so more than once.
@@ -121,7 +121,7 @@ def test_unusable_boxes_are_dropped_and_counted(scorer, tmp_path):
             message.detections.append(bad)
         topics[name].publish(message)
     site.wait_until(
-        lambda: any(s["answers"] == s["truths"] == 1 for s in map(json.loads, live)), "both came"
+        lambda: any(s["results"] == s["truths"] == 1 for s in map(json.loads, live)), "both came"
     )
     assert json.loads(live[-1])["dropped_boxes"] == 8
     code, output = process.stop()

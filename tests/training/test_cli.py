@@ -100,11 +100,12 @@ def test_distill_with_several_teachers_validates_at_the_end(call, tmp_path):
     assert config == Config("", "", "s", teachers="t.yaml", val=False)
 
 
-def test_mine_makes_its_settings_of_the_options(call, tmp_path):
+@pytest.mark.parametrize("option", ["--pseudo-threshold", "--sure"])
+def test_mine_makes_its_settings_of_the_options(option, call, tmp_path):
     calls = call("drone_kd_training.mining.mine.mine", {"frames": 3, "train": 2, "val": 1})
-    options = ["--teacher", "t.pt", "--frames", "9", "--sure", "0.3", "--topic", "/a"]
+    options = ["--teacher", "t.pt", "--frames", "9", option, "0.3", "--topic", "/a"]
     assert run("mine", "a.mcap", "b.mp4", *options, "--output", tmp_path) == 0
-    settings = Settings("t.pt", None, 9, 5, sure=0.3)
+    settings = Settings("t.pt", None, 9, 5, pseudo_threshold=0.3)
     assert calls == [((["a.mcap", "b.mp4"], tmp_path, settings, ("/a",), None), {})]
 
 

@@ -25,15 +25,23 @@ def option(
     factory: Callable[[], Any] | None = None,
     group: str = "",
     flag: str = "",
+    aliases: Collection[str] = (),
     **settings: Any,
 ) -> Any:
     """Return a dataclass field that `add_config_options` makes an option of.
 
     Without a default (or a ``factory`` of a mutable one) the option is required. ``group``: title
-    of its argument group. ``flag``: default ``--`` and the field's name. ``settings``: of
+    of its argument group. ``flag``: default ``--`` and the field's name. ``aliases``: other flags,
+    which no help shows. ``settings``: of
     `argparse.ArgumentParser.add_argument`, e.g. metavar or choices.
     """
-    metadata = {"help": help, "group": group, "flag": flag, "settings": settings}
+    metadata = {
+        "help": help,
+        "group": group,
+        "flag": flag,
+        "aliases": aliases,
+        "settings": settings,
+    }
     if factory is not None:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -75,6 +83,9 @@ def add_option(container: Container, config: type, name: str, **changes: Any) ->
         settings["required"] = True
     settings |= _by_type(get_type_hints(config)[name], item)
     container.add_argument(flag, **settings | item.metadata["settings"] | changes)
+    for alias in item.metadata["aliases"]:
+        hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        container.add_argument(alias, **settings | item.metadata["settings"] | changes | hidden)
 
 
 def from_arguments(config: type[T], arguments: argparse.Namespace, **changes: Any) -> T:

@@ -7,7 +7,7 @@ left, top, right, bottom in pixels of the camera's frames.
     {"flight": 1}
     {"truth": STAMP, "at": AT, "boxes": [[CLASS, TRACK_ID, X1, Y1, X2, Y2], ...]}
     {"frame": STAMP, "at": AT}
-    {"answer": STAMP, "at": AT, "boxes": [[CLASS, SCORE, X1, Y1, X2, Y2], ...]}
+    {"result": STAMP, "at": AT, "boxes": [[CLASS, SCORE, X1, Y1, X2, Y2], ...]}
     {"classes": [CLASS, ...]}
 
 Boxes that are none, e.g. with NaN, are left out; "dropped" in an event is their number.
@@ -96,8 +96,8 @@ class Flight:
         elif "frame" in event:
             stamp = _time(event["frame"])
             self._leg_of(stamp).frames.add(stamp)
-        elif "answer" in event:
-            stamp = _time(event["answer"])
+        elif "result" in event or "answer" in event:  # the latter: version 0.1
+            stamp = _time(event["result"] if "result" in event else event["answer"])
             boxes, dropped = usable_boxes(event["boxes"], scored=True)
             self.dropped += dropped
             names, scores, xyxy = columns(boxes)

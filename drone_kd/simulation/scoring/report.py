@@ -15,26 +15,26 @@ from drone_kd.simulation.scoring.text import rows
 from drone_kd.visualization import draw_box
 
 # Folder beside a record with frames of the worst misses, STAMP.jpg.
-PICTURES_FOLDER = "misses"
+MISSES_FOLDER = "misses"
 
 # BGR.
 _FOUND, _MISSED, _PREDICTED = (80, 220, 80), (60, 60, 255), (0, 220, 255)
 _IMAGE_PX = 960
 _BINS = 40
-_MAX_PICTURES = 100
+_MAX_IMAGES = 100
 
 
-def render_report(scored: dict, flight: Flight, pictures: Path, title: str) -> str:
+def render_report(scored: dict, flight: Flight, images: Path, title: str) -> str:
     """Return the page of a flight and its `score` as HTML.
 
-    The folder `pictures` has frames of the flight, STAMP.jpg; it may be missing.
+    The folder `images` has frames of the flight, STAMP.jpg; it may be missing.
 
     Raises:
         FlightError: Jinja2 is not installed.
     """
     misses = [
         (name, data_url(cv2.imencode(".jpg", image)[1].tobytes(), "jpeg"))
-        for name, image in _misses(flight, pictures, scored["confidence"])
+        for name, image in _misses(flight, images, scored["confidence"])
     ]
     try:
         return render_page(
@@ -66,7 +66,7 @@ def _misses(flight: Flight, folder: Path, confidence: float) -> list[tuple[str, 
             seconds = (moment.stamp_ns - min(leg.truths)) / 1e9
             drawn.append((missed, f"{seconds:.1f} s: {missed} missed", image))
             drawn.sort(key=lambda row: -row[0])
-            del drawn[_MAX_PICTURES:]
+            del drawn[_MAX_IMAGES:]
     return [row[1:] for row in drawn]
 
 
@@ -93,7 +93,7 @@ def _timeline(timeline: list[dict]) -> dict:
     for row in timeline:
         x = 1000 * row["t_s"] / end
         shares = {"streaming": (row["streaming"], row["objects"])}
-        shares["offline"] = row["offline"], row["answered"]
+        shares["offline"] = row["offline"], row["processed"]
         for way, (found, objects) in shares.items():
             if objects:
                 lines[way].append(f"{x:.1f},{200 - 200 * found / objects:.1f}")
@@ -123,7 +123,8 @@ at confidence {{ scored.confidence }} and IoU 0.5; average precision over all pr
 <p>{{ scored.seconds }} s, {{ scored.objects }} boxes of {{ scored.tracks }} tracked objects.
 Frames: {{ scored.frames.due }} due at {{ scored.frames.rate_hz }} Hz,
 {{ scored.frames.not_delivered }} not delivered by the camera,
-{{ scored.frames.unanswered }} unanswered by the detector, {{ scored.frames.answered }} answered.
+{{ scored.frames.unprocessed }} not processed by the detector,
+{{ scored.frames.processed }} processed.
 </p>
 <h2>Recall over time</h2>
 <svg viewBox="0 0 1000 200" preserveAspectRatio="none">

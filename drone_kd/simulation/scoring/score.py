@@ -221,9 +221,9 @@ def _frames(legs: list[Leg], processed: int, seconds: float) -> dict:
         "rate_hz": round((due - len(legs)) / seconds, 1) if seconds else None,
         "not_delivered": due - delivered if known else None,
         "delivered": delivered if known else None,
-        "answered": processed,
-        "unanswered": max((delivered if known else due) - processed, 0),
-        "answers_without_truth": sum(
+        "processed": processed,
+        "unprocessed": max((delivered if known else due) - processed, 0),
+        "results_without_truth": sum(
             p.stamp_ns not in leg.truths for leg in legs for p in leg.predictions
         ),
     }
@@ -233,7 +233,7 @@ def _notes(legs: list[Leg]) -> list[str]:
     """Return irregularities, one line each; times are seconds since the start of the flight."""
     notes = []
     if not any(leg.predictions for leg in legs):
-        notes.append("the detector never answered")
+        notes.append("the detector published nothing")
     if not any(leg.frames for leg in legs):
         notes.append("no camera_info was recorded: what the camera delivered is not known")
     passed_s = 0.0
@@ -289,11 +289,11 @@ def _timeline(timed: list[list[Moment]], confidence: float) -> list[dict]:
         for moment in leg:
             at = int(passed_s + (moment.stamp_ns - leg[0].stamp_ns) / 1e9)
             row = seconds.setdefault(
-                at, {"t_s": at, "objects": 0, "answered": 0, "offline": 0, "streaming": 0}
+                at, {"t_s": at, "objects": 0, "processed": 0, "offline": 0, "streaming": 0}
             )
             row["objects"] += len(moment.truth.names)
             if moment.own is not None:
-                row["answered"] += len(moment.truth.names)
+                row["processed"] += len(moment.truth.names)
                 row["offline"] += int(match(moment.truth, moment.own, confidence)[0].sum())
             if moment.latest is not None:
                 row["streaming"] += int(match(moment.truth, moment.latest, confidence)[0].sum())

@@ -9,7 +9,7 @@ from pathlib import Path
 from drone_kd.commands.shared_options import fraction
 from drone_kd.files import write_text
 from drone_kd.simulation.scoring.flight_record import FlightError, read_flight
-from drone_kd.simulation.scoring.report import PICTURES_FOLDER, render_report
+from drone_kd.simulation.scoring.report import MISSES_FOLDER, render_report
 from drone_kd.simulation.scoring.score import score
 from drone_kd.simulation.scoring.text import summary
 from drone_kd.text import one_line
@@ -34,7 +34,7 @@ def write_score(folder: Path, confidence: float = 0.25, title: str = "Flight") -
     flight = read_flight(folder / RECORD)
     scored = score(flight, confidence)
     write_text(folder / "score.json", json.dumps(scored, indent=1) + "\n")
-    page = render_report(scored, flight, folder / PICTURES_FOLDER, title)
+    page = render_report(scored, flight, folder / MISSES_FOLDER, title)
     write_text(folder / "report.html", page)
     return scored
 

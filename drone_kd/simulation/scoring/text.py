@@ -39,7 +39,7 @@ def summary(scored: dict) -> str:
     lines.append(
         f"frames: {frames['due']} due at {_number(frames['rate_hz'])} Hz, "
         f"{_number(frames['not_delivered'], digits=0)} not delivered by the camera, "
-        f"{frames['unanswered']} unanswered by the detector, {frames['answered']} answered"
+        f"{frames['unprocessed']} not processed by the detector, {frames['processed']} processed"
     )
     lines.append(
         f"{scored['seconds']:.1f} s, {scored['objects']} boxes of {scored['tracks']} tracked "

@@ -6,7 +6,7 @@ import pytest
 from drone_kd.simulation.scoring.flight_record import FlightError, FlightWriter, read_flight
 
 TRUTH = {"truth": 10, "at": 12, "boxes": [["car", "3", 1, 2, 3.5, 4]]}
-ANSWER = {"answer": 10, "at": 15, "boxes": [["car", 0.5, 1, 2, 3, 4], ["bus", 0.25, 0, 0, 1, 1]]}
+RESULT = {"result": 10, "at": 15, "boxes": [["car", 0.5, 1, 2, 3, 4], ["bus", 0.25, 0, 0, 1, 1]]}
 
 
 def write(path, *events):
@@ -19,7 +19,7 @@ def write(path, *events):
 
 def test_record_is_read_as_written(tmp_path):
     path = write(
-        tmp_path / "f.jsonl", {"classes": ["car"]}, TRUTH, {"frame": 10, "at": 11}, ANSWER
+        tmp_path / "f.jsonl", {"classes": ["car"]}, TRUTH, {"frame": 10, "at": 11}, RESULT
     )
     flight = read_flight(path)
     (leg,) = flight.legs
@@ -33,7 +33,7 @@ def test_record_is_read_as_written(tmp_path):
 
 
 def test_truncated_record_is_read_up_to_the_cut(tmp_path):
-    path = write(tmp_path / "f.jsonl", TRUTH, ANSWER)
+    path = write(tmp_path / "f.jsonl", TRUTH, RESULT)
     path.write_text(path.read_text()[:-20])
     flight = read_flight(path)
     assert list(flight.legs[0].truths) == [10] and flight.legs[0].predictions == []
@@ -42,7 +42,7 @@ def test_truncated_record_is_read_up_to_the_cut(tmp_path):
 
 def test_predictions_after_a_clock_jump_belong_to_the_leg_of_their_stamp(tmp_path):
     second = 10**9
-    late = {**ANSWER, "answer": 9 * second}
+    late = {**RESULT, "result": 9 * second}
     truths = [{**TRUTH, "truth": t * second} for t in (8, 9, 4, 5)]
     flight = read_flight(write(tmp_path / "f.jsonl", *truths, late))
     assert [sorted(leg.truths) for leg in flight.legs] == [
@@ -61,7 +61,7 @@ def test_predictions_after_a_clock_jump_belong_to_the_leg_of_their_stamp(tmp_pat
         ('{"flight":1}\nnonsense\n{"frame":1,"at":1}\n', "line 2: not an event"),
         ('{"flight":1}\n{"what":1}\n', "line 2: not an event"),
         ('{"flight":1}\n{"truth":1,"at":1,"boxes":[["car"]]}\n', "line 2: not an event"),
-        ('{"flight":1}\n{"answer":1,"at":1,"boxes":[["car",1,0,0,"1",1]]}\n', "not an event"),
+        ('{"flight":1}\n{"result":1,"at":1,"boxes":[["car",1,0,0,"1",1]]}\n', "not an event"),
         ('{"flight":1}\n{"frame":1e999,"at":1}\n', "line 2: not an event"),
         ('{"flight":1}\n{"frame":1' + "0" * 30 + ',"at":1}\n', "line 2: not an event"),
         ('{"flight":1}\n' + "[" * 100_000 + "\n", "line 2: not an event"),
@@ -90,7 +90,7 @@ def test_unusable_box_is_dropped_and_counted(tmp_path, box):
     path = write(
         tmp_path / "f.jsonl",
         {"truth": 1, "at": 2, "boxes": [["car", "a", 0, 0, 9, 9]]},
-        {"answer": 1, "at": 3, "boxes": [["car", 0.9, 0, 0, 9, 9]]},
+        {"result": 1, "at": 3, "boxes": [["car", 0.9, 0, 0, 9, 9]]},
     )
     text = path.read_text()
     for good, bad in (('["car","a",', '["car","b",'), ('["car",0.9,', '["car",0.8,')):
@@ -105,7 +105,7 @@ def test_unusable_box_is_dropped_and_counted(tmp_path, box):
 
 def test_boxes_beyond_the_limit_are_dropped(tmp_path):
     boxes = [["car", 0.9, 0, 0, 9, 9]] * 100_000
-    path = write(tmp_path / "f.jsonl", {"answer": 1, "at": 3, "boxes": boxes})
+    path = write(tmp_path / "f.jsonl", {"result": 1, "at": 3, "boxes": boxes})
     flight = read_flight(path)
     assert len(flight.legs[0].predictions[0].names) == 3000 and flight.dropped == 97_000
 
@@ -126,7 +126,7 @@ def test_classes_beyond_the_limit_are_left_out(tmp_path):
 
 
 def test_number_of_dropped_boxes_is_never_negative(tmp_path):
-    path = write(tmp_path / "f.jsonl", {**TRUTH, "dropped": 2}, {**ANSWER, "dropped": -5})
+    path = write(tmp_path / "f.jsonl", {**TRUTH, "dropped": 2}, {**RESULT, "dropped": -5})
     assert read_flight(path).dropped == 2
 
 

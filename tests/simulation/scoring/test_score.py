@@ -32,7 +32,7 @@ def fly(latency_ms, steps=20, seen=car, delivered=lambda k: True, start_ms=0):
             row = seen(t)
             row[1] = 0.9
             out = t + latency_ms
-            events.append((out, {"answer": t * MS, "at": out * MS, "boxes": [row]}))
+            events.append((out, {"result": t * MS, "at": out * MS, "boxes": [row]}))
     return [event for _, event in sorted(events, key=lambda e: e[0])]
 
 
@@ -92,9 +92,9 @@ def test_camera_outage_becomes_a_note():
         "rate_hz": 10.0,
         "not_delivered": 30,
         "delivered": 30,
-        "answered": 30,
-        "unanswered": 0,
-        "answers_without_truth": 0,
+        "processed": 30,
+        "unprocessed": 0,
+        "results_without_truth": 0,
     }
     # Predictions that are this old match nothing.
     assert found["offline"]["recall"] == 1 and found["streaming"]["recall"] < 0.6
@@ -117,15 +117,15 @@ def test_stamps_of_another_clock_are_shifted():
 
 
 def test_detector_that_dies_is_scored_up_to_its_last_predictions():
-    events = [e for e in fly(0, steps=60) if e.get("answer", 0) < 3000 * MS]
+    events = [e for e in fly(0, steps=60) if e.get("result", 0) < 3000 * MS]
     found = score(flight(events))
     assert any("fell silent 2.9 s after the start, 3.0 s before" in n for n in found["notes"])
-    assert found["offline"]["recall"] == 1 and found["frames"]["unanswered"] == 30
+    assert found["offline"]["recall"] == 1 and found["frames"]["unprocessed"] == 30
 
 
 def test_detector_without_predictions():
-    found = score(flight([e for e in fly(0) if "answer" not in e]))
-    assert "the detector never answered" in found["notes"]
+    found = score(flight([e for e in fly(0) if "result" not in e]))
+    assert "the detector published nothing" in found["notes"]
     assert found["streaming"]["recall"] == found["streaming"]["map50"] == 0
     assert found["offline"]["recall"] is None and found["latency_ms"]["p50"] is None
 
@@ -135,15 +135,15 @@ def test_without_camera_info_delivered_frames_are_unknown():
     assert found["notes"] == [
         "no camera_info was recorded: what the camera delivered is not known"
     ]
-    assert found["frames"]["not_delivered"] is None and found["frames"]["unanswered"] == 0
+    assert found["frames"]["not_delivered"] is None and found["frames"]["unprocessed"] == 0
     assert "- not delivered by the camera" in summary(found)
 
 
 def test_no_common_stamp_becomes_a_note():
     events = fly(0)
     for event in events:
-        if "answer" in event:
-            event["answer"] += 3 * MS
+        if "result" in event:
+            event["result"] += 3 * MS
     found = score(flight(events))
     assert any("no detection has a stamp of the ground truth" in n for n in found["notes"])
     assert found["offline"]["map50"] is None and found["streaming"]["recall"] > 0.9
@@ -170,7 +170,7 @@ def test_empty_flight_is_rejected_but_a_flight_without_objects_is_not():
         score(Flight())
     found = score(flight([{"truth": k * STEP_MS * MS, "at": 0, "boxes": []} for k in range(9)]))
     assert found["offline"]["map50_95"] is found["streaming"]["recall"] is None
-    assert "never answered" in summary(found)
+    assert "published nothing" in summary(found)
 
 
 def test_confidence_affects_recall_but_not_average_precision():

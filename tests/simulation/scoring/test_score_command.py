@@ -25,7 +25,7 @@ def folder(tmp_path):
         writer.write({"truth": t * MS, "at": t * MS, "boxes": [["car", "1", x, 50, x + 30, 80]]})
         writer.write({"frame": t * MS, "at": t * MS})
         row = ["car", 0.9, x, 50, x + 30, 80]
-        writer.write({"answer": t * MS, "at": (t + 40) * MS, "boxes": [row]})
+        writer.write({"result": t * MS, "at": (t + 40) * MS, "boxes": [row]})
     writer.close()
     (tmp_path / "misses").mkdir()
     cv2.imwrite(str(tmp_path / "misses" / f"{700 * MS}.jpg"), np.zeros((120, 300, 3), np.uint8))

@@ -56,7 +56,7 @@ def test_frames_labels_and_predictions_of_a_flight(mined, bag):
     data = load_data(mined / "data.yaml")
     assert data.names == NAMES  # the student's; the teacher's predictions are translated
     rows = table(mined)
-    predictions = open_teacher(str(mined / "answers"), ())
+    predictions = open_teacher(str(mined / "predictions"), ())
     assert predictions.names == NAMES
     confident = 0
     for split in ("train", "val"):
@@ -71,7 +71,7 @@ def test_frames_labels_and_predictions_of_a_flight(mined, bag):
             confident += len(labels.xyxy)
             for box in labels.xyxy.round().astype(int):  # on bright squares
                 assert labels.image[box[1] : box[3], box[0] : box[2]].mean() > 150
-    assert confident == sum(int(row["sure"]) for row in rows) > 12
+    assert confident == sum(int(row["labels"]) for row in rows) > 12
     by_time = {split: {int(float(r["stamp_s"])) // 6 for r in rows if r["split"] == split}
                for split in ("train", "val")}  # fmt: skip
     assert not by_time["train"] & by_time["val"]
@@ -88,19 +88,21 @@ def test_frames_labels_and_predictions_of_a_flight(mined, bag):
 @pytest.mark.slow
 def test_lower_threshold_makes_more_pseudo_labels(mined, bag, teacher, student, tmp_path, capsys):
     models = {"teacher": teacher, "student": student}
-    found = open_teacher(str(mined / "answers"), ()).found
+    found = open_teacher(str(mined / "predictions"), ()).found
     best = np.unique(np.concatenate([scores.max(axis=1) for _, scores in found.values()]))
     edge = float(best[best < IGNORE_BAND[1]][-2:].mean())
-    assert mine(tmp_path / "more", bag, **models, extra=["--sure", str(edge)]) == 0
+    assert mine(tmp_path / "more", bag, **models, extra=["--pseudo-threshold", str(edge)]) == 0
     rows = table(tmp_path / "more")
     for row in rows:
         scores = found[row["name"]][1].max(axis=1, initial=0)
-        assert int(row["sure"]) == (scores > edge).sum()
+        assert int(row["labels"]) == (scores > edge).sum()
         labels = tmp_path / "more/labels" / row["split"] / f"{row['name']}.txt"
         assert len(labels.read_text().splitlines()) == (scores > edge).sum()
-    assert sum(int(r["sure"]) for r in rows) > sum(int(r["sure"]) for r in table(mined))
-    assert mine(tmp_path / "none", bag, **models, extra=["--sure", "1.5"]) == 2
-    assert "--sure: expected a score between 0 and 1, got 1.5" in capsys.readouterr().err
+    assert sum(int(r["labels"]) for r in rows) > sum(int(r["labels"]) for r in table(mined))
+    assert mine(tmp_path / "none", bag, **models, extra=["--pseudo-threshold", "1.5"]) == 2
+    assert (
+        "--pseudo-threshold: expected a score between 0 and 1, got 1.5" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow
@@ -228,10 +230,10 @@ def test_flights_of_the_same_name_are_kept_apart(teacher, student, tmp_path, cap
 
 
 def test_unusable_input_is_one_line(bag, teacher, student, tmp_path, capsys):
-    answers = tmp_path / "answers"
-    answers.mkdir()
+    predictions = tmp_path / "predictions"
+    predictions.mkdir()
     for bad, message in (
-        ({"teacher": answers}, "expected a model"),
+        ({"teacher": predictions}, "expected a model"),
         ({"frames": 0}, "expected at least 1"),
         ({"extra": ("--topic", "/no")}, "there are some on /camera/image"),
     ):
@@ -245,7 +247,7 @@ def test_unusable_input_is_one_line(bag, teacher, student, tmp_path, capsys):
 def test_checkpoint_as_teacher(tiny_teacher, student, tmp_path):
     bag = flight(tmp_path / "bag", seconds=20)
     assert mine(tmp_path / "mined", bag, teacher=tiny_teacher, student=student, frames=2) == 0
-    names = (tmp_path / "mined" / "answers" / "classes.txt").read_text().split()
+    names = (tmp_path / "mined" / "predictions" / "classes.txt").read_text().split()
     assert tuple(names) == NAMES
 
 
@@ -272,7 +274,7 @@ def interrupted(images, teacher, student, tmp_path, monkeypatch) -> Path:
 def test_planted_work_folder_is_refused(interrupted, images, teacher, student, tmp_path, capsys):
     """Where others may write, they can plant links, and frames as finished work."""
     again = partial(mine, tmp_path / "mined", images, teacher=teacher, student=student)
-    for part in ("images", "images/train", "labels/val", "answers", "shards", ""):
+    for part in ("images", "images/train", "labels/val", "predictions", "shards", ""):
         folder, elsewhere = interrupted / part, tmp_path / "elsewhere"
         folder.rename(elsewhere)
         folder.symlink_to(elsewhere)

@@ -83,7 +83,7 @@ def test_better_candidate_passes_the_guard_and_replaces_the_model_in_flight(
     assert itself.command == "make demo-loop"
     assert parent.sha256 == generations(plan.output / "deployed.onnx")[0].sha256
     assert f"{itself.sha256[:12]}" in (plan.output / "node.log").read_text()
-    sheet = cv2.imread(summary["picture"])
+    sheet = cv2.imread(summary["image"])
     assert sheet is not None and sheet.std() > 5
     assert json.loads((plan.output / "summary.json").read_text())["guard"] == summary["guard"]
     out = capsys.readouterr().out

@@ -47,7 +47,7 @@ def test_a_flight_without_latency_scores_as_its_frames_do_offline(tmp_path):
         ]
         at = k * STEP_NS
         flight.add({"truth": at, "at": at, "boxes": boxes})
-        flight.add({"answer": at, "at": at, "boxes": said})
+        flight.add({"result": at, "at": at, "boxes": said})
     wanted = evaluate(default_model_path(), tmp_path / "data.yaml")
     scored = score(flight)
     assert wanted["map50"] > 0.05 and wanted["boxes"] == scored["objects"] > 100

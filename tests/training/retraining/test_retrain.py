@@ -35,10 +35,10 @@ def few_resamples(monkeypatch):
 def mine(root: Path, names=NAMES, prefix: str = "flight-", train: int = 6, val: int = 2) -> Path:
     """Draw a folder as `mine` writes it, with a teacher's predictions."""
     draw_squares(root, NEW_SIDE, train, val, prefix)
-    (root / "answers").mkdir()
-    (root / "answers" / "classes.txt").write_text("".join(f"{name}\n" for name in names))
+    (root / "predictions").mkdir()
+    (root / "predictions" / "classes.txt").write_text("".join(f"{name}\n" for name in names))
     for label in (root / "labels").rglob("*.txt"):
-        (root / "answers" / label.name).write_text(f"{label.read_text().strip()} 0.9\n")
+        (root / "predictions" / label.name).write_text(f"{label.read_text().strip()} 0.9\n")
     content = yaml.safe_load((root / "data.yaml").read_text())
     (root / "data.yaml").write_text(yaml.safe_dump({**content, "names": dict(enumerate(names))}))
     return root
@@ -187,7 +187,7 @@ def test_training_uses_mined_frames_and_replayed_base_frames(deployed, tmp_path)
     # Six mined frames, and as many base frames for a share of a half.
     assert len((output / "unlabelled.txt").read_text().splitlines()) == 6
     assert len((output / "labelled.txt").read_text().splitlines()) == 6
-    assert len(list((output / "answers").glob("*.txt"))) == 12 + 1
+    assert len(list((output / "predictions").glob("*.txt"))) == 12 + 1
     trained = load_model(str(output / "run" / "best.pt"))[0].state_dict()
     before = load_model(str(deployed))[0].state_dict()
     # Checkpoints are saved in half precision, so a change counts if rounding cannot make it.
@@ -211,7 +211,7 @@ def test_corrected_frame_has_its_labels_as_predictions(mined, base, deployed, tr
     assert len(read.unlabelled) == 5
     # The teacher of the base frames has to know what was mined: cars and persons.
     assert main(command(deployed, folder, base, tmp_path / "out", "--replay", "0")) == 3
-    rows = np.loadtxt(tmp_path / "out" / "answers" / f"{name}.txt")
+    rows = np.loadtxt(tmp_path / "out" / "predictions" / f"{name}.txt")
     assert rows.tolist() == [1, 0.5, 0.5, 0.25, 0.25, 1.0]
     # Without replay a single frame of the base is left.
     assert len((tmp_path / "out" / "base.txt").read_text().splitlines()) == 1
@@ -225,10 +225,18 @@ def test_interrupted_run_is_resumed_without_predicting_again(
     arguments = command(deployed, mined, base, tmp_path / "out")
     assert main(arguments) == 130
     assert "Traceback" not in capsys.readouterr().err
-    written = (tmp_path / "out" / "answers").stat().st_mtime_ns
+    written = (tmp_path / "out" / "predictions").stat().st_mtime_ns
     assert main(arguments) == 3
-    assert (tmp_path / "out" / "answers").stat().st_mtime_ns == written
+    assert (tmp_path / "out" / "predictions").stat().st_mtime_ns == written
     assert training.resumed == [False, True]
+
+
+def test_mined_set_of_version_0_1_is_read(tmp_path):
+    folder = mine(tmp_path / "mined")
+    new = read_mined(folder).teacher
+    (folder / "predictions").rename(folder / "answers")
+    old = read_mined(folder).teacher
+    assert old.found.keys() == new.found.keys() and len(new.found) == 8
 
 
 @pytest.mark.slow
@@ -274,7 +282,7 @@ def no_frames(folder: Path, _: str) -> None:
     [
         (without, "data.yaml", "is not a folder of `drone-kd mine`"),
         (without, "images/val", "no held-out frames"),
-        (without, "answers", "has no teacher predictions"),
+        (without, "predictions", "has no teacher predictions"),
         (no_frames, "", "images/train"),
         (empty_labels, "", "no labelled object"),
     ],
@@ -314,9 +322,9 @@ def test_unusable_arguments_are_refused(mined, base, deployed, tmp_path, capsys)
         assert message in capsys.readouterr().err
         assert not out.exists()
     folder = shutil.copytree(mined, tmp_path / "persons")
-    (folder / "answers" / "flight-train-000.txt").write_text("1 0.5 0.5 0.25 0.25 0.9\n")
+    (folder / "predictions" / "flight-train-000.txt").write_text("1 0.5 0.5 0.25 0.25 0.9\n")
     other = save_checkpoint(tmp_path / "cars.pt", names=("car", "ship"))
     arguments = command(deployed, folder, base, out, "--teacher", str(other))
     assert main(arguments) == 2
     assert "['person'], which --teacher does not know" in capsys.readouterr().err
-    assert not (out / "answers").exists()
+    assert not (out / "predictions").exists()

@@ -14,8 +14,8 @@ def teacher(**changes) -> Teacher:
         "names": ("human", "auto", "van", "tree"),
         "sources": ("a", "b"),
         "classes": {"human": "person", "auto": "car", "van": "car"},
-        "sure": {"person": 0.6, "car": 0.4},
-        "sure_on": {"b": {"person": 0.9}},
+        "pseudo_threshold": {"person": 0.6, "car": 0.4},
+        "pseudo_threshold_on": {"b": {"person": 0.9}},
     }
     return Teacher(**{**values, **changes})
 

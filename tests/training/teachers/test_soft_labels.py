@@ -91,7 +91,7 @@ def mosaic(*kinds: Coverage) -> dict:
     batch = as_batch([label("a")])
     n = len(kinds)
     boxes = torch.tensor([[(i + 0.5) / n, 0.5, 1 / n, 1.0] for i in range(n)])
-    table = torch.tensor([[k.labelled, k.answered] for k in kinds])
+    table = torch.tensor([[k.labelled, k.predicted] for k in kinds])
     batch["areas"] = Areas(torch.zeros(n, dtype=torch.long), boxes, table[:, 0], table[:, 1])
     return batch
 

@@ -84,7 +84,9 @@ def test_labels_predictions_and_coverage_of_sources(tmp_path):
     assert first.class_ids.tolist() == [1]
     own = read_sample(plan.sources[0].train[0], 2)
     np.testing.assert_allclose(first.xyxy, own.xyxy[own.class_ids == 0], atol=0.01)
-    predictions = {p.stem: p.read_text() for p in (tmp_path / "frames/answers").glob("*-*.txt")}
+    predictions = {
+        p.stem: p.read_text() for p in (tmp_path / "frames/predictions").glob("*-*.txt")
+    }
     assert len(predictions) == 16
     assert not predictions["streets-00000"] and predictions["fields-00000"]
     path, labelled = frames.val["streets"]
@@ -104,7 +106,7 @@ def test_sources_stay_as_they_are_and_a_read_only_plan_is_taught(tmp_path, monke
     before = contents(medium)
     write_frames(read_plan(path), output / "frames")
     assert contents(medium) == before
-    assert len(list((output / "answers").rglob("*.npy"))) == 4
+    assert len(list((output / "predictions").rglob("*.npy"))) == 4
 
 
 @pytest.mark.slow
@@ -134,7 +136,7 @@ def record_predictions(monkeypatch) -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 def test_run_with_two_teachers_thresholds_weights_and_tiles(tmp_path, monkeypatch):
-    """Every setting of a teacher shows in a real run: `every`, `sure`, `weight` and `tiles`."""
+    """Each of `every`, `pseudo_threshold`, `weight` and `tiles` shows in a real run."""
     path = write_plan(tmp_path, every=2)
     save_checkpoint(tmp_path / "other.pt", names=("human", "car"))
     content = yaml.safe_load(path.read_text())
@@ -146,7 +148,7 @@ def test_run_with_two_teachers_thresholds_weights_and_tiles(tmp_path, monkeypatc
             **big,
             "weights": "other.pt",
             "tiles": "2x2",
-            "sure": {"person": 0.9},
+            "pseudo_threshold": {"person": 0.9},
             "weight": {"person": 0.5},
         },
     }
@@ -173,8 +175,8 @@ def test_run_with_two_teachers_thresholds_weights_and_tiles(tmp_path, monkeypatc
     assert "car" in weights["weight of big"]
 
     plan = read_plan(path)
-    caches = [PredictionCache(t, plan.answers, plan.names) for t in plan.teachers]
-    frames = tmp_path / "out" / "frames" / "answers"
+    caches = [PredictionCache(t, plan.predictions, plan.names) for t in plan.teachers]
+    frames = tmp_path / "out" / "frames" / "predictions"
     for number, image in enumerate(plan.sources[1].train):
         tables = [
             translate(cache.of(image, (SIZE, SIZE)), teacher, "fields", plan.names)
@@ -215,7 +217,7 @@ def test_windows_contain_the_boxes_inside_them():
 @pytest.mark.slow
 def test_interrupted_run_resumes_in_every_phase(tmp_path, monkeypatch):
     run, output = config(write_plan(tmp_path)), tmp_path / "out"
-    cached = tmp_path / "answers"
+    cached = tmp_path / "predictions"
 
     def interrupt(place, name: str, call: int) -> Mock:
         """Interrupt at a call of a function, and return the mock that counted the calls."""

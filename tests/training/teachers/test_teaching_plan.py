@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from drone_kd.cli import main
+from drone_kd_training.data.names import DataError
 from drone_kd_training.teachers.teaching_plan import read_plan
 from tiny_training import draw_set, save_checkpoint
 
@@ -32,8 +33,8 @@ def content() -> dict:
                 "imgsz": 64,
                 "sources": ["fields", "streets"],
                 "classes": {"auto": "car", "human": "person"},
-                "sure": {"person": 0.8},
-                "sure_on": {"streets": {"person": 0.9}},
+                "pseudo_threshold": {"person": 0.8},
+                "pseudo_threshold_on": {"streets": {"person": 0.9}},
             }
         },
     }
@@ -87,6 +88,25 @@ def changed(*path: str, value) -> dict:
 BIG = ("teachers", "big")
 
 
+def test_names_of_version_0_1_are_read(folder):
+    new = content()
+    new["predictions"] = "cache"
+    old = content()
+    old["answers"] = "cache"
+    for key in ("pseudo_threshold", "pseudo_threshold_on"):
+        old_key = key.replace("pseudo_threshold", "sure")
+        old["teachers"]["big"][old_key] = old["teachers"]["big"].pop(key)
+    plans = []
+    for values in (new, old):
+        (folder / "plan.yaml").write_text(yaml.safe_dump(values))
+        plans.append(read_plan(folder / "plan.yaml"))
+    assert plans[0] == plans[1]
+    old["predictions"] = "other"
+    (folder / "plan.yaml").write_text(yaml.safe_dump(old))
+    with pytest.raises(DataError, match="answers is the old name of predictions"):
+        read_plan(folder / "plan.yaml")
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -95,8 +115,14 @@ BIG = ("teachers", "big")
         (changed(*BIG, "classes", value={"auto": "tram"}), "to 'tram', which is none of"),
         (changed(*BIG, "sources", value=["streets"]), "source fields teaches nothing"),
         (changed(*BIG, "sources", value=["sky"]), "names no source of this file: sky"),
-        (changed(*BIG, "sure", value=7), "sure must be a number above 0 and at most 1"),
-        (changed(*BIG, "sure_on", value={"sky": {"car": 0.5}}), "which it does not teach"),
+        (
+            changed(*BIG, "pseudo_threshold", value=7),
+            "pseudo_threshold must be a number above 0 and at most 1",
+        ),
+        (
+            changed(*BIG, "pseudo_threshold_on", value={"sky": {"car": 0.5}}),
+            "which it does not teach",
+        ),
         (changed(*BIG, "weigth", value=1), "unknown weigth; known: classes"),
         (changed(*BIG, "weights", value="gone.pt"), "no checkpoint at"),
         (changed(*BIG, "weights", value=["a"]), "weights: expected a path"),
@@ -109,8 +135,8 @@ BIG = ("teachers", "big")
         (changed("sources", "fields", "repeat", value=10**9), "repeat ≤ 1000"),
         (changed("sources", "fields", "images", value="a\x1b[31m"), "control characters"),
         (changed("sources", "fields", "images", value="a" * 300), "at most 255 bytes"),
-        (changed("answers", value="../elsewhere"), "answers: expected a path in"),
-        (changed("answers", value="/tmp/elsewhere"), "answers: expected a path in"),
+        (changed("predictions", value="../elsewhere"), "predictions: expected a path in"),
+        (changed("predictions", value="/tmp/elsewhere"), "predictions: expected a path in"),
         (changed("names", value=["car", "a\x1b[2Jb"]), "without control"),
         (changed("names", value=["car", "a" * 5000]), "1 to 100 characters"),
         (changed("sources", "fields", "images", value="nothing"), "no image in"),
@@ -126,7 +152,7 @@ BIG = ("teachers", "big")
 )
 def test_invalid_plan_is_refused_in_one_line(folder, values, expected, capsys):
     if "streets" not in values["sources"]:
-        values["teachers"]["big"] |= {"sources": ["fields"], "sure_on": {}}
+        values["teachers"]["big"] |= {"sources": ["fields"], "pseudo_threshold_on": {}}
     path = write(folder, values)
     output = folder / "out"
     command = ["distill", "--teachers", str(path), "--student", "aerial-student.yaml"]

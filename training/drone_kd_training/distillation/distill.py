@@ -253,7 +253,7 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
         if RANK <= 0:
             _write_config(run.config, output)
         frames = write_frames(run.plan, output / FRAMES)
-        config = replace(run.config, data=str(frames.data), teacher=str(frames.answers))
+        config = replace(run.config, data=str(frames.data), teacher=str(frames.predictions))
         run = _open_inputs(replace(run, config=config, sources=frames.val))
     if RANK > 0:
         return run, resolved

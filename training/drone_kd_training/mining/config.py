@@ -23,6 +23,10 @@ class Settings:
     frames: int = option(metavar="N", help="number of training frames, at most")
     per_scene: int = option(5, metavar="N", help="frames of one scene, at most")
     shares: dict[str, float] = field(default_factory=SHARES.copy)
-    sure: float = option(
-        IGNORE_BAND[1], metavar="SCORE", help="a box of the teacher above this score is a label"
+    pseudo_threshold: float = option(
+        IGNORE_BAND[1],
+        metavar="SCORE",
+        flag="--pseudo-threshold",
+        aliases=("--sure",),  # of version 0.1
+        help="a box of the teacher above this score is a pseudo-label",
     )

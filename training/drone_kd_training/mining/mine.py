@@ -68,8 +68,11 @@ def mine(
     """
     if settings.frames < 1 or settings.per_scene < 1:
         raise ValueError("--frames and --per-scene: expected at least 1")
-    if not 0 < settings.sure < 1:
-        raise ValueError(f"--sure: expected a score between 0 and 1, got {settings.sure:g}")
+    if not 0 < settings.pseudo_threshold < 1:
+        raise ValueError(
+            "--pseudo-threshold: expected a score between 0 and 1, got "
+            f"{settings.pseudo_threshold:g}"
+        )
     if output.exists():
         raise FileExistsError(
             f"{one_line(output)} exists already: choose another folder, or delete it"
@@ -87,13 +90,13 @@ def mine(
         done = _score(work, segments, settings, workers.score)
         _report(done, warn)
         chosen = _choose(segments, done, settings, warn)
-        _label(work, chosen, workers.label, settings.sure)
+        _label(work, chosen, workers.label, settings.pseudo_threshold)
         rows = [row for _, rows in chosen for row in rows]
         if not mined_dataset.finish(work, rows, models.names):
             warn(
                 "WARNING no chosen frame has a confident prediction of the teacher: these frames "
-                "would teach that they are empty; correct their labels, lower --sure or use "
-                "another teacher"
+                "would teach that they are empty; correct their labels, lower --pseudo-threshold "
+                "or use another teacher"
             )
         shutil.rmtree(work / "shards")
         work.replace(output)

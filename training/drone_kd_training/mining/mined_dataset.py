@@ -4,7 +4,7 @@
 data.yaml               the deployed model's classes
 images/{train,val}/     chosen frames; val: of held-out time blocks, for the guard only
 labels/{train,val}/     'class cx cy w h': pseudo-labels, or a person's corrections
-answers/                'class cx cy w h confidence': all predictions of the teacher
+predictions/            'class cx cy w h confidence': all predictions of the teacher
 corrected.txt           names of frames whose labels are a person's
 mined.csv               why each frame was chosen
 contact-sheet.jpg       thumbnails with pseudo-labels and ignore regions
@@ -40,7 +40,7 @@ SPLITS = ("train", "val")
 _MEASURES = [name for name in REASONS if name != "random"]
 COLUMNS = (
     *("name", "split", "flight", "topic", "stamp_s", "scene", "reason"),
-    *(*_MEASURES, "sure", "unsure"),
+    *(*_MEASURES, "labels", "ignored"),
 )
 # The contact sheet: maximum number of frames, columns, size of a frame in pixels.
 _SHEET_FRAMES, _SHEET_COLUMNS, _TILE = 60, 6, (320, 240)
@@ -52,7 +52,7 @@ def make_folders(root: Path) -> None:
     for kind in ("images", "labels"):
         for split in SPLITS:
             real_folder(real_folder(root / kind) / split)
-    real_folder(root / "answers")
+    real_folder(root / "predictions")
 
 
 def write_frame(
@@ -69,7 +69,7 @@ def write_frame(
     rows = [line.split() for line in lines.splitlines()]
     labels = "".join(f"{' '.join(row[:5])}\n" for row in rows if float(row[5]) > IGNORE_BAND[1])
     write_bytes(root / "images" / split / f"{name}.jpg", labelled.jpeg)
-    write_text(root / "answers" / f"{name}.txt", lines)
+    write_text(root / "predictions" / f"{name}.txt", lines)
     write_text(root / "labels" / split / f"{name}.txt", labels)
 
 
@@ -89,11 +89,11 @@ def finish(root: Path, rows: list[dict[str, Any]], names: tuple[str, ...]) -> in
         confident = int((scores > IGNORE_BAND[1]).sum())
         ignored = int(((scores >= IGNORE_BAND[0]) & (scores <= IGNORE_BAND[1])).sum())
         figures = {key: f"{row[key]:.6f}" for key in _MEASURES}
-        counts = {"stamp_s": f"{row['stamp_s']:.6f}", "sure": confident, "unsure": ignored}
+        counts = {"stamp_s": f"{row['stamp_s']:.6f}", "labels": confident, "ignored": ignored}
         writer.writerow({**row, **figures, **counts})
         total += confident
     write_text(root / "mined.csv", table.getvalue())
-    write_text(root / "answers" / CLASSES_FILE, "".join(f"{n}\n" for n in names))
+    write_text(root / "predictions" / CLASSES_FILE, "".join(f"{n}\n" for n in names))
     content: dict[str, Any] = {"path": ".", "train": "images/train"}
     if any(row["split"] == "val" for row in rows):
         content["val"] = "images/val"
@@ -105,7 +105,7 @@ def finish(root: Path, rows: list[dict[str, Any]], names: tuple[str, ...]) -> in
 
 def _read_predictions(root: Path, name: str) -> np.ndarray:
     """Return a frame's predictions (n, 6): class, centre and size in [0, 1], confidence."""
-    text = (root / "answers" / f"{name}.txt").read_text(encoding="utf-8")
+    text = (root / "predictions" / f"{name}.txt").read_text(encoding="utf-8")
     return np.array([line.split() for line in text.splitlines()], np.float64).reshape(-1, 6)
 
 

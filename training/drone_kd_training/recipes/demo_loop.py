@@ -102,11 +102,11 @@ def run(plan: Plan) -> dict[str, Any]:
         client.swap(Path(result["model"]))
         after = _score(plan, client, out / "after")
     print("[6/6] Compare", flush=True)
-    picture = _draw_pair(plan, deployed, Path(result["model"]))
-    summary = {"before": before, "after": after, "guard": result, "picture": str(picture)}
+    pair_image = _draw_pair(plan, deployed, Path(result["model"]))
+    summary = {"before": before, "after": after, "guard": result, "image": str(pair_image)}
     write_text(out / "summary.json", json.dumps(summary, indent=1))
     print(f"\n{as_table(plan.scene, before, after)}\n")
-    print(f"Image pair: {picture}\nLineage: drone-kd lineage {result['model']}")
+    print(f"Image pair: {pair_image}\nLineage: drone-kd lineage {result['model']}")
     elapsed = duration(time.monotonic() - started)
     print(f"All results: {out} ({elapsed}; delete the folder to start again)")
     return summary
@@ -249,9 +249,9 @@ def _draw_pair(plan: Plan, before: Path, after: Path) -> Path:
     for path in (before, after):
         detector = load_detector(path)
         sides.append(draw_detections(image, detector(image), detector.backend.spec.classes))
-    picture = plan.output / "before-after.jpg"
-    write_image(picture, contact_sheet(sides, columns=2, width=2560))
-    return picture
+    pair_image = plan.output / "before-after.jpg"
+    write_image(pair_image, contact_sheet(sides, columns=2, width=2560))
+    return pair_image
 
 
 def main(argv: list[str] | None = None) -> int:

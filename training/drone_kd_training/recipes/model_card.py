@@ -186,7 +186,7 @@ class _Window:
 
 def _windows(detector: Detector, plan: Plan, source: Source) -> list[_Window]:
     teachers = plan.teachers_of(source)
-    caches = [PredictionCache(teacher, plan.answers, plan.names) for teacher in teachers]
+    caches = [PredictionCache(teacher, plan.predictions, plan.names) for teacher in teachers]
     classes = plan.names
     weights = [
         np.array([t.weight[c] * (c in t.taught_classes) for c in classes]) for t in teachers

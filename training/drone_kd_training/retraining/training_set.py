@@ -57,7 +57,7 @@ def read_mined(folder: Path) -> Mined:
         ("data.yaml", "is not a folder of `drone-kd mine`"),
         ("images/train", "has no frames to train on"),
         ("images/val", "has no held-out frames to judge a candidate by: mine a longer flight"),
-        ("answers", "has no teacher predictions"),
+        (_predictions_folder(folder).name, "has no teacher predictions"),
     ):
         if not (folder / name).exists():
             raise DataError(f"{one_line(folder)} {problem} ({name} is missing)")
@@ -71,9 +71,15 @@ def read_mined(folder: Path) -> Mined:
         data,
         [path for path in train if path.stem in corrected],
         [path for path in train if path.stem not in corrected],
-        read_predictions(str(folder / "answers"), data.names),
+        read_predictions(str(_predictions_folder(folder)), data.names),
         corrected,
     )
+
+
+def _predictions_folder(mined: Path) -> Path:
+    """Return the folder of the teacher's predictions; version 0.1 called it answers."""
+    old = mined / "answers"
+    return old if old.is_dir() else mined / "predictions"
 
 
 def replay_frames(base: DataSet, mined: Mined, replay: float) -> list[Path]:
@@ -114,7 +120,7 @@ def write_training_set(
         write_text(folder / f"{name}.txt", "".join(f"{path}\n" for path in paths))
     split = replace(base, train=(folder / "labelled.txt").resolve(), test=None)
     data = split.write_resolved(folder / "data.yaml")
-    predictions = folder / "answers"
+    predictions = folder / "predictions"
     if not predictions.is_dir():
         _merge_predictions(_predict_base(teacher, base, folder), frames, mined, predictions)
     return data.resolve(), (folder / "unlabelled.txt").resolve(), predictions.resolve()
@@ -129,7 +135,7 @@ def _predict_base(teacher: str, base: DataSet, folder: Path) -> Predictions:
             "--teacher must be a checkpoint (.pt) or a folder of YOLO .txt, got "
             f"{one_line(teacher)}"
         )
-    written = folder / "base-answers"
+    written = folder / "base-predictions"
     if not written.is_dir():
         listed = replace(base, train=(folder / "base.txt").resolve(), test=None)
         predict(teacher, listed.write_resolved(folder / "base.yaml"), written)

@@ -74,13 +74,13 @@ class Predictions:
 class Coverage:
     """Which classes labels and teachers cover in one kind of frame, each (C,) bool.
 
-    A class that is ``labelled`` is learned from its labels. One that is only ``answered`` (a
+    A class that is ``labelled`` is learned from its labels. One that is only ``predicted`` (a
     teacher predicts it) is learned from pseudo-labels. One that is neither is masked: its objects
     are not background.
     """
 
     labelled: tuple[bool, ...]
-    answered: tuple[bool, ...]
+    predicted: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ class Areas:
     image: Tensor
     cxcywh: Tensor
     labelled: Tensor
-    answered: Tensor
+    predicted: Tensor
 
     @property
     def pseudo_labelled(self) -> Tensor:
         """(n, C) bool: the classes that are learned from pseudo-labels."""
-        return self.answered & ~self.labelled
+        return self.predicted & ~self.labelled
 
     @property
     def partial(self) -> bool:
@@ -188,7 +188,7 @@ def split_batch(batch: dict, classes: int, kinds: list[Coverage] | None, scores:
     }
     if kinds is not None:
         kind = row[area] - classes
-        table = torch.tensor([[k.labelled, k.answered] for k in kinds], device=boxes.device)[kind]
+        table = torch.tensor([[k.labelled, k.predicted] for k in kinds], device=boxes.device)[kind]
         found["areas"] = Areas(image[area], boxes[area], table[:, 0], table[:, 1])
     labels = {key: batch[key][labelled] for key in ("cls", "bboxes", "batch_idx")}
     return {**batch, **labels, **found}
@@ -218,7 +218,7 @@ def negatives_mask(batch: dict, boxes: Boxes, centers: Tensor) -> Tensor:
     (N, 2) of the anchors are in [0, 1] of the input.
     """
     areas: Areas = batch["areas"]
-    mask = areas.at(areas.labelled | areas.answered, centers, len(batch["img"]))
+    mask = areas.at(areas.labelled | areas.predicted, centers, len(batch["img"]))
     low, high = IGNORE_BAND
     ignored = (boxes.scores >= low) & (boxes.scores <= high) & _pseudo_labelled_at(boxes, areas)
     for index in ignored.any(dim=-1).nonzero().flatten().tolist():
@@ -236,7 +236,7 @@ def distilled_classes(batch: dict, targets: Tensor, centers: Tensor) -> Tensor:
     """
     areas, images = batch["areas"], len(batch["img"])
     teacher_only = areas.at(areas.pseudo_labelled, centers, images)
-    both = areas.at(areas.answered & areas.labelled, centers, images)
+    both = areas.at(areas.predicted & areas.labelled, centers, images)
     return torch.maximum(teacher_only, both * (targets > 0))
 
 

@@ -4,7 +4,7 @@
 The folder that `write_frames` makes:
 
     images/train, labels/train   every image (a link, or a window of one), by source
-    answers/                     the fused predictions, as a folder of predictions (`--teacher`)
+    predictions/                 the fused predictions, as a folder of predictions (`--teacher`)
     val/SOURCE/                  images and labels of the validation splits, in our classes
     data.yaml, regions.json      the data set; which classes labels and teachers cover, by image
 """
@@ -64,7 +64,7 @@ class Frames:
     """
 
     data: Path
-    answers: Path
+    predictions: Path
     val: dict[str, tuple[Path, tuple[str, ...]]]
 
 
@@ -80,23 +80,23 @@ def write_frames(plan: Plan, folder: Path) -> Frames:
     """
     evaluated = [s for s in plan.sources if s.labelled and s.val]
     val = {s.name: (folder / "val" / s.name / "data.yaml", s.labelled) for s in evaluated}
-    frames = Frames(folder / "data.yaml", folder / "answers", val)
+    frames = Frames(folder / "data.yaml", folder / "predictions", val)
     if (folder / REGIONS).is_file():
         return frames
-    answers = plan.answers
-    if not os.access(next(p for p in (answers, *answers.parents) if p.exists()), os.W_OK):
-        answers = folder.parent / answers.name
-        LOGGER.info(f"{one_line(plan.answers)} is read-only: predictions go to {answers}")
-    caches = {t.name: PredictionCache(t, answers, plan.names) for t in plan.teachers}
+    cached = plan.predictions
+    if not os.access(next(p for p in (cached, *cached.parents) if p.exists()), os.W_OK):
+        cached = folder.parent / cached.name
+        LOGGER.info(f"{one_line(plan.predictions)} is read-only: predictions go to {cached}")
+    caches = {t.name: PredictionCache(t, cached, plan.names) for t in plan.teachers}
     for teacher in plan.teachers:
         caches[teacher.name].compute(
             [p for s in plan.sources if s.name in teacher.sources for p in s.train]
         )
     weights = measure_weights(plan, caches)
     empty_folder(folder)
-    for part in ("images/train", "labels/train", "answers"):
+    for part in ("images/train", "labels/train", "predictions"):
         (folder / part).mkdir(parents=True)
-    write_text(frames.answers / CLASSES_FILE, "".join(f"{n}\n" for n in plan.names))
+    write_text(frames.predictions / CLASSES_FILE, "".join(f"{n}\n" for n in plan.names))
     listed: list[Path] = []
     kind_of: dict[str, int] = {}
     coverage = []
@@ -126,7 +126,7 @@ def read_regions(path: Path) -> tuple[list[Coverage], dict[str, int]]:
     """Read the kinds of images, and each image's kind, from `write_regions`; else DataError."""
     try:
         content = read_json(path, _REGIONS_BYTES)
-        kinds = [Coverage(tuple(k["labelled"]), tuple(k["answered"])) for k in content["kinds"]]
+        kinds = [Coverage(tuple(k["labelled"]), tuple(k["predicted"])) for k in content["kinds"]]
         return kinds, dict(content["frames"])
     except (ParseError, KeyError, TypeError, ValueError):
         raise DataError(
@@ -230,7 +230,7 @@ def _write_source(
                 write_image(target, image, JPEG_QUALITY)
             name = f"{target.stem}.txt"
             _write_rows(folder / "labels/train" / name, labels)
-            _write_rows(folder / "answers" / name, predictions[:, [0, 1, 2, 3, 5, 4]])
+            _write_rows(folder / "predictions" / name, predictions[:, [0, 1, 2, 3, 5, 4]])
             written.append(target)
     if not written:
         raise DataError(f"source {source.name}: none of its images can be used")

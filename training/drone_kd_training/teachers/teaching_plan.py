@@ -9,7 +9,7 @@
         classes: {bicycle: two-wheeler, other_vehicle: null}   # default: by the same name
         every: 2                       # every second image
       streets:
-        images: pictures               # unlabelled: a folder or a list file
+        images: unlabelled             # unlabelled: a folder or a list file
         crops: {size: 416, scales: [1, 0.5]}   # train on windows of them
       fields:
         images: fields
@@ -21,12 +21,12 @@
         tiles: auto                    # see `drone_kd.detector.Detector`; default: off
         sources: [streets]
         classes: {pedestrian: person, van: car}
-        sure: 0.5                      # pseudo-label threshold; or {person: 0.7, car: 0.4}
-        sure_on: {streets: {person: 0.8}}
+        pseudo_threshold: 0.5          # of a score; or {person: 0.7, car: 0.4}
+        pseudo_threshold_on: {streets: {person: 0.8}}
         weight: {person: 0.5}          # where its precision cannot be measured
-    answers: answers                   # folder of the prediction cache; this is the default
+    predictions: predictions           # folder of the prediction cache; this is the default
 
-Relative paths start at the file's own folder, and ``answers`` is inside it. Names of sources
+Relative paths start at the file's own folder, and ``predictions`` is inside it. Names of sources
 and teachers become names of files. An image is taught by the teachers of its source; a class that
 neither its labels nor a teacher covers is masked there.
 """
@@ -56,6 +56,12 @@ MAX_ENTRIES = 1000
 MAX_REPEAT = 1000
 # Input of a teacher, side of a window, in pixels.
 MIN_SIDE, MAX_SIDE = 32, 8192
+# Settings of version 0.1.
+_OLD_NAMES = {
+    "answers": "predictions",
+    "sure": "pseudo_threshold",
+    "sure_on": "pseudo_threshold_on",
+}
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,8 @@ class Teacher:
         classes: own class -> the student's.
         imgsz: square input in pixels; None: as trained.
         tiles: see `drone_kd.detector.Detector`.
-        sure: pseudo-label threshold by the student's class.
-        sure_on: the same by source, where it differs.
+        pseudo_threshold: pseudo-label threshold by the student's class.
+        pseudo_threshold_on: the same by source, where it differs.
         weight: by the student's class, used where its precision cannot be measured.
     """
 
@@ -129,8 +135,8 @@ class Teacher:
     classes: Mapping[str, str]
     imgsz: int | None = None
     tiles: str = "off"
-    sure: Mapping[str, float] = field(default_factory=dict)
-    sure_on: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    pseudo_threshold: Mapping[str, float] = field(default_factory=dict)
+    pseudo_threshold_on: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     weight: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -140,20 +146,22 @@ class Teacher:
 
     def threshold(self, source: str, class_name: str) -> float:
         """Return the score above which its prediction is a pseudo-label on a source."""
-        return self.sure_on.get(source, {}).get(class_name, self.sure[class_name])
+        return self.pseudo_threshold_on.get(source, {}).get(
+            class_name, self.pseudo_threshold[class_name]
+        )
 
 
 @dataclass(frozen=True)
 class Plan:
     """The checked file: ``names`` are the student's classes, ``teachers`` may be empty.
 
-    ``answers`` is the folder of the prediction cache.
+    ``predictions`` is the folder of the prediction cache.
     """
 
     names: tuple[str, ...]
     sources: tuple[Source, ...]
     teachers: tuple[Teacher, ...]
-    answers: Path
+    predictions: Path
 
     def teachers_of(self, source: Source) -> list[Teacher]:
         """Return the teachers of a source."""
@@ -215,7 +223,8 @@ def read_plan(path: str | Path) -> Plan:
         content = read_yaml(file, _UniqueKeys)
     except ParseError as error:
         raise DataError(str(error)) from None
-    _check_keys(shown, content, {"names", "sources"}, {"teachers", "answers"})
+    content = _with_new_names(shown, content)
+    _check_keys(shown, content, {"names", "sources"}, {"teachers", "predictions"})
     if not isinstance(content["names"], list):
         raise DataError(f"{shown}: names must be a list of the student's classes, each once")
     names = class_list(content["names"], f"{shown}: names")
@@ -230,7 +239,8 @@ def read_plan(path: str | Path) -> Plan:
         _teacher(f"{shown}: teacher {name}", name, entry, root, names, known, agreed)
         for name, entry in _entries(shown, content, "teachers")
     )
-    plan = Plan(names, sources, teachers, _answers(shown, root, content.get("answers", "answers")))
+    cache = _cache_folder(shown, root, content.get("predictions", "predictions"))
+    plan = Plan(names, sources, teachers, cache)
     for source in sources:
         if not source.labelled and not plan.taught(source):
             raise DataError(
@@ -242,14 +252,23 @@ def read_plan(path: str | Path) -> Plan:
     return plan
 
 
-def _answers(where: str, root: Path, value: object) -> Path:
+def _with_new_names(where: str, entry: Any) -> Any:
+    """Return settings with the names of this version; DataError: one is there twice."""
+    if not isinstance(entry, dict):
+        return entry
+    if twice := {old for old, new in _OLD_NAMES.items() if {old, new} <= set(entry)}:
+        raise DataError(f"{where}: {min(twice)} is the old name of {_OLD_NAMES[min(twice)]}")
+    return {_OLD_NAMES.get(str(key), key): value for key, value in entry.items()}
+
+
+def _cache_folder(where: str, root: Path, value: object) -> Path:
     """Return the folder of the prediction cache, which is in the file's own folder."""
     try:
         if not isinstance(value, str):
             raise ValueError(f"expected a path, got {one_line(value, 60)}")
-        return confined(root / usable_path(value, "answers"), [root])
+        return confined(root / usable_path(value, "predictions"), [root])
     except ValueError as error:
-        raise DataError(f"{where}: answers: {error}") from None
+        raise DataError(f"{where}: predictions: {error}") from None
 
 
 def _entries(file: str, content: dict, key: str) -> list[tuple[str, dict]]:
@@ -316,6 +335,7 @@ def _teacher(
     where: str, name: str, entry: dict, root: Path, names: tuple, sources: set[str], agreed: dict
 ) -> Teacher:
     own = {f.name for f in fields(Teacher)} - {"name", "names", "weights", "sources"}
+    entry = _with_new_names(where, entry)
     _check_keys(where, entry, {"weights", "sources"}, own)
     weights = _path(where, "weights", root, entry["weights"])
     taught = tuple(_strings(where, "sources", entry["sources"]))
@@ -327,14 +347,16 @@ def _teacher(
     else:
         known = class_names(load_model(str(weights))[0])
     classes = _classes(where, entry, known, names, agreed)
-    sure = _per_class(where, "sure", entry.get("sure", IGNORE_BAND[1]), names, IGNORE_BAND[1])
-    sure_on = {
-        str(source): _per_class(where, "sure_on", values, names)
-        for source, values in _mapping_of(where, "sure_on", entry).items()
+    default = IGNORE_BAND[1]
+    given = entry.get("pseudo_threshold", default)
+    threshold = _per_class(where, "pseudo_threshold", given, names, default)
+    threshold_on = {
+        str(source): _per_class(where, "pseudo_threshold_on", values, names)
+        for source, values in _mapping_of(where, "pseudo_threshold_on", entry).items()
     }
-    if unknown := set(sure_on) - set(taught):
+    if unknown := set(threshold_on) - set(taught):
         shown = one_line(sorted(unknown))
-        raise DataError(f"{where}: sure_on names {shown}, which it does not teach")
+        raise DataError(f"{where}: pseudo_threshold_on names {shown}, which it does not teach")
     weight = _per_class(where, "weight", entry.get("weight", 1.0), names, 1.0)
     tiles, imgsz = str(entry.get("tiles", OFF)), entry.get("imgsz")
     try:
@@ -347,7 +369,9 @@ def _teacher(
         raise DataError(
             f"{where}: imgsz: expected {MIN_SIDE} to {MAX_SIDE} pixels, got {one_line(imgsz, 60)}"
         )
-    return Teacher(name, weights, known, taught, classes, imgsz, tiles, sure, sure_on, weight)
+    return Teacher(
+        name, weights, known, taught, classes, imgsz, tiles, threshold, threshold_on, weight
+    )
 
 
 def _classes(
