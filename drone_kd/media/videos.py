@@ -17,7 +17,7 @@ import cv2
 from drone_kd.media.compressed_images import MAX_PIXELS
 from drone_kd.media.mp4_files import is_within_limits
 from drone_kd.parsing import ParseError, open_regular
-from drone_kd.text import one_line
+from drone_kd.text import is_plain, one_line
 
 # Otherwise FFmpeg prints lines of its own about a damaged file.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -73,15 +73,19 @@ def open_video(path: str | Path, max_pixels: int = MAX_PIXELS) -> cv2.VideoCaptu
             container = _container(file.read(_HEAD_BYTES), Path(path).suffix.lower())
             usable = container is not None and not _consists_of_holes(file)
             usable = usable and (container != "mov" or is_within_limits(file))
+            if not usable:
+                raise SourceError(f"{one_line(path)}: {_DAMAGED}")
+            options = (
+                f"protocol_whitelist;file|input_format;{container}|codec_whitelist;{_DECODERS}"
+            )
+            # The file that was checked, whatever the path means by now. An absolute path is never
+            # taken for a protocol or an option.
+            checked = f"/proc/self/fd/{file.fileno()}"
+            capture = _open(checked, f"{options}|{_PROBE}", [])
     except ParseError as error:
         raise SourceError(str(error)) from None
     except OSError as error:
         raise SourceError(f"{one_line(path)}: {error.strerror}") from None
-    if not usable:
-        raise SourceError(f"{one_line(path)}: {_DAMAGED}")
-    # An absolute path is never taken for a protocol or an option.
-    options = f"protocol_whitelist;file|input_format;{container}|codec_whitelist;{_DECODERS}"
-    capture = _open(str(Path(path).absolute()), f"{options}|{_PROBE}", [])
     # FFmpeg knows the pixels of a stream once it decoded some with one of these decoders. OpenCV
     # itself would use any other.
     if (
@@ -101,6 +105,8 @@ def open_stream(
 
     `name` is that of messages: the URL without its secrets.
     """
+    if not is_plain(url):  # OpenCV would end the process for one that is not UTF-8
+        raise SourceError(f"{name}: expected an address in UTF-8 without control characters")
     limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
     timeouts = [value for limit in limits for value in (limit, timeout_ms)]
     # OpenCV's own default, which it drops if there are options.

@@ -56,6 +56,31 @@ def test_list_of_other_files_and_hosts_is_refused(tmp_path, monkeypatch, kind, s
         list(read_frames(path, pytest.fail))
 
 
+def test_file_that_was_checked_is_opened_whatever_replaces_it(tmp_path, monkeypatch):
+    """A named pipe in its place would be waited for."""
+    path, other = write_video(tmp_path / "a.avi"), write_video(tmp_path / "b.mp4", "mp4v")
+    open_checked = videos._open
+
+    def replaced(*arguments):
+        other.replace(path)
+        return open_checked(*arguments)
+
+    monkeypatch.setattr(videos, "_open", replaced)
+    assert len(list(read_frames(path, pytest.fail))) == 3
+
+
+def test_name_that_is_not_utf_8_is_opened(tmp_path):
+    path = write_video(tmp_path / "a.avi").rename(tmp_path / os.fsdecode(b"\xff.avi"))
+    assert len(list(read_frames(path, pytest.fail))) == 3
+
+
+def test_address_that_is_not_utf_8_is_refused(never_opened):
+    with pytest.raises(
+        SourceError, match="a: expected an address in UTF-8 without control characters"
+    ):
+        open_stream(os.fsdecode(b"http://127.0.0.1:1/\xff"), "a", 1000)
+
+
 def test_numbered_image_is_no_video(tmp_path):
     for number in range(3):
         cv2.imwrite(str(tmp_path / "a.png"), np.zeros((48, 64, 3), np.uint8))
