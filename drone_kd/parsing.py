@@ -58,7 +58,8 @@ def read_limited(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     with open_regular(path) as file:
         try:
             too_large = os.fstat(file.fileno()).st_size > limit
-            content = b"" if too_large else file.read(limit + 1)
+            # None: a file of the kernel that has nothing to say yet.
+            content = b"" if too_large else file.read(limit + 1) or b""
         except OSError as error:
             raise ParseError(f"{one_line(path)}: {error.strerror}") from None
     if too_large or len(content) > limit:  # it may have grown

@@ -1,9 +1,11 @@
+import io
 import os
 from pathlib import Path
 
 import pytest
 import yaml
 
+from drone_kd import parsing
 from drone_kd.parsing import ParseError, parse_json, parse_yaml, read_json, read_limited, read_yaml
 
 
@@ -27,6 +29,20 @@ def test_a_file_that_grows_is_not_read_past_the_limit():
     assert Path("/proc/self/status").stat().st_size == 0
     with pytest.raises(ParseError, match=r"status: expected at most 1e-05 MB, got more"):
         read_limited("/proc/self/status", 10)
+
+
+def test_a_file_of_the_kernel_without_data_is_empty(tmp_path, monkeypatch):
+    """Such as /proc/kmsg, which only root may open."""
+
+    class Silent(io.BytesIO):
+        def fileno(self):
+            return 0
+
+        def read(self, *_):
+            return None
+
+    monkeypatch.setattr(parsing, "open_regular", lambda _: Silent())
+    assert read_limited(tmp_path) == b""
 
 
 def test_yaml_has_a_limit_of_its_own(tmp_path, monkeypatch):

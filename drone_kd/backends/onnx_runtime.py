@@ -110,6 +110,9 @@ def _open(
         _check_graph(session, spec)
     except ModelError as error:
         raise ModelError(f"{one_line(file.path)}: {error}") from None
+    except UnicodeDecodeError:  # of the runtime, for a name of the graph
+        problem = "expected names in UTF-8 in its graph, got other bytes"
+        raise ModelError(f"{one_line(file.path)}: {problem}") from None
     return session, spec
 
 
@@ -133,7 +136,8 @@ def _check_graph(session: ort.InferenceSession, spec: ModelSpec) -> None:
         ("input", session.get_inputs(), _TENSOR[spec.dtype], spec.input_shape),
         ("output", session.get_outputs(), "tensor(float)", spec.output_shape),
     ):
-        if len(nodes) != 1 or nodes[0].type != dtype or not shape_matches(nodes[0].shape, shape):
+        names = [node.name for node in nodes]
+        if len(names) != 1 or nodes[0].type != dtype or not shape_matches(nodes[0].shape, shape):
             expected = f"one {dtype} {list(shape)}".replace("None", "any")
             got = one_line(", ".join(f"{node.type} {node.shape}" for node in nodes))
             raise ModelError(f"graph {kind}: expected {expected} from its metadata, got {got}")

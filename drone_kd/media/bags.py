@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from drone_kd.core.arrays import UInt8Array
 from drone_kd.media import mcap_files, sqlite_bags
-from drone_kd.media.compressed_images import EncodedError, decode_reduced
+from drone_kd.media.compressed_images import MAX_PIXELS, EncodedError, decode_reduced
 from drone_kd.media.image_files import SourceError
 from drone_kd.media.mcap_files import (
     MAX_MESSAGE_BYTES,
@@ -138,14 +138,24 @@ def message_to_bgr(message: Message) -> tuple[UInt8Array, int]:
     try:
         # Any: rosbags generates the message classes at run time.
         content: Any = _typestore().deserialize_cdr(message.data, message.msgtype)
-        is_raw = message.msgtype == IMAGE
-        image = raw_to_bgr(content) if is_raw else decode_reduced(bytes(content.data), 0, 0)[0]
+        if message.msgtype == IMAGE:
+            _check_pixels(content.width, content.height)
+            image = raw_to_bgr(content)
+        else:
+            image = decode_reduced(bytes(content.data), 0, 0)[0]
     except (RawError, EncodedError) as error:
         raise SourceError(f"{one_line(message.topic)}: {error}") from None
     except Exception as error:  # the reader raises anything on broken bytes
         problem = one_line(error) or type(error).__name__
         raise SourceError(f"{one_line(message.topic)}: a damaged message ({problem})") from None
     return image, content.header.stamp.sec * 10**9 + content.header.stamp.nanosec
+
+
+def _check_pixels(width: int, height: int) -> None:
+    """Raise RawError for a raw image that becomes more BGR than one that is compressed may."""
+    if width * height >= MAX_PIXELS:
+        expected = f"less than {MAX_PIXELS / 1e6:g} megapixels"
+        raise RawError(f"expected {expected}, got {width}x{height} pixels")
 
 
 def _storage_files(folder: Path, suffixes: tuple[str, ...] = _SUFFIXES) -> list[Path]:

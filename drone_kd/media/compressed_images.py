@@ -32,8 +32,8 @@ _JPEG_START, _PNG_START = b"\xff\xd8", b"\x89PNG"
 _MAX_SEGMENTS = 1000
 # Bytes between two segments of the header: cameras write none.
 _MAX_JUNK = 1000
-# Bytes of the longest header.
-JPEG_HEADER_BYTES = _MAX_SEGMENTS * (2 + 0xFFFF + _MAX_JUNK)
+# Bytes of the longest header: 600 segments of the largest size.
+JPEG_HEADER_BYTES = 40_000_000
 # Progressive encoders write about ten scans; each takes as long as an image of its own.
 _MAX_SCANS = 32
 # First byte after those of no segment: stuffing, fill bytes, TEM, RST0 to RST7 and SOI.

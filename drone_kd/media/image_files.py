@@ -29,6 +29,8 @@ __all__ = ["SourceError", "open_video", "read_frames", "read_image", "read_video
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Of an image file: more than 16-bit pixels without compression take.
 MAX_BYTES = 400_000_000
+# More than a pixel takes in any format but TIFF.
+_PIXEL_BYTES = 16
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm")
 
 
@@ -90,10 +92,11 @@ def read_image(
             if not head:
                 raise SourceError(f"{name}: the image is incomplete (empty or cut off)")
             if head.startswith(b"\xff\xd8") and image_size(head) is None:
-                head += file.read(JPEG_HEADER_BYTES - len(head))
+                file.seek(0)
+                head = file.read(JPEG_HEADER_BYTES)
             check_size(head, max_pixels, lambda start, n: os.pread(file.fileno(), n, start))
             file.seek(0)
-            data = file.read(max_bytes)
+            data = file.read(_bytes_needed(head, max_bytes))
         if is_incomplete(data):
             raise SourceError(f"{name}: the image is incomplete (empty or cut off)")
         image = decode(data, cv2.IMREAD_COLOR, max_pixels)
@@ -106,6 +109,17 @@ def read_image(
     if image is None:
         raise SourceError(f"{name}: not an image that OpenCV can read (damaged?)")
     return image
+
+
+def _bytes_needed(head: bytes, max_bytes: int) -> int:
+    """Return how many bytes of an image are read: others, e.g. a video behind it, are left.
+
+    The pixels of a TIFF may be anywhere in the file.
+    """
+    size = image_size(head)
+    if size is None or head.startswith((b"II", b"MM")):
+        return max_bytes
+    return min(JPEG_HEADER_BYTES + _PIXEL_BYTES * size[0] * size[1], max_bytes)
 
 
 def read_video(

@@ -26,6 +26,8 @@ _MAX_CHUNK_BYTES = 512_000_000
 # Of messages that wait for earlier ones, because chunks overlap in time.
 _MAX_WAITING_BYTES = 256_000_000
 _MESSAGE_BYTES = 300  # of memory, beside the data
+# Of a record that is neither a message nor a chunk.
+_MAX_RECORD_BYTES = 16_000_000
 _MAGIC = b"\x89MCAP0\r\n"
 _FOOTER_BYTES = 9 + 20 + len(_MAGIC)
 _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _CHUNK_INDEX, _STATISTICS = 3, 4, 5, 6, 8, 11
@@ -148,7 +150,8 @@ def messages(path: Path, topics: set[str], start_ns: int, stop_ns: int) -> Itera
     with open_regular(path) as file:
         index = _read_index(file)
         wanted = {key for key, (topic, _) in index.channels.items() if topic in topics}
-        if index.chunks or not wanted:
+        # Without a summary, the index knows no channels.
+        if index.chunks or (index.channels and not wanted):
             yield from map(index.row, _in_order(file, index.chunks, wanted, start_ns, stop_ns))
             return
     for row in salvage(path):
@@ -167,11 +170,11 @@ def salvage(path: Path) -> Iterator[Row]:
             if opcode in (_DATA_END, _FOOTER):
                 return
             if opcode == _MESSAGE:
-                yield index.row(_message(file.read(length)))
+                yield index.row(_message(file, length))
             elif opcode in (_SCHEMA, _CHANNEL):
-                index.add(opcode, _Content(file.read(length)))
+                index.add(opcode, _content(file, length))
             elif opcode == _CHUNK:
-                data = _unpacked(file.read(length))
+                data = _unpacked(_content(file, length, _MAX_CHUNK_BYTES))
                 unpacked += len(data)
                 check_unpacked(unpacked, size)
                 yield from map(index.row, _in_chunk(data, index))
@@ -190,7 +193,7 @@ def _read_index(file: BinaryIO) -> _Index:
     if start:
         for opcode, length in _heads(file, start, stop):
             if opcode in (_SCHEMA, _CHANNEL, _CHUNK_INDEX, _STATISTICS):
-                index.add(opcode, _Content(file.read(length)))
+                index.add(opcode, _content(file, length))
     check_unpacked(index.unpacked, size)
     # Each chunk once, however often it is named.
     index.chunks = sorted({chunk.offset: chunk for chunk in index.chunks}.values())
@@ -208,7 +211,16 @@ def _heads(file: BinaryIO, at: int, stop: int) -> Iterator[tuple[int, int]]:
         at += _HEAD.size + length
         if at > stop:
             raise McapError("a record is cut off")
+        if not opcode:  # what a disk has after a power failure: gigabytes of zeros
+            raise McapError("expected a record, got zeros")
         yield opcode, length
+
+
+def _content(file: BinaryIO, length: int, limit: int = _MAX_RECORD_BYTES) -> _Content:
+    """Read a record; McapError: it is larger than the limit."""
+    if length > limit:
+        raise McapError(f"expected a record of at most {limit / 1e6:g} MB, got a larger one")
+    return _Content(file.read(length))
 
 
 def _in_order(
@@ -224,7 +236,7 @@ def _in_order(
         opcode, length = next(_heads(file, chunk.offset, size), (0, 0))
         if opcode != _CHUNK:
             raise McapError("the index names a chunk where there is none")
-        data = _unpacked(file.read(length))
+        data = _unpacked(_content(file, length, _MAX_CHUNK_BYTES))
         # The index may declare less.
         unpacked += len(data)
         check_unpacked(unpacked, size)
@@ -265,23 +277,22 @@ def _in_chunk(data: bytes, index: _Index | None = None) -> Iterator[_Message]:
     """Yield the messages of an unpacked chunk; its other records go to `index`."""
     for opcode, length in _heads(file := io.BytesIO(data), 0, len(data)):
         if opcode == _MESSAGE:
-            yield _message(file.read(length))
+            yield _message(file, length)
         elif index is not None and opcode in (_SCHEMA, _CHANNEL):
-            index.add(opcode, _Content(file.read(length)))
+            index.add(opcode, _content(file, length))
 
 
-def _message(record: bytes) -> _Message:
-    if len(record) < _TIMES.size:
+def _message(file: BinaryIO, length: int) -> _Message:
+    if length < _TIMES.size:
         raise McapError("a message is cut off")
-    if len(record) > MAX_MESSAGE_BYTES:
+    if length > MAX_MESSAGE_BYTES:
         raise McapError(f"expected messages of at most {MAX_MESSAGE_BYTES / 1e6:g} MB, got more")
-    channel, _, logged_ns, _ = _TIMES.unpack_from(record)
-    return _Message(channel, logged_ns, record[_TIMES.size :])
+    channel, _, logged_ns, _ = _TIMES.unpack(file.read(_TIMES.size))
+    return _Message(channel, logged_ns, file.read(length - _TIMES.size))
 
 
-def _unpacked(record: bytes) -> bytes:
+def _unpacked(content: _Content) -> bytes:
     """Return the content of a chunk."""
-    content = _Content(record)
     _, _, size, checksum = _CHUNK_HEAD.unpack(content.take(_CHUNK_HEAD.size))
     compression = content.text()
     data = content.take(content.number(8))

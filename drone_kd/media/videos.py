@@ -8,8 +8,6 @@ refused.
 from __future__ import annotations
 
 import os
-import re
-import struct
 import threading
 from pathlib import Path
 from typing import BinaryIO
@@ -17,8 +15,9 @@ from typing import BinaryIO
 import cv2
 
 from drone_kd.media.compressed_images import MAX_PIXELS
+from drone_kd.media.mp4_files import is_within_limits
 from drone_kd.parsing import ParseError, open_regular
-from drone_kd.text import one_line
+from drone_kd.text import is_plain, one_line
 
 # Otherwise FFmpeg prints lines of its own about a damaged file.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -42,8 +41,8 @@ _CONTAINERS = (
 )
 # First byte and length of the packets of a transport stream.
 _PACKETS = ((0, 188), (4, 192), (0, 204))
-# Of a part of an MP4 beside the frames: ten hours of them take about 40 MB.
-_MAX_BOX_BYTES, _MAX_BOXES = 256_000_000, 1_000_000
+# A larger file whose disk space is less than this part of it consists of holes.
+_HOLES_BYTES, _HOLES_PART = 16_000_000, 16
 _BY_SUFFIX = {".ts": "mpegts", ".mpg": "mpeg", ".mpeg": "mpeg"}
 # FFmpeg's decoders that a file may use. Those of still images (PNG, TIFF, EXR) are left out: a
 # frame of some kilobytes may have any size, whatever the container says. Sound is not decoded, but
@@ -72,16 +71,21 @@ def open_video(path: str | Path, max_pixels: int = MAX_PIXELS) -> cv2.VideoCaptu
     try:
         with open_regular(path) as file:
             container = _container(file.read(_HEAD_BYTES), Path(path).suffix.lower())
-            usable = container is not None and (container != "mov" or _has_its_samples(file))
+            usable = container is not None and not _consists_of_holes(file)
+            usable = usable and (container != "mov" or is_within_limits(file))
+            if not usable:
+                raise SourceError(f"{one_line(path)}: {_DAMAGED}")
+            options = (
+                f"protocol_whitelist;file|input_format;{container}|codec_whitelist;{_DECODERS}"
+            )
+            # The file that was checked, whatever the path means by now. An absolute path is never
+            # taken for a protocol or an option.
+            checked = f"/proc/self/fd/{file.fileno()}"
+            capture = _open(checked, f"{options}|{_PROBE}", [])
     except ParseError as error:
         raise SourceError(str(error)) from None
     except OSError as error:
         raise SourceError(f"{one_line(path)}: {error.strerror}") from None
-    if not usable:
-        raise SourceError(f"{one_line(path)}: {_DAMAGED}")
-    # An absolute path is never taken for a protocol or an option.
-    options = f"protocol_whitelist;file|input_format;{container}|codec_whitelist;{_DECODERS}"
-    capture = _open(str(Path(path).absolute()), f"{options}|{_PROBE}", [])
     # FFmpeg knows the pixels of a stream once it decoded some with one of these decoders. OpenCV
     # itself would use any other.
     if (
@@ -101,6 +105,8 @@ def open_stream(
 
     `name` is that of messages: the URL without its secrets.
     """
+    if not is_plain(url):  # OpenCV would end the process for one that is not UTF-8
+        raise SourceError(f"{name}: expected an address in UTF-8 without control characters")
     limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC)
     timeouts = [value for limit in limits for value in (limit, timeout_ms)]
     # OpenCV's own default, which it drops if there are options.
@@ -134,40 +140,14 @@ def _container(head: bytes, suffix: str) -> str | None:
     return _BY_SUFFIX.get(suffix)
 
 
-def _has_its_samples(file: BinaryIO) -> bool:
-    """Return whether an MP4 or MOV has no more samples than bytes.
+def _consists_of_holes(file: BinaryIO) -> bool:
+    """Return whether almost nothing of a large file is stored.
 
-    FFmpeg makes an entry in memory for each sample, and a number of four bytes may stand for
-    billions that all have the same size. ISO/IEC 14496-12: stsz, stz2 and trun have the numbers.
+    FFmpeg reads parts of a file, such as the attachments of a Matroska, into memory.
     """
-    size, at, samples = file.seek(0, os.SEEK_END), 0, 0
-    for _ in range(_MAX_BOXES):
-        if at >= size:
-            return True
-        file.seek(at)
-        length, kind = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
-        if length == 1:
-            (length,) = struct.unpack(">Q", file.read(8).ljust(8, b"\0"))
-        # 0: to the end of the file.
-        length = length or size - at
-        if length < 8:
-            return False
-        if kind != b"mdat":
-            if length > _MAX_BOX_BYTES:
-                return False
-            file.seek(at)
-            box = file.read(length)
-            samples += sum(_big(box, m.start() + 12) for m in re.finditer(b"stsz|stz2", box))
-            samples += sum(_big(box, m.start() + 8) for m in re.finditer(b"trun", box))
-            # A compressed header hides its numbers.
-            if b"cmov" in box or samples > size:
-                return False
-        at += length
-    return False
-
-
-def _big(data: bytes, at: int) -> int:
-    return int.from_bytes(data[at : at + 4], "big")
+    status = os.fstat(file.fileno())
+    stored = 512 * status.st_blocks  # 0: the file system does not tell
+    return status.st_size > _HOLES_BYTES and 0 < stored < status.st_size // _HOLES_PART
 
 
 def _open(source: str, options: str, parameters: list[int]) -> cv2.VideoCapture:

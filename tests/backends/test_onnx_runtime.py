@@ -76,6 +76,16 @@ def test_file_that_is_no_model_is_rejected(tmp_path, capfd, content):
     assert "cannot load it" in rejected(path, capfd)
 
 
+@pytest.mark.parametrize("name", [b"images", b"HEIGHT"], ids=["input", "size"])
+def test_name_that_is_not_utf_8_is_rejected(model, capfd, name):
+    graph = onnx.load(model)
+    graph.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "HEIGHT"
+    content = graph.SerializeToString()
+    assert name in content
+    model.write_bytes(content.replace(name, b"\xff" + name[1:]))
+    assert "expected names in UTF-8 in its graph" in rejected(model, capfd)
+
+
 def test_truncated_model_is_rejected(model, capfd):
     model.write_bytes(model.read_bytes()[:-200])
     assert "truncated" in rejected(model, capfd)

@@ -25,7 +25,7 @@ from drone_kd.media.bags import inspect_bag, message_to_bgr, read_messages
 from drone_kd.media.image_files import SourceError
 from folder_contents import contents
 from process_memory import memory
-from recorded import STORE, image, jpeg, scene, storage_file, write_bag
+from recorded import MESSAGES, STORE, header, image, jpeg, scene, storage_file, write_bag
 
 MAGIC = b"\x89MCAP0\r\n"
 COMPRESS = {"": bytes, "zstd": zstandard.compress, "lz4": lz4.frame.compress}
@@ -160,6 +160,45 @@ def test_message_above_the_limit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(mcap_files, "MAX_MESSAGE_BYTES", 1000)
     count, _, errors = read_all(path)
     assert count == 0 and "expected messages of at most 0.001 MB" in errors[-1]
+
+
+@pytest.mark.parametrize("opcode", [3, 5, 6])
+@pytest.mark.parametrize("whole", [True, False], ids=["summary", "cut off"])
+def test_record_of_a_gigabyte_is_not_read(tmp_path, opcode, whole):
+    """The file is sparse."""
+    path = write_mcap(tmp_path / "a.mcap", [], whole=False)
+    with path.open("r+b") as file:
+        start = file.seek(-13, os.SEEK_END)  # the end of the data
+        file.write(struct.pack("<BQ", opcode, 10**9))
+        file.seek(10**9, os.SEEK_CUR)
+        file.write(record(2, struct.pack("<QQI", start if whole else 0, 0, 0)) + MAGIC)
+    with memory(30):
+        assert read_all(path)[:2] == (0, 0)
+
+
+def test_zeros_behind_the_records_are_not_read_one_by_one(tmp_path):
+    """A disk may have them after a power failure."""
+    path = write_mcap(tmp_path / "a.mcap", [chunk(message(b"data"))], whole=False)
+    os.truncate(path, path.stat().st_size - 13)
+    os.truncate(path, 10**12)
+    assert read_all(path)[:2] == (1, 4)
+
+
+def test_whole_mcap_without_a_summary_is_read(tmp_path):
+    path = write_mcap(tmp_path / "a.mcap", [chunk(message(b"data"))], whole=False)
+    path.write_bytes(path.read_bytes() + record(2, bytes(20)) + MAGIC)
+    assert read_all(path) == (1, 4, [])
+
+
+def test_raw_image_above_the_limit_of_pixels_is_refused(tmp_path):
+    """As BGR it would take 192 MB."""
+    large = MESSAGES["Image"](
+        header(0), 8000, 8000, "mono8", 0, 8000, np.zeros(64_000_000, np.uint8)
+    )
+    raw = bytes(STORE.serialize_cdr(large, "sensor_msgs/msg/Image"))
+    found = bags.Message("/a", "sensor_msgs/msg/Image", 0, raw)
+    with memory(100), pytest.raises(SourceError, match="less than 64 megapixels, got 8000x8000"):
+        message_to_bgr(found)
 
 
 @pytest.mark.parametrize(

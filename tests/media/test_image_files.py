@@ -128,6 +128,24 @@ def test_image_is_refused_before_the_file_is_read(tmp_path, at):
         assert file.read(2) == b"II"
 
 
+@pytest.mark.parametrize("suffix", [".bmp", ".jpg", ".png", ".webp"])
+def test_megabytes_behind_an_image_are_not_read(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    cv2.imwrite(str(path), noise_image())
+    os.truncate(path, 399_000_000)
+    with memory(60):
+        assert read_image(path).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("segments", [0, 700])
+def test_jpeg_of_megabytes_without_a_size_takes_limited_memory(tmp_path, segments):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"\xff\xd8" + (b"\xff\xe1\xff\xff" + bytes(65533)) * segments)
+    os.truncate(path, 399_000_000)
+    with memory(60), pytest.raises(SourceError, match=r"a\.jpg: expected a BMP, JPEG"):
+        read_image(path)
+
+
 def test_file_above_the_limit_is_refused(tmp_path):
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), noise_image())

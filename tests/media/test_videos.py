@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from drone_kd.media import videos
+from drone_kd.media import mp4_files, videos
 from drone_kd.media.image_files import read_frames, read_video
 from drone_kd.media.live_streams import read_live
 from drone_kd.media.videos import SourceError, check_frame_size, open_stream, open_video
@@ -54,6 +54,31 @@ def test_list_of_other_files_and_hosts_is_refused(tmp_path, monkeypatch, kind, s
     path.write_text(LISTS[kind].format("other.avi"))
     with pytest.raises(SourceError, match="not a video"):
         list(read_frames(path, pytest.fail))
+
+
+def test_file_that_was_checked_is_opened_whatever_replaces_it(tmp_path, monkeypatch):
+    """A named pipe in its place would be waited for."""
+    path, other = write_video(tmp_path / "a.avi"), write_video(tmp_path / "b.mp4", "mp4v")
+    open_checked = videos._open
+
+    def replaced(*arguments):
+        other.replace(path)
+        return open_checked(*arguments)
+
+    monkeypatch.setattr(videos, "_open", replaced)
+    assert len(list(read_frames(path, pytest.fail))) == 3
+
+
+def test_name_that_is_not_utf_8_is_opened(tmp_path):
+    path = write_video(tmp_path / "a.avi").rename(tmp_path / os.fsdecode(b"\xff.avi"))
+    assert len(list(read_frames(path, pytest.fail))) == 3
+
+
+def test_address_that_is_not_utf_8_is_refused(never_opened):
+    with pytest.raises(
+        SourceError, match="a: expected an address in UTF-8 without control characters"
+    ):
+        open_stream(os.fsdecode(b"http://127.0.0.1:1/\xff"), "a", 1000)
 
 
 def test_numbered_image_is_no_video(tmp_path):
@@ -125,15 +150,15 @@ def never_opened(monkeypatch):
     monkeypatch.setattr(videos, "_open", lambda *_: pytest.fail("it was opened"))
 
 
-@pytest.mark.parametrize("table", ["stsz", "stz2"])
-def test_mp4_of_more_samples_than_bytes_is_refused(tmp_path, table, never_opened):
+@pytest.mark.parametrize("name", ["stsz", "stz2"])
+def test_mp4_of_more_samples_than_bytes_is_refused(tmp_path, name, never_opened):
     """FFmpeg takes 720 MB for 20 million samples of a byte, in a file of 1 kB."""
     data = bytearray(write_video(tmp_path / "a.mp4", "mp4v").read_bytes())
     samples = 20_000_000
     struct.pack_into(">II", data, data.index(b"stsz") + 8, 1, samples)
     struct.pack_into(">II", data, data.index(b"stts") + 12, samples, 1024)
     struct.pack_into(">III", data, data.index(b"stsc") + 12, 1, samples, 1)
-    (tmp_path / "a.mp4").write_bytes(data.replace(b"stsz", table.encode()))
+    (tmp_path / "a.mp4").write_bytes(data.replace(b"stsz", name.encode()))
     with memory(20), pytest.raises(SourceError, match="not a video"):
         open_video(tmp_path / "a.mp4")
 
@@ -155,6 +180,91 @@ def test_mp4_of_a_damaged_structure_is_refused(tmp_path, boxes, never_opened):
         open_video(tmp_path / "a.mp4")
 
 
+def box(kind, *content):
+    content = b"".join(content)
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def table(kind, *numbers):
+    """Return a table of an MP4: version and flags, then numbers of 32 bits."""
+    return box(kind, struct.pack(f">I{len(numbers)}I", 0, *numbers))
+
+
+def track(handler, *tables):
+    handlers = (box(b"hdlr", bytes(8), name, bytes(12)) for name in (handler, b"alis"))
+    return box(b"moov", box(b"trak", *handlers, *tables))
+
+
+# An hour of stereo at 48 kHz in chunks of half a second.
+HOUR = (
+    table(b"stts", 1, 172_800_000, 1),
+    table(b"stsc", 1, 1, 24_000, 1),
+    table(b"stsz", 4, 172_800_000),
+    table(b"stco", 7200, *range(7200)),
+)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        (b"vide", table(b"stsz", 1, 20_000), table(b"elst", 1000, *range(3000))),
+        (b"soun", HOUR[0], table(b"stsc", 1, 1, 2**31, 1), table(b"stco", 100, *range(100))),
+        (b"soun", table(b"stts", 1, 9_000_000, 2), table(b"stsz", 1, 9_000_000)),
+        (b"vide", HOUR[0], table(b"stsz", 1, 9_000_000)),
+        (b"vide", struct.pack(">I4sQIII", 1, b"stsz", 28, 0, 1, 9_000_000)),
+        (b"vide", table(b"keys", 1 << 27)),
+        (b"vide", table(b"iinf", 1 << 27)),
+        (b"vide", box(b"sgpd", struct.pack(">B3x4sI", 0, b"sync", 1 << 30))),
+        (b"vide", box(b"sgpd", struct.pack(">B3x4sII", 1, b"sync", 1, 1 << 30))),
+    ],
+    ids=[
+        *("edits", "chunks of sound", "packed sound", "frames", "64 bits", "keys", "items"),
+        *("groups 0", "groups 1"),
+    ],
+)
+def test_mp4_of_too_many_entries_is_refused(tmp_path, tables, never_opened):
+    """FFmpeg takes 460 MB for the first one, and more for each of the others."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"\0\0\0\x10ftypisom\0\0\0\0" + track(*tables) + box(b"free"))
+    with path.open("r+b") as file:  # more bytes than samples
+        file.seek(0, os.SEEK_END)
+        file.write(bytes(2_000_000))
+        file.truncate(10_000_000)
+    with memory(30), pytest.raises(SourceError, match="not a video"):
+        open_video(path)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        (b"soun", *HOUR),
+        (b"vide", table(b"stsz", 0, 90_000, *[9] * 90_000), table(b"elst", 2, *range(6))),
+        (b"vide", box(b"data", b"the keys of a text"), table(b"keys", 1, 9, 9)),
+    ],
+    ids=["sound", "frames", "texts"],
+)
+def test_mp4_of_an_hour_is_opened(tmp_path, monkeypatch, tables):
+    """Of the sound FFmpeg makes an entry for each block only."""
+    opened = []
+    monkeypatch.setattr(videos, "_open", lambda *_: opened.append(1) or cv2.VideoCapture())
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"\0\0\0\x10ftypisom\0\0\0\0" + track(*tables) + box(b"mdat", bytes(10**7)))
+    with pytest.raises(SourceError):
+        open_video(path)
+    assert opened
+
+
+def test_file_of_holes_is_refused(tmp_path, never_opened):
+    """FFmpeg takes 3 GB for four attachments of 250 MB in a Matroska of 12 kB on the disk."""
+    path = write_video(tmp_path / "a.mkv", "mp4v")
+    with path.open("r+b") as file:
+        file.truncate(1_000_000_000)
+    if not 0 < path.stat().st_blocks < 10**5:
+        pytest.skip("this file system has no holes")
+    with pytest.raises(SourceError, match="not a video"):
+        open_video(path)
+
+
 def test_mp4_with_a_length_of_64_bits_is_read(tmp_path):
     path = write_video(tmp_path / "a.mp4", "mp4v")
     path.write_bytes(path.read_bytes() + b"\0\0\0\x01free" + struct.pack(">Q", 16))
@@ -163,7 +273,7 @@ def test_mp4_with_a_length_of_64_bits_is_read(tmp_path):
 
 def test_mp4_of_a_large_box_is_refused(tmp_path, monkeypatch, never_opened):
     write_video(tmp_path / "a.mp4", "mp4v")
-    monkeypatch.setattr(videos, "_MAX_BOX_BYTES", 100)
+    monkeypatch.setattr(mp4_files, "_MAX_BOX_BYTES", 100)
     with pytest.raises(SourceError, match="not a video"):
         open_video(tmp_path / "a.mp4")
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from drone_kd.html_page import data_url, render_page
+from drone_kd.media.compressed_images import EncodedError, encode
 from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.simulation.scoring.flight_record import Flight, FlightError
 from drone_kd.simulation.scoring.matching import Moment, latencies_ms, match, moments
@@ -33,7 +34,7 @@ def render_report(scored: dict, flight: Flight, images: Path, title: str) -> str
         FlightError: Jinja2 is not installed.
     """
     misses = [
-        (name, data_url(cv2.imencode(".jpg", image)[1].tobytes(), "jpeg"))
+        (name, data_url(image, "jpeg"))
         for name, image in _misses(flight, images, scored["confidence"])
     ]
     try:
@@ -50,8 +51,8 @@ def render_report(scored: dict, flight: Flight, images: Path, title: str) -> str
         raise FlightError("The report needs jinja2: pip install 'drone_kd[simulation]'") from None
 
 
-def _misses(flight: Flight, folder: Path, confidence: float) -> list[tuple[str, np.ndarray]]:
-    """Return captions and frames with detected, missed and predicted boxes, the worst first."""
+def _misses(flight: Flight, folder: Path, confidence: float) -> list[tuple[str, bytes]]:
+    """Return captions and JPEGs with detected, missed and predicted boxes, the worst first."""
     drawn = []
     for leg in flight.legs:
         if not leg.truths:
@@ -59,12 +60,12 @@ def _misses(flight: Flight, folder: Path, confidence: float) -> list[tuple[str, 
         for moment in moments(leg):
             path = folder / f"{moment.stamp_ns}.jpg"
             try:
-                frame = read_image(path)
-            except SourceError:  # missing, as of most moments, or damaged
+                missed, image = _draw(read_image(path), moment, confidence)
+                content = encode(image, ".jpg")
+            except (SourceError, EncodedError):  # missing, as of most moments, damaged or too long
                 continue
-            missed, image = _draw(frame, moment, confidence)
             seconds = (moment.stamp_ns - min(leg.truths)) / 1e9
-            drawn.append((missed, f"{seconds:.1f} s: {missed} missed", image))
+            drawn.append((missed, f"{seconds:.1f} s: {missed} missed", content))
             drawn.sort(key=lambda row: -row[0])
             del drawn[_MAX_IMAGES:]
     return [row[1:] for row in drawn]
@@ -80,8 +81,10 @@ def _draw(image: np.ndarray, moment: Moment, confidence: float) -> tuple[int, np
             draw_box(image, box, _PREDICTED)
     for box, hit in zip(truth.xyxy, found, strict=True):
         draw_box(image, box, _FOUND if hit else _MISSED)
-    scale = min(1.0, _IMAGE_PX / image.shape[1])
-    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    height, width = image.shape[:2]
+    scale = min(1.0, _IMAGE_PX / width)
+    size = round(width * scale), max(round(height * scale), 1)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return int((~found).sum()), np.asarray(small)
 
 

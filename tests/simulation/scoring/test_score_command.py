@@ -75,3 +75,12 @@ def test_name_of_a_flight_is_printed_without_control_characters(folder, capfd):
     other = folder.rename(folder.with_name("a\x1b[31m\udcff"))
     assert cli.main(["score", str(other)]) == 0
     assert "\\x1b[31m" in (out := capfd.readouterr().out) and "\x1b" not in out
+
+
+@pytest.mark.parametrize("shape", [(1, 3000, 3), (70_000, 8, 3)])
+def test_misshapen_picture_does_not_end_the_score(folder, shape):
+    """A JPEG holds no 70,000 rows; the file is a PNG."""
+    content = cv2.imencode(".png", np.zeros(shape, np.uint8))[1].tobytes()
+    (folder / "misses" / f"{700 * MS}.jpg").write_bytes(content)
+    assert cli.main(["score", str(folder)]) == 0
+    assert ("<figure>" in (folder / "report.html").read_text()) == (shape[0] == 1)
