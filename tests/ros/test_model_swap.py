@@ -266,6 +266,44 @@ def test_model_that_hangs_at_deactivation_is_replaced_too(flying, hangs, model, 
     assert flying.log().count("hangs since") == 1
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_model_set_in_a_hang_is_returned_to(flying, hangs, tmp_path, monkeypatch, when):
+    """It is set before or after the node knows that the inference hangs."""
+    if when == "before":
+        monkeypatch.setattr(work, "LIMIT_SECONDS", 2 * WAIT_SECONDS)
+    hangs.release()
+    assert class_of_one(flying) == "bus"
+    flying.send(ONE)
+    flying.wait_until(lambda: hangs.calls == 2, "the inference runs")
+    if when == "after":
+        flying.wait_for_log("hangs since")
+    van = write_bright_cell_model(tmp_path / "van.onnx", tiny_spec(classes=("van", "dog")))
+    swap(flying, van)
+    if when == "before":
+        monkeypatch.setattr(work, "LIMIT_SECONDS", 0.2)
+        assert "keeping van.onnx" in flying.wait_for_log("hangs since")
+    assert class_of_one(flying) == "van"
+    swap(flying, write_model_not_finite_for_white(tmp_path / "broken.onnx"))
+    flying.send(WHITE)
+    assert flying.receive().detections[0].results[0].hypothesis.class_id == "van"
+    assert "keeping van.onnx" in flying.wait_for_log("model broken.onnx failed")
+
+
+def test_model_set_in_the_hang_of_the_only_one_is_returned_to(flying, tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "LIMIT_SECONDS", 0.2)
+    monkeypatch.setattr(work, "GRACE_SECONDS", 0.2)
+    with flying.held_inference():
+        flying.send(ONE)
+        flying.wait_for_log("no other model is loaded")
+        van = write_bright_cell_model(tmp_path / "van.onnx", tiny_spec(classes=("van", "dog")))
+        swap(flying, van)
+        assert class_of_one(flying) == "van"
+        swap(flying, write_model_not_finite_for_white(tmp_path / "broken.onnx"))
+        flying.send(WHITE)
+        assert flying.receive().detections[0].results[0].hypothesis.class_id == "van"
+        flying.wait_for_log("model broken.onnx failed")
+
+
 def test_hanging_inference_without_another_model_is_an_error_until_one_is_set(
     flying, tmp_path, monkeypatch
 ):
