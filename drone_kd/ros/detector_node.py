@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent import futures
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
@@ -28,6 +29,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
+from drone_kd.core.model_spec import ModelError
 from drone_kd.machine import temperatures_c
 from drone_kd.ros import diagnostics
 from drone_kd.ros.debug_image import DebugImages
@@ -52,8 +54,10 @@ MATCH_SECONDS = 0.5
 REPORT_SECONDS = 1.0
 # A camera that stays silent is logged again after this time.
 _REMIND_SECONDS = 10.0
-# Longest wait for an inference at deactivation.
+# Longest wait for an inference at deactivation, and for a first model at the end of the process.
 _STOP_SECONDS = 1.0
+# Until a request to stop is noticed.
+_POLL_SECONDS = 0.1
 # The recorder may have a minute of images to write to a slow disk.
 _STOP_RECORDER_SECONDS = 10.0
 # Of a text that may quote what others sent.
@@ -105,6 +109,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         self._first_results: deque[tuple[Model, Exception | None]] = deque()
         self._settle = self.create_guard_condition(self._on_first_results).trigger
         self._configure_problem = ""
+        self._abandoned: futures.Future[Model] | None = None  # the first model, at the end
         self._slot: ModelSlot | None = None  # while configured
         self._labels: Any = None  # publishers, while configured
         self._detections: dict[str, Detection2DArray] = {}  # per camera, while configured
@@ -172,9 +177,28 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             path, trial = (Path(parameter) if parameter else None), None
         else:
             path, trial = self._folders.find(parameter), Trial(self._is_stopping)
-        return load_model(
-            parameter, path, self._settings, True, self._log_info, trial, self._is_stopping
+        # In a thread: the signal that ends the process would wait for the runtime's return.
+        pool = futures.ThreadPoolExecutor(1, "configure")
+        loading = pool.submit(
+            load_model,
+            parameter,
+            path,
+            self._settings,
+            True,
+            self._log_info,
+            trial,
+            self._is_stopping,
         )
+        pool.shutdown(wait=False)
+        while futures.wait([loading], _POLL_SECONDS).not_done and not self._is_stopping():
+            pass
+        if futures.wait([loading], _STOP_SECONDS).not_done:
+            self._abandoned = loading
+            raise ModelError("the process ends, and its model is still being loaded")
+        try:
+            return loading.result()
+        finally:
+            del loading  # its exception, which holds the file's content, would refer to it
 
     def _create_publishers(self) -> None:
         self._labels = self.create_lifecycle_publisher(LabelInfo, "~/label_info", LATCHED_QOS)
@@ -289,7 +313,8 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         if self._recorder is not None:
             self._recorder.close()
             recorded = self._recorder.join(_STOP_RECORDER_SECONDS)
-        return self._loader.stop() and not self._still_working() and recorded
+        loading = self._abandoned is not None and not self._abandoned.done()
+        return self._loader.stop() and not self._still_working() and recorded and not loading
 
     def _stop_pipeline(self) -> None:
         if self._pipeline is None:
@@ -386,7 +411,9 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
     def _check_inferences(self) -> None:
         """Cancel an inference that takes too long, and do without a model whose hangs."""
         for left in self._still_working():
-            left.check()
+            # Its deactivation may have come before it was known to hang.
+            if not left.hangs and left.check() and left.model is not None and self._slot:
+                self._slot.replace_hanging(left.model, str(left))
         work = None if self._pipeline is None else self._pipeline.check_inference()
         if work is None or work in self._unfinished or work.model is None:
             return

@@ -23,8 +23,8 @@ class ModelSlot:
 
     A model is settled once it has published a result, and the first one from the start. The last
     settled model stays loaded, whatever replaces it, until another one is settled, and the one
-    before it: a roll-back or a model that fails does not depend on a file. All methods run in the
-    executor's thread.
+    before it: a roll-back or a model that fails does not depend on a file. One whose inference
+    hangs does not count. All methods run in the executor's thread.
 
     Args:
         model: the first current model.
@@ -126,6 +126,10 @@ class ModelSlot:
                 self.model, self._previous = others[0], None
                 self._settled = others[0], None
                 self._note_fallback()
+        else:
+            self._forget_hanging(self.model)
+            if self._previous is model and self._settled[0] is not self.model:
+                self._previous = self._settled[0]
         if self._is_busy(self.model):
             self._failures.count(line)
             self._log.error(f"{line}; no other model is loaded: set one, or restart the node")
@@ -149,15 +153,25 @@ class ModelSlot:
         self._restore_parameter()
         return self.model
 
+    def _forget_hanging(self, current: Model) -> None:
+        """Replace a settled model whose inference hangs: by the other one, or the current."""
+        settled, other = self._settled
+        if self._is_busy(settled):
+            if other is None or self._is_busy(other):
+                other = current
+            self._settled = other, None
+
     def _swap(self, model: Model) -> None:
-        before, settled = (self.model, self._previous), self._settled[0]
+        before = self.model, self._previous, self._settled
+        self._forget_hanging(model)
+        settled = self._settled[0]
         # After a roll-back the next one undoes it; else to a model that is known to work.
         self._previous = self.model if settled in (self.model, model) else settled
         self.model = model
         try:
             self._on_swap(model, self.former())
         except BaseException:
-            self.model, self._previous = before
+            self.model, self._previous, self._settled = before
             raise
         self._note_fallback()
         self._failures.resolve(self._rejection)

@@ -97,9 +97,15 @@ class ScorerNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
         self.create_timer(1.0, self._publish_score)
 
     def stop(self) -> bool:
-        """Close the record and write the frames of the worst misses."""
-        self._record.close()
-        self._write_pictures(self._folder / MISSES_FOLDER)
+        """Close the record and write the frames of the worst misses, as far as the disk allows."""
+        try:
+            self._record.close()
+        except OSError as error:
+            self.get_logger().error(f"The record may lack lines: {one_line(error)}")
+        try:
+            self._write_pictures(self._folder / MISSES_FOLDER)
+        except OSError as error:
+            self.get_logger().warning(f"No frames of misses: {one_line(error)}")
         count = self._count
         self.get_logger().info(
             f"Recorded {count['truth']} ground truths, {count['frame']} frames, "

@@ -89,9 +89,9 @@ class Ground:
         while not self._closing.is_set():
             self.executor.spin_once(timeout_sec=0.1)
 
-    def add_detector(self) -> DetectorNode:
+    def add_detector(self, stopping: threading.Event | None = None) -> DetectorNode:
         """Run a DetectorNode in this process, on the same executor."""
-        self.detector = DetectorNode()
+        self.detector = DetectorNode(stopping)
         self.executor.add_node(self.detector)
         return self.detector
 

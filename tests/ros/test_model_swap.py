@@ -1,8 +1,10 @@
 """A swap is final once the new model has published its first result."""
 
+import contextlib
 import gc
 import signal
 import sys
+import threading
 import weakref
 from pathlib import Path
 
@@ -250,6 +252,58 @@ def test_model_that_hangs_is_replaced_by_the_last_one_that_worked(
     assert flying.detections.empty(), "its result is late"
 
 
+def test_model_that_hangs_at_deactivation_is_replaced_too(flying, hangs, model, monkeypatch):
+    monkeypatch.setattr(work, "LIMIT_SECONDS", 2 * WAIT_SECONDS)  # the deactivation comes first
+    node = flying.detector
+    flying.send(ONE)
+    flying.wait_until(lambda: hangs.calls == 1, "the inference runs")
+    assert node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    assert "keeping model.onnx" in flying.wait_for_log("an inference of hangs.onnx hangs since")
+    assert node.get_parameter("model").value == str(model)
+    assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    flying.wait_for_detector()
+    assert class_of_one(flying) == "car"
+    assert flying.log().count("hangs since") == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_model_set_in_a_hang_is_returned_to(flying, hangs, tmp_path, monkeypatch, when):
+    """It is set before or after the node knows that the inference hangs."""
+    if when == "before":
+        monkeypatch.setattr(work, "LIMIT_SECONDS", 2 * WAIT_SECONDS)
+    hangs.release()
+    assert class_of_one(flying) == "bus"
+    flying.send(ONE)
+    flying.wait_until(lambda: hangs.calls == 2, "the inference runs")
+    if when == "after":
+        flying.wait_for_log("hangs since")
+    van = write_bright_cell_model(tmp_path / "van.onnx", tiny_spec(classes=("van", "dog")))
+    swap(flying, van)
+    if when == "before":
+        monkeypatch.setattr(work, "LIMIT_SECONDS", 0.2)
+        assert "keeping van.onnx" in flying.wait_for_log("hangs since")
+    assert class_of_one(flying) == "van"
+    swap(flying, write_model_not_finite_for_white(tmp_path / "broken.onnx"))
+    flying.send(WHITE)
+    assert flying.receive().detections[0].results[0].hypothesis.class_id == "van"
+    assert "keeping van.onnx" in flying.wait_for_log("model broken.onnx failed")
+
+
+def test_model_set_in_the_hang_of_the_only_one_is_returned_to(flying, tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "LIMIT_SECONDS", 0.2)
+    monkeypatch.setattr(work, "GRACE_SECONDS", 0.2)
+    with flying.held_inference():
+        flying.send(ONE)
+        flying.wait_for_log("no other model is loaded")
+        van = write_bright_cell_model(tmp_path / "van.onnx", tiny_spec(classes=("van", "dog")))
+        swap(flying, van)
+        assert class_of_one(flying) == "van"
+        swap(flying, write_model_not_finite_for_white(tmp_path / "broken.onnx"))
+        flying.send(WHITE)
+        assert flying.receive().detections[0].results[0].hypothesis.class_id == "van"
+        flying.wait_for_log("model broken.onnx failed")
+
+
 def test_hanging_inference_without_another_model_is_an_error_until_one_is_set(
     flying, tmp_path, monkeypatch
 ):
@@ -316,9 +370,37 @@ def test_signal_ends_a_process_that_configures_with_an_endless_model(
     client.call_async(
         ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
     )
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    site.wait_until(children.read_text, "the trial runs")
+    site.wait_until(lambda: has_child(process.pid), "the trial runs")
     assert "its trial was cancelled" in process.end(number)
+
+
+def has_child(pid):
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            if children.read_text():
+                return True
+    return False
+
+
+def test_first_model_that_is_still_being_loaded_does_not_delay_the_end(ground, model, monkeypatch):
+    monkeypatch.setattr(detector_node, "_STOP_SECONDS", 0.1)
+    site = ground(model=model)
+    stopping, released = threading.Event(), threading.Event()
+
+    def load_model(*arguments):
+        """Stand in for a build, or a first run, that takes minutes and cannot be ended."""
+        stopping.set()
+        assert released.wait(WAIT_SECONDS)
+        return real_load(*arguments)
+
+    real_load = detector_node.load_model
+    monkeypatch.setattr(detector_node, "load_model", load_model)
+    node = site.add_detector(stopping)
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert "still being loaded" in site.wait_for_log("cannot configure")
+    assert not node.stop(), "the process must not wait for the thread"
+    released.set()
+    site.wait_until(node.stop, "the thread ends")
 
 
 @pytest.mark.slow

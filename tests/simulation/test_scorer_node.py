@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from vision_msgs.msg import Detection2DArray, LabelInfo, VisionClass
 
 from drone_kd.core.detections import Detections
 from drone_kd.ros.detection_messages import bgr_to_image, to_detection_array
+from drone_kd.simulation.scorer_node import ScorerNode
 from drone_kd.simulation.scoring.flight_record import Truth, read_flight
+from drone_kd.simulation.scoring.report import PICTURES_FOLDER
 from drone_kd.simulation.truth_messages import to_camera_info, truth_to_message
 
 BOX = np.array([[10.5, 20, 50, 60.25]], np.float32)
@@ -145,6 +149,25 @@ def test_classes_beyond_the_limit_are_not_recorded(scorer, tmp_path):
     process.stop()
     (_, event) = map(json.loads, record.read_text().splitlines())
     assert event == {"classes": [f"c{k}" for k in range(3000)]}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_full_disk_is_told_and_ends_with_the_flight(ground, tmp_path):
+    site = ground(output=tmp_path)
+    node = ScorerNode()
+    site.executor.add_node(node)
+    (tmp_path / PICTURES_FOLDER).write_text("no folder")
+    node._record._file.close()
+    node._record._file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w", 1)
+    infos = site.node.create_publisher(CameraInfo, "camera_info", 10)
+    site.wait_until(infos.get_subscription_count, "it listens")
+    infos.publish(CameraInfo())
+    site.wait_for_log("Callback failed: OSError: [Errno 28] No space left on device")
+    assert node.stop()
+    assert "No space left on device" in site.wait_for_log("The record may lack lines")
+    site.wait_for_log("No frames of misses")
+    assert "1 messages failed" in site.wait_for_log("Recorded 0 ground truths")
+    node.destroy_node()
 
 
 @pytest.mark.slow
