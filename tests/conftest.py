@@ -125,14 +125,16 @@ def simulated_tensorrt(
 
 @pytest.fixture
 def ground(
-    ros_domain_id: int, capfd: pytest.CaptureFixture[str]
+    ros_domain_id: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Ground]]:
     """Start ROS with parameters: ground(model=..., autostart=True)."""
     import rclpy  # deferred: most tests do not need ROS
 
     from ground_station import Ground
+    from stderr_file import stderr_in_file
 
     made: list[Ground] = []
+    log = tmp_path_factory.mktemp("log") / "stderr"
 
     def start(**parameters: object) -> Ground:
         args = ["--ros-args"]
@@ -140,13 +142,14 @@ def ground(
             text = str(value).lower() if isinstance(value, bool) else str(value)
             args += ["-p", f"{name}:={text}"]
         rclpy.init(args=args)
-        made.append(Ground(capfd))
+        made.append(Ground(log))
         return made[0]
 
-    yield start
-    if made:
-        made[0].close()
-    rclpy.try_shutdown()
+    with stderr_in_file(log):
+        yield start
+        if made:
+            made[0].close()
+        rclpy.try_shutdown()
 
 
 @pytest.fixture

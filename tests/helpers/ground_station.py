@@ -6,6 +6,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar, cast
 
@@ -67,9 +68,8 @@ class HeldInference:
 class Ground:
     """The other side of the topics: publishes images, collects what comes back."""
 
-    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
-        self._capfd = capfd
-        self._log = ""
+    def __init__(self, log: Path) -> None:
+        self._log = log
         self.node = rclpy.create_node("ground")
         self.detections: queue.Queue[Detection2DArray] = queue.Queue()
         self.offer_images()
@@ -258,8 +258,7 @@ class Ground:
 
     def log(self) -> str:
         """Return what this process has logged."""
-        self._log += self._capfd.readouterr().err
-        return self._log
+        return self._log.read_text(encoding="utf-8", errors="replace")
 
     def wait_for_log(self, text: str) -> str:
         """Wait for a log line of this process that contains `text`."""

@@ -17,7 +17,7 @@ from drone_kd.core.detections import Detections
 from drone_kd.ros.detection_messages import bgr_to_image, to_detection_array
 from drone_kd.simulation.scorer_node import ScorerNode
 from drone_kd.simulation.scoring.flight_record import Truth, read_flight
-from drone_kd.simulation.scoring.report import PICTURES_FOLDER
+from drone_kd.simulation.scoring.report import MISSES_FOLDER
 from drone_kd.simulation.truth_messages import to_camera_info, truth_to_message
 
 BOX = np.array([[10.5, 20, 50, 60.25]], np.float32)
@@ -156,7 +156,7 @@ def test_full_disk_is_told_and_ends_with_the_flight(ground, tmp_path):
     site = ground(output=tmp_path)
     node = ScorerNode()
     site.executor.add_node(node)
-    (tmp_path / PICTURES_FOLDER).write_text("no folder")
+    (tmp_path / MISSES_FOLDER).write_text("no folder")
     node._record._file.close()
     node._record._file = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w", 1)
     infos = site.node.create_publisher(CameraInfo, "camera_info", 10)
