@@ -125,16 +125,17 @@ def simulated_tensorrt(
 
 @pytest.fixture
 def ground(
-    ros_domain_id: int, tmp_path_factory: pytest.TempPathFactory
+    ros_domain_id: int, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Ground]]:
-    """Start ROS with parameters: ground(model=..., autostart=True)."""
+    """Start ROS with parameters: ground(model=..., autostart=True).
+
+    `capfd` makes standard error a file, which `Ground.log` reads.
+    """
     import rclpy  # deferred: most tests do not need ROS
 
     from ground_station import Ground
-    from stderr_file import stderr_in_file
 
     made: list[Ground] = []
-    log = tmp_path_factory.mktemp("log") / "stderr"
 
     def start(**parameters: object) -> Ground:
         args = ["--ros-args"]
@@ -142,14 +143,13 @@ def ground(
             text = str(value).lower() if isinstance(value, bool) else str(value)
             args += ["-p", f"{name}:={text}"]
         rclpy.init(args=args)
-        made.append(Ground(log))
+        made.append(Ground())
         return made[0]
 
-    with stderr_in_file(log):
-        yield start
-        if made:
-            made[0].close()
-        rclpy.try_shutdown()
+    yield start
+    if made:
+        made[0].close()
+    rclpy.try_shutdown()
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar, cast
 
@@ -68,8 +68,7 @@ class HeldInference:
 class Ground:
     """The other side of the topics: publishes images, collects what comes back."""
 
-    def __init__(self, log: Path) -> None:
-        self._log = log
+    def __init__(self) -> None:
         self.node = rclpy.create_node("ground")
         self.detections: queue.Queue[Detection2DArray] = queue.Queue()
         self.offer_images()
@@ -258,7 +257,8 @@ class Ground:
 
     def log(self) -> str:
         """Return what this process has logged."""
-        return self._log.read_text(encoding="utf-8", errors="replace")
+        # Not `capfd.readouterr`, which loses what is written while it reads.
+        return os.pread(2, os.fstat(2).st_size, 0).decode(errors="replace")
 
     def wait_for_log(self, text: str) -> str:
         """Wait for a log line of this process that contains `text`."""

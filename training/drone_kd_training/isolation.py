@@ -37,7 +37,7 @@ def load_safely() -> None:
 
     Called at import. Ultralytics reads the environment when it is imported, which may be earlier.
     """
-    safe = not _is_set(TRUST)
+    safe = not is_trusted()
     os.environ["ULTRALYTICS_SAFE_LOAD"] = str(int(safe))
     for name in ("ultralytics.utils", "ultralytics.nn.tasks"):
         if module := sys.modules.get(name):
@@ -50,6 +50,11 @@ def stay_offline() -> None:
     Called at import, before Ultralytics is imported; `cut_off_ultralytics` does the rest.
     """
     os.environ["YOLO_OFFLINE"] = "1"
+
+
+def is_trusted() -> bool:
+    """Whether the user trusts every checkpoint; see `TRUST`."""
+    return _is_set(TRUST)
 
 
 def may_download() -> bool:

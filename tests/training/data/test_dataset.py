@@ -74,6 +74,16 @@ def test_list_of_images_that_is_no_list_is_refused(tmp_path):
             image_paths(listed)
 
 
+def test_list_of_too_many_images_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("drone_kd_training.data.dataset.MAX_IMAGES", 3)
+    listed = tmp_path / "train.txt"
+    listed.write_text("a.png\n\n" * 3)
+    assert len(image_paths(listed)) == 3
+    listed.write_text("a.png\n" * 4)
+    with pytest.raises(DataError, match="at most 3 images, got 4"):
+        image_paths(listed)
+
+
 def test_image_whose_name_would_break_a_list_is_refused(tmp_path):
     (tmp_path / "a\n..\n.png").touch()
     with pytest.raises(DataError, match="without control characters") as error:

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from commands import run_command
 from drone_kd_training.data.dataset import load_data
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
 from drone_kd_training.distillation.distill import distill, prepare_data, train, validate
-from drone_kd_training.distillation.run_report import warn_if_teacher_is_weaker
+from drone_kd_training.distillation.run_report import plot_curves, warn_if_teacher_is_weaker
 from drone_kd_training.distillation.train_data import spread_fraction
 from drone_kd_training.distillation.trainer import DistillTrainer
 from drone_kd_training.models.checkpoints import UnusableModelError, resolve_model
@@ -414,6 +415,47 @@ def test_resumed_run_of_others_runs_no_code(name, tiny_data, tmp_path, square_de
     assert not (tmp_path / "ran").exists()
     words = {"last.pt": "run code", "best.pt": "no checkpoint", "resume.pt": "expected the state"}
     assert words[name] in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["epoch\n", "epoch,train/a\n1,x\n", "a,a\n", "\0", None])
+def test_losses_of_a_run_are_checked(content, tmp_path):
+    losses = tmp_path / "results.csv"
+    header = ",".join(f"train/{i}" for i in range(1000))
+    losses.write_text(f"epoch,{header}\n" if content is None else content)
+    with pytest.raises(ValueError, match=r"results\.csv: expected the losses") as error:
+        plot_curves(losses, tmp_path / "curves.png")
+    assert str(error.value).isprintable()
+
+
+def test_student_without_a_description_is_refused(tiny_data, tmp_path):
+    path = save_checkpoint(tmp_path / "student.pt")
+    checkpoint = torch.load(path, weights_only=False)
+    del checkpoint["model"].yaml
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="a student with a description"):
+        distill(config(tiny_data, NO_TEACHER, student=str(path)), tmp_path / "out")
+
+
+def test_processes_of_a_training_import_nothing_from_the_working_directory(
+    tiny_data, tmp_path, monkeypatch
+):
+    (tmp_path / "intruder.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    codes = []
+
+    class Launching:
+        def __init__(self, overrides):
+            self.add_callback = lambda *_: None
+
+        def train(self):
+            command = [sys.executable, "-m", "intruder"]
+            codes.append(subprocess.run(command, check=False, capture_output=True).returncode)
+
+    monkeypatch.setattr("drone_kd_training.distillation.distill.DistillTrainer", Launching)
+    run = validate(config(tiny_data, NO_TEACHER), tmp_path / "out", resume=False)
+    train(run, tiny_data)
+    assert codes == [int(sys.version_info >= (3, 11))]
 
 
 @pytest.mark.parametrize(

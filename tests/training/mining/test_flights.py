@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,8 +205,8 @@ class Listing:
     def isdir(self, path: str) -> bool:
         return True
 
-    def find(self, path: str) -> list[str]:
-        return [f"bucket/flight/{name}" for name in self.names]
+    def walk(self, path: str, **_: object) -> Iterator[tuple]:
+        yield path, {}, {name: {"name": f"bucket/flight/{name}"} for name in self.names}
 
     def size(self, path: str) -> int:
         return 1
@@ -221,6 +222,24 @@ def test_remote_names_cannot_leave_the_cache(cache, tmp_path, monkeypatch, name)
     with pytest.raises(SourceError, match="outside the flight's folder"):
         local("s3://bucket/flight")
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+class Endless(fsspec.AbstractFileSystem):
+    """A server whose folders all have folders, until a limit far beyond any flight."""
+
+    def ls(self, path: str, detail: bool = True, **_: object) -> list[dict]:
+        names = range(10) if path.count("/") < 30 else ()
+        return [{"name": f"{path}/{i}", "size": 0, "type": "directory"} for i in names]
+
+    def isdir(self, path: str) -> bool:
+        return True
+
+
+def test_endless_folders_of_a_server_are_refused(cache, monkeypatch):
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (Endless(), "flight"))
+    monkeypatch.setattr(remote_flights, "MAX_FILES", 1000)
+    with pytest.raises(SourceError, match="more than 1000 files and folders"):
+        local("ftp://host.invalid/flight")
 
 
 class Server(Listing):
@@ -269,7 +288,7 @@ class Failing(Listing):
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def find(self, path: str) -> list[str]:
+    def walk(self, path: str, **_: object) -> Iterator[tuple]:
         raise self.error
 
 

@@ -1,6 +1,7 @@
 import codecs
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from ultralytics.nn.modules.block import TorchVision
+from ultralytics.nn.modules.block import SPPF, TorchVision
 from ultralytics.nn.modules.conv import Conv
 from ultralytics.nn.tasks import DetectionModel, WorldModel
 from ultralytics.utils.torch_utils import is_qat, prepare_qat, qat_state
@@ -71,6 +72,20 @@ def test_released_checkpoint_is_downloaded_only_if_allowed(monkeypatch, tmp_path
 def test_yaml_without_a_model_is_refused(tiny_data):
     with pytest.raises(UnusableModelError, match="expected keys backbone and head"):
         resolve_model(str(tiny_data))
+
+
+@pytest.mark.parametrize("name", ["/**/**/no.yaml", "**/no.yaml", "ul://a/b/c.yaml"])
+def test_name_of_a_yaml_is_not_searched_for_on_the_disk_or_online(name, monkeypatch):
+    monkeypatch.setattr("drone_kd_training.models.checkpoints.yaml_model_load", None)
+    with pytest.raises(UnusableModelError, match="no such file"):
+        resolve_model(name)
+
+
+def test_yaml_that_ultralytics_takes_for_another_is_refused(tmp_path, architecture):
+    given = Path(architecture(lambda content: None)).rename(tmp_path / "yolov5u.yaml")
+    (tmp_path / "yolov5.yaml").write_text(given.read_text() + "activation: nn.ReLU()\nnc: 7\n")
+    with pytest.raises(UnusableModelError, match="rename it"):
+        load_model(str(given))
 
 
 @pytest.mark.parametrize("content", [b"", b"just text", b"PK\x03\x04 truncated"])
@@ -242,9 +257,9 @@ def test_tensor_that_is_larger_than_its_data_is_refused(tmp_path):
         load_model(str(path))
 
 
-def nested() -> list:
+def nested(leaf: object = "x") -> list:
     """A list that is small in a pickle, and would be 10 TB of text."""
-    value = ["x", "x"]
+    value = [leaf, leaf]
     for _ in range(40):
         value = [value, value]
     return value
@@ -290,13 +305,112 @@ def test_class_names_that_cannot_be_shown_are_refused(names, message, tmp_path):
     assert str(error.value).isprintable() and len(str(error.value)) < 1000
 
 
-def test_damaged_layer_is_named_at_the_first_inference(tmp_path):
+def test_damaged_layer_is_named(tmp_path, monkeypatch):
     def change(model):
         del model.model[0].conv._forward_hooks
 
     path = changed_checkpoint(tmp_path / "model.pt", change)
     with pytest.raises(UnusableModelError, match="a layer of its checkpoint is damaged"):
+        load_model(str(path))
+    monkeypatch.setenv("DRONE_KD_TRUST_CHECKPOINTS", "1")
+    with pytest.raises(UnusableModelError, match="a layer of its checkpoint is damaged"):
         TorchBackend(load_model(str(path))[0]).infer(np.zeros((1, SIZE, SIZE, 3), np.uint8))
+
+
+def hide_from_the_check(model):
+    """A first parameter that names other channels than the layers take."""
+    model._parameters = {"decoy": torch.nn.Parameter(torch.zeros(1, 7, 1, 1))}
+    model.model[0].conv.padding = (4000, 4000)
+
+
+def share_layers(model):
+    """Few layers that contain each other, 2 ** 40 times in all."""
+    pair = [torch.nn.Identity(), torch.nn.Identity()]
+    for _ in range(40):
+        pair = [torch.nn.Sequential(*order) for order in (pair, pair[::-1])]
+    model.shared = pair[0]
+
+
+def share_data(model):
+    """Weights that would be 4 GB in float32, of 1 MB."""
+    data = torch.zeros(500_000, dtype=torch.float16)
+    parts = [torch.nn.Parameter(data, requires_grad=False) for _ in range(2000)]
+    model.shared = torch.nn.ParameterList(parts)
+
+
+def repeat_layers(model):
+    """Layers that run a million times a million times."""
+    inner, outer = (torch.nn.Module.__new__(SPPF) for _ in range(2))
+    for layer, repeated in ((inner, torch.nn.Identity()), (outer, inner)):
+        torch.nn.Module.__init__(layer)
+        layer.cv1 = layer.cv2 = torch.nn.Identity()
+        layer.n, layer.m = 1_000_000, repeated
+    model.model[0].act = outer
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (hide_from_the_check, "the model cannot run"),
+        (share_layers, "expected at most 10000 modules"),
+        (share_data, "larger than their data"),
+        (repeat_layers, "expected at most 100000 steps"),
+        (lambda model: setattr(model.model[0], "n", 10**9), "expected n up to 1000000"),
+        (lambda model: model.yaml["backbone"][0][3].append(nested(1)), "at most 1000 arguments"),
+        (lambda model: model.yaml.update(backbone=(*model.yaml["backbone"],)), "a description of"),
+        (lambda model: setattr(model, "yaml", "other.yaml"), "a description of its layers"),
+    ],
+    ids=str,
+)
+def test_checkpoint_that_would_run_without_an_end_is_refused(change, message, tmp_path):
+    with pytest.raises(UnusableModelError, match=message) as error:
+        load_model(str(changed_checkpoint(tmp_path / "model.pt", change)))
+    assert str(error.value).isprintable()
+
+
+def test_archive_with_two_lists_of_files_is_refused(tmp_path):
+    """Python finds the list that is before the end, torch the one that the end names."""
+    path = save_checkpoint(tmp_path / "model.pt")
+    with zipfile.ZipFile(path) as before:
+        content = {entry.filename: before.read(entry) for entry in before.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    raw = path.read_bytes()
+    end = raw.rfind(b"PK\5\6")
+    size, start = struct.unpack("<II", raw[end + 12 : end + 20])
+    harmless = bytearray(raw[start : start + size])
+    place = 0
+    while place < size:  # the sizes before and after compression
+        harmless[place + 24 : place + 28] = harmless[place + 20 : place + 24]
+        place += 46 + sum(struct.unpack("<HHH", harmless[place + 28 : place + 34]))
+    path.write_bytes(raw[: start + size] + harmless + raw[end:])
+    assert torch.load(path, weights_only=False)["model"]
+    with pytest.raises(UnusableModelError, match=r"expected a file of torch\.save"):
+        load_model(str(path))
+
+
+def test_checkpoint_that_was_packed_again_is_accepted(tmp_path):
+    path = save_checkpoint(tmp_path / "model.pt")
+    with zipfile.ZipFile(path) as before:
+        content = {entry.filename: before.read(entry) for entry in before.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    assert load_model(str(path))
+
+
+@pytest.mark.parametrize("name", ["DATA.PKL", "data.pkl"])
+def test_large_object_tree_is_refused_whatever_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("drone_kd_training.models.safe_loading._MAX_PICKLE_BYTES", 1000)
+    path = save_checkpoint(tmp_path / "model.pt")
+    with zipfile.ZipFile(path) as before:
+        content = {entry.filename: before.read(entry) for entry in before.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, data in content.items():
+            archive.writestr(entry.replace("data.pkl", name), data)
+    with pytest.raises(UnusableModelError, match="beside the weights"):
+        load_model(str(path))
 
 
 @pytest.mark.parametrize("size", [0, 10**9, "x", None, [64, 64]])
@@ -507,6 +621,9 @@ def test_layer_that_is_no_plain_layer_is_refused(layer, message, architecture):
         {"backbone": [[-1, 1, "Conv", [4000, 99, 1]]] * 2},
         {"head": []},
         {"head": {"a": 1}},
+        {"backbone": [[-1, 1, "ResNetLayer", [16, 16, 1, False, 4096]]] * 300},
+        {"backbone": [[-1, 0, "nn.Identity", []]] * 3000},
+        {"backbone": [[-1, sign * 2000, "nn.Identity", []] for sign in (1, -1)] * 3},
     ],
     ids=str,
 )

@@ -29,3 +29,13 @@ from drone_kd_training.models.published import without_folders
 )  # fmt: skip
 def test_of_a_path_the_last_part_is_kept(value, expected):
     assert without_folders(value) == expected
+
+
+def test_settings_of_lists_of_the_same_lists_end():
+    value = ["/home/me/data.yaml"]
+    for _ in range(40):  # 2 ** 40 values
+        value = [value, value]
+    found = without_folders({"classes": value})["classes"]
+    for _ in range(40):
+        found = found[0]
+    assert found == ["data.yaml"]

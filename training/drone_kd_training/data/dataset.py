@@ -28,6 +28,8 @@ MAX_LABEL_BYTES = 4_000_000
 # Of an image. Assignment takes memory in proportion to them: 30,000 need 4 GB at 320 px. Aerial
 # data sets have up to 1,000.
 MAX_BOXES = 3_000
+# Of a list of images; the largest public data sets have as many.
+MAX_IMAGES = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,20 @@ def image_paths(split: Path) -> list[Path]:
     """Return all images of a split: a folder, searched recursively, or a file of paths.
 
     A file holds one path per line, relative to its own folder. The names of links are kept. Raises
-    DataError if there is no image, or a name cannot stand in a list.
+    DataError if there is no image, the list has more than `MAX_IMAGES`, or a name cannot stand in
+    a list.
     """
     if split.is_dir():
         found = sorted(p for p in split.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         for path in found:
             usable_path(path, split)
     else:
-        lines = read_text(split).splitlines()
-        files = (split.parent / usable_path(x.strip(), split) for x in lines if x.strip())
+        lines = [line.strip() for line in read_text(split).splitlines() if line.strip()]
+        if len(lines) > MAX_IMAGES:
+            raise DataError(
+                f"{one_line(split)}: expected at most {MAX_IMAGES} images, got {len(lines)}"
+            )
+        files = (split.parent / usable_path(line, split) for line in lines)
         found = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100  resolve() follows links, and labels go by the link's name
     if not found:
         raise DataError(

@@ -223,6 +223,11 @@ def _open_inputs(run: Run) -> Run:
     config = run.config
     data = load_data(config.data)
     student, _ = load_model(run.student)
+    if getattr(student, "yaml", None) is None:
+        raise ValueError(
+            f"{one_line(run.student)}: expected a student with a description of its layers, got "
+            "none; give a model yaml, and the checkpoint as --set pretrained=FILE"
+        )
     if isinstance(weights := config.overrides.get("pretrained"), str):
         check_weights(weights)
     if isinstance(weights := config.overrides.get("distill_model"), str):
@@ -289,6 +294,9 @@ def train(run: Run, data: Path) -> float:
             LOGGER.info("All epochs are done, only the figures are missing")
             finish_checkpoint(run.checkpoint)
         else:
+            # The processes of several GPUs import nothing from the working directory
+            # (Python ≥ 3.11), which may be a data set of others.
+            os.environ["PYTHONSAFEPATH"] = "1"
             trainer = DistillTrainer(overrides=_overrides(run, data))
             with _interrupt_between_batches(trainer):
                 trainer.train()

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from ultralytics.utils import LOGGER
 
-from drone_kd.parsing import read_json
+from drone_kd.parsing import ParseError, read_json, read_limited
 from drone_kd.progress import duration
 from drone_kd.text import one_line
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.tables import format_score
+
+# Of a results.csv; a run with every term has 12.
+_MAX_CURVES = 100
 
 
 def mean_of_sources(sources: dict[str, dict]) -> dict:
@@ -93,21 +96,36 @@ def facts(config: Config, metrics: dict) -> dict[str, str]:
 
 
 def plot_curves(csv: Path, image: Path) -> None:
-    """Plot every loss and the validation mAP of a results.csv over the epochs."""
+    """Plot every loss and the validation mAP of a results.csv over the epochs.
+
+    Raises ValueError if it is no such file.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import polars
 
-    table = polars.read_csv(csv)
-    names = [c for c in table.columns if c.startswith("train/")]
-    names += [c for c in table.columns if c.startswith("metrics/mAP") and table[c].sum() > 0]
+    try:
+        table = polars.read_csv(read_limited(csv))
+        names = [c for c in table.columns if c.startswith("train/")]
+        names += [c for c in table.columns if c.startswith("metrics/mAP") and table[c].sum() > 0]
+        if not 0 < len(names) <= _MAX_CURVES or not all(
+            table[c].dtype.is_numeric() for c in names
+        ):
+            raise ValueError(f"expected 1 to {_MAX_CURVES} columns of numbers, got others")
+        epochs = table["epoch"]
+    except ParseError:
+        raise
+    except (polars.exceptions.PolarsError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{one_line(csv)}: expected the losses of a run: {one_line(error)}"
+        ) from None
     columns = 4
     rows = math.ceil(len(names) / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 2.6 * rows), squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
-        axis.plot(table["epoch"], table[name], marker="o", markersize=3)
+        axis.plot(epochs, table[name], marker="o", markersize=3)
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("epoch", fontsize=8)
         axis.grid(alpha=0.3)

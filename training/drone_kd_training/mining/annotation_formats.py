@@ -195,15 +195,17 @@ def _clip(labels: list[Label], frame: MinedFrame) -> list[Label]:
 
 def _same(new: list[Label], old: list[Label]) -> bool:
     """Return whether these are the same boxes, in any order."""
-    left = list(old)
+    if len(new) != len(old):
+        return False
+    names = np.array([name for name, _ in old], object)
+    boxes = np.array([box for _, box in old]).reshape(-1, 4)
+    left = np.ones(len(old), bool)
     for name, box in new:
-        for i, (other, twin) in enumerate(left):
-            if name == other and np.abs(twin - box).max() <= _SAME_PX:
-                del left[i]
-                break
-        else:
+        twins = left & (names == name) & (np.abs(boxes - box) <= _SAME_PX).all(axis=1)
+        if not twins.any():
             return False
-    return not left
+        left[twins.argmax()] = False
+    return True
 
 
 def _write_coco(frames: Frames, classes: tuple[str, ...], output: Path) -> None:

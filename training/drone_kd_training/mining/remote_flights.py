@@ -139,15 +139,24 @@ def _listed(files: Any, root: str, target: Path) -> Iterator[tuple[str, Path]]:
     if target.suffix in _FILE_SUFFIXES or not files.isdir(root):
         yield root, target
         return
-    names = files.find(root)
-    if len(names) > MAX_FILES:
-        raise _RefusedError(f"more than {MAX_FILES} files")
-    for remote in names:
+    for remote in sorted(_names(files, root)):
         relative = remote.removeprefix(root.rstrip("/") + "/")
         parts = relative.split("/")
         if relative == remote or not all(map(_is_name, parts)):
             raise _RefusedError("a name in it is outside the flight's folder")
         yield remote, target.joinpath(*parts)
+
+
+def _names(files: Any, root: str) -> list[str]:
+    """Return the files below a folder; `find` would only end with the last folder of a server."""
+    names: list[str] = []
+    seen = 0
+    for _, folders, found in files.walk(root, detail=True, on_error="raise"):
+        seen += len(folders) + len(found)
+        if seen > MAX_FILES:
+            raise _RefusedError(f"more than {MAX_FILES} files and folders")
+        names += [entry["name"] for entry in found.values()]
+    return names
 
 
 def _is_name(part: str) -> bool:

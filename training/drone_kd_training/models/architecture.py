@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from itertools import chain
 from typing import Any, cast
@@ -13,10 +13,12 @@ from typing import Any, cast
 import torch
 import torchvision
 from torch import nn
+from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from ultralytics.nn import modules, tasks
 from ultralytics.nn.modules.conv import Conv
+from ultralytics.utils.torch_utils import strip_qat
 
 from drone_kd.core.model_spec import MAX_CLASSES
 from drone_kd.text import one_line
@@ -29,11 +31,16 @@ _WORDS = {
 }  # fmt: skip
 _MAX_NUMBER = 4096
 _MAX_LAYERS = 2_000
+_MAX_ARGUMENTS = 1_000
+# Modules of a model, one counted wherever it is used; YOLOv9e has 1,500.
+MAX_MODULES = 10_000
 _MAX_ACTIVATION = 1_000
 # The largest detector of Ultralytics has 140 million.
 MAX_WEIGHTS = 250_000_000
 # Values of an image of `_SIDE` px: of a layer, and of all. YOLOv8x has 1.3 and 150 million.
 MAX_OUTPUT, _MAX_OUTPUTS = 16_000_000, 2_000_000_000
+# Operations and calls of modules for an image; YOLOv9e needs 3,000.
+_MAX_STEPS = 100_000
 # As Ultralytics builds a detector, which runs it once.
 _SIDE = 256
 
@@ -58,18 +65,20 @@ def check_architecture(content: Mapping[str, Any], run: bool = True) -> None:
     scales = content.get("scales") or {}
     for value in chain(*scales.values()):
         _check_number("scales", value, float("inf"))
-    layers = 0.0
+    rows, layers = [*content["backbone"], *content["head"]], 0.0
+    if len(rows) > _MAX_LAYERS:
+        raise ValueError(f"expected at most {_MAX_LAYERS} layers, got more")
     depth = max([1, content.get("depth_multiple") or 1, *(depth for depth, *_ in scales.values())])
-    for i, row in enumerate([*content["backbone"], *content["head"]]):
+    for i, row in enumerate(rows):
         _check_layer(i, row)
-        layers += row[1] * depth
+        layers += max(row[1], 1) * depth
         if layers > _MAX_LAYERS:
             raise ValueError(f"expected at most {_MAX_LAYERS} layers, got more")
     model = deepcopy(dict(content))
     model["scale"] = content.get("scale") or next(iter(scales), None)
     default = Conv.default_act
     try:
-        with torch.device("meta"):  # takes no memory
+        with torch.device("meta"), _limited_modules():  # takes no memory
             if content.get("activation"):  # also where checkpoints are trusted, which evaluates it
                 _check_activation(content["activation"])
             built, _ = tasks.parse_model(model, ch=3, verbose=False)
@@ -83,22 +92,36 @@ def check_architecture(content: Mapping[str, Any], run: bool = True) -> None:
 def check_outputs(model: nn.Module) -> None:
     """Check the size of what the layers of a model that was loaded return, without its weights.
 
-    Raises TooLargeError. A layer that fails otherwise is left to the first inference.
+    Raises TooLargeError, or what a layer raises that fails.
     """
     _check_number_of_weights(model)
     tensors = chain(model.parameters(), model.buffers())
     on_meta = {id(tensor): tensor.detach().to("meta") for tensor in tensors}
     for parameter in model.parameters():
         on_meta[id(parameter)] = nn.Parameter(on_meta[id(parameter)], requires_grad=False)
+    copy = deepcopy(model, on_meta)
+    strip_qat(copy)  # quantizers need values
+    channels = next((p.shape[1] for p in copy.parameters() if p.ndim == 4), 3)
+    with torch.device("meta"), _LimitedOutputs(), torch.no_grad():
+        copy(torch.zeros(1, channels, _SIDE, _SIDE))
+
+
+@contextlib.contextmanager
+def _limited_modules() -> Iterator[None]:
+    """End the construction of a model that has too many modules; TooLargeError."""
+    number = 0
+
+    def count(*_: Any) -> None:
+        nonlocal number
+        number += 1
+        if number > MAX_MODULES:
+            raise TooLargeError(f"expected at most {MAX_MODULES} modules, got more")
+
+    hook = torch_module.register_module_module_registration_hook(count)
     try:
-        copy = deepcopy(model, on_meta)
-        channels = next(p.shape[1] for p in copy.parameters() if p.ndim == 4)
-        with torch.device("meta"), _LimitedOutputs(), torch.no_grad():
-            copy(torch.zeros(1, channels, _SIDE, _SIDE))
-    except TooLargeError:
-        raise
-    except Exception:  # noqa: S110 - as many as a damaged model has ways to fail
-        pass
+        yield
+    finally:
+        hook.remove()
 
 
 def _check_number_of_weights(model: nn.Module) -> None:
@@ -121,14 +144,28 @@ def _run(layers: nn.Sequential, channels: int) -> None:
 
 
 class _LimitedOutputs(TorchDispatchMode):
-    """Ends a computation whose tensors become too large; TooLargeError."""
+    """Ends a computation that takes too long, or whose tensors become too large; TooLargeError."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._total = 0
+        self._total = self._steps = 0
+
+    def __enter__(self) -> Any:
+        self._hook = torch_module.register_module_forward_pre_hook(self._count)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._hook.remove()
+        super().__exit__(*error)
+
+    def _count(self, *_: Any) -> None:
+        self._steps += 1
+        if self._steps > _MAX_STEPS:
+            raise TooLargeError(f"expected at most {_MAX_STEPS} steps for an image, got more")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute, and count what it returns."""
+        self._count()
         result = func(*args, **(kwargs or {}))
         sizes = [x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
         self._total += sum(sizes)
@@ -157,7 +194,10 @@ def _check_layer(number: int, row: Any) -> None:
         allowed = f" ({DOWNLOADS}=1 allows it: it may download)" if name == "TorchVision" else ""
         got = f"{one_line(name, 60)}{allowed}"
         raise ValueError(f"layer {number}: expected a layer of Ultralytics or torch, got {got}")
-    for value in chain(inputs if isinstance(inputs, (list, tuple)) else [inputs], [repeats]):
+    inputs = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+    if len(inputs) > _MAX_LAYERS:
+        raise ValueError(f"layer {number}: expected at most {_MAX_LAYERS} inputs, got more")
+    for value in (*inputs, repeats):
         _check_number(f"layer {number}", value, _MAX_LAYERS)
     _check_argument(f"layer {number}", arguments)
 
@@ -176,16 +216,22 @@ def _is_layer(name: str) -> bool:
 
 
 def _check_argument(where: str, value: Any) -> None:
-    if isinstance(value, str):
-        if value in _WORDS:
-            return
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError):
-            value = ast.literal_eval(value) if len(value) <= 60 else value
-    if isinstance(value, (list, tuple)):
-        for each in value:
-            _check_argument(where, each)
-    elif value is not None:
-        _check_number(where, value, _MAX_NUMBER)
+    # Counted: lists of the same lists stand for any number of values.
+    left, number = [value], 0
+    while left:
+        value = left.pop()
+        number += 1
+        if isinstance(value, str):
+            if value in _WORDS:
+                continue
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError):
+                value = ast.literal_eval(value) if len(value) <= 60 else value
+        if isinstance(value, (list, tuple)):
+            if number + len(left) + len(value) > _MAX_ARGUMENTS:
+                raise ValueError(f"{where}: expected at most {_MAX_ARGUMENTS} arguments, got more")
+            left += value
+        elif value is not None:
+            _check_number(where, value, _MAX_NUMBER)
 
 
 def _check_number(where: str, value: Any, limit: float) -> None:

@@ -22,8 +22,14 @@ from drone_kd.core.model_spec import MAX_CLASSES, class_name_problem
 from drone_kd.parsing import ParseError, read_yaml
 from drone_kd.text import one_line
 from drone_kd_training.data.names import stripped
-from drone_kd_training.isolation import DOWNLOADS, TRUST, cut_off_ultralytics, may_download
-from drone_kd_training.models.architecture import check_architecture, check_outputs
+from drone_kd_training.isolation import (
+    DOWNLOADS,
+    TRUST,
+    cut_off_ultralytics,
+    is_trusted,
+    may_download,
+)
+from drone_kd_training.models.architecture import TooLargeError, check_architecture, check_outputs
 from drone_kd_training.models.safe_loading import OldFormatError, guard_loading
 from drone_kd_training.quiet import first_line
 
@@ -35,6 +41,8 @@ _SHOWN_NAMES = 8
 # What torch's safe loading says of an object that is no known model class.
 _UNSAFE = re.compile(r"Unsupported (?:global|class)|unsafe getattr")
 _REFUSED = re.compile(r"Unsupported (?:global: GLOBAL|class:) ([\w.]{1,200}) w(?:as|ould)")
+# What is no name of a model yaml: an absolute path, a pattern or a URL.
+_NO_NAME = re.compile(r"^[/~]|[*?\[]|:/")
 # What Ultralytics recommends: its own commands and models.
 _ADVICE = re.compile(r"(?:^|\s)(?:Use an official|Train a new model|Recommended fixes)")
 
@@ -122,9 +130,15 @@ def _read_architecture(name: str) -> dict:
     Raises UnusableModelError if there is none, or it is no description of a model.
     """
     try:
-        if Path(name).is_file() and not _is_model(read_yaml(name)):
+        given = read_yaml(name) if Path(name).is_file() else None
+        if given is not None and not _is_model(given):
             raise UnusableModelError("expected keys backbone and head of a model yaml")
+        if given is None and _NO_NAME.search(name):  # Ultralytics searches folders, and online
+            raise FileNotFoundError("no such file")
         content: dict = yaml_model_load(name)
+        # Ultralytics takes "yolov5u.yaml" for "yolov5.yaml", for example.
+        if given is not None and given != {k: v for k, v in content.items() if k in given}:
+            raise UnusableModelError("Ultralytics reads another file for this name; rename it")
     except ParseError as error:
         raise UnusableModelError(str(error)) from error
     except UnusableModelError as error:
@@ -185,9 +199,15 @@ def load_model(name: str, also: tuple[str, ...] = ()) -> tuple[DetectionModel, d
     model, checkpoint = _open_checkpoint(name, source)
     try:
         _check_detector(name, model, also)
+        _check_runs(name, model)
         content: Any = getattr(model, "yaml", None)
-        if _is_model(content):
-            # A training builds the model anew from it; others than Detect may need a text.
+        if content is not None:  # a training builds the model anew from it
+            if not _is_model(content):
+                raise UnusableModelError(
+                    f"{one_line(name)}: expected a description of its layers, got "
+                    f"{one_line(content, 60)}"
+                )
+            # Others than Detect may need a text.
             check_architecture(content, run=type(detect_head(model)) is Detect)
     except UnusableModelError:
         raise
@@ -200,7 +220,7 @@ def check_weights(name: str) -> None:
     """Check a model whose weights a student starts from, with any head; see `load_model`."""
     source = resolve_model(name)
     if source.endswith(".pt"):
-        _open_checkpoint(name, source)
+        _check_runs(name, _open_checkpoint(name, source)[0], may_fail=True)
     else:
         _read_architecture(source)
 
@@ -211,11 +231,21 @@ def _open_checkpoint(name: str, source: str) -> tuple[DetectionModel, dict]:
         model, checkpoint = load_checkpoint(source)
     except Exception as error:  # a damaged or hostile file fails in many ways
         raise UnusableModelError(f"{one_line(name)} {_refusal(error)}") from error
+    return model, checkpoint
+
+
+def _check_runs(name: str, model: nn.Module, may_fail: bool = False) -> None:
+    """Refuse a model whose layers return too much, or fail; those that are trusted may fail."""
     try:
         check_outputs(model)
-    except Exception as error:  # an attribute of another type than a model has
-        raise UnusableModelError(f"{one_line(name)}: {_reason(error)}") from error
-    return model, checkpoint
+    except TooLargeError as error:
+        raise UnusableModelError(f"{one_line(name)}: {error}") from error
+    except Exception as error:  # as many as a damaged model has ways to fail
+        if not (may_fail or is_trusted()):
+            raise UnusableModelError(
+                f"{one_line(name)}: the model cannot run, a layer of its checkpoint is damaged: "
+                f"{_reason(error)}"
+            ) from error
 
 
 def _refusal(error: Exception) -> str:

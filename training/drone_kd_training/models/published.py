@@ -20,14 +20,20 @@ from drone_kd.text import one_line
 _FOLDER = frozenset({"project", "name", "save_dir"})
 
 
-def without_folders(value: Any) -> Any:
-    """Return settings without the run's folder; of another path or URL, the last part."""
+def without_folders(value: Any, known: dict[int, Any] | None = None) -> Any:
+    """Return settings without the run's folder; of another path or URL, the last part.
+
+    ``known``: lists done before, by id: those of the same lists stand for any number of values.
+    """
+    known = {} if known is None else known
     if isinstance(value, SimpleNamespace):
-        return type(value)(**without_folders(vars(value)))
+        return type(value)(**without_folders(vars(value), known))
     if isinstance(value, Mapping):
-        return {k: None if k in _FOLDER else without_folders(v) for k, v in value.items()}
+        return {k: None if k in _FOLDER else without_folders(v, known) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(without_folders(each) for each in value)
+        if id(value) not in known:
+            known[id(value)] = type(value)(without_folders(each, known) for each in value)
+        return known[id(value)]
     if isinstance(value, (str, PurePosixPath, PureWindowsPath)):
         return PureWindowsPath(str(value)).name or PurePosixPath(str(value)).name
     return value

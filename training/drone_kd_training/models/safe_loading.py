@@ -9,12 +9,14 @@ arguments are the file's: a layer of any size, or one that downloads its weights
 from __future__ import annotations
 
 import contextlib
+import os
+import struct
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from ultralytics.utils import torch_utils
 
 from drone_kd.text import one_line
 from drone_kd_training.isolation import replace_in_ultralytics
+from drone_kd_training.models.architecture import MAX_MODULES
 
 # Of the object tree without tensors, whose objects take up to 200 times the memory of their bytes.
 # The pickle of a large detector has 1 MB.
@@ -32,6 +35,8 @@ _MAX_PICKLE_BYTES = 8_000_000
 # Of a tensor that has fewer values than its shape says: a view that repeats them.
 _MAX_REPEATED_BYTES = 1_000_000
 _MAX_SCALAR_BYTES = 64
+# An attribute of a layer may say how often it runs; others count weights, and classes.
+_MAX_NUMBER, _NO_REPEATS = 1_000_000, ("np", "nc")
 # What torch's safe loading allows and a checkpoint needs, beside types of numbers and storages.
 _GLOBALS = (
     "_codecs.encode",
@@ -45,6 +50,9 @@ _GLOBALS = (
     "torch._utils._rebuild_parameter_with_state",
     "torch._utils._rebuild_tensor_v2",
 )
+# The end of a zip: how long its list of files is, and where.
+_END, _END_SIZE = struct.Struct("<4s8xII2x"), 22
+_END64, _END64_SIZE, _LOCATOR_SIZE = struct.Struct("<4s36xQQ"), 56, 20
 # First bytes of a file that torch wrote before its release 1.6.
 _OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -80,6 +88,7 @@ def read_checkpoint(weight: str | Path, safe_only: bool | None = None) -> tuple[
         checkpoint, file = _original(weight, True)
     for entry in ("ema", "model"):
         if isinstance(model := checkpoint.get(entry), nn.Module):
+            _check_modules(model)
             _check_tensors(model)
     return checkpoint, file
 
@@ -127,6 +136,7 @@ def _check_archive(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_OLD_FORMAT)) == _OLD_FORMAT:
             raise OldFormatError("Unsupported class: the format is that of torch before 1.6")
+        _check_end(file)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -134,10 +144,28 @@ def _check_archive(path: Path) -> None:
         raise ValueError("expected a file of torch.save, got another or half of one") from None
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise ValueError("expected an uncompressed archive, got one that unpacks to more")
-    pickles = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
+    pickles = [entry.file_size for entry in entries if entry.filename.lower().endswith(".pkl")]
     if max(pickles, default=0) > _MAX_PICKLE_BYTES:
         limit = f"{_MAX_PICKLE_BYTES / 1e6:g} MB"
         raise ValueError(f"expected at most {limit} beside the weights, got more")
+
+
+def _check_end(file: BinaryIO) -> None:
+    """Refuse a zip whose list of files is not at its end: Python and torch would read two lists.
+
+    Python searches from the end, torch goes where the end says.
+    """
+    end = file.seek(0, os.SEEK_END) - _END_SIZE
+    tail = _END64_SIZE + _LOCATOR_SIZE
+    file.seek(max(0, end - tail))
+    content = file.read()
+    mark, size, start = _END.unpack(content[-_END_SIZE:].ljust(_END_SIZE, b"\0"))
+    if content[tail - _LOCATOR_SIZE :].startswith(b"PK\6\7"):
+        end -= tail
+        mark64, size, start = _END64.unpack(content[:_END64_SIZE])
+        mark = mark if mark64 == b"PK\6\6" else b""
+    if mark != b"PK\5\6" or start + size != end:
+        raise ValueError("expected a file of torch.save, got another or half of one")
 
 
 @contextlib.contextmanager
@@ -204,10 +232,26 @@ def _tensor(storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -
 _CHECKED = {"_codecs.encode": _encode, "torch._utils._rebuild_tensor_v2": _tensor}
 
 
+def _check_modules(model: nn.Module) -> None:
+    """Refuse a model that would run, or be converted, without an end."""
+    for number, (_, module) in enumerate(model.named_modules(remove_duplicate=False)):
+        if number >= MAX_MODULES:
+            raise ValueError(f"expected at most {MAX_MODULES} modules, got more")
+        for name, value in vars(module).items():
+            if isinstance(value, int) and abs(value) > _MAX_NUMBER and name not in _NO_REPEATS:
+                raise ValueError(f"expected {one_line(name, 60)} up to {_MAX_NUMBER}, got more")
+
+
 def _check_tensors(model: nn.Module) -> None:
-    """Refuse tensors that stand for more values than the file has."""
+    """Refuse tensors that stand for more values than the file has, alone or together."""
     tensors: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
+    total, storages = 0, {}
     for tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if tensor.is_meta or size > tensor.untyped_storage().nbytes():
+        size, storage = tensor.numel() * tensor.element_size(), tensor.untyped_storage()
+        total += size
+        storages[storage.data_ptr()] = storage.nbytes()
+        if tensor.is_meta or size > storage.nbytes():
             raise ValueError("expected weights, got a tensor that is larger than its data")
+    # Those that share their data get their own when they are converted.
+    if total > 2 * sum(storages.values()) + _MAX_REPEATED_BYTES:
+        raise ValueError("expected weights, got tensors that are larger than their data")
