@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from drone_kd_training.models import published
 from drone_kd_training.models.published import without_folders
 
 
@@ -29,3 +30,12 @@ from drone_kd_training.models.published import without_folders
 )  # fmt: skip
 def test_of_a_path_the_last_part_is_kept(value, expected):
     assert without_folders(value) == expected
+
+
+def test_file_that_is_no_checkpoint_is_not_finished(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"no checkpoint")
+    monkeypatch.setattr(published, "strip_optimizer", lambda *_, **__: {})  # as of a damaged file
+    with pytest.raises(ValueError, match=r"last\.pt is no checkpoint of a training run: start"):
+        published.finish_checkpoint(path)
+    assert path.read_bytes() == b"no checkpoint"
