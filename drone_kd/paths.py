@@ -110,7 +110,8 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise ValueError(
-            f"expected a path, got that of a user without a home folder: {one_line(path)}"
+            f"expected a path, got that of a user without a home folder: {one_line(path)}; "
+            "set HOME or give an absolute path"
         ) from None
 
 

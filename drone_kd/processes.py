@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ _STOP_S = 10.0
 
 @contextlib.contextmanager
 def running(command: Sequence[object], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """Run a command; at the end of the block, stop it with SIGINT, or after 10 s with SIGKILL.
+    """Run a command; at the end of the block, stop it with SIGTERM, or after 10 s with SIGKILL.
 
     `options` are those of `subprocess.Popen`.
     """
@@ -24,7 +23,7 @@ def running(command: Sequence[object], **options: Any) -> Iterator[subprocess.Po
         yield process
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # SIGINT prints a traceback while Python still imports
         try:
             process.wait(_STOP_S)
         except subprocess.TimeoutExpired:

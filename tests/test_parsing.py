@@ -132,3 +132,12 @@ def test_an_unsafe_loader_is_a_fault_of_the_caller():
 def test_text_in_latin_1_is_refused_with_the_remedy(parse):
     with pytest.raises(ParseError, match=r"^data: expected \w+ in UTF-8, .*; save it as UTF-8$"):
         parse('{"names": ["grün"]}'.encode("latin-1"), "data")
+
+
+@pytest.mark.parametrize("text", ["[0, 0, 0, 0]", '[[], {}, {"a": 0}]'])
+def test_number_of_json_values_has_a_limit(text, monkeypatch):
+    assert parse_json(text, "it", 6) == parse_json(text.encode(), "it", 6)
+    monkeypatch.setattr("json.loads", pytest.fail)
+    for content in (text, text.encode()):
+        with pytest.raises(ParseError, match="it: expected JSON, got too many values"):
+            parse_json(content, "it", 3)

@@ -13,7 +13,7 @@ from drone_kd import processes
 
 # Says when it is ready: a signal while Python starts has other effects.
 WAITS = "import time; print('ready', flush=True); time.sleep(600)"
-IGNORES_SIGINT = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); {WAITS}"
+IGNORES_SIGTERM = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}"
 
 
 def wait_until_ready(process: subprocess.Popen[Any]) -> None:
@@ -27,20 +27,20 @@ def python(code: str) -> Any:
     )
 
 
-def test_process_is_interrupted_at_the_end_of_the_block() -> None:
+def test_process_is_terminated_at_the_end_of_the_block() -> None:
     with python(WAITS) as process:
         wait_until_ready(process)
-    assert process.returncode == -signal.SIGINT
+    assert process.returncode == -signal.SIGTERM
 
 
-def test_process_that_ignores_the_interrupt_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_that_ignores_the_signal_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_STOP_S", 0.2)
-    with python(IGNORES_SIGINT) as process:
+    with python(IGNORES_SIGTERM) as process:
         wait_until_ready(process)
     assert process.returncode == -signal.SIGKILL
 
 
-def test_process_is_interrupted_when_the_block_fails() -> None:
+def test_process_is_terminated_when_the_block_fails() -> None:
     def fail() -> None:
         with python(WAITS) as process:
             started.append(process)
@@ -50,7 +50,7 @@ def test_process_is_interrupted_when_the_block_fails() -> None:
     started: list[subprocess.Popen[Any]] = []
     with pytest.raises(RuntimeError, match="ours"):
         fail()
-    assert started[0].returncode == -signal.SIGINT
+    assert started[0].returncode == -signal.SIGTERM
 
 
 def test_process_that_has_ended_is_left_alone() -> None:

@@ -121,7 +121,9 @@ class Settings:
                 f"{one_line(list(self.cameras))}"
             )
         try:
-            expanded(self.record_directory)
+            # "~/...", as in the default: a node without a home flies, and `Recorder` refuses.
+            if not self.record_directory.startswith("~/"):
+                expanded(self.record_directory)
         except ValueError as error:
             raise SettingsError(f"record_directory: {error}") from None
 

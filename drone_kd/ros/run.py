@@ -53,7 +53,8 @@ def run_node(
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # a wrong --ros-args; the class differs between distributions
-        return _fail(name, error)
+        hint = "set ROS_LOG_DIR to a folder that can be written" if "logging" in str(error) else ""
+        return _fail(name, error, hint)
     node, stopped = None, True
     executor = SingleThreadedExecutor()
     try:
@@ -94,6 +95,7 @@ def _made(make_node: Callable[[threading.Event], Any], finished: threading.Event
         raise SettingsError(str(error)) from None
 
 
-def _fail(name: str, error: Exception) -> int:
-    print(f"{name}: error: {one_line(error, _SHOWN_CHARACTERS)}", file=sys.stderr)
+def _fail(name: str, error: Exception, hint: str = "") -> int:
+    reason = one_line(error, _SHOWN_CHARACTERS) + (f"; {hint}" if hint else "")
+    print(f"{name}: error: {reason}", file=sys.stderr)
     return 2

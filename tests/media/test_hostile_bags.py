@@ -492,3 +492,20 @@ def test_absurd_lengths_in_a_message_are_one_line(tmp_path, make):
             data = stored.data[:at] + struct.pack("<I", value) + stored.data[at + 4 :]
             with contextlib.suppress(SourceError):
                 message_to_bgr(stored._replace(data=data))
+
+
+def test_record_that_is_shorter_than_its_fields_is_refused():
+    content = mcap_files._Content(b"abc")
+    assert content.take(2) == b"ab"
+    with pytest.raises(mcap_files.McapError, match="shorter than its fields"):
+        content.take(2)
+
+
+def test_sqlite_message_above_the_limit_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.db3"
+    path.write_bytes(bytes(1000))
+    monkeypatch.setattr(sqlite_bags, "MAX_MESSAGE_BYTES", 100)
+    topics = {1: ("/a", "b")}
+    assert list(sqlite_bags._rows(iter([(1, 0, bytes(100))]), topics, path))
+    with pytest.raises(sqlite_bags.SqliteError, match="expected messages of"):
+        list(sqlite_bags._rows(iter([(1, 0, bytes(101))]), topics, path))

@@ -61,3 +61,13 @@ def test_other_node_ends_with_the_exception(run):
 def test_interrupt_always_ends_the_node(run):
     with pytest.raises(KeyboardInterrupt):
         run(KeyboardInterrupt(), survives=True)
+
+
+def test_logging_without_a_folder_names_the_variable(run, monkeypatch, capfd):
+    def fail(**_):  # the real one leaves its context behind, which cannot be used again
+        raise RuntimeError("failed to initialize logging: Failed to create log directory '/.ros'")
+
+    monkeypatch.setattr("rclpy.init", fail)
+    with pytest.raises(IndexError):  # no node is made
+        run(OSError("disk"))
+    assert "set ROS_LOG_DIR to a folder that can be written" in capfd.readouterr().err

@@ -4,6 +4,8 @@ import errno
 import importlib.util
 import os
 import threading
+from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 
 import cv2
@@ -23,6 +25,7 @@ from vision_msgs.msg import Detection2DArray
 from drone_kd.ros import pipeline
 from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.image_conversion import image_to_bgr
+from drone_kd.ros.params import SettingsError
 from drone_kd.ros.recording import bag_ring, recorder
 from ground_station import WAIT_SECONDS
 
@@ -507,3 +510,17 @@ def test_other_kinds_of_folders_are_refused(tmp_path, kind):
     with pytest.raises(OSError, match="bags"):
         recorder._prepare(folder, private=True)
     assert not (tmp_path / "nothing").exists()
+
+
+def test_node_of_a_user_without_a_home_flies_and_says_what_recording_needs(recording, monkeypatch):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    site = recording(record_directory="~/.ros/drone_kd")
+    site.wait_for_detector()
+    response = record(site, True)
+    assert not response.success
+    assert "without a home folder" in response.message and "set HOME" in response.message
+    with pytest.raises(SettingsError, match=r"record_directory: .*~nosuchuser/x; set HOME"):
+        replace(site.detector._settings, record_directory="~nosuchuser/x")

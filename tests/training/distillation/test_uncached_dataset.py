@@ -18,7 +18,12 @@ import torch
 from drone_kd_training.data.dataset import DataError, read_labels
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill
-from drone_kd_training.distillation.uncached_dataset import UncachedDataset, _check_image, _find
+from drone_kd_training.distillation.uncached_dataset import (
+    UncachedDataset,
+    _check_image,
+    _find,
+    _verify,
+)
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.teachers.predict import predict
 from folder_content import folder_content
@@ -254,3 +259,12 @@ def test_large_jpeg_is_checked_by_its_size_in_bytes_not_that_of_its_start(tmp_pa
     cv2.imwrite(str(tmp_path / "large.jpg"), image, (cv2.IMWRITE_JPEG_QUALITY, 1))
     assert image.size / 3 > 65_536 * 300 and (tmp_path / "large.jpg").stat().st_size > 80_000
     _check_image(tmp_path / "large.jpg")
+
+
+def test_label_path_that_is_no_file_means_no_objects(tmp_path):
+    """A pipe would be waited for."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((32, 32, 3), np.uint8))
+    (tmp_path / "a.txt").mkdir()
+    item = (str(tmp_path / "a.png"), str(tmp_path / "a.txt"), "", False, 1, 0, 0, False)
+    *_, missing, found, empty, corrupt, message = _verify(item)
+    assert (missing, found, empty, corrupt, message) == (1, 0, 0, 0, "")

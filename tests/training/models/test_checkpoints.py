@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -20,6 +21,7 @@ from ultralytics.utils.torch_utils import is_qat, prepare_qat, qat_state
 
 from command_line import only_message, run
 from drone_kd_training.isolation import load_safely, may_download
+from drone_kd_training.models import safe_loading
 from drone_kd_training.models.checkpoints import (
     PACKAGED_MODELS,
     UnusableModelError,
@@ -683,3 +685,24 @@ def test_model_yaml_that_is_no_yaml_is_refused_in_one_line(tmp_path):
         with pytest.raises(UnusableModelError, match="expected YAML") as error:
             load_model(str(path))
         assert str(error.value).isprintable()
+
+
+def test_pickle_beside_the_weights_has_a_limit(tmp_path, monkeypatch):
+    path = save_checkpoint(tmp_path / "model.pt")
+    monkeypatch.setattr(safe_loading, "_MAX_PICKLE_BYTES", 1000)
+    with pytest.raises(UnusableModelError, match=r"at most 0\.001 MB beside the weights"):
+        load_model(path)
+
+
+def test_layers_of_other_threads_are_constructed_while_a_checkpoint_is_loaded():
+    with safe_loading._restricted(), ThreadPoolExecutor(1) as other:
+        assert isinstance(other.submit(torch.nn.Identity).result(), torch.nn.Identity)
+        with pytest.raises(safe_loading.UnsafeError, match="Identity would be constructed"):
+            torch.nn.Identity()
+
+
+def test_weights_that_stand_for_more_values_than_they_have_are_refused():
+    model = torch.nn.Identity()
+    model.register_buffer("repeated", torch.zeros(1).expand(3))
+    with pytest.raises(ValueError, match="larger than its data"):
+        safe_loading._check_tensors(model)

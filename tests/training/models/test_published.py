@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from drone_kd_training.models import published
 from drone_kd_training.models.published import without_folders
 
 
@@ -39,3 +40,12 @@ def test_settings_of_lists_of_the_same_lists_end():
     for _ in range(40):
         found = found[0]
     assert found == ["data.yaml"]
+
+
+def test_file_that_is_no_checkpoint_is_not_finished(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"no checkpoint")
+    monkeypatch.setattr(published, "strip_optimizer", lambda *_, **__: {})  # as of a damaged file
+    with pytest.raises(ValueError, match=r"last\.pt is no checkpoint of a training run: start"):
+        published.finish_checkpoint(path)
+    assert path.read_bytes() == b"no checkpoint"

@@ -7,6 +7,7 @@ from torchvision.ops import box_convert
 
 from drone_kd_training.models.checkpoints import UnusableModelError, load_model
 from drone_kd_training.models.torch_backend import BoxBackend
+from drone_kd_training.teachers import teachers
 from drone_kd_training.teachers.teachers import (
     BOX_HEADS,
     BoxTeacher,
@@ -161,3 +162,13 @@ def test_class_list_of_predictions_is_checked(tmp_path):
         listed.write_text(text)
         with pytest.raises(UnusableModelError, match=expected):
             open_teacher(str(tmp_path), NAMES)
+
+
+def test_predictions_times_classes_have_a_limit(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("0 0.5 0.5 0.1 0.1 0.5\n" * 2)
+    monkeypatch.setattr(teachers, "MAX_SCORES", 4 * len(NAMES))
+    assert open_teacher(str(tmp_path), NAMES)
+    monkeypatch.setattr(teachers, "MAX_SCORES", 4 * len(NAMES) - 1)
+    with pytest.raises(UnusableModelError, match="scores in all"):
+        open_teacher(str(tmp_path), NAMES)

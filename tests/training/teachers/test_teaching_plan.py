@@ -5,7 +5,7 @@ import yaml
 
 from drone_kd.cli import main
 from drone_kd_training.data.names import DataError
-from drone_kd_training.teachers.teaching_plan import read_plan
+from drone_kd_training.teachers.teaching_plan import Crops, read_plan
 from tiny_training import draw_set, save_checkpoint
 
 
@@ -213,3 +213,9 @@ def test_key_of_a_plan_that_is_no_name_is_refused(key, tmp_path):
     (tmp_path / "plan.yaml").write_text(f"names: [car]\nsources:\n  ? {key}\n  : {{images: x}}\n")
     with pytest.raises(ValueError, match="expected a name as key"):
         read_plan(tmp_path / "plan.yaml")
+
+
+@pytest.mark.parametrize("scales", [(), (1,) * 101])
+def test_windows_have_a_limited_number_of_scales(scales):
+    with pytest.raises(ValueError, match="some scales"):
+        Crops(64, scales)
