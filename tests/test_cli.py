@@ -1,3 +1,4 @@
+import argparse
 import ast
 import importlib
 import importlib.machinery
@@ -75,7 +76,8 @@ def test_every_option_shows_its_default(name):
     parser = cli.build_parser(name)[1][name]
     formatter = parser._get_formatter()
     for action in parser._actions:
-        if not action.option_strings or (action.nargs == 0 and action.default is not True):
+        is_switch = action.nargs == 0 and action.default is not True
+        if not action.option_strings or is_switch or action.help == argparse.SUPPRESS:
             continue
         text = formatter._expand_help(action)
         assert "(required" in text or "(default: " in text, action.option_strings
