@@ -143,7 +143,9 @@ def _options(parser: argparse.ArgumentParser, group: Any) -> list[str]:
     rows = [
         _row([f"`{formatter._format_action_invocation(action)}`", _escape(text)])
         for action in group._group_actions
-        if action.dest != "help" and (text := formatter._expand_help(action))
+        if action.dest != "help"
+        and action.help != argparse.SUPPRESS
+        and (text := formatter._expand_help(action))
     ]
     if not rows:
         return []
