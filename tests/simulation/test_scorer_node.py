@@ -59,14 +59,14 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
         header.stamp.sec = second
         # Beside the car; once before the truth is out, since topics have no order.
         found = Detections(BOX + 100, np.array([0.5], np.float32), np.array([0]))
-        answer = to_detection_array(found, ["car"], header)
+        result = to_detection_array(found, ["car"], header)
         if second == 1:
-            topics["detections"].publish(answer)
+            topics["detections"].publish(result)
             site.wait_until(lambda: any(json.loads(s)["results"] == 1 for s in live), "it came")
         topics["ground_truth"].publish(truth_to_message(Truth(BOX, ("car",), ("7",)), header))
         topics["camera_info"].publish(to_camera_info(image.shape, 160.0, header))
         if second > 1:
-            topics["detections"].publish(answer)
+            topics["detections"].publish(result)
     site.wait_until(
         lambda: any(s["results"] == s["truths"] == 3 for s in map(json.loads, live)), "all came"
     )
@@ -78,7 +78,7 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
         site.wait_until(lambda heard=heard: len(live) > heard, "a second has passed")
     code, output = process.stop()
     assert code == 0, output
-    assert "Recorded 3 ground truths, 3 frames, 3 predictions in " in output
+    assert "Recorded 3 ground truths, 3 frames, 3 results in " in output
 
     (leg,) = read_flight(tmp_path / "flight.jsonl").legs
     assert sorted(leg.truths) == sorted(leg.frames) == [10**9, 2 * 10**9, 3 * 10**9]

@@ -141,7 +141,7 @@ def test_experiment_writes_a_row_per_run_and_is_not_repeated(
     assert "| distilled | 2 |" in markdown
     assert "distilled - builtin:1:" in markdown
     page = (tmp_path / "report.html").read_text()
-    assert "<td>distilled, seed 0</td>" in page
+    assert "<th>distilled, seed 0</th>" in page
     assert page.count("data:image/png;base64,") == 3
     assert "Of 12 labelled objects" in page
     assert "http" not in page  # opens offline

@@ -456,6 +456,7 @@ def test_processes_of_a_training_import_nothing_from_the_working_directory(
     run = validate(config(tiny_data, NO_TEACHER), tmp_path / "out", resume=False)
     train(run, tiny_data)
     assert codes == [int(sys.version_info >= (3, 11))]
+    assert os.environ["PYTHONSAFEPATH"] == ""
 
 
 @pytest.mark.parametrize(

@@ -294,11 +294,8 @@ def train(run: Run, data: Path) -> float:
             LOGGER.info("All epochs are done, only the figures are missing")
             finish_checkpoint(run.checkpoint)
         else:
-            # The processes of several GPUs import nothing from the working directory
-            # (Python ≥ 3.11), which may be a data set of others.
-            os.environ["PYTHONSAFEPATH"] = "1"
             trainer = DistillTrainer(overrides=_overrides(run, data))
-            with _interrupt_between_batches(trainer):
+            with _safe_imports(), _interrupt_between_batches(trainer):
                 trainer.train()
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
@@ -316,6 +313,23 @@ def _last_epoch(state: Path) -> int:
         return -1
     epoch: int = read_state(state)["epoch"]
     return epoch
+
+
+@contextmanager
+def _safe_imports() -> Iterator[None]:
+    """Let child processes import nothing from the working directory (Python ≥ 3.11).
+
+    They are those of several GPUs, and the folder may be a data set of others.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 @contextmanager
