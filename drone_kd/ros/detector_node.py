@@ -15,7 +15,6 @@ from collections.abc import Callable
 from concurrent import futures
 from dataclasses import fields
 from functools import wraps
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -31,6 +30,7 @@ from vision_msgs.msg import Detection2DArray, LabelInfo
 
 from drone_kd.core.model_spec import ModelError
 from drone_kd.machine import temperatures_c
+from drone_kd.paths import expanded
 from drone_kd.ros import diagnostics
 from drone_kd.ros.debug_image import DebugImages
 from drone_kd.ros.declare import declare_detector_parameters
@@ -174,7 +174,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         """Load the model of the parameter; one that was set after startup is tried before."""
         parameter = self.get_parameter("model").value
         if parameter == self._started_with:
-            path, trial = (Path(parameter) if parameter else None), None
+            path, trial = (expanded(parameter) if parameter else None), None
         else:
             path, trial = self._folders.find(parameter), Trial(self._is_stopping)
         # In a thread: the signal that ends the process would wait for the runtime's return.

@@ -166,7 +166,10 @@ class ModelFolders:
         if configured:
             return
         # The name, not what a link leads to: the link may be changed between two flights.
-        self._folders += [Path(started_with).absolute().parent] if started_with else []
+        if started_with:
+            # Of a user without a home folder: loading the model will say so.
+            with contextlib.suppress(ValueError):
+                self._folders.append(expanded(started_with).absolute().parent)
         with contextlib.suppress(ValueError):  # this installation has none
             self._folders.append(default_model_path().parent)
 
@@ -188,7 +191,7 @@ class ModelFolders:
         try:
             # The first model wherever it is, or a link leads to by now.
             is_first = parameter == self._started_with
-            found = Path(parameter) if is_first else confined(parameter, self._folders)
+            found = expanded(parameter) if is_first else confined(parameter, self._folders)
             is_model = found.is_file()
         except (OSError, ValueError):
             is_model = False

@@ -148,6 +148,20 @@ def test_link_that_was_the_first_model_can_be_changed_and_set_again(ground, tmp_
     assert not site.try_parameter("model", str(tmp_path / "models/1.onnx")).successful
 
 
+def test_model_in_the_home_folder_flies_and_can_be_set_again(ground, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_bright_cell_model(tmp_path / "1.onnx")
+    write_bright_cell_model(tmp_path / "2.onnx", tiny_spec(classes=("bus", "dog")))
+    site = ground(model="~/1.onnx", confidence=0.9, autostart=True)
+    site.add_detector()
+    site.wait_for_detector()
+    assert class_of_one(site) == "car"
+    for name, found in (("2", "bus"), ("1", "car")):
+        site.set_parameter("model", f"~/{name}.onnx")
+        site.wait_for_log(f"Swapped to model {name}.onnx")
+        assert class_of_one(site) == found
+
+
 def test_model_is_swapped_without_losing_a_frame(flying, tmp_path, monkeypatch):
     labels = flying.labels()
     assert [c.class_name for c in labels.get(timeout=WAIT_SECONDS).class_map] == ["car", "person"]
