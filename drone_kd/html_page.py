@@ -19,6 +19,7 @@ svg { width: 100%; height: 200px; background: #fafafa; }
 img { max-width: 100%; }
 figure { margin: 1rem 0; }
 .note { color: #a30; }
+.box { border: 3px solid; padding: 0 .3rem; margin-right: .5rem; }
 </style></head><body>
 <h1>{{ title }}</h1>
 {% block content %}{% endblock %}

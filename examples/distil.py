@@ -18,7 +18,7 @@ def distil_and_export(
     """Return the exported student; `settings` are fields of `Config`, such as epochs."""
     config = Config(data=data, teacher=teacher, student=student, **settings)
     metrics = distill(config, output)
-    for name in ("teacher", "student"):
+    for name in filter(metrics.get, ("teacher", "student")):  # predictions have no score
         print(f"{name}: mAP50-95 {100 * metrics[name]['map50_95']:.1f}")
     model = output / "model.onnx"
     export(output / "best.pt", model, data=data)  # raises if a gate does not hold

@@ -1,4 +1,4 @@
-"""drone-kd rehearse: fly a model on this machine, and score what a pilot would have had.
+"""drone-kd rehearse: fly a model on this machine, and print its streaming score.
 
 Camera, detector and scorer are separate processes that talk over real DDS on this machine only, in
 the domain ROS_DOMAIN_ID if it is set, else in a random one.
@@ -142,6 +142,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise SourceError("--seconds: expected more than 0: a rehearsal ends, and is scored then")
     if arguments.model and not Path(arguments.model).exists():
         raise SourceError(f"{one_line(arguments.model)}: no such model")
+    output = arguments.output
+    if output.is_dir() and any(output.iterdir()) and not (output / RECORD).exists():
+        shown = one_line(output)
+        raise SourceError(f"{shown}: expected a new folder, or that of an earlier rehearsal")
     need_ros("rehearse")
     # So that a kill, too, ends what was started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

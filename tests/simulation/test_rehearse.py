@@ -116,6 +116,13 @@ def test_wrong_options_are_one_line_and_2(options, says, tmp_path, capfd):
     assert says in only_message(capfd) and not (tmp_path / "x").exists()
 
 
+def test_folder_of_another_run_is_not_overwritten(tmp_path, capfd):
+    (tmp_path / "report.html").write_text("another")
+    assert cli.main(["rehearse", "--output", str(tmp_path), "--seconds", "1"]) == 2
+    assert "expected a new folder, or that of an earlier rehearsal" in only_message(capfd)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
 def test_domain_that_is_set_stays(tmp_path, ros_domain_id, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     monkeypatch.setenv("PYTHONSAFEPATH", "1")

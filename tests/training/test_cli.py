@@ -100,6 +100,13 @@ def test_distill_with_several_teachers_validates_at_the_end(call, tmp_path):
     assert config == Config("", "", "s", teachers="t.yaml", val=False)
 
 
+def test_mine_warns_without_held_out_frames(call, tmp_path, capsys):
+    call("drone_kd_training.mining.mine.mine", {"frames": 3, "train": 2, "val": 0})
+    options = ["--teacher", "t.pt", "--frames", "9", "--output", tmp_path]
+    assert run("mine", "a.mcap", *options) == 0
+    assert "WARNING no frame is held out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--pseudo-threshold", "--sure"])
 def test_mine_makes_its_settings_of_the_options(option, call, tmp_path):
     calls = call("drone_kd_training.mining.mine.mine", {"frames": 3, "train": 2, "val": 1})

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from drone_kd_training.tables import format_score
 # Operating point of the side-by-side images; `evaluate` keeps far weaker boxes.
 CONFIDENCE, IOU_FOUND = 0.25, 0.5
 IMAGES, WIDTH_PX = 6, 900
-GREEN, RED = (80, 220, 80), (60, 60, 255)
+MIN_WIDTH_PX = 640
+GREEN, WHITE = (80, 220, 80), (255, 255, 255)
 COLUMNS = {
     "map50_95": "mAP50-95",
     "map50": "mAP50",
@@ -89,7 +90,7 @@ def example_frames(
 ) -> list[np.ndarray]:
     """Return images of the validation split, uint8 BGR: labels left, detections right.
 
-    They are spread evenly over the split. Red ring: a labelled object that the model misses at
+    They are spread evenly over the split. White ring: a labelled object that the model misses at
     confidence 0.25. ``only``: classes that are labelled; empty: all. Raises as `compare_frames`.
     """
     dataset = load_data(data)
@@ -104,7 +105,11 @@ def example_frames(
 def _beside_labels(detector: Detector, sample: Sample, names: tuple[str, ...]) -> np.ndarray:
     found, classes = detector(sample.image), detector.backend.spec.classes
     missed = ~found_objects(sample, found, classes, names)
-    labels = sample.image.copy()
+    scale = max(1, round(MIN_WIDTH_PX / sample.image.shape[1]))  # labels hide small images
+    large = cv2.resize(sample.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    sample = replace(sample, image=large, xyxy=sample.xyxy * scale)
+    found = replace(found, xyxy=found.xyxy * scale)
+    labels = large.copy()
     for box, class_id in zip(sample.xyxy, sample.class_ids, strict=True):
         # In the model's colour of that class, not the data set's.
         name = names[class_id]
@@ -138,9 +143,9 @@ def _annotate(
     gained: np.ndarray,
     lost: np.ndarray,
 ) -> np.ndarray:
-    """Draw detections, green rings round ``gained`` and red rings round ``lost`` objects."""
+    """Draw detections, green rings round ``gained`` and white rings round ``lost`` objects."""
     image = draw_detections(sample.image, detections, classes)
-    for mask, colour in ((gained, GREEN), (lost, RED)):
+    for mask, colour in ((gained, GREEN), (lost, WHITE)):
         for box in sample.xyxy[mask]:
             draw_ring(image, box, colour)
     return _smaller(image)
@@ -183,6 +188,7 @@ def write_report(
         ],
         classes=[[name, *(_class_scores(m, name) for m in models.values())] for name in classes],
         frames=[_jpeg_url(image) for image in frames],
+        legend=[(name, _css(class_colour(number))) for number, name in enumerate(classes)],
         curves={name: data_url(png.read_bytes(), "png") for name, png in curves.items()},
         sides=sides,
         images=[] if sides is None else [_jpeg_url(image) for image in sides.images],
@@ -193,6 +199,11 @@ def write_report(
 def _class_scores(figures: Mapping[str, Any], name: str) -> str:
     found = figures["per_class"].get(name, {})
     return f"{format_score(found.get('ap50_95'))} / {format_score(found.get('ap50'))}"
+
+
+def _css(colour: tuple[int, int, int]) -> str:
+    blue, green, red = colour
+    return f"rgb({red}, {green}, {blue})"
 
 
 def _jpeg_url(image: np.ndarray) -> str:
@@ -215,15 +226,18 @@ _CONTENT = """{% if experiment %}<h2>Experiment</h2>
 {{ table(header, rows) }}
 {% if classes %}<h3>By class: AP (mAP50-95) / AP50</h3>{{ table(header, classes) }}{% endif %}
 {% if frames %}<h2>Labels (left) and the student's detections (right)</h2>
-<p>Images spread evenly over the validation split; confidence at least 0.25. Red ring: a labelled
-object that the student misses (IoU below 0.5). A class has one colour.</p>
+<p>Images spread evenly over the validation split; confidence at least 0.25. White ring: a
+labelled object that the student misses (IoU below 0.5).
+{% for name, colour in legend %}
+<span class="box" style="border-color: {{ colour }}">{{ name }}</span>
+{% endfor %}</p>
 {% for image in frames %}<p><img src="{{ image }}" alt="Validation image {{ loop.index }}: boxes of
 the labels on the left, of the student's detections on the right"></p>{% endfor %}{% endif %}
 {% if sides %}<h2>Student alone (left) and distilled (right)</h2>
 <p>Of {{ sides.objects }} labelled objects, {{ sides.only_second }} were found by the distilled
 student alone, and {{ sides.only_first }} by the baseline (student alone), at confidence 0.25 and
-IoU 0.5. Green ring: found by this model only. Red ring: missed by this model only. The images are
-those in which the distilled student gained most.</p>
+IoU 0.5. Green ring: found by this model only. White ring: missed by this model only. The images
+are those in which the distilled student gained most.</p>
 {% for image in images %}<p><img src="{{ image }}" alt="Validation image {{ loop.index }}:
 detections of the student alone on the left, of the distilled student on the right"></p>
 {% endfor %}{% endif %}

@@ -1,1 +1,1 @@
-"""What a flight was worth: detections against ground truth, by the frame and by the pilot."""
+"""Score of a flight: detections against ground truth, offline and streaming."""

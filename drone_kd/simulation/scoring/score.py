@@ -1,7 +1,7 @@
 """Score of a flight, offline and streaming.
 
 offline    every frame with predictions, against its own ground truth, as in published benchmarks
-streaming  every moment, against the newest predictions that had arrived, as a pilot sees them
+streaming  every moment, against the newest predictions that had arrived
 """
 
 from __future__ import annotations

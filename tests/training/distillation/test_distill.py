@@ -15,8 +15,9 @@ from ultralytics.nn.tasks import DetectionModel, SegmentationModel
 
 from commands import run_command
 from drone_kd_training.data.dataset import load_data
+from drone_kd_training.distillation import distill as distill_module
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
-from drone_kd_training.distillation.distill import distill, prepare_data, train, validate
+from drone_kd_training.distillation.distill import Run, distill, prepare_data, train, validate
 from drone_kd_training.distillation.run_report import plot_curves, warn_if_teacher_is_weaker
 from drone_kd_training.distillation.train_data import spread_fraction
 from drone_kd_training.distillation.trainer import DistillTrainer
@@ -502,6 +503,13 @@ def test_weights_to_start_from_may_have_another_head(tiny_data, tmp_path):
     torch.save({"model": network}, path)
     with pytest.raises(UnusableModelError, match="values of a layer"):
         validate(start, tmp_path / "run", resume=False)
+
+
+@pytest.mark.parametrize(("epochs", "closed"), [(1, 0), (2, 1), (30, 3), (1000, 10)])
+def test_last_tenth_is_without_mosaic_but_not_all_of_a_run(epochs, closed, tiny_data, tmp_path):
+    """The terms are off then, so one epoch would be without a teacher."""
+    run = Run(config(tiny_data, NO_TEACHER, epochs=epochs, overrides={}), tmp_path, "s.yaml")
+    assert distill_module._overrides(run, tiny_data)["close_mosaic"] == closed
 
 
 def test_run_that_failed_before_training_can_be_corrected(tiny_data, tmp_path):

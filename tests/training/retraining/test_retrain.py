@@ -267,6 +267,11 @@ def without(folder: Path, name: str) -> None:
     shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
 
 
+def emptied(folder: Path, name: str) -> None:
+    without(folder, name)
+    (folder / name).mkdir()
+
+
 def empty_labels(folder: Path, _: str) -> None:
     for path in (folder / "labels" / "val").iterdir():
         path.write_text("")
@@ -282,6 +287,7 @@ def no_frames(folder: Path, _: str) -> None:
     [
         (without, "data.yaml", "is not a folder of `drone-kd mine`"),
         (without, "images/val", "no held-out frames"),
+        (emptied, "images/val", "no held-out frames"),
         (without, "predictions", "has no teacher predictions"),
         (no_frames, "", "images/train"),
         (empty_labels, "", "no labelled object"),

@@ -119,7 +119,7 @@ def _resolved(file: str, key: str, root: Path, value: object) -> Path:
     if not found:
         raise DataError(
             f"{file}: {key} is {one_line(value)}, but {one_line(path)} does not exist: correct "
-            f"'path' or '{key}'"
+            + ("'path'" if key == "path" else f"'path' or '{key}'")
         )
     return path
 

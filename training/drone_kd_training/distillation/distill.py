@@ -383,7 +383,8 @@ def _overrides(run: Run, data: Path) -> dict:
         "seed": config.seed,
         "val": config.val,
         "plots": False,
-        "close_mosaic": min(10, math.ceil(config.epochs / 10)),
+        # Without the terms, which are off then; a single epoch would have none.
+        "close_mosaic": min(10, math.ceil(config.epochs / 10)) if config.epochs > 1 else 0,
         "exist_ok": True,
         # As Ultralytics' own automatic choice: at 0.1, its default, AdamW moves every bias by up
         # to 0.1 per step, and a pretrained student loses what it learned.

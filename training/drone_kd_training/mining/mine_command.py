@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from drone_kd_training.dataclass_options import add_config_options, from_arguments
@@ -35,4 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     output = arguments.output
     done = mine(arguments.flights, output, settings, tuple(arguments.topic), arguments.cluster)
     print(f"{done['frames']} frames: {done['train']} selected, {done['val']} held out: {output}")
+    if not done["val"]:
+        print(
+            "WARNING no frame is held out, and `drone-kd retrain` needs some: mine longer flights",
+            file=sys.stderr,
+        )
     return 0

@@ -59,7 +59,8 @@ def read_mined(folder: Path) -> Mined:
         ("images/val", "has no held-out frames to judge a candidate by: mine a longer flight"),
         (_predictions_folder(folder).name, "has no teacher predictions"),
     ):
-        if not (folder / name).exists():
+        part = folder / name
+        if not part.exists() or (part.is_dir() and not any(part.iterdir())):
             raise DataError(f"{one_line(folder)} {problem} ({name} is missing)")
     data = load_data(folder / "data.yaml")
     train = image_paths(data.train)
