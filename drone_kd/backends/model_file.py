@@ -37,7 +37,8 @@ _CHILDREN = {
 }
 # Of a tensor: `external_data` names a file, `data_location` says that there is one.
 _EXTERNAL = (13, 14)
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _BYTES = 0, 2
+_FIXED_SIZES = {1: 8, 5: 4}
 
 
 @dataclass(frozen=True)
@@ -146,17 +147,20 @@ def _fields(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, in
     """
     position = start
     while position < end:
-        tag, position = _varint(content, position)
+        tag, position = content[position], position + 1
+        if tag >= 0x80:  # rarely, and a call takes longer than the rest: a model has many fields
+            tag, position = _varint(content, position - 1)
         wire = tag & 7
         if wire == _VARINT:
             first, position = _varint(content, position)
         else:
-            size = {_FIXED64: 8, _FIXED32: 4}.get(wire, -1)
             if wire == _BYTES:
                 size, position = _varint(content, position)
+            else:
+                size = _FIXED_SIZES.get(wire, -1)
             first, position = position, position + size
         # Other readers may take a longer tag for that of another field.
-        if not 8 <= tag < 1 << 32 or wire not in (_VARINT, _FIXED64, _BYTES, _FIXED32):
+        if not 8 <= tag < 1 << 32 or not (wire in (_VARINT, _BYTES) or wire in _FIXED_SIZES):
             raise ValueError("expected a field")
         if position > end:
             raise ValueError("expected more bytes")

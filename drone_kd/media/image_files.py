@@ -20,7 +20,8 @@ from drone_kd.media.compressed_images import (
     image_size,
     is_incomplete,
 )
-from drone_kd.media.videos import SourceError, check_frame_size, open_video
+from drone_kd.media.errors import SourceError
+from drone_kd.media.videos import check_frame_size, open_video
 from drone_kd.parsing import ParseError, open_regular
 from drone_kd.text import one_line
 

@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from drone_kd.media.errors import SourceError
 from drone_kd.media.image_files import VIDEO_SUFFIXES, read_video
-from drone_kd.media.videos import SourceError, check_frame_size, open_camera, open_stream
+from drone_kd.media.videos import check_frame_size, open_camera, open_stream
 from drone_kd.text import one_line
 
 _TIMEOUT_MS = 10_000

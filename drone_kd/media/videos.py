@@ -15,6 +15,7 @@ from typing import BinaryIO
 import cv2
 
 from drone_kd.media.compressed_images import MAX_PIXELS
+from drone_kd.media.errors import SourceError
 from drone_kd.media.mp4_files import is_within_limits
 from drone_kd.parsing import ParseError, open_regular
 from drone_kd.text import is_plain, one_line
@@ -56,10 +57,6 @@ _DECODERS = (
 _UNKNOWN_PIXELS = -1
 # A recording from the middle of a stream may need 30 s, here in µs, until its first key frame.
 _PROBE = "analyzeduration;30000000|probesize;20000000"
-
-
-class SourceError(ValueError):
-    """An image, video or stream cannot be used; the message is one line and names it."""
 
 
 def open_video(path: str | Path, max_pixels: int = MAX_PIXELS) -> cv2.VideoCapture:

@@ -14,7 +14,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
-from drone_kd.media.image_files import SourceError
+from drone_kd.media.errors import SourceError
 from drone_kd.ros.params import SettingsError
 from drone_kd.ros.survival import Failures, log_failure, release_entities
 from drone_kd.text import one_line

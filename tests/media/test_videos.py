@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from drone_kd.media import mp4_files, videos
+from drone_kd.media.errors import SourceError
 from drone_kd.media.image_files import read_frames, read_video
 from drone_kd.media.live_streams import read_live
-from drone_kd.media.videos import SourceError, check_frame_size, open_stream, open_video
+from drone_kd.media.videos import check_frame_size, open_stream, open_video
 from http_video import file_server
 from process_memory import memory
 
