@@ -97,7 +97,11 @@ def run(arguments: argparse.Namespace) -> int:
         progress=show_progress,
     )
     if arguments.save is not None:
-        arguments.save.mkdir(parents=True, exist_ok=True)
+        try:
+            arguments.save.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            shown = one_line(arguments.save)
+            raise SourceError(f"--save {shown}: expected a folder, got a file") from None
     work = _Work(detector, arguments.json, arguments.save)
     live = is_live(arguments.source)
     pixels = round(arguments.max_megapixels * 1e6)

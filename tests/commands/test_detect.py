@@ -179,6 +179,7 @@ def test_end_of_a_live_stream_fails_and_keeps_what_was_found(model, tmp_path, ca
         (["detect", "{model}", "{images}", "--tiling", "3"], "ROWSxCOLUMNS"),
         (["detect", "{model}", "{images}", "--max-detections", "0"], "≥ 1, got '0'"),
         (["detect", "{model}", "{images}", "--json", "no/folder/x.json"], "there is no folder"),
+        (["detect", "{model}", "{images}", "--save", "{model}"], "expected a folder, got a file"),
         (["detect", "{model}", "http://127.0.0.1:9/camera"], "cannot be opened"),
         (["detect", "{model}", "/dev/video999"], "no such camera"),
     ],

@@ -521,6 +521,12 @@ def test_run_that_failed_before_training_can_be_corrected(tiny_data, tmp_path):
     assert read_config(tmp_path / "out") == corrected
 
 
+def test_output_that_is_a_file_is_named_as_one(tiny_data, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(ValueError, match=r"out is a file: choose another$"):
+        validate(config(tiny_data, NO_TEACHER), tmp_path / "out", resume=False)
+
+
 @pytest.mark.parametrize("content", ["data: 1", "a: b", "- 1", ""])
 def test_folder_with_another_config_is_not_free(content, tiny_data, tmp_path):
     (tmp_path / "config.yaml").write_text(content)

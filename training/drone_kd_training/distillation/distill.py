@@ -166,9 +166,9 @@ def validate(config: Config, output: Path, resume: bool) -> Run:
         _check_links(output)
         config = _resumed(config, output)
     elif RANK <= 0 and output.exists() and not _is_free(output):
-        raise ValueError(
-            f"{output} is not an empty folder: choose another, or continue that run with --resume"
-        )
+        got = "not an empty folder" if output.is_dir() else "a file"
+        remedy = "choose another" + (", or continue that run with --resume" * output.is_dir())
+        raise ValueError(f"{one_line(output)} is {got}: {remedy}")
     run = Run(config, output, resolve_model(config.student))
     if not config.teachers:
         return _open_inputs(run)
