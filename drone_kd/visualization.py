@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -32,6 +33,8 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FONT_SCALE = 0.42
 # Longer side of an image whose lines are one pixel wide.
 _UNIT_PX = 1280
+# An image of more is a crowd, and labels take time in flight.
+_MAX_LABELS = 100
 # Around the text of a label, in units of the line width.
 _MARGIN = 3
 
@@ -52,7 +55,7 @@ def draw_detections(
 
     The outline lies just outside the box, so that an object of a few pixels stays visible. A label
     that would cover a box or another label on every side of its box is left out; the best scores
-    come first.
+    come first, and only the best 100 are labelled.
     """
     canvas = image.copy()
     # Weakest first: the best boxes end up on top.
@@ -60,7 +63,9 @@ def draw_detections(
         draw_box(canvas, box, class_colour(int(class_id)))
     boxes = [outline(image, box) for box in detections.xyxy]
     taken = np.array(boxes, int).reshape(-1, 4)
-    for box, score, class_id in zip(boxes, detections.scores, detections.class_ids, strict=True):
+    for box, score, class_id in islice(
+        zip(boxes, detections.scores, detections.class_ids, strict=True), _MAX_LABELS
+    ):
         name = classes[class_id]
         # OpenCV's fonts have ASCII only.
         text = f"{name if name.isascii() else f'class {class_id}'} {score:.2f}"
