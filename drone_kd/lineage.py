@@ -130,11 +130,21 @@ def ancestry_metadata(text: str) -> dict[str, str]:
 
 def read_ancestry(model: Path) -> str:
     """Return what a model file says of its teachers and their data; ModelError: it is unusable."""
-    from drone_kd.backends.onnx_runtime import read_metadata  # deferred: imports ONNX Runtime
+    return _ancestry(_read(model)[1])
 
-    text = read_metadata(read_model_file(model)).get(ANCESTRY_KEY, "")
+
+def _ancestry(metadata: Mapping[str, str]) -> str:
+    text = metadata.get(ANCESTRY_KEY, "")
     _check_ancestry(text)
     return text
+
+
+def _read(model: Path) -> tuple[str, Mapping[str, str]]:
+    """Return the SHA-256 and the metadata of a model file; ModelError: it is unusable."""
+    from drone_kd.backends.onnx_runtime import read_metadata  # deferred: imports ONNX Runtime
+
+    file = read_model_file(model)
+    return file.sha256, read_metadata(file)
 
 
 def _check_ancestry(text: str) -> None:
@@ -145,12 +155,12 @@ def _check_ancestry(text: str) -> None:
 
 def generations(model: Path) -> tuple[Ancestor, ...]:
     """Return a model file and its ancestors, most recent first; ModelError: it is unusable."""
-    from drone_kd.backends.onnx_runtime import read_metadata  # deferred: imports ONNX Runtime
+    return _generations(*_read(model))
 
-    file = read_model_file(model)
-    metadata = read_metadata(file)
+
+def _generations(sha256: str, metadata: Mapping[str, str]) -> tuple[Ancestor, ...]:
     lineage = Lineage.from_metadata(metadata)
-    youngest = Ancestor(sha256=file.sha256, metrics=ModelSpec.from_metadata(metadata).metrics)
+    youngest = Ancestor(sha256=sha256, metrics=ModelSpec.from_metadata(metadata).metrics)
     if lineage is None:
         return (youngest,)
     date, command, data = lineage.date, lineage.command, lineage.data
@@ -176,8 +186,9 @@ def descend(parent: Path, command: str, data: Mapping[str, str]) -> Lineage:
 
 def family_tree(model: Path) -> str:
     """Return the family tree as text; ModelError: the file or its lineage is unusable."""
-    youngest, *ancestors = generations(model)
-    ancestry = read_ancestry(model)
+    sha256, metadata = _read(model)
+    youngest, *ancestors = _generations(sha256, metadata)
+    ancestry = _ancestry(metadata)
     further = [f"  ancestry: {ancestry}"] if ancestry else []
     if not youngest.date:
         known = f"{one_line(model)} ({youngest.sha256[:_SHOWN_DIGITS]})"

@@ -12,6 +12,7 @@ from drone_kd_training.html_report import (
     found_objects,
     write_report,
 )
+from drone_kd_training.models.checkpoints import load_model
 
 NAMES = ("car", "person")
 
@@ -59,7 +60,7 @@ def test_example_frames_ring_the_missed_objects(
     for checkpoint in (square_detector, tiny_teacher):  # the latter finds nothing
         rings = []
         monkeypatch.setattr(html_report, "draw_ring", lambda *a, r=rings: r.append(a))
-        frames = example_frames(checkpoint, tiny_data, 64)
+        frames = example_frames(load_model(str(checkpoint))[0], tiny_data, 64)
         assert len(frames) == count and frames[0].shape == (640, 1280, 3)
         missed.append(len(rings))
     assert missed[1] == sum(len(read_sample(p, 2).xyxy) for p in paths[:count])

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from torch import nn
 
 from drone_kd.core.boxes import iou
 from drone_kd.core.detections import Detections
@@ -86,15 +87,16 @@ def compare_frames(first: Path, second: Path, data: Path, imgsz: int) -> Sides:
 
 
 def example_frames(
-    checkpoint: Path, data: Path, imgsz: int, only: Sequence[str] = ()
+    model: nn.Module, data: Path, imgsz: int, only: Sequence[str] = ()
 ) -> list[np.ndarray]:
     """Return images of the validation split, uint8 BGR: labels left, detections right.
 
     They are spread evenly over the split. White ring: a labelled object that the model misses at
-    confidence 0.25. ``only``: classes that are labelled; empty: all. Raises as `compare_frames`.
+    confidence 0.25. ``model``: a student. ``only``: classes that are labelled; empty: all. Raises
+    DataError if the data cannot be read.
     """
     dataset = load_data(data)
-    backend = TorchBackend(load_model(str(checkpoint))[0], imgsz)
+    backend = TorchBackend(model, imgsz)
     detector = Detector(backend, CONFIDENCE, IOU, MAX_DETECTIONS, only=tuple(only))
     paths = image_paths(dataset.val)
     chosen = np.unique(np.linspace(0, len(paths) - 1, IMAGES).round().astype(int))

@@ -435,7 +435,7 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
         frames=[
             frame
             for path, classes in (run.sources or {"": (data, ())}).values()
-            for frame in example_frames(run.checkpoint, path, config.imgsz, classes)
+            for frame in example_frames(student, path, config.imgsz, classes)
         ],
     )
     with atomic_file(output / "best.pt") as temporary:
