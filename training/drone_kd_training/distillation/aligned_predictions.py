@@ -40,6 +40,7 @@ class ModelPair:
     teacher_classes: Tensor
     levels: LevelMatch
     temperature: float
+    beta: float
     adapters: nn.ModuleDict
     hidden: Hidden = field(default_factory=dict)
 
@@ -70,6 +71,18 @@ class Comparison:
         """Return what is compared, "dfl" (distributions) or "box" (decoded), and the loss."""
         raise NotImplementedError
 
+    def keep_labels(self, wanted: Tensor) -> None:
+        """Leave out where a label wants more than the teacher: (B, N, C) over all anchors.
+
+        A teacher that does not know an object would push its labelled anchors down.
+        """
+        kept = (self.teacher_logits.sigmoid() >= self._compared(wanted)).to(wanted)
+        self.class_mask = kept if self.class_mask is None else self.class_mask * kept
+
+    def _compared(self, values: Tensor) -> Tensor:
+        """Return the anchors and classes that are compared, of (B, N, C) values of the student."""
+        return values[..., self.pair.student_classes]
+
 
 class LevelComparison(Comparison):
     """Comparison with a Detect teacher, anchor by anchor on the matched levels."""
@@ -81,6 +94,12 @@ class LevelComparison(Comparison):
         self.student_logits = student_logits[..., pair.student_classes]
         teacher_logits = take_levels(teacher, "scores", pair.levels.teacher)
         self.teacher_logits = teacher_logits[..., pair.teacher_classes]
+
+    def _compared(self, values: Tensor) -> Tensor:
+        levels = take_levels(
+            {**self.student, "wanted": values.transpose(1, 2)}, "wanted", self.pair.levels.student
+        )
+        return super()._compared(levels)
 
     @property
     def teacher_head(self) -> Detect:

@@ -55,18 +55,23 @@ def assign_boxes(
 
 
 class GuidedAssigner(nn.Module):
-    """Ultralytics' assigner with given predictions in the place of the student's.
+    """Ultralytics' assigner, perhaps with given predictions in the place of the student's.
 
-    These are probabilities (B, N, C) and boxes (B, N, 4) in pixels.
+    Attributes:
+        predictions: probabilities (B, N, C) and boxes (B, N, 4) in pixels; None: the student's.
+        targets: the probabilities (B, N, C) that the last call wanted.
     """
 
-    def __init__(self, assigner: nn.Module, scores: Tensor, xyxy: Tensor) -> None:
+    def __init__(self, assigner: nn.Module, predictions: tuple[Tensor, Tensor] | None) -> None:
         super().__init__()
-        self.assigner, self.scores, self.xyxy = assigner, scores, xyxy
+        self.assigner, self.predictions = assigner, predictions
+        self.targets: Tensor | None = None
 
     def forward(self, scores: Tensor, xyxy: Tensor, *rest, **options):
         """Assign the labels; called like the assigner."""
-        return self.assigner(self.scores, self.xyxy, *rest, **options)
+        found = self.assigner(*(self.predictions or (scores, xyxy)), *rest, **options)
+        self.targets = found[2]
+        return found
 
 
 class MaskedBCE(nn.Module):
@@ -88,7 +93,7 @@ class MaskedBCE(nn.Module):
 def guided_criterion(
     detection, assignment: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None
 ):
-    """Return Ultralytics' detection criterion with another assignment or a class mask.
+    """Return Ultralytics' detection criterion with a `GuidedAssigner`, and with a class mask.
 
     The given criterion stays as it is, since it is what checkpoints hold.
 
@@ -98,15 +103,12 @@ def guided_criterion(
             for two branches that of one-to-many. None: the student's own.
         mask: (B, N, C) of 1 and 0: where "no object of this class" is learned. None: everywhere.
     """
-    if assignment is None and mask is None:
-        return detection
     guided = copy(detection)
     if hasattr(detection, "one2many"):
         guided.one2many = guided_criterion(detection.one2many, assignment, mask)
         guided.one2one = guided_criterion(detection.one2one, None, mask)
         return guided
-    if assignment is not None:
-        guided.assigner = GuidedAssigner(detection.assigner, *assignment)
+    guided.assigner = GuidedAssigner(detection.assigner, assignment)
     if mask is not None:
         guided.bce = MaskedBCE(mask)
     return guided

@@ -16,6 +16,8 @@ from drone_kd_training.dataclass_options import option
 from drone_kd_training.distillation.terms import TERM_HELP
 
 NO_TEACHER = "none"
+# Steps of an epoch where their number is given for the run.
+LONGEST_EPOCH = 100
 # Settings of Ultralytics that --set does not change: files that it reads or writes, what a run
 # consists of, and other modes than training.
 NOT_SETTABLE = frozenset({
@@ -56,13 +58,31 @@ class Config:
         help="several sources and teachers, instead of --data and --teacher; "
         "docs/guides/teachers.md describes the file",
     )
-    unlabelled: str = _input(
-        "",
-        metavar="DIR",
-        help="further training frames without labels: confident predictions of the teacher are "
-        "pseudo-labels, uncertain ones are ignored in the loss",
+    unlabelled: tuple[str, ...] = _input(
+        (),
+        nargs="+",
+        metavar="FLIGHT",
+        help="flights without labels (folders of images, videos, bags): confident predictions of "
+        "the teacher are pseudo-labels, uncertain ones are ignored in the loss",
+    )
+    pseudo_threshold: str = _input(
+        "auto",
+        metavar="SCORE",
+        help="above it a prediction on an unlabelled frame is a pseudo-label: one for all "
+        "classes, or car=0.3,person=0.5; auto: by class, from the labelled frames",
+    )
+    labelled_share: float = _input(
+        0.5,
+        metavar="SHARE",
+        help="of the frames in a batch, beside unlabelled ones; 0: as many as there are",
     )
     epochs: int = _training(100, metavar="N", help="training epochs")
+    steps: int = _training(
+        0,
+        metavar="N",
+        help="training steps, in the place of epochs: equal for data sets of any size (rounded "
+        "up to whole epochs of at most 100 steps)",
+    )
     imgsz: int = _training(640, metavar="PX", help="square input")
     batch: int = _training(
         16, metavar="N", help="frames per step; -1: as many as fit into the GPU beside the teacher"
@@ -77,7 +97,7 @@ class Config:
         help="a training setting of Ultralytics, such as lr0=0.01; repeatable",
     )
     terms: tuple[str, ...] = _distillation(
-        ("class", "assign"),
+        ("class", "box", "assign"),
         metavar="NAMES",
         help="distillation terms, joined by commas: "
         + "; ".join(f"{name}: {text}" for name, text in TERM_HELP.items()),
@@ -85,7 +105,30 @@ class Config:
     balance: float = _distillation(
         1.0, metavar="SHARE", help="gradient of each term as a share of the detection loss's"
     )
+    rebalance: int = _distillation(
+        40,
+        metavar="STEPS",
+        help="steps between two measurements of these gradients; 0: at the start only",
+    )
+    schedule: str = _distillation(
+        "constant", choices=("constant", "cosine"), help="weight of the terms over the run"
+    )
     temperature: float = _distillation(1.0, metavar="T", help="softens the class probabilities")
+    beta: float = _distillation(
+        0.0, help="class term: exponent of its weight, the distance of both probabilities"
+    )
+    keep_labels: bool = _distillation(
+        True, help="class term: never lower a probability that a label wants higher"
+    )
+    views: int = _distillation(
+        0,
+        metavar="N",
+        help="augmentations of each frame, for which the teacher's predictions are stored: it "
+        "runs once for each; 0: a new one at every step",
+    )
+    view_cache: str = _distillation(
+        "", metavar="DIR", help="where they are stored (default: views in the run's folder)"
+    )
     teacher_scale: float = _distillation(
         1, choices=(1, 1.5, 2, 4), help="size of the teacher's input, relative to the student's"
     )
@@ -101,7 +144,10 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "terms", tuple(self.terms))  # a list, as read from yaml
+        for name in ("terms", "unlabelled"):  # a list, as read from yaml; text, of version 0.1
+            value = getattr(self, name)
+            given = (value,) * bool(value) if isinstance(value, str) else value
+            object.__setattr__(self, name, tuple(given))
         for name, holds, expected in self._ranges():
             if not holds:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)}")
@@ -113,12 +159,18 @@ class Config:
     def _ranges(self) -> Iterator[tuple[str, object, str]]:
         """Yield field, whether its value is in range, and the range."""
         yield "epochs", self.epochs >= 1, "1 or more"
+        yield "steps", self.steps >= 0, "0 or more"
+        yield "views", self.views >= 0, "0 or more"
+        yield "rebalance", self.rebalance >= 0, "0 or more"
+        yield "beta", 0 <= self.beta <= 4, "0 to 4"
+        yield "schedule", self.schedule in ("constant", "cosine"), "constant or cosine"
+        yield "labelled_share", 0 <= self.labelled_share < 1, "0 or more and below 1"
         yield "imgsz", self.imgsz >= 32 and self.imgsz % 32 == 0, "a multiple of 32"
         yield "batch", self.batch >= 1 or self.batch == -1, "1 or more, or -1"
         yield "temperature", self.temperature > 0, "above 0"
         known = self.terms and set(self.terms) <= set(TERM_HELP)
         yield "terms", known, "some of " + ", ".join(TERM_HELP)
-        yield "balance", 0 < self.balance <= 1, "above 0 and at most 1"
+        yield "balance", 0 < self.balance <= 10, "above 0 and at most 10"
         yield "teacher_scale", self.teacher_scale in (1, 1.5, 2, 4), "1, 1.5, 2 or 4"
         scaled = f"a multiple of 32 at {self.teacher_scale} times the size, too"
         yield "imgsz", self.teacher_imgsz % 32 == 0, scaled
@@ -165,6 +217,10 @@ class Config:
         )
         yield self.quantize and self.unlabelled, "quantize does not go with unlabelled frames"
         yield (
+            self.views and "feature" in self.terms,
+            "the term feature needs the teacher at every step: leave --views out",
+        )
+        yield (
             self.teacher_scale > 1 and self.overrides.get("multi_scale"),
             "teacher_scale needs a fixed input: leave multi_scale out",
         )
@@ -173,6 +229,14 @@ class Config:
     def teacher_imgsz(self) -> int:
         """Side of the teacher's square input in pixels."""
         return math.ceil(self.imgsz * self.teacher_scale)
+
+    @property
+    def epochs_and_steps(self) -> tuple[int, int]:
+        """Number of epochs, and of steps in each; 0 steps: one pass over the frames."""
+        if not self.steps:
+            return self.epochs, 0
+        epochs = math.ceil(self.steps / LONGEST_EPOCH)
+        return epochs, math.ceil(self.steps / epochs)
 
     @property
     def distils(self) -> bool:

@@ -53,7 +53,13 @@ from drone_kd_training.distillation.run_report import (
     warn_if_teacher_is_weaker,
 )
 from drone_kd_training.distillation.terms import BOX_TERMS
-from drone_kd_training.distillation.train_data import FRAMES, add_unlabelled, spread_fraction
+from drone_kd_training.distillation.train_data import (
+    FRAMES,
+    THRESHOLDS,
+    add_unlabelled,
+    spread_fraction,
+    write_thresholds,
+)
 from drone_kd_training.distillation.trainer import COST, STATE, DistillTrainer
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.html_report import example_frames, write_report
@@ -67,6 +73,7 @@ from drone_kd_training.models.checkpoints import (
 )
 from drone_kd_training.models.published import finish_checkpoint
 from drone_kd_training.models.safe_loading import read_state
+from drone_kd_training.teachers.soft_labels import Thresholds
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
 from drone_kd_training.teachers.teaching_dataset import write_frames
 from drone_kd_training.teachers.teaching_plan import Plan, read_plan
@@ -238,8 +245,8 @@ def _open_inputs(run: Run) -> Run:
         levels = match_levels(detect_head(student), teacher.head, config.teacher_scale)
         LOGGER.info(levels.table())
         levels.check_terms(config.terms, config.teacher, BOX_TERMS)
-    if config.unlabelled:
-        image_paths(Path(config.unlabelled))
+    for flight in config.unlabelled:
+        image_paths(Path(flight))
     return replace(run, data=data, teacher=teacher)
 
 
@@ -270,14 +277,19 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
         data = replace(data, train=listed)
     if config.unlabelled:
         assert teacher is not None  # checked by `Config`
-        unlabelled = image_paths(Path(config.unlabelled).resolve())
-        data = replace(data, train=add_unlabelled(data, unlabelled, teacher.names, output))
+        unlabelled = [p for f in config.unlabelled for p in image_paths(Path(f).resolve())]
+        share = config.labelled_share
+        listed = add_unlabelled(data, unlabelled, teacher.names, output, share)
+        data = replace(data, train=listed)
+        high = 0.35 if config.pseudo_threshold == "auto" else float(config.pseudo_threshold)
+        write_thresholds(output / FRAMES / THRESHOLDS, Thresholds.same(len(data.names), high))
     return run, data.write_resolved(resolved)  # last: the other processes wait for it
 
 
 def _write_config(config: Config, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    content = {**asdict(config), "terms": list(config.terms)}
+    lists = {"terms": list(config.terms), "unlabelled": list(config.unlabelled)}
+    content = {**asdict(config), **lists}
     write_text(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
 
 
@@ -290,7 +302,7 @@ def train(run: Run, data: Path) -> float:
     started = time.time()
     try:
         last = _last_epoch(run.state)
-        if last == run.config.epochs - 1:
+        if last == run.config.epochs_and_steps[0] - 1:
             LOGGER.info("All epochs are done, only the figures are missing")
             finish_checkpoint(run.checkpoint)
         else:
@@ -376,15 +388,15 @@ def _overrides(run: Run, data: Path) -> dict:
         "mode": "train",
         "data": str(data),
         "save_dir": str(run.output),
-        "epochs": config.epochs,
+        "epochs": config.epochs_and_steps[0],
         "imgsz": config.imgsz,
         "batch": config.batch,
         "device": config.device or None,
         "seed": config.seed,
         "val": config.val,
         "plots": False,
-        # Without the terms, which are off then; a single epoch would have none.
-        "close_mosaic": min(10, math.ceil(config.epochs / 10)) if config.epochs > 1 else 0,
+        "close_mosaic": min(10, math.ceil(config.epochs_and_steps[0] / 10)),
+        "cache": "ram",  # where the images fit
         "exist_ok": True,
         # As Ultralytics' own automatic choice: at 0.1, its default, AdamW moves every bias by up
         # to 0.1 per step, and a pretrained student loses what it learned.

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,22 @@ from torch import Tensor
 from ultralytics.utils import LOGGER
 
 from drone_kd.files import write_text
+from drone_kd.parsing import ParseError, read_json
+from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, image_paths
+from drone_kd_training.data.names import DataError
 from drone_kd_training.distillation.uncached_dataset import build_dataset
 from drone_kd_training.models.checkpoints import UnusableModelError, match_classes
-from drone_kd_training.teachers.soft_labels import Coverage, extend_labels, split_batch
+from drone_kd_training.teachers.soft_labels import Coverage, Thresholds, extend_labels, split_batch
 from drone_kd_training.teachers.teachers import Predictions, Teacher
 from drone_kd_training.teachers.teaching_dataset import REGIONS, read_regions, write_regions
 
-# Below the folder of a run: frames in which not every class is labelled, with `REGIONS`.
-FRAMES = "frames"
+# Below the folder of a run: frames in which not every class is labelled, with `REGIONS` and
+# `THRESHOLDS` (the file is missing with a plan, whose scores have the usual ones).
+FRAMES, THRESHOLDS = "frames", "thresholds.json"
+
+
+_THRESHOLD_BYTES = 1_000_000
 
 
 def spread_fraction(split: Path, fraction: float, output: Path) -> Path:
@@ -34,13 +43,21 @@ def spread_fraction(split: Path, fraction: float, output: Path) -> Path:
 
 
 def add_unlabelled(
-    data: DataSet, unlabelled: list[Path], teacher_names: tuple[str, ...], output: Path
+    data: DataSet,
+    unlabelled: list[Path],
+    teacher_names: tuple[str, ...],
+    output: Path,
+    labelled_share: float,
 ) -> Path:
     """Add unlabelled frames to the training frames, and write which classes each covers.
 
-    ``output`` is the folder of the run. The result is the list of all training frames.
+    ``output`` is the folder of the run. The fewer frames are listed several times, so that about
+    ``labelled_share`` of all are labelled. The result is the list of all training frames.
     """
-    listed = image_paths(data.train) + unlabelled
+    labelled = image_paths(data.train)
+    share = labelled_share or len(labelled) / (len(labelled) + len(unlabelled))
+    wanted = share * len(unlabelled) / ((1 - share) * len(labelled))
+    listed = labelled * max(1, round(wanted)) + unlabelled * max(1, round(1 / wanted))
     write_text(output / "train.txt", "\n".join(map(str, listed)) + "\n")
     known = {i for i, _ in match_classes(data.names, teacher_names).pairs}
     predicted = tuple(i in known for i in range(len(data.names)))
@@ -49,6 +66,24 @@ def add_unlabelled(
     kind_of = {str(path): int(path in without_labels) for path in listed}
     write_regions(output / FRAMES / REGIONS, kinds, kind_of)
     return output / "train.txt"
+
+
+def write_thresholds(path: Path, thresholds: Thresholds) -> None:
+    """Write the thresholds of pseudo-labels, for `read_thresholds`."""
+    write_text(path, json.dumps(asdict(thresholds)))
+
+
+def read_thresholds(path: Path) -> Thresholds | None:
+    """Read the thresholds of pseudo-labels, None without the file; else DataError."""
+    if not path.is_file():
+        return None
+    try:
+        content = read_json(path, _THRESHOLD_BYTES)
+        return Thresholds(*(tuple(map(float, content[key])) for key in ("high", "low")))
+    except (ParseError, KeyError, TypeError, ValueError):
+        raise DataError(
+            f"{one_line(path)}: expected thresholds by class; start the run anew"
+        ) from None
 
 
 class TrainData:
@@ -67,6 +102,7 @@ class TrainData:
         self.kinds: list[Coverage] | None = None
         self.kind_of: dict[str, int] = {}
         self.scores: Tensor | None = None
+        self.thresholds = read_thresholds(run / FRAMES / THRESHOLDS)
         if (regions := run / FRAMES / REGIONS).is_file():
             self.kinds, self.kind_of = read_regions(regions)
 

@@ -33,6 +33,7 @@ from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.progress import track
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import MAX_LABEL_BYTES, check_number_of_boxes
+from drone_kd_training.distillation.train_loader import View
 from drone_kd_training.quiet import reworded
 
 # A file that cannot exist.
@@ -43,7 +44,20 @@ _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 class UncachedDataset(YOLODataset):
-    """Reads labels and images from their own files only, and writes nothing beside them."""
+    """Reads labels and images from their own files only, and writes nothing beside them.
+
+    Attributes:
+        seed: of the augmentation of training frames, which are drawn as a `View`.
+    """
+
+    seed: int = 0
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        """Return an augmented frame with its ``view``, or that of an index as it is."""
+        if not isinstance(index, View):
+            return super().__getitem__(index)
+        index.seed_generators(self.seed)
+        return {**super().__getitem__(index.frame), "view": index}
 
     @property
     def npy_files(self) -> list[Path]:

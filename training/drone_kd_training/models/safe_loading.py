@@ -98,16 +98,21 @@ def read_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]
 
     Raises ValueError if the file is anything else; it is never trusted.
     """
-    state = None
-    # A damaged or hostile file fails in many ways.
-    with contextlib.suppress(Exception), _restricted():
-        _check_archive(path)
-        state = torch.load(path, map_location=device, weights_only=True)
+    state = read_plain(path, device)
     if not isinstance(state, dict) or not isinstance(state.get("epoch"), int):
         raise ValueError(
             f"{one_line(path)}: expected the state of an interrupted run; start the run anew"
         )
     return state
+
+
+def read_plain(path: Path, device: str | torch.device = "cpu") -> Any:
+    """Return what `torch.save` wrote of tensors and plain values; None: the file is none such."""
+    # A damaged or hostile file fails in many ways.
+    with contextlib.suppress(Exception), _restricted():
+        _check_archive(path)
+        return torch.load(path, map_location=device, weights_only=True)
+    return None
 
 
 def guard_loading() -> None:

@@ -34,6 +34,7 @@ from drone_kd_training.models.weight_interpolation import interpolate_weights
 from drone_kd_training.retraining import guard, training_set
 from drone_kd_training.retraining.config import Plan
 from drone_kd_training.retraining.training_set import Mined
+from drone_kd_training.teachers import IGNORE_BAND
 
 ACCEPTED, REFUSED, CANDIDATE = "accepted.json", "refused.json", "candidate.pt"
 SETTINGS = "retrain.json"
@@ -183,7 +184,9 @@ def _train(plan: Plan, inputs: _Inputs, output: Path) -> Path:
         device=plan.device,
         seed=plan.seed,
         terms=TERMS,
-        unlabelled=str(unlabelled) if mined.unlabelled else "",
+        unlabelled=(str(unlabelled),) if mined.unlabelled else (),
+        pseudo_threshold=str(IGNORE_BAND[1]),
+        labelled_share=0.0,
         val=False,
         overrides={**GENTLE, "nbs": plan.batch, **plan.overrides},
     )
