@@ -35,7 +35,7 @@ def test_arms_change_the_settings_of_one_run():
     base = config()
     assert default_arms(base) == [
         *("plain", "builtin:0.5", "builtin:1", "builtin:2", "builtin:6"),
-        *("distilled", "terms=assign", "terms=class"),
+        *("distilled", "terms=box+assign", "terms=class+assign", "terms=class+box"),
     ]
     assert arm_config("distilled", base) == base
     assert arm_config("plain", base).teacher == NO_TEACHER

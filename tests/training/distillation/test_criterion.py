@@ -6,10 +6,15 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 
 from drone_kd_training.distillation.aligned_predictions import LevelComparison
-from drone_kd_training.distillation.criterion import DistillationLoss, InFloat32, make_adapters
+from drone_kd_training.distillation.criterion import (
+    DistillationLoss,
+    InFloat32,
+    Settings,
+    make_adapters,
+)
 from drone_kd_training.distillation.heads import raw_predictions
 from drone_kd_training.distillation.levels import match_levels
-from drone_kd_training.distillation.loss_balancing import Balance, Schedule
+from drone_kd_training.distillation.loss_balancing import Balance
 from drone_kd_training.distillation.terms import TERMS
 from drone_kd_training.models.checkpoints import load_model, match_classes, resolve_model
 from drone_kd_training.teachers.soft_labels import Areas, Boxes
@@ -49,7 +54,7 @@ def distillation_loss(
         levels,
         make_adapters(terms, levels, *heads, seed=0),
         terms,
-        1.0,
+        Settings(),
         Balance(0.2),
         **options,
     )
@@ -116,7 +121,6 @@ def test_unlabelled_image_is_learned_from_confident_predictions(tiny_teacher, mo
     teacher, _ = load_model(str(tiny_teacher))
     student, criterion = student_and_loss("aerial-student.yaml", teacher)
     criterion.detection = recorded = Recorded(criterion.innermost)
-    criterion.schedule = Schedule(total_steps=0, closes=True)  # mosaic is closed
     predicted = Boxes(
         torch.tensor([1, 1]),
         torch.tensor([[0.25, 0.25, 0.2, 0.2], [0.7, 0.7, 0.4, 0.4]]),

@@ -172,8 +172,8 @@ class DistillationLoss(InFloat32):
             boxes = self._boxes(teacher, images.shape[-1])
             batch = self._fill_in_labels(student, boxes, batch)
         comparison = self._compare(student, teacher, batch)
-        wanted: list[Tensor] = []
-        guided = {WANTED: wanted, **self._assign_labels(comparison, batch)}
+        wanted: list[Tensor] = batch.get(WANTED, [])
+        guided = {**self._assign_labels(comparison, batch), WANTED: wanted}
         loss, items = self.detection(preds, guided)
         if self.keeps_labels:
             comparison.keep_labels(wanted[-1])
