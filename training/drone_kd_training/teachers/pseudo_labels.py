@@ -124,7 +124,8 @@ class Expectation:
             lines.append(f"* default: fewer than {MIN_LABELS} labels")
         counts = (("labelled", self.labelled), ("unlabelled", self.unlabelled))
         read = " and ".join(f"{_of(count)} {kind} frames" for kind, count in counts if count[0])
-        return "\n".join([*lines, f"Measured on {read}"])
+        ignored = "ignored: share of the teacher's boxes that are neither pseudo-label nor background"
+        return "\n".join([*lines, ignored, f"Measured on {read}"])
 
     def as_dict(self) -> dict:
         """Return the same for a JSON file, with the warnings; scores and shares in [0, 1]."""
@@ -189,7 +190,7 @@ def _choose(scores: Scores | None) -> tuple[float, float]:
     """Return the threshold and the lower edge of the ignore region of one class."""
     if scores is None or scores.labels < MIN_LABELS:
         return DEFAULT, DEFAULT_LOW
-    right, predicted = np.array([scores.counts(t) for t in THRESHOLDS]).T
+    right, predicted = np.array([scores.counts(t) for t in THRESHOLDS.tolist()]).T
     f1 = 2 * right / (predicted + scores.labels)
     penalty = SHRINKAGE / scores.labels * (THRESHOLDS - DEFAULT) ** 2
     high = float(THRESHOLDS[(f1 - penalty).argmax()])
