@@ -124,7 +124,7 @@ class Expectation:
             lines.append(f"* default: fewer than {MIN_LABELS} labels")
         counts = (("labelled", self.labelled), ("unlabelled", self.unlabelled))
         read = " and ".join(f"{_of(count)} {kind} frames" for kind, count in counts if count[0])
-        ignored = "ignored: share of the teacher's boxes that are neither pseudo-label nor background"
+        ignored = "ignored: share of boxes in ignore regions, neither object nor background"
         return "\n".join([*lines, ignored, f"Measured on {read}"])
 
     def as_dict(self) -> dict:
