@@ -16,6 +16,8 @@ from drone_kd_training.dataclass_options import option
 from drone_kd_training.distillation.terms import TERM_HELP
 
 NO_TEACHER = "none"
+# A choice that follows from the data.
+AUTO = "auto"
 # Steps of an epoch where their number is given for the run.
 LONGEST_EPOCH = 100
 # Settings of Ultralytics that --set does not change: files that it reads or writes, what a run
@@ -46,7 +48,7 @@ class Config:
         ValueError: a value is out of its range, or two do not go together.
     """
 
-    data: str = _input(help="data.yaml in Ultralytics' format")
+    data: str = _input(help="data.yaml in Ultralytics' format; '' with --classes: no labels")
     teacher: str = _input(
         help="checkpoint (YOLO or RT-DETR), or predictions: a folder of YOLO .txt with "
         "confidences, or a COCO results .json; 'none' trains the student alone"
@@ -65,8 +67,22 @@ class Config:
         help="flights without labels (folders of images, videos, bags): confident predictions of "
         "the teacher are pseudo-labels, uncertain ones are ignored in the loss",
     )
+    classes: tuple[str, ...] = _input(
+        (),
+        metavar="NAMES",
+        help="without --data: the classes to learn from the teacher alone, such as car,person",
+    )
+    tile: str = _input(
+        AUTO,
+        metavar="PX",
+        help="windows into which larger frames of flights are cut; off: whole frames; auto: as "
+        "large as the labelled frames, without them as --imgsz",
+    )
+    max_frames: int = _input(
+        1000, metavar="N", help="frames of all flights together, evenly spread, before cutting"
+    )
     pseudo_threshold: str = _input(
-        "auto",
+        AUTO,
         metavar="SCORE",
         help="above it a prediction on an unlabelled frame is a pseudo-label: one for all "
         "classes, or car=0.3,person=0.5; auto: by class, from the labelled frames",
@@ -144,7 +160,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        for name in ("terms", "unlabelled"):  # a list, as read from yaml; text, of version 0.1
+        for name in ("terms", "unlabelled", "classes"):  # a list, as read from yaml; text, of version 0.1
             value = getattr(self, name)
             given = (value,) * bool(value) if isinstance(value, str) else value
             object.__setattr__(self, name, tuple(given))
@@ -159,6 +175,9 @@ class Config:
     def _ranges(self) -> Iterator[tuple[str, object, str]]:
         """Yield field, whether its value is in range, and the range."""
         yield "epochs", self.epochs >= 1, "1 or more"
+        tile = self.tile in (AUTO, "off") or self.tile.isdecimal()
+        yield "tile", tile, "auto, off or a number of pixels"
+        yield "max_frames", self.max_frames >= 1, "1 or more"
         yield "steps", self.steps >= 0, "0 or more"
         yield "views", self.views >= 0, "0 or more"
         yield "rebalance", self.rebalance >= 0, "0 or more"
@@ -207,6 +226,12 @@ class Config:
             "itself, and needs --no-val: its sources are evaluated at the end",
         )
         yield self.unlabelled and not self.distils, "unlabelled frames need a teacher"
+        yield self.classes and self.data, "classes are those of the data: leave --classes out"
+        yield self.classes and not self.unlabelled, "classes without data need --unlabelled"
+        yield (
+            self.classes and self.val,
+            "without labels nothing can be validated: add --no-val",
+        )
         yield (
             self.quantize and Path(self.student).suffix != ".pt",
             f"quantize needs a trained checkpoint (.pt), got {self.student}",

@@ -41,7 +41,7 @@ from ultralytics.utils import LOGGER, RANK
 from drone_kd.files import atomic_file, write_text
 from drone_kd.parsing import read_json
 from drone_kd.text import one_line
-from drone_kd_training.data.dataset import DataSet, image_paths, load_data
+from drone_kd_training.data.dataset import DataSet, load_data
 from drone_kd_training.distillation.config import Config, read_config
 from drone_kd_training.distillation.levels import match_levels
 from drone_kd_training.distillation.run_report import (
@@ -55,12 +55,15 @@ from drone_kd_training.distillation.run_report import (
 from drone_kd_training.distillation.terms import BOX_TERMS
 from drone_kd_training.distillation.train_data import (
     FRAMES,
-    THRESHOLDS,
-    add_unlabelled,
     spread_fraction,
-    write_thresholds,
 )
 from drone_kd_training.distillation.trainer import COST, STATE, DistillTrainer
+from drone_kd_training.distillation.unlabelled import (
+    add_flights,
+    check_flights,
+    check_threshold,
+    read_expectation,
+)
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.html_report import example_frames, write_report
 from drone_kd_training.models.checkpoints import (
@@ -73,7 +76,6 @@ from drone_kd_training.models.checkpoints import (
 )
 from drone_kd_training.models.published import finish_checkpoint
 from drone_kd_training.models.safe_loading import read_state
-from drone_kd_training.teachers.soft_labels import Thresholds
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
 from drone_kd_training.teachers.teaching_dataset import write_frames
 from drone_kd_training.teachers.teaching_plan import Plan, read_plan
@@ -228,7 +230,9 @@ def _check_links(output: Path) -> None:
 def _open_inputs(run: Run) -> Run:
     """Open data and models, and check that they fit together."""
     config = run.config
-    data = load_data(config.data)
+    # Without labels: the flights, which `prepare_data` reads.
+    alone = DataSet(run.output / "data.yaml", config.classes, run.output, run.output)
+    data = load_data(config.data) if config.data else alone
     student, _ = load_model(run.student)
     if getattr(student, "yaml", None) is None:
         raise ValueError(
@@ -245,8 +249,9 @@ def _open_inputs(run: Run) -> Run:
         levels = match_levels(detect_head(student), teacher.head, config.teacher_scale)
         LOGGER.info(levels.table())
         levels.check_terms(config.terms, config.teacher, BOX_TERMS)
-    for flight in config.unlabelled:
-        image_paths(Path(flight))
+    if config.unlabelled:
+        check_flights(config)
+        check_threshold(config.pseudo_threshold, data.names)
     return replace(run, data=data, teacher=teacher)
 
 
@@ -277,19 +282,14 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
         data = replace(data, train=listed)
     if config.unlabelled:
         assert teacher is not None  # checked by `Config`
-        unlabelled = [p for f in config.unlabelled for p in image_paths(Path(f).resolve())]
-        share = config.labelled_share
-        listed = add_unlabelled(data, unlabelled, teacher.names, output, share)
-        data = replace(data, train=listed)
-        high = 0.35 if config.pseudo_threshold == "auto" else float(config.pseudo_threshold)
-        write_thresholds(output / FRAMES / THRESHOLDS, Thresholds.same(len(data.names), high))
+        data = add_flights(config, data, teacher, output)
     return run, data.write_resolved(resolved)  # last: the other processes wait for it
 
 
 def _write_config(config: Config, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    lists = {"terms": list(config.terms), "unlabelled": list(config.unlabelled)}
-    content = {**asdict(config), **lists}
+    found = asdict(config)
+    content = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
     write_text(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
 
 
@@ -420,15 +420,18 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
         name: evaluate(student, path, imgsz=config.imgsz, only=classes)
         for name, (path, classes) in run.sources.items()
     }
-    scores = mean_of_sources(sources) if sources else evaluate(student, data, imgsz=config.imgsz)
+    scores = mean_of_sources(sources) if sources else _scores(student, data, config)
     has_head = run.teacher is not None and run.teacher.head is not None
     teacher_cost = output / COST
     metrics: dict[str, Any] = {
         "student": {**scores, **cost(student, config.imgsz)},
-        "teacher": _teacher_figures(data, config) if has_head and measure_teacher else None,
+        "teacher": _teacher_figures(data, config)
+        if has_head and measure_teacher and config.data
+        else None,
         "teacher_cost": read_json(teacher_cost) if teacher_cost.is_file() else None,
         **({"sources": sources} if sources else {}),
-        "epochs": config.epochs,
+        "epochs": config.epochs_and_steps[0],
+        "learned_from": read_expectation(output),
         "imgsz": config.imgsz,
         "seed": config.seed,
         "seconds": seconds,
@@ -446,7 +449,7 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
         facts=facts(config, metrics),
         frames=[
             frame
-            for path, classes in (run.sources or {"": (data, ())}).values()
+            for path, classes in (run.sources or {"": (data, ())} if config.data else {}).values()
             for frame in example_frames(student, path, config.imgsz, classes)
         ],
     )
@@ -455,6 +458,14 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
     run.state.unlink(missing_ok=True)
     write_text(output / METRICS, json.dumps(metrics, indent=1))  # last: now the run is complete
     return metrics
+
+
+def _scores(student: Any, data: Path, config: Config) -> dict:
+    """Evaluate the student; without labels there is nothing to compare it with."""
+    if config.data:
+        return evaluate(student, data, imgsz=config.imgsz)
+    unknown = dict.fromkeys(("map50_95", "map50", "ap_tiny", "ap_small", "ap_medium"))
+    return {**unknown, "images": 0, "boxes": 0, "per_class": dict.fromkeys(config.classes, {})}
 
 
 def _teacher_figures(data: Path, config: Config) -> dict:

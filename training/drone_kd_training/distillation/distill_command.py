@@ -25,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         }
         for name in ("data", "teacher")
     }
+    changes["data"]["help"] = f"{helps['data']} (required without --teachers or --classes)"
     groups = add_config_options(parser, Config, omit=("student",), changes=changes)
     models = groups["data and models"]
     student = models.add_mutually_exclusive_group(required=True)
@@ -46,8 +47,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, evaluate and print the result; with --quantize, export both INT8 models."""
-    if bool(arguments.teachers) in (bool(arguments.data), bool(arguments.teacher)):
-        raise ValueError("distill needs --data and --teacher, or --teachers instead of both")
+    data = bool(arguments.data or arguments.classes)
+    if bool(arguments.teachers) in (data, bool(arguments.teacher)):
+        raise ValueError(
+            "distill needs --teacher with --data or --classes, or --teachers instead of these"
+        )
     if bool(arguments.quantize) != bool(arguments.from_):
         raise ValueError("--quantize int8 goes with --from best.pt, the student it starts from")
     config = from_arguments(
@@ -55,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments,
         student=arguments.student or arguments.from_,
         # Several sources: each is evaluated by itself, at the end.
-        val=arguments.val and not arguments.teachers,
+        val=arguments.val and not arguments.teachers and not arguments.classes,
     )
     from drone_kd_training.distillation.distill import distill
     from drone_kd_training.tables import format_table

@@ -17,7 +17,7 @@ from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, image_paths
 from drone_kd_training.data.names import DataError
 from drone_kd_training.distillation.uncached_dataset import build_dataset
-from drone_kd_training.models.checkpoints import UnusableModelError, match_classes
+from drone_kd_training.models.checkpoints import ClassMatch, UnusableModelError
 from drone_kd_training.teachers.soft_labels import Coverage, Thresholds, extend_labels, split_batch
 from drone_kd_training.teachers.teachers import Predictions, Teacher
 from drone_kd_training.teachers.teaching_dataset import REGIONS, read_regions, write_regions
@@ -44,22 +44,23 @@ def spread_fraction(split: Path, fraction: float, output: Path) -> Path:
 
 def add_unlabelled(
     data: DataSet,
+    labelled: list[Path],
     unlabelled: list[Path],
-    teacher_names: tuple[str, ...],
+    match: ClassMatch,
     output: Path,
     labelled_share: float,
 ) -> Path:
-    """Add unlabelled frames to the training frames, and write which classes each covers.
+    """Write the list of labelled and unlabelled training frames, and which classes each covers.
 
     ``output`` is the folder of the run. The fewer frames are listed several times, so that about
-    ``labelled_share`` of all are labelled. The result is the list of all training frames.
+    ``labelled_share`` of all are labelled. The result is the list.
     """
-    labelled = image_paths(data.train)
-    share = labelled_share or len(labelled) / (len(labelled) + len(unlabelled))
-    wanted = share * len(unlabelled) / ((1 - share) * len(labelled))
-    listed = labelled * max(1, round(wanted)) + unlabelled * max(1, round(1 / wanted))
+    listed = labelled + unlabelled
+    if labelled and labelled_share:
+        wanted = labelled_share * len(unlabelled) / ((1 - labelled_share) * len(labelled))
+        listed = labelled * max(1, round(wanted)) + unlabelled * max(1, round(1 / wanted))
     write_text(output / "train.txt", "\n".join(map(str, listed)) + "\n")
-    known = {i for i, _ in match_classes(data.names, teacher_names).pairs}
+    known = {i for i, _ in match.pairs}
     predicted = tuple(i in known for i in range(len(data.names)))
     kinds = [Coverage((labelled,) * len(data.names), predicted) for labelled in (True, False)]
     without_labels = set(unlabelled)
@@ -68,13 +69,15 @@ def add_unlabelled(
     return output / "train.txt"
 
 
-def write_thresholds(path: Path, thresholds: Thresholds) -> None:
+def write_thresholds(folder: Path, thresholds: Thresholds) -> None:
     """Write the thresholds of pseudo-labels, for `read_thresholds`."""
-    write_text(path, json.dumps(asdict(thresholds)))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / THRESHOLDS, json.dumps(asdict(thresholds)))
 
 
-def read_thresholds(path: Path) -> Thresholds | None:
+def read_thresholds(folder: Path) -> Thresholds | None:
     """Read the thresholds of pseudo-labels, None without the file; else DataError."""
+    path = folder / THRESHOLDS
     if not path.is_file():
         return None
     try:
@@ -102,7 +105,7 @@ class TrainData:
         self.kinds: list[Coverage] | None = None
         self.kind_of: dict[str, int] = {}
         self.scores: Tensor | None = None
-        self.thresholds = read_thresholds(run / FRAMES / THRESHOLDS)
+        self.thresholds = read_thresholds(run / FRAMES)
         if (regions := run / FRAMES / REGIONS).is_file():
             self.kinds, self.kind_of = read_regions(regions)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -187,6 +188,8 @@ def _train(plan: Plan, inputs: _Inputs, output: Path) -> Path:
         unlabelled=(str(unlabelled),) if mined.unlabelled else (),
         pseudo_threshold=str(IGNORE_BAND[1]),
         labelled_share=0.0,
+        tile="off",
+        max_frames=sys.maxsize,
         val=False,
         overrides={**GENTLE, "nbs": plan.batch, **plan.overrides},
     )

@@ -19,6 +19,7 @@ import numpy as np
 
 from drone_kd.text import one_line
 from drone_kd_training.tables import format_columns
+from drone_kd_training.teachers.soft_labels import Thresholds
 from drone_kd_training.teachers.teacher_scores import LOWEST_THRESHOLD, Scores, TeacherScores
 from drone_kd_training.teachers.teachers import LOWEST_SCORE
 
@@ -37,18 +38,6 @@ KEPT_RECALL, MAX_LOW, LOW_PRIOR = 0.95, 0.7, 20
 # A class of which the teacher finds less at the lowest threshold, of at least so many labels, gets
 # a warning.
 MIN_RECALL, WARNED_LABELS = 0.3, 5
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """Score thresholds in [0, 1], by student class.
-
-    A box of an unlabelled class with a score ≥ ``high`` is a pseudo-label. One with low ≤ score <
-    high is an ignore region. One below ``low`` is background.
-    """
-
-    high: tuple[float, ...]
-    low: tuple[float, ...]
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,8 @@ class Coverage:
 class Thresholds:
     """What a teacher's score means where a class has no labels, each (C,) by class.
 
-    Above ``high`` its box is a pseudo-label, below ``low`` it is background; between them it is
-    ignored in the detection loss.
+    A box with a score ≥ ``high`` is a pseudo-label, one below ``low`` is background; between them
+    it is ignored in the detection loss.
     """
 
     high: tuple[float, ...]
@@ -218,7 +218,7 @@ def add_pseudo_labels(batch: dict, boxes: Boxes, high: Sequence[float]) -> dict:
     The boxes are the teacher's after NMS, scores in the student's classes, as is the threshold
     ``high``.
     """
-    confident = boxes.scores > boxes.scores.new_tensor(high)
+    confident = boxes.scores >= boxes.scores.new_tensor(high)
     confident &= _pseudo_labelled_at(boxes, batch["areas"])
     index, class_id = confident.nonzero(as_tuple=True)
     added = {"cls": class_id[:, None], "bboxes": boxes.cxcywh[index]}
@@ -240,7 +240,7 @@ def negatives_mask(batch: dict, boxes: Boxes, centers: Tensor, thresholds: Thres
     areas: Areas = batch["areas"]
     mask = areas.at(areas.labelled | areas.predicted, centers, len(batch["img"]))
     low, high = (boxes.scores.new_tensor(t) for t in (thresholds.low, thresholds.high))
-    ignored = (boxes.scores >= low) & (boxes.scores <= high) & _pseudo_labelled_at(boxes, areas)
+    ignored = (boxes.scores >= low) & (boxes.scores < high) & _pseudo_labelled_at(boxes, areas)
     for index in ignored.any(dim=-1).nonzero().flatten().tolist():
         inside = _inside(centers, boxes.cxcywh[index])
         mask[boxes.image[index]][inside[:, None] & ignored[index]] = 0.0
