@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import yaml
 
+from drone_kd_training.data.crops import Crops, boxes_inside, views
 from drone_kd_training.data.dataset import (
     DataSet,
     centre_and_size,
@@ -28,8 +29,6 @@ from drone_kd_training.data.dataset import (
     read_sample,
     write_text,
 )
-from drone_kd_training.teachers.teaching_dataset import boxes_inside, views
-from drone_kd_training.teachers.teaching_plan import Crops
 
 EMPTY_EVERY = 4
 

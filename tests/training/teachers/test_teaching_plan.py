@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from drone_kd.cli import main
+from drone_kd_training.data.crops import Crops
 from drone_kd_training.data.names import DataError
-from drone_kd_training.teachers.teaching_plan import Crops, read_plan
+from drone_kd_training.teachers.teaching_plan import read_plan
 from tiny_training import draw_set, save_checkpoint
 
 
