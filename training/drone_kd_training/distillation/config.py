@@ -160,7 +160,8 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        for name in ("terms", "unlabelled", "classes"):  # a list, as read from yaml; text, of version 0.1
+        # Lists, as read from yaml; text, as version 0.1 wrote one folder.
+        for name in ("terms", "unlabelled", "classes"):
             value = getattr(self, name)
             given = (value,) * bool(value) if isinstance(value, str) else value
             object.__setattr__(self, name, tuple(given))

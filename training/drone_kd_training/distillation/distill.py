@@ -62,6 +62,7 @@ from drone_kd_training.distillation.unlabelled import (
     add_flights,
     check_flights,
     check_threshold,
+    continue_with_flights,
     read_expectation,
 )
 from drone_kd_training.evaluation.evaluate import evaluate
@@ -282,7 +283,10 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
         data = replace(data, train=listed)
     if config.unlabelled:
         assert teacher is not None  # checked by `Config`
-        data = add_flights(config, data, teacher, output)
+        if run.state.is_file():  # the frames and thresholds of an interrupted training
+            data = continue_with_flights(config, data, output)
+        else:
+            data = add_flights(config, data, teacher, output)
     return run, data.write_resolved(resolved)  # last: the other processes wait for it
 
 
@@ -465,7 +469,8 @@ def _scores(student: Any, data: Path, config: Config) -> dict:
     if config.data:
         return evaluate(student, data, imgsz=config.imgsz)
     unknown = dict.fromkeys(("map50_95", "map50", "ap_tiny", "ap_small", "ap_medium"))
-    return {**unknown, "images": 0, "boxes": 0, "per_class": dict.fromkeys(config.classes, {})}
+    classes: dict[str, dict] = {name: {} for name in config.classes}
+    return {**unknown, "images": 0, "boxes": 0, "per_class": classes}
 
 
 def _teacher_figures(data: Path, config: Config) -> dict:

@@ -16,7 +16,7 @@ from drone_kd.parsing import ParseError, read_json
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, image_paths
 from drone_kd_training.data.names import DataError
-from drone_kd_training.distillation.uncached_dataset import build_dataset
+from drone_kd_training.distillation.uncached_dataset import NEEDS_LABELS, build_dataset
 from drone_kd_training.models.checkpoints import ClassMatch, UnusableModelError
 from drone_kd_training.teachers.soft_labels import Coverage, Thresholds, extend_labels, split_batch
 from drone_kd_training.teachers.teachers import Predictions, Teacher
@@ -25,6 +25,8 @@ from drone_kd_training.teachers.teaching_dataset import REGIONS, read_regions, w
 # Below the folder of a run: frames in which not every class is labelled, with `REGIONS` and
 # `THRESHOLDS` (the file is missing with a plan, whose scores have the usual ones).
 FRAMES, THRESHOLDS = "frames", "thresholds.json"
+# In the folder of a run: its training frames, where they are not those of the data.
+TRAIN_LIST = "train.txt"
 
 
 _THRESHOLD_BYTES = 1_000_000
@@ -49,24 +51,23 @@ def add_unlabelled(
     match: ClassMatch,
     output: Path,
     labelled_share: float,
-) -> Path:
+) -> None:
     """Write the list of labelled and unlabelled training frames, and which classes each covers.
 
     ``output`` is the folder of the run. The fewer frames are listed several times, so that about
-    ``labelled_share`` of all are labelled. The result is the list.
+    ``labelled_share`` of all are labelled.
     """
     listed = labelled + unlabelled
     if labelled and labelled_share:
         wanted = labelled_share * len(unlabelled) / ((1 - labelled_share) * len(labelled))
         listed = labelled * max(1, round(wanted)) + unlabelled * max(1, round(1 / wanted))
-    write_text(output / "train.txt", "\n".join(map(str, listed)) + "\n")
+    write_text(output / TRAIN_LIST, "\n".join(map(str, listed)) + "\n")
     known = {i for i, _ in match.pairs}
     predicted = tuple(i in known for i in range(len(data.names)))
     kinds = [Coverage((labelled,) * len(data.names), predicted) for labelled in (True, False)]
     without_labels = set(unlabelled)
     kind_of = {str(path): int(path in without_labels) for path in listed}
     write_regions(output / FRAMES / REGIONS, kinds, kind_of)
-    return output / "train.txt"
 
 
 def write_thresholds(folder: Path, thresholds: Thresholds) -> None:
@@ -108,6 +109,8 @@ class TrainData:
         self.thresholds = read_thresholds(run / FRAMES)
         if (regions := run / FRAMES / REGIONS).is_file():
             self.kinds, self.kind_of = read_regions(regions)
+            labelled = any(any(self.kinds[kind].labelled) for kind in set(self.kind_of.values()))
+            self.data = {**data, NEEDS_LABELS: labelled}
 
     def build_dataset(self, args, images: str, batch: int | None, stride: int) -> Any:
         """Return Ultralytics' dataset of a folder or list of images with the extended labels.

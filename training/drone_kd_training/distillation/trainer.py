@@ -37,7 +37,7 @@ from drone_kd_training.distillation.stored_views import StoredViews, frames_hash
 from drone_kd_training.distillation.train_data import TrainData
 from drone_kd_training.distillation.train_loader import FrameSampler, View, build_loader
 from drone_kd_training.distillation.training_log import add_training_log
-from drone_kd_training.distillation.uncached_dataset import build_dataset
+from drone_kd_training.distillation.uncached_dataset import NEEDS_LABELS, build_dataset
 from drone_kd_training.models.checkpoints import (
     class_names,
     detect_head,
@@ -201,7 +201,10 @@ class DistillTrainer(DetectionTrainer):
         """Read training images at the size that the teacher sees, with stored predictions."""
         stride = max(int(self.student.stride.max()), 32)
         if mode != "train" or not self.config.distils:
-            return build_dataset(self.args, img_path, batch, self.data, mode, stride)
+            args = copy(self.args)
+            args.cache = args.cache if mode == "train" or self.config.val else None
+            data = {**self.data, NEEDS_LABELS: not self.config.classes}
+            return build_dataset(args, img_path, batch, data, mode, stride)
         args = copy(self.args)
         args.imgsz = self.config.teacher_imgsz
         self.train_data = TrainData(self.save_dir, self.config.teacher, self.teacher, self.data)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from ultralytics.data import base, utils
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.utils import LOGGER, NUM_THREADS
+from ultralytics.utils import LOGGER, NUM_THREADS, TQDM
 
 from drone_kd.media.compressed_images import (
     ALWAYS_PIXELS,
@@ -37,6 +37,8 @@ from drone_kd_training.distillation.train_loader import View
 from drone_kd_training.quiet import reworded
 
 # A file that cannot exist.
+# Key of Ultralytics' description of the data: False where a teacher alone teaches.
+NEEDS_LABELS = "needs_labels"
 _NO_FILE = Path(os.devnull, "none")
 # Enough for the size in most headers; other images are decoded to be checked.
 _HEADER_BYTES = 65_536
@@ -91,9 +93,10 @@ class UncachedDataset(YOLODataset):
         if not labels:
             raise RuntimeError(f"no image can be read whose labels are in {folder}")
         if not labelled:
-            if self.augment:
+            if self.augment and self.data.get(NEEDS_LABELS, True):
                 raise ValueError(f"no label file in {folder}")
-            LOGGER.warning(f"No labels found for {folder}")
+            if self.data.get(NEEDS_LABELS, True):
+                LOGGER.warning(f"No labels found for {folder}")
         self.im_files = [label["im_file"] for label in labels]
         self.verify_labels(labels, folder)
         return labels
@@ -190,8 +193,14 @@ def _find(pattern: str, recursive: bool = True) -> list[str]:
     return found
 
 
+def _silent_bar(*args: Any, **options: Any) -> TQDM:
+    """Return Ultralytics' progress bar of the image cache, which hides."""
+    return TQDM(*args, **{**options, "disable": True})
+
+
 # Ultralytics looks these names up when it reads an image, checks one, and opens a data set.
 base.__dict__["glob"] = SimpleNamespace(glob=_find, escape=glob.escape)
 base.__dict__["imread"] = _read
 utils.__dict__[utils._replace_image.__name__] = lambda path, write: None
+base.__dict__["TQDM"] = _silent_bar
 base.__dict__[base.check_file_speeds.__name__] = lambda files, **_: None

@@ -22,15 +22,21 @@ from drone_kd_training.data.flight_frames import write_flight_frames
 from drone_kd_training.data.names import DataError
 from drone_kd_training.distillation import heads
 from drone_kd_training.distillation.config import AUTO, Config
-from drone_kd_training.distillation.train_data import FRAMES, add_unlabelled, write_thresholds
+from drone_kd_training.distillation.train_data import (
+    FRAMES,
+    TRAIN_LIST,
+    add_unlabelled,
+    write_thresholds,
+)
 from drone_kd_training.models.checkpoints import match_classes
 from drone_kd_training.teachers.pseudo_labels import choose_thresholds, expect
 from drone_kd_training.teachers.soft_labels import Boxes, Predictions, Thresholds
 from drone_kd_training.teachers.teacher_scores import Predict, score_teacher
 from drone_kd_training.teachers.teachers import Teacher
 
-# Below the folder of a run: the frames of its flights, and what was expected of them.
-FLIGHTS, EXPECTATION = "flights", "expectation.json"
+# Below the folder of a run: the frames of its flights, what was expected of them, and the
+# validation set of a run without labels.
+FLIGHTS, EXPECTATION, NO_VAL = "flights", "expectation.json", "val.txt"
 _EXPECTATION_BYTES = 10_000_000
 # Labelled frames whose size is looked at, about.
 _SIZES = 10
@@ -62,8 +68,16 @@ def add_flights(config: Config, data: DataSet, teacher: Teacher, output: Path) -
         LOGGER.warning(line)
     write_thresholds(output / FRAMES, thresholds)
     write_text(output / EXPECTATION, json.dumps(expectation.as_dict(), indent=1))
-    listed = add_unlabelled(data, labelled, frames, match, output, config.labelled_share)
-    return replace(data, train=listed, val=data.val if config.data else listed)
+    add_unlabelled(data, labelled, frames, match, output, config.labelled_share)
+    if not config.data:  # Ultralytics needs a validation set, even if it is not used
+        write_text(output / NO_VAL, f"{frames[0]}\n")
+    return continue_with_flights(config, data, output)
+
+
+def continue_with_flights(config: Config, data: DataSet, output: Path) -> DataSet:
+    """Return a run's data with the frames that `add_flights` listed."""
+    val = data.val if config.data else output / NO_VAL
+    return replace(data, train=output / TRAIN_LIST, val=val)
 
 
 def read_expectation(output: Path) -> dict[str, Any] | None:
