@@ -98,7 +98,8 @@ class UncachedDataset(YOLODataset):
             if self.data.get(NEEDS_LABELS, True):
                 LOGGER.warning(f"No labels found for {folder}")
         self.im_files = [label["im_file"] for label in labels]
-        self.verify_labels(labels, folder)
+        if self.data.get(NEEDS_LABELS, True):
+            self.verify_labels(labels, folder)
         return labels
 
 
