@@ -150,8 +150,10 @@ def test_complete_folder_is_kept_and_other_arguments_replace_it(tmp_path, monkey
     assert len(write_flight_frames([str(flight)], out, tile=320)) == 16
     (out / MARKER).write_text("{}")
     assert len(write_flight_frames([str(flight)], out, tile=320)) == 16
-    next(out.glob("*.jpg")).unlink()
-    assert len(write_flight_frames([str(flight)], out, tile=320)) == 16
+    frames = write_flight_frames([str(flight)], out, tile=320)
+    frames[0].path.unlink()
+    assert write_flight_frames([str(flight)], out, tile=320) == frames
+    assert frames[0].path.is_file()
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
