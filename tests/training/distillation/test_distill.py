@@ -3,7 +3,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import polars
@@ -14,6 +14,7 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, SegmentationModel
 
 from commands import run_command
+from drone_kd.cli import main
 from drone_kd_training.data.dataset import load_data
 from drone_kd_training.distillation import distill as distill_module
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
@@ -509,6 +510,21 @@ def test_weights_to_start_from_may_have_another_head(tiny_data, tmp_path):
 def test_last_tenth_is_without_mosaic(epochs, closed, tiny_data, tmp_path):
     run = Run(config(tiny_data, NO_TEACHER, epochs=epochs, overrides={}), tmp_path, "s.yaml")
     assert distill_module._overrides(run, tiny_data)["close_mosaic"] == closed
+
+
+def test_resume_needs_the_output_alone(tiny_data, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    settings = config(tiny_data, NO_TEACHER, epochs=3)
+    prepare_data(validate(settings, output, resume=False))
+    given = []
+    monkeypatch.setattr(
+        distill_module, "distill", lambda run, folder, resume: given.append((run, resume)) or {}
+    )
+    assert main(["distill", "--resume", "--output", str(output), "--device", "cpu"]) == 0
+    assert given == [(replace(settings, device="cpu"), True)]
+    assert main(["distill", "--resume", "--output", str(tmp_path / "none")]) == 2
+    assert main(["distill", "--output", str(tmp_path / "new"), "--teacher", "none",
+                 "--data", "d.yaml"]) == 2  # fmt: skip
 
 
 def test_run_that_failed_before_training_can_be_corrected(tiny_data, tmp_path):

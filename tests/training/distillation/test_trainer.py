@@ -120,6 +120,98 @@ def test_resumed_run_ends_in_the_state_of_an_uninterrupted_one(tiny_data, tiny_t
     close(halves["average"], whole["average"])
 
 
+class Recorder(DistillTrainer):
+    """Keeps the learning rate, the factor of the terms and the images of every step."""
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        self.rates: list[float] = []
+        self.factors: list[float] = []
+        self.images: list[torch.Tensor] = []
+        self.add_callback("on_train_batch_end", type(self).record)
+        self.add_callback("on_train_end", lambda trainer: seen.append(trainer))
+
+    def preprocess_batch(self, batch: dict) -> dict:
+        self.images.append(batch["img"].clone())
+        return super().preprocess_batch(batch)
+
+    def record(self) -> None:
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        if self.config.distils:
+            self.factors.append(self.student.criterion.schedule.factor())
+
+
+seen: list[Recorder] = []
+
+
+def recorded(run: Config, output: Path) -> Recorder:
+    seen.clear()
+    train_with(Recorder, run, output)
+    return seen.pop()
+
+
+def test_steps_in_the_place_of_epochs(tiny_data, tmp_path):
+    """12 frames, batches of 6: an epoch of one pass would have two steps."""
+    run = replace(config(tiny_data, NO_TEACHER, epochs=1), steps=7)
+    trainer = recorded(run, tmp_path / "out")
+    assert len(trainer.images) == 7
+    assert len(polars.read_csv(tmp_path / "out" / "results.csv")) == 1
+    assert replace(run, steps=1000).epochs_and_steps == (10, 100)
+    assert replace(run, steps=1034).epochs_and_steps == (11, 94)
+
+
+def test_the_learning_rate_moves_at_every_step(tiny_data, tmp_path):
+    run = config(tiny_data, NO_TEACHER, epochs=2, lrf=0.1)
+    rates = recorded(run, tmp_path).rates
+    assert rates == pytest.approx([0.01 * (1 - 0.9 * step / 4) for step in range(4)])
+
+
+def test_terms_stay_on_when_mosaic_is_closed(tiny_data, tiny_teacher, tmp_path):
+    run = config(tiny_data, tiny_teacher, epochs=2, mosaic=1.0, close_mosaic=1)
+    trainer = recorded(run, tmp_path)
+    assert trainer.factors == [1.0] * 4
+    losses = polars.read_csv(tmp_path / "results.csv")["train/kd_cls_scale"]
+    assert losses[-1] > 0
+
+
+def test_weights_of_a_short_run_are_averaged(tiny_data, tmp_path):
+    trainer = recorded(replace(config(tiny_data, NO_TEACHER, epochs=1), steps=200), tmp_path)
+    window = 1 / (1 - trainer.ema.decay(200))
+    assert window == pytest.approx(200 / 20, rel=0.01)  # the last twentieth
+    assert trainer.ema.decay(1) < 0.1
+
+
+def test_distilled_and_plain_runs_see_the_same_images(tiny_data, tiny_teacher, tmp_path):
+    options = {"epochs": 2, "fliplr": 0.5, "mosaic": 0.5}
+    pair = [
+        recorded(config(tiny_data, teacher, **options), tmp_path / str(number)).images
+        for number, teacher in enumerate((NO_TEACHER, tiny_teacher))
+    ]
+    assert len(pair[0]) == 4
+    for plain, distilled in zip(*pair, strict=True):
+        assert torch.equal(plain, distilled)
+    assert not torch.equal(pair[0][0], pair[0][2])
+
+
+def test_stored_views_spare_the_teacher_and_keep_the_loss(tiny_data, tiny_teacher, tmp_path):
+    """12 frames, 2 views: the last 2 of 4 epochs need no teacher, and a second run none at all."""
+    run = replace(
+        config(tiny_data, tiny_teacher, epochs=4),
+        terms=("class", "box"),
+        views=2,
+        view_cache=str(tmp_path / "views"),
+    )
+    first = recorded(run, tmp_path / "first")
+    assert first.student.criterion.cost.times == 4
+    second = recorded(run, tmp_path / "second")
+    assert second.student.criterion.cost.times == 0
+    tables = [polars.read_csv(tmp_path / name / "results.csv") for name in ("first", "second")]
+    for name in ("train/kd_cls_loss", "train/kd_dfl_loss", "train/box_loss"):
+        assert tables[0][name].to_list() == pytest.approx(tables[1][name].to_list(), rel=1e-4)
+    other = recorded(replace(run, seed=1), tmp_path / "other")
+    assert other.student.criterion.cost.times == 4
+
+
 def test_early_stopping_is_logged_with_the_best_epoch(tiny_data, tmp_path, caplog):
     class NeverImproves(DistillTrainer):
         def validate(self) -> tuple[dict, float]:
