@@ -42,8 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     groups["training"].add_argument(
         "--resume",
         action="store_true",
-        help="continue the interrupted run in --output with its settings, which need not be given; "
-        "--device may change",
+        help="continue the interrupted run in --output; no other option is needed, and only "
+        "--device counts",
     )
 
 
