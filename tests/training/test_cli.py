@@ -55,10 +55,10 @@ def test_wrong_input_is_one_line_and_2(arguments, capfd, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--student", "s.yaml"], "needs --data and --teacher, or --teachers"),
-        (["--student", "s.yaml", "--data", "d"], "needs --data and --teacher, or --teachers"),
-        (["--student", "s", "--data", "d", "--teachers", "t"], "--teachers instead of both"),
-        (["--data", "d", "--teacher", "t"], "one of the arguments --student --from is required"),
+        (["--student", "s.yaml"], "needs --teacher with --data or --classes"),
+        (["--student", "s.yaml", "--data", "d"], "needs --teacher with --data or --classes"),
+        (["--student", "s", "--data", "d", "--teachers", "t"], "--teachers instead of these"),
+        (["--data", "d", "--teacher", "t"], "distill needs --student, or --from"),
         (["--from", "b.pt", "--data", "d", "--teacher", "t"], "--quantize int8 goes with --from"),
         (["--student", "s", "--data", "d", "--teacher", "t", "--set", "lr0"], "KEY=VALUE"),
         (

@@ -206,7 +206,7 @@ def test_image_in_train_and_val_is_refused(folder):
 def test_teacher_and_teachers_exclude_each_other(folder, capsys):
     command = ["distill", "--teachers", "t.yaml", "--teacher", "t.pt", "--student", "s.yaml"]
     assert main([*command, "--output", str(folder / "out")]) == 2
-    assert "or --teachers instead of both" in capsys.readouterr().err
+    assert "or --teachers instead of these" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["[a, b]", "{a: b}"])
