@@ -96,7 +96,7 @@ def as_markdown(
     for item in found:
         role = f" ({item.role})" if item.role else ""
         mean = _points(item.mean, item.interval)
-        lines += ["", f"ours - {item.arm}{role}: {mean}, {item.subsets} subsets"]
+        lines += ["", f"ours - {item.arm}{role}: {mean}, n = {item.subsets}"]
     return "\n".join(lines) + "\n"
 
 
