@@ -57,10 +57,7 @@ def add_unlabelled(
     ``output`` is the folder of the run. The fewer frames are listed several times, so that about
     ``labelled_share`` of all are labelled.
     """
-    listed = labelled + unlabelled
-    if labelled and labelled_share:
-        wanted = labelled_share * len(unlabelled) / ((1 - labelled_share) * len(labelled))
-        listed = labelled * max(1, round(wanted)) + unlabelled * max(1, round(1 / wanted))
+    listed = mixed(labelled, unlabelled, labelled_share)
     write_text(output / TRAIN_LIST, "\n".join(map(str, listed)) + "\n")
     known = {i for i, _ in match.pairs}
     predicted = tuple(i in known for i in range(len(data.names)))
@@ -68,6 +65,17 @@ def add_unlabelled(
     without_labels = set(unlabelled)
     kind_of = {str(path): int(path in without_labels) for path in listed}
     write_regions(output / FRAMES / REGIONS, kinds, kind_of)
+
+
+def mixed(labelled: list[Path], others: list[Path], labelled_share: float) -> list[Path]:
+    """Return a list of both, the fewer several times: about ``labelled_share`` are labelled.
+
+    0: each once.
+    """
+    if not labelled or not labelled_share:
+        return labelled + others
+    wanted = labelled_share * len(others) / ((1 - labelled_share) * len(labelled))
+    return labelled * max(1, round(wanted)) + others * max(1, round(1 / wanted))
 
 
 def write_thresholds(folder: Path, thresholds: Thresholds) -> None:
