@@ -9,12 +9,18 @@ from drone_kd_training.distillation.compare import SCORES
 from drone_kd_training.distillation.few_labels_figures import learning_curve
 from drone_kd_training.distillation.few_labels_report import plot_learning_curve, write_tables
 
-TEACHER = {"map50_95": 0.6, "map50": 0.8, "at_teacher_imgsz": None}
+TEACHER = {
+    "map50_95": 0.6,
+    "map50": 0.8,
+    "at_teacher_imgsz": None,
+    "parameters": 9_100_000,
+    "imgsz": 320,
+}
 
 
 def row(arm: str, subset: int, score: float, labels: int = 5) -> dict:
     row = {"arm": arm, "subset": subset, "labels": labels, "steps": 100}
-    return row | dict.fromkeys(SCORES, score) | {"seconds": 10.0, "parameters": 1000}
+    return row | dict.fromkeys(SCORES, score) | {"seconds": 10.0, "parameters": 3_010_000}
 
 
 ROWS = [
@@ -36,6 +42,7 @@ def test_tables_hold_every_finished_run(tmp_path):
     assert "| ours | 2 | 100 | 50.5 ± 0.7 | 50.5 | +9.5 [+3.1, +15.9] | 50 % | 1.00 |" in text
     assert "| +5.0 [+5.0, +5.0] | 26 % [16, 79] | 1.00 |" in text
     assert "ours - hard:0.3 (best hard pseudo-labels): +4.5 [" in text
+    assert "Teacher 9.1 M parameters, student 3.0 M, input 320 px." in text
     assert "| 0 |  | 30.0 |" in text
 
 

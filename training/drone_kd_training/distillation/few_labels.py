@@ -26,7 +26,7 @@ from typing import Any
 import polars
 
 from drone_kd.files import write_text
-from drone_kd.parsing import read_json, read_limited
+from drone_kd.parsing import parse_json, read_json, read_limited
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, image_paths, load_data
 from drone_kd_training.distillation.claims import claim
@@ -135,7 +135,7 @@ def _check_settings(config: Config, select: float, path: Path) -> None:
     content = {**asdict(config), "select": select, "data": str(Path(config.data).resolve())}
     for free in ("seed", "device"):
         del content[free]
-    content = json.loads(json.dumps(content, default=str))
+    content = parse_json(json.dumps(content, default=str), path)
     if not path.is_file():
         write_text(path, json.dumps(content, indent=1))
     elif (before := read_json(path)) != content:

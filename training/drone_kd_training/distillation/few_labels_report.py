@@ -59,16 +59,29 @@ def write_tables(
         "runs": list(rows),
     }
     write_text(output / "compare.csv", as_csv(list(rows)))
-    text = as_markdown(teacher, labels, arms, found)
+    text = as_markdown(teacher, labels, arms, found, sizes(teacher, own))
     write_text(output / "compare.md", f"{text}\n{curve_table(curve)}")
     write_text(output / "metrics.json", json.dumps(content, indent=1))
     return content
 
 
+def sizes(teacher: dict, rows: Sequence[dict]) -> str:
+    """Return the sizes of both models, and the input at which both are measured."""
+    student = rows[0]["parameters"] if rows else 0
+    return (
+        f"Teacher {teacher['parameters'] / 1e6:.1f} M parameters, student {student / 1e6:.1f} M, "
+        f"input {teacher['imgsz']} px."
+    )
+
+
 def as_markdown(
-    teacher: dict, labels: int, arms: Sequence[ArmFigures], found: Sequence[Difference]
+    teacher: dict,
+    labels: int,
+    arms: Sequence[ArmFigures],
+    found: Sequence[Difference],
+    models: str,
 ) -> str:
-    """Return the table of the arms, and ours against the others."""
+    """Return the table of the arms, and ours against the others; ``models``: see `sizes`."""
     lines = [
         "| arm | subsets | steps | mAP50-95 | mAP50 | over few [95 %] | gap share [95 %] | "
         "time per step |",
@@ -89,6 +102,8 @@ def as_markdown(
             f"{time} |"
         )
     lines += [
+        "",
+        models,
         "",
         f"{labels} labelled frames per subset. Differences are paired by subset; intervals: "
         "Student's t, of the gap share Fieller's. ±: standard deviation.",
