@@ -59,7 +59,7 @@ def trained(monkeypatch) -> list[tuple[str, Config]]:
 
 def test_each_arm_has_its_data_steps_and_seed(tiny_data, tmp_path, trained):
     arms = ["few", "few:half", "ours", "all", "few-time", "builtin:1"]
-    base = config(tiny_data, steps=100, views=2)
+    base = config(tiny_data, steps=100, views=2, max_frames=1)
     content = compare_few_labels(base, tmp_path, (4,), arms, (3,))
     runs = dict(trained)
     assert list(runs) == [
@@ -75,6 +75,7 @@ def test_each_arm_has_its_data_steps_and_seed(tiny_data, tmp_path, trained):
     listed = image_paths(tmp_path / "subsets" / "3-4" / "unlabelled.txt")
     assert ours.unlabelled == (str(tmp_path / "subsets" / "3-4" / "unlabelled.txt"),)
     assert len(listed) == 9 and not {*listed} & {*image_paths(load_data(few.data).train)}
+    assert ours.max_frames == 9  # as the other arms have
     assert ours.view_cache == str(tmp_path / "views" / "seed4")
     assert runs["few-half-3labels-seed4"].steps == 50
     assert runs["few-time-3labels-seed4"].steps == 160
