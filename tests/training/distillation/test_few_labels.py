@@ -123,6 +123,12 @@ def test_time_counts_over_all_starts_of_a_run(tmp_path):
     assert training_seconds(csv, [0]) == 20
 
 
+@pytest.mark.parametrize("select", [0.0, 0.25])
+def test_held_out_frames_may_be_of_the_unlabelled_flights(select, tiny_data, tmp_path, trained):
+    compare_few_labels(config(tiny_data), tmp_path, (0,), ["ours"], (3,), select)
+    assert trained[0][1].same_flights == (select > 0)
+
+
 def test_the_row_of_a_continued_run_counts_both_processes(
     tiny_data, tmp_path, trained, monkeypatch
 ):

@@ -139,6 +139,7 @@ def compare(
     """
     if not config.distils:
         raise ValueError("compare needs a teacher")
+    config = replace(config, same_flights=select > 0)
     configs = {arm: arm_config(arm, config) for arm in arms}  # refused before the first run
     output.mkdir(parents=True, exist_ok=True)
     data = Path(config.data)

@@ -158,6 +158,9 @@ class Config:
         help="with --from: quantization-aware training with teacher and float student as "
         "teachers; exported beside calibration alone (default: off)",
     )
+    # Without an option: whether the frames that are judged are of the flights that teach, as in
+    # `compare --select`; then near duplicates of them are no mistake.
+    same_flights: bool = False
 
     def __post_init__(self) -> None:
         # Lists, as read from yaml; text, as version 0.1 wrote one folder.

@@ -97,7 +97,7 @@ def compare_few_labels(
             of other settings; also as DataError and UnusableModelError.
     """
     _check(config)
-    config = replace(config, val=False)
+    config = replace(config, val=False, same_flights=select > 0)
     parsed = [parse_arm(arm, config) for arm in arms or default_arms(config)]  # before any run
     output = output.resolve()
     output.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def _check(config: Config) -> None:
 def _check_settings(config: Config, select: float, path: Path) -> None:
     """Write the settings of an experiment, or compare them with those that are there."""
     content = {**asdict(config), "select": select, "data": str(Path(config.data).resolve())}
-    for free in ("seed", "device"):
+    for free in ("seed", "device", "same_flights"):
         del content[free]
     content = parse_json(json.dumps(content, default=str), path)
     if not path.is_file():

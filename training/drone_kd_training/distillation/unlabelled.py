@@ -53,7 +53,7 @@ def add_flights(config: Config, data: DataSet, teacher: Teacher, output: Path) -
             teacher finds nothing in it.
     """
     labelled = image_paths(data.train) if config.data else []
-    judged = image_paths(data.val) if config.data else []
+    judged = image_paths(data.val) if config.data and not config.same_flights else []
     tile = _tile(config, labelled)
     flights = [str(Path(f).resolve()) if Path(f).exists() else f for f in config.unlabelled]
     found = write_flight_frames(flights, output / FLIGHTS, tile, config.max_frames, judged)
