@@ -155,10 +155,18 @@ class LevelComparison(Comparison):
 class BoxComparison(Comparison):
     """Comparison with a teacher's boxes, assigned to the student's anchors as labels are."""
 
-    def __init__(self, pair: ModelPair, student: dict, boxes: Boxes, batch: dict) -> None:
+    def __init__(
+        self,
+        pair: ModelPair,
+        student: dict,
+        boxes: Boxes,
+        batch: dict,
+        one_to_one: bool = False,
+    ) -> None:
         """Assign the teacher's boxes, scores in its own classes.
 
-        ``batch`` has ``areas`` where not every class is labelled in every frame.
+        ``batch`` has ``areas`` where not every class is labelled in every frame; ``one_to_one``:
+        see `assign_boxes`.
         """
         super().__init__(pair, student)
         head = pair.student_head
@@ -173,6 +181,7 @@ class BoxComparison(Comparison):
             centers,
             [int(s) for s in head.stride],
             self.size,
+            one_to_one,
         )
         self.teacher_logits = torch.logit(self.targets, eps=1e-4)
         if "areas" in batch:

@@ -14,7 +14,13 @@ from drone_kd_training.teachers.soft_labels import Boxes
 
 
 def assign_boxes(
-    boxes: Boxes, scores: Tensor, xyxy: Tensor, centers: Tensor, strides: list[int], size: float
+    boxes: Boxes,
+    scores: Tensor,
+    xyxy: Tensor,
+    centers: Tensor,
+    strides: list[int],
+    size: float,
+    one_to_one: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Assign a teacher's boxes to the student's anchors, as labels are assigned.
 
@@ -28,6 +34,7 @@ def assign_boxes(
         centers: of the anchors (N, 2), pixels.
         strides: of the student's levels.
         size: width of the square input, pixels.
+        one_to_one: a box goes to one anchor, as in YOLO26's head that needs no NMS.
 
     Returns:
         Target probabilities (B, N, C), 0 where nothing was assigned, and boxes (B, N, 4).
@@ -45,7 +52,11 @@ def assign_boxes(
         padded_xyxy[image, :n] = box_convert(own.cxcywh, "cxcywh", "xyxy").to(padded_xyxy) * size
         padded_scores[image, :n] = own.scores.to(padded_scores)
         valid[image, :n] = 1
-    assigner = TaskAlignedAssigner(10, classes, alpha=0.5, beta=6.0, stride=strides)
+    # The numbers of candidates are Ultralytics' own, for each kind of head.
+    candidates = {"topk": 7, "topk2": 1} if one_to_one else {"topk": 10}
+    assigner = TaskAlignedAssigner(
+        num_classes=classes, alpha=0.5, beta=6.0, stride=strides, **candidates
+    )
     _, target_xyxy, alignment, foreground, index = assigner(
         scores, xyxy, centers, padded_scores.argmax(-1, keepdim=True), padded_xyxy, valid
     )

@@ -8,6 +8,7 @@ their weights (`loss_balancing`).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ from drone_kd_training.distillation.loss_balancing import Balance, Schedule
 from drone_kd_training.distillation.losses import BACKGROUND
 from drone_kd_training.distillation.stored_views import StoredViews
 from drone_kd_training.distillation.teacher_cost import Cost
-from drone_kd_training.distillation.terms import TERMS
+from drone_kd_training.distillation.terms import BOX_TERMS, TERMS
 from drone_kd_training.models.checkpoints import ClassMatch, UnusableModelError, detect_head
 from drone_kd_training.teachers.soft_labels import (
     Boxes,
@@ -38,7 +39,7 @@ from drone_kd_training.teachers.soft_labels import (
 )
 
 # Keys of a batch: what the criteria outside of Ultralytics' own hand down to it, and a list to
-# which it appends the probabilities (B, N, C) that the labels want.
+# which it puts the probabilities (B, N, C) that the labels want, of both branches of a head.
 ASSIGNMENT, NEGATIVES_MASK, WANTED = "assignment", "negatives_mask", "wanted"
 
 
@@ -85,7 +86,8 @@ class InFloat32:
         guided = guided_criterion(self.detection, *guides)
         found = guided(heads.in_float32(preds), batch)
         if WANTED in batch:
-            batch[WANTED].append(getattr(guided, "one2many", guided).assigner.targets)
+            branches = (getattr(guided, name, guided) for name in ("one2many", "one2one"))
+            batch[WANTED][:] = [branch.assigner.targets for branch in branches]
         return found
 
 
@@ -172,11 +174,14 @@ class DistillationLoss(InFloat32):
             boxes = self._boxes(teacher, images.shape[-1])
             batch = self._fill_in_labels(student, boxes, batch)
         comparison = self._compare(student, teacher, batch)
+        single = self._compare_one_to_one(preds, teacher, images.shape[-1], batch)
         wanted: list[Tensor] = batch.get(WANTED, [])
         guided = {**self._assign_labels(comparison, batch), WANTED: wanted}
         loss, items = self.detection(preds, guided)
         if self.keeps_labels:
-            comparison.keep_labels(wanted[-1])
+            comparison.keep_labels(wanted[0])
+            if single is not None:
+                single.keep_labels(wanted[1])
         losses = self._compute(comparison)
         # Ultralytics sums over images: so do the terms, or the balance would depend on the batch.
         size = len(batch["img"])
@@ -190,6 +195,11 @@ class DistillationLoss(InFloat32):
             weight = factor * self.balance.weight(name)
             added = added + weight * term * size
             items = {**items, name: term.detach(), _scale_name(name): loss.new_tensor(weight)}
+        if single is not None:
+            # Its gradient ends at the head, where nothing can be measured: the same weights.
+            for name, term in self._compute(single, BOX_TERMS).items():
+                added = added + factor * self.balance.weight(name) * term * size
+                items = {**items, name.replace("kd_", "kd_single_", 1): term.detach()}
         return torch.cat([loss.flatten(), added.view(1)]), items
 
     def _run_teacher(self, images: Tensor, batch: dict) -> dict | Boxes:
@@ -228,6 +238,20 @@ class DistillationLoss(InFloat32):
         size = heads.input_size(student, self.pair.student_head) * self.pair.levels.scale
         return BoxComparison(self.pair, student, self._boxes(teacher, size), batch)
 
+    def _compare_one_to_one(
+        self, preds, teacher: dict | Boxes, size: float, batch: dict
+    ) -> BoxComparison | None:
+        """Compare the branch that needs no NMS (YOLO26), None without one.
+
+        The teacher's boxes after NMS are assigned to one anchor each: its predictions at every
+        anchor would teach duplicates.
+        """
+        preds = preds[1] if isinstance(preds, tuple) else preds
+        if "one2one" not in preds:
+            return None
+        student = heads.in_float32(preds["one2one"])
+        return BoxComparison(self.pair, student, self._boxes(teacher, size), batch, True)
+
     def _assign_labels(self, comparison: Comparison, batch: dict) -> dict:
         if isinstance(comparison, LevelComparison):
             for name in self.terms:
@@ -235,11 +259,13 @@ class DistillationLoss(InFloat32):
                     return {ASSIGNMENT: assignment, **batch}
         return batch
 
-    def _compute(self, comparison: Comparison) -> dict[str, Tensor]:
-        """Return the losses of all terms in the order of ``TERMS``."""
+    def _compute(
+        self, comparison: Comparison, only: Collection[str] = tuple(TERMS)
+    ) -> dict[str, Tensor]:
+        """Return the losses of all terms, or those in ``only``, in the order of ``TERMS``."""
         found: dict[str, Tensor] = {}
         for name, term in TERMS.items():
-            if name in self.terms:
+            if name in self.terms and name in only:
                 found.update(term.compute(comparison))
         found = {name.replace("kd", self.prefix, 1): loss for name, loss in found.items()}
         for name, loss in found.items():
