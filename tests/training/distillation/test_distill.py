@@ -621,13 +621,26 @@ def test_unusable_input_is_refused_before_anything_is_written(tiny_data, tmp_pat
         ({"teacher_scale": 1.5, "imgsz": 416}, "a multiple of 32 at 1.5 times the size, too"),
         ({"batch": 0}, "batch must be 1 or more, or -1"),
         ({"teacher_scale": 2, "overrides": {"multi_scale": 0.5}}, "needs a fixed input"),
+        ({"views": 2, "overrides": {"multi_scale": 0.5}}, "leave multi_scale or --views out"),
+        ({"views": 2, "overrides": {"cutmix": 0.5}}, "leave cutmix or --views out"),
+        ({"views": 2, "temperature": 2.0}, "background is not stored"),
         ({"overrides": {"learning_rate": 1}}, "unknown training setting learning_rate"),
         ({"overrides": {"epochs": 1}}, "epochs has an option of its own"),
         ({"overrides": {"data": "d.yaml"}}, "data has an option of its own"),
         ({"overrides": {"save_dir": "/x"}}, "unknown training setting save_dir"),
         *[
             ({"overrides": {key: "/x"}}, f"{key} is no training setting")
-            for key in ("project", "name", "model", "cfg", "tracker", "resume", "source", "mode")
+            for key in (
+                "project",
+                "name",
+                "model",
+                "cfg",
+                "tracker",
+                "resume",
+                "source",
+                "mode",
+                "rect",
+            )
         ],
         ({"overrides": {"lr0": "fast"}}, "--set: 'lr0=fast' is of invalid type"),
         ({"overrides": {"\x1b[2J": 1}}, r"unknown training setting \\x1b\[2J"),

@@ -90,6 +90,21 @@ def test_each_arm_has_its_data_steps_and_seed(tiny_data, tmp_path, trained):
     assert len(rows) == 7  # with those of the arms that are not selected
 
 
+def test_hard_pseudo_labels_are_of_the_input_at_which_the_teacher_teaches(
+    tiny_data, tmp_path, trained, monkeypatch
+):
+    sizes = []
+
+    def write(files, teacher, imgsz, *_):
+        sizes.append(imgsz)
+        return files.data
+
+    monkeypatch.setattr(few_labels, "write_hard_labels", write)
+    base = config(tiny_data, teacher_scale=2)
+    compare_few_labels(base, tmp_path, (0,), ["hard:0.4"], (3,))
+    assert sizes == [2 * SIZE]
+
+
 def test_learning_curve_trains_few_and_ours_at_each_number(tiny_data, tmp_path, trained):
     numbers = (0, 3, 6, None)
     content = compare_few_labels(config(tiny_data), tmp_path, (0,), ["few"], numbers)

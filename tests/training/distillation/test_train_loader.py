@@ -34,6 +34,12 @@ def test_views_come_again():
     assert numbers == [0] * 5 + [1] * 5 + [0] * 5 + [1] * 5
 
 
+def test_views_after_mosaic_is_closed_are_other_ones():
+    sampler = FrameSampler(5, views=2)
+    sampler.first_view = 2
+    assert {view.number for epoch in epochs(sampler, 4) for view in epoch} == {2, 3}
+
+
 @pytest.mark.parametrize("samples", [0, 10])
 def test_processes_share_an_epoch(samples):
     alone = epochs(FrameSampler(8, samples), 3)

@@ -2,14 +2,19 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars
 import pytest
 import torch
+from ultralytics.models.yolo.detect import DetectionTrainer
 
+from drone_kd_training.distillation import trainer as trainer_module
 from drone_kd_training.distillation.config import NO_TEACHER, Config
 from drone_kd_training.distillation.distill import prepare_data, train, validate
+from drone_kd_training.distillation.train_loader import View
 from drone_kd_training.distillation.trainer import STATE, DistillTrainer
 from tiny_training import SIZE, draw_set
 
@@ -128,11 +133,13 @@ class Recorder(DistillTrainer):
         self.rates: list[float] = []
         self.factors: list[float] = []
         self.images: list[torch.Tensor] = []
+        self.views_drawn: list[tuple[View, ...]] = []
         self.add_callback("on_train_batch_end", type(self).record)
         self.add_callback("on_train_end", lambda trainer: seen.append(trainer))
 
     def preprocess_batch(self, batch: dict) -> dict:
         self.images.append(batch["img"].clone())
+        self.views_drawn.append(batch["view"])
         return super().preprocess_batch(batch)
 
     def record(self) -> None:
@@ -210,6 +217,66 @@ def test_stored_views_spare_the_teacher_and_keep_the_loss(tiny_data, tiny_teache
         assert tables[0][name].to_list() == pytest.approx(tables[1][name].to_list(), rel=1e-4)
     other = recorded(replace(run, seed=1), tmp_path / "other")
     assert other.student.criterion.cost.times == 4
+
+
+@pytest.mark.parametrize("changes", [{"close_mosaic": 2}, {"cache": False}], ids=str)
+def test_a_view_shows_the_same_pixels_at_each_visit(changes, tiny_data, tiny_teacher, tmp_path):
+    run = config(tiny_data, tiny_teacher, epochs=4, mosaic=1.0, **changes)
+    trainer = recorded(replace(run, terms=("class",), views=1), tmp_path)
+    by_view: dict[View, torch.Tensor] = {}
+    visits = zip(chain(*trainer.views_drawn), chain(*trainer.images), strict=True)
+    for view, image in visits:
+        assert torch.equal(by_view.setdefault(view, image), image), view
+    closed = "close_mosaic" in changes
+    assert len(by_view) == 12 * (1 + closed)
+    assert trainer.student.criterion.cost.times == len(by_view) / BATCH
+
+
+class Bare(DistillTrainer):
+    """A trainer without models and data."""
+
+    def __init__(self, run: Config, epochs: int, **args: object) -> None:
+        self.config, self.epochs = run, epochs
+        self.args = SimpleNamespace(**args)
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "expected"), [(0, 5, 300), (1000, 10, 300), (500, 5, 150)]
+)
+def test_warm_up_of_a_run_in_steps_is_a_share_of_it(steps, epochs, expected):
+    run = replace(config(Path("d"), NO_TEACHER, 1), steps=steps)
+    assert Bare(run, epochs, warmup_epochs=3.0)._get_warmup_iterations(100) == expected
+
+
+def test_the_optimizer_of_a_run_in_steps_does_not_depend_on_the_frames(monkeypatch):
+    given: list[float] = []
+    monkeypatch.setattr(
+        DetectionTrainer,
+        "build_optimizer",
+        lambda self, model, iterations: given.append(iterations),
+    )
+    run = replace(config(Path("d"), NO_TEACHER, 1), steps=4000)
+    for in_steps in (run, replace(run, steps=0)):
+        trainer = Bare(in_steps, epochs=40, nbs=64)
+        trainer.batch_size, trainer.train_loader = 8, range(100)
+        trainer.build_optimizer(None, iterations=12_520)
+    assert given == [500, 12_520]
+
+
+class Frames(list):
+    """A data set of which nothing is read."""
+
+    collate_fn = None
+
+
+def test_processes_of_several_machines_draw_different_frames(monkeypatch):
+    """The second process of the second machine: number 3 of 4, but 1 on its machine."""
+    monkeypatch.setattr(trainer_module, "RANK", 3)
+    trainer = Bare(config(Path("d"), NO_TEACHER, 1), epochs=1, workers=0)
+    trainer.world_size, trainer.device = 4, torch.device("cpu")
+    monkeypatch.setattr(Bare, "build_dataset", lambda *_: Frames([0] * 8))
+    sampler = trainer.get_dataloader("", 2, rank=1).sampler
+    assert (sampler.rank, sampler.processes) == (3, 4)
 
 
 def test_early_stopping_is_logged_with_the_best_epoch(tiny_data, tmp_path, caplog):

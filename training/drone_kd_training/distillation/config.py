@@ -21,12 +21,13 @@ AUTO = "auto"
 # Steps of an epoch where their number is given for the run.
 LONGEST_EPOCH = 100
 # Settings of Ultralytics that --set does not change: files that it reads or writes, what a run
-# consists of, and other modes than training.
+# consists of, other modes than training, and inputs that are not square.
 NOT_SETTABLE = frozenset({
     "task", "mode", "model", "data", "project", "name", "exist_ok", "resume", "save", "save_dir",
     "save_json", "save_frames", "save_txt", "save_conf", "save_crop", "cfg", "tracker", "source",
     "split", "profile", "visualize", "show", "embed", "format", "fraction", "augmentations",
     "workspace", "optimize", "dynamic", "simplify", "opset", "dnn", "stream_buffer", "vid_stride",
+    "rect",
 })  # fmt: skip
 # Options by their group in the help.
 _input = partial(option, group="data and models")
@@ -248,6 +249,16 @@ class Config:
         yield (
             self.views and "feature" in self.terms,
             "the term feature needs the teacher at every step: leave --views out",
+        )
+        other = [k for k in ("multi_scale", "cutmix", "copy_paste") if self.overrides.get(k)]
+        yield (
+            self.views and other,
+            "a stored view depends on its frames alone, not on labels or on the step: leave "
+            f"{', '.join(other)} or --views out",
+        )
+        yield (
+            self.views and self.temperature > 1,
+            "background is not stored, and a temperature above 1 compares it: leave --views out",
         )
         yield (
             self.teacher_scale > 1 and self.overrides.get("multi_scale"),

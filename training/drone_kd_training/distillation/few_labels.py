@@ -293,7 +293,8 @@ class Experiment:
         ours = self.config
         target = folder / f"hard-{arm.threshold:g}"
         share = ours.labelled_share
-        return write_hard_labels(files, ours.teacher, ours.imgsz, arm.threshold, share, target)
+        size = ours.teacher_imgsz
+        return write_hard_labels(files, ours.teacher, size, arm.threshold, share, target)
 
     def _without_labels(self, config: Config, listed: Path) -> Config:
         write_list(listed, image_paths(self.dataset.train))

@@ -60,6 +60,8 @@ class FrameSampler(Sampler[View]):
         self.rank, self.processes = rank, processes
         # The epoch that is drawn next: loaders draw ahead.
         self.epoch = 0
+        # Number of the first view: those before and after mosaic is closed are different ones.
+        self.first_view = 0
 
     def __len__(self) -> int:
         """Return the number of frames that this process draws in an epoch."""
@@ -77,7 +79,8 @@ class FrameSampler(Sampler[View]):
             if drawn != of_pass:
                 order = np.random.default_rng([self.seed, drawn]).permutation(self.frames)
                 of_pass = drawn
-            yield View(drawn % self.views if self.views else drawn, int(order[place]))
+            number = drawn % self.views if self.views else drawn
+            yield View(self.first_view + number, int(order[place]))
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing: Ultralytics calls this, and the sampler counts by itself."""

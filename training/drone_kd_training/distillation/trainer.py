@@ -53,9 +53,8 @@ COST = "teacher_cost.json"
 STATE = "resume.pt"
 # Settings of Ultralytics on which an augmented frame depends.
 AUGMENTATION = (
-    "imgsz", "rect", "hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear",
-    "perspective", "flipud", "fliplr", "bgr", "mosaic", "mixup", "cutmix", "copy_paste",
-    "close_mosaic", "epochs", "multi_scale",
+    "imgsz", "hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective",
+    "flipud", "fliplr", "bgr", "mosaic", "mixup",
 )  # fmt: skip
 # What Ultralytics stores of the git checkout: its path, its remote, the last commit's message.
 ultralytics_trainer.__dict__["GIT"] = SimpleNamespace(
@@ -156,7 +155,8 @@ class DistillTrainer(DetectionTrainer):
 
     def _close_dataloader_mosaic(self) -> None:
         super()._close_dataloader_mosaic()
-        self.train_loader.sampler.epoch = self.epoch  # the workers restart
+        sampler = self.train_loader.sampler
+        sampler.epoch, sampler.first_view = self.epoch, self.config.views  # the workers restart
 
     def get_dataloader(
         self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train"
@@ -172,10 +172,13 @@ class DistillTrainer(DetectionTrainer):
             steps * batch_size * processes,
             self.config.views,
             self.config.seed,
-            max(rank, 0),
+            max(RANK, 0),  # among all machines; `rank` is that on this one
             processes,
         )
         dataset.seed = self.config.seed
+        if self.config.views:
+            # A mosaic of frames that were loaded last would be another one at each visit.
+            dataset.transforms[0][0].buffer_enabled = False
         pin = self.device.type == "cuda"
         return build_loader(dataset, batch_size, self.args.workers, sampler, pin)
 
@@ -224,8 +227,11 @@ class DistillTrainer(DetectionTrainer):
 
     def build_optimizer(self, model, *args, **kwargs):
         """Match teacher and student, and train the adapters in a parameter group of their own."""
-        optimizer = super().build_optimizer(model, *args, **kwargs)
         config = self.config
+        if config.steps:  # Ultralytics counts passes, and would choose by the number of frames
+            batches = len(self.train_loader) * self.epochs
+            kwargs["iterations"] = batches * min(1.0, self.batch_size / self.args.nbs)
+        optimizer = super().build_optimizer(model, *args, **kwargs)
         if config.distils:
             heads = detect_head(unwrap_model(model)), self.teacher.head
             self.levels = match_levels(*heads, config.teacher_scale)
@@ -254,6 +260,14 @@ class DistillTrainer(DetectionTrainer):
         # starts the epoch again without gradients.
         self._batches_since_step = self._resume_offset = 0
         super()._build_train_pipeline()
+
+    def _get_warmup_iterations(self, num_batches: int) -> int:
+        """Return the steps of the warm-up: at most 3 tenths of a run that is given in steps.
+
+        Ultralytics counts in epochs, and those of such a run have any length.
+        """
+        steps: int = super()._get_warmup_iterations(num_batches)
+        return min(steps, 3 * num_batches * self.epochs // 10) if self.config.steps else steps
 
     def _count_batch(self) -> None:
         self._batches_since_step += 1
@@ -343,7 +357,6 @@ class DistillTrainer(DetectionTrainer):
             "seed": config.seed,
             "views": config.views,
             "augmentation": augmentation,
-            "cached": data.cache,  # decides which frames a mosaic is made of
             "half": bool(self.amp),
             "ultralytics": ultralytics_version,
         }
