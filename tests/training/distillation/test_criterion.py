@@ -8,6 +8,7 @@ from ultralytics.utils import DEFAULT_CFG
 
 from drone_kd_training.distillation.aligned_predictions import LevelComparison
 from drone_kd_training.distillation.criterion import (
+    WANTED,
     DistillationLoss,
     InFloat32,
     Settings,
@@ -101,6 +102,29 @@ def test_class_gradient_points_from_student_to_teacher(temperature, tiny_teacher
     clear = difference.abs() > 1e-3
     assert clear.any()
     assert torch.equal(gradient[clear].sign(), difference[clear].sign())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student_yaml", ["aerial-student.yaml", "yolo26n.yaml"])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_teacher_that_sees_nothing_lowers_labelled_anchors_only_if_it_may(keeps, student_yaml):
+    blind = DetectionModel(resolve_model("yolo11n.yaml"), nc=2, verbose=False)
+    with torch.no_grad():
+        for branch in blind.model[-1].cv3:
+            branch[-1].bias.fill_(-12.0)
+    student, criterion = student_and_loss(student_yaml, blind, ("class",))
+    criterion.keeps_labels = keeps
+    # As large as the boxes of an untrained student nearly, so that some are assigned.
+    batch = {**one_batch(), WANTED: [], "bboxes": torch.tensor([[0.5, 0.5, 1.0, 1.0]] * 2)}
+    predictions = student(batch["img"])
+    scores = raw_predictions(predictions)["scores"]
+    loss, _ = criterion(predictions, batch)
+    (gradient,) = torch.autograd.grad(loss[-1], scores, retain_graph=True)
+    wanted = batch[WANTED][-1].transpose(1, 2)
+    labelled = wanted > 1e-3
+    assert labelled.any()
+    assert (gradient[wanted == 0] > 0).all()  # down to the teacher
+    assert (gradient[labelled] == 0).all() if keeps else (gradient[labelled] > 0).all()
 
 
 def test_decoded_boxes_are_compared_if_the_student_has_no_distribution():
