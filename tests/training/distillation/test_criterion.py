@@ -120,7 +120,7 @@ def test_a_teacher_that_sees_nothing_lowers_labelled_anchors_only_if_it_may(keep
     scores = raw_predictions(predictions)["scores"]
     loss, _ = criterion(predictions, batch)
     (gradient,) = torch.autograd.grad(loss[-1], scores, retain_graph=True)
-    wanted = batch[WANTED][-1].transpose(1, 2)
+    wanted = batch[WANTED][0].transpose(1, 2)
     labelled = wanted > 1e-3
     assert labelled.any()
     assert (gradient[wanted == 0] > 0).all()  # down to the teacher
