@@ -1,5 +1,4 @@
 from copy import deepcopy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,26 +137,35 @@ def test_the_head_without_nms_learns_one_anchor_per_box(tiny_teacher):
     """The one-to-one branch of YOLO26 is the one that flies."""
     teacher, _ = load_model(str(tiny_teacher))
     student, criterion = student_and_loss("yolo26n.yaml", teacher)
-    criterion.keeps_labels = False
     boxes = Boxes(
         torch.tensor([0, 0, 1]),
         torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.31, 0.3, 0.2, 0.2], [0.7, 0.7, 0.3, 0.3]]),
         torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7]]),
     )
-    criterion.teacher = SimpleNamespace(head=None, module=None)
     criterion._run_teacher = lambda images, batch: boxes
     criterion.balance.sums = {"kd_cls_loss": [1.0, 1.0], "kd_box_loss": [1.0, 1.0]}
     criterion.balance.batches = 1  # no measurement: its weights are those above
     predictions = student(one_batch()["img"])
-    predictions["one2one"]["scores"].retain_grad()
-    items = criterion(predictions, one_batch())[1]
-    single = criterion._compare_one_to_one(predictions, boxes, SIZE, one_batch())
-    taught = single.targets.amax(-1) > 0
-    assert taught.sum(-1).tolist() == [1, 1]  # the duplicate is gone
-    assert items["kd_single_cls_loss"] > 0 and items["kd_single_box_loss"] > 0
-    loss = single.student_logits.sum() * 0 + criterion(predictions, one_batch())[0].sum()
-    loss.backward()
-    assert predictions["one2one"]["scores"].grad.abs().sum() > 0
+    scores = predictions["one2one"]["scores"]
+    gradients = {}
+    for labelled in (True, False):
+        batch = one_batch()
+        batch["areas"] = Areas(
+            torch.tensor([0, 1]),
+            torch.tensor([[0.5, 0.5, 1.0, 1.0]] * 2),
+            torch.full((2, 2), labelled),
+            torch.full((2, 2), True),
+        )
+        single = criterion._compare_one_to_one(predictions, boxes, SIZE, batch)
+        taught = single.targets.amax(-1) > 0
+        assert taught.sum(-1).tolist() == [1, 1]  # the duplicate is gone
+        loss, items = criterion(predictions, batch)
+        assert items["kd_single_box_loss"] > 0
+        (found,) = torch.autograd.grad(loss[-1], scores, retain_graph=True)
+        gradients[labelled] = found.transpose(1, 2)[taught]
+    assert (gradients[False] < 0).any()  # up to the teacher, where it alone teaches
+    # Where there are labels, they choose the anchor: another one would be a duplicate.
+    assert (gradients[True] == 0).all()
 
 
 class Recorded(InFloat32):

@@ -190,6 +190,17 @@ class BoxComparison(Comparison):
             mask = distilled_classes(batch, full, centers / self.size)
             self.class_mask = mask[..., pair.student_classes]
 
+    def leave_to_labels(self, wanted: Tensor, labelled: Tensor) -> None:
+        """Compare labelled classes only where a label wants an object, and not more than it.
+
+        With one anchor per object, that of the teacher's box may be a neighbour of the label's:
+        it would become a duplicate. ``wanted``, ``labelled``: (B, N, C) over all anchors.
+        """
+        here = self._compared(wanted * labelled)
+        kept = (here > 0) & (self.targets >= here) | (self._compared(labelled) == 0)
+        mask = kept.to(self.targets)
+        self.class_mask = mask if self.class_mask is None else self.class_mask * mask
+
     def box_loss(self) -> tuple[str, Tensor]:
         """Compare decoded boxes at the anchors that got one of the teacher's."""
         confidence = self.targets.amax(-1)

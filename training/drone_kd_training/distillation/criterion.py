@@ -178,10 +178,11 @@ class DistillationLoss(InFloat32):
         wanted: list[Tensor] = batch.get(WANTED, [])
         guided = {**self._assign_labels(comparison, batch), WANTED: wanted}
         loss, items = self.detection(preds, guided)
+        labelled = self._labelled(student, batch)
         if self.keeps_labels:
-            comparison.keep_labels(wanted[0])
-            if single is not None:
-                single.keep_labels(wanted[1])
+            comparison.keep_labels(wanted[0] * labelled)
+        if single is not None:
+            single.leave_to_labels(wanted[1], labelled)
         losses = self._compute(comparison)
         # Ultralytics sums over images: so do the terms, or the balance would depend on the batch.
         size = len(batch["img"])
@@ -251,6 +252,16 @@ class DistillationLoss(InFloat32):
             return None
         student = heads.in_float32(preds["one2one"])
         return BoxComparison(self.pair, student, self._boxes(teacher, size), batch, True)
+
+    def _labelled(self, student: dict, batch: dict) -> Tensor:
+        """Return where classes are labelled: (B, N, C) of 1 and 0 over the student's anchors."""
+        head = self.pair.student_head
+        centers = heads.anchor_centers(student["feats"], head.stride)
+        images = len(batch["img"])
+        if "areas" not in batch:
+            return centers.new_ones(images, len(centers), head.nc)
+        areas = batch["areas"]
+        return areas.at(areas.labelled, centers / heads.input_size(student, head), images)
 
     def _assign_labels(self, comparison: Comparison, batch: dict) -> dict:
         if isinstance(comparison, LevelComparison):
