@@ -243,3 +243,10 @@ def test_result_does_not_depend_on_the_folder(tmp_path):
     for name in ("a", "b"):
         write_flight_frames(given, tmp_path / name, tile=320, max_frames=4)
     assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_windows_of_lossless_images_are_written_without_noise_of_opencv(tmp_path, capfd):
+    folder = write_images(tmp_path / "flight", 1, ".png")
+    frames = write_flight_frames([str(folder)], tmp_path / "out", tile=320)
+    assert {path.suffix for path, _ in frames} == {".png"}
+    assert "WARN" not in capfd.readouterr().err

@@ -80,7 +80,9 @@ def file_of(folder: Path) -> Path:
 def test_a_damaged_file_is_refused_by_name(tmp_path):
     path = file_of(tmp_path)
     content = path.read_bytes()
-    for damaged in (b"", content[: len(content) // 2], b"PK" + content[2:500]):
+    score = content.index(torch.tensor([0.5, -9.0]).half().numpy().tobytes())
+    changed = content[:score] + b"\1" + content[score + 1 :]
+    for damaged in (b"", content[: len(content) // 2], b"PK" + content[2:500], changed):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=f"{path.name}: expected a teacher's stored"):
             StoredViews(tmp_path, {})
@@ -97,6 +99,10 @@ def test_a_damaged_file_is_refused_by_name(tmp_path):
         ("views", torch.zeros(2, 2, dtype=torch.long)),
         ("grids", torch.tensor([[1, 1]])),
         ("boxes", "text"),
+        ("anchors", torch.zeros(9)),
+        ("anchors", torch.zeros(9, 1, dtype=torch.long)),
+        ("scores", torch.zeros(9)),
+        ("grids", torch.tensor([[-2, -2], [-1, -1]])),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(name, value, tmp_path):

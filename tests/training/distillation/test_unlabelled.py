@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from drone_kd_training.data.names import DataError
+from drone_kd_training.distillation.claims import claim
 from drone_kd_training.distillation.config import NO_TEACHER, Config
-from drone_kd_training.distillation.distill import distill, prepare_data, validate
+from drone_kd_training.distillation.distill import LOCK, distill, prepare_data, validate
 from drone_kd_training.distillation.train_data import read_thresholds
 from drone_kd_training.distillation.unlabelled import check_threshold, read_expectation
 from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.safe_loading import write_plain
+from drone_kd_training.teachers.teaching_dataset import REGIONS, read_regions
 from tiny_training import NAMES, SIZE, draw_set
 
 RUN = {"student": "aerial-student.yaml", "epochs": 1, "imgsz": SIZE, "batch": 6, "val": False}
@@ -95,6 +98,77 @@ def test_a_teacher_that_finds_nothing_is_refused(tiny_data, tiny_teacher, flight
 
 
 @pytest.mark.parametrize(
+    ("classes", "match"),
+    [
+        (("car", "tank"), "every class needs the teacher, expected some of car, person, got car"),
+        (("car", " car"), "class names must be unique"),
+        (("car", ""), "expected a name of 1 to 100 characters"),
+    ],
+)
+def test_classes_that_cannot_be_taught_are_refused(classes, match, tiny_teacher, flight, tmp_path):
+    given = config("", tiny_teacher, flight, classes=classes)
+    with pytest.raises(DataError, match=match):
+        validate(given, tmp_path / "run", resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_labelled_images_in_a_flight_stay_labelled(tiny_teacher, tmp_path):
+    """One of them has no label file: it shows no object."""
+    data = draw_set(tmp_path / "own")
+    train = data.parent / "images" / "train"
+    (data.parent / "labels" / "train" / "000.txt").unlink()
+    few = data.with_name("few.yaml")
+    few.with_name("few.txt").write_text(f"{train / '000.png'}\n{train / '001.png'}\n")
+    few.write_text(data.read_text().replace("images/train", "few.txt"))
+    prepare_data(validate(config(few, tiny_teacher, train), tmp_path / "run", resume=False))
+    kinds, kind_of = read_regions(tmp_path / "run" / "frames" / REGIONS)
+    assert len(kind_of) == 12
+    labelled = [path for path, kind in kind_of.items() if all(kinds[kind].labelled)]
+    assert [Path(path).name for path in labelled] == ["000.png", "001.png"]
+    run = validate(config(data, tiny_teacher, train), tmp_path / "other", resume=False)
+    with pytest.raises(DataError, match="got the training images alone"):
+        prepare_data(run)
+
+
+def test_an_unreadable_labelled_image_does_not_stop_the_run(tiny_teacher, flight, tmp_path):
+    data = draw_set(tmp_path / "own")
+    (data.parent / "images" / "train" / "000.png").write_bytes(b"")
+    prepare_data(validate(config(data, tiny_teacher, flight), tmp_path / "run", False))
+    assert read_expectation(tmp_path / "run")["frames"]["labelled"]["read"] == 11
+
+
+def test_a_resumed_run_keeps_its_flights(tiny_data, tiny_teacher, flight, tmp_path):
+    output = tmp_path / "run"
+    given = config(tiny_data, tiny_teacher, flight, fraction=0.5)
+    run, _ = prepare_data(validate(given, output, resume=False))
+    before = listed(output)
+    run.state.parent.mkdir()
+    write_plain(run.state, {"epoch": 0})
+    prepare_data(validate(given, output, resume=True))
+    assert listed(output) == before
+
+
+def test_a_start_with_other_settings_learns_nothing_of_the_first(
+    tiny_data, tiny_teacher, flight, tmp_path
+):
+    output = tmp_path / "run"
+    prepare_data(validate(config(tiny_data, tiny_teacher, flight), output, resume=False))
+    assert read_expectation(output)
+    prepare_data(validate(config(tiny_data, tiny_teacher), output, resume=False))
+    assert read_expectation(output) is None
+    assert read_thresholds(output / "frames") is None
+
+
+def test_a_folder_in_use_is_refused(tiny_data, tiny_teacher, flight, tmp_path):
+    output = tmp_path / "run"
+    given = config(tiny_data, tiny_teacher, flight)
+    with claim(output / LOCK), pytest.raises(ValueError, match="in use by another process"):
+        distill(given, output)
+    assert [path.name for path in output.iterdir()] == [LOCK]
+    prepare_data(validate(given, output, resume=False))  # the lock alone does not matter
+
+
+@pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"teacher": NO_TEACHER}, "unlabelled frames need a teacher"),
@@ -102,6 +176,10 @@ def test_a_teacher_that_finds_nothing_is_refused(tiny_data, tiny_teacher, flight
         ({"data": "", "classes": ("person",), "unlabelled": ()}, "need --unlabelled"),
         ({"data": "", "classes": ("person",), "val": True}, "nothing can be validated"),
         ({"tile": "big"}, "tile must be auto, off or a number"),
+        ({"tile": "16"}, "from 32 to 8192, got 16"),
+        ({"tile": "9000"}, "from 32 to 8192, got 9000"),
+        ({"unlabelled": ("",)}, "unlabelled must be paths that are not empty"),
+        ({"views": 4, "overrides": {"multi_scale": 0.5}}, "leave multi_scale or --views out"),
         ({"max_frames": 0}, "max_frames must be 1 or more"),
         ({"labelled_share": 1.0}, "labelled_share must be"),
         ({"views": 4, "terms": ("feature",)}, "leave --views out"),

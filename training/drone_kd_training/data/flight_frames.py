@@ -297,7 +297,8 @@ def _write(flight: _Flight, folder: Path, crops: Crops | None) -> list[tuple[str
         for end, window, _ in views(image, crops if _is_cut(size, crops) else None):
             name = f"{flight.frame_name(key)}{end.removesuffix('.jpg')}"
             target = folder / f"{name}{'.png' if lossless else '.jpg'}"
-            write_image(target, image if window is None else window, _JPEG_QUALITY)
+            quality = None if lossless else _JPEG_QUALITY
+            write_image(target, image if window is None else window, quality)
             paths[key].append(target.name)
     return [(path, flight.name) for listed in paths.values() for path in listed]
 

@@ -169,6 +169,7 @@ class Config:
             value = getattr(self, name)
             given = (value,) * bool(value) if isinstance(value, str) else value
             object.__setattr__(self, name, tuple(given))
+        object.__setattr__(self, "classes", tuple(str(name).strip() for name in self.classes))
         for name, holds, expected in self._ranges():
             if not holds:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)}")
@@ -180,8 +181,10 @@ class Config:
     def _ranges(self) -> Iterator[tuple[str, object, str]]:
         """Yield field, whether its value is in range, and the range."""
         yield "epochs", self.epochs >= 1, "1 or more"
-        tile = self.tile in (AUTO, "off") or self.tile.isdecimal()
-        yield "tile", tile, "auto, off or a number of pixels"
+        yield "unlabelled", all(self.unlabelled), "paths that are not empty"
+        tile = self.tile in (AUTO, "off")
+        tile = tile or (self.tile.isdecimal() and 32 <= int(self.tile) <= 8192)  # as `Crops`
+        yield "tile", tile, "auto, off or a number of pixels from 32 to 8192"
         yield "max_frames", self.max_frames >= 1, "1 or more"
         yield "steps", self.steps >= 0, "0 or more"
         yield "views", self.views >= 0, "0 or more"

@@ -28,7 +28,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ from drone_kd.files import atomic_file, write_text
 from drone_kd.parsing import read_json
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, load_data
+from drone_kd_training.data.names import DataError, class_list
+from drone_kd_training.distillation.claims import claim
 from drone_kd_training.distillation.config import Config, read_config
 from drone_kd_training.distillation.levels import match_levels
 from drone_kd_training.distillation.run_report import (
@@ -59,6 +61,7 @@ from drone_kd_training.distillation.train_data import (
 )
 from drone_kd_training.distillation.trainer import COST, STATE, DistillTrainer
 from drone_kd_training.distillation.unlabelled import (
+    EXPECTATION,
     add_flights,
     check_flights,
     check_threshold,
@@ -92,6 +95,8 @@ QUANTIZED = {
 }
 # Figures of a run; the file is written last, so its presence means that the run is complete.
 METRICS = "metrics.json"
+# Locked by the process that writes into the folder of a run.
+LOCK = ".lock"
 # The wording of CUDA and of the CPU's allocator.
 _NO_MEMORY = re.compile("out of memory|allocate memory", re.IGNORECASE)
 
@@ -155,11 +160,17 @@ def distill(
         LOGGER.info(f"{output} is finished, nothing to resume")
         return read_metrics(finished)
     run = validate(config, output, resume)
-    run, data = prepare_data(run)
-    seconds = train(run, data)
-    if RANK > 0:  # the first of torchrun's processes reports
-        return {}
-    return report(run, data, seconds, measure_teacher)
+    # The first of torchrun's processes claims the folder for all.
+    with claim(output / LOCK) if RANK <= 0 else nullcontext(True) as claimed:
+        if not claimed:
+            raise ValueError(
+                f"{one_line(output)} is in use by another process: wait for it, or choose another"
+            )
+        run, data = prepare_data(run)
+        seconds = train(run, data)
+        if RANK > 0:  # the first one reports, too
+            return {}
+        return report(run, data, seconds, measure_teacher)
 
 
 def validate(config: Config, output: Path, resume: bool) -> Run:
@@ -191,7 +202,7 @@ def _is_free(output: Path) -> bool:
     """Return whether a run may start in a folder: empty, or of a run that trained nothing."""
     if not output.is_dir() or (output / "weights").exists() or (output / METRICS).exists():
         return False
-    if not any(output.iterdir()):
+    if all(path.name == LOCK for path in output.iterdir()):
         return True
     try:
         read_config(output)
@@ -231,9 +242,11 @@ def _check_links(output: Path) -> None:
 def _open_inputs(run: Run) -> Run:
     """Open data and models, and check that they fit together."""
     config = run.config
-    # Without labels: the flights, which `prepare_data` reads.
-    alone = DataSet(run.output / "data.yaml", config.classes, run.output, run.output)
-    data = load_data(config.data) if config.data else alone
+    if config.data:
+        data = load_data(config.data)
+    else:  # the flights, which `prepare_data` reads
+        classes = class_list(config.classes, "--classes")
+        data = DataSet(run.output / "data.yaml", classes, run.output, run.output)
     student, _ = load_model(run.student)
     if getattr(student, "yaml", None) is None:
         raise ValueError(
@@ -246,7 +259,14 @@ def _open_inputs(run: Run) -> Run:
         load_model(weights)
     teacher = open_teacher(config.teacher, data.names) if config.distils else None
     if teacher is not None:
-        LOGGER.info(match_classes(data.names, teacher.names).table())
+        match = match_classes(data.names, teacher.names)
+        if not config.data and len(match.pairs) < len(data.names):
+            known = ", ".join(teacher.names[:12])
+            raise DataError(
+                "without labels every class needs the teacher, expected some of "
+                f"{one_line(known, 200)}, got {one_line(', '.join(data.names), 200)}"
+            )
+        LOGGER.info(match.table())
         levels = match_levels(detect_head(student), teacher.head, config.teacher_scale)
         LOGGER.info(levels.table())
         levels.check_terms(config.terms, config.teacher, BOX_TERMS)
@@ -265,6 +285,9 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
         The run with its data, and the data.yaml to train from.
     """
     output, resolved = run.output, run.output / "data.yaml"
+    trained = run.state.is_file()
+    if RANK <= 0 and not trained:
+        _forget_other(run.config, output)
     while RANK > 0 and not resolved.is_file():
         time.sleep(1)  # the file of another process, and there is no process group yet
     if run.plan is not None:
@@ -278,16 +301,27 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
     data, teacher, config = run.data, run.teacher, run.config
     assert data is not None  # opened by `validate`, or just now
     _write_config(config, output)
+    if config.unlabelled and trained:  # the frames and thresholds of an interrupted training
+        return run, continue_with_flights(config, data, output).write_resolved(resolved)
     if config.fraction < 1:
         listed = spread_fraction(data.train, config.fraction, output / "train.txt")
         data = replace(data, train=listed)
     if config.unlabelled:
         assert teacher is not None  # checked by `Config`
-        if run.state.is_file():  # the frames and thresholds of an interrupted training
-            data = continue_with_flights(config, data, output)
-        else:
-            data = add_flights(config, data, teacher, output)
+        data = add_flights(config, data, teacher, output)
     return run, data.write_resolved(resolved)  # last: the other processes wait for it
+
+
+def _forget_other(config: Config, output: Path) -> None:
+    """Delete what an earlier start with other settings learns from; it trained nothing."""
+    if not (output / "config.yaml").is_file():
+        return
+    before = read_config(output)
+    if config.teachers:  # data and teacher follow from that file
+        config = replace(config, data=before.data, teacher=before.teacher)
+    if before != config:
+        (output / EXPECTATION).unlink(missing_ok=True)
+        shutil.rmtree(output / FRAMES, ignore_errors=True)
 
 
 def _write_config(config: Config, output: Path) -> None:

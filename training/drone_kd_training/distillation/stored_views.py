@@ -19,16 +19,16 @@ import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
 
-from drone_kd.files import atomic_file
 from drone_kd.text import one_line
 from drone_kd_training.data.folders import real_folder
 from drone_kd_training.data.names import DataError
 from drone_kd_training.distillation.train_loader import View
-from drone_kd_training.models.safe_loading import read_plain
+from drone_kd_training.models.safe_loading import read_plain, write_plain
 from drone_kd_training.teachers.prediction_cache import file_hash
 
 # Anchors with at least this score are stored.
@@ -115,14 +115,16 @@ class StoredViews:
             "counts": torch.tensor([len(row.anchors) for row in rows]),
             **{name: torch.cat([getattr(row, name) for row in rows]) for name in _Row._fields},
         }
-        with atomic_file(self.folder / f"{uuid.uuid4().hex}.pt") as temporary:
-            torch.save(content, temporary)
+        write_plain(self.folder / f"{uuid.uuid4().hex}.pt", content)
         self._new = []
 
     def _read(self, path: Path) -> None:
         try:
             self._add_tables(read_plain(path))
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            with ZipFile(path) as archive:  # torch does not compare the checksums
+                if archive.testzip():
+                    raise ValueError("damaged")
+        except (AttributeError, BadZipFile, LookupError, RuntimeError, TypeError, ValueError):
             raise DataError(
                 f"{one_line(path)}: expected a teacher's stored predictions; delete it"
             ) from None
@@ -132,6 +134,10 @@ class StoredViews:
         grids = [(int(h), int(w)) for h, w in tables["grids"].tolist()]
         total, counts = sum(h * w for h, w in grids), tables["counts"]
         anchors, scores, boxes = (tables[name] for name in _Row._fields)
+        kinds = [(table.ndim, table.dtype) for table in (anchors, scores, boxes)]
+        halves = (2, torch.float16)
+        if kinds != [(1, torch.int64), halves, halves] or min(map(min, grids)) < 1:
+            raise ValueError("tables of another kind")
         if self._grids not in ([], grids) or not ((anchors >= 0) & (anchors < total)).all():
             raise ValueError("other anchors")
         if not (scores.isfinite().all() and boxes.isfinite().all()):

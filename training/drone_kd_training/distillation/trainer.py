@@ -45,7 +45,7 @@ from drone_kd_training.models.checkpoints import (
     resolve_model,
 )
 from drone_kd_training.models.published import finish_checkpoint, hide_folders, without_folders
-from drone_kd_training.models.safe_loading import read_state
+from drone_kd_training.models.safe_loading import read_state, write_plain
 from drone_kd_training.teachers.prediction_cache import file_hash
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
 
@@ -430,8 +430,7 @@ class DistillTrainer(DetectionTrainer):
             state["adapters"] = self.adapters.state_dict()
         if self.config.quantize:
             state["balance_before"] = self.float_criterion.balance.state()
-        with atomic_file(self.state_file) as temporary:
-            torch.save(state, temporary)
+        write_plain(self.state_file, state)
 
     def _load_state(self) -> None:
         """Continue exactly where an interrupted run was."""

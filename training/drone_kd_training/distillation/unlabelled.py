@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from torch import Tensor
 from ultralytics.utils import LOGGER
 
 from drone_kd.files import write_text
-from drone_kd.media.image_files import read_image
+from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.parsing import read_json
 from drone_kd.text import one_line
+from drone_kd_training.data.crops import MAX_SIDE, MIN_SIDE
 from drone_kd_training.data.dataset import DataSet, image_paths
 from drone_kd_training.data.flight_frames import write_flight_frames
 from drone_kd_training.data.names import DataError
@@ -57,7 +59,7 @@ def add_flights(config: Config, data: DataSet, teacher: Teacher, output: Path) -
     tile = _tile(config, labelled)
     flights = [str(Path(f).resolve()) if Path(f).exists() else f for f in config.unlabelled]
     found = write_flight_frames(flights, output / FLIGHTS, tile, config.max_frames, judged)
-    frames = [frame.path for frame in found]
+    frames = _without_labelled([frame.path for frame in found], labelled)
     match = match_classes(data.names, teacher.names)
     imgsz = config.teacher_imgsz
     scores = score_teacher(_predictor(teacher, imgsz), match, labelled, frames, imgsz)
@@ -78,6 +80,20 @@ def continue_with_flights(config: Config, data: DataSet, output: Path) -> DataSe
     """Return a run's data with the frames that `add_flights` listed."""
     val = data.val if config.data else output / NO_VAL
     return replace(data, train=output / TRAIN_LIST, val=val)
+
+
+def _without_labelled(frames: list[Path], labelled: list[Path]) -> list[Path]:
+    """Return the frames that are no labelled training images; DataError if all are."""
+    known = {path.resolve() for path in labelled}
+    kept = [path for path in frames if path.resolve() not in known]
+    if not kept:
+        raise DataError(
+            "expected flights with other frames than the labelled ones, got the training images "
+            "alone; add frames without labels, or leave --unlabelled out"
+        )
+    if dropped := len(frames) - len(kept):
+        LOGGER.info(f"Unlabelled: {dropped} labelled training images in the flights are left out")
+    return kept
 
 
 def read_expectation(output: Path) -> dict[str, Any] | None:
@@ -129,8 +145,16 @@ def _tile(config: Config, labelled: list[Path]) -> int:
     if config.tile != AUTO:
         return int(config.tile)
     step = max(1, len(labelled) // _SIZES)
-    sides = sorted(max(read_image(path).shape) for path in labelled[::step])
-    return sides[len(sides) // 2] if sides else config.imgsz
+    sides = sorted(filter(None, map(_side, labelled[::step])))
+    return min(max(sides[len(sides) // 2], MIN_SIDE), MAX_SIDE) if sides else config.imgsz
+
+
+def _side(path: Path) -> int:
+    """Return the longer side of an image in pixels, 0 if it cannot be read: training skips it."""
+    try:
+        return max(read_image(path).shape[:2])
+    except SourceError:
+        return 0
 
 
 def _predictor(teacher: Teacher, imgsz: int) -> Predict | Predictions:
@@ -152,5 +176,5 @@ def _predictor(teacher: Teacher, imgsz: int) -> Predict | Predictions:
 def check_flights(config: Config) -> None:
     """Refuse flights that do not exist, before anything is written; DataError."""
     for flight in config.unlabelled:
-        if "://" not in flight and not Path(flight).exists():
+        if "://" not in flight and not os.path.exists(flight):  # noqa: PTH110  Path.exists() raises for names that are too long
             raise DataError(f"{one_line(flight)}: no such folder, list, video or bag")

@@ -9,6 +9,7 @@ arguments are the file's: a layer of any size, or one that downloads its weights
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import struct
 import threading
@@ -25,6 +26,7 @@ from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.utils import torch_utils
 
+from drone_kd.files import atomic_file
 from drone_kd.text import one_line
 from drone_kd_training.isolation import replace_in_ultralytics
 from drone_kd_training.models.architecture import MAX_MODULES
@@ -113,6 +115,17 @@ def read_plain(path: Path, device: str | torch.device = "cpu") -> Any:
         _check_archive(path)
         return torch.load(path, map_location=device, weights_only=True)
     return None
+
+
+def write_plain(path: Path, content: Any) -> None:
+    """Write a file for `read_plain` atomically; OSError if it cannot be written.
+
+    `torch.save` itself reports a full disk as a RuntimeError about positions in the file.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def guard_loading() -> None:
