@@ -181,6 +181,7 @@ def test_a_folder_in_use_is_refused(tiny_data, tiny_teacher, flight, tmp_path):
         ({"unlabelled": ("",)}, "unlabelled must be paths that are not empty"),
         ({"views": 4, "overrides": {"multi_scale": 0.5}}, "leave multi_scale or --views out"),
         ({"max_frames": 0}, "max_frames must be 1 or more"),
+        ({"seed": -1}, "seed must be 0 or more"),
         ({"labelled_share": 1.0}, "labelled_share must be"),
         ({"views": 4, "terms": ("feature",)}, "leave --views out"),
     ],

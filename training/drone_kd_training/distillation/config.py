@@ -188,6 +188,7 @@ class Config:
         yield "max_frames", self.max_frames >= 1, "1 or more"
         yield "steps", self.steps >= 0, "0 or more"
         yield "views", self.views >= 0, "0 or more"
+        yield "seed", self.seed >= 0, "0 or more"
         yield "rebalance", self.rebalance >= 0, "0 or more"
         yield "beta", 0 <= self.beta <= 4, "0 to 4"
         yield "schedule", self.schedule in ("constant", "cosine"), "constant or cosine"

@@ -17,7 +17,7 @@ INTERRUPTED = "the last finished epoch is kept: the same command with --resume c
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    helps = {field.name: field.metadata["help"] for field in fields(Config)}
+    helps = {f.name: f.metadata["help"] for f in fields(Config) if "help" in f.metadata}
     changes = {
         name: {
             "required": False,
