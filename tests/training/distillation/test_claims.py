@@ -1,6 +1,10 @@
 """Locks of runs that several processes share."""
 
+import errno
 import sys
+from contextlib import nullcontext
+
+import pytest
 
 from commands import started
 from drone_kd_training.distillation.claims import claim
@@ -32,3 +36,14 @@ def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path):
         assert claimed and not again
     with claim(lock) as claimed:
         assert claimed
+
+
+@pytest.mark.parametrize(("code", "works"), [(errno.ENOLCK, True), (errno.EIO, False)])
+def test_a_file_system_without_locks_stops_nothing(code, works, tmp_path, monkeypatch):
+    def fail(descriptor, operation):
+        raise OSError(code, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with nullcontext() if works else pytest.raises(OSError, match="no locks"):  # noqa: SIM117
+        with claim(tmp_path / "run") as claimed:
+            assert claimed
