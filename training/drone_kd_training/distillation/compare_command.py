@@ -56,9 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="ARM",
         help="plain, distilled, builtin:WEIGHT, or changes to distilled such as "
-        "'terms=class+box;balance=0.1' (default: plain, the built-in at 0.5, 1, 2 and 6, "
-        f"distilled, and distilled without each of its terms); few-labels: {ARMS_HELP} (default: "
-        "all baselines, ours, and ours without each of its parts)",
+        f"'terms=class+box;balance=0.1'; few-labels: {ARMS_HELP} (default: all baselines, the "
+        "distilled arm, and that without each of its parts)",
     )
     comparison.add_argument(
         "--select",
