@@ -4,8 +4,9 @@
     python -m benchmarks.tiles aerial-cars/data.yaml --size 480 --classes car --output runs/tiles
       [--unlabelled rgb-unlabelled/images]
 
-One in four training tiles without an object is kept; all other tiles are. --classes selects the
-classes with enough objects to measure. Unlabelled images give as many tiles as there are training
+One in four training tiles without an object is kept (--empty-every 1: all, for `drone-kd compare
+--protocol few-labels`); all other tiles are. --classes selects the classes with enough objects to
+measure. Unlabelled images give as many tiles as there are training
 tiles, spread evenly.
 """
 
@@ -19,6 +20,7 @@ import cv2
 import numpy as np
 import yaml
 
+from drone_kd_training.data.crops import Crops, boxes_inside, views
 from drone_kd_training.data.dataset import (
     DataSet,
     centre_and_size,
@@ -28,10 +30,6 @@ from drone_kd_training.data.dataset import (
     read_sample,
     write_text,
 )
-from drone_kd_training.teachers.teaching_dataset import boxes_inside, views
-from drone_kd_training.teachers.teaching_plan import Crops
-
-EMPTY_EVERY = 4
 
 
 def tiles(
@@ -45,7 +43,9 @@ def tiles(
         yield f"{path.stem}-{y1:04d}-{x1:04d}", pixels, window
 
 
-def write_split(data: DataSet, split: str, kept: list[int], size: int, output: Path) -> int:
+def write_split(
+    data: DataSet, split: str, kept: list[int], size: int, empty_every: int, output: Path
+) -> int:
     """Write the tiles of a split with the labels of the kept classes; returns their number."""
     for kind in ("images", "labels"):
         (output / kind / split).mkdir(parents=True)
@@ -62,7 +62,7 @@ def write_split(data: DataSet, split: str, kept: list[int], size: int, output: P
             found = boxes_inside(table, window)
             if not len(found):
                 empty += 1
-                if split == "train" and empty % EMPTY_EVERY:
+                if split == "train" and empty % empty_every:
                     continue
             cv2.imwrite(str(output / "images" / split / f"{stem}.png"), pixels)
             ids = [kept.index(i) for i in found[:, 4]]
@@ -97,13 +97,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, required=True, help="side of a tile in pixels")
     parser.add_argument("--classes", nargs="+", required=True, metavar="NAME")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--empty-every", type=int, default=4, metavar="N", help="of empty training tiles, one in N"
+    )
     parser.add_argument("--unlabelled", type=Path, help="folder of further images")
     a = parser.parse_args()
     data = load_data(a.data)
     kept = [data.names.index(name) for name in a.classes]
     written = {}
     for split in ("train", "val"):
-        written[split] = write_split(data, split, kept, a.size, a.output)
+        written[split] = write_split(data, split, kept, a.size, a.empty_every, a.output)
         print(f"{split}: {written[split]} tiles")
     if a.unlabelled:
         folder = a.output / "unlabelled"

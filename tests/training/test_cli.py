@@ -55,10 +55,10 @@ def test_wrong_input_is_one_line_and_2(arguments, capfd, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--student", "s.yaml"], "needs --data and --teacher, or --teachers"),
-        (["--student", "s.yaml", "--data", "d"], "needs --data and --teacher, or --teachers"),
-        (["--student", "s", "--data", "d", "--teachers", "t"], "--teachers instead of both"),
-        (["--data", "d", "--teacher", "t"], "one of the arguments --student --from is required"),
+        (["--student", "s.yaml"], "needs --teacher with --data or --classes"),
+        (["--student", "s.yaml", "--data", "d"], "needs --teacher with --data or --classes"),
+        (["--student", "s", "--data", "d", "--teachers", "t"], "--teachers instead of these"),
+        (["--data", "d", "--teacher", "t"], "distill needs --student, or --from"),
         (["--from", "b.pt", "--data", "d", "--teacher", "t"], "--quantize int8 goes with --from"),
         (["--student", "s", "--data", "d", "--teacher", "t", "--set", "lr0"], "KEY=VALUE"),
         (
@@ -149,6 +149,37 @@ def test_compare_makes_its_runs_of_the_options(call, tmp_path, capsys):
     config = Config("d", "t.pt", "s.yaml", epochs=1, seed=3)
     assert calls == [((config, tmp_path, (3, 4), ["plain", "terms=class"], 0.5, None), {})]
     assert "| plain | 2 |" in capsys.readouterr().out
+
+
+def test_compare_with_few_labels(call, tmp_path, capsys):
+    calls = call("drone_kd_training.distillation.few_labels.compare_few_labels", None)
+    (tmp_path / "compare.md").write_text("| ours | 5 |")
+    options = ["--data", "d", "--teacher", "t.pt", "--student", "s.yaml", "--steps", "9"]
+    options += ["--output", tmp_path]
+    assert run("compare", *options, "--protocol", "few-labels") == 0
+    config = Config("d", "t.pt", "s.yaml", steps=9)
+    assert calls.pop() == ((config, tmp_path, (0, 1, 2, 3, 4), (), [5], 0.0), {})
+    assert "| ours | 5 |" in capsys.readouterr().out
+    few = ["--protocol", "few-labels", "--labels", "0", "10", "all", "--arms", "few", "hard:0.3"]
+    assert run("compare", *options, *few, "--seeds", "7", "--select", "0.2") == 0
+    config = Config("d", "t.pt", "s.yaml", steps=9, seed=7)
+    assert calls == [((config, tmp_path, (7,), ["few", "hard:0.3"], [0, 10, None], 0.2), {})]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--labels", "5"], "--labels needs --protocol few-labels"),
+        (["--labels", "few"], "invalid"),
+        (["--protocol", "few-labels", "--cluster", "h:1"], "--cluster needs --protocol paired"),
+        (["--protocol", "few-labels"], "expects --steps"),
+    ],
+)
+def test_compare_refuses_options_of_the_other_protocol(options, says, tmp_path, capfd):
+    given = ["--data", "d", "--teacher", "t.pt", "--student", "s.yaml", "--output", tmp_path / "o"]
+    assert run("compare", *given, *options) == 2
+    assert says in only_message(capfd)
+    assert not (tmp_path / "o").exists()
 
 
 def test_export_passes_its_options_on(call, tmp_path, capsys):

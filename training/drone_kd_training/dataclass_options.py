@@ -117,6 +117,8 @@ def _by_type(hint: Any, item: Field) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction if on else "store_true"}
     if get_origin(hint) is Mapping:
         return {"action": _AddPair, "metavar": "KEY=VALUE"}
+    if hint == tuple[str, ...] and "nargs" in item.metadata["settings"]:
+        return {"type": str}
     if hint == tuple[str, ...]:
         return {"type": lambda text: tuple(text.split(","))}
     known: tuple[Callable[[str], Any], ...] = (int, float, str)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def format_score(score: float | None) -> str:
     """Return an AP in [0, 1] as points with one decimal ("31.4"); "-" for None."""
@@ -17,3 +19,13 @@ def format_table(rows: dict[str, dict]) -> str:
         scores = f"{all_:>10}{half:>8}{tiny:>9}"
         lines.append(f"{name:<16}{scores}{row['parameters']:>12,}{row['gflops']:>8.2f}")
     return "\n".join(lines)
+
+
+def format_columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Return rows of cells below a header, in columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(
+        row[0].ljust(widths[0])
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in (header, *rows)
+    )

@@ -42,7 +42,7 @@ def test_guided_criterion_leaves_the_given_one_as_it_is():
     assert isinstance(guided.assigner, GuidedAssigner)
     assert plain.bce is bce
     assert plain.assigner is assigner
-    assert guided_criterion(plain) is plain
+    assert isinstance(guided_criterion(plain).bce, nn.BCEWithLogitsLoss)
 
 
 def test_guided_criterion_masks_both_branches_and_assigns_in_one_to_many():
@@ -53,17 +53,28 @@ def test_guided_criterion_masks_both_branches_and_assigns_in_one_to_many():
     assert isinstance(guided.one2many.bce, MaskedBCE)
     assert isinstance(guided.one2one.bce, MaskedBCE)
     assert isinstance(guided.one2many.assigner, GuidedAssigner)
-    assert guided.one2one.assigner is pair.one2one.assigner
+    assert guided.one2many.assigner.predictions is assignment
+    assert guided.one2one.assigner.predictions is None
     assert isinstance(pair.one2many.assigner, nn.Identity)
 
 
-def test_guided_assigner_replaces_scores_and_boxes_only():
+def test_guided_assigner_replaces_scores_and_boxes_only_and_keeps_the_targets():
     scores, xyxy = torch.rand(1, 5, 2), torch.rand(1, 5, 4)
+    found = tuple(torch.rand(1, 5, 2) for _ in range(5))
     calls = []
-    assigner = GuidedAssigner(
-        lambda *given, **options: calls.append((given, options)), scores, xyxy
+
+    def record(*given, **options):
+        calls.append((given, options))
+        return found
+
+    assigner = GuidedAssigner(record, (scores, xyxy))
+    assert (
+        assigner(torch.zeros(1, 5, 2), torch.zeros(1, 5, 4), "centers", "labels", topk=3) is found
     )
-    assigner(torch.zeros(1, 5, 2), torch.zeros(1, 5, 4), "centers", "labels", topk=3)
+    assert assigner.targets is found[2]
+    own = torch.zeros(1, 5, 2), torch.zeros(1, 5, 4)
+    GuidedAssigner(record, None)(*own, "centers")
+    assert calls.pop()[0][:2] == own
     ((given, options),) = calls
     assert given[0] is scores
     assert given[1] is xyxy

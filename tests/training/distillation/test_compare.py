@@ -12,6 +12,7 @@ from drone_kd_training.distillation.compare import (
     best_builtin,
     compare,
     default_arms,
+    evaluate_teacher,
     hold_out,
     interval,
     summarise,
@@ -35,7 +36,7 @@ def test_arms_change_the_settings_of_one_run():
     base = config()
     assert default_arms(base) == [
         *("plain", "builtin:0.5", "builtin:1", "builtin:2", "builtin:6"),
-        *("distilled", "terms=assign", "terms=class"),
+        *("distilled", "terms=box+assign", "terms=class+assign", "terms=class+box"),
     ]
     assert arm_config("distilled", base) == base
     assert arm_config("plain", base).teacher == NO_TEACHER
@@ -95,6 +96,33 @@ def test_hold_out_takes_stretches_of_the_training_frames(tmp_path):
     for share in (0.001, 1.0):
         with pytest.raises(ValueError, match="leaves nothing"):
             hold_out(data, share, tmp_path)
+
+
+def test_hold_out_keeps_the_tiles_of_a_frame_together(tmp_path):
+    data = draw_set(tmp_path / "data", train=24)
+    for path in image_paths(load_data(data).train):
+        frame, tile = divmod(int(path.stem), 3)
+        path.rename(path.with_name(f"f{frame}-0000-{480 * tile:04d}.png"))
+    split = load_data(hold_out(data, 0.25, tmp_path))
+    held_out = [p.stem.split("-")[0] for p in image_paths(split.val)]
+    assert held_out == [*(["f3"] * 3), *(["f7"] * 3)]
+
+
+@pytest.mark.slow
+def test_teacher_is_measured_at_the_size_of_the_student(tiny_data, square_detector, tmp_path):
+    at_size = evaluate_teacher(config(tiny_data, square_detector), tiny_data, tmp_path)
+    assert at_size["at_teacher_imgsz"] is None
+    both = evaluate_teacher(
+        config(tiny_data, square_detector, teacher_scale=2), tiny_data, tmp_path
+    )
+    large = both.pop("at_teacher_imgsz")
+    assert both.items() <= at_size.items()
+    assert (both["imgsz"], large["imgsz"]) == (SIZE, 2 * SIZE)
+    assert large["map50_95"] != both["map50_95"]
+    text = as_markdown({**both, "at_teacher_imgsz": large}, [], [])
+    assert [line.split(" |")[0] for line in text.splitlines()[2:]] == [
+        *("| teacher", f"| teacher at {2 * SIZE} px")
+    ]
 
 
 @pytest.fixture

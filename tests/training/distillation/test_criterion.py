@@ -6,10 +6,16 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 
 from drone_kd_training.distillation.aligned_predictions import LevelComparison
-from drone_kd_training.distillation.criterion import DistillationLoss, InFloat32, make_adapters
+from drone_kd_training.distillation.criterion import (
+    WANTED,
+    DistillationLoss,
+    InFloat32,
+    Settings,
+    make_adapters,
+)
 from drone_kd_training.distillation.heads import raw_predictions
 from drone_kd_training.distillation.levels import match_levels
-from drone_kd_training.distillation.loss_balancing import Balance, Schedule
+from drone_kd_training.distillation.loss_balancing import Balance
 from drone_kd_training.distillation.terms import TERMS
 from drone_kd_training.models.checkpoints import load_model, match_classes, resolve_model
 from drone_kd_training.teachers.soft_labels import Areas, Boxes
@@ -49,7 +55,7 @@ def distillation_loss(
         levels,
         make_adapters(terms, levels, *heads, seed=0),
         terms,
-        1.0,
+        Settings(),
         Balance(0.2),
         **options,
     )
@@ -97,11 +103,69 @@ def test_class_gradient_points_from_student_to_teacher(temperature, tiny_teacher
     assert torch.equal(gradient[clear].sign(), difference[clear].sign())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("student_yaml", ["aerial-student.yaml", "yolo26n.yaml"])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_teacher_that_sees_nothing_lowers_labelled_anchors_only_if_it_may(keeps, student_yaml):
+    blind = DetectionModel(resolve_model("yolo11n.yaml"), nc=2, verbose=False)
+    with torch.no_grad():
+        for branch in blind.model[-1].cv3:
+            branch[-1].bias.fill_(-12.0)
+    student, criterion = student_and_loss(student_yaml, blind, ("class",))
+    criterion.keeps_labels = keeps
+    # As large as the boxes of an untrained student nearly, so that some are assigned.
+    batch = {**one_batch(), WANTED: [], "bboxes": torch.tensor([[0.5, 0.5, 1.0, 1.0]] * 2)}
+    predictions = student(batch["img"])
+    scores = raw_predictions(predictions)["scores"]
+    loss, _ = criterion(predictions, batch)
+    (gradient,) = torch.autograd.grad(loss[-1], scores, retain_graph=True)
+    wanted = batch[WANTED][0].transpose(1, 2)
+    labelled = wanted > 1e-3
+    assert labelled.any()
+    assert (gradient[wanted == 0] > 0).all()  # down to the teacher
+    assert (gradient[labelled] == 0).all() if keeps else (gradient[labelled] > 0).all()
+
+
 def test_decoded_boxes_are_compared_if_the_student_has_no_distribution():
     items = loss_on_one_batch("yolo26n.yaml", "yolo11n.yaml")
     assert "kd_cls_loss" in items
     assert "kd_dfl_loss" not in items
     assert items["kd_box_loss"] > 0
+
+
+def test_the_head_without_nms_learns_one_anchor_per_box(tiny_teacher):
+    """The one-to-one branch of YOLO26 is the one that flies."""
+    teacher, _ = load_model(str(tiny_teacher))
+    student, criterion = student_and_loss("yolo26n.yaml", teacher)
+    boxes = Boxes(
+        torch.tensor([0, 0, 1]),
+        torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.31, 0.3, 0.2, 0.2], [0.7, 0.7, 0.3, 0.3]]),
+        torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7]]),
+    )
+    criterion._run_teacher = lambda images, batch: boxes
+    criterion.balance.sums = {"kd_cls_loss": [1.0, 1.0], "kd_box_loss": [1.0, 1.0]}
+    criterion.balance.batches = 1  # no measurement: its weights are those above
+    predictions = student(one_batch()["img"])
+    scores = predictions["one2one"]["scores"]
+    gradients = {}
+    for labelled in (True, False):
+        batch = one_batch()
+        batch["areas"] = Areas(
+            torch.tensor([0, 1]),
+            torch.tensor([[0.5, 0.5, 1.0, 1.0]] * 2),
+            torch.full((2, 2), labelled),
+            torch.full((2, 2), True),
+        )
+        single = criterion._compare_one_to_one(predictions, boxes, SIZE, batch)
+        taught = single.targets.amax(-1) > 0
+        assert taught.sum(-1).tolist() == [1, 1]  # the duplicate is gone
+        loss, items = criterion(predictions, batch)
+        assert items["kd_single_box_loss"] > 0
+        (found,) = torch.autograd.grad(loss[-1], scores, retain_graph=True)
+        gradients[labelled] = found.transpose(1, 2)[taught]
+    assert (gradients[False] < 0).any()  # up to the teacher, where it alone teaches
+    # Where there are labels, they choose the anchor: another one would be a duplicate.
+    assert (gradients[True] == 0).all()
 
 
 class Recorded(InFloat32):
@@ -116,7 +180,6 @@ def test_unlabelled_image_is_learned_from_confident_predictions(tiny_teacher, mo
     teacher, _ = load_model(str(tiny_teacher))
     student, criterion = student_and_loss("aerial-student.yaml", teacher)
     criterion.detection = recorded = Recorded(criterion.innermost)
-    criterion.schedule = Schedule(total_steps=0, closes=True)  # mosaic is closed
     predicted = Boxes(
         torch.tensor([1, 1]),
         torch.tensor([[0.25, 0.25, 0.2, 0.2], [0.7, 0.7, 0.4, 0.4]]),

@@ -3,7 +3,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import polars
@@ -14,6 +14,7 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, SegmentationModel
 
 from commands import run_command
+from drone_kd.cli import main
 from drone_kd_training.data.dataset import load_data
 from drone_kd_training.distillation import distill as distill_module
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
@@ -505,11 +506,25 @@ def test_weights_to_start_from_may_have_another_head(tiny_data, tmp_path):
         validate(start, tmp_path / "run", resume=False)
 
 
-@pytest.mark.parametrize(("epochs", "closed"), [(1, 0), (2, 1), (30, 3), (1000, 10)])
-def test_last_tenth_is_without_mosaic_but_not_all_of_a_run(epochs, closed, tiny_data, tmp_path):
-    """The terms are off then, so one epoch would be without a teacher."""
+@pytest.mark.parametrize(("epochs", "closed"), [(1, 1), (2, 1), (30, 3), (1000, 10)])
+def test_last_tenth_is_without_mosaic(epochs, closed, tiny_data, tmp_path):
     run = Run(config(tiny_data, NO_TEACHER, epochs=epochs, overrides={}), tmp_path, "s.yaml")
     assert distill_module._overrides(run, tiny_data)["close_mosaic"] == closed
+
+
+def test_resume_needs_the_output_alone(tiny_data, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    settings = config(tiny_data, NO_TEACHER, epochs=3)
+    prepare_data(validate(settings, output, resume=False))
+    given = []
+    monkeypatch.setattr(
+        distill_module, "distill", lambda run, folder, resume: given.append((run, resume)) or {}
+    )
+    assert main(["distill", "--resume", "--output", str(output), "--device", "cpu"]) == 0
+    assert given == [(replace(settings, device="cpu"), True)]
+    assert main(["distill", "--resume", "--output", str(tmp_path / "none")]) == 2
+    assert main(["distill", "--output", str(tmp_path / "new"), "--teacher", "none",
+                 "--data", "d.yaml"]) == 2  # fmt: skip
 
 
 def test_run_that_failed_before_training_can_be_corrected(tiny_data, tmp_path):
@@ -606,13 +621,26 @@ def test_unusable_input_is_refused_before_anything_is_written(tiny_data, tmp_pat
         ({"teacher_scale": 1.5, "imgsz": 416}, "a multiple of 32 at 1.5 times the size, too"),
         ({"batch": 0}, "batch must be 1 or more, or -1"),
         ({"teacher_scale": 2, "overrides": {"multi_scale": 0.5}}, "needs a fixed input"),
+        ({"views": 2, "overrides": {"multi_scale": 0.5}}, "leave multi_scale or --views out"),
+        ({"views": 2, "overrides": {"cutmix": 0.5}}, "leave cutmix or --views out"),
+        ({"views": 2, "temperature": 2.0}, "background is not stored"),
         ({"overrides": {"learning_rate": 1}}, "unknown training setting learning_rate"),
         ({"overrides": {"epochs": 1}}, "epochs has an option of its own"),
         ({"overrides": {"data": "d.yaml"}}, "data has an option of its own"),
         ({"overrides": {"save_dir": "/x"}}, "unknown training setting save_dir"),
         *[
             ({"overrides": {key: "/x"}}, f"{key} is no training setting")
-            for key in ("project", "name", "model", "cfg", "tracker", "resume", "source", "mode")
+            for key in (
+                "project",
+                "name",
+                "model",
+                "cfg",
+                "tracker",
+                "resume",
+                "source",
+                "mode",
+                "rect",
+            )
         ],
         ({"overrides": {"lr0": "fast"}}, "--set: 'lr0=fast' is of invalid type"),
         ({"overrides": {"\x1b[2J": 1}}, r"unknown training setting \\x1b\[2J"),

@@ -9,7 +9,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 
 from drone_kd_training.data.dataset import image_paths, load_data, read_sample
-from drone_kd_training.distillation.criterion import DistillationLoss
+from drone_kd_training.distillation.criterion import DistillationLoss, Settings
 from drone_kd_training.distillation.heads import anchor_centers, raw_predictions
 from drone_kd_training.distillation.levels import match_levels
 from drone_kd_training.distillation.loss_balancing import Balance
@@ -60,7 +60,7 @@ def distillation_criterion(student: DetectionModel) -> DistillationLoss:
         match_levels(student.model[-1], None),
         nn.ModuleDict(),
         ("class", "box"),
-        1.0,
+        Settings(),
         Balance(1.0),
     )
 

@@ -6,6 +6,7 @@ from drone_kd_training.teachers.soft_labels import (
     Areas,
     Boxes,
     Coverage,
+    Thresholds,
     add_pseudo_labels,
     distilled_classes,
     extend_labels,
@@ -86,6 +87,9 @@ def test_without_kinds_every_class_is_labelled():
     assert "areas" not in split_batch(as_batch(labels), 2, None, scores)
 
 
+BAND = Thresholds.same(2)
+
+
 def mosaic(*kinds: Coverage) -> dict:
     """Return a batch of one image that shows frames of these kinds side by side."""
     batch = as_batch([label("a")])
@@ -103,13 +107,15 @@ def test_each_class_is_learned_from_what_covers_it():
     box[:, 0] = torch.tensor([0.1, 0.3, 0.6, 0.9])  # one in each frame
     none = torch.zeros(4, dtype=torch.long)
     ignored = Boxes(none, box, torch.tensor([[0.3, 0.3]]).repeat(4, 1))
-    mask = negatives_mask(batch, ignored, centers)[0].tolist()
+    mask = negatives_mask(batch, ignored, centers, BAND)[0].tolist()
     assert mask == [[1, 1], [1, 0], [0, 0], [1, 0], [1, 1]]
-    labelled = add_pseudo_labels(batch, Boxes(none, box, torch.tensor([[0.0, 0.9]]).repeat(4, 1)))
+    labelled = add_pseudo_labels(
+        batch, Boxes(none, box, torch.tensor([[0.0, 0.9]]).repeat(4, 1)), BAND.high
+    )
     assert labelled["cls"].tolist() == [[1.0], [1.0]]
     assert labelled["bboxes"][:, 0].tolist() == pytest.approx([0.6, 0.9])
     unlikely = Boxes(none, box, torch.full((4, 2), 0.05))
-    assert negatives_mask(batch, unlikely, centers)[0].tolist() == [
+    assert negatives_mask(batch, unlikely, centers, BAND)[0].tolist() == [
         [1, 1], [1, 0], [1, 1], [1, 1], [1, 1]]  # fmt: skip
 
 
@@ -130,7 +136,7 @@ def test_pseudo_labels_are_sorted_into_the_labels_of_their_image():
     batch["areas"] = Areas(torch.tensor([0, 2]), whole, unlabelled, both)
     boxes = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2]])
     predicted = Boxes(torch.tensor([2, 0]), boxes, torch.tensor([[0.9, 0.0], [0.0, 0.9]]))
-    labelled = add_pseudo_labels(batch, predicted)
+    labelled = add_pseudo_labels(batch, predicted, BAND.high)
     assert labelled["batch_idx"].tolist() == [0, 1, 2]
     assert labelled["cls"].flatten().tolist() == [1, 0, 0]
     assert labelled["bboxes"][[0, 2]].tolist() == boxes.flip(0).tolist()

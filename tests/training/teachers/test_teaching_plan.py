@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from drone_kd.cli import main
+from drone_kd_training.data.crops import Crops
 from drone_kd_training.data.names import DataError
-from drone_kd_training.teachers.teaching_plan import Crops, read_plan
+from drone_kd_training.teachers.teaching_plan import read_plan
 from tiny_training import draw_set, save_checkpoint
 
 
@@ -205,7 +206,7 @@ def test_image_in_train_and_val_is_refused(folder):
 def test_teacher_and_teachers_exclude_each_other(folder, capsys):
     command = ["distill", "--teachers", "t.yaml", "--teacher", "t.pt", "--student", "s.yaml"]
     assert main([*command, "--output", str(folder / "out")]) == 2
-    assert "or --teachers instead of both" in capsys.readouterr().err
+    assert "or --teachers instead of these" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["[a, b]", "{a: b}"])

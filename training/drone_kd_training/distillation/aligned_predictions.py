@@ -40,6 +40,7 @@ class ModelPair:
     teacher_classes: Tensor
     levels: LevelMatch
     temperature: float
+    beta: float
     adapters: nn.ModuleDict
     hidden: Hidden = field(default_factory=dict)
 
@@ -70,6 +71,18 @@ class Comparison:
         """Return what is compared, "dfl" (distributions) or "box" (decoded), and the loss."""
         raise NotImplementedError
 
+    def keep_labels(self, wanted: Tensor) -> None:
+        """Leave out where a label wants more than the teacher: (B, N, C) over all anchors.
+
+        A teacher that does not know an object would push its labelled anchors down.
+        """
+        kept = (self.teacher_logits.sigmoid() >= self._compared(wanted)).to(wanted)
+        self.class_mask = kept if self.class_mask is None else self.class_mask * kept
+
+    def _compared(self, values: Tensor) -> Tensor:
+        """Return the anchors and classes that are compared, of (B, N, C) values of the student."""
+        return values[..., self.pair.student_classes]
+
 
 class LevelComparison(Comparison):
     """Comparison with a Detect teacher, anchor by anchor on the matched levels."""
@@ -81,6 +94,12 @@ class LevelComparison(Comparison):
         self.student_logits = student_logits[..., pair.student_classes]
         teacher_logits = take_levels(teacher, "scores", pair.levels.teacher)
         self.teacher_logits = teacher_logits[..., pair.teacher_classes]
+
+    def _compared(self, values: Tensor) -> Tensor:
+        levels = take_levels(
+            {**self.student, "wanted": values.transpose(1, 2)}, "wanted", self.pair.levels.student
+        )
+        return super()._compared(levels)
 
     @property
     def teacher_head(self) -> Detect:
@@ -136,10 +155,18 @@ class LevelComparison(Comparison):
 class BoxComparison(Comparison):
     """Comparison with a teacher's boxes, assigned to the student's anchors as labels are."""
 
-    def __init__(self, pair: ModelPair, student: dict, boxes: Boxes, batch: dict) -> None:
+    def __init__(
+        self,
+        pair: ModelPair,
+        student: dict,
+        boxes: Boxes,
+        batch: dict,
+        one_to_one: bool = False,
+    ) -> None:
         """Assign the teacher's boxes, scores in its own classes.
 
-        ``batch`` has ``areas`` where not every class is labelled in every frame.
+        ``batch`` has ``areas`` where not every class is labelled in every frame; ``one_to_one``:
+        see `assign_boxes`.
         """
         super().__init__(pair, student)
         head = pair.student_head
@@ -154,6 +181,7 @@ class BoxComparison(Comparison):
             centers,
             [int(s) for s in head.stride],
             self.size,
+            one_to_one,
         )
         self.teacher_logits = torch.logit(self.targets, eps=1e-4)
         if "areas" in batch:
@@ -161,6 +189,17 @@ class BoxComparison(Comparison):
             full[..., pair.student_classes] = self.targets
             mask = distilled_classes(batch, full, centers / self.size)
             self.class_mask = mask[..., pair.student_classes]
+
+    def leave_to_labels(self, wanted: Tensor, labelled: Tensor) -> None:
+        """Compare labelled classes only where a label wants an object, and not more than it.
+
+        With one anchor per object, that of the teacher's box may be a neighbour of the label's:
+        it would become a duplicate. ``wanted``, ``labelled``: (B, N, C) over all anchors.
+        """
+        here = self._compared(wanted * labelled)
+        kept = (here > 0) & (self.targets >= here) | (self._compared(labelled) == 0)
+        mask = kept.to(self.targets)
+        self.class_mask = mask if self.class_mask is None else self.class_mask * mask
 
     def box_loss(self) -> tuple[str, Tensor]:
         """Compare decoded boxes at the anchors that got one of the teacher's."""

@@ -14,7 +14,13 @@ from drone_kd_training.teachers.soft_labels import Boxes
 
 
 def assign_boxes(
-    boxes: Boxes, scores: Tensor, xyxy: Tensor, centers: Tensor, strides: list[int], size: float
+    boxes: Boxes,
+    scores: Tensor,
+    xyxy: Tensor,
+    centers: Tensor,
+    strides: list[int],
+    size: float,
+    one_to_one: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Assign a teacher's boxes to the student's anchors, as labels are assigned.
 
@@ -28,6 +34,7 @@ def assign_boxes(
         centers: of the anchors (N, 2), pixels.
         strides: of the student's levels.
         size: width of the square input, pixels.
+        one_to_one: a box goes to one anchor, as in YOLO26's head that needs no NMS.
 
     Returns:
         Target probabilities (B, N, C), 0 where nothing was assigned, and boxes (B, N, 4).
@@ -45,7 +52,11 @@ def assign_boxes(
         padded_xyxy[image, :n] = box_convert(own.cxcywh, "cxcywh", "xyxy").to(padded_xyxy) * size
         padded_scores[image, :n] = own.scores.to(padded_scores)
         valid[image, :n] = 1
-    assigner = TaskAlignedAssigner(10, classes, alpha=0.5, beta=6.0, stride=strides)
+    # The numbers of candidates are Ultralytics' own, for each kind of head.
+    candidates = {"topk": 7, "topk2": 1} if one_to_one else {"topk": 10}
+    assigner = TaskAlignedAssigner(
+        num_classes=classes, alpha=0.5, beta=6.0, stride=strides, **candidates
+    )
     _, target_xyxy, alignment, foreground, index = assigner(
         scores, xyxy, centers, padded_scores.argmax(-1, keepdim=True), padded_xyxy, valid
     )
@@ -55,18 +66,23 @@ def assign_boxes(
 
 
 class GuidedAssigner(nn.Module):
-    """Ultralytics' assigner with given predictions in the place of the student's.
+    """Ultralytics' assigner, perhaps with given predictions in the place of the student's.
 
-    These are probabilities (B, N, C) and boxes (B, N, 4) in pixels.
+    Attributes:
+        predictions: probabilities (B, N, C) and boxes (B, N, 4) in pixels; None: the student's.
+        targets: the probabilities (B, N, C) that the last call wanted.
     """
 
-    def __init__(self, assigner: nn.Module, scores: Tensor, xyxy: Tensor) -> None:
+    def __init__(self, assigner: nn.Module, predictions: tuple[Tensor, Tensor] | None) -> None:
         super().__init__()
-        self.assigner, self.scores, self.xyxy = assigner, scores, xyxy
+        self.assigner, self.predictions = assigner, predictions
+        self.targets: Tensor | None = None
 
     def forward(self, scores: Tensor, xyxy: Tensor, *rest, **options):
         """Assign the labels; called like the assigner."""
-        return self.assigner(self.scores, self.xyxy, *rest, **options)
+        found = self.assigner(*(self.predictions or (scores, xyxy)), *rest, **options)
+        self.targets = found[2]
+        return found
 
 
 class MaskedBCE(nn.Module):
@@ -88,7 +104,7 @@ class MaskedBCE(nn.Module):
 def guided_criterion(
     detection, assignment: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None
 ):
-    """Return Ultralytics' detection criterion with another assignment or a class mask.
+    """Return Ultralytics' detection criterion with a `GuidedAssigner`, and with a class mask.
 
     The given criterion stays as it is, since it is what checkpoints hold.
 
@@ -98,15 +114,12 @@ def guided_criterion(
             for two branches that of one-to-many. None: the student's own.
         mask: (B, N, C) of 1 and 0: where "no object of this class" is learned. None: everywhere.
     """
-    if assignment is None and mask is None:
-        return detection
     guided = copy(detection)
     if hasattr(detection, "one2many"):
         guided.one2many = guided_criterion(detection.one2many, assignment, mask)
         guided.one2one = guided_criterion(detection.one2one, None, mask)
         return guided
-    if assignment is not None:
-        guided.assigner = GuidedAssigner(detection.assigner, *assignment)
+    guided.assigner = GuidedAssigner(detection.assigner, assignment)
     if mask is not None:
         guided.bce = MaskedBCE(mask)
     return guided

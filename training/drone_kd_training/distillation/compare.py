@@ -14,7 +14,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from scipy import stats
@@ -26,10 +26,11 @@ from drone_kd_training.data.dataset import image_paths, load_data
 from drone_kd_training.dataclass_options import read_value
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
 from drone_kd_training.distillation.distill import distill
+from drone_kd_training.distillation.label_subsets import frames, write_list
 from drone_kd_training.distillation.run_report import is_score, read_metrics
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.html_report import compare_frames, write_report
-from drone_kd_training.models.checkpoints import load_model
+from drone_kd_training.models.checkpoints import cost, load_model
 from drone_kd_training.ray_cluster import each
 from drone_kd_training.tables import format_score
 
@@ -89,14 +90,25 @@ def arm_config(arm: str, config: Config) -> Config:
     if name == BUILTIN:
         builtin = {"distill_model": config.teacher, "dis": float(weight)}
         return replace(config, teacher=NO_TEACHER, overrides={**config.overrides, **builtin})
+    described = f"{PLAIN}, {DISTILLED}, {BUILTIN}:WEIGHT"
+    return change(config, arm, described)
+
+
+def change(config: Config, changes: str, expected: str) -> Config:
+    """Return settings with changes, ``key=value`` joined by ``;`` (terms joined by ``+``).
+
+    Raises:
+        ValueError: a key is no setting; ``expected`` says what else an arm may be.
+    """
     known = {f.name for f in fields(Config)} - {"data", "seed", "overrides"}
-    changes = dict(part.partition("=")[::2] for part in arm.split(";"))
-    if unknown := set(changes) - known:
+    given = dict(part.partition("=")[::2] for part in changes.split(";"))
+    if unknown := set(given) - known:
         raise ValueError(
-            f"arm {arm!r}: {', '.join(sorted(unknown))} is neither {PLAIN}, {DISTILLED}, "
-            f"{BUILTIN}:WEIGHT nor a setting (key=value)"
+            f"arm {one_line(repr(changes))}: {one_line(', '.join(sorted(unknown)))} is neither "
+            f"{expected} nor a setting (key=value)"
         )
-    values: dict[str, Any] = {k: read_value(v) for k, v in changes.items()}
+    kinds = get_type_hints(Config)
+    values: dict[str, Any] = {k: v if kinds[k] is str else read_value(v) for k, v in given.items()}
     if "terms" in values:
         values["terms"] = tuple(str(values["terms"]).split("+"))
     return replace(config, **values)
@@ -127,12 +139,13 @@ def compare(
     """
     if not config.distils:
         raise ValueError("compare needs a teacher")
+    config = replace(config, same_flights=select > 0)
     configs = {arm: arm_config(arm, config) for arm in arms}  # refused before the first run
     output.mkdir(parents=True, exist_ok=True)
     data = Path(config.data)
     if select:
         data = hold_out(data, select, output)
-    teacher = _evaluate_teacher(config, data, output / "teacher.json")
+    teacher = evaluate_teacher(config, data, output)
     names = [(arm, seed) for seed in seeds for arm in arms]
     runs = []
     for arm, seed in names:
@@ -157,14 +170,30 @@ def compare(
     return teacher, summaries
 
 
-def _evaluate_teacher(config: Config, data: Path, cached: Path) -> dict:
+def evaluate_teacher(config: Config, data: Path, output: Path) -> dict:
+    """Return the teacher's figures on the validation split at the student's input size.
+
+    Gap shares compare models at equal input. Where the teacher teaches at another size, its
+    figures there are at the key ``at_teacher_imgsz``. Both are kept in ``output``.
+
+    Raises:
+        ValueError: also as UnusableModelError and DataError, models or data cannot be used.
+    """
+    sizes = dict.fromkeys((config.imgsz, config.teacher_imgsz))
+    found = [_teacher_at(size, config.teacher, data, output) for size in sizes]
+    return {**found[0], "at_teacher_imgsz": found[1] if len(found) > 1 else None}
+
+
+def _teacher_at(imgsz: int, teacher: str, data: Path, output: Path) -> dict:
+    cached = output / f"teacher-{imgsz}.json"
     if not cached.is_file():
-        teacher = evaluate(load_model(config.teacher)[0], data, imgsz=config.teacher_imgsz)
-        write_text(cached, json.dumps(teacher, indent=1))
-    teacher = read_json(cached)
-    if not isinstance(teacher, dict) or not is_score(teacher.get("map50_95", "")):
+        model, _ = load_model(teacher)
+        figures = {**evaluate(model, data, imgsz=imgsz), **cost(model, imgsz), "imgsz": imgsz}
+        write_text(cached, json.dumps(figures, indent=1))
+    figures = read_json(cached)
+    if not isinstance(figures, dict) or not is_score(figures.get("map50_95", "")):
         raise ValueError(f"{one_line(cached)}: expected a teacher's figures; delete it")
-    return teacher
+    return figures
 
 
 def _train(run: Config, folder: Path, started: bool) -> dict:
@@ -198,24 +227,25 @@ def hold_out(data: Path, share: float, output: Path) -> Path:
     """Write a data set whose validation split is a share in (0, 1) of the training frames.
 
     Stretches of consecutive frames are held out, so that most frames have no neighbor on the other
-    side; in several places, so that they are representative. The result is the new data.yaml.
+    side; in several places, so that they are representative. Tiles of a frame stay together
+    (`label_subsets`). The result is the new data.yaml.
 
     Raises:
         ValueError: no frame would be left on one side.
     """
     dataset = load_data(data)
-    paths = image_paths(dataset.train)
-    places = min(STRETCHES, round(len(paths) * share))
+    groups = frames(image_paths(dataset.train))
+    places = min(STRETCHES, round(len(groups) * share))
     if share >= 1 or places < 1:
-        raise ValueError(f"a share of {share} of {len(paths)} frames leaves nothing on one side")
-    lists: dict[str, list[str]] = {"train": [], "val": []}
-    for i, path in enumerate(paths):
+        raise ValueError(f"a share of {share} of {len(groups)} frames leaves nothing on one side")
+    lists: dict[str, list[Path]] = {"train": [], "val": []}
+    for i, group in enumerate(groups):
         # The end of each of the equal parts of the list is held out.
-        position = i * places / len(paths) % 1
-        lists["val" if position >= 1 - share else "train"].append(f"{path}\n")
+        position = i * places / len(groups) % 1
+        lists["val" if position >= 1 - share else "train"] += group
     train, val = ((output / f"{name}.txt").resolve() for name in lists)
-    write_text(train, "".join(lists["train"]))
-    write_text(val, "".join(lists["val"]))
+    write_list(train, lists["train"])
+    write_list(val, lists["val"])
     split = replace(dataset, train=train, val=val, test=None)
     return split.write_resolved(output / "data.yaml")
 
@@ -310,13 +340,13 @@ def as_markdown(teacher: dict, summaries: list[Summary], rows: list[dict]) -> st
     lines = [
         "| arm | seeds | mAP50-95 | against the student alone [95 %] | gap share | time |",
         "|---|---|---|---|---|---|",
-        f"| teacher | | {format_score(teacher['map50_95'])} | | | |",
+        *(f"| {name} | | {format_score(score)} | | | |" for name, score in teacher_rows(teacher)),
     ]
     for s in summaries:
         spread = "" if s.spread is None else f" ± {100 * s.spread:.1f}"
         gain = "" if s.gain is None else f"{100 * s.gain:+.1f}"
         if s.gain_interval:
-            gain += f" {_limits(s.gain_interval)}"
+            gain += f" {limits(s.gain_interval)}"
         share = "" if s.gap_share is None else f"{100 * s.gap_share:.0f} %"
         time = "" if s.time_ratio is None else f"{s.time_ratio:.2f}"
         mean = f"{format_score(s.mean)}{spread}"
@@ -324,11 +354,19 @@ def as_markdown(teacher: dict, summaries: list[Summary], rows: list[dict]) -> st
     best = best_builtin(summaries)
     for arm in (s.arm for s in summaries if s is best or s.arm.startswith("terms=")):
         differences = against(rows, arm)
-        if limits := interval(differences):
+        if found := interval(differences):
             mean = 100 * np.mean(differences)
-            lines += ["", f"{DISTILLED} - {arm}: {mean:+.1f} {_limits(limits)}"]
+            lines += ["", f"{DISTILLED} - {arm}: {mean:+.1f} {limits(found)}"]
     return "\n".join(lines) + "\n"
 
 
-def _limits(interval: tuple[float, float]) -> str:
+def teacher_rows(teacher: dict) -> list[tuple[str, float | None]]:
+    """Return name and mAP50-95 of the teacher, and at the size at which it teaches, if another."""
+    large = teacher.get("at_teacher_imgsz")
+    rows = [("teacher", teacher["map50_95"])]
+    return rows + ([(f"teacher at {large['imgsz']} px", large["map50_95"])] if large else [])
+
+
+def limits(interval: tuple[float, float]) -> str:
+    """Return an interval of scores in [0, 1] in points, e.g. "[-0.3, +1.2]"."""
     return "[{:+.1f}, {:+.1f}]".format(*(100 * x for x in interval))

@@ -16,13 +16,18 @@ from drone_kd_training.dataclass_options import option
 from drone_kd_training.distillation.terms import TERM_HELP
 
 NO_TEACHER = "none"
+# A choice that follows from the data.
+AUTO = "auto"
+# Steps of an epoch where their number is given for the run.
+LONGEST_EPOCH = 100
 # Settings of Ultralytics that --set does not change: files that it reads or writes, what a run
-# consists of, and other modes than training.
+# consists of, other modes than training, and inputs that are not square.
 NOT_SETTABLE = frozenset({
     "task", "mode", "model", "data", "project", "name", "exist_ok", "resume", "save", "save_dir",
     "save_json", "save_frames", "save_txt", "save_conf", "save_crop", "cfg", "tracker", "source",
     "split", "profile", "visualize", "show", "embed", "format", "fraction", "augmentations",
     "workspace", "optimize", "dynamic", "simplify", "opset", "dnn", "stream_buffer", "vid_stride",
+    "rect",
 })  # fmt: skip
 # Options by their group in the help.
 _input = partial(option, group="data and models")
@@ -44,7 +49,7 @@ class Config:
         ValueError: a value is out of its range, or two do not go together.
     """
 
-    data: str = _input(help="data.yaml in Ultralytics' format")
+    data: str = _input(help="data.yaml in Ultralytics' format; '' with --classes: no labels")
     teacher: str = _input(
         help="checkpoint (YOLO or RT-DETR), or predictions: a folder of YOLO .txt with "
         "confidences, or a COCO results .json; 'none' trains the student alone"
@@ -56,13 +61,45 @@ class Config:
         help="several sources and teachers, instead of --data and --teacher; "
         "docs/guides/teachers.md describes the file",
     )
-    unlabelled: str = _input(
-        "",
-        metavar="DIR",
-        help="further training frames without labels: confident predictions of the teacher are "
-        "pseudo-labels, uncertain ones are ignored in the loss",
+    unlabelled: tuple[str, ...] = _input(
+        (),
+        nargs="+",
+        metavar="FLIGHT",
+        help="flights without labels (folders of images, videos, bags): confident predictions of "
+        "the teacher are pseudo-labels, uncertain ones are ignored in the loss",
+    )
+    classes: tuple[str, ...] = _input(
+        (),
+        metavar="NAMES",
+        help="without --data: the classes to learn from the teacher alone, such as car,person",
+    )
+    tile: str = _input(
+        AUTO,
+        metavar="PX",
+        help="windows into which larger frames of flights are cut; off: whole frames; auto: as "
+        "large as the labelled frames, without them as --imgsz",
+    )
+    max_frames: int = _input(
+        1000, metavar="N", help="frames of all flights together, evenly spread, before cutting"
+    )
+    pseudo_threshold: str = _input(
+        AUTO,
+        metavar="SCORE",
+        help="above it a prediction on an unlabelled frame is a pseudo-label: one for all "
+        "classes, or car=0.3,person=0.5; auto: by class, from the labelled frames",
+    )
+    labelled_share: float = _input(
+        0.5,
+        metavar="SHARE",
+        help="of the frames in a batch, beside unlabelled ones; 0: as many as there are",
     )
     epochs: int = _training(100, metavar="N", help="training epochs")
+    steps: int = _training(
+        0,
+        metavar="N",
+        help="training steps, in the place of epochs: equal for data sets of any size (rounded "
+        "up to whole epochs of at most 100 steps)",
+    )
     imgsz: int = _training(640, metavar="PX", help="square input")
     batch: int = _training(
         16, metavar="N", help="frames per step; -1: as many as fit into the GPU beside the teacher"
@@ -77,7 +114,7 @@ class Config:
         help="a training setting of Ultralytics, such as lr0=0.01; repeatable",
     )
     terms: tuple[str, ...] = _distillation(
-        ("class", "assign"),
+        ("class", "box", "assign"),
         metavar="NAMES",
         help="distillation terms, joined by commas: "
         + "; ".join(f"{name}: {text}" for name, text in TERM_HELP.items()),
@@ -85,7 +122,30 @@ class Config:
     balance: float = _distillation(
         1.0, metavar="SHARE", help="gradient of each term as a share of the detection loss's"
     )
+    rebalance: int = _distillation(
+        40,
+        metavar="STEPS",
+        help="steps between two measurements of these gradients; 0: at the start only",
+    )
+    schedule: str = _distillation(
+        "constant", choices=("constant", "cosine"), help="weight of the terms over the run"
+    )
     temperature: float = _distillation(1.0, metavar="T", help="softens the class probabilities")
+    beta: float = _distillation(
+        0.0, help="class term: exponent of its weight, the distance of both probabilities"
+    )
+    keep_labels: bool = _distillation(
+        True, help="class term: never lower a probability that a label wants higher"
+    )
+    views: int = _distillation(
+        0,
+        metavar="N",
+        help="augmentations of each frame, for which the teacher's predictions are stored: it "
+        "runs once for each; 0: a new one at every step",
+    )
+    view_cache: str = _distillation(
+        "", metavar="DIR", help="where they are stored (default: views in the run's folder)"
+    )
     teacher_scale: float = _distillation(
         1, choices=(1, 1.5, 2, 4), help="size of the teacher's input, relative to the student's"
     )
@@ -99,9 +159,17 @@ class Config:
         help="with --from: quantization-aware training with teacher and float student as "
         "teachers; exported beside calibration alone (default: off)",
     )
+    # Without an option: whether the frames that are judged are of the flights that teach, as in
+    # `compare --select`; then near duplicates of them are no mistake.
+    same_flights: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "terms", tuple(self.terms))  # a list, as read from yaml
+        # Lists, as read from yaml; text, as version 0.1 wrote one folder.
+        for name in ("terms", "unlabelled", "classes"):
+            value = getattr(self, name)
+            given = (value,) * bool(value) if isinstance(value, str) else value
+            object.__setattr__(self, name, tuple(given))
+        object.__setattr__(self, "classes", tuple(str(name).strip() for name in self.classes))
         for name, holds, expected in self._ranges():
             if not holds:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)}")
@@ -113,12 +181,24 @@ class Config:
     def _ranges(self) -> Iterator[tuple[str, object, str]]:
         """Yield field, whether its value is in range, and the range."""
         yield "epochs", self.epochs >= 1, "1 or more"
+        yield "unlabelled", all(self.unlabelled), "paths that are not empty"
+        tile = self.tile in (AUTO, "off")
+        tile = tile or (self.tile.isdecimal() and 32 <= int(self.tile) <= 8192)  # as `Crops`
+        yield "tile", tile, "auto, off or a number of pixels from 32 to 8192"
+        yield "max_frames", self.max_frames >= 1, "1 or more"
+        yield "steps", self.steps >= 0, "0 or more"
+        yield "views", self.views >= 0, "0 or more"
+        yield "seed", self.seed >= 0, "0 or more"
+        yield "rebalance", self.rebalance >= 0, "0 or more"
+        yield "beta", 0 <= self.beta <= 4, "0 to 4"
+        yield "schedule", self.schedule in ("constant", "cosine"), "constant or cosine"
+        yield "labelled_share", 0 <= self.labelled_share < 1, "0 or more and below 1"
         yield "imgsz", self.imgsz >= 32 and self.imgsz % 32 == 0, "a multiple of 32"
         yield "batch", self.batch >= 1 or self.batch == -1, "1 or more, or -1"
         yield "temperature", self.temperature > 0, "above 0"
         known = self.terms and set(self.terms) <= set(TERM_HELP)
         yield "terms", known, "some of " + ", ".join(TERM_HELP)
-        yield "balance", 0 < self.balance <= 1, "above 0 and at most 1"
+        yield "balance", 0 < self.balance <= 10, "above 0 and at most 10"
         yield "teacher_scale", self.teacher_scale in (1, 1.5, 2, 4), "1, 1.5, 2 or 4"
         scaled = f"a multiple of 32 at {self.teacher_scale} times the size, too"
         yield "imgsz", self.teacher_imgsz % 32 == 0, scaled
@@ -155,6 +235,12 @@ class Config:
             "itself, and needs --no-val: its sources are evaluated at the end",
         )
         yield self.unlabelled and not self.distils, "unlabelled frames need a teacher"
+        yield self.classes and self.data, "classes are those of the data: leave --classes out"
+        yield self.classes and not self.unlabelled, "classes without data need --unlabelled"
+        yield (
+            self.classes and self.val,
+            "without labels nothing can be validated: add --no-val",
+        )
         yield (
             self.quantize and Path(self.student).suffix != ".pt",
             f"quantize needs a trained checkpoint (.pt), got {self.student}",
@@ -165,6 +251,20 @@ class Config:
         )
         yield self.quantize and self.unlabelled, "quantize does not go with unlabelled frames"
         yield (
+            self.views and "feature" in self.terms,
+            "the term feature needs the teacher at every step: leave --views out",
+        )
+        other = [k for k in ("multi_scale", "cutmix", "copy_paste") if self.overrides.get(k)]
+        yield (
+            self.views and other,
+            "a stored view depends on its frames alone, not on labels or on the step: leave "
+            f"{', '.join(other)} or --views out",
+        )
+        yield (
+            self.views and self.temperature > 1,
+            "background is not stored, and a temperature above 1 compares it: leave --views out",
+        )
+        yield (
             self.teacher_scale > 1 and self.overrides.get("multi_scale"),
             "teacher_scale needs a fixed input: leave multi_scale out",
         )
@@ -173,6 +273,14 @@ class Config:
     def teacher_imgsz(self) -> int:
         """Side of the teacher's square input in pixels."""
         return math.ceil(self.imgsz * self.teacher_scale)
+
+    @property
+    def epochs_and_steps(self) -> tuple[int, int]:
+        """Number of epochs, and of steps in each; 0 steps: one pass over the frames."""
+        if not self.steps:
+            return self.epochs, 0
+        epochs = math.ceil(self.steps / LONGEST_EPOCH)
+        return epochs, math.ceil(self.steps / epochs)
 
     @property
     def distils(self) -> bool:

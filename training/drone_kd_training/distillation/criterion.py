@@ -8,7 +8,9 @@ their weights (`loss_balancing`).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +27,29 @@ from drone_kd_training.distillation.box_assignment import guided_criterion
 from drone_kd_training.distillation.levels import LevelMatch
 from drone_kd_training.distillation.loss_balancing import Balance, Schedule
 from drone_kd_training.distillation.losses import BACKGROUND
+from drone_kd_training.distillation.stored_views import StoredViews
 from drone_kd_training.distillation.teacher_cost import Cost
-from drone_kd_training.distillation.terms import TERMS
+from drone_kd_training.distillation.terms import BOX_TERMS, TERMS
 from drone_kd_training.models.checkpoints import ClassMatch, UnusableModelError, detect_head
-from drone_kd_training.teachers.soft_labels import Boxes, add_pseudo_labels, negatives_mask
+from drone_kd_training.teachers.soft_labels import (
+    Boxes,
+    Thresholds,
+    add_pseudo_labels,
+    negatives_mask,
+)
 
-# Keys of a batch: what the criteria outside of Ultralytics' own hand down to it.
-ASSIGNMENT, NEGATIVES_MASK = "assignment", "negatives_mask"
+# Keys of a batch: what the criteria outside of Ultralytics' own hand down to it, and a list to
+# which it puts the probabilities (B, N, C) that the labels want, of both branches of a head.
+ASSIGNMENT, NEGATIVES_MASK, WANTED = "assignment", "negatives_mask", "wanted"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the terms: as the fields of `Config` with these names."""
+
+    temperature: float = 1.0
+    beta: float = 0.0
+    keep_labels: bool = True
 
 
 class InFloat32:
@@ -65,7 +83,12 @@ class InFloat32:
     def loss(self, preds, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its named parts; autocast is off."""
         guides = batch.get(ASSIGNMENT), batch.get(NEGATIVES_MASK)
-        return guided_criterion(self.detection, *guides)(heads.in_float32(preds), batch)
+        guided = guided_criterion(self.detection, *guides)
+        found = guided(heads.in_float32(preds), batch)
+        if WANTED in batch:
+            branches = (getattr(guided, name, guided) for name in ("one2many", "one2one"))
+            batch[WANTED][:] = [branch.assigner.targets for branch in branches]
+        return found
 
 
 class DistillationLoss(InFloat32):
@@ -82,11 +105,13 @@ class DistillationLoss(InFloat32):
         levels: common levels of both heads.
         adapters: of the terms (`make_adapters`).
         terms: names in `terms.TERMS`.
-        temperature: of the class probabilities.
+        settings: of the terms, `Settings`.
         balance: weights of the terms.
         schedule: factor of all terms over the steps.
         prefix: of the names of the losses in the place of "kd", where two teachers teach.
         amp: whether the training computes in half precision.
+        thresholds: of pseudo-labels, in the student's classes; None: the usual ones.
+        views: stored predictions of the teacher; None: it runs at every step.
     """
 
     def __init__(
@@ -98,11 +123,13 @@ class DistillationLoss(InFloat32):
         levels: LevelMatch,
         adapters: nn.ModuleDict,
         terms: tuple[str, ...],
-        temperature: float,
+        settings: Settings,
         balance: Balance,
         schedule: Schedule | None = None,
         prefix: str = "kd",
         amp: bool = False,
+        thresholds: Thresholds | None = None,
+        views: StoredViews | None = None,
     ) -> None:
         device = next(student.parameters()).device
         super().__init__(detection if isinstance(detection, InFloat32) else InFloat32(detection))
@@ -116,10 +143,14 @@ class DistillationLoss(InFloat32):
             student_classes=torch.tensor([i for i, _ in match.pairs], device=device),
             teacher_classes=torch.tensor([j for _, j in match.pairs], device=device),
             levels=levels,
-            temperature=temperature,
+            temperature=settings.temperature,
+            beta=settings.beta,
             adapters=adapters.to(device),
         )
         self.terms = terms
+        self.keeps_labels = settings.keep_labels
+        self.thresholds = thresholds or Thresholds.same(head.nc)
+        self.views = views
         self.balance = balance
         self.schedule = schedule or Schedule()
         self.prefix = prefix
@@ -136,18 +167,22 @@ class DistillationLoss(InFloat32):
         """Return the detection loss with the weighted terms appended, and all named parts."""
         factor = self.schedule.advance()
         partial = "areas" in batch and batch["areas"].partial
-        if factor == 0 and not partial:  # the teacher is not needed, so it does not run
-            return self._without_terms(*self.detection(preds, batch))
         student = heads.raw_predictions(heads.in_float32(preds))
         images = batch["teacher_img" if self.pair.levels.scale > 1 else "img"]
         teacher = self._run_teacher(images, batch)
         if partial:
             boxes = self._boxes(teacher, images.shape[-1])
             batch = self._fill_in_labels(student, boxes, batch)
-        if factor == 0:
-            return self._without_terms(*self.detection(preds, batch))
         comparison = self._compare(student, teacher, batch)
-        loss, items = self.detection(preds, self._assign_labels(comparison, batch))
+        single = self._compare_one_to_one(preds, teacher, images.shape[-1], batch)
+        wanted: list[Tensor] = batch.get(WANTED, [])
+        guided = {**self._assign_labels(comparison, batch), WANTED: wanted}
+        loss, items = self.detection(preds, guided)
+        labelled = self._labelled(student, batch)
+        if self.keeps_labels:
+            comparison.keep_labels(wanted[0] * labelled)
+        if single is not None:
+            single.leave_to_labels(wanted[1], labelled)
         losses = self._compute(comparison)
         # Ultralytics sums over images: so do the terms, or the balance would depend on the batch.
         size = len(batch["img"])
@@ -161,12 +196,22 @@ class DistillationLoss(InFloat32):
             weight = factor * self.balance.weight(name)
             added = added + weight * term * size
             items = {**items, name: term.detach(), _scale_name(name): loss.new_tensor(weight)}
+        if single is not None:
+            # Its gradient ends at the head, where nothing can be measured: the same weights.
+            for name, term in self._compute(single, BOX_TERMS).items():
+                added = added + factor * self.balance.weight(name) * term * size
+                items = {**items, name.replace("kd_", "kd_single_", 1): term.detach()}
         return torch.cat([loss.flatten(), added.view(1)]), items
 
     def _run_teacher(self, images: Tensor, batch: dict) -> dict | Boxes:
+        if self.views is not None and self.views.knows(batch["view"]):
+            return self.views.of(batch["view"], images.device)
         half = torch.autocast(images.device.type, enabled=self.half)
         with self.cost, torch.no_grad(), half:
             prediction = self.teacher(images.float(), batch)
+        if self.views is not None and not isinstance(prediction, Boxes):
+            self.views.add(batch["view"], prediction)
+            return self.views.of(batch["view"], images.device)  # the same at each visit
         return prediction if isinstance(prediction, Boxes) else heads.in_float32(prediction)
 
     def _boxes(self, teacher: dict | Boxes, size: float) -> Boxes:
@@ -182,16 +227,41 @@ class DistillationLoss(InFloat32):
         scores = boxes.scores.new_zeros(len(boxes.image), pair.student_head.nc)
         scores[:, pair.student_classes] = boxes.scores[:, pair.teacher_classes]
         boxes = Boxes(boxes.image, boxes.cxcywh, scores).without_duplicates(BACKGROUND)
-        batch = add_pseudo_labels(batch, boxes)
+        batch = add_pseudo_labels(batch, boxes, self.thresholds.high)
         centers = heads.anchor_centers(student["feats"], pair.student_head.stride)
         centers = centers / heads.input_size(student, pair.student_head)
-        return {NEGATIVES_MASK: negatives_mask(batch, boxes, centers), **batch}
+        mask = negatives_mask(batch, boxes, centers, self.thresholds)
+        return {NEGATIVES_MASK: mask, **batch}
 
     def _compare(self, student: dict, teacher: dict | Boxes, batch: dict) -> Comparison:
         if not isinstance(teacher, Boxes) and self.pair.levels.pairs:
             return LevelComparison(self.pair, student, teacher)
         size = heads.input_size(student, self.pair.student_head) * self.pair.levels.scale
         return BoxComparison(self.pair, student, self._boxes(teacher, size), batch)
+
+    def _compare_one_to_one(
+        self, preds, teacher: dict | Boxes, size: float, batch: dict
+    ) -> BoxComparison | None:
+        """Compare the branch that needs no NMS (YOLO26), None without one.
+
+        The teacher's boxes after NMS are assigned to one anchor each: its predictions at every
+        anchor would teach duplicates.
+        """
+        preds = preds[1] if isinstance(preds, tuple) else preds
+        if "one2one" not in preds:
+            return None
+        student = heads.in_float32(preds["one2one"])
+        return BoxComparison(self.pair, student, self._boxes(teacher, size), batch, True)
+
+    def _labelled(self, student: dict, batch: dict) -> Tensor:
+        """Return where classes are labelled: (B, N, C) of 1 and 0 over the student's anchors."""
+        head = self.pair.student_head
+        centers = heads.anchor_centers(student["feats"], head.stride)
+        images = len(batch["img"])
+        if "areas" not in batch:
+            return centers.new_ones(images, len(centers), head.nc)
+        areas = batch["areas"]
+        return areas.at(areas.labelled, centers / heads.input_size(student, head), images)
 
     def _assign_labels(self, comparison: Comparison, batch: dict) -> dict:
         if isinstance(comparison, LevelComparison):
@@ -200,11 +270,13 @@ class DistillationLoss(InFloat32):
                     return {ASSIGNMENT: assignment, **batch}
         return batch
 
-    def _compute(self, comparison: Comparison) -> dict[str, Tensor]:
-        """Return the losses of all terms in the order of ``TERMS``."""
+    def _compute(
+        self, comparison: Comparison, only: Collection[str] = tuple(TERMS)
+    ) -> dict[str, Tensor]:
+        """Return the losses of all terms, or those in ``only``, in the order of ``TERMS``."""
         found: dict[str, Tensor] = {}
         for name, term in TERMS.items():
-            if name in self.terms:
+            if name in self.terms and name in only:
                 found.update(term.compute(comparison))
         found = {name.replace("kd", self.prefix, 1): loss for name, loss in found.items()}
         for name, loss in found.items():
@@ -213,13 +285,6 @@ class DistillationLoss(InFloat32):
                     f"{name} is {loss.item()}: the teacher's output is not finite on this batch"
                 )
         return found
-
-    def _without_terms(
-        self, loss: Tensor, items: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        self.pair.hidden.clear()
-        names = [*self.balance.sums, *map(_scale_name, self.balance.sums)]
-        return loss, {**items, **dict.fromkeys(names, loss.detach().sum() * 0)}
 
 
 def _scale_name(name: str) -> str:

@@ -28,7 +28,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,9 @@ from ultralytics.utils import LOGGER, RANK
 from drone_kd.files import atomic_file, write_text
 from drone_kd.parsing import read_json
 from drone_kd.text import one_line
-from drone_kd_training.data.dataset import DataSet, image_paths, load_data
+from drone_kd_training.data.dataset import DataSet, load_data
+from drone_kd_training.data.names import DataError, class_list
+from drone_kd_training.distillation.claims import claim
 from drone_kd_training.distillation.config import Config, read_config
 from drone_kd_training.distillation.levels import match_levels
 from drone_kd_training.distillation.run_report import (
@@ -53,8 +55,19 @@ from drone_kd_training.distillation.run_report import (
     warn_if_teacher_is_weaker,
 )
 from drone_kd_training.distillation.terms import BOX_TERMS
-from drone_kd_training.distillation.train_data import FRAMES, add_unlabelled, spread_fraction
+from drone_kd_training.distillation.train_data import (
+    FRAMES,
+    spread_fraction,
+)
 from drone_kd_training.distillation.trainer import COST, STATE, DistillTrainer
+from drone_kd_training.distillation.unlabelled import (
+    EXPECTATION,
+    add_flights,
+    check_flights,
+    check_threshold,
+    continue_with_flights,
+    read_expectation,
+)
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.html_report import example_frames, write_report
 from drone_kd_training.models.checkpoints import (
@@ -82,6 +95,8 @@ QUANTIZED = {
 }
 # Figures of a run; the file is written last, so its presence means that the run is complete.
 METRICS = "metrics.json"
+# Locked by the process that writes into the folder of a run.
+LOCK = ".lock"
 # The wording of CUDA and of the CPU's allocator.
 _NO_MEMORY = re.compile("out of memory|allocate memory", re.IGNORECASE)
 
@@ -145,11 +160,17 @@ def distill(
         LOGGER.info(f"{output} is finished, nothing to resume")
         return read_metrics(finished)
     run = validate(config, output, resume)
-    run, data = prepare_data(run)
-    seconds = train(run, data)
-    if RANK > 0:  # the first of torchrun's processes reports
-        return {}
-    return report(run, data, seconds, measure_teacher)
+    # The first of torchrun's processes claims the folder for all.
+    with claim(output / LOCK) if RANK <= 0 else nullcontext(True) as claimed:
+        if not claimed:
+            raise ValueError(
+                f"{one_line(output)} is in use by another process: wait for it, or choose another"
+            )
+        run, data = prepare_data(run)
+        seconds = train(run, data)
+        if RANK > 0:  # the first one reports, too
+            return {}
+        return report(run, data, seconds, measure_teacher)
 
 
 def validate(config: Config, output: Path, resume: bool) -> Run:
@@ -181,7 +202,7 @@ def _is_free(output: Path) -> bool:
     """Return whether a run may start in a folder: empty, or of a run that trained nothing."""
     if not output.is_dir() or (output / "weights").exists() or (output / METRICS).exists():
         return False
-    if not any(output.iterdir()):
+    if all(path.name == LOCK for path in output.iterdir()):
         return True
     try:
         read_config(output)
@@ -221,7 +242,11 @@ def _check_links(output: Path) -> None:
 def _open_inputs(run: Run) -> Run:
     """Open data and models, and check that they fit together."""
     config = run.config
-    data = load_data(config.data)
+    if config.data:
+        data = load_data(config.data)
+    else:  # the flights, which `prepare_data` reads
+        classes = class_list(config.classes, "--classes")
+        data = DataSet(run.output / "data.yaml", classes, run.output, run.output)
     student, _ = load_model(run.student)
     if getattr(student, "yaml", None) is None:
         raise ValueError(
@@ -234,12 +259,20 @@ def _open_inputs(run: Run) -> Run:
         load_model(weights)
     teacher = open_teacher(config.teacher, data.names) if config.distils else None
     if teacher is not None:
-        LOGGER.info(match_classes(data.names, teacher.names).table())
+        match = match_classes(data.names, teacher.names)
+        if not config.data and len(match.pairs) < len(data.names):
+            known = ", ".join(teacher.names[:12])
+            raise DataError(
+                "without labels every class needs the teacher, expected some of "
+                f"{one_line(known, 200)}, got {one_line(', '.join(data.names), 200)}"
+            )
+        LOGGER.info(match.table())
         levels = match_levels(detect_head(student), teacher.head, config.teacher_scale)
         LOGGER.info(levels.table())
         levels.check_terms(config.terms, config.teacher, BOX_TERMS)
     if config.unlabelled:
-        image_paths(Path(config.unlabelled))
+        check_flights(config)
+        check_threshold(config.pseudo_threshold, data.names)
     return replace(run, data=data, teacher=teacher)
 
 
@@ -252,6 +285,9 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
         The run with its data, and the data.yaml to train from.
     """
     output, resolved = run.output, run.output / "data.yaml"
+    trained = run.state.is_file()
+    if RANK <= 0 and not trained:
+        _forget_other(run.config, output)
     while RANK > 0 and not resolved.is_file():
         time.sleep(1)  # the file of another process, and there is no process group yet
     if run.plan is not None:
@@ -265,19 +301,33 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
     data, teacher, config = run.data, run.teacher, run.config
     assert data is not None  # opened by `validate`, or just now
     _write_config(config, output)
+    if config.unlabelled and trained:  # the frames and thresholds of an interrupted training
+        return run, continue_with_flights(config, data, output).write_resolved(resolved)
     if config.fraction < 1:
         listed = spread_fraction(data.train, config.fraction, output / "train.txt")
         data = replace(data, train=listed)
     if config.unlabelled:
         assert teacher is not None  # checked by `Config`
-        unlabelled = image_paths(Path(config.unlabelled).resolve())
-        data = replace(data, train=add_unlabelled(data, unlabelled, teacher.names, output))
+        data = add_flights(config, data, teacher, output)
     return run, data.write_resolved(resolved)  # last: the other processes wait for it
+
+
+def _forget_other(config: Config, output: Path) -> None:
+    """Delete what an earlier start with other settings learns from; it trained nothing."""
+    if not (output / "config.yaml").is_file():
+        return
+    before = read_config(output)
+    if config.teachers:  # data and teacher follow from that file
+        config = replace(config, data=before.data, teacher=before.teacher)
+    if before != config:
+        (output / EXPECTATION).unlink(missing_ok=True)
+        shutil.rmtree(output / FRAMES, ignore_errors=True)
 
 
 def _write_config(config: Config, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    content = {**asdict(config), "terms": list(config.terms)}
+    found = asdict(config)
+    content = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
     write_text(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
 
 
@@ -290,7 +340,7 @@ def train(run: Run, data: Path) -> float:
     started = time.time()
     try:
         last = _last_epoch(run.state)
-        if last == run.config.epochs - 1:
+        if last == run.config.epochs_and_steps[0] - 1:
             LOGGER.info("All epochs are done, only the figures are missing")
             finish_checkpoint(run.checkpoint)
         else:
@@ -376,15 +426,15 @@ def _overrides(run: Run, data: Path) -> dict:
         "mode": "train",
         "data": str(data),
         "save_dir": str(run.output),
-        "epochs": config.epochs,
+        "epochs": config.epochs_and_steps[0],
         "imgsz": config.imgsz,
         "batch": config.batch,
         "device": config.device or None,
         "seed": config.seed,
         "val": config.val,
         "plots": False,
-        # Without the terms, which are off then; a single epoch would have none.
-        "close_mosaic": min(10, math.ceil(config.epochs / 10)) if config.epochs > 1 else 0,
+        "close_mosaic": min(10, math.ceil(config.epochs_and_steps[0] / 10)),
+        "cache": "ram",  # where the images fit
         "exist_ok": True,
         # As Ultralytics' own automatic choice: at 0.1, its default, AdamW moves every bias by up
         # to 0.1 per step, and a pretrained student loses what it learned.
@@ -408,15 +458,18 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
         name: evaluate(student, path, imgsz=config.imgsz, only=classes)
         for name, (path, classes) in run.sources.items()
     }
-    scores = mean_of_sources(sources) if sources else evaluate(student, data, imgsz=config.imgsz)
+    scores = mean_of_sources(sources) if sources else _scores(student, data, config)
     has_head = run.teacher is not None and run.teacher.head is not None
     teacher_cost = output / COST
     metrics: dict[str, Any] = {
         "student": {**scores, **cost(student, config.imgsz)},
-        "teacher": _teacher_figures(data, config) if has_head and measure_teacher else None,
+        "teacher": _teacher_figures(data, config)
+        if has_head and measure_teacher and config.data
+        else None,
         "teacher_cost": read_json(teacher_cost) if teacher_cost.is_file() else None,
         **({"sources": sources} if sources else {}),
-        "epochs": config.epochs,
+        "epochs": config.epochs_and_steps[0],
+        "learned_from": read_expectation(output),
         "imgsz": config.imgsz,
         "seed": config.seed,
         "seconds": seconds,
@@ -434,7 +487,7 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
         facts=facts(config, metrics),
         frames=[
             frame
-            for path, classes in (run.sources or {"": (data, ())}).values()
+            for path, classes in (run.sources or {"": (data, ())} if config.data else {}).values()
             for frame in example_frames(student, path, config.imgsz, classes)
         ],
     )
@@ -443,6 +496,15 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
     run.state.unlink(missing_ok=True)
     write_text(output / METRICS, json.dumps(metrics, indent=1))  # last: now the run is complete
     return metrics
+
+
+def _scores(student: Any, data: Path, config: Config) -> dict:
+    """Evaluate the student; without labels there is nothing to compare it with."""
+    if config.data:
+        return evaluate(student, data, imgsz=config.imgsz)
+    unknown = dict.fromkeys(("map50_95", "map50", "ap_tiny", "ap_small", "ap_medium"))
+    classes: dict[str, dict] = {name: {} for name in config.classes}
+    return {**unknown, "images": 0, "boxes": 0, "per_class": classes}
 
 
 def _teacher_figures(data: Path, config: Config) -> dict:

@@ -13,25 +13,35 @@ from torch import Tensor
 # Every fifth of the first batches is measured: a measurement costs one backward pass through the
 # head per term.
 CALIBRATION_BATCHES, CALIBRATION_STEP = 50, 5
+# Share of the earlier measurements that stays at each new one.
+_KEPT = 0.8
 
 
 class Balance:
-    """Weights of the terms from measured gradients: calibrated on the first batches, then fixed.
+    """Weights of the terms from measured gradients: often at the start, then every few batches.
 
     The weight of a term is share * sum(|gradient of the detection loss|) / sum(|gradient of the
-    term|), both with respect to the features that enter the student's head. Distillers with
-    unbalanced terms end below the baseline.
+    term|), both with respect to the features that enter the student's head; earlier measurements
+    fade. Distillers with unbalanced terms end below the baseline, and both gradients change while
+    the student learns.
+
+    Args:
+        share: of the detection loss's gradient that each term gets.
+        every: batches between two measurements; 0: those of the start stay.
+        state: of an interrupted run (`state`).
     """
 
-    def __init__(self, share: float, state: dict | None = None) -> None:
-        self.share = share
+    def __init__(self, share: float, every: int = 0, state: dict | None = None) -> None:
+        self.share, self.every = share, every
         self.batches: int = (state or {}).get("batches", 0)
         self.sums: dict[str, list[float]] = (state or {}).get("sums", {})
 
     @property
     def due(self) -> bool:
         """Whether to measure the gradients of this batch."""
-        return self.batches < CALIBRATION_BATCHES and self.batches % CALIBRATION_STEP == 0
+        if self.batches < CALIBRATION_BATCHES:
+            return self.batches % CALIBRATION_STEP == 0
+        return self.every > 0 and self.batches % self.every == 0
 
     def measure(self, detection: Tensor, terms: dict[str, Tensor], features: list[Tensor]) -> None:
         """Add the gradient norms of one batch: of scalar losses that depend on ``features``.
@@ -45,8 +55,9 @@ class Balance:
             reference, norm = average_over_processes(norms).tolist()
             if math.isfinite(reference) and math.isfinite(norm):
                 sums = self.sums.setdefault(name, [0.0, 0.0])
-                sums[0] += reference
-                sums[1] += norm
+                kept = _KEPT if self.every else 1.0
+                sums[0] = kept * sums[0] + reference
+                sums[1] = kept * sums[1] + norm
 
     def weight(self, name: str) -> float:
         """Return the weight of a term, 0 before its first measurement."""
@@ -60,22 +71,21 @@ class Balance:
 
 @dataclass
 class Schedule:
-    """Factor of all terms: a linear ramp over warm-up times a cosine from 1 to 0.1.
+    """Factor of all terms: a linear ramp over warm-up, then 1.
 
-    ``closes``: the last epochs train on whole frames (mosaic closed) and from labels alone, so
-    the factor is 0 from ``total_steps`` on.
+    ``fades``: times a cosine from 1 to 0.1 over the run.
     """
 
     warmup_steps: int = 1
     total_steps: int = 1
-    closes: bool = False
+    fades: bool = False
     step: int = 0
 
     def factor(self) -> float:
         """Return the factor at the current step, in [0, 1]."""
-        if self.closes and self.step >= self.total_steps:
-            return 0.0
         ramp = min(1.0, (self.step + 1) / max(self.warmup_steps, 1))
+        if not self.fades:
+            return ramp
         progress = min(self.step / max(self.total_steps, 1), 1.0)
         return ramp * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
 

@@ -9,7 +9,6 @@ confidence, so that they do not grow with empty background.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss
@@ -33,23 +32,30 @@ def class_response_sigmoid(
     teacher_logits: Tensor,
     temperature: float = 1.0,
     mask: Tensor | None = None,
+    beta: float = 0.0,
 ) -> Tensor:
     """Return the binary distillation loss per class, for class logits (B, N, C).
 
     The divergence of Bernoulli(sigmoid(z_s / T)) from Bernoulli(sigmoid(z_t / T)), times T^2
-    (Hinton et al. 2015, arXiv:1503.02531, so that the gradient does not shrink with T), weighted
-    by |p_t - p_s| (BCKD, Yang et al. ICCV 2023, arXiv:2308.14286, after the quality focal loss),
-    and divided by the teacher's summed confidence. ``mask`` (B, N, C) is 1 where the loss counts,
-    otherwise 0; None: everywhere.
+    (Hinton et al. 2015, arXiv:1503.02531, so that the gradient does not shrink with T), divided by
+    the teacher's summed confidence. ``beta``: the exponent of the weight |p_t - p_s| at T = 1,
+    0 for none (1: BCKD, Yang et al. ICCV 2023, arXiv:2308.14286; 2: the quality focal loss, Li et
+    al. NeurIPS 2020, arXiv:2006.04388). ``mask`` (B, N, C) is 1 where the loss counts, otherwise
+    0; None: everywhere.
     """
     target = (teacher_logits / temperature).sigmoid()
     logits = student_logits / temperature
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    entropy = -(torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target))
-    weight = (target - logits.detach().sigmoid()).abs()
-    weight = weight if mask is None else weight * mask
+    # The loss of the target with itself is its entropy: half the time of two x log x.
+    target_logits = teacher_logits / temperature
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    loss = loss - F.binary_cross_entropy_with_logits(target_logits, target, reduction="none")
+    if beta:
+        gap = teacher_logits.sigmoid() - student_logits.detach().sigmoid()
+        loss = loss * gap.abs() ** beta
+    if mask is not None:
+        loss = loss * mask
     confidence = teacher_confidence(teacher_logits).sum().clamp(min=1.0)
-    return ((cross_entropy - entropy) * weight).sum() * temperature**2 / confidence
+    return loss.sum() * temperature**2 / confidence
 
 
 def class_response_softmax(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from ultralytics.utils import LOGGER
@@ -86,12 +87,45 @@ def facts(config: Config, metrics: dict) -> dict[str, str]:
     """Return what a reader of the report of a run asks first; ``metrics``: of the run."""
     student, terms = metrics["student"], ", ".join(config.terms) if config.distils else "none"
     return {
+        **learned_from(metrics.get("learned_from")),
         "Student": f"{student['parameters'] / 1e6:.2f} million parameters, "
         f"{student['gflops']:.1f} GFLOPs at {config.imgsz} x {config.imgsz} pixels",
         "Classes": one_line(", ".join(student["per_class"]), 300),
         "Training": f"{config.epochs} epochs, seed {config.seed}, {duration(metrics['seconds'])}; "
         f"distillation terms: {terms}",
-        "Validation": f"{student['images']} images with {student['boxes']} labelled objects",
+        "Validation": f"{student['images']} images with {student['boxes']} labelled objects"
+        if student["images"]
+        else "none: there were no labels",
+    }
+
+
+def learned_from(expectation: dict | None) -> dict[str, str]:
+    """Return what labels taught and what the teacher added, as facts of a report.
+
+    ``expectation``: of `pseudo_labels.Expectation.as_dict`, or None without unlabelled frames.
+    """
+    if not expectation:
+        return {}
+    classes, frames = expectation["classes"], expectation["frames"]
+
+    def listed(describe: Callable[[dict], str]) -> str:
+        return one_line(", ".join(f"{describe(c)} {name}" for name, c in classes.items()), 300)
+
+    sure = [
+        f"{name} {100 * c['precision']:.0f} % right, {100 * c['recall']:.0f} % found"
+        for name, c in classes.items()
+        if c["precision"] is not None and c["recall"] is not None
+    ]
+    return {
+        "Learned from labels": f"{listed(lambda c: str(c['labels']))} "
+        f"(frames: {frames['labelled']['all']})",
+        "Learned from the teacher": f"about {listed(lambda c: str(c['pseudo_labels']))} "
+        f"(unlabelled frames: {frames['unlabelled']['all']})",
+        **(
+            {"Pseudo-labels, on the labelled frames": one_line("; ".join(sure), 300)}
+            if sure
+            else {}
+        ),
     }
 
 

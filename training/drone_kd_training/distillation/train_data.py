@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,24 @@ from torch import Tensor
 from ultralytics.utils import LOGGER
 
 from drone_kd.files import write_text
+from drone_kd.parsing import ParseError, read_json
+from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, image_paths
-from drone_kd_training.distillation.uncached_dataset import build_dataset
-from drone_kd_training.models.checkpoints import UnusableModelError, match_classes
-from drone_kd_training.teachers.soft_labels import Coverage, extend_labels, split_batch
+from drone_kd_training.data.names import DataError
+from drone_kd_training.distillation.uncached_dataset import NEEDS_LABELS, build_dataset
+from drone_kd_training.models.checkpoints import ClassMatch, UnusableModelError
+from drone_kd_training.teachers.soft_labels import Coverage, Thresholds, extend_labels, split_batch
 from drone_kd_training.teachers.teachers import Predictions, Teacher
 from drone_kd_training.teachers.teaching_dataset import REGIONS, read_regions, write_regions
 
-# Below the folder of a run: frames in which not every class is labelled, with `REGIONS`.
-FRAMES = "frames"
+# Below the folder of a run: frames in which not every class is labelled, with `REGIONS` and
+# `THRESHOLDS` (the file is missing with a plan, whose scores have the usual ones).
+FRAMES, THRESHOLDS = "frames", "thresholds.json"
+# In the folder of a run: its training frames, where they are not those of the data.
+TRAIN_LIST = "train.txt"
+
+
+_THRESHOLD_BYTES = 1_000_000
 
 
 def spread_fraction(split: Path, fraction: float, output: Path) -> Path:
@@ -34,21 +45,57 @@ def spread_fraction(split: Path, fraction: float, output: Path) -> Path:
 
 
 def add_unlabelled(
-    data: DataSet, unlabelled: list[Path], teacher_names: tuple[str, ...], output: Path
-) -> Path:
-    """Add unlabelled frames to the training frames, and write which classes each covers.
+    data: DataSet,
+    labelled: list[Path],
+    unlabelled: list[Path],
+    match: ClassMatch,
+    output: Path,
+    labelled_share: float,
+) -> None:
+    """Write the list of labelled and unlabelled training frames, and which classes each covers.
 
-    ``output`` is the folder of the run. The result is the list of all training frames.
+    ``output`` is the folder of the run. The fewer frames are listed several times, so that about
+    ``labelled_share`` of all are labelled.
     """
-    listed = image_paths(data.train) + unlabelled
-    write_text(output / "train.txt", "\n".join(map(str, listed)) + "\n")
-    known = {i for i, _ in match_classes(data.names, teacher_names).pairs}
+    listed = mixed(labelled, unlabelled, labelled_share)
+    write_text(output / TRAIN_LIST, "\n".join(map(str, listed)) + "\n")
+    known = {i for i, _ in match.pairs}
     predicted = tuple(i in known for i in range(len(data.names)))
     kinds = [Coverage((labelled,) * len(data.names), predicted) for labelled in (True, False)]
     without_labels = set(unlabelled)
     kind_of = {str(path): int(path in without_labels) for path in listed}
     write_regions(output / FRAMES / REGIONS, kinds, kind_of)
-    return output / "train.txt"
+
+
+def mixed(labelled: list[Path], others: list[Path], labelled_share: float) -> list[Path]:
+    """Return a list of both, the fewer several times: about ``labelled_share`` are labelled.
+
+    0: each once.
+    """
+    if not labelled or not labelled_share:
+        return labelled + others
+    wanted = labelled_share * len(others) / ((1 - labelled_share) * len(labelled))
+    return labelled * max(1, round(wanted)) + others * max(1, round(1 / wanted))
+
+
+def write_thresholds(folder: Path, thresholds: Thresholds) -> None:
+    """Write the thresholds of pseudo-labels, for `read_thresholds`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / THRESHOLDS, json.dumps(asdict(thresholds)))
+
+
+def read_thresholds(folder: Path) -> Thresholds | None:
+    """Read the thresholds of pseudo-labels, None without the file; else DataError."""
+    path = folder / THRESHOLDS
+    if not path.is_file():
+        return None
+    try:
+        content = read_json(path, _THRESHOLD_BYTES)
+        return Thresholds(*(tuple(map(float, content[key])) for key in ("high", "low")))
+    except (ParseError, KeyError, TypeError, ValueError):
+        raise DataError(
+            f"{one_line(path)}: expected thresholds by class; start the run anew"
+        ) from None
 
 
 class TrainData:
@@ -67,8 +114,11 @@ class TrainData:
         self.kinds: list[Coverage] | None = None
         self.kind_of: dict[str, int] = {}
         self.scores: Tensor | None = None
+        self.thresholds = read_thresholds(run / FRAMES)
         if (regions := run / FRAMES / REGIONS).is_file():
             self.kinds, self.kind_of = read_regions(regions)
+            labelled = any(any(self.kinds[kind].labelled) for kind in set(self.kind_of.values()))
+            self.data = {**data, NEEDS_LABELS: labelled}
 
     def build_dataset(self, args, images: str, batch: int | None, stride: int) -> Any:
         """Return Ultralytics' dataset of a folder or list of images with the extended labels.

@@ -4,20 +4,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import random
 import time
 from contextlib import ExitStack
 from copy import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
+from ultralytics import __version__ as ultralytics_version
 from ultralytics.engine import trainer as ultralytics_trainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER, RANK
@@ -25,19 +25,37 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from drone_kd.files import atomic_file, write_text
 from drone_kd_training.distillation.config import NOT_SETTABLE, read_config
-from drone_kd_training.distillation.criterion import DistillationLoss, InFloat32, make_adapters
+from drone_kd_training.distillation.criterion import (
+    DistillationLoss,
+    InFloat32,
+    Settings,
+    make_adapters,
+)
 from drone_kd_training.distillation.levels import LevelMatch, match_levels
 from drone_kd_training.distillation.loss_balancing import Balance, Schedule, average_over_processes
+from drone_kd_training.distillation.stored_views import StoredViews, frames_hash
 from drone_kd_training.distillation.train_data import TrainData
+from drone_kd_training.distillation.train_loader import FrameSampler, View, build_loader
 from drone_kd_training.distillation.training_log import add_training_log
-from drone_kd_training.distillation.uncached_dataset import build_dataset
-from drone_kd_training.models.checkpoints import class_names, detect_head, match_classes
+from drone_kd_training.distillation.uncached_dataset import NEEDS_LABELS, build_dataset
+from drone_kd_training.models.checkpoints import (
+    class_names,
+    detect_head,
+    match_classes,
+    resolve_model,
+)
 from drone_kd_training.models.published import finish_checkpoint, hide_folders, without_folders
-from drone_kd_training.models.safe_loading import read_state
+from drone_kd_training.models.safe_loading import read_state, write_plain
+from drone_kd_training.teachers.prediction_cache import file_hash
 from drone_kd_training.teachers.teachers import Teacher, open_teacher
 
 COST = "teacher_cost.json"
 STATE = "resume.pt"
+# Settings of Ultralytics on which an augmented frame depends.
+AUGMENTATION = (
+    "imgsz", "hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "perspective",
+    "flipud", "fliplr", "bgr", "mosaic", "mixup",
+)  # fmt: skip
 # What Ultralytics stores of the git checkout: its path, its remote, the last commit's message.
 ultralytics_trainer.__dict__["GIT"] = SimpleNamespace(
     root=None, branch=None, commit=None, message=None, origin=None
@@ -56,6 +74,9 @@ class DistillTrainer(DetectionTrainer):
     model: Any
     ema: Any
     optimizer: Any
+    lf: Any  # factor of the learning rate, by epoch
+    # Stored predictions of the teacher; None: it runs at every step.
+    views: StoredViews | None = None
 
     def __init__(
         self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None
@@ -64,6 +85,7 @@ class DistillTrainer(DetectionTrainer):
         self._resume_offset = 0
         self._batches_since_step = 0
         self._pending_gradients: dict[str, torch.Tensor] = {}
+        self._batch_in_epoch = 0
         super().__init__(cfg, overrides, _callbacks)
         self.config = read_config(self.save_dir)
         if RANK in {-1, 0}:
@@ -83,10 +105,13 @@ class DistillTrainer(DetectionTrainer):
         if self.config.distils:
             self.add_callback("on_pretrain_routine_end", type(self)._attach)
             self.add_callback("on_train_end", type(self)._report_cost)
+            self.add_callback("on_train_epoch_end", type(self)._write_views)
+        self.add_callback("on_pretrain_routine_end", type(self)._average_sooner)
         self.add_callback("on_pretrain_routine_end", type(self)._load_state)
         self.add_callback("on_train_start", type(self)._resume_accumulation)
         self.add_callback("on_train_epoch_start", type(self)._restore_gradients)
         self.add_callback("on_train_batch_start", type(self)._count_batch)
+        self.add_callback("on_train_batch_start", type(self)._set_learning_rate)
         self.add_callback("on_model_save", type(self)._save_state)
 
     def check_resume(self, overrides: dict) -> None:
@@ -118,21 +143,44 @@ class DistillTrainer(DetectionTrainer):
             self.student.criterion = InFloat32(criterion)
 
     def _seed_epoch(self) -> None:
-        """Make the images of an epoch depend on seed and epoch alone.
+        """Make the random numbers of an epoch depend on seed and epoch alone.
 
-        So a resumed run sees the same images as an uninterrupted one, and paired runs see the
-        same images whatever other random numbers they draw.
+        So a resumed run continues like an uninterrupted one. The images have their own
+        (`train_loader.View`).
         """
-        seed = (self.config.seed * 100_003 + self.epoch) * 1009 + max(RANK, 0)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - Ultralytics' augmentation uses this generator
-        torch.manual_seed(seed)
-        self.train_loader.generator.manual_seed(seed)
-        self.train_loader.reset()
+        View(max(RANK, 0), self.epoch).seed_generators(self.config.seed)
+        if self.train_loader.iterator is None:  # at the start, and after running out of memory
+            self.train_loader.sampler.epoch = self.epoch
+        self._batch_in_epoch = 0
 
     def _close_dataloader_mosaic(self) -> None:
         super()._close_dataloader_mosaic()
-        self._seed_epoch()  # the workers restart, otherwise with other random numbers
+        sampler = self.train_loader.sampler
+        sampler.epoch, sampler.first_view = self.epoch, self.config.views  # the workers restart
+
+    def get_dataloader(
+        self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train"
+    ) -> Any:
+        """Return Ultralytics' loader, with our own order and views of training frames."""
+        if mode != "train":
+            return super().get_dataloader(dataset_path, batch_size, rank, mode)
+        dataset = self.build_dataset(dataset_path, mode, batch_size)
+        processes = max(self.world_size, 1)
+        steps = self.config.epochs_and_steps[1]
+        sampler = FrameSampler(
+            len(dataset),
+            steps * batch_size * processes,
+            self.config.views,
+            self.config.seed,
+            max(RANK, 0),  # among all machines; `rank` is that on this one
+            processes,
+        )
+        dataset.seed = self.config.seed
+        if self.config.views:
+            # A mosaic of frames that were loaded last would be another one at each visit.
+            dataset.transforms[0][0].buffer_enabled = False
+        pin = self.device.type == "cuda"
+        return build_loader(dataset, batch_size, self.args.workers, sampler, pin)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -156,7 +204,10 @@ class DistillTrainer(DetectionTrainer):
         """Read training images at the size that the teacher sees, with stored predictions."""
         stride = max(int(self.student.stride.max()), 32)
         if mode != "train" or not self.config.distils:
-            return build_dataset(self.args, img_path, batch, self.data, mode, stride)
+            args = copy(self.args)
+            args.cache = args.cache if mode == "train" or self.config.val else None
+            data = {**self.data, NEEDS_LABELS: not self.config.classes}
+            return build_dataset(args, img_path, batch, data, mode, stride)
         args = copy(self.args)
         args.imgsz = self.config.teacher_imgsz
         self.train_data = TrainData(self.save_dir, self.config.teacher, self.teacher, self.data)
@@ -176,8 +227,11 @@ class DistillTrainer(DetectionTrainer):
 
     def build_optimizer(self, model, *args, **kwargs):
         """Match teacher and student, and train the adapters in a parameter group of their own."""
-        optimizer = super().build_optimizer(model, *args, **kwargs)
         config = self.config
+        if config.steps:  # Ultralytics counts passes, and would choose by the number of frames
+            batches = len(self.train_loader) * self.epochs
+            kwargs["iterations"] = batches * min(1.0, self.batch_size / self.args.nbs)
+        optimizer = super().build_optimizer(model, *args, **kwargs)
         if config.distils:
             heads = detect_head(unwrap_model(model)), self.teacher.head
             self.levels = match_levels(*heads, config.teacher_scale)
@@ -207,8 +261,36 @@ class DistillTrainer(DetectionTrainer):
         self._batches_since_step = self._resume_offset = 0
         super()._build_train_pipeline()
 
+    def _get_warmup_iterations(self, num_batches: int) -> int:
+        """Return the steps of the warm-up: at most 3 tenths of a run that is given in steps.
+
+        Ultralytics counts in epochs, and those of such a run have any length.
+        """
+        steps: int = super()._get_warmup_iterations(num_batches)
+        return min(steps, 3 * num_batches * self.epochs // 10) if self.config.steps else steps
+
     def _count_batch(self) -> None:
         self._batches_since_step += 1
+        self._batch_in_epoch += 1
+
+    def _set_learning_rate(self) -> None:
+        """Move along the schedule at every step; Ultralytics does so at every epoch.
+
+        Its warm-up, which comes after this, stays.
+        """
+        progress = (self._batch_in_epoch - 1) / len(self.train_loader)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.lf(self.epoch + progress)
+
+    def _average_sooner(self) -> None:
+        """Average the weights over the last twentieth of a run's steps, as far as it is short.
+
+        Ultralytics' average needs some 6,000 steps to begin with.
+        """
+        steps = max(1, len(self.train_loader) * self.epochs // self.accumulate)
+        window, start = steps / 20, min(2000.0, steps / 20)
+        longest = min(0.9999, 1 - 1 / max(window, 1))
+        self.ema.decay = lambda updates: longest * (1 - math.exp(-updates / start))
 
     def _resume_accumulation(self) -> None:
         if self.start_epoch:
@@ -243,11 +325,11 @@ class DistillTrainer(DetectionTrainer):
         student = self.student
         if getattr(student, "criterion", None) is None:
             student.criterion = student.init_criterion()
-        batches, close = len(self.train_loader), self.args.close_mosaic
+        batches = len(self.train_loader)
         schedule = Schedule(
             warmup_steps=self._get_warmup_iterations(batches),
-            total_steps=(self.epochs - close) * batches,
-            closes=close > 0,
+            total_steps=self.epochs * batches,
+            fades=self.config.schedule == "cosine",
             step=self.start_epoch * batches,
         )
         if self.config.quantize:  # the student before it was quantized teaches, too
@@ -256,9 +338,33 @@ class DistillTrainer(DetectionTrainer):
             student.criterion = self.float_criterion = self._criterion(
                 teacher, levels, nn.ModuleDict(), ("class", "box"), replace(schedule), "kd_float"
             )
+        if self.config.views and self.teacher.head is not None:
+            self.views = self._open_views()
         student.criterion = self._criterion(
             self.teacher, self.levels, self.adapters, self.config.terms, schedule, "kd"
         )
+
+    def _open_views(self) -> StoredViews:
+        """Open the teacher's predictions for the augmented frames of this run."""
+        config, data = self.config, self.train_loader.dataset
+        folder = Path(config.view_cache or self.save_dir / "views")
+        augmentation = {key: getattr(self.args, key) for key in sorted(AUGMENTATION)}
+        made_by = {
+            "teacher": file_hash(Path(resolve_model(config.teacher))),
+            "imgsz": config.teacher_imgsz,
+            "tiles": config.teacher_tiles,
+            "frames": frames_hash(data.im_files),
+            "seed": config.seed,
+            "views": config.views,
+            "augmentation": augmentation,
+            "half": bool(self.amp),
+            "ultralytics": ultralytics_version,
+        }
+        return StoredViews(folder, made_by)
+
+    def _write_views(self) -> None:
+        if self.views is not None:
+            self.views.write()
 
     def _criterion(
         self,
@@ -278,11 +384,13 @@ class DistillTrainer(DetectionTrainer):
             levels,
             adapters,
             terms,
-            self.config.temperature,
-            Balance(self.config.balance),
+            Settings(**{f.name: getattr(self.config, f.name) for f in fields(Settings)}),
+            Balance(self.config.balance, self.config.rebalance),
             schedule,
             prefix,
             bool(self.amp),
+            self.train_data.thresholds,
+            self.views if prefix == "kd" else None,
         )
 
     def _report_cost(self) -> None:
@@ -322,8 +430,7 @@ class DistillTrainer(DetectionTrainer):
             state["adapters"] = self.adapters.state_dict()
         if self.config.quantize:
             state["balance_before"] = self.float_criterion.balance.state()
-        with atomic_file(self.state_file) as temporary:
-            torch.save(state, temporary)
+        write_plain(self.state_file, state)
 
     def _load_state(self) -> None:
         """Continue exactly where an interrupted run was."""
@@ -345,9 +452,13 @@ class DistillTrainer(DetectionTrainer):
         self._pending_gradients = state.get("gradients", {})
         if self.config.distils:
             self.adapters.load_state_dict(state["adapters"])
-            student.criterion.balance = Balance(self.config.balance, state["balance"])
+            student.criterion.balance = Balance(
+                self.config.balance, self.config.rebalance, state["balance"]
+            )
         if self.config.quantize:
-            self.float_criterion.balance = Balance(self.config.balance, state["balance_before"])
+            self.float_criterion.balance = Balance(
+                self.config.balance, self.config.rebalance, state["balance_before"]
+            )
 
     def label_loss_items(self, loss_items=None, prefix: str = "train"):
         """Leave out columns of terms that validation does not compute: they would read as 0."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from ultralytics.data import base, utils
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.utils import LOGGER, NUM_THREADS
+from ultralytics.utils import LOGGER, NUM_THREADS, TQDM
 
 from drone_kd.media.compressed_images import (
     ALWAYS_PIXELS,
@@ -33,9 +33,12 @@ from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.progress import track
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import MAX_LABEL_BYTES, check_number_of_boxes
+from drone_kd_training.distillation.train_loader import View
 from drone_kd_training.quiet import reworded
 
 # A file that cannot exist.
+# Key of Ultralytics' description of the data: False where a teacher alone teaches.
+NEEDS_LABELS = "needs_labels"
 _NO_FILE = Path(os.devnull, "none")
 # Enough for the size in most headers; other images are decoded to be checked.
 _HEADER_BYTES = 65_536
@@ -43,7 +46,20 @@ _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 class UncachedDataset(YOLODataset):
-    """Reads labels and images from their own files only, and writes nothing beside them."""
+    """Reads labels and images from their own files only, and writes nothing beside them.
+
+    Attributes:
+        seed: of the augmentation of training frames, which are drawn as a `View`.
+    """
+
+    seed: int = 0
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        """Return an augmented frame with its ``view``, or that of an index as it is."""
+        if not isinstance(index, View):
+            return super().__getitem__(index)
+        index.seed_generators(self.seed)
+        return {**super().__getitem__(index.frame), "view": index}
 
     @property
     def npy_files(self) -> list[Path]:
@@ -77,11 +93,13 @@ class UncachedDataset(YOLODataset):
         if not labels:
             raise RuntimeError(f"no image can be read whose labels are in {folder}")
         if not labelled:
-            if self.augment:
+            if self.augment and self.data.get(NEEDS_LABELS, True):
                 raise ValueError(f"no label file in {folder}")
-            LOGGER.warning(f"No labels found for {folder}")
+            if self.data.get(NEEDS_LABELS, True):
+                LOGGER.warning(f"No labels found for {folder}")
         self.im_files = [label["im_file"] for label in labels]
-        self.verify_labels(labels, folder)
+        if self.data.get(NEEDS_LABELS, True):
+            self.verify_labels(labels, folder)
         return labels
 
 
@@ -176,8 +194,14 @@ def _find(pattern: str, recursive: bool = True) -> list[str]:
     return found
 
 
+def _silent_bar(*args: Any, **options: Any) -> TQDM:
+    """Return Ultralytics' progress bar of the image cache, which hides."""
+    return TQDM(*args, **{**options, "disable": True})
+
+
 # Ultralytics looks these names up when it reads an image, checks one, and opens a data set.
 base.__dict__["glob"] = SimpleNamespace(glob=_find, escape=glob.escape)
 base.__dict__["imread"] = _read
 utils.__dict__[utils._replace_image.__name__] = lambda path, write: None
+base.__dict__["TQDM"] = _silent_bar
 base.__dict__[base.check_file_speeds.__name__] = lambda files, **_: None

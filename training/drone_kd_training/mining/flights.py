@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -117,7 +117,9 @@ def plan(flights: list[str], topics: list[str], on_error: OnError) -> list[Segme
     return segments
 
 
-def read(segment: Segment, on_error: OnError, wanted: set[int] | None = None) -> Iterator[Frame]:
+def read(
+    segment: Segment, on_error: OnError, wanted: Container[int] | None = None
+) -> Iterator[Frame]:
     """Yield the frames of a segment; ``wanted``: numbers of the frames to decode (default: all).
 
     ``on_error`` gets each frame that cannot be read; the others follow.
@@ -245,7 +247,7 @@ def _numbered(segment: Segment, number: int, stamp_s: float, image: np.ndarray) 
 
 
 def _read_bag(
-    segment: Segment, path: Path, on_error: OnError, wanted: set[int] | None
+    segment: Segment, path: Path, on_error: OnError, wanted: Container[int] | None
 ) -> Iterator[Frame]:
     file = BagFile(path / segment.file, (), segment.start, segment.stop, broken=segment.broken)
     messages = read_messages(file, {segment.topic}, on_error, segment.start, segment.stop)
@@ -262,7 +264,7 @@ def _read_bag(
 
 
 def _read_video(
-    segment: Segment, path: Path, on_error: OnError, wanted: set[int] | None
+    segment: Segment, path: Path, on_error: OnError, wanted: Container[int] | None
 ) -> Iterator[Frame]:
     capture = open_video(path)
     try:

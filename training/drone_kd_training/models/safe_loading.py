@@ -9,6 +9,7 @@ arguments are the file's: a layer of any size, or one that downloads its weights
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import struct
 import threading
@@ -25,6 +26,7 @@ from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.utils import torch_utils
 
+from drone_kd.files import atomic_file
 from drone_kd.text import one_line
 from drone_kd_training.isolation import replace_in_ultralytics
 from drone_kd_training.models.architecture import MAX_MODULES
@@ -98,16 +100,34 @@ def read_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]
 
     Raises ValueError if the file is anything else; it is never trusted.
     """
-    state = None
-    # A damaged or hostile file fails in many ways.
-    with contextlib.suppress(Exception), _restricted():
-        _check_archive(path)
-        state = torch.load(path, map_location=device, weights_only=True)
+    state = read_plain(path, device)
     if not isinstance(state, dict) or not isinstance(state.get("epoch"), int):
         raise ValueError(
             f"{one_line(path)}: expected the state of an interrupted run; start the run anew"
         )
     return state
+
+
+def read_plain(path: Path, device: str | torch.device = "cpu") -> Any:
+    """Return what `torch.save` wrote of tensors and plain values; None: the file is none such."""
+    # A damaged or hostile file fails in many ways.
+    with contextlib.suppress(Exception), _restricted():
+        _check_archive(path)
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
+            if archive.testzip() is None:
+                return torch.load(path, map_location=device, weights_only=True)
+    return None
+
+
+def write_plain(path: Path, content: Any) -> None:
+    """Write a file for `read_plain` atomically; OSError if it cannot be written.
+
+    `torch.save` itself reports a full disk as a RuntimeError about positions in the file.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def guard_loading() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,6 +35,7 @@ from drone_kd_training.models.weight_interpolation import interpolate_weights
 from drone_kd_training.retraining import guard, training_set
 from drone_kd_training.retraining.config import Plan
 from drone_kd_training.retraining.training_set import Mined
+from drone_kd_training.teachers import IGNORE_BAND
 
 ACCEPTED, REFUSED, CANDIDATE = "accepted.json", "refused.json", "candidate.pt"
 SETTINGS = "retrain.json"
@@ -183,7 +185,11 @@ def _train(plan: Plan, inputs: _Inputs, output: Path) -> Path:
         device=plan.device,
         seed=plan.seed,
         terms=TERMS,
-        unlabelled=str(unlabelled) if mined.unlabelled else "",
+        unlabelled=(str(unlabelled),) if mined.unlabelled else (),
+        pseudo_threshold=str(IGNORE_BAND[1]),
+        labelled_share=0.0,
+        tile="off",
+        max_frames=sys.maxsize,
         val=False,
         overrides={**GENTLE, "nbs": plan.batch, **plan.overrides},
     )

@@ -8,6 +8,7 @@ row is, or that the row is a whole frame, and of which kind (`Coverage`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -81,6 +82,23 @@ class Coverage:
 
     labelled: tuple[bool, ...]
     predicted: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a teacher's score means where a class has no labels, each (C,) by class.
+
+    A box with a score ≥ ``high`` is a pseudo-label, one below ``low`` is background; between them
+    it is ignored in the detection loss.
+    """
+
+    high: tuple[float, ...]
+    low: tuple[float, ...]
+
+    @classmethod
+    def same(cls, classes: int, high: float = IGNORE_BAND[1], low: float = IGNORE_BAND[0]):
+        """Return the same thresholds for a number of classes."""
+        return cls((high,) * classes, (low,) * classes)
 
 
 @dataclass(frozen=True)
@@ -194,12 +212,14 @@ def split_batch(batch: dict, classes: int, kinds: list[Coverage] | None, scores:
     return {**batch, **labels, **found}
 
 
-def add_pseudo_labels(batch: dict, boxes: Boxes) -> dict:
+def add_pseudo_labels(batch: dict, boxes: Boxes, high: Sequence[float]) -> dict:
     """Add the confident predictions of unlabelled classes to the labels of a batch with ``areas``.
 
-    The boxes are the teacher's after NMS, scores in the student's classes.
+    The boxes are the teacher's after NMS, scores in the student's classes, as is the threshold
+    ``high``.
     """
-    confident = (boxes.scores > IGNORE_BAND[1]) & _pseudo_labelled_at(boxes, batch["areas"])
+    confident = boxes.scores >= boxes.scores.new_tensor(high)
+    confident &= _pseudo_labelled_at(boxes, batch["areas"])
     index, class_id = confident.nonzero(as_tuple=True)
     added = {"cls": class_id[:, None], "bboxes": boxes.cxcywh[index]}
     added["batch_idx"] = boxes.image[index]
@@ -209,7 +229,7 @@ def add_pseudo_labels(batch: dict, boxes: Boxes) -> dict:
     return {**batch, **{key: value[order] for key, value in rows.items()}}
 
 
-def negatives_mask(batch: dict, boxes: Boxes, centers: Tensor) -> Tensor:
+def negatives_mask(batch: dict, boxes: Boxes, centers: Tensor, thresholds: Thresholds) -> Tensor:
     """Return where "no object of this class" is known: (B, N, C) of 1 and 0.
 
     That is where a class is labelled, or where a teacher predicts it and no prediction of the
@@ -219,8 +239,8 @@ def negatives_mask(batch: dict, boxes: Boxes, centers: Tensor) -> Tensor:
     """
     areas: Areas = batch["areas"]
     mask = areas.at(areas.labelled | areas.predicted, centers, len(batch["img"]))
-    low, high = IGNORE_BAND
-    ignored = (boxes.scores >= low) & (boxes.scores <= high) & _pseudo_labelled_at(boxes, areas)
+    low, high = (boxes.scores.new_tensor(t) for t in (thresholds.low, thresholds.high))
+    ignored = (boxes.scores >= low) & (boxes.scores < high) & _pseudo_labelled_at(boxes, areas)
     for index in ignored.any(dim=-1).nonzero().flatten().tolist():
         inside = _inside(centers, boxes.cxcywh[index])
         mask[boxes.image[index]][inside[:, None] & ignored[index]] = 0.0

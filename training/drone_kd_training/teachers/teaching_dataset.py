@@ -14,11 +14,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import yaml
 from ultralytics.utils import LOGGER
@@ -28,6 +26,7 @@ from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.parsing import ParseError, read_json
 from drone_kd.progress import track
 from drone_kd.text import one_line
+from drone_kd_training.data.crops import Crops, boxes_inside, views
 from drone_kd_training.data.dataset import (
     DataSet,
     Sample,
@@ -41,11 +40,9 @@ from drone_kd_training.teachers.fusion import count_right, fuse, translate
 from drone_kd_training.teachers.prediction_cache import PredictionCache
 from drone_kd_training.teachers.soft_labels import Coverage
 from drone_kd_training.teachers.teachers import CLASSES_FILE
-from drone_kd_training.teachers.teaching_plan import Crops, Plan, Source, Teacher
+from drone_kd_training.teachers.teaching_plan import Plan, Source, Teacher
 
 REGIONS = "regions.json"
-# A window shows an object if at least this share of its box is inside.
-INSIDE = 0.3
 # A window without labels shows an object if a prediction has at least this score.
 OBJECT_SCORE = 0.3
 # Precision is measured on up to this many labelled images of a source,
@@ -263,49 +260,6 @@ def _unlabelled(path: Path) -> Sample | None:
         LOGGER.warning(f"ignored {one_line(error)}")
         return None
     return Sample(path, image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-
-
-def views(
-    image: np.ndarray, crops: Crops | None
-) -> Iterator[tuple[str, np.ndarray | None, tuple[float, float, float, float]]]:
-    """Yield the windows of an image to train on; without `crops` the whole image.
-
-    Yields:
-        A suffix for the file name, BGR uint8 pixels (None: the file itself), and the window
-        (x1, y1, x2, y2) in [0, 1] of the image.
-    """
-    if crops is None:
-        yield "", None, (0.0, 0.0, 1.0, 1.0)
-        return
-    for scale in crops.scales:
-        if scale * min(image.shape[:2]) < 1:
-            continue  # nothing would be left
-        scaled = image
-        if scale != 1:
-            how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-            scaled = cv2.resize(image, None, fx=scale, fy=scale, interpolation=how)
-        height, width = scaled.shape[:2]
-        for y1, y2 in _spans(height, crops.size):
-            for x1, x2 in _spans(width, crops.size):
-                window = (x1 / width, y1 / height, x2 / width, y2 / height)
-                yield f"-{scale:.2f}-{x1}-{y1}.jpg", scaled[y1:y2, x1:x2], window
-
-
-def _spans(length: int, size: int) -> list[tuple[int, int]]:
-    """Return the fewest evenly spaced windows of ``size`` that cover ``length``."""
-    size = min(size, length)
-    starts = np.linspace(0, length - size, math.ceil(length / size)).round().astype(int)
-    return [(int(start), int(start) + size) for start in starts]
-
-
-def boxes_inside(table: np.ndarray, window: tuple[float, float, float, float]) -> np.ndarray:
-    """Return the rows with boxes (first four columns) in a window, clipped and relative to it."""
-    x1, y1, x2, y2 = window
-    clipped = np.clip(table[:, :4], [x1, y1, x1, y1], [x2, y2, x2, y2])
-    area, inside = ((b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) for b in (table[:, :4], clipped))
-    kept = (inside > INSIDE * area) & (area > 0)
-    boxes = (clipped[kept] - [x1, y1, x1, y1]) / [x2 - x1, y2 - y1, x2 - x1, y2 - y1]
-    return np.concatenate([boxes, table[kept, 4:]], axis=1)
 
 
 def _write_rows(path: Path, table: np.ndarray) -> None:

@@ -45,6 +45,7 @@ from drone_kd.core.tiling import OFF, parse_tiling
 from drone_kd.parsing import ParseError, read_yaml
 from drone_kd.paths import confined
 from drone_kd.text import one_line
+from drone_kd_training.data.crops import MAX_SIDE, MIN_SIDE, Crops
 from drone_kd_training.data.dataset import image_paths, load_data
 from drone_kd_training.data.names import DataError, class_list, file_name_part, usable_path
 from drone_kd_training.models.checkpoints import UnusableModelError, class_names, load_model
@@ -54,40 +55,12 @@ from drone_kd_training.teachers.teachers import holds_predictions, read_predicti
 # Sources, and teachers.
 MAX_ENTRIES = 1000
 MAX_REPEAT = 1000
-# Input of a teacher, side of a window, in pixels.
-MIN_SIDE, MAX_SIDE = 32, 8192
 # Settings of version 0.1.
 _OLD_NAMES = {
     "answers": "predictions",
     "sure": "pseudo_threshold",
     "sure_on": "pseudo_threshold_on",
 }
-
-
-@dataclass(frozen=True)
-class Crops:
-    """Training windows of images that are larger than the student's input.
-
-    ``size`` is the side of a window in pixels, at least 32; images are resized by each of
-    ``scales`` first, in (0, 2]. Every n-th window is used, and every n-th of those without an
-    object.
-    """
-
-    size: int
-    scales: tuple[float, ...] = (1.0,)
-    every: int = 1
-    empty_every: int = 1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", tuple(self.scales))
-        whole = all(type(n) is int for n in (self.size, self.every, self.empty_every))
-        if not whole or min(self.every, self.empty_every) < 1 or not 1 <= len(self.scales) <= 100:
-            raise ValueError("expected whole numbers, some scales, every ≥ 1 and empty_every ≥ 1")
-        if not MIN_SIDE <= self.size <= MAX_SIDE:
-            raise ValueError(f"expected size ≥ {MIN_SIDE} and ≤ {MAX_SIDE}, got {self.size}")
-        if not all(0 < scale <= 2 for scale in self.scales):
-            shown = one_line(list(self.scales), 60)
-            raise ValueError(f"expected scales above 0 and at most 2, got {shown}")
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class CrossHeadTerm(Term):
         pair = comparison.pair
         logits = comparison.through_teacher(CLASS)[..., pair.teacher_classes]
         class_loss = losses.class_response_sigmoid(
-            logits, comparison.teacher_logits, pair.temperature
+            logits, comparison.teacher_logits, pair.temperature, comparison.class_mask, pair.beta
         )
         raw = comparison.through_teacher(BOX)
         name, box_loss = comparison.raw_box_loss(raw, comparison.teacher_head)

@@ -29,6 +29,7 @@ class ClassTerm(Term):
             comparison.teacher_logits,
             comparison.pair.temperature,
             comparison.class_mask,
+            comparison.pair.beta,
         )
         return {"kd_cls_loss": loss}
 

@@ -1,0 +1,111 @@
+"""Figures of made-up runs with known answers."""
+
+import numpy as np
+import pytest
+
+from drone_kd_training.distillation.few_labels_figures import (
+    best,
+    compared,
+    differences,
+    learning_curve,
+    ratio_interval,
+    summarise,
+)
+
+
+def row(arm, subset, score, labels=5, steps=100, seconds=10.0) -> dict:
+    row = {"arm": arm, "subset": subset, "labels": labels, "steps": steps, "seconds": seconds}
+    return row | {"map50_95": score, "map50": score + 0.2}
+
+
+def rows_of(arm, scores, **changes) -> list[dict]:
+    return [row(arm, subset, score, **changes) for subset, score in enumerate(scores)]
+
+
+ROWS = [
+    *rows_of("few", (0.40, 0.44, 0.42)),
+    *rows_of("few:50", (0.42, 0.45, 0.42), steps=50),
+    *rows_of("hard:0.3", (0.46, 0.47, 0.48)),
+    *rows_of("hard:0.4", (0.47, 0.48, 0.49)),
+    *rows_of("builtin:1", (0.41, 0.45, 0.43)),
+    *rows_of("builtin-hard:1", (0.45, 0.45, 0.45)),
+    *rows_of("ours", (0.50, 0.52, 0.54), seconds=15.0),
+    *rows_of("ours;beta=1", (0.49, 0.51, 0.53)),
+    *rows_of("all", (0.50, 0.50, 0.50), labels=50),
+    *rows_of("few", (0.46, 0.47, 0.48), labels=25),
+    *rows_of("ours", (0.55, 0.55, 0.55), labels=50),
+]
+
+
+def test_arms_are_paired_with_few_by_subset():
+    found = {arm.arm: arm for arm in summarise(compared(ROWS, 5), teacher=0.62)}
+    assert set(found) == {row["arm"] for row in ROWS}
+    few, ours = found["few"], found["ours"]
+    assert (few.subsets, few.gain, few.gap_share, few.step_time) == (3, None, None, 1)
+    assert few.mean == pytest.approx(0.42) and few.map50 == pytest.approx(0.62)
+    assert ours.subsets == 3  # not those with other labels
+    assert ours.gain == pytest.approx(0.10)
+    # 0.10 +- t(0.975, 2) * 0.02 / sqrt(3)
+    assert ours.gain_interval == pytest.approx((0.10 - 0.04968, 0.10 + 0.04968), abs=1e-4)
+    assert ours.gap_share == pytest.approx(0.10 / 0.20)
+    assert ours.step_time == pytest.approx(1.5)
+    assert found["few:50"].step_time == pytest.approx(2.0)  # 10 s for half of the steps
+    assert found["all"].gain == pytest.approx(0.08)
+    assert summarise(compared(ROWS, 5), teacher=0.44)[-1].gap_share is None  # of 2 points
+
+
+def test_ours_is_compared_with_the_best_of_each_kind():
+    found = {d.role or d.arm: d for d in differences(compared(ROWS, 5))}
+    assert [(role, d.arm) for role, d in found.items()] == [
+        ("student alone", "few"),
+        ("student alone at its best length", "few:50"),
+        ("best hard pseudo-labels", "hard:0.4"),
+        ("best built-in distillation", "builtin-hard:1"),
+        ("student alone with all labels", "all"),
+        ("ours;beta=1", "ours;beta=1"),
+    ]
+    hard = found["best hard pseudo-labels"]
+    assert (hard.mean, hard.subsets) == (pytest.approx(0.04), 3)
+    assert found["ours;beta=1"].interval == pytest.approx((0.01, 0.01))
+    assert found["student alone with all labels"].mean == pytest.approx(0.02)
+    without = [row for row in ROWS if row["arm"] != "few:50"]
+    assert [d.role for d in differences(compared(without, 5))][:2] == [
+        *("student alone", "best hard pseudo-labels")
+    ]
+
+
+def test_an_arm_with_fewer_subsets_is_not_the_best():
+    rows = [*ROWS, row("hard:0.5", 0, 0.9)]
+    assert best(rows, ["hard:0.3", "hard:0.4", "hard:0.5"]) == "hard:0.4"
+    assert best(rows, ["few-time"]) is None
+    assert best(rows, []) is None
+
+
+def test_fiellers_interval_without_scatter_below_is_students():
+    # 0.10 +- 0.04968, by 0.2
+    found = ratio_interval([0.08, 0.10, 0.12], [0.2, 0.2, 0.2])
+    assert found == pytest.approx((0.2516, 0.7484), abs=1e-3)
+    assert ratio_interval([0.1], [0.2]) is None
+    assert ratio_interval([0.1, 0.1, 0.1], [0.2, -0.2, 0.1]) is None  # the ratio has no limits
+
+
+def test_fiellers_interval_covers_the_ratio_in_19_of_20_cases():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        below = rng.normal(0.2, 0.03, 5)
+        above = 0.6 * below + rng.normal(0, 0.02, 5)
+        low, high = ratio_interval(above, below)
+        covered += low <= 0.6 <= high
+    assert 0.93 < covered / 2000 < 0.97
+
+
+def test_learning_curve_has_few_and_ours_at_each_number_of_labels():
+    points = learning_curve([*ROWS, *rows_of("ours", (0.3,), labels=0)])
+    assert [(p.labels, p.few, p.ours) for p in points] == [
+        (0, None, pytest.approx(0.3)),
+        (5, pytest.approx(0.42), pytest.approx(0.52)),
+        (25, pytest.approx(0.47), None),
+        (50, pytest.approx(0.50), pytest.approx(0.55)),
+    ]
+    assert points[0].ours_interval is None and points[2].few_interval is not None

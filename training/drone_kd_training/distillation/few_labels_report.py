@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Tables, learning curve and page of the few-labels protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from drone_kd.files import atomic_file, write_text
+from drone_kd_training.data.dataset import DataSet
+from drone_kd_training.distillation.compare import as_csv, limits, teacher_rows
+from drone_kd_training.distillation.few_labels_arms import ALL, FEW, HARD, OURS
+from drone_kd_training.distillation.few_labels_figures import (
+    ArmFigures,
+    CurvePoint,
+    Difference,
+    Limits,
+    best,
+    compared,
+    differences,
+    learning_curve,
+    summarise,
+)
+from drone_kd_training.distillation.run_report import read_metrics
+from drone_kd_training.html_report import compare_frames, write_report
+from drone_kd_training.tables import format_score
+
+CURVE = "learning-curve.png"
+
+
+def write_tables(
+    output: Path, teacher: dict, rows: Sequence[dict], labels: int, order: Sequence[str]
+) -> dict[str, Any]:
+    """Write compare.csv, compare.md and metrics.json.
+
+    Args:
+        output: folder of the experiment.
+        teacher: its figures.
+        rows: of all finished runs, at least one.
+        labels: labelled frames of the arms that are compared.
+        order: names of arms, which come first in this order.
+
+    Returns:
+        The content of metrics.json, scores in [0, 1].
+    """
+    place = {arm: number for number, arm in enumerate(order)}
+    own = sorted(compared(rows, labels), key=lambda row: place.get(row["arm"], len(place)))
+    arms = summarise(own, teacher["map50_95"] or 0.0)
+    found, curve = differences(own), learning_curve(rows)
+    content = {
+        "teacher": teacher,
+        "labels": labels,
+        "arms": {arm.arm: asdict(arm) for arm in arms},
+        "ours_minus": [asdict(difference) for difference in found],
+        "learning_curve": [asdict(point) for point in curve],
+        "runs": list(rows),
+    }
+    write_text(output / "compare.csv", as_csv(list(rows)))
+    text = as_markdown(teacher, labels, arms, found, sizes(teacher, own))
+    write_text(output / "compare.md", f"{text}\n{curve_table(curve)}")
+    write_text(output / "metrics.json", json.dumps(content, indent=1))
+    return content
+
+
+def sizes(teacher: dict, rows: Sequence[dict]) -> str:
+    """Return the sizes of both models, and the input at which both are measured."""
+    student = rows[0]["parameters"] if rows else 0
+    return (
+        f"Teacher {teacher['parameters'] / 1e6:.1f} M parameters, student {student / 1e6:.1f} M, "
+        f"input {teacher['imgsz']} px."
+    )
+
+
+def as_markdown(
+    teacher: dict,
+    labels: int,
+    arms: Sequence[ArmFigures],
+    found: Sequence[Difference],
+    models: str,
+) -> str:
+    """Return the table of the arms, and ours against the others; ``models``: see `sizes`."""
+    lines = [
+        "| arm | subsets | steps | mAP50-95 | mAP50 | over few [95 %] | gap share [95 %] | "
+        "time per step |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    half = {"teacher": format_score(teacher["map50"])}
+    for name, value in teacher_rows(teacher):
+        lines.append(f"| {name} | | | {format_score(value)} | {half.get(name, '')} | | | |")
+    for arm in arms:
+        spread = "" if arm.spread is None else f" ± {100 * arm.spread:.1f}"
+        share = "" if arm.gap_share is None else f"{100 * arm.gap_share:.0f} %"
+        if arm.gap_share_interval:
+            share += " [{:.0f}, {:.0f}]".format(*(100 * x for x in arm.gap_share_interval))
+        time = "" if arm.step_time is None else f"{arm.step_time:.2f}"
+        lines.append(
+            f"| {arm.arm} | {arm.subsets} | {arm.steps:.0f} | {format_score(arm.mean)}{spread} | "
+            f"{format_score(arm.map50)} | {_points(arm.gain, arm.gain_interval)} | {share} | "
+            f"{time} |"
+        )
+    lines += [
+        "",
+        models,
+        "",
+        f"{labels} labelled frames per subset. Differences are paired by subset; intervals: "
+        "Student's t, of the gap share Fieller's. ±: standard deviation.",
+    ]
+    for item in found:
+        role = f" ({item.role})" if item.role else ""
+        mean = _points(item.mean, item.interval)
+        lines += ["", f"ours - {item.arm}{role}: {mean}, n = {item.subsets}"]
+    return "\n".join(lines) + "\n"
+
+
+def curve_table(curve: Sequence[CurvePoint]) -> str:
+    """Return the table of the learning curve."""
+    lines = ["| labelled frames | student alone [95 %] | ours [95 %] |", "|---|---|---|"]
+    for point in curve:
+        few, ours = (
+            "" if mean is None else f"{format_score(mean)}{_range(found)}"
+            for mean, found in (
+                (point.few, point.few_interval),
+                (point.ours, point.ours_interval),
+            )
+        )
+        lines.append(f"| {point.labels} | {few} | {ours} |")
+    return "\n".join(lines) + "\n"
+
+
+def _points(mean: float | None, found: Limits | None) -> str:
+    if mean is None:
+        return ""
+    return f"{100 * mean:+.1f}" + (f" {limits(found)}" if found else "")
+
+
+def _range(found: Limits | None) -> str:
+    return " [{:.1f}, {:.1f}]".format(*(100 * x for x in found)) if found else ""
+
+
+def plot_learning_curve(curve: Sequence[CurvePoint], teacher: float, image: Path) -> None:
+    """Plot mAP50-95 over the number of labelled frames to a .png; bars are 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.2))
+    places = range(len(curve))
+    for label, values, marker in (
+        ("student alone", [(p.few, p.few_interval) for p in curve], "o"),
+        ("distilled (ours)", [(p.ours, p.ours_interval) for p in curve], "s"),
+    ):
+        known = [
+            (place, 100 * mean, 100 * (found[1] - mean) if found else 0.0)
+            for place, (mean, found) in zip(places, values, strict=True)
+            if mean is not None
+        ]
+        if known:
+            x, y, half = zip(*known, strict=True)
+            axis.errorbar(x, y, yerr=half, marker=marker, capsize=3, label=label)
+    axis.axhline(100 * teacher, color="grey", linestyle="--", label="teacher")
+    axis.set_xticks(list(places), [str(point.labels) for point in curve])
+    axis.set_xlabel("labelled frames")
+    axis.set_ylabel("mAP50-95 [%]")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.tight_layout()
+    with atomic_file(image, ".png") as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def write_page(
+    output: Path, data: DataSet, imgsz: int, teacher: dict, content: dict, rows: Sequence[dict]
+) -> None:
+    """Write learning-curve.png and report.html, whose models and images are of one subset.
+
+    Args:
+        output: folder of the experiment.
+        data: whose validation split was measured.
+        imgsz: the student's square input in pixels.
+        teacher: its figures.
+        content: that of metrics.json.
+        rows: of all runs.
+    """
+    labels = content["labels"]
+    own = compared(rows, labels)
+    hard = [arm for arm in content["arms"] if arm.split(":")[0] == HARD]
+    shown = [FEW, best(own, hard), OURS, ALL]
+    subset = min(row["subset"] for row in own)
+    folders = {
+        row["arm"]: run_folder(output, row["arm"], row["labels"], subset)
+        for row in own
+        if row["arm"] in shown and row["subset"] == subset
+    }
+    models = {"teacher": teacher}
+    for arm, folder in folders.items():
+        models[f"{arm}, subset {subset}"] = read_metrics(folder / "metrics.json")["student"]
+    sides = None
+    if FEW in folders and OURS in folders:
+        resolved = data.write_resolved(output / "judged.yaml")
+        first, second = (folders[arm] / "best.pt" for arm in (FEW, OURS))
+        sides = compare_frames(first, second, resolved, imgsz)
+    table = (output / "compare.md").read_text(encoding="utf-8")
+    table = table[: table.index("| labelled frames")]  # the plot shows it
+    curves = {"Learning curve": output / CURVE}
+    plot_learning_curve(learning_curve(rows), teacher["map50_95"] or 0.0, output / CURVE)
+    title = "Distillation with few labels compared"
+    write_report(output / "report.html", title, models, curves, sides, table)
+
+
+def run_folder(output: Path, arm: str, labels: int, subset: int) -> Path:
+    """Return the folder of a run of an experiment."""
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in arm)
+    return output / "runs" / f"{name}-{labels}labels-seed{subset}"
