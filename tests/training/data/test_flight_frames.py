@@ -8,6 +8,7 @@ import pytest
 
 from drone_kd.media.image_files import SourceError, read_image
 from drone_kd_training.data import flight_frames
+from drone_kd_training.data.dataset import label_path
 from drone_kd_training.data.flight_frames import MARKER, _shares, write_flight_frames
 from drone_kd_training.data.names import DataError
 from folder_contents import contents
@@ -132,7 +133,10 @@ def test_labels_beside_images_are_not_read(tmp_path, log):
     (tmp_path / "set/labels/001.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     frames = write_flight_frames([str(tmp_path / "set/images")], tmp_path / "out", tile=0)
     assert frames[0].path == tmp_path / "set/images/000.jpg"
-    assert frames[1].path.parent == tmp_path / "out"
+    assert frames[1].path.is_relative_to(tmp_path / "out")
+    assert not label_path(frames[1].path).is_file()
+    # Stored predictions know an image by its name.
+    assert frames[1].path.name == "001.jpg"
     assert frames[1].path.resolve() == tmp_path / "set/images/001.jpg"
     assert "labels beside 1 of the frames are ignored" in log.text
 

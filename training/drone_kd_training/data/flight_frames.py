@@ -5,6 +5,7 @@ The frames are thinned: near duplicates of their predecessor are dropped, and th
 over the flights. Frames that are larger than a window are cut. The folder that is written:
 
     NAME.jpg                 frames of videos and bags, and windows of frames
+    FLIGHT/                  links to images with labels beside them, which are not read
     NAME.png                 windows of lossless images (BMP, PNG, TIFF): JPEG would add artefacts
                              that the camera does not show to the deployed model
     flight-frames.json       what the frames were made from, and where they are; written last
@@ -304,13 +305,17 @@ def _write(flight: _Flight, folder: Path, crops: Crops | None) -> list[tuple[str
 
 
 def _linked(flight: _Flight, key: _Key, folder: Path) -> str:
-    """Return the path of an image file, or of a link to it that has no labels beside it."""
+    """Return the path of an image file, or of a link to it that has no labels beside it.
+
+    The link keeps the file's name, by which stored predictions know the image.
+    """
     path = flight.images[key.number]
     if not label_path(path).is_file():
         return str(path)
-    link = folder / f"{flight.frame_name(key)}{path.suffix}"
+    link = folder / flight.name / path.name
+    link.parent.mkdir(exist_ok=True)
     link.symlink_to(path)
-    return link.name
+    return str(link.relative_to(folder))
 
 
 def _is_cut(size: tuple[int, int], crops: Crops | None) -> bool:
