@@ -150,6 +150,11 @@ def image_paths(split: Path) -> list[Path]:
     return found
 
 
+def write_list(path: Path, images: Iterable[Path]) -> None:
+    """Write a list file of images, as `image_paths` reads it."""
+    write_text(path, "".join(f"{image}\n" for image in images))
+
+
 def label_path(image: Path) -> Path:
     """Return an image's YOLO label file: the last folder ``images`` becomes ``labels``."""
     folders = list(image.parent.parts)

@@ -22,11 +22,11 @@ from scipy import stats
 from drone_kd.files import write_text
 from drone_kd.parsing import read_json
 from drone_kd.text import one_line
-from drone_kd_training.data.dataset import image_paths, load_data
+from drone_kd_training.data.dataset import image_paths, load_data, write_list
 from drone_kd_training.dataclass_options import read_value
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
 from drone_kd_training.distillation.distill import distill
-from drone_kd_training.distillation.label_subsets import frames, write_list
+from drone_kd_training.distillation.label_subsets import frames
 from drone_kd_training.distillation.run_report import is_score, read_metrics
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.html_report import compare_frames, write_report

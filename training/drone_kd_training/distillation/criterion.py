@@ -178,7 +178,8 @@ class DistillationLoss(InFloat32):
         wanted: list[Tensor] = batch.get(WANTED, [])
         guided = {**self._assign_labels(comparison, batch), WANTED: wanted}
         loss, items = self.detection(preds, guided)
-        labelled = self._labelled(student, batch)
+        if self.keeps_labels or single is not None:
+            labelled = self._labelled(student, batch)
         if self.keeps_labels:
             comparison.keep_labels(wanted[0] * labelled)
         if single is not None:

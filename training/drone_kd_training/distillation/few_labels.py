@@ -28,7 +28,7 @@ import polars
 from drone_kd.files import write_text
 from drone_kd.parsing import parse_json, read_json, read_limited
 from drone_kd.text import one_line
-from drone_kd_training.data.dataset import DataSet, image_paths, load_data
+from drone_kd_training.data.dataset import DataSet, image_paths, load_data, write_list
 from drone_kd_training.distillation.claims import claim
 from drone_kd_training.distillation.compare import SCORES, evaluate_teacher, hold_out
 from drone_kd_training.distillation.config import AUTO, Config, read_config
@@ -48,7 +48,7 @@ from drone_kd_training.distillation.few_labels_report import (
     write_tables,
 )
 from drone_kd_training.distillation.hard_labels import write_hard_labels
-from drone_kd_training.distillation.label_subsets import Subset, frames, write_list, write_subset
+from drone_kd_training.distillation.label_subsets import Subset, frames, write_subset
 from drone_kd_training.evaluation.evaluate import evaluate
 
 DEFAULT_LABELS = 5

@@ -13,8 +13,14 @@ import numpy as np
 from ultralytics.utils import LOGGER
 
 from drone_kd.files import atomic_folder, write_text
-from drone_kd_training.data.dataset import centre_and_size, image_paths, label_lines, load_data
-from drone_kd_training.distillation.label_subsets import Subset, write_list
+from drone_kd_training.data.dataset import (
+    centre_and_size,
+    image_paths,
+    label_lines,
+    load_data,
+    write_list,
+)
+from drone_kd_training.distillation.label_subsets import Subset
 from drone_kd_training.distillation.train_data import mixed
 from drone_kd_training.models.checkpoints import (
     class_names,

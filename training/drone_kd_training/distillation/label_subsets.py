@@ -15,9 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from drone_kd.files import write_text
 from drone_kd.text import one_line
-from drone_kd_training.data.dataset import DataSet, image_paths, label_path, read_labels
+from drone_kd_training.data.dataset import (
+    DataSet,
+    image_paths,
+    label_path,
+    read_labels,
+    write_list,
+)
 from drone_kd_training.data.names import DataError
 
 # Of the labelled images without an object one in so many is kept, as an annotator would. All
@@ -105,8 +110,3 @@ def write_subset(dataset: DataSet, labels: int, subset: int, folder: Path) -> Su
         write_list(unlabelled, others)
     few = replace(dataset, train=train, test=None)
     return Subset(few.write_resolved(data), unlabelled)  # last: now the files are complete
-
-
-def write_list(path: Path, images: Iterable[Path]) -> None:
-    """Write a list file of images, one path per line."""
-    write_text(path, "".join(f"{image}\n" for image in images))

@@ -45,7 +45,7 @@ def class_response_sigmoid(
     """
     target = (teacher_logits / temperature).sigmoid()
     logits = student_logits / temperature
-    # The loss of the target with itself is its entropy: half the time of two x log x.
+    # The loss of the target with itself is its entropy.
     target_logits = teacher_logits / temperature
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     loss = loss - F.binary_cross_entropy_with_logits(target_logits, target, reduction="none")

@@ -14,7 +14,7 @@ from ultralytics.utils import LOGGER
 from drone_kd.files import write_text
 from drone_kd.parsing import ParseError, read_json
 from drone_kd.text import one_line
-from drone_kd_training.data.dataset import DataSet, image_paths
+from drone_kd_training.data.dataset import DataSet, image_paths, write_list
 from drone_kd_training.data.names import DataError
 from drone_kd_training.distillation.uncached_dataset import NEEDS_LABELS, build_dataset
 from drone_kd_training.models.checkpoints import ClassMatch, UnusableModelError
@@ -40,7 +40,7 @@ def spread_fraction(split: Path, fraction: float, output: Path) -> Path:
     paths = image_paths(split)
     count = max(1, round(len(paths) * fraction))
     kept = [paths[i * len(paths) // count] for i in range(count)]
-    write_text(output, "\n".join(map(str, kept)) + "\n")
+    write_list(output, kept)
     return output
 
 
@@ -58,7 +58,7 @@ def add_unlabelled(
     ``labelled_share`` of all are labelled.
     """
     listed = mixed(labelled, unlabelled, labelled_share)
-    write_text(output / TRAIN_LIST, "\n".join(map(str, listed)) + "\n")
+    write_list(output / TRAIN_LIST, listed)
     known = {i for i, _ in match.pairs}
     predicted = tuple(i in known for i in range(len(data.names)))
     kinds = [Coverage((labelled,) * len(data.names), predicted) for labelled in (True, False)]

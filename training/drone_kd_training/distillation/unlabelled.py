@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from ultralytics.utils import LOGGER
 
+from drone_kd.core.thresholds import parse_thresholds
 from drone_kd.files import write_text
 from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.parsing import read_json
@@ -117,18 +118,22 @@ def _given(text: str, names: Sequence[str], chosen: Thresholds) -> Thresholds:
     if text == AUTO:
         return chosen
     values = dict(zip(names, chosen.high, strict=True))
-    for part in text.split(","):
-        name, separator, number = part.rpartition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            value = 0.0
-        if not 0 < value < 1 or (separator and name.strip() not in values):
-            raise ValueError(
-                f"pseudo_threshold must be auto, a score above 0 and below 1, or such as "
-                f"{one_line(names[0], 40)}=0.4, got {one_line(text, 60)}"
-            )
-        values |= {name.strip(): value} if separator else dict.fromkeys(names, value)
+    parts = text.split(",")
+    try:
+        common = [float(part) for part in parts if "=" not in part]
+        given = parse_thresholds(part for part in parts if "=" in part)
+    except ValueError:
+        common, given = [], {"": 0.0}
+    if (
+        len(common) > 1
+        or not set(given) <= set(names)
+        or not all(0 < score < 1 for score in (*common, *given.values()))
+    ):
+        raise ValueError(
+            f"pseudo_threshold must be auto, a score above 0 and below 1, or such as "
+            f"{one_line(names[0], 40)}=0.4, got {one_line(text, 60)}"
+        )
+    values |= {name: score for score in common for name in names} | given
     high = tuple(values[name] for name in names)
     low = tuple(min(edge, limit) for edge, limit in zip(chosen.low, high, strict=True))
     return Thresholds(high, low)

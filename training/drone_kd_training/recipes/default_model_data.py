@@ -18,6 +18,7 @@ from drone_kd_training.data.dataset import (
     label_lines,
     load_data,
     read_sample,
+    write_list,
 )
 from drone_kd_training.data.folders import empty_folder, write_image
 from drone_kd_training.data.generate import generate
@@ -84,7 +85,7 @@ def prepare(shared: Path, work: Path, synthetic: int, seed: int) -> None:
     images = image_paths(shared / UNLABELLED)
     for name, beginnings in RGB_SOURCES.items():
         own = [p for p in images if p.name.startswith(beginnings) and p.stem not in NOT_EMPTY]
-        write_text(work / f"{name}.txt", "".join(f"{path}\n" for path in own))
+        write_list(work / f"{name}.txt", own)
     _extract_frames(shared / VIDEO, work / "replay")
 
 

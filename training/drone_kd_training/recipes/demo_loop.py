@@ -33,7 +33,7 @@ from drone_kd.simulation.scene import fly as render_flight
 from drone_kd.simulation.scoring.text import rows
 from drone_kd.simulation.simulate import ros_arguments
 from drone_kd.visualization import contact_sheet, draw_detections
-from drone_kd_training.data.dataset import image_paths, load_data
+from drone_kd_training.data.dataset import image_paths, load_data, write_list
 from drone_kd_training.data.folders import write_image
 from drone_kd_training.data.generate import generate, write_data_yaml, write_drawn
 from drone_kd_training.distillation.config import NO_TEACHER, Config
@@ -137,7 +137,7 @@ def _train_teacher(plan: Plan, base: Path) -> Path:
     images = image_paths(data.train)
     images += spread(image_paths(load_data(base).train), len(images))
     listed = (plan.output / "teacher.txt").resolve()
-    write_text(listed, "".join(f"{path}\n" for path in images))
+    write_list(listed, images)
     data_yaml = replace(data, train=listed).write_resolved(plan.output / "teacher.yaml")
     config = Config(
         data=str(data_yaml.resolve()),

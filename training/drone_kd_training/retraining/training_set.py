@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drone_kd.files import atomic_folder, write_text
+from drone_kd.files import atomic_folder
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import (
     DataSet,
@@ -18,6 +18,7 @@ from drone_kd_training.data.dataset import (
     label_path,
     load_data,
     read_labels,
+    write_list,
 )
 from drone_kd_training.data.names import DataError
 from drone_kd_training.export.calibration import spread
@@ -118,7 +119,7 @@ def write_training_set(
         "unlabelled": mined.unlabelled,
     }
     for name, paths in lists.items():
-        write_text(folder / f"{name}.txt", "".join(f"{path}\n" for path in paths))
+        write_list(folder / f"{name}.txt", paths)
     split = replace(base, train=(folder / "labelled.txt").resolve(), test=None)
     data = split.write_resolved(folder / "data.yaml")
     predictions = folder / "predictions"

@@ -33,6 +33,7 @@ from drone_kd_training.data.dataset import (
     centre_and_size,
     label_lines,
     read_sample,
+    write_list,
 )
 from drone_kd_training.data.folders import empty_folder, write_image
 from drone_kd_training.data.names import DataError
@@ -106,7 +107,7 @@ def write_frames(plan: Plan, folder: Path) -> Frames:
         coverage.append(Coverage(*(tuple(n in names for n in plan.names) for names in covered)))
         if source.name in val:
             _write_val(plan, source, folder / "val" / source.name)
-    write_text(folder / "train.txt", "".join(f"{path}\n" for path in listed))
+    write_list(folder / "train.txt", listed)
     images = folder / "val" / evaluated[0].name / "images"
     data = DataSet(frames.data, plan.names, folder / "train.txt", images)
     data.write_resolved(frames.data)
