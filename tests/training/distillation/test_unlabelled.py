@@ -53,7 +53,14 @@ def test_frames_of_flights_join_the_labelled_ones(tiny_data, tiny_teacher, fligh
     assert expectation["frames"]["unlabelled"]["all"] == 8
 
 
-@pytest.mark.parametrize(("text", "high"), [("0.4", [0.4, 0.4]), (f"{NAMES[1]}=0.7", [None, 0.7])])
+@pytest.mark.parametrize(
+    ("text", "high"),
+    [
+        ("0.4", [0.4, 0.4]),
+        (f"{NAMES[1]}=0.7", [None, 0.7]),
+        (f"{NAMES[1]}=0.7,0.3", [0.3, 0.7]),
+    ],
+)
 def test_a_given_threshold_is_used(text, high, tiny_data, tiny_teacher, flight, tmp_path):
     given = config(tiny_data, tiny_teacher, flight, pseudo_threshold=text)
     prepare_data(validate(given, tmp_path / "run", resume=False))
