@@ -152,9 +152,10 @@ for command in commands:
     code = main(command)
     print(command[0], code, flush=True)
 plan = demo.Plan(output=demo.Path(out + "demo"), teacher=model, student=model, epochs=1, imgsz=64,
-                 batch=8, train_frames=8, val_frames=4)
-data = demo._prepare_data(plan)
-demo._distil(plan, data)
+                 batch=8, baseline_epochs=1, labelled_frames=4, repeats=1, unlabelled_frames=4,
+                 val_frames=4)
+data, unlabelled = demo._prepare_data(plan)
+demo._distil(plan, data, unlabelled)
 demo._export(plan, data)
 print("demo 0")
 """

@@ -107,12 +107,8 @@ def example_frames(
 def _beside_labels(detector: Detector, sample: Sample, names: tuple[str, ...]) -> np.ndarray:
     found, classes = detector(sample.image), detector.backend.spec.classes
     missed = ~found_objects(sample, found, classes, names)
-    scale = max(1, round(MIN_WIDTH_PX / sample.image.shape[1]))  # labels hide small images
-    large = cv2.resize(sample.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    sample = replace(sample, image=large, xyxy=sample.xyxy * scale)
-    found = replace(found, xyxy=found.xyxy * scale)
-    labels = large.copy()
-    for box, class_id in zip(sample.xyxy, sample.class_ids, strict=True):
+    labels, scale = _enlarge(sample.image)
+    for box, class_id in zip(sample.xyxy * scale, sample.class_ids, strict=True):
         # In the model's colour of that class, not the data set's.
         name = names[class_id]
         draw_box(labels, box, class_colour(classes.index(name) if name in classes else class_id))
@@ -146,11 +142,18 @@ def _annotate(
     lost: np.ndarray,
 ) -> np.ndarray:
     """Draw detections, green rings round ``gained`` and white rings round ``lost`` objects."""
-    image = draw_detections(sample.image, detections, classes)
+    image, scale = _enlarge(sample.image)
+    image = draw_detections(image, replace(detections, xyxy=detections.xyxy * scale), classes)
     for mask, colour in ((gained, GREEN), (lost, WHITE)):
-        for box in sample.xyxy[mask]:
+        for box in sample.xyxy[mask] * scale:
             draw_ring(image, box, colour)
     return _smaller(image)
+
+
+def _enlarge(image: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return a copy of at least `MIN_WIDTH_PX`, and its scale: labels hide a small image."""
+    scale = max(1, round(MIN_WIDTH_PX / image.shape[1]))
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), scale
 
 
 def _smaller(image: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from drone_kd.simulation.scene.camera import Camera
 from drone_kd.simulation.scene.render import View, render, roll
-from drone_kd.simulation.scene.scenes import SCENES, build_scene
+from drone_kd.simulation.scene.scenes import SCENES, as_thermal, build_scene
 from drone_kd.simulation.scene.sensor import Conditions, apply_sensor, sample_conditions
 from drone_kd.simulation.scene.shapes import TILE_M
 from drone_kd.simulation.scene.town import build_world
@@ -32,25 +32,32 @@ class Frame(View):
     t_s: float
 
 
-def draw_frame(seed: int, imgsz: int = 640) -> Frame:
-    """Render one square frame; the same seed and size give the same frame.
+def draw_frame(seed: int, imgsz: int = 640, zoom: float = 1.0, thermal: bool = False) -> Frame:
+    """Render one square frame; the same arguments give the same frame.
 
     For `seed` see FRAMES_PER_WORLD; the field of view does not depend on `imgsz`, in pixels.
+    `zoom`, 1 to 4, multiplies the focal length, and so the size of the objects. `thermal`: the
+    place as a thermal camera shows it at night.
 
     Raises:
-        ValueError: a seed below 0 or a size below 64.
+        ValueError: a seed below 0, a size below 64 or another zoom.
     """
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
     if imgsz < 64:
         raise ValueError(f"imgsz: expected at least 64 px, got {imgsz}")
-    world = _world(seed // FRAMES_PER_WORLD)
+    if not 1 <= zoom <= 4:
+        raise ValueError(f"zoom: expected 1 to 4, got {zoom:g}")
+    world = _world(seed // FRAMES_PER_WORLD, thermal)
     rng = np.random.default_rng((1, seed))
-    camera = _sample_camera(rng, imgsz)
+    camera = _sample_camera(rng, imgsz, zoom)
     # Parked vehicles and people differ between days.
     present = ~world.optional | (rng.random(len(world.optional)) < rng.uniform(0.5, 1))
     view = render(world, camera, t_s=rng.uniform(0, 600), present=present)
-    return _frame(view, apply_sensor(view.image, sample_conditions(rng), rng), 0.0)
+    conditions = sample_conditions(rng)
+    if thermal:
+        conditions = _thermal_conditions(conditions)
+    return _frame(view, apply_sensor(view.image, conditions, rng), 0.0)
 
 
 @dataclass(frozen=True)
@@ -157,15 +164,20 @@ def fly(plan: FlightPlan) -> Iterator[Frame]:
 
 def _conditions(plan: FlightPlan, rng: np.random.Generator) -> Conditions:
     conditions = sample_conditions(rng)
-    if plan.scene == "night":  # a thermal camera: no colour, no daylight
-        conditions = replace(
-            conditions, gain=(1.0, 1.0, 1.0), gamma=1.0, haze=0.0, haze_bgr=(60.0, 60.0, 60.0)
-        )
+    if plan.scene == "night":
+        conditions = _thermal_conditions(conditions)
     if plan.motion_px is not None:
         conditions = replace(conditions, motion_px=plan.motion_px)
     if plan.haze is not None:
         conditions = replace(conditions, haze=plan.haze)
     return conditions
+
+
+def _thermal_conditions(conditions: Conditions) -> Conditions:
+    """Return the conditions without colour and daylight."""
+    return replace(
+        conditions, gain=(1.0, 1.0, 1.0), gamma=1.0, haze=0.0, haze_bgr=(60.0, 60.0, 60.0)
+    )
 
 
 def _flow(before: Camera, after: Camera) -> np.ndarray:
@@ -176,11 +188,12 @@ def _flow(before: Camera, after: Camera) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def _world(seed: int) -> World:
-    return build_world(seed)
+def _world(seed: int, thermal: bool) -> World:
+    world = build_world(seed)
+    return as_thermal(world) if thermal else world
 
 
-def _sample_camera(rng: np.random.Generator, imgsz: int) -> Camera:
+def _sample_camera(rng: np.random.Generator, imgsz: int, zoom: float = 1.0) -> Camera:
     focal_px = imgsz * rng.uniform(0.8, 1.4)
     pitch = np.radians(rng.uniform(80, 90) if rng.random() < 0.42 else rng.uniform(33, 78))
     half_view = np.arctan(0.5 * imgsz / focal_px)
@@ -197,7 +210,7 @@ def _sample_camera(rng: np.random.Generator, imgsz: int) -> Camera:
         yaw=rng.uniform(0, 2 * np.pi),
         pitch=pitch,
         roll=rng.normal(0, 0.02),
-        focal_px=focal_px,
+        focal_px=focal_px * zoom,
         width=imgsz,
         height=imgsz,
     )

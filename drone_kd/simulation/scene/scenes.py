@@ -64,10 +64,10 @@ def build_scene(scene: str, seed: int) -> World:
     if scene not in _LAYOUTS:
         raise ValueError(f"scene: expected one of {', '.join(SCENES)}, got {scene!r}")
     world = build_world(seed, _LAYOUTS[scene])
-    return _as_thermal(world) if scene == "night" else world
+    return as_thermal(world) if scene == "night" else world
 
 
-def _as_thermal(world: World) -> World:
+def as_thermal(world: World) -> World:
     """Return the place as a thermal camera shows it at night: people and vehicles are bright."""
     shapes = meshes.library()
     grey = shapes.colours.mean(-1)

@@ -51,6 +51,23 @@ def test_frames_have_valid_labels_inside_the_image(frames):
         assert (frame.xyxy[:, 2:] - frame.xyxy[:, :2] > MIN_SIDE_PX - 0.01).all()
 
 
+@pytest.mark.slow
+def test_zoom_shows_the_same_place_with_larger_objects(frames):
+    wide, near = frames[0], draw_frame(0, zoom=2)
+    _, i, j = np.intersect1d(wide.ids, near.ids, return_indices=True)
+    whole = ((near.xyxy[j] > 1) & (near.xyxy[j] < 639)).all(1)
+    assert whole.sum() > 3
+    side = [np.diff(xyxy.reshape(-1, 2, 2), axis=1) for xyxy in (wide.xyxy[i], near.xyxy[j])]
+    assert np.median(side[1][whole] / side[0][whole]) == pytest.approx(2, rel=0.1)
+
+
+def test_thermal_frame_shows_the_same_objects_in_grey(frames):
+    frame = draw_frame(0, thermal=True)
+    colour = frame.image.astype(int) - frame.image[..., :1]
+    assert np.abs(colour).mean() < 5  # the noise of the sensor alone
+    np.testing.assert_array_equal(frame.xyxy, frames[0].xyxy)
+
+
 def test_all_classes_occur_in_small_sizes(frames):
     xyxy = np.concatenate([frame.xyxy for frame in frames])
     counts = np.bincount(
@@ -143,6 +160,7 @@ def test_vehicles_drive_in_the_direction_they_point(world):
     [
         (lambda: draw_frame(-1), "seed: expected 0 or more, got -1"),
         (lambda: draw_frame(0, imgsz=32), "imgsz: expected at least 64 px, got 32"),
+        (lambda: draw_frame(0, zoom=0.5), "zoom: expected 1 to 4, got 0.5"),
         (lambda: FlightPlan(-1, 320, 200, 10), "seed: expected"),
         (lambda: FlightPlan(0, 320, 20, 10), "got 320 x 20"),
         (lambda: FlightPlan(0, 320, 200, 0), "fps: expected more than 0, got 0"),

@@ -7,6 +7,7 @@ import pytest
 
 from drone_kd.simulation.scene import CLASSES, FRAMES_PER_WORLD, draw_frame
 from drone_kd_training.data import generate as module
+from drone_kd_training.data.dataset import load_data
 from drone_kd_training.data.generate import generate
 
 
@@ -39,9 +40,9 @@ def test_layout_and_labels(made):
 
 @pytest.mark.slow
 def test_same_arguments_give_identical_files_in_any_process(made, monkeypatch, tmp_path):
-    def render_here(folder, counts, imgsz, seed):
+    def render_here(folder, counts, seed, draw):
         for job in module._jobs(counts, seed):
-            module._render_world(folder, imgsz, job)
+            module._render_world(folder, draw, job)
 
     monkeypatch.setattr(module, "_render", render_here)
     again = generate(tmp_path / "again", train=12, val=3, imgsz=160, seed=4)
@@ -51,7 +52,7 @@ def test_same_arguments_give_identical_files_in_any_process(made, monkeypatch, t
 def test_no_world_is_in_both_splits_or_in_another_seed(monkeypatch, tmp_path):
     drawn = {}
 
-    def draw(folder, counts, imgsz, seed):
+    def draw(folder, counts, seed, _):
         for split, first, frames in module._jobs(counts, seed):
             worlds = drawn.setdefault((seed, split), set())
             worlds.update((first + i) // FRAMES_PER_WORLD for i in frames)
@@ -69,16 +70,44 @@ def test_complete_data_set_is_kept_and_other_content_is_refused(made, tmp_path):
     before = made.stat().st_mtime_ns
     assert generate(made.parent, train=12, val=3, imgsz=160, seed=4) == made
     assert made.stat().st_mtime_ns == before
-    with pytest.raises(FileExistsError, match="holds something else"):
-        generate(made.parent, train=12, val=3, imgsz=160, seed=5)
+    for change in ({"seed": 5}, {"seed": 4, "zoom": 2}, {"seed": 4, "thermal": True}):
+        with pytest.raises(FileExistsError, match="holds something else"):
+            generate(made.parent, train=12, val=3, imgsz=160, **change)
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(FileExistsError, match="holds something else"):
         generate(tmp_path, train=1, val=1)
     assert (tmp_path / "mine").read_text() == "precious"
 
 
+def test_folder_of_a_version_with_fewer_arguments_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_render", lambda *_: None)
+    made = generate(tmp_path / "set", train=1, val=1)
+    arguments = made.parent / "generated.json"
+    old = {
+        k: v
+        for k, v in json.loads(arguments.read_text()).items()
+        if k not in ("zoom", "thermal", "vehicles")
+    }
+    arguments.write_text(json.dumps(old))
+    assert generate(tmp_path / "set", train=1, val=1) == made
+    arguments.write_text("[]")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        generate(tmp_path / "set", train=1, val=1)
+
+
+def test_vehicles_are_one_class(tmp_path):
+    ids = {}
+    for vehicles in (False, True):
+        data = generate(tmp_path / str(vehicles), train=8, val=1, imgsz=160, vehicles=vehicles)
+        paths = sorted((data.parent / "labels/train").iterdir())
+        ids[vehicles] = [int(line.split()[0]) for path in paths for line in path.open()]
+    assert load_data(data).names == ("person", "vehicle")
+    assert max(ids[False]) > 1
+    np.testing.assert_array_equal(ids[True], np.minimum(ids[False], 1))
+
+
 def test_interrupted_run_leaves_nothing(monkeypatch, tmp_path):
-    def interrupted(folder, counts, imgsz, seed):
+    def interrupted(folder, *_):
         (folder / "images").mkdir()
         raise KeyboardInterrupt
 
@@ -89,7 +118,7 @@ def test_interrupted_run_leaves_nothing(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"train": 0}, {"val": 0}, {"imgsz": 32}, {"seed": -1}], ids=str
+    "change", [{"train": 0}, {"val": 0}, {"imgsz": 32}, {"seed": -1}, {"zoom": 0.5}], ids=str
 )
 def test_numbers_out_of_range_are_refused(change, tmp_path):
     (name, value), *_ = change.items()

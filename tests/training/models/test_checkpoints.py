@@ -547,7 +547,7 @@ def test_variable_decides_whether_a_checkpoint_may_run_code(hostile, first, trus
 
 @pytest.mark.parametrize("path", sorted(PACKAGED_MODELS.glob("*.pt")), ids=lambda path: path.name)
 def test_packaged_checkpoint_loads_safely(path):
-    assert "car" in class_names(load_model(str(path))[0])
+    assert "person" in class_names(load_model(str(path))[0])
 
 
 @pytest.mark.slow

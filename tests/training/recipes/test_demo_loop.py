@@ -12,7 +12,6 @@ from drone_kd.lineage import generations
 from drone_kd_training.distillation.config import NO_TEACHER
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.recipes import runner
-from drone_kd_training.recipes.demo import Plan as Demo
 from drone_kd_training.recipes.demo_loop import Plan, main, run
 from drone_kd_training.retraining import guard, retrain
 
@@ -20,8 +19,8 @@ pytest.importorskip("rclpy", reason="the flight needs ROS 2")
 
 
 def save_variant(path: Path, logit_shift: float, box_scale: float) -> Path:
-    """Save the demo's teacher with shifted class logits and scaled weights of its box branch."""
-    model, _ = load_model(Demo.teacher)
+    """Save the loop's teacher with shifted class logits and scaled weights of its box branch."""
+    model, _ = load_model(Plan.teacher)
     with torch.no_grad():
         for boxes, classes in zip(model.model[-1].cv2, model.model[-1].cv3, strict=True):
             classes[-1].bias += logit_shift

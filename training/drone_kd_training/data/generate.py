@@ -10,13 +10,16 @@ arguments.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
+import numpy as np
 import yaml
 
 from drone_kd.files import atomic_folder
@@ -26,6 +29,8 @@ from drone_kd.simulation.scene import CLASSES, FRAMES_PER_WORLD, Frame, draw_fra
 from drone_kd_training.data.dataset import centre_and_size, label_lines
 from drone_kd_training.data.folders import open_new, real_folder, write_image
 
+# CLASSES begins with person; the others are vehicles.
+PERSON_OR_VEHICLE = ("person", "vehicle")
 JPEG_QUALITY = 92
 WORKERS = 2
 _ARGUMENTS, _ARGUMENTS_BYTES = "generated.json", 10_000
@@ -33,38 +38,58 @@ _ARGUMENTS, _ARGUMENTS_BYTES = "generated.json", 10_000
 _VERSION = 2
 
 
-def generate(output: Path, train: int, val: int, imgsz: int = 640, seed: int = 0) -> Path:
+def generate(
+    output: Path,
+    train: int,
+    val: int,
+    imgsz: int = 640,
+    seed: int = 0,
+    zoom: float = 1.0,
+    thermal: bool = False,
+    vehicles: bool = False,
+) -> Path:
     """Render a data set in a new or empty folder; return its data.yaml.
 
     The same arguments give the same images. The folder appears when it is complete; one that the
     same arguments made before is kept. No place is in both splits. ``train``, ``val``: number of
     images, at least 1; ``imgsz``: side of the square images in pixels, 64 to 4096; ``seed``: 0 or
-    more. Raises ValueError if a number is out of its range, FileExistsError if the folder holds
-    something else.
+    more; ``zoom``: 1 to 4, and ``thermal``: see `draw_frame`; ``vehicles``: label cars, trucks and
+    buses as one class. Raises ValueError if a number is out of its range, FileExistsError if the
+    folder holds something else.
     """
     output = Path(output)
-    arguments = {"version": _VERSION, "train": train, "val": val, "imgsz": imgsz, "seed": seed}
-    ranges = {"train": (1, 10**9), "val": (1, 10**9), "imgsz": (64, 4096), "seed": (0, 2**62)}
+    numbers = {"train": train, "val": val, "imgsz": imgsz, "seed": seed, "zoom": zoom}
+    arguments = {"version": _VERSION, **numbers, "thermal": thermal, "vehicles": vehicles}
+    ranges = {"train": (1, 10**9), "val": (1, 10**9), "imgsz": (64, 4096), "seed": (0, 2**62),
+              "zoom": (1, 4)}  # fmt: skip
     for name, (low, high) in ranges.items():
-        if not low <= arguments[name] <= high:
-            raise ValueError(f"{name}: expected {low} to {high}, got {arguments[name]}")
+        if not low <= numbers[name] <= high:
+            raise ValueError(f"{name}: expected {low} to {high}, got {numbers[name]}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         if _read_arguments(output) == arguments:
             return output / "data.yaml"
         raise FileExistsError(
             f"{output} exists and holds something else: remove it or choose another folder"
         )
+    names = PERSON_OR_VEHICLE if vehicles else CLASSES
+    draw = partial(_draw, len(names), imgsz=imgsz, zoom=zoom, thermal=thermal)
     with atomic_folder(output) as folder:
-        _render(folder, {"train": train, "val": val}, imgsz, seed)
-        write_data_yaml(folder)
+        _render(folder, {"train": train, "val": val}, seed, draw)
+        write_data_yaml(folder, names)
         (folder / _ARGUMENTS).write_text(json.dumps(arguments) + "\n", encoding="utf-8")
     return output / "data.yaml"
 
 
 def _read_arguments(output: Path) -> dict | None:
     try:
-        return read_json(output / _ARGUMENTS, _ARGUMENTS_BYTES)
-    except ParseError:
+        # Earlier versions had none of these.
+        return {
+            "zoom": 1,
+            "thermal": False,
+            "vehicles": False,
+            **read_json(output / _ARGUMENTS, _ARGUMENTS_BYTES),
+        }
+    except (ParseError, TypeError):
         return None
 
 
@@ -77,8 +102,8 @@ def _jobs(counts: dict[str, int], seed: int) -> Iterator[tuple[str, int, range]]
             yield split, first, range(start, min(start + FRAMES_PER_WORLD, count))
 
 
-def _render(folder: Path, counts: dict[str, int], imgsz: int, seed: int) -> None:
-    render = partial(_render_world, folder, imgsz)
+def _render(folder: Path, counts: dict[str, int], seed: int, draw: Callable[[int], Frame]) -> None:
+    render = partial(_render_world, folder, draw)
     # spawn: a fork would copy the locks of the threads that torch has started.
     pool = ProcessPoolExecutor(WORKERS, get_context("spawn"), cv2.setNumThreads, (1,))
     try:
@@ -89,11 +114,17 @@ def _render(folder: Path, counts: dict[str, int], imgsz: int, seed: int) -> None
         pool.shutdown(cancel_futures=True)
 
 
-def _render_world(folder: Path, imgsz: int, job: tuple[str, int, range]) -> int:
+def _render_world(folder: Path, draw: Callable[[int], Frame], job: tuple[str, int, range]) -> int:
     split, first, frames = job
     for i in frames:
-        write_drawn(folder, split, f"{i:06d}", draw_frame(first + i, imgsz))
+        write_drawn(folder, split, f"{i:06d}", draw(first + i))
     return len(frames)
+
+
+def _draw(classes: int, seed: int, **camera: Any) -> Frame:
+    """Render a frame; class ids beyond the last class become the last one."""
+    frame = draw_frame(seed, **camera)
+    return replace(frame, class_ids=np.minimum(frame.class_ids, classes - 1))
 
 
 def write_drawn(folder: Path, split: str, name: str, frame: Frame) -> None:
@@ -110,9 +141,9 @@ def write_drawn(folder: Path, split: str, name: str, frame: Frame) -> None:
         labels.write(label_lines(frame.class_ids, boxes))
 
 
-def write_data_yaml(folder: Path) -> Path:
+def write_data_yaml(folder: Path, names: tuple[str, ...] = CLASSES) -> Path:
     """Write the data.yaml of a synthetic data set; return its path."""
-    content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(CLASSES))}
+    content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(names))}
     path = folder / "data.yaml"
     with open_new(path) as file:
         yaml.safe_dump(content, file, sort_keys=False)

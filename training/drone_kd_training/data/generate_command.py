@@ -14,6 +14,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--train", type=int, required=True, metavar="N", help="number of training images")
     add("--val", type=int, required=True, metavar="N", help="number of validation images")
     add("--imgsz", type=int, default=640, metavar="PX", help="side of the square images")
+    add("--zoom", type=float, default=1.0, metavar="X", help="size of the objects, 1 to 4")
+    add("--thermal", action="store_true", help="as a thermal camera shows the places at night")
+    add("--vehicles", action="store_true", help="label cars, trucks and buses as one class")
     add("--seed", type=int, default=0, metavar="N", help="same seed, same images")
 
 
@@ -22,5 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     from drone_kd_training.data.generate import generate
 
     a = arguments
-    print(generate(a.output, train=a.train, val=a.val, imgsz=a.imgsz, seed=a.seed))
+    scene = {"imgsz": a.imgsz, "seed": a.seed, "zoom": a.zoom, "thermal": a.thermal}
+    scene["vehicles"] = a.vehicles
+    print(generate(a.output, a.train, a.val, **scene))
     return 0

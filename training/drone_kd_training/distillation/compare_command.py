@@ -21,7 +21,9 @@ INTERRUPTED = "finished runs are kept: the same command continues"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    groups = add_config_options(parser, Config, omit=("teachers", "classes", "seed", "quantize"))
+    groups = add_config_options(
+        parser, Config, omit=("teachers", "classes", "seed", "quantize", "baseline")
+    )
     groups["data and models"].add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder of all runs"
     )

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import get_type_hints
 
+import yaml
+
+from drone_kd.files import write_text
 from drone_kd.parsing import read_yaml
 from drone_kd.text import one_line
 from drone_kd_training.dataclass_options import option
@@ -112,6 +115,11 @@ class Config:
         factory=dict,
         flag="--set",
         help="a training setting of Ultralytics, such as lr0=0.01; repeatable",
+    )
+    baseline: bool = _training(
+        False,
+        help="train the student alone, too, for as many steps: report.html compares both; on a "
+        "CPU at the same time, on half of the cores",
     )
     terms: tuple[str, ...] = _distillation(
         ("class", "box", "assign"),
@@ -249,6 +257,11 @@ class Config:
             self.quantize and not self.distils,
             "quantize needs a teacher: the student's own, or the student itself",
         )
+        yield (
+            self.baseline and (self.teachers or self.classes or self.quantize or not self.distils),
+            "a baseline needs labels and a teacher: leave it out with --classes, --teachers, "
+            "--quantize and --teacher none",
+        )
         yield self.quantize and self.unlabelled, "quantize does not go with unlabelled frames"
         yield (
             self.views and "feature" in self.terms,
@@ -286,6 +299,14 @@ class Config:
     def distils(self) -> bool:
         """Whether there is a teacher."""
         return self.teacher != NO_TEACHER
+
+
+def write_config(config: Config, output: Path) -> None:
+    """Write the ``config.yaml`` of a run into its folder, which is made."""
+    output.mkdir(parents=True, exist_ok=True)
+    found = asdict(config)
+    content = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+    write_text(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
 
 
 def read_config(output: Path) -> Config:

@@ -29,12 +29,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from ultralytics import __version__ as ultralytics_version
 from ultralytics.utils import LOGGER, RANK
 
@@ -43,10 +42,12 @@ from drone_kd.parsing import read_json
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, load_data
 from drone_kd_training.data.names import DataError, class_list
+from drone_kd_training.distillation.baseline import baseline_beside
 from drone_kd_training.distillation.claims import claim
-from drone_kd_training.distillation.config import Config, read_config
+from drone_kd_training.distillation.config import Config, read_config, write_config
 from drone_kd_training.distillation.levels import match_levels
 from drone_kd_training.distillation.run_report import (
+    by_model,
     facts,
     mean_of_sources,
     plot_curves,
@@ -69,7 +70,7 @@ from drone_kd_training.distillation.unlabelled import (
     read_expectation,
 )
 from drone_kd_training.evaluation.evaluate import evaluate
-from drone_kd_training.html_report import example_frames, write_report
+from drone_kd_training.html_report import compare_frames, example_frames, write_report
 from drone_kd_training.models.checkpoints import (
     check_weights,
     cost,
@@ -167,10 +168,12 @@ def distill(
                 f"{one_line(output)} is in use by another process: wait for it, or choose another"
             )
         run, data = prepare_data(run)
-        seconds = train(run, data)
-        if RANK > 0:  # the first one reports, too
-            return {}
-        return report(run, data, seconds, measure_teacher)
+        with baseline_beside(run.config, output) as finish_baseline:
+            seconds = train(run, data)
+            if RANK > 0:  # the first one reports, too
+                return {}
+            baseline = finish_baseline()
+        return report(run, data, seconds, measure_teacher, baseline)
 
 
 def validate(config: Config, output: Path, resume: bool) -> Run:
@@ -292,7 +295,7 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
         time.sleep(1)  # the file of another process, and there is no process group yet
     if run.plan is not None:
         if RANK <= 0:
-            _write_config(run.config, output)
+            write_config(run.config, output)
         frames = write_frames(run.plan, output / FRAMES)
         config = replace(run.config, data=str(frames.data), teacher=str(frames.predictions))
         run = _open_inputs(replace(run, config=config, sources=frames.val))
@@ -300,7 +303,7 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
         return run, resolved
     data, teacher, config = run.data, run.teacher, run.config
     assert data is not None  # opened by `validate`, or just now
-    _write_config(config, output)
+    write_config(config, output)
     if config.unlabelled and trained:  # the frames and thresholds of an interrupted training
         return run, continue_with_flights(config, data, output).write_resolved(resolved)
     if config.fraction < 1:
@@ -322,13 +325,6 @@ def _forget_other(config: Config, output: Path) -> None:
     if before != config:
         (output / EXPECTATION).unlink(missing_ok=True)
         shutil.rmtree(output / FRAMES, ignore_errors=True)
-
-
-def _write_config(config: Config, output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    found = asdict(config)
-    content = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
-    write_text(output / "config.yaml", yaml.safe_dump(content, sort_keys=False))
 
 
 def train(run: Run, data: Path) -> float:
@@ -450,8 +446,13 @@ def _overrides(run: Run, data: Path) -> dict:
     return {**overrides, "model": run.student}
 
 
-def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
-    """Evaluate the student and write figures, curves and the page of the run; see `distill`."""
+def report(
+    run: Run, data: Path, seconds: float, measure_teacher: bool, baseline: Path | None = None
+) -> dict:
+    """Evaluate the student and write figures, curves and the page of the run; see `distill`.
+
+    ``baseline``: folder of the student that was trained alone.
+    """
     config, output = run.config, run.output
     student, _ = load_model(str(run.checkpoint))
     sources = {
@@ -462,6 +463,7 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
     has_head = run.teacher is not None and run.teacher.head is not None
     teacher_cost = output / COST
     metrics: dict[str, Any] = {
+        "baseline": read_metrics(baseline / METRICS)["student"] if baseline else None,
         "student": {**scores, **cost(student, config.imgsz)},
         "teacher": _teacher_figures(data, config)
         if has_head and measure_teacher and config.data
@@ -477,13 +479,17 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
     }
     warn_if_teacher_is_weaker(metrics)
     plot_curves(output / "results.csv", output / "curves.png")
-    models = {who: metrics[who] for who in ("teacher", "student") if metrics[who]}
+    with atomic_file(output / "best.pt") as temporary:
+        shutil.copyfile(run.checkpoint, temporary)
     curves = {"training": output / "curves.png"}
     write_report(
         output / "report.html",
         title(config),
-        models,
+        by_model(metrics),
         curves,
+        compare_frames(baseline / "best.pt", output / "best.pt", data, config.imgsz)
+        if baseline
+        else None,
         facts=facts(config, metrics),
         frames=[
             frame
@@ -491,8 +497,6 @@ def report(run: Run, data: Path, seconds: float, measure_teacher: bool) -> dict:
             for frame in example_frames(student, path, config.imgsz, classes)
         ],
     )
-    with atomic_file(output / "best.pt") as temporary:
-        shutil.copyfile(run.checkpoint, temporary)
     run.state.unlink(missing_ok=True)
     write_text(output / METRICS, json.dumps(metrics, indent=1))  # last: now the run is complete
     return metrics

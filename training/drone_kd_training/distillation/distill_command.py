@@ -55,12 +55,15 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         config = _config(arguments)
     from drone_kd_training.distillation.distill import distill
+    from drone_kd_training.distillation.run_report import by_model, effect
     from drone_kd_training.tables import format_table
 
     metrics = distill(config, arguments.output, resume=arguments.resume)
     if not metrics:  # another process of torchrun reports
         return 0
-    print(format_table({who: metrics[who] for who in ("student", "teacher") if metrics[who]}))
+    print(format_table(by_model(metrics)))
+    if brought := effect(metrics):
+        print(f"Distillation: {brought}")
     print(f"student: {arguments.output / 'best.pt'}")
     if config.quantize:
         from drone_kd_training.export.qat import export_both

@@ -40,6 +40,28 @@ def mean_of_sources(sources: dict[str, dict]) -> dict:
     return found
 
 
+def by_model(metrics: dict) -> dict[str, dict]:
+    """Return the figures of the models of a run by name; ``metrics``: of the run."""
+    student = "distilled" if metrics.get("baseline") else "student"
+    names = {"baseline": "student alone", "student": student, "teacher": "teacher"}
+    return {name: metrics[who] for who, name in names.items() if metrics.get(who)}
+
+
+def effect(metrics: dict) -> str:
+    """Return in one line what the teacher brought; "" without a baseline and a teacher."""
+    found = (metrics.get(who) for who in ("baseline", "student", "teacher"))
+    scores = [figures.get("map50_95") for figures in found if figures]
+    if len(scores) < 3 or None in scores:
+        return ""
+    alone, distilled, teacher = scores
+    gain, gap = distilled - alone, teacher - alone
+    share = f" ({100 * gain / gap:.0f} %, one seed)" if gap > 0 else ""
+    return (
+        f"{100 * gain:+.1f} points of mAP50-95, of a gap of {format_score(gap)} to the teacher"
+        f"{share}"
+    )
+
+
 def warn_if_teacher_is_weaker(metrics: dict) -> None:
     """Warn if the teacher scores below its student; ``metrics`` is that of the run."""
     student, teacher = (
@@ -86,7 +108,9 @@ def title(config: Config) -> str:
 def facts(config: Config, metrics: dict) -> dict[str, str]:
     """Return what a reader of the report of a run asks first; ``metrics``: of the run."""
     student, terms = metrics["student"], ", ".join(config.terms) if config.distils else "none"
+    brought = effect(metrics)
     return {
+        **({"Distillation": brought} if brought else {}),
         **learned_from(metrics.get("learned_from")),
         "Student": f"{student['parameters'] / 1e6:.2f} million parameters, "
         f"{student['gflops']:.1f} GFLOPs at {config.imgsz} x {config.imgsz} pixels",

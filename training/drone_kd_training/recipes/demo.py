@@ -4,34 +4,50 @@
     make demo      # synthetic images, the teacher of this repository
     make demo DATA=path/to/data.yaml TEACHER=teacher.pt STUDENT=yolo11n.yaml TEACHER_EPOCHS=0
 
-With your own data set the teacher is trained on it first, for TEACHER_EPOCHS; 0 uses it as it is.
+The synthetic images show places at night, as a thermal camera sees them: the teacher knows such
+images, the student does not. Those of one place are labelled, some hundred of others are not. Two
+students train side by side: one on the labelled images alone, one on all of them with the teacher.
+With your own data set both use all its labels, and the teacher is trained on it first, for
+TEACHER_EPOCHS; 0 uses it as it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from drone_kd.backends.onnx_runtime import read_spec
 from drone_kd.core.model_spec import ModelSpec
-from drone_kd.files import write_text
+from drone_kd.files import atomic_folder, write_text
 from drone_kd.parsing import read_json
 from drone_kd.progress import duration
-from drone_kd_training.data.dataset import load_data
+from drone_kd_training.data.dataset import image_paths, load_data
 from drone_kd_training.data.generate import generate
 from drone_kd_training.distillation.config import NO_TEACHER, Config
+from drone_kd_training.distillation.criterion import computes_in_bfloat16
+from drone_kd_training.distillation.run_report import effect
 from drone_kd_training.export.export import export, gate_table
 from drone_kd_training.models.checkpoints import PACKAGED_MODELS
 from drone_kd_training.recipes.demo_flight import fly
+from drone_kd_training.recipes.demo_image import compare_models
 from drone_kd_training.recipes.runner import SHORT_RUN, run_recipe, train
-from drone_kd_training.tables import format_score, format_table
+from drone_kd_training.tables import format_table
 
 FLIGHT_SECONDS = 20.0
+# Objects have the size in the input at which the demo's teacher was trained.
+ZOOM = 2.0
+# The flight shows a place that no image shows, from where objects have that size, too.
+FLIGHT = {"scene": "night", "seed": 2, "altitude": 30.0}
+# Name in summary.json -> name in the metrics of the run.
+MODELS = {"student_alone": "baseline", "distilled": "student", "teacher": "teacher"}
 
 
 @dataclass(frozen=True)
@@ -40,30 +56,37 @@ class Plan:
 
     output: Path = Path("runs/demo")
     data: str | None = None
-    teacher: str = str(PACKAGED_MODELS / "demo-teacher.pt")
+    teacher: str = str(PACKAGED_MODELS / "night-teacher.pt")
     # Trained already: in minutes on two cores a student learns nothing from scratch.
     student: str = str(PACKAGED_MODELS / "demo-student.pt")
-    epochs: int = 2
+    epochs: int = 0
+    steps: int = 720  # in the place of epochs
+    views: int = 2  # stored augmentations of each image: the teacher runs once for each
     teacher_epochs: int = 0
-    imgsz: int = 640
+    imgsz: int = 320
     batch: int = 4
+    lr0: float = 0.002
     fraction: float = 1.0
     seed: int = 0
-    train_frames: int = 120
-    val_frames: int = 60
+    labelled_frames: int = 5
+    # Most of what there is to learn is in the other places.
+    labelled_share: float = 0.25
+    unlabelled_frames: int = 395
+    val_frames: int = 200
 
 
 # With your own data set: a usual pair from model yamls, the teacher trained first.
-OWN_DATA = {"teacher": "yolo11s.yaml", "student": "yolo11n.yaml", "epochs": 10,
-            "teacher_epochs": 10, "batch": 8, "imgsz": 640}  # fmt: skip
+OWN_DATA = {"teacher": "yolo11s.yaml", "student": "yolo11n.yaml", "epochs": 10, "steps": 0,
+            "teacher_epochs": 10, "lr0": 0.001, "imgsz": 640, "batch": 8, "views": 0}  # fmt: skip
 
 
 def run(plan: Plan) -> dict[str, Any]:
     """Run the missing steps; return the summary that is also in ``summary.json``."""
     started = time.monotonic()
     print("[1/3] Distil", flush=True)
-    data = _prepare_data(plan)
-    models = _distil(plan, data)
+    data, unlabelled = _prepare_data(plan)
+    models = _distil(plan, data, unlabelled)
+    print(f"\n{as_text(models)}\n{_draw_models(plan, data)}\n", flush=True)
     print("[2/3] Export", flush=True)
     model, spec = _export(plan, data)
     print(f"[3/3] Fly: detector and camera over DDS, {FLIGHT_SECONDS:.0f} s", flush=True)
@@ -79,57 +102,118 @@ def run(plan: Plan) -> dict[str, Any]:
 
 def as_text(summary: dict[str, Any]) -> str:
     """Return the models, the effect of distillation and the flight as text."""
-    names = ("teacher", "student_alone", "distilled")
-    teacher, baseline, distilled = (summary[name]["map50_95"] for name in names)
-    flight = summary["flight"]
-    return (
-        f"{format_table({name.replace('_', ' '): summary[name] for name in names})}\n"
-        f"Distillation: {100 * (distilled - baseline):+.1f} points of mAP50-95, of a gap of "
-        f"{format_score(teacher - baseline)} (one seed)\n"
-        f"Flight: {flight['frames_in']} images in, {flight['frames_out']} out, camera to "
-        f"detections p50 {flight['latency_p50_ms']:.0f} ms, p95 {flight['latency_p95_ms']:.0f} ms"
-    )
+    figures = {key: summary[name] for name, key in MODELS.items()}
+    lines = [
+        format_table({name.replace("_", " "): summary[name] for name in MODELS if summary[name]}),
+        f"Distillation: {effect(figures)}",
+    ]
+    if flight := summary.get("flight"):
+        lines.append(
+            f"Flight: {flight['frames_in']} images in, {flight['frames_out']} out, camera to "
+            f"detections p50 {flight['latency_p50_ms']:.0f} ms, p95 "
+            f"{flight['latency_p95_ms']:.0f} ms"
+        )
+    return "\n".join(lines)
 
 
-def _prepare_data(plan: Plan) -> Path:
+def _prepare_data(plan: Plan) -> tuple[Path, tuple[str, ...]]:
+    """Return the data.yaml, and the folders of unlabelled images."""
     if plan.data is not None:
-        return Path(plan.data)
-    folder = plan.output / "data"
-    return generate(folder, plan.train_frames, plan.val_frames, imgsz=plan.imgsz, seed=plan.seed)
+        return Path(plan.data), ()
+    rendered = generate(
+        plan.output / "data",
+        plan.labelled_frames + plan.unlabelled_frames,
+        plan.val_frames,
+        imgsz=plan.imgsz,
+        seed=plan.seed,
+        zoom=ZOOM,
+        thermal=True,
+        vehicles=True,
+    )
+    few, unlabelled = plan.output / "few.yaml", plan.output / "unlabelled"
+    if not few.is_file():
+        _hide_labels(plan, rendered, few, unlabelled)
+    labelled, total = plan.labelled_frames, plan.labelled_frames + plan.unlabelled_frames
+    print(f"{labelled} of {total} images have labels, {plan.val_frames} validate", flush=True)
+    return few, (str(unlabelled.resolve()),)
 
 
-def _distil(plan: Plan, data: Path) -> dict[str, Any]:
+def _hide_labels(plan: Plan, rendered: Path, few: Path, unlabelled: Path) -> None:
+    """Write a data set with the first images and their labels, and a folder of the other images.
+
+    These first images show one place, as those of one flight that somebody has labelled.
+    """
+    data = load_data(rendered)
+    images = image_paths(data.train)
+    labelled = images[: plan.labelled_frames]
+    with atomic_folder(unlabelled) as folder:
+        for path in images:
+            if path not in labelled:
+                shutil.copyfile(path, folder / path.name)
+    write_text(few.with_suffix(".txt"), "\n".join(map(str, labelled)) + "\n")
+    content = {"train": "few.txt", "val": str(data.val), "names": dict(enumerate(data.names))}
+    write_text(few, yaml.safe_dump(content, sort_keys=False))
+
+
+def _distil(plan: Plan, data: Path, unlabelled: tuple[str, ...]) -> dict[str, Any]:
     """Train teacher (if asked to), baseline and distilled student; return their metrics."""
     teacher = plan.teacher
     if plan.teacher_epochs:
         print(f"\nTeacher {plan.teacher} on {data}", flush=True)
-        _train(plan, "teacher", data, NO_TEACHER, plan.teacher, plan.teacher_epochs)
+        config = _config(plan, data, NO_TEACHER, plan.teacher)
+        train(replace(config, epochs=plan.teacher_epochs, steps=0), plan.output / "teacher")
         teacher = str(plan.output / "teacher" / "best.pt")
-    print(f"\nBaseline: student {Path(plan.student).name} alone", flush=True)
-    baseline = _train(plan, "student", data, NO_TEACHER, plan.student, plan.epochs)
-    print(f"\nDistilled: the same student with teacher {Path(teacher).name}", flush=True)
-    distilled = _train(plan, "distilled", data, teacher, plan.student, plan.epochs)
-    alone, student = baseline["student"], distilled["student"]
-    return {"teacher": distilled["teacher"], "student_alone": alone, "distilled": student}
+    config = replace(
+        _config(plan, data, teacher, plan.student), unlabelled=unlabelled, baseline=True
+    )
+    print(
+        f"\nStudent {Path(plan.student).name} with teacher {Path(teacher).name}, and alone",
+        flush=True,
+    )
+    metrics = train(config, plan.output / "distilled")
+    return {name: metrics[key] for name, key in MODELS.items()}
 
 
-def _train(
-    plan: Plan, name: str, data: Path, teacher: str, student: str, epochs: int
-) -> dict[str, Any]:
-    config = Config(
+def _config(plan: Plan, data: Path, teacher: str, student: str) -> Config:
+    return Config(
         data=str(data.resolve()),
         teacher=teacher,
         student=student,
-        epochs=epochs,
+        epochs=plan.epochs or 1,
+        steps=plan.steps,
+        labelled_share=plan.labelled_share,
+        views=plan.views,
         imgsz=plan.imgsz,
         batch=plan.batch,
         seed=plan.seed,
         fraction=plan.fraction,
         val=False,
         # One optimizer step per batch: a small data set has few batches.
-        overrides={**SHORT_RUN, "nbs": plan.batch},
+        overrides={
+            **SHORT_RUN,
+            "lr0": plan.lr0,
+            "cos_lr": True,
+            "warmup_epochs": 0.5,
+            "nbs": plan.batch,
+            # As the packaged teacher was trained.
+            **({} if plan.data else {"scale": 0.25, "flipud": 0.5}),
+            **({"amp": "bf16"} if computes_in_bfloat16() else {}),
+        },
     )
-    return train(config, plan.output / name)
+
+
+def _draw_models(plan: Plan, data: Path) -> str:
+    """Draw labels and all models on validation images; return what to tell the user."""
+    image = plan.output / "comparison.jpg"
+    if not image.is_file():
+        teacher = plan.output / "teacher" / "best.pt" if plan.teacher_epochs else plan.teacher
+        checkpoints = {
+            "student alone": plan.output / "distilled" / "baseline" / "best.pt",
+            "distilled": plan.output / "distilled" / "best.pt",
+            "teacher": Path(teacher),
+        }
+        compare_models(checkpoints, data, plan.imgsz, image)
+    return f"Labels, both students and the teacher on the same images: {image}"
 
 
 def _export(plan: Plan, data: Path) -> tuple[Path, ModelSpec]:
@@ -145,8 +229,8 @@ def _fly(plan: Plan, model: Path) -> dict[str, Any]:
     result = plan.output / "flight.json"
     if not result.is_file():
         # Without a data set the camera renders its own flight.
-        source = "" if plan.data is None else str(load_data(plan.data).val)
-        flight = fly(model, source, plan.output / "flight", seconds=FLIGHT_SECONDS)
+        camera = FLIGHT if plan.data is None else {"source": str(load_data(plan.data).val)}
+        flight = fly(model, camera, plan.output / "flight", seconds=FLIGHT_SECONDS)
         write_text(result, json.dumps(flight, indent=1))
     return read_json(result)
 

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from drone_kd.backends.onnx_runtime import read_spec
 from drone_kd.core.detections import Detections
 from drone_kd.media.raw_images import raw_to_bgr
 from drone_kd.processes import running
@@ -33,21 +34,20 @@ NODE_LOG = "nodes.log"
 
 
 def fly(
-    model: Path, source: str, output: Path, seconds: float, rate_hz: float = 10.0
+    model: Path, camera: Mapping[str, object], output: Path, seconds: float, rate_hz: float = 10.0
 ) -> dict[str, Any]:
-    """Fly a model (.onnx) over a source, and write annotated images.
+    """Fly a model (.onnx) in front of the camera node, and write annotated images.
 
-    ``source``: what the camera node shows: a folder, a video, or "" for a rendered flight.
+    ``camera``: parameters of that node: a ``source`` that it shows, or those of a rendered flight.
     ``output``: folder for frame-NNN.jpg, contact-sheet.jpg and the log of both nodes. ``seconds``:
     duration that is measured, from the first detections on. Returns "frames_in", "frames_out",
     "detections", "latency_p50_ms", "latency_p95_ms", "rate_hz" and "seconds". Raises RuntimeError
     if a process ended, or no detections were received.
     """
     real_folder(output)
-    camera = {"rate": rate_hz, **({"source": source} if source else {})}
     nodes = {
         "drone_kd.ros.detector_node": {"autostart": True, "model": str(model.resolve())},
-        "drone_kd.simulation.camera_node": camera,
+        "drone_kd.simulation.camera_node": {"rate": rate_hz, **camera},
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(ros_session())
@@ -56,7 +56,7 @@ def fly(
         for module, parameters in nodes.items():
             command = [sys.executable, "-m", module, *ros_arguments(parameters)]
             processes[module] = stack.enter_context(running(command, stdout=log, stderr=log))
-        subscriber = _Subscriber()
+        subscriber = _Subscriber(read_spec(model).classes)
         stack.callback(subscriber.node.destroy_node)
         elapsed = _measure(subscriber, processes, seconds, Path(log.name))
     for number, image in enumerate(subscriber.images):
@@ -104,11 +104,12 @@ def _measure(
 class _Subscriber:
     """Counts images and detections, and keeps annotated images spread over the flight."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: tuple[str, ...]) -> None:
         import rclpy  # offline commands run without ROS 2
         from sensor_msgs.msg import Image
         from vision_msgs.msg import Detection2DArray
 
+        self._classes = classes
         self.node = rclpy.create_node("flight_listener")
         self.executor = rclpy.executors.SingleThreadedExecutor()
         self.executor.add_node(self.node)
@@ -152,18 +153,18 @@ class _Subscriber:
         if image is None or full or time.monotonic() < self._next_image:
             return
         self._next_image = time.monotonic() + IMAGE_INTERVAL_S
-        self.images.append(draw_detections(image, *_from_message(message)))
+        found = _from_message(message, self._classes)
+        self.images.append(draw_detections(image, found, self._classes))
 
 
 def _stamp_ns(message: Any) -> int:
     return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
 
 
-def _from_message(message: Any) -> tuple[Detections, tuple[str, ...]]:
-    """Return a Detection2DArray as detections, and the class names of their ids."""
+def _from_message(message: Any, classes: tuple[str, ...]) -> Detections:
+    """Return a Detection2DArray as detections of a model's classes."""
     from drone_kd.simulation.truth_messages import boxes_of
 
     labels, scores, xyxy = columns(boxes_of(message, "score"))
-    names = tuple(dict.fromkeys(labels))
-    ids = np.array([names.index(label) for label in labels], np.int64)
-    return Detections(xyxy, np.array(scores, np.float32), ids), names
+    ids = np.array([classes.index(label) for label in labels], np.int64)
+    return Detections(xyxy, np.array(scores, np.float32), ids)
