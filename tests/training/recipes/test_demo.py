@@ -88,7 +88,9 @@ def test_share_of_the_gap_is_told():
 
 def test_finished_folder_refuses_other_settings(tmp_path, tiny_data, capsys):
     (tmp_path / "distilled").mkdir()
-    (tmp_path / "distilled" / "config.yaml").write_text("data: x\nteacher: none\nstudent: s.yaml\n")
+    (tmp_path / "distilled" / "config.yaml").write_text(
+        "data: x\nteacher: none\nstudent: s.yaml\n"
+    )
     arguments = ["--data", str(tiny_data), "--output", str(tmp_path), "--teacher-epochs", "0"]
     assert main(arguments) == 2
     assert "another" in capsys.readouterr().err
