@@ -225,10 +225,10 @@ _CONTENT = """{% if experiment %}<h2>Experiment</h2>
 <table><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
 </table>{% endmacro %}
-{% if facts %}<p>{% for name, value in facts.items() %}{{ name }}: {{ value }}<br>
-{% endfor %}</p>{% endif %}
 <h2>Scores on the validation split, in percent</h2>
 {{ table(header, rows) }}
+{% if facts %}<p>{% for name, value in facts.items() %}{{ name }}: {{ value }}<br>
+{% endfor %}</p>{% endif %}
 {% if classes %}<h3>By class: AP (mAP50-95) / AP50</h3>{{ table(header, classes) }}{% endif %}
 {% if frames %}<h2>Labels (left) and the student's detections (right)</h2>
 <p>Images spread evenly over the validation split; confidence at least 0.25. White ring: a

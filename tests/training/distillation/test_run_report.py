@@ -27,6 +27,8 @@ def test_facts_of_a_run():
     assert found["Student"] == "2.60 million parameters, 6.4 GFLOPs at 320 x 320 pixels"
     assert found["Classes"] == "car, person"
     assert "3 epochs, seed 0, 2:05 min" in found["Training"] and "class" in found["Training"]
+    by_steps = facts(Config(**BASE, steps=250), {"student": student, "seconds": 125})
+    assert by_steps["Training"].startswith("252 steps, seed 0")  # whole epochs
     assert found["Validation"] == "8 images with 109 labelled objects"
 
 

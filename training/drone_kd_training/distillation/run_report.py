@@ -109,13 +109,15 @@ def facts(config: Config, metrics: dict) -> dict[str, str]:
     """Return what a reader of the report of a run asks first; ``metrics``: of the run."""
     student, terms = metrics["student"], ", ".join(config.terms) if config.distils else "none"
     brought = effect(metrics)
+    epochs, steps = config.epochs_and_steps
+    length = f"{epochs * steps} steps" if steps else f"{epochs} epochs"
     return {
         **({"Distillation": brought} if brought else {}),
         **learned_from(metrics.get("learned_from")),
         "Student": f"{student['parameters'] / 1e6:.2f} million parameters, "
         f"{student['gflops']:.1f} GFLOPs at {config.imgsz} x {config.imgsz} pixels",
         "Classes": one_line(", ".join(student["per_class"]), 300),
-        "Training": f"{config.epochs} epochs, seed {config.seed}, {duration(metrics['seconds'])}; "
+        "Training": f"{length}, seed {config.seed}, {duration(metrics['seconds'])}; "
         f"distillation terms: {terms}",
         "Validation": f"{student['images']} images with {student['boxes']} labelled objects"
         if student["images"]
