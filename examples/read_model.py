@@ -18,6 +18,7 @@ print("classes:  ", ", ".join(spec.classes))
 print("input:    ", f"{spec.dtype} {spec.layout} {spec.input_shape}, {spec.colour}")
 print("precision:", spec.precision)
 for name, gate in spec.gates.items():
-    print("gate:     ", f"{name} {gate['measured']:g} ≤ {gate['limit']:g}")
+    decided = "not enough data" if gate.get("missing") else "decided"
+    print("gate:     ", f"{name} {gate['measured']:g}, at most {gate['limit']:g}: {decided}")
 print("licence:  ", spec.licence)
 print("lineage:  ", family_tree(path))
