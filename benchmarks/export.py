@@ -28,7 +28,7 @@ from drone_kd.simulation.scene import fly as fly_scene
 from drone_kd_training.data.dataset import image_paths, load_data, read_sample
 from drone_kd_training.export.calibration import spread
 from drone_kd_training.export.export import export
-from drone_kd_training.export.flight_gates import FAILS, outcome
+from drone_kd_training.export.gate_outcomes import FAILS, outcome
 from drone_kd_training.export.parity import compare
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend

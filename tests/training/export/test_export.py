@@ -19,7 +19,8 @@ from drone_kd.lineage import descend, generations, read_ancestry
 from drone_kd_training.data.dataset import DataError, image_paths, load_data
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.export.export import ExportError, export, write
-from drone_kd_training.export.flight_gates import FAILS, INVALID, outcome
+from drone_kd_training.export.flight_gates import INVALID
+from drone_kd_training.export.gate_outcomes import FAILS, outcome
 from drone_kd_training.export.gate_table import gate_table
 from drone_kd_training.export.graph_checks import problems
 from drone_kd_training.models.checkpoints import UnusableModelError, load_model

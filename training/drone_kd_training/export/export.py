@@ -36,7 +36,8 @@ from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataError, DataSet, image_paths, load_data, read_sample
 from drone_kd_training.export import graph_checks
 from drone_kd_training.export.calibration import calibrate, calibration_frames, spread
-from drone_kd_training.export.flight_gates import FAILS, fly, measure, outcome
+from drone_kd_training.export.flight_gates import fly, measure
+from drone_kd_training.export.gate_outcomes import FAILS, outcome
 from drone_kd_training.export.parity import compare
 from drone_kd_training.export.quantize import quantize
 from drone_kd_training.models.checkpoints import load_model

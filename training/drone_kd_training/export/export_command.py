@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(gate_table(spec))
     for name, value in spec.metrics.items():
-        print(f"{name:<28}{100 * value:>10.2f}")
+        print(f"{name:<27}{100 * value:>10.2f}")
     if line := undecided(spec):
         print(line, file=sys.stderr)
     if output != a.output:

@@ -2,15 +2,12 @@
 """Gates on what flies: detections of the file against those of its reference, and of the labels.
 
 Both run over the validation split through `drone_kd.detector.Detector`, with the preprocessing,
-NMS and thresholds of the node. A gate compares a figure with its limit, and the interval of the
-figure decides: *holds* (all of it within the limit), *fails* (all of it above), or *not enough
-data*. Intervals are at 95 %, from a bootstrap over images.
+NMS and thresholds of the node. What the interval of a figure decides: see `gate_outcomes`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
@@ -29,25 +26,21 @@ from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataError, DataSet, Sample, image_paths, read_sample
 from drone_kd_training.evaluation.evaluate import CONFIDENCE, IOU, class_map
 from drone_kd_training.export.calibration import spread
+from drone_kd_training.export.gate_outcomes import judge
 from drone_kd_training.retraining.bootstrap import Matches, resample_frames
 
-HOLDS, FAILS, NOT_ENOUGH = "holds", "fails", "not enough data"
 # Name of the gate that every export with data has.
 INVALID = "frames with invalid output"
 # What separates the name of a gate from the class or size that it is about.
-GROUP = " of "
+GROUP = ": "
 # IoU of a box with a label, as in mAP50; with the same box of the other model, which for a tiny
 # object is lower after one pixel of drift.
 LABEL_IOU, PARTNER_IOU = 0.5, 0.3
-RESAMPLES, Z = 100, 1.96
-# Objects of one image are not independent: it counts for at most this many.
-PER_IMAGE = 10
+RESAMPLES = 100
 # Gates by class: for the most frequent ones of a model with hundreds.
 MAX_CLASSES = 100
-# More than anybody labels: the figure is too close to its limit.
-MAX_MISSING = 10_000
 # An FP32 file has no mAP to compare: its reference runs on this share of the images.
-FP32_SHARE, FP32_FRAMES = 4, 16
+FP32_SHARE, FP32_FRAMES = 4, 32
 
 
 @dataclass(frozen=True)
@@ -115,10 +108,6 @@ class Boxes(NamedTuple):
     value: np.ndarray
 
 
-# Figure of weighted images: takes their weights (N, images), returns (N,); NaN without an object.
-Figure = Callable[[np.ndarray], np.ndarray]
-
-
 def fly(file: Backend, reference: Backend, dataset: DataSet) -> Flight:
     """Run the file, and its reference (FP32: on a part), over the validation split.
 
@@ -174,92 +163,53 @@ def measure(
     return {INVALID: invalid, **agreement, **of_labels, **mean_ap}, aps | metrics
 
 
-def outcome(gate: dict[str, float]) -> str:
-    """Return HOLDS, FAILS or NOT_ENOUGH; a gate without "missing" is exact."""
-    if gate.get("missing"):
-        return NOT_ENOUGH
-    return FAILS if gate["measured"] > gate["limit"] else HOLDS
-
-
-def judge(
-    figure: Figure,
-    weights: np.ndarray,
-    limit: float,
-    count: int,
-    images: int,
-    scale: float = 100,
-    share: bool = True,
-) -> dict[str, float]:
-    """Return the gate of a figure.
-
-    The standard error is that of the bootstrap, and at least that of as many independent objects:
-    few ones that agree prove little.
-
-    Args:
-        figure: mean over ``count`` objects in ``images`` images.
-        weights: resampled images, see `resample_frames`.
-        limit: largest value of the figure.
-        scale: factor for the gate, 100 for percent.
-        share: False for a mean of values that are small for most objects.
-    """
-    measured = error = 0.0
-    if count:
-        measured = float(figure(np.ones((1, weights.shape[1]), np.int64))[0])
-        error = float(np.nanstd(figure(weights)))
-    independent = max(min(count, PER_IMAGE * images), 1)
-    rate = min(0.5, max(limit, abs(measured)))
-    deviation = math.sqrt(rate * (1 - rate)) if share else 5 * limit
-    half = Z * max(error, deviation / math.sqrt(independent))
-    missing = 0.0
-    if not count or measured - half <= limit < measured + half:
-        needed = independent * (half / max(abs(limit - measured), 1e-9)) ** 2
-        missing = min(max(math.ceil(needed) - (independent if count else 0), 1), MAX_MISSING)
-    in_units = {
-        "measured": measured,
-        "limit": limit,
-        "low": measured - half,
-        "high": measured + half,
-    }
-    gate = {key: round(scale * value, 6) for key, value in in_units.items()}
-    return gate | {"count": count, "missing": missing}
-
-
 def _agreement(
     flight: Flight, frames: list[Frame], limits: Limits, weights: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """Compare the reported boxes of both models; needs no labels."""
-    lost, invented, moved, score = [], [], [], []
-    for i, frame in enumerate(frames):
-        file, reference = frame.file, frame.reference
-        partner = _partners(_reported(reference), _reported(file, limits.score), PARTNER_IOU)
-        lost.append(_boxes(i, _reported(reference), partner < 0))
-        back = _partners(_reported(file), _reported(reference, limits.score), PARTNER_IOU)
-        invented.append(_boxes(i, _reported(file), back < 0))
-        # Also the partners that are no longer reported: their scores may be what went wrong.
-        partner = _partners(_reported(reference), file, PARTNER_IOU)
-        ours = _select(_reported(reference), partner >= 0)
-        theirs = _select(file, partner[partner >= 0])
-        height, width = frame.sample.image.shape[:2]
-        factor = min(flight.input_wh[0] / width, flight.input_wh[1] / height)
-        distance = np.abs(ours.xyxy - theirs.xyxy).max(axis=1, initial=0) * factor
-        moved.append(_boxes(i, ours, distance > limits.moved_px))
-        score.append(_boxes(i, ours, theirs.scores - ours.scores))
-    shares = {"boxes lost, %": _join(lost), "boxes invented, %": _join(invented)}
+    parts = [_differences(i, frame, flight.input_wh, limits) for i, frame in enumerate(frames)]
+    lost, invented, moved, raised = map(_join, zip(*parts, strict=True))
+    lowered = raised._replace(value=-raised.value)
+    off = raised._replace(value=np.abs(raised.value) > limits.score)
+
+    def share(boxes: Boxes, limit: float = limits.boxes) -> dict[str, float]:
+        return _of_boxes(boxes, weights, limit)
+
+    def mean(boxes: Boxes) -> dict[str, float]:
+        return _of_boxes(boxes, weights, limits.bias, scale=1, share=False)
+
     gates = {}
-    for name, boxes in shares.items():
-        gates[name] = _of_boxes(boxes, weights, limits.boxes)
+    for name, boxes in (("boxes lost, %", lost), ("boxes invented, %", invented)):
+        gates[name] = share(boxes)
         for group, members in _groups(boxes, flight.classes):
-            gates[f"{name}{GROUP}{group}"] = _of_boxes(members, weights, limits.group)
-    change = _join(score)
-    off = change._replace(value=np.abs(change.value) > limits.score)
-    lowered, raised = change._replace(value=-change.value), change
-    gates[f"boxes moved > {limits.moved_px:g} px, %"] = _of_boxes(
-        _join(moved), weights, limits.boxes
-    )
-    gates[f"scores off > {limits.score:g}, %"] = _of_boxes(off, weights, limits.boxes)
-    gates["scores lowered, mean"] = _of_boxes(lowered, weights, limits.bias, 1, share=False)
-    gates["scores raised, mean"] = _of_boxes(raised, weights, limits.bias, 1, share=False)
+            gates[f"{name}{GROUP}{group}"] = share(members, limits.group)
+    gates[f"boxes moved > {limits.moved_px:g} px, %"] = share(moved)
+    gates[f"scores off > {limits.score:g}, %"] = share(off)
+    gates["scores lowered, mean"] = mean(lowered)
+    gates["scores raised, mean"] = mean(raised)
     return gates
+
+
+def _differences(
+    image: int, frame: Frame, input_wh: tuple[int, int], limits: Limits
+) -> tuple[Boxes, Boxes, Boxes, Boxes]:
+    """Return which boxes are lost, invented and moved, and by how much their scores rose."""
+    file, reference = _reported(frame.file), _reported(frame.reference)
+    lost = _partners(reference, _reported(frame.file, limits.score), PARTNER_IOU) < 0
+    invented = _partners(file, _reported(frame.reference, limits.score), PARTNER_IOU) < 0
+    # Also partners that are not reported: their scores may be what went wrong.
+    partner = _partners(reference, frame.file, PARTNER_IOU)
+    ours = _select(reference, partner >= 0)
+    theirs = _select(frame.file, partner[partner >= 0])
+    height, width = frame.sample.image.shape[:2]
+    scale = min(input_wh[0] / width, input_wh[1] / height)
+    distance_px = scale * np.abs(ours.xyxy - theirs.xyxy).max(axis=1, initial=0)
+    return (
+        _boxes(image, reference, lost),
+        _boxes(image, file, invented),
+        _boxes(image, ours, distance_px > limits.moved_px),
+        _boxes(image, ours, theirs.scores - ours.scores),
+    )
 
 
 def _against_labels(
@@ -386,7 +336,7 @@ def _boxes(image: int, boxes: Detections, value: np.ndarray) -> Boxes:
     return Boxes(np.full(len(boxes), image), boxes.class_ids, width * height, value)
 
 
-def _join(parts: list[Boxes]) -> Boxes:
+def _join(parts: Iterable[Boxes]) -> Boxes:
     return Boxes(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -4,17 +4,10 @@
 from __future__ import annotations
 
 from drone_kd.core.model_spec import ModelSpec
-from drone_kd_training.export.flight_gates import (
-    FAILS,
-    GROUP,
-    HOLDS,
-    INVALID,
-    MAX_MISSING,
-    NOT_ENOUGH,
-    outcome,
-)
+from drone_kd_training.export.flight_gates import GROUP, INVALID
+from drone_kd_training.export.gate_outcomes import FAILS, HOLDS, MAX_MISSING, NOT_ENOUGH, outcome
 
-_WIDTH, _SHOWN = 28, 8
+_WIDTH, _SHOWN = 27, 8
 
 
 def gate_table(spec: ModelSpec) -> str:
@@ -74,5 +67,5 @@ def _short_of_data(spec: ModelSpec) -> list[str]:
     lines = []
     for kind, shown in missing.items():
         more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-        lines.append(f"{kind}: {NOT_ENOUGH}: {', '.join(shown[:_SHOWN])}{more}")
+        lines.append(f"{kind}: {NOT_ENOUGH} for {', '.join(shown[:_SHOWN])}{more}")
     return lines
