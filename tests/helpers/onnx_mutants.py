@@ -74,8 +74,8 @@ def swap_two_classes(proto: onnx.ModelProto) -> None:
     affine([1, 1, 1, 1, 1, -1], [0, 0, 0, 0, 0, 1])(proto)
 
 
-def not_a_number_on_dark_frames(proto: onnx.ModelProto) -> None:
-    """Return NaN for frames whose mean value is below 90."""
+def not_a_number_on_dark_frames(proto: onnx.ModelProto, level: float = 90) -> None:
+    """Return NaN for frames whose mean value is below ``level``."""
     nodes = [
         ("Cast", ["frames"], "frames_float"),
         ("ReduceMean", ["frames_float"], "brightness"),
@@ -84,7 +84,7 @@ def not_a_number_on_dark_frames(proto: onnx.ModelProto) -> None:
         ("Reshape", ["offset", "one"], "flat_offset"),
         ("Add", ["before", "flat_offset"], "after"),
     ]
-    constants = {"dark": np.float32(90), "nan": np.float32(np.nan), "zero": np.float32(0)}
+    constants = {"dark": np.float32(level), "nan": np.float32(np.nan), "zero": np.float32(0)}
     change_output(proto, nodes, one=np.int64([1]), **constants)
     cast = next(node for node in proto.graph.node if node.name == "mutant_frames_float")
     cast.attribute.append(helper.make_attribute("to", onnx.TensorProto.FLOAT))

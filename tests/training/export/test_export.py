@@ -2,6 +2,7 @@ import hashlib
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from drone_kd_training.export.gate_table import gate_table
 from drone_kd_training.export.graph_checks import problems
 from drone_kd_training.models.checkpoints import UnusableModelError, load_model
 from drone_kd_training.models.torch_backend import TorchBackend
-from onnx_mutants import affine, scores_times
+from onnx_mutants import affine, not_a_number_on_dark_frames, scores_times
 from square_detector import draw_squares
 from tiny_training import NAMES, SIZE, save_checkpoint
 
@@ -104,6 +105,7 @@ def insert_identity_after_input(proto: onnx.ModelProto) -> None:
         ("box, px, 100 % of rows", affine([1] * 6, [0.2] * 4 + [0, 0]), "fp32"),
         ("mAP50-95 lost, points", affine([1] * 6, [1.9] * 4 + [0, 0]), "int8"),
         ("boxes lost, %", scores_times(0.3), "int8"),
+        (INVALID, partial(not_a_number_on_dark_frames, level=130), "fp32"),
     ],
 )
 def test_gate_refuses_a_faulty_graph(
