@@ -7,7 +7,7 @@ estimates how a figure varies between sets of frames of the same kind.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,13 +59,15 @@ class Matches:
         """Return the number of objects of a size by class, int64 (C,)."""
         return np.array([self.matched[k, area].objects.sum() for k in range(self.classes)])
 
-    def precision(self, area: str, resamples: np.ndarray) -> np.ndarray:
+    def precision(self, area: str, resamples: np.ndarray, ious: slice = slice(None)) -> np.ndarray:
         """Return the AP over IoU 0.5 to 0.95 of an area of `AREAS`, by class and resample.
 
-        ``resamples``: int64 (N, F), count of each frame; all ones give the plain figure. Returns
-        float64 (C, N) in [0, 1]; NaN for a resample without such an object.
+        ``resamples``: int64 (N, F), count of each frame; all ones give the plain figure. ``ious``:
+        the IoU thresholds to use; slice(1) is 0.5. Returns float64 (C, N) in [0, 1]; NaN for a
+        resample without such an object.
         """
-        classes = [self.matched[k, area] for k in range(self.classes)]
+        matched = [self.matched[k, area] for k in range(self.classes)]
+        classes = [replace(m, hit=m.hit[ious], counts=m.counts[ious]) for m in matched]
         return np.array([[_average(m, w, self.recalls) for w in resamples] for m in classes])
 
 
