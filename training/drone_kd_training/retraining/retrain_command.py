@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     result = retrain(plan, arguments.output, arguments.command_line)
     print(result["table"])
     if not result["accepted"]:
-        print(f"refused: {arguments.output / 'refused.json'}; keep the deployed model")
+        print(f"{result['outcome']}: {result['reason']}")
+        print(f"keep the deployed model; all figures: {arguments.output / 'refused.json'}")
         return REFUSED
-    print(f"accepted: {result['model']}")
+    print(f"accepted: {result['reason']}: {result['model']}")
     return 0
