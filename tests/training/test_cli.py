@@ -119,7 +119,7 @@ def test_mine_makes_its_settings_of_the_options(option, call, tmp_path):
 @pytest.mark.parametrize("accepted", [True, False])
 def test_retrain_records_the_typed_command(accepted, call, tmp_path, capsys):
     found = {"accepted": accepted, "table": "| table |", "model": "m.onnx"}
-    found |= {"outcome": "not enough flights", "reason": "why"}
+    found |= {"outcome": "not enough flights", "reason": "why", "label_next": ["a-1", "b-2"]}
     calls = call("drone_kd_training.retraining.retrain.retrain", found)
     typed = [
         "retrain",
@@ -139,7 +139,8 @@ def test_retrain_records_the_typed_command(accepted, call, tmp_path, capsys):
     assert calls == [((plan, tmp_path, f"{command}--output {tmp_path}"), {})]
     printed = capsys.readouterr().out
     assert "| table |" in printed and ("accepted: why: m.onnx" in printed) is accepted
-    assert ("not enough flights: why" in printed) is not accepted
+    for text in ("not enough flights: why", "label next (of the held-out frames): a-1, b-2"):
+        assert (text in printed) is not accepted
 
 
 def test_compare_makes_its_runs_of_the_options(call, tmp_path, capsys):

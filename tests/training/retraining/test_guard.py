@@ -57,7 +57,6 @@ def verdicts(rows: list[Row]) -> dict[str, str]:
     return {row.part: row.verdict for row in rows}
 
 
-@pytest.mark.slow
 def test_gain_on_the_new_flight_without_loss_on_the_base_is_accepted():
     new = guard._compare("new", predictions(60, 0.4), predictions(60, 0.9))
     base = guard._compare("base", predictions(60, 0.8), predictions(60, 0.8))
@@ -71,7 +70,6 @@ def test_gain_on_the_new_flight_without_loss_on_the_base_is_accepted():
     assert not accepted(new + guard._compare("base", predictions(60, 0.8), predictions(60, 0.6)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", [{"shift_px": 20.0}, {"swap": True}])
 def test_candidate_trained_on_wrong_labels_is_refused(fault):
     new = guard._compare("new", predictions(60, 0.6), predictions(60, 0.9, **fault))
@@ -142,7 +140,6 @@ def test_labels_that_contradict_confident_predictions_are_refused(fault):
     assert "labels agree with" in as_table([row])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("flights", [1, 4])
 def test_gain_on_few_flights_is_not_judged(flights):
     new = [predictions(60, share, flights=flights) for share in (0.4, 0.9)]
@@ -157,7 +154,6 @@ def test_gain_on_few_flights_is_not_judged(flights):
     assert len(line.splitlines()) == 1
 
 
-@pytest.mark.slow
 def test_flights_that_differ_widen_the_interval():
     """A gain in half of the flights alone: by frames it would be beyond doubt."""
     before, after = predictions(120, 0.5, flights=8), predictions(120, 0.9, flights=8)
@@ -175,7 +171,6 @@ def test_flights_that_differ_widen_the_interval():
     assert kind == REFUSED and line.startswith("not shown: new all")
 
 
-@pytest.mark.slow
 def test_labels_of_a_teacher_are_called_agreement():
     both = predictions(60, 0.4), predictions(60, 0.9)
     stems = {path.stem for path in both[0].paths}
@@ -192,7 +187,6 @@ def test_labels_of_a_teacher_are_called_agreement():
     assert outcome(judged[1] + base)[1].startswith("a gain on the new flight")
 
 
-@pytest.mark.slow
 def test_losses_that_add_up_over_rounds_are_refused():
     new = guard._compare("new", predictions(60, 0.4), predictions(60, 0.9))
     base = guard._compare("base", predictions(60, 0.8), predictions(60, 0.8))
@@ -211,3 +205,14 @@ def test_frames_of_one_flight_are_reported_before_training():
     assert "validation split" in too_few_frames("base", one[:1])
     many = [Path(f"{chr(97 + i)}-{k}.jpg") for i in range(guard.MIN_BLOCKS) for k in range(2)]
     assert too_few_frames("new", many) == ""
+
+
+def test_frames_in_which_the_models_differ_are_labelled_next():
+    before, after = predictions(6, 1.0, flights=1), predictions(6, 1.0, flights=1)
+    gone = [box for box in after.predictions if box["image_id"] == 4]
+    one = [box for box in after.predictions if box["image_id"] == 2][:1]
+    weak = {**annotation(0, 5, np.array([1.0, 1, 30, 30]), 0), "score": 0.05}
+    left = [box for box in after.predictions if box not in gone + one]
+    after = guard.replace(after, predictions=[*left, weak])
+    assert guard._most_telling(before, after, set()) == ["a004", "a002"]
+    assert guard._most_telling(after, before, {"a004"}) == ["a002"]

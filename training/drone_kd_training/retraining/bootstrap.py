@@ -25,6 +25,8 @@ from drone_kd.metrics import SIZES, match_frames
 AREAS = ("all", *SIZES)
 # Recall steps of COCO's AP.
 _RECALLS = np.linspace(0, 1, 101)
+# Predictions times resamples that are computed at once: bounds memory to about 100 MB.
+_CELLS = 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +73,7 @@ class Matches:
         float64 (C, N) in [0, 1]; NaN for a resample without such an object.
         """
         return np.array(
-            [
-                [average_precision(self.matched[k, area], weights) for weights in resamples]
-                for k in range(self.classes)
-            ]
+            [average_precision(self.matched[k, area], resamples) for k in range(self.classes)]
         )
 
     def frame_objects(self, area: str) -> np.ndarray:
@@ -128,25 +127,29 @@ def _join(evaluated: list[dict | None], thresholds: int) -> MatchedBoxes:
     return MatchedBoxes(frame.astype(np.int64)[order], hit, counts, objects)
 
 
-def average_precision(matched: MatchedBoxes, weights: np.ndarray) -> float:
-    """Return the AP over the IoU thresholds with each frame counted ``weights`` (F,) times.
+def average_precision(matched: MatchedBoxes, weights: np.ndarray) -> np.ndarray:
+    """Return the AP over the IoU thresholds in each resample.
 
-    NaN without an object.
-
-    Precision rises only at hits, so the curve is evaluated at hits alone.
+    ``weights``: int64 (N, F), count of each frame. Returns float64 (N,) in [0, 1]; NaN without an
+    object.
     """
-    objects = int(weights @ matched.objects)
-    if not objects:
-        return np.nan
-    weight = weights[matched.frame]
-    total = 0.0
+    rows = max(1, _CELLS // max(1, len(matched.frame)))
+    parts = [weights[i : i + rows] for i in range(0, len(weights), rows)]
+    return np.concatenate([np.zeros(0), *(_average(matched, part) for part in parts)])
+
+
+def _average(matched: MatchedBoxes, weights: np.ndarray) -> np.ndarray:
+    objects = weights @ matched.objects
+    weight = weights[:, matched.frame]
+    total = np.zeros(len(weights))
     for hit, counts in zip(matched.hit, matched.counts, strict=True):
-        at = np.flatnonzero(hit & (weight > 0))
-        if not len(at):
-            continue
-        hits = np.cumsum(weight[at])
-        precision = hits / np.cumsum(weight * counts)[at]
-        envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        reached = np.searchsorted(hits / objects, _RECALLS, side="left")
-        total += envelope[reached[reached < len(at)]].sum()
-    return total / (len(matched.hit) * len(_RECALLS))
+        at = np.flatnonzero(hit)  # precision rises only at hits
+        hits = np.cumsum(weight[:, at], axis=1)
+        counted = np.cumsum(weight * counts, axis=1)[:, at]
+        precision = hits / np.maximum(counted, 1)
+        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        recall = hits / np.maximum(objects, 1)[:, None]
+        reached = np.searchsorted(_RECALLS, recall, side="right")
+        total += (envelope * np.diff(reached, axis=1, prepend=0)).sum(axis=1)
+    average = total / (len(matched.hit) * len(_RECALLS))
+    return np.where(objects > 0, average, np.nan)

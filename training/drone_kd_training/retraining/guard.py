@@ -48,6 +48,8 @@ from drone_kd_training.teachers.teachers import Predictions
 LABELS = "labels"
 # IoU from which a prediction matches a box, as in mAP50.
 MATCH_IOU = 0.5
+# Frames that are proposed for labels, at most.
+LABEL_NEXT = 20
 
 HOLDS, WORSE, NOT_SHOWN, FEW = "holds", "worse", "not shown", "too few objects"
 FEW_FLIGHTS = "not enough flights"
@@ -88,6 +90,13 @@ class Row:
     verdict: str
 
 
+class Comparison(NamedTuple):
+    """Rows of the guard, and frames of the new flight whose labels would tell most, best first."""
+
+    rows: list[Row]
+    label_next: list[str]
+
+
 def compare_models(
     before: Evaluable,
     after: Evaluable,
@@ -97,7 +106,7 @@ def compare_models(
     corrected: set[str],
     ancestor: Evaluable | None = None,
     excluded: Set[Path] = frozenset(),
-) -> list[Row]:
+) -> Comparison:
     """Compare the deployed model and the candidate on the validation splits of two data.yaml.
 
     ``teacher``: predictions for the mined frames; the uncertain ones are ignore regions.
@@ -112,7 +121,8 @@ def compare_models(
     rows = [*_compare(NEW, new[0], new[1], corrected), *_compare(BASE, old[0], old[1])]
     if ancestor is not None:
         rows += _compare(ANCESTOR, _judging(predict_split(ancestor, base), excluded), old[1])
-    return [*rows, _agreement(new[0], old[0], corrected)]
+    rows.append(_agreement(new[0], old[0], corrected))
+    return Comparison(rows, _most_telling(new[0], new[1], corrected))
 
 
 def _judging(result: SplitPredictions, excluded: Set[Path]) -> SplitPredictions:
@@ -130,6 +140,35 @@ def _judging(result: SplitPredictions, excluded: Set[Path]) -> SplitPredictions:
         for boxes in (result.truth, result.predictions)
     )
     return replace(result, images=images, truth=truth, predictions=predictions)
+
+
+def _most_telling(
+    before: SplitPredictions, after: SplitPredictions, corrected: set[str]
+) -> list[str]:
+    """Return the stems of frames without a person's labels in which the models differ, most first.
+
+    Two models differ by the scores of the boxes that the other one does not have.
+    """
+    found = [_by_frame(result.predictions) for result in (before, after)]
+    difference: dict[str, float] = {}
+    for image in before.images:
+        stem = before.paths[image["id"]].stem
+        own, others = (boxes[image["id"]] for boxes in found)
+        alone = [*_without_match(own, others), *_without_match(others, own)]
+        if stem not in corrected and alone:
+            difference[stem] = sum(box["score"] for box in alone)
+    return sorted(difference, key=lambda stem: -difference[stem])[:LABEL_NEXT]
+
+
+def _without_match(boxes: list[dict], others: list[dict]) -> list[dict]:
+    """Return the boxes, without background, that no other box of their class overlaps."""
+    found = []
+    for box in boxes:
+        if box["score"] >= IGNORE_BAND[0]:
+            same = [o for o in others if o["category_id"] == box["category_id"]
+                    and o["score"] >= IGNORE_BAND[0]]  # fmt: skip
+            found += [] if _matches(_xyxy([box]), _xyxy(same))[0] else [box]
+    return found
 
 
 def accepted(rows: list[Row]) -> bool:

@@ -246,7 +246,7 @@ def _judge(plan: Plan, inputs: _Inputs, candidate: Path) -> dict:
     """Compare the candidate with the deployed model; return the content of the .json."""
     base, mined = inputs.base.yaml_path, inputs.mined
     new = mined.data.yaml_path
-    rows = guard.compare_models(
+    rows, label_next = guard.compare_models(
         plan.model,
         str(candidate),
         base,
@@ -262,6 +262,7 @@ def _judge(plan: Plan, inputs: _Inputs, candidate: Path) -> dict:
         "outcome": outcome,
         "reason": reason,
         "notes": inputs.notes,
+        "label_next": label_next,
         "rows": guard_report.as_dicts(rows),
         "table": guard_report.as_table(rows),
         "interval": f"{100 * guard.CONFIDENCE:g} % over {guard.RESAMPLES} bootstrap resamples",
