@@ -33,7 +33,7 @@ def save_variant(path: Path, logit_shift: float, box_scale: float) -> Path:
     return path
 
 
-def one_per_frame(paths: list[Path], least: int) -> Blocks:
+def one_per_frame(paths: list[Path], least: float, objects: np.ndarray) -> Blocks:
     return Blocks(np.arange(len(paths)), "stretch")
 
 

@@ -12,7 +12,7 @@ Labels that a teacher wrote are no truth: on them mAP is the agreement with the 
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,7 +204,10 @@ def _judgeable(objects: int, blocks: float) -> str:
 
 def _blocks(result: SplitPredictions) -> Blocks:
     """Return the flights or stretches of the used frames."""
-    return frame_blocks([result.paths[i["id"]] for i in result.images], MIN_BLOCKS)
+    counts = Counter(box["image_id"] for box in result.truth)
+    paths = [result.paths[image["id"]] for image in result.images]
+    objects = np.array([counts[image["id"]] for image in result.images], np.int64)
+    return frame_blocks(paths, MIN_BLOCKS, objects)
 
 
 def _confident_and_agreeing(

@@ -27,6 +27,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from drone_kd_training.retraining.bootstrap import effective_blocks
+
 # Frames of a stretch, at most. In HIT-UAV's flights the differences between two models are
 # independent after about as many.
 STRETCH = 20
@@ -47,11 +49,12 @@ class Blocks(NamedTuple):
     unit: str
 
 
-def frame_blocks(paths: Sequence[Path], least: int) -> Blocks:
-    """Return the block of each frame: its flight if there are ``least`` flights, or its stretch.
+def frame_blocks(paths: Sequence[Path], least: float, objects: np.ndarray | None = None) -> Blocks:
+    """Return the block of each frame: its flight if ``least`` flights count, or its stretch.
 
     A long flight is cut into stretches of up to `STRETCH` neighbouring frames. What stretches show
-    is true of these flights; it takes flights to speak for others.
+    is true of these flights; it takes flights to speak for others. ``objects``: int64 (F,), by
+    which flights count, see `effective_blocks` (default: one in each frame).
     """
     names: list[tuple[str, ...]] = [()] * len(paths)  # flight, stretch; () tells nothing
     prefixes: defaultdict[str, _Run] = defaultdict(list)
@@ -65,12 +68,16 @@ def frame_blocks(paths: Sequence[Path], least: int) -> Blocks:
         for stretch, part in enumerate(parts):
             for index in part.tolist():
                 names[index] = (str(flight), str(stretch))
-    flights = [name[:1] for name in names]
-    by_flight = len(set(flights)) >= least
-    chosen = flights if by_flight else names
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(chosen))}
-    unit = "flight" if by_flight else "stretch"
-    return Blocks(np.array([numbers[name] for name in chosen], np.int64), unit)
+    counts = np.ones(len(paths), np.int64) if objects is None else objects
+    flights = _numbered([name[:1] for name in names])
+    if len(paths) and effective_blocks(flights, counts) >= least:
+        return Blocks(flights, "flight")
+    return Blocks(_numbered(names), "stretch")
+
+
+def _numbered(names: Sequence[tuple[str, ...]]) -> np.ndarray:
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names], np.int64)
 
 
 def _flights(prefixes: dict[str, _Run]) -> list[_Run]:
