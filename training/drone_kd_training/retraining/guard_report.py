@@ -77,6 +77,8 @@ def _missing(row: Row) -> str:
 
 def _unshown(rows: list[Row]) -> str:
     """Return how many blocks would show a gain as large as the measured one."""
+    if not rows:
+        return "the new flight or the base was not judged"
     row = max(rows, key=_needed)
     text, needed = f"not shown: {_listed(rows)}", _needed(row)
     if np.isfinite(needed):
