@@ -15,10 +15,10 @@ from drone_kd_training.mining.stages import SCENE_DISTANCE
 _HELD_OUT_OF = 5
 _HELD_OUT_SHARE = 0.25
 # Validation frames are this far in time from each training frame of their flight, in time blocks
-# (0.5 to 7.5 s), and this far in embedding from every training frame: of HIT-UAV's frames 4 % have
-# a nearer neighbour within the flight, none in another flight.
+# (0.5 to 7.5 s), and this far in embedding from every training frame: in HIT-UAV under 1 % of the
+# neighbours are nearer, and no frames of different flights.
 _GAP = 0.25
-_NEAR_DUPLICATE = SCENE_DISTANCE / 2
+_NEAR_DUPLICATE = SCENE_DISTANCE / 6
 # Novelty is the mean distance to this many nearest other scenes.
 _NEIGHBOURS = 3
 
