@@ -28,6 +28,7 @@ from drone_kd.simulation.scene import fly as fly_scene
 from drone_kd_training.data.dataset import image_paths, load_data, read_sample
 from drone_kd_training.export.calibration import spread
 from drone_kd_training.export.export import export
+from drone_kd_training.export.gate_outcomes import FAILS, outcome
 from drone_kd_training.export.parity import compare
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend
@@ -59,10 +60,9 @@ def precisions(a: argparse.Namespace, folder: Path) -> None:
     specs: dict[str, ModelSpec] = {}
     files: dict[str, Path] = {}
     for name, checkpoint, precision in plan:
-        before = a.checkpoint if checkpoint == a.aware else None
         files[name], specs[name] = export(
             checkpoint, folder / f"{len(files)}.onnx", precision, a.data, a.imgsz,
-            force=True, before=before,
+            force=True,
         )  # fmt: skip
     backends = {name: open_backend(path, runtime="onnxruntime") for name, path in files.items()}
     whole = TorchBackend(load_model(str(a.checkpoint))[0], a.imgsz)
@@ -86,7 +86,7 @@ def precisions(a: argparse.Namespace, folder: Path) -> None:
     for name, backend in backends.items():
         drift = compare(whole, backend, frames, least_score=SEEN).box_px
         p50, p99 = np.quantile(drift, [0.5, 0.99], method="higher") if len(drift) else (0, 0)
-        failed = [g for g, v in specs[name].gates.items() if v["measured"] > v["limit"]]
+        failed = [g for g, v in specs[name].gates.items() if outcome(v) == FAILS]
         score, size = 100 * specs[name].metrics["map50_95"], files[name].stat().st_size / 1e6
         cells = f"{score:.2f}", f"{size:.2f}", f"{np.median(times[name]):.1f}"
         gates = "; ".join(failed) or "hold"

@@ -18,6 +18,9 @@ print("classes:  ", ", ".join(spec.classes))
 print("input:    ", f"{spec.dtype} {spec.layout} {spec.input_shape}, {spec.colour}")
 print("precision:", spec.precision)
 for name, gate in spec.gates.items():
-    print("gate:     ", f"{name} {gate['measured']:g} ≤ {gate['limit']:g}")
+    outcome = "holds" if gate["measured"] <= gate["limit"] else "fails"
+    if gate.get("missing"):  # objects that the decision would need
+        outcome = "not enough data"
+    print("gate:     ", f"{name} {gate['measured']:g}, at most {gate['limit']:g}: {outcome}")
 print("licence:  ", spec.licence)
 print("lineage:  ", family_tree(path))

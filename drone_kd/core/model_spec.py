@@ -12,6 +12,8 @@ from drone_kd.parsing import ParseError, parse_json
 from drone_kd.text import is_plain, one_line, unsafe_character
 
 METADATA_KEY = "drone_kd"
+# Entry of its own, which earlier versions do not read: they refuse further keys of a gate.
+EVIDENCE_KEY = "drone_kd_gates"
 SCHEMA = 2
 HEADS = ("dense", "end2end")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -23,6 +25,7 @@ MAX_SIDE_PX, MAX_BATCH = 8192, 64
 MAX_INPUT_PX = 1 << 25  # of a whole batch: 400 MB as float32
 MAX_ENTRIES, MAX_TEXT = 1000, 2000  # of a table; characters of a text
 _LARGEST = 1e15  # of a number
+_GATE = ("measured", "limit")  # what each gate has
 
 _EXPORT_HINT = "export it with: drone-kd export best.pt --output model.onnx"
 # Another export of the same checkpoint would be refused alike.
@@ -59,7 +62,9 @@ class ModelSpec:
     # INT8 calibration: "frames" (number), "data" (data set) and "names_sha256" (of the frames'
     # names, one per line). Empty for other precisions.
     calibration: dict[str, int | str] = field(default_factory=dict)
-    # Checks of the export: name to "measured", which is ≤ "limit".
+    # Checks of the export: name to "measured" and "limit", to compare it with; as far as they are
+    # known "low" and "high" (95 % interval of "measured"), "count" (of objects) and "missing": how
+    # many more objects decide whether it holds, 0 if it is decided.
     gates: dict[str, dict[str, float]] = field(default_factory=dict)
     layout: str = "NHWC"  # layout, dtype and colour are one of INPUTS
     dtype: str = "uint8"
@@ -110,9 +115,13 @@ class ModelSpec:
         return self.batch, None, 6
 
     def to_metadata(self) -> dict[str, str]:
-        """Return the ONNX metadata entry that `from_metadata` reads."""
-        record = {"schema": SCHEMA, **asdict(self)}
-        return {METADATA_KEY: json.dumps(record, allow_nan=False)}
+        """Return the ONNX metadata entries that `from_metadata` reads."""
+        gates = {name: {key: gate[key] for key in _GATE} for name, gate in self.gates.items()}
+        record = {"schema": SCHEMA, **asdict(self), "gates": gates}
+        entries = {METADATA_KEY: json.dumps(record, allow_nan=False)}
+        if gates != self.gates:
+            entries[EVIDENCE_KEY] = json.dumps(self.gates, allow_nan=False)
+        return entries
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelSpec:
@@ -136,6 +145,8 @@ class ModelSpec:
                 raise ModelError(f"model metadata: {problem} {names}; {_EXPORT_HINT}")
         if isinstance(record["classes"], list):
             record["classes"] = tuple(record["classes"])
+        if EVIDENCE_KEY in metadata:
+            record["gates"] = _with_evidence(record["gates"], metadata[EVIDENCE_KEY])
         return cls(**record)
 
 
@@ -208,7 +219,24 @@ def _are_values(mapping: object, is_valid: Callable[[object], bool]) -> bool:
 
 
 def _is_gate(value: object) -> bool:
-    return isinstance(value, dict) and set(value) == {"measured", "limit"} and are_finite(value)
+    return (
+        isinstance(value, dict)
+        and {*_GATE} <= set(value) <= {*_GATE, "low", "high", "count", "missing"}
+        and are_finite(value)
+    )
+
+
+def _with_evidence(gates: object, text: str) -> object:
+    """Return the gates of the second entry, if it is about the same gates as the first."""
+    try:
+        evidence = parse_json(text, EVIDENCE_KEY)
+    except ParseError:
+        evidence = None
+    same = (
+        isinstance(gates, dict) and isinstance(evidence, dict) and evidence.keys() == gates.keys()
+    )
+    _require(same, EVIDENCE_KEY, "the evidence of each gate", text)
+    return evidence
 
 
 def _is_calibration(value: object, precision: str) -> bool:

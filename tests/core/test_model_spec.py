@@ -3,7 +3,7 @@ import json
 import pytest
 
 import class_names
-from drone_kd.core.model_spec import METADATA_KEY, ModelError, ModelSpec
+from drone_kd.core.model_spec import EVIDENCE_KEY, METADATA_KEY, ModelError, ModelSpec
 from tiny_model import tiny_spec
 
 
@@ -25,6 +25,31 @@ def test_round_trip_through_metadata():
         gates={"box": {"measured": 0.5, "limit": 1.0}},
     )
     assert ModelSpec.from_metadata(spec.to_metadata()) == spec
+
+
+EVIDENCE = {"measured": 0.5, "limit": 1.0, "low": 0.1, "high": 1.2, "count": 40, "missing": 9}
+
+
+def test_evidence_of_gates_is_an_entry_of_its_own():
+    """Earlier versions accept gates with a measured value and a limit, and nothing else."""
+    spec = tiny_spec(gates={"box": {"measured": 0.1, "limit": 1}, "boxes lost": EVIDENCE})
+    entries = spec.to_metadata()
+    for gate in json.loads(entries[METADATA_KEY])["gates"].values():
+        assert set(gate) == {"measured", "limit"}
+    assert ModelSpec.from_metadata(entries) == spec
+    old = ModelSpec.from_metadata({METADATA_KEY: entries[METADATA_KEY]})
+    assert old.gates["boxes lost"] == {"measured": 0.5, "limit": 1.0}
+    assert EVIDENCE_KEY not in old.to_metadata()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"box": {"measured": 1}}', '{"box": {"measured": 1, "x": 1}}']
+)
+def test_damaged_evidence_is_rejected_in_one_line(text):
+    entries = tiny_spec(gates={"box": EVIDENCE}).to_metadata()
+    with pytest.raises(ModelError, match="gates: expected") as error:
+        ModelSpec.from_metadata({**entries, EVIDENCE_KEY: text})
+    assert "\n" not in str(error.value)
 
 
 def test_shapes():

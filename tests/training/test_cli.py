@@ -189,9 +189,9 @@ def test_export_passes_its_options_on(call, tmp_path, capsys):
     output = tmp_path / "model.onnx"
     spec = tiny_spec(metrics={"map50": 0.5}, gates={"box": {"measured": 0.1, "limit": 0.2}})
     calls = call("drone_kd_training.export.export.export", (output, spec))
-    options = ["--precision", "int8", "--data", "d.yaml", "--imgsz", "384x640", "--from", "f.pt"]
+    options = ["--precision", "int8", "--data", "d.yaml", "--imgsz", "384x640"]
     assert run("export", "best.pt", "--output", output, *options) == 0
-    named = {"precision": "int8", "data": "d.yaml", "imgsz": (384, 640), "before": Path("f.pt")}
+    named = {"precision": "int8", "data": "d.yaml", "imgsz": (384, 640)}
     named |= {"batch": 1, "input_": "uint8-nhwc", "force": False}
     named |= {"licence": "AGPL-3.0", "attribution": "", "ancestry": ""}
     assert calls == [((Path("best.pt"), output), named)]

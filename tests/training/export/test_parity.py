@@ -37,3 +37,9 @@ def test_class_is_not_compared_at_negligible_scores():
     assert _differences(a, b)[0].tolist() == [0, 0]
     confident = np.array([0, 0, 0, 0, 0.5, 0], np.float32)
     assert _differences(a + confident, b + confident)[0].tolist() == [81, 0]
+
+
+def test_not_a_number_is_as_bad_as_a_missing_row():
+    a = np.array([[0, 0, 9, 9, 0.5, 0], [50, 50, 90, 90, 0.4, 1]], np.float32)
+    box, score = _differences(a, np.full_like(a, np.nan))
+    assert np.isinf(box).all() and np.isinf(score).all()

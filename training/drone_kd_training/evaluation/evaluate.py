@@ -130,7 +130,7 @@ def predict_split(
     overlap = parameter_defaults("detector.yaml")["tile_overlap"]
     tiles = {"tiling": tiling, "tile_overlap": overlap}
     detector = Detector(backend, CONFIDENCE, IOU, MAX_DETECTIONS, **tiles)
-    to_data = _class_map(backend.spec.classes, dataset, only, classes or {})
+    to_data = class_map(backend.spec.classes, dataset, only, classes or {})
     known = sorted({*to_data.tolist()} - {-1})
     paths = image_paths(folder)
     images: list[dict] = []
@@ -151,7 +151,7 @@ def predict_split(
     return SplitPredictions(dataset.names, known, paths, images, truth, predictions, ignored)
 
 
-def _class_map(
+def class_map(
     model_classes: tuple[str, ...],
     dataset: DataSet,
     only: tuple[str, ...],

@@ -24,8 +24,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=1, metavar="N", help="images per inference")
     inputs = "BGR images, scaled in the graph; float32-nchw: RGB, 0 to 1, for other programs"
     add("--input", choices=INPUTS, default="uint8-nhwc", help=f"uint8-nhwc: {inputs}")
-    start = "quantization-aware training: the float one that it started from, to compare with"
-    add("--from", dest="from_", type=Path, metavar="float.pt", help=f"for a checkpoint of {start}")
     add("--force", action="store_true", help="write a file that fails a gate, as NAME.failed.onnx")
     add_trust_option(parser)
     add = parser.add_argument_group("metadata").add_argument
@@ -37,7 +35,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export and print the gates, the metrics and the file's name."""
-    from drone_kd_training.export.export import export, gate_table
+    from drone_kd_training.export.export import export
+    from drone_kd_training.export.gate_table import gate_table, undecided
 
     a = arguments
     output, spec = export(
@@ -49,14 +48,15 @@ def run(arguments: argparse.Namespace) -> int:
         batch=a.batch,
         input_=a.input,
         force=a.force,
-        before=a.from_,
         licence=a.licence,
         attribution=a.attribution,
         ancestry=a.ancestry,
     )
     print(gate_table(spec))
     for name, value in spec.metrics.items():
-        print(f"{name:<28}{100 * value:>12.2f}")
+        print(f"{name:<27}{100 * value:>10.2f}")
+    if line := undecided(spec):
+        print(line, file=sys.stderr)
     if output != a.output:
         print(f"a gate failed: written as {output}, because of --force", file=sys.stderr)
     print(output)

@@ -57,6 +57,6 @@ def _differences(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     other_class = has_class & (a[:, None, 5] != b[None, :, 5])
     cost = np.where(other_class, np.inf, box + _PX_PER_SCORE * score)
     rows, partner = np.arange(len(a)), cost.argmin(axis=1)
-    missing = np.isinf(cost[rows, partner])
+    missing = ~np.isfinite(cost[rows, partner])  # also where an output is not a number
     box, score = (np.where(missing, np.inf, d[rows, partner]) for d in (box, score))
     return box, score

@@ -100,6 +100,15 @@ def trained_ranges(graph: nn.Module) -> QuantizationRanges | None:
     return inputs, weights
 
 
+def without_quantizers(model: nn.Module) -> nn.Module:
+    """Return a model without its quantizers, copied if it has any: its weights in float32."""
+    if not is_qat(model):
+        return model
+    plain = deepcopy(model)
+    strip_qat(plain)
+    return plain
+
+
 class _ToFloat(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return features.float()

@@ -34,7 +34,8 @@ from drone_kd_training.data.generate import generate
 from drone_kd_training.distillation.config import NO_TEACHER, Config
 from drone_kd_training.distillation.criterion import computes_in_bfloat16
 from drone_kd_training.distillation.run_report import effect
-from drone_kd_training.export.export import export, gate_table
+from drone_kd_training.export.export import export
+from drone_kd_training.export.gate_table import gate_table
 from drone_kd_training.models.checkpoints import PACKAGED_MODELS
 from drone_kd_training.recipes.demo_flight import fly
 from drone_kd_training.recipes.demo_image import compare_models

@@ -14,7 +14,7 @@ Schnepel and Steigerwald, "Asymptotic behavior of a t-test robust to cluster het
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -66,15 +66,16 @@ class Matches:
             for area in AREAS
         }
 
-    def precision(self, area: str, resamples: np.ndarray) -> np.ndarray:
+    def precision(self, area: str, resamples: np.ndarray, ious: slice = slice(None)) -> np.ndarray:
         """Return the AP over IoU 0.5 to 0.95 of an area of `AREAS`, by class and resample.
 
-        ``resamples``: int64 (N, F), count of each frame; all ones give the plain figure. Returns
-        float64 (C, N) in [0, 1]; NaN for a resample without such an object.
+        ``resamples``: int64 (N, F), count of each frame; all ones give the plain figure. ``ious``:
+        the IoU thresholds to use; slice(1) is 0.5. Returns float64 (C, N) in [0, 1]; NaN for a
+        resample without such an object.
         """
-        return np.array(
-            [average_precision(self.matched[k, area], resamples) for k in range(self.classes)]
-        )
+        matched = [self.matched[k, area] for k in range(self.classes)]
+        chosen = [replace(m, hit=m.hit[ious], counts=m.counts[ious]) for m in matched]
+        return np.array([average_precision(m, resamples) for m in chosen])
 
     def frame_objects(self, area: str) -> np.ndarray:
         """Return the number of objects of a size by class and frame, int64 (C, F)."""
