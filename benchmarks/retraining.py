@@ -371,7 +371,7 @@ def run_row(arm: Arm, seed: int, shared: Shared) -> dict:
     row["reasons"] = "; ".join(
         f"{r['domain']} {r['part']}: {r['verdict']}"
         for r in found["rows"]
-        if r["verdict"] in ("worse", "not shown")
+        if r["verdict"] in ("worse", "not shown", "not enough flights")
     )
     row["new_before"] = score(shared.flying, "new", shared)
     row["new_after"] = score(folder / "run" / CANDIDATE, "new", shared)

@@ -119,6 +119,7 @@ def test_mine_makes_its_settings_of_the_options(option, call, tmp_path):
 @pytest.mark.parametrize("accepted", [True, False])
 def test_retrain_records_the_typed_command(accepted, call, tmp_path, capsys):
     found = {"accepted": accepted, "table": "| table |", "model": "m.onnx"}
+    found |= {"outcome": "not enough flights", "reason": "why", "label_next": ["a-1", "b-2"]}
     calls = call("drone_kd_training.retraining.retrain.retrain", found)
     typed = [
         "retrain",
@@ -137,7 +138,9 @@ def test_retrain_records_the_typed_command(accepted, call, tmp_path, capsys):
     command = "drone-kd retrain 'm x.pt' --mined m --data d --teacher t --keep 0.25 "
     assert calls == [((plan, tmp_path, f"{command}--output {tmp_path}"), {})]
     printed = capsys.readouterr().out
-    assert "| table |" in printed and ("accepted: m.onnx" in printed) is accepted
+    assert "| table |" in printed and ("accepted: why: m.onnx" in printed) is accepted
+    for text in ("not enough flights: why", "label next (of the held-out frames): a-1, b-2"):
+        assert (text in printed) is not accepted
 
 
 def test_compare_makes_its_runs_of_the_options(call, tmp_path, capsys):

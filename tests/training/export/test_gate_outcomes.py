@@ -1,12 +1,12 @@
 import numpy as np
 
 from drone_kd_training.export.gate_outcomes import FAILS, HOLDS, NOT_ENOUGH, judge, outcome
-from drone_kd_training.retraining.bootstrap import resample_frames
+from drone_kd_training.retraining.bootstrap import resample_blocks
 
 
 def test_outcomes():
     """A mean of known values over 60 images: its interval decides."""
-    weights = resample_frames(60, 100)
+    weights = resample_blocks(np.arange(60), 100)
 
     def of(values: np.ndarray, per_image: int = 1) -> dict[str, float]:
         total, objects = values * per_image, np.full(60, per_image)

@@ -20,6 +20,7 @@ import pytest
 from drone_kd.cli import main
 from drone_kd_training.data.dataset import image_paths, load_data, read_sample
 from drone_kd_training.mining import mined_dataset, stages
+from drone_kd_training.mining.flight_ledger import JUDGE, assign_sides
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 from drone_kd_training.teachers.teachers import open_teacher
 from folder_contents import contents
@@ -321,3 +322,15 @@ def test_bag_with_a_problem_in_every_frame_gives_few_lines(teacher, student, tmp
     assert mine(tmp_path / "mined", bag, teacher=teacher, student=student, frames=4) == 2
     captured = capsys.readouterr()
     assert captured.out.count("WARNING") <= 51 and "\x1b" not in captured.out + captured.err
+
+
+@pytest.mark.slow
+def test_flight_of_the_ledger_keeps_its_side_also_as_its_file(bag, teacher, student, tmp_path):
+    other = tmp_path / "other.mcap"
+    other.write_text("an earlier flight")
+    ledger = tmp_path / "ledger.json"
+    assert assign_sides([str(other), str(bag)], ledger)[str(bag)] == JUDGE
+    file = next(path for path in bag.iterdir() if path.suffix in (".mcap", ".db3"))
+    models = {"teacher": teacher, "student": student}
+    assert mine(tmp_path / "mined", file, **models, extra=("--ledger", str(ledger))) == 0
+    assert {row["split"] for row in table(tmp_path / "mined")} == {"val"}

@@ -13,6 +13,9 @@ def candidates(count, scenes, seed=0):
         {
             "name": f"{i:04d}",
             "block": i * 20 // count,
+            "held_out": held_out(i * 20 // count),
+            "flight": "a",
+            "time": i * 20 / count,
             "embedding": places[i * scenes // count].tolist(),
             "disagreement": float(rng.random()),
             "uncertainty": float(rng.random()),
@@ -70,3 +73,26 @@ def test_one_reason_alone():
     taken = {row["name"] for row in rows if row["split"] == "train"}
     learn = [c for c in made if not held_out(c["block"])]
     assert taken == {c["name"] for c in sorted(learn, key=lambda c: -c["uncertainty"])[:10]}
+
+
+def test_validation_frames_are_no_neighbours_of_training_frames():
+    made = candidates(400, 400)
+    rows = pick(made, 300, 1)
+    times = {split: np.array([row["time"] for row in rows if row["split"] == split])
+             for split in ("train", "val")}  # fmt: skip
+    assert len(times["val"]) > 10
+    assert np.abs(times["val"][:, None] - times["train"]).min() >= 0.25
+    # Times of another flight mean nothing.
+    alone = [{**c, "flight": "b"} if c["held_out"] else c for c in made]
+    chosen = [row["time"] for row in pick(alone, 300, 1) if row["split"] == "val"]
+    assert np.abs(np.array(chosen)[:, None] - times["train"]).min() < 0.25
+
+
+def test_validation_frames_are_no_near_duplicates_of_training_frames():
+    made = candidates(400, 400)
+    for c in made[1:]:
+        if c["held_out"]:
+            c["embedding"] = made[0]["embedding"]
+    chosen = [row for row in pick(made, 300, 1) if row["split"] == "train"]
+    assert made[0]["name"] in {row["name"] for row in chosen}
+    assert not [row for row in pick(made, 300, 1) if row["split"] == "val"]

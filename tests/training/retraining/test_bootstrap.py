@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from drone_kd.metrics import annotation, mean_precision, precision
-from drone_kd_training.retraining.bootstrap import AREAS, Matches, resample_frames
+from drone_kd_training.retraining.bootstrap import (
+    AREAS,
+    Matches,
+    effective_blocks,
+    interval,
+    resample_blocks,
+)
 
 pytest.importorskip("pycocotools", reason="needs pycocotools: pip install drone_kd[simulation]")
 
@@ -37,7 +43,7 @@ def test_every_frame_once_gives_the_figure_of_pycocotools(seed):
 
 def test_frame_drawn_twice_counts_as_two_frames():
     images, truth, found = random_predictions(3)
-    counts = resample_frames(12, 1, seed=5)[0]
+    counts = resample_blocks(np.arange(12), 1, seed=5)[0]
     assert counts.sum() == 12
     assert counts.max() > 1
     drawn = [frame for frame, n in enumerate(counts) for _ in range(n)]
@@ -57,9 +63,9 @@ def test_frame_drawn_twice_counts_as_two_frames():
 def test_objects_are_counted_by_class_and_size():
     images, truth, found = random_predictions(4)
     matches = Matches(images, truth, found, [0, 1])
-    assert matches.objects("all").sum() == len(truth)
+    assert matches.frame_objects("all").sum() == len(truth)
     tiny = [box for box in truth if box["area"] <= 16**2]
-    assert matches.objects("tiny").sum() == len(tiny)
+    assert matches.frame_objects("tiny").sum() == len(tiny)
 
 
 def test_resample_without_an_object_has_no_figure():
@@ -67,3 +73,29 @@ def test_resample_without_an_object_has_no_figure():
     nothing = np.zeros((1, 12), np.int64)
     nothing[0, 0] = 12  # twelve times the empty frame
     assert np.isnan(Matches(images, truth, found, [0, 1]).precision("all", nothing)).all()
+
+
+def test_frames_of_a_block_are_drawn_together():
+    of_frame = np.repeat(np.arange(4), 3)
+    counts = resample_blocks(of_frame, 50)
+    assert counts.shape == (50, 12)
+    assert (counts[:, ::3].sum(axis=1) == 4).all()
+    assert (counts.reshape(50, 4, 3) == counts[:, ::3, None]).all()
+
+
+def test_block_with_most_objects_leaves_few_effective_blocks():
+    of_frame = np.repeat(np.arange(6), 2)
+    assert effective_blocks(of_frame, np.full(12, 5)) == pytest.approx(6)
+    assert effective_blocks(of_frame, np.array([500, 500] + [1] * 10)) < 1.1
+    assert effective_blocks(of_frame, np.zeros(12, int)) == 0
+
+
+@pytest.mark.parametrize("blocks", [6, 12, 40])
+def test_interval_of_a_mean_covers_the_truth_as_often_as_it_says(blocks):
+    rng = np.random.default_rng(0)
+    resamples = resample_blocks(np.arange(blocks), 300)
+    missed = 0
+    for values in rng.normal(0, 1, (2000, blocks)):
+        means = resamples @ values / blocks
+        missed += interval(values.mean(), means, blocks, 0.95)[0] > 0
+    assert 0.015 < missed / 2000 < 0.035  # 2.5 % on each side

@@ -1,10 +1,12 @@
 """Retraining on the output of `mine`; the teacher predicts the true boxes."""
 
 import json
+import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,15 +15,20 @@ import yaml
 import drone_kd_training.retraining.guard
 import drone_kd_training.retraining.retrain
 from drone_kd.cli import main
-from drone_kd.lineage import generations, read_ancestry
+from drone_kd.lineage import descend, generations, read_ancestry
+from drone_kd_training.data.dataset import image_paths, load_data, write_list
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.export.export import export
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.retraining.guard import FEW, HOLDS, MIN_OBJECTS, WORSE
-from drone_kd_training.retraining.training_set import read_mined
+from drone_kd_training.retraining.training_set import (
+    excluded_frames,
+    read_mined,
+    teacher_labelled,
+)
 from folder_contents import contents
 from square_detector import draw_squares, save_square_detector
-from tiny_training import NAMES, save_checkpoint
+from tiny_training import NAMES, SIZE, save_checkpoint
 
 # Squares of the base and of the mined flight, in pixels; boxes of the deployed model.
 BASE_SIDE, NEW_SIDE, DEPLOYED_SIDE = 14, 16, 12
@@ -32,9 +39,11 @@ def few_resamples(monkeypatch):
     monkeypatch.setattr(drone_kd_training.retraining.guard, "RESAMPLES", 50)
 
 
-def mine(root: Path, names=NAMES, prefix: str = "flight-", train: int = 6, val: int = 2) -> Path:
+def mine(
+    root: Path, names=NAMES, prefix: str = "flight-", train: int = 6, val: int = 2, side=NEW_SIDE
+) -> Path:
     """Draw a folder as `mine` writes it, with a teacher's predictions."""
-    draw_squares(root, NEW_SIDE, train, val, prefix)
+    draw_squares(root, side, train, val, prefix)
     (root / "predictions").mkdir()
     (root / "predictions" / "classes.txt").write_text("".join(f"{name}\n" for name in names))
     for label in (root / "labels").rglob("*.txt"):
@@ -46,12 +55,12 @@ def mine(root: Path, names=NAMES, prefix: str = "flight-", train: int = 6, val: 
 
 @pytest.fixture(scope="module")
 def mined(tmp_path_factory) -> Path:
-    return mine(tmp_path_factory.mktemp("mined") / "mined", val=52)
+    return mine(tmp_path_factory.mktemp("mined") / "mined", val=120)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    return draw_squares(tmp_path_factory.mktemp("base"), BASE_SIDE, train=12, val=52)
+    return draw_squares(tmp_path_factory.mktemp("base"), BASE_SIDE, train=12, val=120)
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +258,93 @@ def test_parent_is_part_of_the_lineage(mined, base, deployed, training, tmp_path
     _, ancestor = generations(Path(model))
     assert ancestor == generations(parent)[0]
     assert read_ancestry(Path(model)) == "taught by a test"
+
+
+@pytest.mark.slow
+def test_first_model_of_the_lineage_is_compared_with_on_the_base(
+    mined, base, deployed, training, tmp_path, capsys
+):
+    """The first model had the base's box size: the deployed one and the candidate lost it."""
+    first, _ = export(save_square_detector(tmp_path / "first.pt", (14, 14)), tmp_path / "1.onnx")
+    lineage = descend(first, "the round before", {})
+    parent, _ = export(deployed, tmp_path / "parent.onnx", lineage=lineage)
+    training.side = DEPLOYED_SIDE
+    arguments = command(deployed, mined, base, tmp_path / "out", "--parent", str(parent))
+    assert main(arguments) == 3
+    rows = read_rows(tmp_path / "out" / "refused.json")
+    assert rows["base", "all"]["verdict"] == HOLDS
+    assert rows["ancestor", "all"]["verdict"] == WORSE
+    assert "worse than allowed: new all" in capsys.readouterr().out
+
+
+def test_unusable_ancestor_is_refused_in_one_line(mined, base, deployed, tmp_path, capsys):
+    parent, _ = export(deployed, tmp_path / "parent.onnx")
+    ships = save_checkpoint(tmp_path / "ships.pt", names=("ship", "car"))
+    for more, message in (
+        (["--ancestor", "nowhere.pt"], "no such file"),
+        (["--ancestor", str(ships)], "--ancestor has ['ship', 'car']"),
+        (["--ancestor", str(ships), "--parent", str(parent)], "begins with"),
+    ):
+        assert main(command(deployed, mined, base, tmp_path / "out", *more)) == 2
+        line = capsys.readouterr().err
+        assert message in line and len(line.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_labels_of_a_teacher_in_the_base_are_no_truth(
+    mined, base, deployed, training, tmp_path, capsys
+):
+    """Mined frames of an earlier round joined the base; a person corrected one of them."""
+    earlier = mine(tmp_path / "earlier", prefix="early-", train=3, val=3, side=18)
+    (earlier / "mined.csv").touch()
+    (earlier / "corrected.txt").write_text("early-train-001\nearly-val-001\n")
+    data = load_data(base)
+    lists = {}
+    for split in ("train", "val"):
+        lists[split] = tmp_path / f"{split}.txt"
+        own = image_paths(earlier / "images" / split)
+        write_list(lists[split], [*image_paths(getattr(data, split)), *own])
+    joined = replace(data, **lists).write_resolved(tmp_path / "joined.yaml")
+    arguments = command(deployed, mined, joined, tmp_path / "out", "--replay", "0.9")
+    assert main(arguments) == 3
+    taught = teacher_labelled(image_paths(lists["val"]))
+    assert {path.stem for path in taught} == {"early-val-000", "early-val-002"}
+    # Squares at one place are near duplicates, too.
+    excluded = int(re.findall(r"NOTE (\d+) validation frames", capsys.readouterr().out)[0])
+    rows = read_rows(tmp_path / "out" / "refused.json")
+    assert rows["base", "all"]["objects"] + rows["new", "all"]["objects"] == 243 - excluded
+    unlabelled, labelled = (
+        (tmp_path / "out" / f"{name}.txt").read_text() for name in ("unlabelled", "labelled")
+    )
+    for name in ("early-train-000", "early-train-002"):
+        assert name in unlabelled and name not in labelled
+    assert "early-train-001" in labelled
+
+
+def test_held_out_frames_that_repeat_learning_frames_judge_nothing(
+    mined, base, deployed, tmp_path, capsys
+):
+    folder = shutil.copytree(mined, tmp_path / "mined")
+    for path in (folder / "images" / "val").iterdir():
+        image = structured_image(int(path.stem[-3:]))
+        assert cv2.imwrite(str(path), image)
+    held_out = sorted((folder / "images" / "val").iterdir())
+    learning = sorted((folder / "images" / "train").iterdir())
+    shutil.copyfile(held_out[3], learning[0])
+    read = read_mined(folder)
+    assert excluded_frames(load_data(base), read, []) == {held_out[3].resolve()}
+    for path in held_out:
+        path.write_bytes(learning[0].read_bytes())
+    assert main(command(deployed, folder, base, tmp_path / "out")) == 2
+    line = capsys.readouterr().err
+    assert "120 that repeat learning frames" in line
+    assert len(line.strip().splitlines()) == 1
+
+
+def structured_image(seed: int) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(60, 200, (20, 20, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
 
 
 def test_parent_of_another_checkpoint_is_refused(mined, base, deployed, tmp_path, capsys):

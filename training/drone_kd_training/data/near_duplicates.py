@@ -60,16 +60,16 @@ class _Place(NamedTuple):
 class NearDuplicates:
     """Index of images, which finds one that an image is a near duplicate of.
 
-    Images that cannot be read are left out.
+    Images that cannot be read are left out. ``kind``: of the images, for the progress line.
     """
 
-    def __init__(self, paths: Iterable[Path]) -> None:
+    def __init__(self, paths: Iterable[Path], kind: str = "validation") -> None:
         listed = list(paths)
         every = max(1, -(-len(listed) // MAX_SEARCHED))
         self._paths: list[Path] = []
         self._searched: list[tuple[Path, _Cells]] = []
         thumbnails = []
-        for number, path in enumerate(track(listed, "Read validation images", "image")):
+        for number, path in enumerate(track(listed, f"Read {kind} images", "image")):
             try:
                 image = read_image(path)
             except SourceError:

@@ -27,7 +27,7 @@ from drone_kd_training.data.dataset import DataError, DataSet, Sample, image_pat
 from drone_kd_training.evaluation.evaluate import CONFIDENCE, IOU, class_map
 from drone_kd_training.export.calibration import spread
 from drone_kd_training.export.gate_outcomes import judge
-from drone_kd_training.retraining.bootstrap import Matches, resample_frames
+from drone_kd_training.retraining.bootstrap import Matches, resample_blocks
 
 # Name of the gate that every export with data has.
 INVALID = "frames with invalid output"
@@ -158,7 +158,7 @@ def measure(
     """
     limits = LIMITS[precision]
     compared = [frame for frame in flight.frames if frame.compared]
-    weights = resample_frames(len(compared), RESAMPLES)
+    weights = resample_blocks(np.arange(len(compared)), RESAMPLES)
     agreement = _agreement(flight, compared, limits, weights)
     of_labels, metrics = _against_labels(flight, compared, limits, weights)
     mean_ap, aps = _mean_ap(flight, limits, weights if precision != "fp32" else None)

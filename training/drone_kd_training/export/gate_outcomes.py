@@ -47,7 +47,7 @@ def judge(
 
     Args:
         figure: mean over ``count`` objects in ``images`` images.
-        weights: resampled images, see `resample_frames`.
+        weights: resampled images, see `resample_blocks`.
         limit: largest value of the figure.
         scale: factor for the gate, 100 for percent.
         share: False for a mean of values that are small for most objects.

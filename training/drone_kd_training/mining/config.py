@@ -30,3 +30,9 @@ class Settings:
         aliases=("--sure",),  # of version 0.1
         help="a box of the teacher above this score is a pseudo-label",
     )
+    ledger: str = option(
+        "",
+        metavar="FILE",
+        help="record that keeps each flight on one side for ever, for learning or for judging "
+        "(default: time blocks of each flight are held out)",
+    )

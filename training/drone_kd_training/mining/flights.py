@@ -157,17 +157,21 @@ def fingerprint(path: Path) -> str:
     """
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        name = file.relative_to(path) if path.is_dir() else ""
-        try:
-            with open_regular(file) as content:
-                size = os.fstat(content.fileno()).st_size
-                digest.update(os.fsencode(f"{name} {size}\n"))
-                digest.update(content.read(_FINGERPRINT_BYTES))
-                content.seek(max(0, size - _FINGERPRINT_BYTES))
-                digest.update(content.read(_FINGERPRINT_BYTES))
-        except (ParseError, OSError) as error:
-            raise SourceError(one_line(error)) from None
+        update_with_file(digest, file, str(file.relative_to(path)) if path.is_dir() else "")
     return digest.hexdigest()[:8]
+
+
+def update_with_file(digest: hashlib._Hash, file: Path, name: str = "") -> None:
+    """Add name, size and both ends of a file to a digest; SourceError: it cannot be read."""
+    try:
+        with open_regular(file) as content:
+            size = os.fstat(content.fileno()).st_size
+            digest.update(os.fsencode(f"{name} {size}\n"))
+            digest.update(content.read(_FINGERPRINT_BYTES))
+            content.seek(max(0, size - _FINGERPRINT_BYTES))
+            digest.update(content.read(_FINGERPRINT_BYTES))
+    except (ParseError, OSError) as error:
+        raise SourceError(one_line(error)) from None
 
 
 def _plan_bag(

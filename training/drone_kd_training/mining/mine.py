@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,10 @@ from drone_kd_training.data.folders import own_folder, real_folder
 from drone_kd_training.data.names import DataError
 from drone_kd_training.mining import mined_dataset, stages
 from drone_kd_training.mining.config import Settings
+from drone_kd_training.mining.flight_ledger import JUDGE, assign_sides
 from drone_kd_training.mining.flights import Segment, plan
 from drone_kd_training.mining.remote_flights import shown_flight
-from drone_kd_training.mining.selection import add_scenes, pick
+from drone_kd_training.mining.selection import add_scenes, held_out, pick
 from drone_kd_training.mining.student_and_teacher import Models, open_models
 from drone_kd_training.models.checkpoints import resolve_model
 
@@ -80,6 +81,7 @@ def mine(
     models = open_models(settings.teacher, settings.student)
     segments = plan(flights, list(topics), lambda error: warn(f"WARNING {one_line(error, 400)}"))
     work = _work_folder(output, settings, segments)
+    sides = assign_sides(flights, Path(settings.ledger)) if settings.ledger else {}
     if cluster is None:
         workers: InProcess | Cluster = InProcess(models)
     else:
@@ -89,7 +91,7 @@ def mine(
     try:
         done = _score(work, segments, settings, workers.score)
         _report(done, warn)
-        chosen = _choose(segments, done, settings, warn)
+        chosen = _choose(segments, done, settings, sides, warn)
         _label(work, chosen, workers.label, settings.pseudo_threshold)
         rows = [row for _, rows in chosen for row in rows]
         if not mined_dataset.finish(work, rows, models.names):
@@ -175,8 +177,13 @@ def _report(done: dict[str, Row], warn: Warn) -> None:
 
 
 def _choose(
-    segments: list[Segment], done: dict[str, Row], settings: Settings, warn: Warn
+    segments: list[Segment],
+    done: dict[str, Row],
+    settings: Settings,
+    sides: Mapping[str, str],
+    warn: Warn,
 ) -> Chosen:
+    """Choose frames; ``sides``: of the flights in the ledger, see `flight_ledger`."""
     candidates: list[Row] = []
     leaders: list[int] = []
     segment_of: dict[str, Segment] = {}
@@ -185,7 +192,14 @@ def _choose(
         flight, topic = shown_flight(segment.flight), one_line(segment.topic)
         for candidate in done[segment.key]["candidates"]:
             leaders.append(first + candidate.pop("leader"))
-            candidates.append({**candidate, "flight": flight, "topic": topic})
+            side = sides.get(segment.flight)
+            more = {
+                "flight": flight,
+                "topic": topic,
+                "time": _time(segment, candidate),
+                "held_out": held_out(candidate["block"]) if side is None else side == JUDGE,
+            }
+            candidates.append({**candidate, **more})
             segment_of[candidate["name"]] = segment
     add_scenes(candidates, leaders)
     rows = pick(candidates, settings.frames, settings.per_scene, settings.shares)
@@ -200,6 +214,13 @@ def _choose(
     for row in rows:
         by_segment.setdefault(segment_of[row["name"]], []).append(row)
     return list(by_segment.items())
+
+
+def _time(segment: Segment, candidate: Row) -> float:
+    """Return the time of a frame in time blocks of its flight; only differences have a meaning."""
+    if segment.topic:  # stamps, which may be of another clock than the recorder's
+        return candidate["stamp_s"] * 1e9 / segment.block
+    return (segment.start + candidate["index"]) / segment.block
 
 
 def _label(work: Path, chosen: Chosen, label: Callable[..., Iterator], confident: float) -> None:

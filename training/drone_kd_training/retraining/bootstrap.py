@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Bootstrap of average precision over frames: frames are matched once, then only re-weighted.
+"""Bootstrap of average precision over blocks of frames: frames are matched once, then re-weighted.
 
-Efron, "Bootstrap methods" (Annals of Statistics 1979): resampling the frames with replacement
-estimates how a figure varies between sets of frames of the same kind.
+Efron, "Bootstrap methods" (Annals of Statistics 1979): resampling with replacement estimates how a
+figure varies between sets of the same kind. Whole blocks are drawn (`retraining.stretches`),
+because frames of a block are not independent.
+
+A bootstrap of few blocks gives too narrow intervals. So an interval is the plain figure ± the
+bootstrap's standard error times a quantile of Student's t, enlarged by sqrt(n / (n - 1))
+(Hesterberg, "What teachers should know about the bootstrap", 2015). n is the effective
+number of blocks, because a block with most of the objects counts more than others (Carter,
+Schnepel and Steigerwald, "Asymptotic behavior of a t-test robust to cluster heterogeneity", 2017).
 """
 
 from __future__ import annotations
@@ -10,15 +17,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from drone_kd.metrics import SIZES, match_frames
 
 # Object sizes of a score: all, and each of SIZES.
 AREAS = ("all", *SIZES)
+# Recall steps of COCO's AP.
+_RECALLS = np.linspace(0, 1, 101)
+# Predictions times resamples that are computed at once: bounds memory to about 100 MB.
+_CELLS = 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class _Matched:
+class MatchedBoxes:
     """Matched predictions of one class and size, in descending order of score.
 
     Attributes:
@@ -45,7 +57,6 @@ class Matches:
     ) -> None:
         evaluation = match_frames(images, truth, predictions, classes)
         self.frames = len(images)
-        self.recalls = evaluation.params.recThrs
         self.classes = len(classes)
         frames = iter(evaluation.evalImgs)  # by class, then size, then frame
         thresholds = len(evaluation.params.iouThrs)
@@ -55,10 +66,6 @@ class Matches:
             for area in AREAS
         }
 
-    def objects(self, area: str) -> np.ndarray:
-        """Return the number of objects of a size by class, int64 (C,)."""
-        return np.array([self.matched[k, area].objects.sum() for k in range(self.classes)])
-
     def precision(self, area: str, resamples: np.ndarray, ious: slice = slice(None)) -> np.ndarray:
         """Return the AP over IoU 0.5 to 0.95 of an area of `AREAS`, by class and resample.
 
@@ -67,17 +74,47 @@ class Matches:
         resample without such an object.
         """
         matched = [self.matched[k, area] for k in range(self.classes)]
-        classes = [replace(m, hit=m.hit[ious], counts=m.counts[ious]) for m in matched]
-        return np.array([[_average(m, w, self.recalls) for w in resamples] for m in classes])
+        chosen = [replace(m, hit=m.hit[ious], counts=m.counts[ious]) for m in matched]
+        return np.array([average_precision(m, resamples) for m in chosen])
+
+    def frame_objects(self, area: str) -> np.ndarray:
+        """Return the number of objects of a size by class and frame, int64 (C, F)."""
+        return np.array([self.matched[k, area].objects for k in range(self.classes)])
 
 
-def resample_frames(frames: int, times: int, seed: int = 0) -> np.ndarray:
-    """Draw ``frames`` frames with replacement, ``times`` times: int64 (times, frames), counts."""
+def resample_blocks(of_frame: np.ndarray, times: int, seed: int = 0) -> np.ndarray:
+    """Draw as many blocks as there are with replacement, ``times`` times.
+
+    ``of_frame``: int64 (F,), block of each frame. Returns int64 (times, F), counts of the frames.
+    """
+    blocks = int(of_frame.max()) + 1
     rng = np.random.default_rng(seed)
-    return rng.multinomial(frames, np.full(frames, 1 / frames), size=times)
+    return rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=times)[:, of_frame]
 
 
-def _join(evaluated: list[dict | None], thresholds: int) -> _Matched:
+def effective_blocks(of_frame: np.ndarray, objects: np.ndarray) -> float:
+    """Return the number of equally large blocks that tell as much: (sum n)^2 / sum n^2.
+
+    ``of_frame``, ``objects``: int64 (F,), block and number of objects of each frame.
+    """
+    counts = np.bincount(of_frame, weights=objects)
+    return float(counts.sum() ** 2 / max(1.0, (counts**2).sum()))
+
+
+def interval(
+    figure: float, resampled: np.ndarray, blocks: float, confidence: float
+) -> tuple[float, float]:
+    """Return the two-sided interval of a figure.
+
+    ``resampled``: float64 (N,), the figure in each resample; NaN where it is not defined.
+    ``blocks``: effective number, above 1.
+    """
+    quantile = student_t.ppf((1 + confidence) / 2, blocks - 1) * np.sqrt(blocks / (blocks - 1))
+    half = float(quantile * np.nanstd(resampled))
+    return figure - half, figure + half
+
+
+def _join(evaluated: list[dict | None], thresholds: int) -> MatchedBoxes:
     """Join pycocotools' results of single frames; None: a frame without object and prediction."""
     objects = np.array([0 if e is None else int((e["gtIgnore"] == 0).sum()) for e in evaluated])
     present = [(i, e) for i, e in enumerate(evaluated) if e is not None]
@@ -88,26 +125,32 @@ def _join(evaluated: list[dict | None], thresholds: int) -> _Matched:
     ignored = np.concatenate([empty, *(e["dtIgnore"] for _, e in present)], axis=1) > 0
     order = np.argsort(-scores, kind="mergesort")  # stable, as in pycocotools
     hit, counts = (matched & ~ignored)[:, order], (~ignored)[:, order]
-    return _Matched(frame.astype(np.int64)[order], hit, counts, objects)
+    return MatchedBoxes(frame.astype(np.int64)[order], hit, counts, objects)
 
 
-def _average(matched: _Matched, weights: np.ndarray, recalls: np.ndarray) -> float:
-    """Return the AP over the IoU thresholds with each frame counted ``weights`` (F,) times.
+def average_precision(matched: MatchedBoxes, weights: np.ndarray) -> np.ndarray:
+    """Return the AP over the IoU thresholds in each resample.
 
-    Precision rises only at hits, so the curve is evaluated at hits alone.
+    ``weights``: int64 (N, F), count of each frame. Returns float64 (N,) in [0, 1]; NaN without an
+    object.
     """
-    objects = int(weights @ matched.objects)
-    if not objects:
-        return np.nan
-    weight = weights[matched.frame]
-    total = 0.0
+    rows = max(1, _CELLS // max(1, len(matched.frame)))
+    parts = [weights[i : i + rows] for i in range(0, len(weights), rows)]
+    return np.concatenate([np.zeros(0), *(_average(matched, part) for part in parts)])
+
+
+def _average(matched: MatchedBoxes, weights: np.ndarray) -> np.ndarray:
+    objects = weights @ matched.objects
+    weight = weights[:, matched.frame]
+    total = np.zeros(len(weights))
     for hit, counts in zip(matched.hit, matched.counts, strict=True):
-        at = np.flatnonzero(hit & (weight > 0))
-        if not len(at):
-            continue
-        hits = np.cumsum(weight[at])
-        precision = hits / np.cumsum(weight * counts)[at]
-        envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        reached = np.searchsorted(hits / objects, recalls, side="left")
-        total += envelope[reached[reached < len(at)]].sum()
-    return total / (len(matched.hit) * len(recalls))
+        at = np.flatnonzero(hit)  # precision rises only at hits
+        hits = np.cumsum(weight[:, at], axis=1)
+        counted = np.cumsum(weight * counts, axis=1)[:, at]
+        precision = hits / np.maximum(counted, 1)
+        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        recall = hits / np.maximum(objects, 1)[:, None]
+        reached = np.searchsorted(_RECALLS, recall, side="right")
+        total += (envelope * np.diff(reached, axis=1, prepend=0)).sum(axis=1)
+    average = total / (len(matched.hit) * len(_RECALLS))
+    return np.where(objects > 0, average, np.nan)

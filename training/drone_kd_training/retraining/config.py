@@ -42,6 +42,12 @@ class Plan:
     seed: int = _training(0, metavar="N", help="of order and augmentation")
     precision: str = _export("fp32", choices=PRECISIONS, help="of the exported file")
     parent: str = _export("", metavar="ONNX", help="the deployed file, for the lineage")
+    ancestor: str = _input(
+        default="",
+        metavar="FILE",
+        help="first model of the lineage (.pt or .onnx), which the base is compared with, too "
+        "(default: found beside --parent)",
+    )
     overrides: Mapping[str, object] = _training(
         factory=dict,
         flag="--set",

@@ -1,41 +1,59 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Guard of retraining: accept a candidate that is better on the new flight, not worse elsewhere.
 
-Deployed model and candidate run over the same frames. The bootstrap over these frames
-(`retraining.bootstrap`) gives the interval of the difference of their mAP. What the interval does
-not show is not accepted.
+Deployed model and candidate run over the same frames, and so does the first model of the lineage,
+so that small losses do not add up over rounds. The bootstrap over flights or stretches of these
+frames (`retraining.bootstrap`, `retraining.stretches`) gives the interval of the difference of
+their mAP. What the interval does not show is not accepted.
+
+Labels that a teacher wrote are no truth: on them mAP is the agreement with the teacher.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Set
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from drone_kd.core.boxes import iou
+from drone_kd.text import one_line
+from drone_kd_training.data.names import DataError
 from drone_kd_training.evaluation.evaluate import Evaluable, SplitPredictions, predict_split
-from drone_kd_training.retraining.bootstrap import AREAS, Matches, resample_frames
+from drone_kd_training.retraining.bootstrap import (
+    AREAS,
+    Matches,
+    effective_blocks,
+    interval,
+    resample_blocks,
+)
 from drone_kd_training.retraining.guard_margins import (
     AGREEMENT,
     CONFIDENCE,
     GAIN,
     MARGIN,
+    MIN_BLOCKS,
     MIN_OBJECTS,
     PART_MARGIN,
     RESAMPLES,
 )
-from drone_kd_training.tables import format_score
+from drone_kd_training.retraining.stretches import Blocks, frame_blocks
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 from drone_kd_training.teachers.teachers import Predictions
 
 LABELS = "labels"
 # IoU from which a prediction matches a box, as in mAP50.
 MATCH_IOU = 0.5
+# Frames that are proposed for labels, at most.
+LABEL_NEXT = 20
 
 HOLDS, WORSE, NOT_SHOWN, FEW = "holds", "worse", "not shown", "too few objects"
+FEW_FLIGHTS = "not enough flights"
+NEW, BASE, ANCESTOR = "new", "base", "ancestor"
 
 
 @dataclass(frozen=True)
@@ -46,24 +64,37 @@ class Row:
     share that agrees with labels on the base (``before``) and on the new flight (``after``).
 
     Attributes:
-        domain: "new" or "base".
+        domain: NEW, BASE, or ANCESTOR: the base, ``before`` of the first model of the lineage.
         part: "all", a class, a size, or "labels".
         objects: number of objects.
+        blocks: effective number of flights or stretches with these objects.
+        unit: "flight" or "stretch".
+        teacher: whether a teacher wrote labels of these frames, which a person did not correct.
         before, after: mAP50-95 of deployed model and candidate, in [0, 1].
         low, high: interval of the gain (of "labels": of ``after``).
         least: bound that ``low`` must exceed (of "labels": that ``high`` must exceed).
-        verdict: one of HOLDS, WORSE, NOT_SHOWN, FEW.
+        verdict: one of HOLDS, WORSE, NOT_SHOWN, FEW, FEW_FLIGHTS.
     """
 
     domain: str
     part: str
     objects: int
+    blocks: float
+    unit: str
+    teacher: bool
     before: float
     after: float
     low: float
     high: float
     least: float
     verdict: str
+
+
+class Comparison(NamedTuple):
+    """Rows of the guard, and frames of the new flight whose labels would tell most, best first."""
+
+    rows: list[Row]
+    label_next: list[str]
 
 
 def compare_models(
@@ -73,27 +104,78 @@ def compare_models(
     mined: Path,
     teacher: Predictions,
     corrected: set[str],
-) -> list[Row]:
+    ancestor: Evaluable | None = None,
+    excluded: Set[Path] = frozenset(),
+) -> Comparison:
     """Compare the deployed model and the candidate on the validation splits of two data.yaml.
 
     ``teacher``: predictions for the mined frames; the uncertain ones are ignore regions.
     ``corrected``: stems of the frames whose labels a person corrected, so that they are complete.
-    Raises DataError or UnusableModelError, see `evaluate`.
+    ``ancestor``: first model of the lineage, unless it is the deployed one or not known.
+    ``excluded``: frames that judge nothing. Raises DataError or UnusableModelError, see
+    `evaluate`.
     """
-    results = {
-        domain: [predict_split(model, data) for model in (before, after)]
-        for domain, data in (("new", mined), ("base", base))
-    }
-    results["new"] = [drop_uncertain(r, teacher, corrected) for r in results["new"]]
-    rows = [row for domain, both in results.items() for row in _compare(domain, *both)]
-    return [*rows, _agreement(results["new"][0], results["base"][0], corrected)]
+    new = [_judging(predict_split(model, mined), excluded) for model in (before, after)]
+    new = [drop_uncertain(r, teacher, corrected) for r in new]
+    old = [_judging(predict_split(model, base), excluded) for model in (before, after)]
+    rows = [*_compare(NEW, new[0], new[1], corrected), *_compare(BASE, old[0], old[1])]
+    if ancestor is not None:
+        rows += _compare(ANCESTOR, _judging(predict_split(ancestor, base), excluded), old[1])
+    rows.append(_agreement(new[0], old[0], corrected))
+    return Comparison(rows, _most_telling(new[0], new[1], corrected))
+
+
+def _judging(result: SplitPredictions, excluded: Set[Path]) -> SplitPredictions:
+    """Return the predictions without those for ``excluded`` frames; DataError: none is left."""
+    images = [i for i in result.images if result.paths[i["id"]] not in excluded]
+    if not images:
+        raise DataError(
+            f"{one_line(result.paths[0].parent)}: expected frames to judge a candidate by, got "
+            f"only {len(result.images)} that it learned from or that a teacher labelled; label "
+            "frames of another flight"
+        )
+    kept = {i["id"] for i in images}
+    truth, predictions = (
+        [box for box in boxes if box["image_id"] in kept]
+        for boxes in (result.truth, result.predictions)
+    )
+    return replace(result, images=images, truth=truth, predictions=predictions)
+
+
+def _most_telling(
+    before: SplitPredictions, after: SplitPredictions, corrected: set[str]
+) -> list[str]:
+    """Return the stems of frames without a person's labels in which the models differ, most first.
+
+    Two models differ by the scores of the boxes that the other one does not have.
+    """
+    found = [_by_frame(result.predictions) for result in (before, after)]
+    difference: dict[str, float] = {}
+    for image in before.images:
+        stem = before.paths[image["id"]].stem
+        own, others = (boxes[image["id"]] for boxes in found)
+        alone = [*_without_match(own, others), *_without_match(others, own)]
+        if stem not in corrected and alone:
+            difference[stem] = sum(box["score"] for box in alone)
+    return sorted(difference, key=lambda stem: -difference[stem])[:LABEL_NEXT]
+
+
+def _without_match(boxes: list[dict], others: list[dict]) -> list[dict]:
+    """Return the boxes, without background, that no other box of their class overlaps."""
+    found = []
+    for box in boxes:
+        if box["score"] >= IGNORE_BAND[0]:
+            same = [o for o in others if o["category_id"] == box["category_id"]
+                    and o["score"] >= IGNORE_BAND[0]]  # fmt: skip
+            found += [] if _matches(_xyxy([box]), _xyxy(same))[0] else [box]
+    return found
 
 
 def accepted(rows: list[Row]) -> bool:
     """Return whether both domains were judged and every judged row holds."""
     judged = [row for row in rows if row.verdict != FEW]
     whole = {row.domain for row in judged if row.part == "all"}
-    return whole == {"new", "base"} and all(row.verdict == HOLDS for row in judged)
+    return whole >= {NEW, BASE} and all(row.verdict == HOLDS for row in judged)
 
 
 def _agreement(new: SplitPredictions, base: SplitPredictions, corrected: set[str]) -> Row:
@@ -101,13 +183,31 @@ def _agreement(new: SplitPredictions, base: SplitPredictions, corrected: set[str
     confident, agreeing = _confident_and_agreeing(new, corrected)
     both = (confident, agreeing), _confident_and_agreeing(base, set())
     share, usual = (float(n.sum() / max(1, of.sum())) for of, n in both)
-    least, low, high, verdict = AGREEMENT * usual, float("nan"), float("nan"), FEW
-    if confident.sum() >= MIN_OBJECTS:
-        resamples = resample_frames(len(confident), RESAMPLES)
+    blocks = _blocks(new)
+    effective = effective_blocks(blocks.of_frame, confident)
+    least, low, high = AGREEMENT * usual, float("nan"), float("nan")
+    verdict = _judgeable(int(confident.sum()), effective)
+    if verdict == HOLDS:
+        resamples = resample_blocks(blocks.of_frame, RESAMPLES)
         with np.errstate(invalid="ignore"):
-            low, high = _interval((resamples @ agreeing) / (resamples @ confident))
+            shares = (resamples @ agreeing) / (resamples @ confident)
+        low, high = interval(share, shares, effective, CONFIDENCE)
         verdict = WORSE if high <= least else HOLDS
-    return Row("new", LABELS, int(confident.sum()), usual, share, low, high, least, verdict)
+    figures = (usual, share, low, high, least)
+    return Row(NEW, LABELS, int(confident.sum()), effective, blocks.unit, True, *figures, verdict)
+
+
+def _judgeable(objects: int, blocks: float) -> str:
+    """Return FEW or FEW_FLIGHTS, or HOLDS if there is enough to judge by."""
+    return FEW if objects < MIN_OBJECTS else FEW_FLIGHTS if blocks < MIN_BLOCKS else HOLDS
+
+
+def _blocks(result: SplitPredictions) -> Blocks:
+    """Return the flights or stretches of the used frames."""
+    counts = Counter(box["image_id"] for box in result.truth)
+    paths = [result.paths[image["id"]] for image in result.images]
+    objects = np.array([counts[image["id"]] for image in result.images], np.int64)
+    return frame_blocks(paths, MIN_BLOCKS, objects)
 
 
 def _confident_and_agreeing(
@@ -176,25 +276,34 @@ def _xyxy(annotations: list[dict]) -> np.ndarray:
     return np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
 
 
-def _compare(domain: str, before: SplitPredictions, after: SplitPredictions) -> list[Row]:
+def _compare(
+    domain: str,
+    before: SplitPredictions,
+    after: SplitPredictions,
+    corrected: set[str] | None = None,
+) -> list[Row]:
+    """Compare two models on a split; ``corrected``: None if all labels are a person's."""
     models = [Matches(r.images, r.truth, r.predictions, r.known) for r in (before, after)]
-    frames = models[0].frames
+    blocks = _blocks(before)
+    stems = {before.paths[image["id"]].stem for image in before.images}
+    frames = _Frames(domain, blocks, corrected is not None and not stems <= corrected)
     # The first resample has every frame once: the plain figure.
-    resamples = np.vstack([np.ones((1, frames), np.int64), resample_frames(frames, RESAMPLES)])
+    once = np.ones((1, models[0].frames), np.int64)
+    resamples = np.vstack([once, resample_blocks(blocks.of_frame, RESAMPLES)])
     rows = []
     for area in AREAS:
         values = [model.precision(area, resamples) for model in models]
-        objects = models[0].objects(area)
-        enough = objects >= MIN_OBJECTS
-        classes = enough if enough.any() else objects > 0
+        objects = models[0].frame_objects(area)
+        enough = objects.sum(axis=1) >= MIN_OBJECTS
+        classes = enough if enough.any() else objects.any(axis=1)
         means = [_mean(v[classes]) for v in values]
         whole = area == "all"
-        least = (GAIN if domain == "new" else MARGIN) if whole else PART_MARGIN
-        rows.append(_row(domain, area, objects[classes].sum(), means, least, bool(enough.any())))
+        least = (GAIN if domain == NEW else MARGIN) if whole else PART_MARGIN
+        rows.append(frames.row(area, objects[classes].sum(axis=0), means, least, enough.any()))
         if whole:
             for k, i in enumerate(before.known):
                 own = [v[k] for v in values]
-                rows.append(_row(domain, before.names[i], objects[k], own, PART_MARGIN, enough[k]))
+                rows.append(frames.row(before.names[i], objects[k], own, PART_MARGIN, enough[k]))
     return rows
 
 
@@ -204,56 +313,38 @@ def _mean(values: np.ndarray) -> np.ndarray:
         return np.nanmean(values, axis=0)
 
 
-def _row(
-    domain: str, part: str, objects: int, values: list[np.ndarray], least: float, judged: bool
-) -> Row:
-    gains = values[1] - values[0]
-    low = high = float("nan")
-    verdict = FEW
-    if judged:
-        low, high = _interval(gains[1:])
-        verdict = HOLDS if low > least else WORSE if high <= least else NOT_SHOWN
-    before, after = (float(v[0]) for v in values)
-    return Row(domain, part, int(objects), before, after, low, high, least, verdict)
+class _Frames(NamedTuple):
+    """What the rows of a split have in common; see `Row`."""
+
+    domain: str
+    blocks: Blocks
+    teacher: bool
+
+    def row(
+        self,
+        part: str,
+        objects: np.ndarray,
+        values: list[np.ndarray],
+        least: float,
+        enough: bool,
+    ) -> Row:
+        """Judge one part. ``objects``: int64 (F,). ``enough``: of the objects."""
+        gains = values[1] - values[0]
+        effective = effective_blocks(self.blocks.of_frame, objects)
+        low = high = float("nan")
+        verdict = _judgeable(MIN_OBJECTS if enough else 0, effective)
+        if verdict == HOLDS:
+            low, high = interval(float(gains[0]), gains[1:], effective, CONFIDENCE)
+            verdict = judge(low, high, least)
+        before, after = (float(v[0]) for v in values)
+        figures = (before, after, low, high, least)
+        return Row(
+            *(self.domain, part, int(objects.sum()), effective, self.blocks.unit, self.teacher),
+            *figures,
+            verdict,
+        )
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(values, (tail, 1 - tail))
-    return float(low), float(high)
-
-
-def as_table(rows: list[Row]) -> str:
-    """Return the comparisons as text, mAP50-95 in points, one line each."""
-    header = (
-        f"{'mAP50-95':<22}{'objects':>8}{'before':>8}{'after':>8}{'gain':>7}"
-        f"{'95 %':>16}{'must be':>12}"
-    )
-    return "\n".join([header, *(_labels_line(r) if r.part == LABELS else _line(r) for r in rows)])
-
-
-def _labels_line(row: Row) -> str:
-    return (
-        f"labels agree with {100 * row.after:.0f} % of the deployed model's {row.objects} "
-        f"confident boxes in new frames (base: {100 * row.before:.0f} %; must be at least "
-        f"{100 * row.least:.0f} %)  {row.verdict}"
-    )
-
-
-def _line(row: Row) -> str:
-    figures = [None if np.isnan(x) else x for x in (row.before, row.after)]
-    line = f"{row.domain + ' ' + row.part:<22}{row.objects:>8}"
-    line += "".join(f"{format_score(x):>8}" for x in figures)
-    if row.verdict == FEW:
-        return f"{line}{'':>35}  {row.verdict}"
-    interval = f"[{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
-    line += f"{100 * (row.after - row.before):>+7.1f}{interval:>16}"
-    return f"{line}{f'> {100 * row.least:+.1f}':>12}  {row.verdict}"
-
-
-def as_dicts(rows: list[Row]) -> list[dict]:
-    """Return the comparisons for JSON, with None in place of NaN."""
-    return [
-        {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in asdict(row).items()}
-        for row in rows
-    ]
+def judge(low: float, high: float, least: float) -> str:
+    """Return the verdict on a gain with the interval (low, high) that must be above ``least``."""
+    return HOLDS if low > least else WORSE if high <= least else NOT_SHOWN

@@ -8,6 +8,10 @@ CONFIDENCE = 0.95
 GAIN, MARGIN, PART_MARGIN = 0.0, -0.01, -0.03
 # Classes and sizes with fewer objects are shown, but neither judged nor part of a mean.
 MIN_OBJECTS = 50
+# Effective number of flights or stretches below which nothing is judged. The standard error of
+# fewer is itself uncertain by more than a third (1 / sqrt(2 (n - 1))), and the quantile of t that
+# pays for it leaves only gains of many points; see benchmarks/retraining.md, "Operating curve".
+MIN_BLOCKS = 5
 # The teacher's labels may be wrong in the held-out frames, too, where no gain can reveal it.
 # Confident predictions of the deployed model must agree with labels at least this many times as
 # often as they do on the base.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,8 +24,9 @@ from drone_kd.backends.onnx_runtime import read_spec
 from drone_kd.files import file_sha256, write_text
 from drone_kd.lineage import Ancestor, Lineage, descend, read_ancestry
 from drone_kd.parsing import ParseError, read_json
+from drone_kd.progress import print_line
 from drone_kd.text import one_line
-from drone_kd_training.data.dataset import DataSet, label_path, load_data
+from drone_kd_training.data.dataset import DataSet, image_paths, label_path, load_data
 from drone_kd_training.data.names import DataError
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill
@@ -32,7 +34,8 @@ from drone_kd_training.export.export import export
 from drone_kd_training.models.checkpoints import UnusableModelError, class_names, load_model
 from drone_kd_training.models.torch_backend import trained_imgsz
 from drone_kd_training.models.weight_interpolation import interpolate_weights
-from drone_kd_training.retraining import guard, training_set
+from drone_kd_training.retraining import guard, guard_report, training_set
+from drone_kd_training.retraining.ancestor import find_ancestor
 from drone_kd_training.retraining.config import Plan
 from drone_kd_training.retraining.training_set import Mined
 from drone_kd_training.teachers import IGNORE_BAND
@@ -49,13 +52,23 @@ GENTLE = {"optimizer": "AdamW", "lr0": 0.0001, "warmup_epochs": 1.0, "mosaic": 0
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Validated inputs of a run; ``frames``: the base frames in the training set."""
+    """Validated inputs of a run.
+
+    Attributes:
+        frames: the base frames in the training set.
+        excluded: validation frames that must not judge a candidate.
+        ancestor: first model of the lineage, if it is known and not the deployed one.
+        notes: one line each on what the guard cannot judge.
+    """
 
     base: DataSet
     mined: Mined
     frames: list[Path]
     imgsz: int
     lineage: Lineage
+    excluded: set[Path]
+    ancestor: Path | None
+    notes: list[str]
 
 
 def retrain(plan: Plan, output: Path, command: str) -> dict:
@@ -71,6 +84,8 @@ def retrain(plan: Plan, output: Path, command: str) -> dict:
     of the export.
     """
     inputs = _validate(plan, command)
+    for note in inputs.notes:
+        print_line(f"NOTE {note}")
     _open_folder(plan, output, inputs.lineage)
     for name in (ACCEPTED, REFUSED):
         if (output / name).is_file():
@@ -102,15 +117,43 @@ def _validate(plan: Plan, command: str) -> _Inputs:
     base, mined = load_data(plan.data), training_set.read_mined(Path(plan.mined))
     classes = class_names(model)
     for name, names in (("--data", base.names), ("--mined", mined.data.names)):
-        if names != classes:
-            raise UnusableModelError(
-                f"the classes differ: MODEL has {one_line(list(classes))}, {name} has "
-                f"{one_line(list(names))}; give base and mined frames the model's list, in its "
-                "order"
-            )
+        _check_classes(name, classes, names)
     frames = training_set.replay_frames(base, mined, plan.replay)
     lineage = _lineage(plan, command, frames, mined)
-    return _Inputs(base, mined, frames, plan.imgsz or trained_imgsz(model), lineage)
+    ancestor, note = find_ancestor(plan.ancestor, plan.parent, lineage)
+    if ancestor is not None:
+        _check_classes("--ancestor", classes, _classes_of(ancestor))
+    excluded = training_set.excluded_frames(base, mined, frames)
+    notes = [note, *_judging_notes(base, mined, excluded)]
+    imgsz = plan.imgsz or trained_imgsz(model)
+    return _Inputs(
+        base, mined, frames, imgsz, lineage, excluded, ancestor, [n for n in notes if n]
+    )
+
+
+def _judging_notes(base: DataSet, mined: Mined, excluded: set[Path]) -> Iterator[str]:
+    if excluded:
+        yield (
+            f"{len(excluded)} validation frames judge nothing: they repeat learning frames, or a "
+            "teacher labelled them"
+        )
+    for domain, data in ((guard.NEW, mined.data), (guard.BASE, base)):
+        left = [path for path in image_paths(data.val) if path not in excluded]
+        yield guard_report.too_few_frames(domain, left)
+
+
+def _check_classes(name: str, classes: tuple[str, ...], names: tuple[str, ...]) -> None:
+    if names != classes:
+        raise UnusableModelError(
+            f"the classes differ: MODEL has {one_line(list(classes))}, {name} has "
+            f"{one_line(list(names))}; give the model's list, in its order"
+        )
+
+
+def _classes_of(model: Path) -> tuple[str, ...]:
+    if model.suffix == ".onnx":
+        return read_spec(model).classes
+    return class_names(load_model(str(model))[0])
 
 
 def _lineage(plan: Plan, command: str, frames: list[Path], mined: Mined) -> Lineage:
@@ -171,9 +214,8 @@ def _read_object(path: Path) -> dict:
 
 def _train(plan: Plan, inputs: _Inputs, output: Path) -> Path:
     """Distil; return the candidate, interpolated with the deployed model."""
-    mined = inputs.mined
     data, unlabelled, predictions = training_set.write_training_set(
-        output, inputs.base, inputs.frames, mined, plan.teacher
+        output, inputs.base, inputs.frames, inputs.mined, plan.teacher
     )
     config = Config(
         data=str(data),
@@ -185,7 +227,7 @@ def _train(plan: Plan, inputs: _Inputs, output: Path) -> Path:
         device=plan.device,
         seed=plan.seed,
         terms=TERMS,
-        unlabelled=(str(unlabelled),) if mined.unlabelled else (),
+        unlabelled=(str(unlabelled),) if unlabelled.stat().st_size else (),
         pseudo_threshold=str(IGNORE_BAND[1]),
         labelled_share=0.0,
         tile="off",
@@ -204,13 +246,25 @@ def _judge(plan: Plan, inputs: _Inputs, candidate: Path) -> dict:
     """Compare the candidate with the deployed model; return the content of the .json."""
     base, mined = inputs.base.yaml_path, inputs.mined
     new = mined.data.yaml_path
-    rows = guard.compare_models(
-        plan.model, str(candidate), base, new, mined.teacher, mined.corrected
+    rows, label_next = guard.compare_models(
+        plan.model,
+        str(candidate),
+        base,
+        new,
+        mined.teacher,
+        mined.corrected,
+        inputs.ancestor,
+        inputs.excluded,
     )
+    outcome, reason = guard_report.outcome(rows)
     return {
         "accepted": guard.accepted(rows),
-        "rows": guard.as_dicts(rows),
-        "table": guard.as_table(rows),
+        "outcome": outcome,
+        "reason": reason,
+        "notes": inputs.notes,
+        "label_next": label_next,
+        "rows": guard_report.as_dicts(rows),
+        "table": guard_report.as_table(rows),
         "interval": f"{100 * guard.CONFIDENCE:g} % over {guard.RESAMPLES} bootstrap resamples",
         "candidate": str(candidate),
         "candidate_sha256": file_sha256(candidate),

@@ -6,12 +6,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from drone_kd.text import one_line
 from drone_kd_training.dataclass_options import add_config_options, from_arguments
 from drone_kd_training.isolation import add_trust_option
 from drone_kd_training.retraining.config import Plan
 
 INTERRUPTED = "finished work is kept: the same command continues"
 REFUSED = 3
+_SHOWN = 5
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     result = retrain(plan, arguments.output, arguments.command_line)
     print(result["table"])
     if not result["accepted"]:
-        print(f"refused: {arguments.output / 'refused.json'}; keep the deployed model")
+        print(f"{result['outcome']}: {result['reason']}")
+        if frames := result["label_next"][:_SHOWN]:
+            print(f"label next (of the held-out frames): {one_line(', '.join(frames), 400)}")
+        print(f"keep the deployed model; all figures: {arguments.output / 'refused.json'}")
         return REFUSED
-    print(f"accepted: {result['model']}")
+    print(f"accepted: {result['reason']}: {result['model']}")
     return 0

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from drone_kd.files import atomic_folder
+from drone_kd.media.image_files import SourceError, read_image
+from drone_kd.progress import track
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import (
     DataSet,
@@ -21,6 +23,7 @@ from drone_kd_training.data.dataset import (
     write_list,
 )
 from drone_kd_training.data.names import DataError
+from drone_kd_training.data.near_duplicates import NearDuplicates
 from drone_kd_training.export.calibration import spread
 from drone_kd_training.mining.annotation_formats import read_corrected
 from drone_kd_training.models.checkpoints import UnusableModelError, match_classes
@@ -113,10 +116,11 @@ def write_training_set(
     and the folder of predictions for all frames. Raises DataError if base frames have no
     predictions, and UnusableModelError if the teacher cannot be used.
     """
+    taught = teacher_labelled(frames)
     lists = {
         "base": frames,
-        "labelled": [*frames, *mined.labelled],
-        "unlabelled": mined.unlabelled,
+        "labelled": [*(path for path in frames if path not in taught), *mined.labelled],
+        "unlabelled": [*mined.unlabelled, *(path for path in frames if path in taught)],
     }
     for name, paths in lists.items():
         write_list(folder / f"{name}.txt", paths)
@@ -126,6 +130,55 @@ def write_training_set(
     if not predictions.is_dir():
         _merge_predictions(_predict_base(teacher, base, folder), frames, mined, predictions)
     return data.resolve(), (folder / "unlabelled.txt").resolve(), predictions.resolve()
+
+
+def teacher_labelled(frames: Iterable[Path]) -> set[Path]:
+    """Return the frames of mined data sets whose labels no person corrected.
+
+    Frames keep these labels when a mined data set joins the base (by its folder, a list or links).
+    """
+    corrected: dict[Path, set[str] | None] = {}
+    found = set()
+    for path in frames:
+        folders = label_path(path.resolve()).parents
+        root = folders[min(2, len(folders) - 1)]  # of labels/SPLIT/NAME.txt
+        if root not in corrected:
+            mined = (root / "mined.csv").is_file()
+            corrected[root] = read_corrected(root) if mined else None
+        known = corrected[root]
+        if known is not None and path.stem not in known:
+            found.add(path)
+    return found
+
+
+def excluded_frames(base: DataSet, mined: Mined, frames: Sequence[Path]) -> set[Path]:
+    """Return the validation frames of base and mined that must not judge a candidate.
+
+    They are near duplicates of learning frames (``frames`` and the mined ones), or of the base and
+    labelled by a teacher. Raises DataError if nothing is left of one of the splits.
+    """
+    learned = NearDuplicates([*mined.train, *frames], "training")
+    taught = teacher_labelled(image_paths(base.val))
+    excluded = set(taught)
+    for name, data in (("base", base), ("mined", mined.data)):
+        paths = image_paths(data.val)
+        for path in track(paths, f"Compare held-out images of {name}", "image"):
+            if path not in excluded and _is_learned(path, learned):
+                excluded.add(path)
+        if excluded.issuperset(paths):
+            raise DataError(
+                f"{one_line(data.val)}: expected frames to judge a candidate by, got {len(paths)} "
+                "that repeat learning frames or that a teacher labelled; label frames of another "
+                "flight"
+            )
+    return excluded
+
+
+def _is_learned(path: Path, learned: NearDuplicates) -> bool:
+    try:
+        return learned.find(read_image(path)) is not None
+    except SourceError:
+        return False  # the evaluation ignores it, with a warning
 
 
 def _predict_base(teacher: str, base: DataSet, folder: Path) -> Predictions:
