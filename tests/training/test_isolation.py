@@ -9,6 +9,7 @@ import pytest
 
 import recorded_network
 from drone_kd_training import isolation
+from tiny_training import draw_set
 
 pytestmark = pytest.mark.slow  # imports torch in another process
 
@@ -151,9 +152,8 @@ commands = [
 for command in commands:
     code = main(command)
     print(command[0], code, flush=True)
-plan = demo.Plan(output=demo.Path(out + "demo"), teacher=model, student=model, epochs=1, imgsz=64,
-                 batch=8, baseline_epochs=1, labelled_frames=4, repeats=1, unlabelled_frames=4,
-                 val_frames=4)
+plan = demo.Plan(output=demo.Path(out + "demo"), teacher=model, student=model, steps=1, imgsz=64,
+                 batch=8, labelled_frames=4, unlabelled_frames=4, val_frames=4)
 data, unlabelled = demo._prepare_data(plan)
 demo._distil(plan, data, unlabelled)
 demo._export(plan, data)
@@ -177,7 +177,8 @@ def test_no_command_leaves_the_machine_and_no_model_names_it(
     home = tmp_path / USER
     work = home / "work"
     shutil.copytree(tiny_data.parent, home / "set")
-    shutil.copytree(tiny_data.parent / "images" / "train", work / "flight")
+    draw_set(tmp_path / "other", train=12, val=1, seed=1)
+    shutil.copytree(tmp_path / "other" / "images" / "train", work / "flight")
     shutil.copy(square_detector, home / "model.pt")
     settings = tmp_path / "Ultralytics"
     without_network("import ultralytics")  # creates the user's settings
