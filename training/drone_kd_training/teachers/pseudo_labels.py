@@ -21,7 +21,6 @@ from drone_kd.text import one_line
 from drone_kd_training.tables import format_columns
 from drone_kd_training.teachers.soft_labels import Thresholds
 from drone_kd_training.teachers.teacher_scores import LOWEST_THRESHOLD, Scores, TeacherScores
-from drone_kd_training.teachers.teachers import LOWEST_SCORE
 
 # Thresholds to choose from, in hundredths: a threshold is printed as it is used.
 THRESHOLDS = np.arange(round(100 * LOWEST_THRESHOLD), 81) / 100
@@ -32,9 +31,6 @@ MIN_LABELS = 10
 # F1 that a threshold must gain over the default, per squared distance and times the labels: 0.1
 # away must be 0.02 better with 10 labels, 0.002 with 100. Chosen on simulated scores.
 SHRINKAGE = 20.0
-# The lower edge of the ignore region leaves this share of the found labels above it, and is at
-# most this share of the threshold. The default edge counts as this many labels.
-KEPT_RECALL, MAX_LOW, LOW_PRIOR = 0.95, 0.7, 20
 # A class of which the teacher finds less at the lowest threshold, of at least so many labels, gets
 # a warning.
 MIN_RECALL, WARNED_LABELS = 0.3, 5
@@ -133,13 +129,11 @@ def choose_thresholds(teacher: TeacherScores) -> Thresholds:
     the default that fades with the number of labels: the highest F1 of few labels is noise. It is
     within 0.1 and 0.8.
 
-    The lower edge of the ignore region keeps 95 % of the labels that the teacher finds, so at most
-    5 % of them become background; labels that it misses are background at every edge. Few labels
-    pull the edge to 0.1. It is at least 0.05, where predictions start, and at most 0.7 of the
-    threshold.
+    The ignore region begins at 0.1, whatever the labels: objects that the teacher hardly sees must
+    not become background.
     """
-    edges = [_choose(scores) for scores in teacher.scores]
-    return Thresholds(tuple(high for high, _ in edges), tuple(low for _, low in edges))
+    high = tuple(_choose(scores) for scores in teacher.scores)
+    return Thresholds(high, tuple(min(DEFAULT_LOW, threshold) for threshold in high))
 
 
 def expect(teacher: TeacherScores, thresholds: Thresholds) -> Expectation:
@@ -175,18 +169,14 @@ def expect(teacher: TeacherScores, thresholds: Thresholds) -> Expectation:
     return Expectation(tuple(rows), teacher.labelled, teacher.unlabelled, tuple(warnings))
 
 
-def _choose(scores: Scores | None) -> tuple[float, float]:
-    """Return the threshold and the lower edge of the ignore region of one class."""
+def _choose(scores: Scores | None) -> float:
+    """Return the threshold of one class."""
     if scores is None or scores.labels < MIN_LABELS:
-        return DEFAULT, DEFAULT_LOW
+        return DEFAULT
     right, predicted = np.array([scores.counts(t) for t in THRESHOLDS.tolist()]).T
     f1 = 2 * right / (predicted + scores.labels)
     penalty = SHRINKAGE / scores.labels * (THRESHOLDS - DEFAULT) ** 2
-    high = float(THRESHOLDS[(f1 - penalty).argmax()])
-    found = scores.labelled[scores.right]
-    edge = float(np.quantile(found, 1 - KEPT_RECALL)) if len(found) else DEFAULT_LOW
-    edge = (len(found) * edge + LOW_PRIOR * DEFAULT_LOW) / (len(found) + LOW_PRIOR)
-    return high, round(max(LOWEST_SCORE, min(edge, MAX_LOW * high)), 3)
+    return float(THRESHOLDS[(f1 - penalty).argmax()])
 
 
 def _warnings(teacher: TeacherScores, rows: list[ClassExpectation]) -> Iterator[str]:
