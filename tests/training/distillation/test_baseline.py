@@ -109,6 +109,7 @@ def test_settings_without_the_teacher(tmp_path):
         {"data": "", "classes": ("car",), "unlabelled": ("flight",), "val": False},
         {"data": "", "teacher": "", "teachers": "plan.yaml", "val": False},
         {"quantize": "int8", "student": "s.pt"},
+        {"batch": -1},
     ],
 )
 def test_runs_without_a_baseline(changes):

@@ -77,6 +77,8 @@ def baseline_beside(config: Config, output: Path) -> Iterator[Callable[[], Path 
             torch.set_num_threads(min(threads, len(cores[::2])))
 
         def finish() -> Path:
+            if process is None and torch.cuda.is_available():
+                torch.cuda.empty_cache()  # for the other process
             training = process or start(cores)
             if training.poll() is None:
                 LOGGER.info(f"Waiting for the student alone: {log}")

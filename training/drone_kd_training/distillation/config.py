@@ -262,6 +262,10 @@ class Config:
             "a baseline needs labels and a teacher: leave it out with --classes, --teachers, "
             "--quantize and --teacher none",
         )
+        yield (
+            self.baseline and self.batch == -1,
+            "a baseline needs the same batch: give --batch, or leave --baseline out",
+        )
         yield self.quantize and self.unlabelled, "quantize does not go with unlabelled frames"
         yield (
             self.views and "feature" in self.terms,

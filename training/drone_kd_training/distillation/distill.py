@@ -193,6 +193,8 @@ def validate(config: Config, output: Path, resume: bool) -> Run:
         got = "not an empty folder" if output.is_dir() else "a file"
         remedy = "choose another" + (", or continue that run with --resume" * output.is_dir())
         raise ValueError(f"{one_line(output)} is {got}: {remedy}")
+    if config.baseline and RANK >= 0:
+        raise ValueError("--baseline does not go with torchrun: train the student alone by itself")
     run = Run(config, output, resolve_model(config.student))
     if not config.teachers:
         return _open_inputs(run)
