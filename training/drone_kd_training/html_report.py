@@ -28,8 +28,7 @@ from drone_kd_training.tables import format_score
 
 # Operating point of the side-by-side images; `evaluate` keeps far weaker boxes.
 CONFIDENCE, IOU_FOUND = 0.25, 0.5
-IMAGES, WIDTH_PX = 6, 900
-MIN_WIDTH_PX = 640
+IMAGES, WIDTHS_PX = 6, (640, 900)
 GREEN, WHITE = (80, 220, 80), (255, 255, 255)
 COLUMNS = {
     "map50_95": "mAP50-95",
@@ -78,8 +77,9 @@ def compare_frames(first: Path, second: Path, data: Path, imgsz: int) -> Sides:
         sides.only_first += lost
         sides.only_second += gained
         if gained > lost:
-            left = _annotate(sample, *results[0], hits[0] & ~hits[1], hits[1] & ~hits[0])
-            right = _annotate(sample, *results[1], hits[1] & ~hits[0], hits[0] & ~hits[1])
+            first_only, second_only = hits[0] & ~hits[1], hits[1] & ~hits[0]
+            left = annotate(sample, *results[0], second_only, first_only)
+            right = annotate(sample, *results[1], first_only, second_only)
             best.append((lost - gained, number, np.hstack([left, right])))
             best = sorted(best, key=lambda b: b[:2])[:IMAGES]
     sides.images = [image for _, _, image in best]
@@ -107,13 +107,9 @@ def example_frames(
 def _beside_labels(detector: Detector, sample: Sample, names: tuple[str, ...]) -> np.ndarray:
     found, classes = detector(sample.image), detector.backend.spec.classes
     missed = ~found_objects(sample, found, classes, names)
-    labels, scale = _enlarge(sample.image)
-    for box, class_id in zip(sample.xyxy * scale, sample.class_ids, strict=True):
-        # In the model's colour of that class, not the data set's.
-        name = names[class_id]
-        draw_box(labels, box, class_colour(classes.index(name) if name in classes else class_id))
-    nothing = np.zeros_like(missed)
-    return np.hstack([_smaller(labels), _annotate(sample, found, classes, nothing, missed)])
+    return np.hstack(
+        [draw_labels(sample, names, classes), annotate(sample, found, classes, missed)]
+    )
 
 
 def found_objects(
@@ -134,31 +130,49 @@ def found_objects(
     return hits
 
 
-def _annotate(
+def draw_labels(
+    sample: Sample,
+    names: tuple[str, ...],
+    classes: tuple[str, ...],
+    widths: tuple[int, int] = WIDTHS_PX,
+) -> np.ndarray:
+    """Return the frame with its labels, in the colours of a model with the classes ``classes``.
+
+    ``names``: of the labels. Here and in `annotate` the frame is as wide as it is within
+    ``widths`` (least, most) in pixels: text would hide a small one. uint8 BGR.
+    """
+    image, scale = _fit(sample.image, widths)
+    for box, class_id in zip(sample.xyxy * scale, sample.class_ids, strict=True):
+        name = names[class_id]
+        draw_box(image, box, class_colour(classes.index(name) if name in classes else class_id))
+    return image
+
+
+def annotate(
     sample: Sample,
     detections: Detections,
     classes: tuple[str, ...],
-    gained: np.ndarray,
     lost: np.ndarray,
+    gained: np.ndarray | None = None,
+    widths: tuple[int, int] = WIDTHS_PX,
 ) -> np.ndarray:
-    """Draw detections, green rings round ``gained`` and white rings round ``lost`` objects."""
-    image, scale = _enlarge(sample.image)
+    """Draw detections, white rings round ``lost`` and green rings round ``gained`` objects.
+
+    ``lost``, ``gained``: bool (objects,). See `draw_labels`.
+    """
+    image, scale = _fit(sample.image, widths)
     image = draw_detections(image, replace(detections, xyxy=detections.xyxy * scale), classes)
     for mask, colour in ((gained, GREEN), (lost, WHITE)):
-        for box in sample.xyxy[mask] * scale:
+        for box in () if mask is None else sample.xyxy[mask] * scale:
             draw_ring(image, box, colour)
-    return _smaller(image)
+    return image
 
 
-def _enlarge(image: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return a copy of at least `MIN_WIDTH_PX`, and its scale: labels hide a small image."""
-    scale = max(1, round(MIN_WIDTH_PX / image.shape[1]))
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), scale
-
-
-def _smaller(image: np.ndarray) -> np.ndarray:
-    scale = min(1.0, WIDTH_PX / image.shape[1])
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+def _fit(image: np.ndarray, widths: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """Return a copy with a width in a range, and its scale."""
+    scale = float(np.clip(image.shape[1], *widths)) / image.shape[1]
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=how), scale
 
 
 def write_report(

@@ -8,6 +8,7 @@ import torch
 
 from drone_kd.cli import main
 from drone_kd_training.distillation import baseline
+from drone_kd_training.distillation import distill as distill_module
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.models.checkpoints import load_model
@@ -73,6 +74,16 @@ def test_failed_baseline_is_named_and_resumed(tiny_data, tiny_teacher, tmp_path)
     metrics = distill(both, output, resume=True)
     assert metrics["baseline"]["images"] == metrics["student"]["images"]
     assert not (output / "metrics.json").stat().st_mtime_ns < trained
+
+
+def test_baseline_of_an_earlier_start_with_other_settings_is_forgotten(tiny_data, tmp_path):
+    before = config(tiny_data, "teacher.pt", steps=7)
+    baseline.write_config(before, tmp_path)
+    baseline.write_config(baseline.alone(before), tmp_path / "baseline")
+    distill_module._forget_other(before, tmp_path)
+    assert read_config(tmp_path / "baseline").steps == 7
+    distill_module._forget_other(replace(before, steps=2), tmp_path)
+    assert not (tmp_path / "baseline").exists()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from tiny_training import SIZE, draw_set, save_checkpoint
 def cells(path, columns):
     """Return the cells of the image, (rows, columns) of BGR images."""
     image = cv2.imread(str(path))
-    assert image.shape == (ROWS * CELL_PX, columns * CELL_PX, 3)
+    assert image.shape == (ROWS * CELL_PX[0], columns * CELL_PX[0], 3)
     return [np.hsplit(row, columns) for row in np.vsplit(image, ROWS)]
 
 

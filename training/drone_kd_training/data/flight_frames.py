@@ -356,9 +356,9 @@ def _report(
     frames = sum(len(flight.sizes) for flight in flights)
     total = sum(flight.count for flight in flights)
     windows = f", {len(rows)} images of up to {tile} px" if tile else ""
+    limit = f", at most {max_frames}" if frames >= max_frames else ""
     LOGGER.info(
-        f"Unlabelled: {frames} of {total} frames, at most {max_frames}, of {len(flights)} flights"
-        f"{windows}"
+        f"Unlabelled: {frames} of {total} frames{limit}, of {len(flights)} flights{windows}"
     )
     chosen = [f.images[key.number] for f in flights if f.images for key in f.sizes]
     if labelled := sum(label_path(path).is_file() for path in chosen):

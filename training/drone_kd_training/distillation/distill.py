@@ -42,6 +42,7 @@ from drone_kd.parsing import read_json
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, load_data
 from drone_kd_training.data.names import DataError, class_list
+from drone_kd_training.distillation.baseline import FOLDER as BASELINE
 from drone_kd_training.distillation.baseline import baseline_beside
 from drone_kd_training.distillation.claims import claim
 from drone_kd_training.distillation.config import Config, read_config, write_config
@@ -318,7 +319,7 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
 
 
 def _forget_other(config: Config, output: Path) -> None:
-    """Delete what an earlier start with other settings learns from; it trained nothing."""
+    """Delete what an earlier start with other settings left; its student trained nothing."""
     if not (output / "config.yaml").is_file():
         return
     before = read_config(output)
@@ -327,6 +328,7 @@ def _forget_other(config: Config, output: Path) -> None:
     if before != config:
         (output / EXPECTATION).unlink(missing_ok=True)
         shutil.rmtree(output / FRAMES, ignore_errors=True)
+        shutil.rmtree(output / BASELINE, ignore_errors=True)
 
 
 def train(run: Run, data: Path) -> float:

@@ -33,7 +33,7 @@ from drone_kd_training.data.dataset import image_paths, load_data
 from drone_kd_training.data.generate import generate
 from drone_kd_training.distillation.config import NO_TEACHER, Config
 from drone_kd_training.distillation.criterion import computes_in_bfloat16
-from drone_kd_training.distillation.run_report import effect
+from drone_kd_training.distillation.run_report import by_model, effect
 from drone_kd_training.export.export import export
 from drone_kd_training.export.gate_table import gate_table
 from drone_kd_training.models.checkpoints import PACKAGED_MODELS
@@ -104,10 +104,9 @@ def run(plan: Plan) -> dict[str, Any]:
 def as_text(summary: dict[str, Any]) -> str:
     """Return the models, the effect of distillation and the flight as text."""
     figures = {key: summary[name] for name, key in MODELS.items()}
-    lines = [
-        format_table({name.replace("_", " "): summary[name] for name in MODELS if summary[name]}),
-        f"Distillation: {effect(figures)}",
-    ]
+    lines = [format_table(by_model(figures))]
+    if brought := effect(figures):
+        lines.append(f"Distillation: {brought}")
     if flight := summary.get("flight"):
         lines.append(
             f"Flight: {flight['frames_in']} images in, {flight['frames_out']} out, camera to "

@@ -6,28 +6,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from drone_kd.core.detections import Detections
 from drone_kd.detector import Detector
 from drone_kd.metrics import MAX_DETECTIONS
-from drone_kd.visualization import (
-    class_colour,
-    contact_sheet,
-    draw_box,
-    draw_detections,
-    draw_ring,
-    draw_text,
-)
+from drone_kd.visualization import contact_sheet, draw_text
 from drone_kd_training.data.dataset import DataSet, Sample, image_paths, load_data, read_sample
 from drone_kd_training.data.folders import write_image
 from drone_kd_training.evaluation.evaluate import IOU
-from drone_kd_training.html_report import CONFIDENCE, WHITE, found_objects
+from drone_kd_training.html_report import CONFIDENCE, annotate, draw_labels, found_objects
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import TorchBackend
 
-ROWS, CELL_PX = 4, 480
+ROWS, CELL_PX = 4, (480, 480)
 CROWD = 20
 
 
@@ -51,15 +42,16 @@ def compare_models(checkpoints: Mapping[str, Path], data: Path, imgsz: int, outp
     """
     dataset = load_data(data)
     samples = _choose(dataset)
-    columns = {"labels": [_draw_labels(sample) for sample in samples]}
+    names = dataset.names
+    columns = {"labels": [draw_labels(s, names, names, CELL_PX) for s in samples]}
     for name, path in checkpoints.items():
         backend = TorchBackend(load_model(str(path))[0], imgsz)
         detector = Detector(backend, CONFIDENCE, IOU, MAX_DETECTIONS)
-        columns[name] = [_draw_found(sample, detector, dataset.names) for sample in samples]
+        columns[name] = [_draw_found(sample, detector, names) for sample in samples]
     for name, images in columns.items():
         draw_text(images[0], name)
     cells = [image for row in zip(*columns.values(), strict=True) for image in row]
-    write_image(output, contact_sheet(cells, len(columns), len(columns) * CELL_PX))
+    write_image(output, contact_sheet(cells, len(columns), len(columns) * CELL_PX[0]))
 
 
 def _choose(dataset: DataSet) -> list[Sample]:
@@ -78,24 +70,7 @@ def _shows(sample: Sample) -> tuple[bool, int, int]:
     return count <= CROWD, len(set(sample.class_ids.tolist())), count
 
 
-def _draw_labels(sample: Sample) -> np.ndarray:
-    image, scale = _enlarge(sample.image)
-    for box, class_id in zip(sample.xyxy * scale, sample.class_ids, strict=True):
-        draw_box(image, box, class_colour(int(class_id)))
-    return image
-
-
 def _draw_found(sample: Sample, detector: Detector, names: tuple[str, ...]) -> np.ndarray:
     found, classes = detector(sample.image), detector.backend.spec.classes
-    image, scale = _enlarge(sample.image)
-    large = Detections(found.xyxy * scale, found.scores, found.class_ids)
-    image = draw_detections(image, large, classes)
-    for box in sample.xyxy[~found_objects(sample, found, classes, names)] * scale:
-        draw_ring(image, box, WHITE)
-    return image
-
-
-def _enlarge(image: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return a copy as wide as a cell, and the scale: labels would hide a small image."""
-    scale = CELL_PX / image.shape[1]
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), scale
+    missed = ~found_objects(sample, found, classes, names)
+    return annotate(sample, found, classes, missed, widths=CELL_PX)
