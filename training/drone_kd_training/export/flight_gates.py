@@ -74,7 +74,7 @@ LIMITS = {
     # most people have.
     "fp32": Limits(0.02, 0.1, 0.02, 0.5, 0.02, 0.01, 0.02, 0.001),
     # A few thousandths of a score, hundredths of a pixel.
-    "fp16": Limits(0.02, 0.1, 0.02, 1.0, 0.02, 0.01, 0.02, 0.005),
+    "fp16": Limits(0.02, 0.1, 0.02, 1.0, 0.02, 0.01, 0.02, 0.001),
     # Sound files drift by 0.2 to 1 px, 4 % of their boxes by more than 3 px (also where NMS keeps
     # a neighbour); 5 % of their scores by more than 0.1, on average by up to 0.03.
     "int8": Limits(0.05, 0.1, 0.1, 3.0, 0.1, 0.05, 0.03, 0.01),
