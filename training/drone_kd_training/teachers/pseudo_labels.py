@@ -133,7 +133,7 @@ def choose_thresholds(teacher: TeacherScores) -> Thresholds:
     not become background.
     """
     high = tuple(_choose(scores) for scores in teacher.scores)
-    return Thresholds(high, tuple(min(DEFAULT_LOW, threshold) for threshold in high))
+    return Thresholds(high, (DEFAULT_LOW,) * len(high))  # no threshold is lower
 
 
 def expect(teacher: TeacherScores, thresholds: Thresholds) -> Expectation:
