@@ -21,7 +21,7 @@ endif
 # ROS traffic stays on this machine unless the caller says otherwise.
 export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 
-.PHONY: help setup demo demo-sim demo-loop demo-teacher night-teacher default-model test test-fast \
+.PHONY: help setup demo demo-sim demo-loop night-teacher default-model test test-fast \
   test-variants variant-default variant-avx2 variant-one-thread test-fuzz test-aarch64 test-py314 \
   coverage bench-node docs lint lock audit sbom clean check
 
@@ -51,24 +51,26 @@ demo-sim: setup  ## fly the default model for 60 s in simulation, and score what
 demo-loop: setup  ## a flight at night: record, mine, retrain, judge, swap, score again
 	$(PY) -m drone_kd_training.recipes.demo_loop $(if $(OUTPUT),--output "$(OUTPUT)")
 
-# The teacher of `make demo-loop`, which also starts the one of `make demo`.
+# Where the teacher of the demos comes from: a COCO checkpoint, trained on synthetic images by day.
 # SHARED: see default-model; here only weights/yolov8s-coco.pt is read.
-demo-teacher: setup  ## train the teacher of demo-loop (about 35 minutes on 2 cores)
-	.venv/bin/drone-kd generate --output runs/demo-teacher/data --train 800 --val 60 --seed 1
-	.venv/bin/drone-kd distill --data runs/demo-teacher/data/data.yaml --teacher none \
-	  --student aerial-small.yaml --output runs/demo-teacher/run --epochs 3 --batch 2 --no-val \
+DAY := runs/day-teacher
+$(DAY)/run/best.pt: | $(DONE)/training
+	.venv/bin/drone-kd generate --output $(DAY)/data --train 800 --val 60 --seed 1
+	.venv/bin/drone-kd distill --data $(DAY)/data/data.yaml --teacher none \
+	  --student aerial-small.yaml --output $(DAY)/run --epochs 3 --batch 2 --no-val \
 	  --set pretrained="$(SHARED)/weights/yolov8s-coco.pt" --set optimizer=AdamW --set lr0=0.001 \
-	  --set mosaic=0 --set close_mosaic=0 --set nbs=2 --set warmup_epochs=0.25
-	cp runs/demo-teacher/run/best.pt training/drone_kd_training/recipes/demo-teacher.pt
+	  --set mosaic=0 --set close_mosaic=0 --set nbs=2 --set warmup_epochs=0.25 \
+	  $(if $(wildcard $(DAY)/run/weights/last.pt),--resume)
 
-# The teacher of `make demo`, on other places (--seed) than the demo shows. Interrupted, the same
-# command goes on. amp=bf16 is slower on a processor without bfloat16 instructions: leave it out.
-night-teacher: setup  ## train the demo's teacher (about 25 minutes on one core)
+# The teacher of `make demo` and `make demo-loop`, on other places (--seed) than they show.
+# Interrupted, the same command goes on. amp=bf16 is slower on a processor without bfloat16
+# instructions: leave it out.
+night-teacher: $(DAY)/run/best.pt  ## train the demos' teacher (about an hour on 2 cores)
 	.venv/bin/drone-kd generate --output runs/night-teacher/data --train 3000 --val 200 --seed 1 \
 	  --imgsz 320 --zoom 2 --thermal --vehicles
 	.venv/bin/drone-kd distill --data runs/night-teacher/data/data.yaml --teacher none \
-	  --student demo-teacher.pt --output runs/night-teacher/run --epochs 3 --batch 8 --imgsz 320 \
-	  --no-val --set amp=bf16 --set optimizer=AdamW --set lr0=0.002 --set lrf=0.02 \
+	  --student $(DAY)/run/best.pt --output runs/night-teacher/run --epochs 3 --batch 8 \
+	  --imgsz 320 --no-val --set amp=bf16 --set optimizer=AdamW --set lr0=0.002 --set lrf=0.02 \
 	  --set cos_lr=True --set warmup_epochs=0.25 --set mosaic=0 --set close_mosaic=0 \
 	  --set scale=0.25 --set flipud=0.5 --set nbs=8 --set freeze=3 \
 	  $(if $(wildcard runs/night-teacher/run/weights/last.pt),--resume)

@@ -113,7 +113,7 @@ def test_wheel_of_the_training_part(tmp_path: Path) -> None:
     assert top_level(names) == {"drone_kd_training"}  # no module `training` on the user's path
     recipes = {path.name for path in (ROOT / "training/drone_kd_training/recipes").glob("*.*")}
     files = {name for name in recipes if name.endswith((".yaml", ".pt"))}
-    assert {"default_model.yaml", "demo-teacher.pt", "night-teacher.pt"} <= files
+    assert {"default_model.yaml", "demo-student.pt", "night-teacher.pt"} <= files
     assert {f"drone_kd_training/recipes/{name}" for name in files} <= names
     assert "drone_kd_training/py.typed" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)

@@ -22,8 +22,8 @@ pytest.importorskip("rclpy", reason="the flight needs ROS 2")
 
 
 def save_variant(path: Path, logit_shift: float, box_scale: float) -> Path:
-    """Save the loop's teacher with shifted class logits and scaled weights of its box branch."""
-    model, _ = load_model(Plan.teacher)
+    """Save the loop's student with shifted class logits and scaled weights of its box branch."""
+    model, _ = load_model(Plan.model)
     with torch.no_grad():
         for boxes, classes in zip(model.model[-1].cv2, model.model[-1].cv3, strict=True):
             classes[-1].bias += logit_shift
@@ -52,7 +52,7 @@ def test_better_candidate_passes_the_guard_and_replaces_the_model_in_flight(
     So the candidate is better by construction, and the guard's real margins decide.
     """
     good = save_variant(tmp_path / "good.pt", logit_shift=2.5, box_scale=1.0)
-    useless = save_variant(tmp_path / "useless.pt", logit_shift=0.0, box_scale=0.0)
+    useless = save_variant(tmp_path / "useless.pt", logit_shift=1.0, box_scale=0.0)
     trained = {}
 
     def train(config, output, resume=False):
@@ -81,7 +81,7 @@ def test_better_candidate_passes_the_guard_and_replaces_the_model_in_flight(
         base_train=2,
         base_val=4,
         places=1,
-        seconds=8.0,
+        seconds=12.0,
         scored_seconds=3.0,
         mined=4,
         per_scene=4,

@@ -6,9 +6,9 @@ that it was not trained on. The node records hard frames over DDS; they are mine
 retrained, judged and exported, and replaces the deployed model in the running node. Both models
 are scored over the same flight, of a place that was not recorded.
 
-No model of this repository knows the night, and the demo's teacher finds little in it. So the demo
-first fine-tunes that teacher on rendered images of other places at night and on the base, whose
-boxes are known. Users bring such a teacher. A second run repeats only missing steps.
+The teacher of `make demo` knows the night, but only people and vehicles, and larger ones. So the
+demo first fine-tunes it on rendered images of other places at night and on the base, whose boxes
+are known. Users bring such a teacher. A second run repeats only missing steps.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Plan:
     """Settings of one demonstration; the defaults are those of `make demo-loop`."""
 
     output: Path = Path("runs/demo-loop")
-    teacher: str = str(PACKAGED_MODELS / "demo-teacher.pt")
+    teacher: str = str(PACKAGED_MODELS / "night-teacher.pt")
     model: str = str(PACKAGED_MODELS / "demo-student.pt")
     scene: str = "night"
     imgsz: int = 640
