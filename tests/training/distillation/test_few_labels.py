@@ -121,6 +121,11 @@ def test_ours_is_compared_with_the_first_hard_arm_of_the_first_command(
     assert other["primary"]["named"]["other"] == "few"
 
 
+def test_few_with_all_labels_is_not_trained_twice(tiny_data, tmp_path, trained):
+    compare_few_labels(config(tiny_data), tmp_path, (0,), ["all", "few", "ours"], (None,))
+    assert [name for name, _ in trained] == ["few-12labels-seed0", "ours-12labels-seed0"]
+
+
 def forget_columns(output):
     """Turn an experiment into one of the version before."""
     (output / "primary.json").unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from drone_kd_training.distillation.paired_comparison import (
     primary_line,
     secondary,
     secondary_table,
+    signed,
 )
 
 TEACHER = {
@@ -109,6 +110,10 @@ def test_the_primary_comparison_is_one_line():
     assert primary_line(rows[3:], OURS, SUBSET, TEACHER) == (
         "Primary: ours - hard:0.4, no pair of runs yet"
     )
+
+
+def test_no_difference_has_no_sign_of_its_own():
+    assert [signed(x) for x in (-0.0001, 0.0, 0.0213, -0.004)] == ["+0.0", "+0.0", "+2.1", "-0.4"]
 
 
 def test_what_was_not_named_before_the_runs_is_not_primary():

@@ -25,6 +25,7 @@ from drone_kd_training.distillation.paired_comparison import (
     primary_line,
     secondary,
     secondary_table,
+    signed,
 )
 from drone_kd_training.tables import format_score
 
@@ -159,7 +160,7 @@ def as_markdown(
     ]
     for s in summaries:
         spread = "" if s.spread is None else f" ± {100 * s.spread:.1f}"
-        gain = "" if s.gain is None else f"{100 * s.gain:+.1f}"
+        gain = "" if s.gain is None else signed(s.gain)
         share = "" if s.gap_share is None else f"{100 * s.gap_share:.0f} %"
         time = "" if s.time_ratio is None else f"{s.time_ratio:.2f}"
         mean = f"{format_score(s.mean)}{spread}"

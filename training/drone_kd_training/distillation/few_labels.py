@@ -212,6 +212,8 @@ class Experiment:
                 f"expected 0 to {self.total} labelled frames, some of them above 0, got "
                 f"{', '.join(map(str, numbers))}"
             )
+        if self.labels == self.total and any(arm.name == FEW for arm in arms):
+            arms = [arm for arm in arms if arm.name != ALL]  # the same run
         found: dict[tuple[str, int, int], Run] = {}
         for subset in subsets:
             for run in self._of_subset(arms, subset, numbers):
@@ -222,7 +224,7 @@ class Experiment:
         for arm in arms:
             yield Run(arm, self.total if arm.images == ALL else self.labels, subset)
         for number in numbers if len(numbers) > 1 else ():
-            alone = ALL if number == self.total else FEW
+            alone = ALL if number == self.total != self.labels else FEW
             for name in (alone, OURS) if number else (OURS,):
                 yield Run(parse_arm(name, self.config), number, subset)
 

@@ -33,6 +33,7 @@ from drone_kd_training.distillation.paired_comparison import (
     measured_lines,
     primary_line,
     secondary_table,
+    signed,
 )
 from drone_kd_training.distillation.run_report import read_metrics
 from drone_kd_training.html_report import compare_frames, write_report
@@ -114,7 +115,7 @@ def as_markdown(
         lines.append(f"| {name} | | | {format_score(value)} | {half.get(name, '')} | | | |")
     for arm in arms:
         spread = "" if arm.spread is None else f" ± {100 * arm.spread:.1f}"
-        gain = "" if arm.gain is None else f"{100 * arm.gain:+.1f}"
+        gain = "" if arm.gain is None else signed(arm.gain)
         share = "" if arm.gap_share is None else f"{100 * arm.gap_share:.0f} %"
         if arm.gap_share_interval:
             share += " [{:.0f}, {:.0f}]".format(*(100 * x for x in arm.gap_share_interval))

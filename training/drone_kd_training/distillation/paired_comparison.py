@@ -263,14 +263,18 @@ def secondary_table(found: Sequence[Difference], unit: str) -> list[str]:
 
 def points(found: Difference, unit: str = " points") -> str:
     """Return a difference in points of mAP, e.g. "+2.1 points [+0.4, +3.8]"."""
-    return f"{100 * found.mean:+.1f}{unit}" + (
-        f" {limits(found.interval)}" if found.interval else ""
-    )
+    between = f" {limits(found.interval)}" if found.interval else ""
+    return f"{signed(found.mean)}{unit}{between}"
 
 
 def limits(interval: Limits) -> str:
     """Return an interval of scores in [0, 1] in points, e.g. "[-0.3, +1.2]"."""
-    return "[{:+.1f}, {:+.1f}]".format(*(100 * x for x in interval))
+    return f"[{', '.join(map(signed, interval))}]"
+
+
+def signed(score: float) -> str:
+    """Return a difference of scores in [0, 1] in points, e.g. "+2.1"; "+0.0" for no difference."""
+    return f"{round(100 * score, 1) + 0.0:+.1f}"  # -0.0 + 0.0 is 0.0
 
 
 def plural(count: int, noun: str) -> str:
