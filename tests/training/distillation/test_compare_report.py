@@ -62,6 +62,10 @@ def test_ours_is_compared_with_every_kind_of_arm():
     ]
     late = differences(ROWS, Primary("distilled", "plain", runs_before=6))
     assert late[0].other == "plain"  # not primary, and corrected as the others
+    variants = differences(ROWS, Primary(None, "plain"))
+    assert [(d.arm, d.other) for d in variants] == [
+        *(("distilled", "plain"), ("terms=class", "plain"))
+    ]
     assert [arm for arm in ("plain", "plain:time", "builtin:1", "beta=1") if is_ours(arm)] == [
         "beta=1"
     ]

@@ -101,6 +101,10 @@ def test_a_variant_of_ours_may_be_the_arm_that_is_compared():
     found = differences(compared(ROWS, 5), Primary("ours;beta=1", "hard:0.3"))
     assert {d.arm for d in found} == {"ours;beta=1"}
     assert found[-1].other == "ours"
+    variants = differences(compared(ROWS, 5), Primary(None, "hard:0.3"))
+    assert [(d.arm, d.other) for d in variants] == [
+        *(("ours", "hard:0.3"), ("ours;beta=1", "hard:0.3"))
+    ]
 
 
 def test_fiellers_interval_without_scatter_below_is_students():

@@ -34,14 +34,11 @@ from drone_kd_training.distillation.compare_report import (
     is_ours,
     write_tables,
 )
+from drone_kd_training.distillation.comparison_text import counted_classes
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.distillation.label_subsets import frames
-from drone_kd_training.distillation.paired_comparison import (
-    counted_classes,
-    distinct,
-    name_primary,
-)
+from drone_kd_training.distillation.paired_comparison import distinct, name_primary
 from drone_kd_training.distillation.run_report import is_score, read_metrics
 from drone_kd_training.evaluation.evaluate import evaluate, over_classes
 from drone_kd_training.html_report import compare_frames, write_report

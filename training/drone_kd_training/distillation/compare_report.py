@@ -11,21 +11,23 @@ from pathlib import Path
 import numpy as np
 
 from drone_kd.files import write_text
+from drone_kd_training.distillation.comparison_text import (
+    as_dict,
+    measured_lines,
+    primary_line,
+    secondary_table,
+    signed,
+)
 from drone_kd_training.distillation.paired_comparison import (
     SEED,
     Difference,
     Limits,
     Primary,
-    as_dict,
     best_difference,
     difference,
     interval,
     mean_by_unit,
-    measured_lines,
-    primary_line,
     secondary,
-    secondary_table,
-    signed,
 )
 from drone_kd_training.tables import format_score
 
@@ -122,7 +124,9 @@ def _seconds(row: dict) -> float:
 def differences(rows: Sequence[dict], primary: Primary) -> list[Difference]:
     """Return the secondary comparisons: ours minus the other arms, p values corrected by Holm."""
     names = list(dict.fromkeys(row["arm"] for row in rows))
-    ours = primary.arm or DISTILLED
+    if primary.arm is None:  # of several variants: each beside the baseline
+        return secondary((difference(rows, n, PLAIN, SEED) for n in names if is_ours(n)), primary)
+    ours = primary.arm
     builtin = [name for name in names if name.startswith(BUILTIN)]
     return secondary(
         [

@@ -32,6 +32,7 @@ from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, image_paths, load_data, write_list
 from drone_kd_training.distillation.claims import claim
 from drone_kd_training.distillation.compare import evaluate_teacher, hold_out, scores_over
+from drone_kd_training.distillation.comparison_text import counted_classes
 from drone_kd_training.distillation.config import AUTO, Config, read_config
 from drone_kd_training.distillation.distill import METRICS, distill
 from drone_kd_training.distillation.few_labels_arms import (
@@ -51,12 +52,7 @@ from drone_kd_training.distillation.few_labels_report import (
 )
 from drone_kd_training.distillation.hard_labels import write_hard_labels
 from drone_kd_training.distillation.label_subsets import Subset, frames, write_subset
-from drone_kd_training.distillation.paired_comparison import (
-    Primary,
-    counted_classes,
-    distinct,
-    name_primary,
-)
+from drone_kd_training.distillation.paired_comparison import Primary, distinct, name_primary
 from drone_kd_training.distillation.run_report import read_metrics
 from drone_kd_training.evaluation.evaluate import evaluate
 

@@ -144,7 +144,10 @@ def differences(rows: Sequence[dict], primary: Primary) -> list[Difference]:
     favour of that arm. ``rows``: of `compared`.
     """
     names = list(dict.fromkeys(row["arm"] for row in rows))
-    ours = primary.arm or OURS
+    ours = primary.arm
+    if ours is None:  # of several variants: each beside the arm that was named
+        variants = (difference(rows, n, primary.other, SUBSET) for n in names if is_ours(n))
+        return secondary(variants, primary)
     kinds = {
         "student alone": [FEW],
         "student alone at its best length": [n for n in names if n.split(":")[0] == FEW],

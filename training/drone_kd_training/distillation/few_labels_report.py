@@ -13,6 +13,14 @@ from drone_kd.files import atomic_file, write_text
 from drone_kd_training.data.dataset import DataSet
 from drone_kd_training.distillation.compare import as_csv, scores_over
 from drone_kd_training.distillation.compare_report import teacher_rows
+from drone_kd_training.distillation.comparison_text import (
+    as_dict,
+    counted_classes,
+    measured_lines,
+    primary_line,
+    secondary_table,
+    signed,
+)
 from drone_kd_training.distillation.few_labels_arms import ALL, FEW, OURS
 from drone_kd_training.distillation.few_labels_figures import (
     ArmFigures,
@@ -27,13 +35,7 @@ from drone_kd_training.distillation.paired_comparison import (
     Difference,
     Limits,
     Primary,
-    as_dict,
-    counted_classes,
     difference,
-    measured_lines,
-    primary_line,
-    secondary_table,
-    signed,
 )
 from drone_kd_training.distillation.run_report import read_metrics
 from drone_kd_training.html_report import compare_frames, write_report
