@@ -145,13 +145,14 @@ def test_retrain_records_the_typed_command(accepted, call, tmp_path, capsys):
 
 def test_compare_makes_its_runs_of_the_options(call, tmp_path, capsys):
     calls = call("drone_kd_training.distillation.compare.compare", None)
-    (tmp_path / "compare.md").write_text("| plain | 2 |")
+    (tmp_path / "compare.md").write_text("Primary: +1\n\n| plain | 2 |\n")
     options = ["--data", "d", "--teacher", "t.pt", "--student", "s.yaml", "--epochs", "1"]
     options += ["--seeds", "3", "4", "--select", "0.5", "--arms", "plain", "terms=class"]
     assert run("compare", *options, "--output", tmp_path) == 0
     config = Config("d", "t.pt", "s.yaml", epochs=1, seed=3)
     assert calls == [((config, tmp_path, (3, 4), ["plain", "terms=class"], 0.5, None), {})]
-    assert "| plain | 2 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert "| plain | 2 |" in printed and printed[0] == printed[-1] == "Primary: +1"
 
 
 def test_compare_with_few_labels(call, tmp_path, capsys):

@@ -42,12 +42,13 @@ def test_names_are_escaped_and_missing_classes_are_a_dash(tmp_path):
         "student": {**scores, "per_class": {"person": {"ap50_95": None, "ap50": 0.1}}},
     }
     sides = Sides(10, 1, 4, [np.zeros((8, 16, 3), np.uint8)])
-    table = "| arm | seeds |\n|---|---|\n| baseline | 3 |\n\ndistilled - builtin:1: +1.0\n"
+    table = "Primary: +2.0\n\n| arm | seeds |\n|---|---|\n| baseline | 3 |\n\nA note\n\n| p |\n"
     write_report(tmp_path / "r.html", "Title", models, {}, sides, table)
     page = (tmp_path / "r.html").read_text()
     assert "&lt;b&gt;teacher" in page and "<td>25.0 / 75.0</td>" in page
     assert "<td>- / -</td>" in page and "<td>baseline</td>" in page and "---" not in page
-    assert "distilled - builtin:1: +1.0" in page and "data:image/jpeg" in page
+    parts = ("<p>Primary: +2.0</p>", "<td>arm</td>", "<p>A note</p>", "<td>p</td>")
+    assert sorted(parts, key=page.index) == [*parts] and "data:image/jpeg" in page
     assert "10 labelled objects, 4 were found by the distilled" in page
     assert "and 1 by the baseline" in page and "http" not in page
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -188,17 +189,14 @@ def write_report(
     """Write the page to the .html file ``path``; raises OSError.
 
     ``models``: name -> result of `evaluate`. ``curves``: name of a run -> image of its curves
-    (.png). ``sides``: baseline against distilled student. ``table``: Markdown table of an
-    experiment, shown first. ``facts``: about the run, by name. ``frames``: of `example_frames`.
+    (.png). ``sides``: baseline against distilled student. ``table``: Markdown tables and lines of
+    an experiment, shown first. ``facts``: about the run, by name. ``frames``: of `example_frames`.
     """
     classes = list(dict.fromkeys(c for m in models.values() for c in m["per_class"]))
-    lines = table.splitlines()
-    cells = [line.strip("|").split("|") for line in lines if line.startswith("|")]
     page = render_page(
         _CONTENT,
         title,
-        experiment=[row for row in cells if not set("".join(row)) <= set("-")],
-        notes=[line for line in lines if line and not line.startswith("|")],
+        experiment=_blocks(table),
         facts=facts or {},
         header=["", *models],
         rows=[
@@ -213,6 +211,16 @@ def write_report(
         images=[] if sides is None else [_jpeg_url(image) for image in sides.images],
     )
     write_text(path, page)
+
+
+def _blocks(text: str) -> list[tuple[list[list[str]], list[str]]]:
+    """Return tables and lines of Markdown in their order: rows of cells, or lines outside them."""
+    found = []
+    for is_table, block in groupby(text.splitlines(), key=lambda line: line.startswith("|")):
+        lines = [line for line in block if line.strip("|- ")]
+        rows = [line.strip("|").split("|") for line in lines] if is_table else []
+        found.append((rows, [] if is_table else lines))
+    return found
 
 
 def _class_scores(figures: Mapping[str, Any], name: str) -> str:
@@ -231,10 +239,11 @@ def _jpeg_url(image: np.ndarray) -> str:
 
 
 _CONTENT = """{% if experiment %}<h2>Experiment</h2>
-<table>{% for row in experiment %}<tr>{% for cell in row %}
+{% for rows, lines in experiment %}{% if rows %}
+<table>{% for row in rows %}<tr>{% for cell in row %}
 <td>{{ cell.strip() }}</td>{% endfor %}</tr>
-{% endfor %}</table>
-{% for note in notes %}<p>{{ note }}</p>{% endfor %}{% endif %}
+{% endfor %}</table>{% endif %}
+{% for line in lines %}<p>{{ line }}</p>{% endfor %}{% endfor %}{% endif %}
 {% macro table(header, rows) %}
 <table><tr>{% for cell in header %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}

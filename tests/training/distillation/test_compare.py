@@ -1,4 +1,6 @@
 import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import polars
@@ -8,16 +10,14 @@ from drone_kd_training.data.dataset import image_paths, load_data
 from drone_kd_training.distillation.compare import (
     SCORES,
     arm_config,
-    as_markdown,
-    best_builtin,
     compare,
     default_arms,
     evaluate_teacher,
     hold_out,
-    interval,
-    summarise,
+    training_seconds,
 )
-from drone_kd_training.distillation.config import NO_TEACHER, Config
+from drone_kd_training.distillation.compare_report import teacher_rows
+from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config, write_config
 from drone_kd_training.distillation.distill import distill, prepare_data, train, validate
 from drone_kd_training.distillation.trainer import DistillTrainer
 from tiny_training import SIZE, draw_set
@@ -37,9 +37,11 @@ def test_arms_change_the_settings_of_one_run():
     assert default_arms(base) == [
         *("plain", "builtin:0.5", "builtin:1", "builtin:2", "builtin:6"),
         *("distilled", "terms=box+assign", "terms=class+assign", "terms=class+box"),
+        "plain:time",
     ]
     assert arm_config("distilled", base) == base
     assert arm_config("plain", base).teacher == NO_TEACHER
+    assert arm_config("plain:time", base) == arm_config("plain", base)
     builtin = arm_config("builtin:2", base)
     assert builtin.teacher == NO_TEACHER
     assert builtin.overrides["lr0"] == 0.002
@@ -52,36 +54,6 @@ def test_arms_change_the_settings_of_one_run():
     )
     with pytest.raises(ValueError, match="arm 'colour=red': colour is neither"):
         arm_config("colour=red", base)
-
-
-def row(arm: str, seed: int, score: float, seconds: float = 10.0) -> dict:
-    return {"arm": arm, "seed": seed, "map50_95": score, "seconds": seconds}
-
-
-def test_summary_compares_runs_of_the_same_seed():
-    rows = [
-        *(row("plain", seed, score) for seed, score in enumerate((0.20, 0.30, 0.40))),
-        *(row("builtin:1", seed, score) for seed, score in enumerate((0.20, 0.31, 0.41))),
-        *(row("builtin:6", seed, score) for seed, score in enumerate((0.10, 0.20, 0.30))),
-        *(row("distilled", seed, score, 15.0) for seed, score in enumerate((0.25, 0.34, 0.46))),
-    ]
-    plain, builtin, _, own = found = summarise(rows, teacher=0.50)
-    assert plain.gain is None
-    assert plain.mean == pytest.approx(0.30)
-    assert plain.spread == pytest.approx(0.1)
-    assert own.gain == pytest.approx(0.05)
-    assert own.gap_share == pytest.approx(0.25)
-    assert own.time_ratio == pytest.approx(1.5)
-    # 0.05 +- t(0.975, 2) * 0.01 / sqrt(3)
-    assert own.gain_interval == pytest.approx((0.05 - 0.02484, 0.05 + 0.02484), abs=1e-4)
-    assert best_builtin(found) == builtin
-    assert summarise(rows, teacher=0.32)[-1].gap_share is None  # a gap of 2 points
-    rows += [row("terms=class", seed, score) for seed, score in enumerate((0.24, 0.33, 0.45))]
-    printed = as_markdown({"map50_95": 0.5}, summarise(rows, teacher=0.50), rows)
-    assert "distilled - builtin:1: +4.3 [" in printed
-    assert "builtin:6: " not in printed
-    assert "distilled - terms=class: +1.0 [+1.0, +1.0]" in printed
-    assert interval([0.1]) is None
 
 
 def test_hold_out_takes_stretches_of_the_training_frames(tmp_path):
@@ -119,10 +91,8 @@ def test_teacher_is_measured_at_the_size_of_the_student(tiny_data, square_detect
     assert both.items() <= at_size.items()
     assert (both["imgsz"], large["imgsz"]) == (SIZE, 2 * SIZE)
     assert large["map50_95"] != both["map50_95"]
-    text = as_markdown({**both, "at_teacher_imgsz": large}, [], [])
-    assert [line.split(" |")[0] for line in text.splitlines()[2:]] == [
-        *("| teacher", f"| teacher at {2 * SIZE} px")
-    ]
+    rows = teacher_rows({**both, "at_teacher_imgsz": large})
+    assert [name for name, _ in rows] == ["teacher", f"teacher at {2 * SIZE} px"]
 
 
 @pytest.fixture
@@ -143,12 +113,135 @@ def batches(monkeypatch) -> dict[str, list[str]]:
     return found
 
 
+def finished(folder: Path, run: Config, score: float, seconds: list[float]) -> dict:
+    """Write what a finished run leaves; return its figures."""
+    write_config(run, folder)
+    (folder / "data.yaml").write_text(Path(run.data).read_text())
+    (folder / "results.csv").write_text("epoch,time\n" + "".join(f"1,{s}\n" for s in seconds))
+    ap = {"ap50_95": score, "ap50": score}
+    per_class = {"car": {**ap, "ap50_95": score + 0.2}, "person": ap}
+    student = dict.fromkeys(SCORES, score) | {"parameters": 7, "per_class": per_class}
+    metrics = {"student": student, "seconds": 1.0}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return metrics
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[str]:
+    """Names of the runs, in the place of training: 10 s per epoch, with a teacher 16 s."""
+    made: list[str] = []
+
+    def distill(run, folder, resume, measure_teacher):
+        if resume:
+            return json.loads((folder / "metrics.json").read_text())
+        made.append(folder.name)
+        seconds = run.epochs * (16.0 if run.distils else 10.0)
+        return finished(folder, run, 0.5 if run.distils else 0.4, [seconds])
+
+    monkeypatch.setattr("drone_kd_training.distillation.compare.distill", distill)
+    monkeypatch.setattr("drone_kd_training.distillation.compare._write_report", lambda *_: None)
+    monkeypatch.setattr(
+        "drone_kd_training.distillation.compare.evaluate_teacher", lambda *_: TEACHER
+    )
+    return made
+
+
+TEACHER = {
+    "map50_95": 0.9,
+    "parameters": 9,
+    "imgsz": SIZE,
+    "per_class": {"car": {"ap50_95": 0.9}, "person": {"ap50_95": 0.9}},
+    "classes_not_in_model": [],
+}
+
+
+def resolved(tiny_data, folder: Path) -> Path:
+    """Return the data set with absolute paths."""
+    return load_data(tiny_data).write_resolved(folder / "resolved.yaml")
+
+
+def test_the_time_of_distilled_gives_the_length_of_plain_time(tiny_data, tmp_path, trained):
+    base = config(resolved(tiny_data, tmp_path), epochs=10)
+    output = tmp_path / "out"
+    _, summaries = compare(base, output, (0, 1, 1), ["plain:time", "balance=1"])
+    assert trained == [
+        *("plain-seed0", "distilled-seed0", "plain-seed1", "distilled-seed1"),
+        *("plain-time-seed0", "plain-time-seed1"),
+    ]  # balance=1 is the default, so that arm is distilled itself
+    assert read_config(output / "runs" / "plain-time-seed0").epochs == 16
+    assert {s.arm: s.time_ratio for s in summaries} == pytest.approx(
+        {"plain": 1, "distilled": 1.6, "plain:time": 1.6}
+    )
+    rows = polars.read_csv(output / "compare.csv")
+    assert rows.columns == [
+        *("arm", "seed", "steps", *SCORES, "seconds", "parameters", "classes", "imgsz")
+    ]
+    assert rows["steps"].to_list() == [20, 20, 20, 20, 32, 32]  # 12 images, 6 in a batch
+    assert set(rows["classes"]) == {"car;person"} and set(rows["imgsz"]) == {SIZE}
+    steps = replace(base, steps=50)
+    compare(steps, tmp_path / "steps", (0,), ["plain:time"])
+    assert read_config(tmp_path / "steps" / "runs" / "plain-time-seed0").steps == 80
+
+
+def test_the_primary_comparison_is_named_before_the_runs(tiny_data, tmp_path, trained):
+    base, output = config(resolved(tiny_data, tmp_path)), tmp_path / "out"
+    compare(base, output, (0, 1), ["plain", "distilled", "beta=1"])
+    content = json.loads((output / "metrics.json").read_text())
+    assert content["primary"]["named"] == {
+        "arm": "distilled",
+        "other": "plain",
+        "runs_before": 0,
+        "select": 0,
+    }
+    assert content["primary"]["difference"]["mean"] == pytest.approx(0.1)
+    first = (output / "compare.md").read_text().splitlines()[0]
+    assert first == (
+        "Primary: distilled - plain = +10.0 points [+10.0, +10.0], n = 2 seeds, "
+        f"mAP50-95 on 2 classes (car, person), {SIZE} px"
+    )
+    with pytest.raises(ValueError, match="another select"):
+        compare(base, output, (0,), ["plain"], select=0.25)
+
+    (output / "primary.json").unlink()  # as before there was one
+    compare(base, output, (0, 1), ["plain", "distilled", "beta=1"])
+    assert len(trained) == 6
+    first = (output / "compare.md").read_text().splitlines()[0]
+    assert first.startswith("No primary comparison (named after 6 runs on this split")
+
+    compare(base, tmp_path / "variants", (0,), ["plain", "beta=1", "beta=2"])
+    first = (tmp_path / "variants" / "compare.md").read_text().splitlines()[0]
+    assert first.startswith("No primary comparison (several variants of ours")
+
+
+def test_students_are_measured_on_the_classes_of_the_teacher(
+    tiny_data, tmp_path, trained, monkeypatch
+):
+    cars = {"per_class": {"car": {"ap50_95": 0.9}}, "classes_not_in_model": ["person"]}
+    monkeypatch.setattr(
+        "drone_kd_training.distillation.compare.evaluate_teacher", lambda *_: TEACHER | cars
+    )
+    base, output = config(resolved(tiny_data, tmp_path)), tmp_path / "out"
+    compare(base, output, (0,), ["plain", "distilled"])
+    rows = polars.read_csv(output / "compare.csv")
+    assert rows["map50_95"].to_list() == pytest.approx([0.6, 0.7])
+    assert set(rows["classes"]) == {"car"}
+    text = (output / "compare.md").read_text()
+    assert "n = 1 seed, mAP50-95 on 1 class (car)" in text.splitlines()[0]
+    assert "Classes that count for no model: person (not a class of the teacher)." in text
+
+
+def test_time_counts_over_all_processes_of_a_run(tmp_path):
+    for times, expected in (([10, 21, 12, 20], 41), ([10, 20], 20), ([5], 5)):
+        text = "epoch,time\n" + "".join(f"1,{time}\n" for time in times)
+        (tmp_path / "results.csv").write_text(text)
+        assert training_seconds(tmp_path) == expected
+
+
 def first_seed_only(run: Config, folder: Path, **options) -> dict:
     """Distil with the seed 0, and return fixed figures for every other seed."""
-    if run.seed == 0:
+    if run.seed == 0 or folder.is_dir():
         return distill(run, folder, **options)
-    scores = dict.fromkeys(SCORES, 0.1)
-    return {"student": scores, "seconds": 1.0}
+    return finished(folder, run, 0.1, [10.0])
 
 
 @pytest.mark.slow
@@ -157,7 +250,8 @@ def test_experiment_writes_a_row_per_run_and_is_not_repeated(
 ):
     monkeypatch.setattr("drone_kd_training.distillation.compare.distill", first_seed_only)
     arms = ["plain", "builtin:1", "distilled"]
-    run = config(tiny_data, tiny_teacher, overrides={**SHORT, "mosaic": 1.0})
+    data = resolved(tiny_data, tmp_path)
+    run = config(data, tiny_teacher, overrides={**SHORT, "mosaic": 1.0})
     teacher, summaries = compare(run, tmp_path, (0, 1), arms)
     assert 0 <= teacher["map50_95"] <= 1
     assert [s.seeds for s in summaries] == [2, 2, 2]
@@ -167,8 +261,11 @@ def test_experiment_writes_a_row_per_run_and_is_not_repeated(
     ]
     markdown = (tmp_path / "compare.md").read_text()
     assert "| distilled | 2 |" in markdown
-    assert "distilled - builtin:1:" in markdown
+    assert "| distilled - builtin:1 |" in markdown
     page = (tmp_path / "report.html").read_text()
+    first = markdown.splitlines()[0]
+    assert first.startswith("Primary: distilled - plain = ")
+    assert page.index(f"<p>{first}</p>") < page.index("<table>")
     assert "<th>distilled, seed 0</th>" in page
     assert page.count("data:image/png;base64,") == 3
     assert "Of 12 labelled objects" in page
@@ -182,7 +279,7 @@ def test_experiment_writes_a_row_per_run_and_is_not_repeated(
     compare(run, tmp_path, (0, 1), arms)
     assert batches == trained  # nothing was trained again
     with pytest.raises(ValueError, match="a run with other settings"):
-        compare(config(tiny_data, tiny_teacher, batch=4), tmp_path, (0,), arms)
+        compare(config(data, tiny_teacher, batch=4), tmp_path, (0,), arms)
 
 
 @pytest.mark.slow

@@ -22,7 +22,15 @@ TEACHER = {
     "at_teacher_imgsz": None,
     "parameters": 9,
     "imgsz": SIZE,
+    "per_class": {"car": {"ap50_95": 0.9}, "person": {"ap50_95": 0.9}},
+    "classes_not_in_model": [],
 }
+
+
+def figures(score: float) -> dict:
+    """What `evaluate` returns of a student with equal scores for both classes."""
+    ap = {"ap50_95": score, "ap50": score}
+    return dict.fromkeys(SCORES, score) | {"per_class": {"car": ap, "person": ap}}
 
 
 def config(data="d.yaml", teacher="t.pt", **changes) -> Config:
@@ -38,11 +46,12 @@ def trained(monkeypatch) -> list[tuple[str, Config]]:
     def distill(run, folder, resume, measure_teacher):
         assert not measure_teacher
         folder.mkdir(parents=True)
+        (folder / "config.yaml").touch()
         steps = math.prod(run.epochs_and_steps)
         seconds = steps * (16 if run.distils else 10)
         (folder / "results.csv").write_text(f"epoch,time\n1,{seconds}\n")
         score = 0.5 if run.distils else 0.4
-        student = dict.fromkeys(SCORES, score) | {"parameters": 7, "per_class": {}}
+        student = figures(score) | {"parameters": 7}
         metrics = {"student": student, "seconds": 1.0}
         (folder / "metrics.json").write_text(json.dumps(metrics))
         made.append((folder.name, run))
@@ -51,7 +60,7 @@ def trained(monkeypatch) -> list[tuple[str, Config]]:
     monkeypatch.setattr(few_labels, "distill", distill)
     monkeypatch.setattr(few_labels, "evaluate_teacher", lambda *_: TEACHER)
     monkeypatch.setattr(few_labels, "write_page", lambda *_: None)
-    monkeypatch.setattr(few_labels, "evaluate", lambda *_, **__: dict.fromkeys(SCORES, 0.3))
+    monkeypatch.setattr(few_labels, "evaluate", lambda *_, **__: figures(0.3))
 
     monkeypatch.setattr(few_labels, "read_config", lambda folder: dict(made)[folder.name])
     return made
@@ -88,6 +97,74 @@ def test_each_arm_has_its_data_steps_and_seed(tiny_data, tmp_path, trained):
     compare_few_labels(base, tmp_path, (0,), ["ours;beta=1"], (3,))
     rows = polars.read_csv(tmp_path / "compare.csv")
     assert len(rows) == 7  # with those of the arms that are not selected
+    assert rows.columns == [
+        *("arm", "subset", "labels", "steps", *SCORES, "seconds", "parameters"),
+        *("seed", "classes", "imgsz"),
+    ]
+    assert set(rows["classes"]) == {"car;person"} and set(rows["imgsz"]) == {SIZE}
+
+
+def test_ours_is_compared_with_the_first_hard_arm_of_the_first_command(
+    tiny_data, tmp_path, trained, monkeypatch
+):
+    monkeypatch.setattr(few_labels, "write_hard_labels", lambda files, *_: files.data)
+    base = config(tiny_data)
+    arms = ["few", "ours", "hard:0.5", "hard:0.4", "ours;beta=0", "few:3"]
+    content = compare_few_labels(base, tmp_path, (0, 1), arms, (3,))
+    assert content["primary"]["named"]["other"] == "hard:0.5"
+    assert "ours;beta=0" not in content["arms"] and "few:3" not in content["arms"]  # the same
+    content = compare_few_labels(base, tmp_path, (0, 1), ["ours", "hard:0.3"], (3,))
+    assert content["primary"]["named"]["other"] == "hard:0.5"
+    hard = next(d for d in content["secondary"] if d["role"] == "hard pseudo-labels")
+    assert (hard["candidates"], hard["units"]) == (3, 2)
+    other = compare_few_labels(base, tmp_path / "no-hard", (0,), ["few", "ours"], (3,))
+    assert other["primary"]["named"]["other"] == "few"
+
+
+def test_few_with_all_labels_is_not_trained_twice(tiny_data, tmp_path, trained):
+    compare_few_labels(config(tiny_data), tmp_path, (0,), ["all", "few", "ours"], (None,))
+    assert [name for name, _ in trained] == ["few-12labels-seed0", "ours-12labels-seed0"]
+
+
+def forget_columns(output):
+    """Turn an experiment into one of the version before."""
+    (output / "primary.json").unlink(missing_ok=True)
+    for file in (output / "runs").glob("*.json"):
+        record = json.loads(file.read_text())
+        for column in ("seed", "classes", "imgsz"):
+            record["row"].pop(column, None)
+        file.write_text(json.dumps(record))
+
+
+def test_an_experiment_of_an_earlier_version_is_continued(
+    tiny_data, tmp_path, trained, monkeypatch
+):
+    base = config(tiny_data)
+    compare_few_labels(base, tmp_path, (0, 1), ["few", "ours"], (3,))
+    before = polars.read_csv(tmp_path / "compare.csv")
+    forget_columns(tmp_path)
+    content = compare_few_labels(base, tmp_path, (0, 1), ["few", "ours"], (3,))
+    assert polars.read_csv(tmp_path / "compare.csv").equals(before) and len(trained) == 4
+    assert content["primary"]["refusal"].startswith("named after 4 runs")
+
+    lacking = TEACHER | {"per_class": {"car": {"ap50_95": 0.9}}}
+    lacking |= {"classes_not_in_model": ["person"]}
+    monkeypatch.setattr(few_labels, "evaluate_teacher", lambda *_: lacking)
+    forget_columns(tmp_path)
+    metrics = tmp_path / "runs" / "ours-3labels-seed0" / "metrics.json"
+    found = json.loads(metrics.read_text())
+    found["student"]["per_class"]["car"] = {"ap50_95": 0.7, "ap50": 0.8}
+    metrics.write_text(json.dumps(found))
+    compare_few_labels(base, tmp_path, (0, 1), ["few", "ours"], (3,))
+    row = polars.read_csv(tmp_path / "compare.csv").row(1, named=True)
+    assert (row["arm"], row["classes"], row["map50_95"], row["map50"]) == ("ours", "car", 0.7, 0.8)
+
+    forget_columns(tmp_path)
+    found["student"]["per_class"] = {}
+    metrics.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"seed0\.json: measured over classes that the") as error:
+        compare_few_labels(base, tmp_path, (0, 1), ["few", "ours"], (3,))
+    assert "\n" not in str(error.value)
 
 
 def test_hard_pseudo_labels_are_of_the_input_at_which_the_teacher_teaches(
@@ -235,6 +312,10 @@ def test_experiment_is_interrupted_and_continued(
         assert read_config(folder).steps == 3
         assert read_metrics(folder / "metrics.json")["student"]["images"] == 6
     page = (tmp_path / "report.html").read_text()
-    assert "ours - hard:0.3 (best hard pseudo-labels)" in page
+    first = (tmp_path / "compare.md").read_text().splitlines()[0]
+    assert first.startswith("Primary: ours - hard:0.3 = ")
+    assert first.endswith(f"n = 2 subsets, mAP50-95 on 2 classes (car, person), {SIZE} px")
+    assert page.index(f"<p>{first}</p>") < page.index("<table>")
+    assert "<td>ours - few</td>" in page
     assert page.count("data:image/png;base64,") == 1
     assert content["teacher"]["map50_95"] > 0.05

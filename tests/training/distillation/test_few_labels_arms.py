@@ -11,7 +11,7 @@ BASE = Config("d.yaml", "t.pt", "s.pt", steps=1000, views=4, val=False, override
 def test_default_arms_are_all_baselines_and_ours_without_each_part():
     arms = default_arms(BASE)
     assert arms[:8] == [
-        *("few", "few:half", "ours", "hard:0.3", "hard:0.4", "hard:0.5", "all", "few-time")
+        *("few", "few:half", "ours", "hard:0.4", "hard:0.3", "hard:0.5", "all", "few-time")
     ]
     assert arms[8:] == [
         *("builtin:1", "builtin-hard:1"),

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from drone_kd_training.distillation.few_labels_figures import (
-    best,
     compared,
     differences,
     learning_curve,
     ratio_interval,
     summarise,
 )
+from drone_kd_training.distillation.paired_comparison import Primary, p_value
 
 
 def row(arm, subset, score, labels=5, steps=100, seconds=10.0) -> dict:
@@ -54,31 +54,57 @@ def test_arms_are_paired_with_few_by_subset():
     assert summarise(compared(ROWS, 5), teacher=0.44)[-1].gap_share is None  # of 2 points
 
 
-def test_ours_is_compared_with_the_best_of_each_kind():
-    found = {d.role or d.arm: d for d in differences(compared(ROWS, 5))}
-    assert [(role, d.arm) for role, d in found.items()] == [
-        ("student alone", "few"),
-        ("student alone at its best length", "few:50"),
-        ("best hard pseudo-labels", "hard:0.4"),
-        ("best built-in distillation", "builtin-hard:1"),
-        ("student alone with all labels", "all"),
-        ("ours;beta=1", "ours;beta=1"),
+def test_seeds_of_one_subset_count_once():
+    again = [row | {"map50_95": row["map50_95"] + 0.02} for row in ROWS if row["arm"] == "ours"]
+    found = {arm.arm: arm for arm in summarise(compared(ROWS + again, 5), teacher=0.62)}
+    assert found["ours"].subsets == 3
+    assert found["ours"].gain == pytest.approx(0.11)
+    assert found["ours"].gain_interval == pytest.approx((0.11 - 0.04968, 0.11 + 0.04968), abs=1e-4)
+    points = learning_curve(ROWS + again)
+    assert points[0].ours == pytest.approx(0.53)
+    assert points[0].ours_interval == pytest.approx((0.53 - 0.04968, 0.53 + 0.04968), abs=1e-4)
+
+
+PRIMARY = Primary("ours", "hard:0.3")
+
+
+def test_secondary_comparisons_are_with_the_best_of_each_kind():
+    found = differences(compared(ROWS, 5), PRIMARY)
+    assert [(d.role, d.other, d.candidates) for d in found] == [
+        ("student alone", "few", 1),
+        ("student alone at its best length", "few:50", 2),
+        ("hard pseudo-labels", "hard:0.4", 2),
+        ("built-in distillation", "builtin-hard:1", 2),
+        ("student alone with all labels", "all", 1),
+        ("", "ours;beta=1", 1),
     ]
-    hard = found["best hard pseudo-labels"]
-    assert (hard.mean, hard.subsets) == (pytest.approx(0.04), 3)
-    assert found["ours;beta=1"].interval == pytest.approx((0.01, 0.01))
-    assert found["student alone with all labels"].mean == pytest.approx(0.02)
+    assert {d.arm for d in found} == {"ours"}
+    few, _, hard, _, every, changed = found
+    assert (hard.mean, hard.units) == (pytest.approx(0.04), 3)
+    assert changed.interval == pytest.approx((0.01, 0.01))
+    assert every.mean == pytest.approx(0.02)
+    # Six comparisons, of which those with constant differences have smaller p values.
+    p = p_value([0.10, 0.08, 0.12])
+    assert few.p == pytest.approx(max(few.p, 3 * p)) and few.p > p
     without = [row for row in ROWS if row["arm"] != "few:50"]
-    assert [d.role for d in differences(compared(without, 5))][:2] == [
-        *("student alone", "best hard pseudo-labels")
+    assert [d.role for d in differences(compared(without, 5), PRIMARY)][:2] == [
+        *("student alone", "hard pseudo-labels")
     ]
 
 
-def test_an_arm_with_fewer_subsets_is_not_the_best():
-    rows = [*ROWS, row("hard:0.5", 0, 0.9)]
-    assert best(rows, ["hard:0.3", "hard:0.4", "hard:0.5"]) == "hard:0.4"
-    assert best(rows, ["few-time"]) is None
-    assert best(rows, []) is None
+def test_the_primary_comparison_is_not_repeated():
+    found = differences(compared(ROWS, 5), Primary("ours", "hard:0.4"))
+    assert "hard:0.4" not in {d.other for d in found}
+
+
+def test_a_variant_of_ours_may_be_the_arm_that_is_compared():
+    found = differences(compared(ROWS, 5), Primary("ours;beta=1", "hard:0.3"))
+    assert {d.arm for d in found} == {"ours;beta=1"}
+    assert found[-1].other == "ours"
+    variants = differences(compared(ROWS, 5), Primary(None, "hard:0.3"))
+    assert [(d.arm, d.other) for d in variants] == [
+        *(("ours", "hard:0.3"), ("ours;beta=1", "hard:0.3"))
+    ]
 
 
 def test_fiellers_interval_without_scatter_below_is_students():

@@ -11,7 +11,7 @@ from torchvision.ops import box_convert, box_iou
 from drone_kd.cli import main
 from drone_kd.detector import Detector
 from drone_kd_training.data.dataset import DataError
-from drone_kd_training.evaluation.evaluate import CONFIDENCE, IOU, evaluate
+from drone_kd_training.evaluation.evaluate import CONFIDENCE, IOU, evaluate, over_classes
 from drone_kd_training.export.export import export
 from drone_kd_training.models.checkpoints import UnusableModelError, load_model
 from drone_kd_training.models.torch_backend import TorchBackend
@@ -143,6 +143,30 @@ def test_renamed_and_selected_classes(tiny_data, square_detector):
     assert cars["classes_not_in_model"] == []
     swapped = evaluate(square_detector, tiny_data, classes={"car": "person", "person": "car"})
     assert swapped["map50"] < 0.1 < plain["map50"]
+
+
+def test_means_over_some_classes_are_those_of_an_evaluation_of_them(tiny_data, square_detector):
+    both = evaluate(square_detector, tiny_data)
+    cars = evaluate(square_detector, tiny_data, only=("car",))
+    means = ("map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large")
+    assert over_classes(both, ["car"]) == {key: cars[key] for key in means}
+    assert cars["map50_95"] != both["map50_95"]
+    for names in (["car", "person"], ["person", "car"]):
+        assert over_classes(both, names) == {key: both[key] for key in means}
+    # The path of a mean over several classes, beside a third one with objects.
+    third = {**both, "per_class": {**both["per_class"], "bus": {"ap50_95": 0.9}}}
+    assert over_classes(third, ["car", "person"]) == pytest.approx(
+        {key: both[key] for key in means}, abs=2e-5
+    )
+    with pytest.raises(ValueError, match="figures of the class bus, got none; evaluate again"):
+        over_classes(both, ["car", "bus"])
+
+
+def test_figures_without_sizes_per_class_have_no_means_by_size():
+    ap = {"ap50_95": 0.2, "ap50": 0.4}
+    before = {"map50_95": 0.4, "ap_tiny": 0.1, "per_class": {"car": ap, "bus": {"ap50_95": 0.6}}}
+    found = over_classes(before, ["car"])
+    assert (found["map50_95"], found["map50"], found["ap_tiny"]) == (0.2, 0.4, None)
 
 
 def test_class_that_the_model_lacks_is_named_and_left_out(tiny_data, tmp_path):

@@ -9,6 +9,7 @@ labels of the others are not read. Every arm takes the same number of steps. Fin
 kept: the same command continues, and a second one beside it takes other runs.
 
     OUTPUT/experiment.json       settings that cannot change
+    OUTPUT/primary.json          the primary comparison, named before the first run
     OUTPUT/subsets/LABELS-SEED/  data.yaml, unlabelled.txt, hard-SCORE/
     OUTPUT/runs/NAME/            a run, as `distill` writes it; NAME.json: its row
     OUTPUT/compare.csv, compare.md, metrics.json, learning-curve.png, report.html
@@ -30,7 +31,8 @@ from drone_kd.parsing import parse_json, read_json, read_limited
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, image_paths, load_data, write_list
 from drone_kd_training.distillation.claims import claim
-from drone_kd_training.distillation.compare import SCORES, evaluate_teacher, hold_out
+from drone_kd_training.distillation.compare import evaluate_teacher, hold_out, scores_over
+from drone_kd_training.distillation.comparison_text import counted_classes
 from drone_kd_training.distillation.config import AUTO, Config, read_config
 from drone_kd_training.distillation.distill import METRICS, distill
 from drone_kd_training.distillation.few_labels_arms import (
@@ -42,6 +44,7 @@ from drone_kd_training.distillation.few_labels_arms import (
     default_arms,
     parse_arm,
 )
+from drone_kd_training.distillation.few_labels_figures import is_ours
 from drone_kd_training.distillation.few_labels_report import (
     run_folder,
     write_page,
@@ -49,6 +52,8 @@ from drone_kd_training.distillation.few_labels_report import (
 )
 from drone_kd_training.distillation.hard_labels import write_hard_labels
 from drone_kd_training.distillation.label_subsets import Subset, frames, write_subset
+from drone_kd_training.distillation.paired_comparison import Primary, distinct, name_primary
+from drone_kd_training.distillation.run_report import read_metrics
 from drone_kd_training.evaluation.evaluate import evaluate
 
 DEFAULT_LABELS = 5
@@ -78,6 +83,9 @@ def compare_few_labels(
 ) -> dict[str, Any]:
     """Run the missing runs; write the tables after each, and the report at the end.
 
+    The primary comparison is named before the first run, in ``primary.json``: ours minus the first
+    of ``arms`` with hard pseudo-labels, without one minus the student alone.
+
     Args:
         config: settings of the arm ``ours``, with ``steps``; ``seed`` is ignored, and no run
             validates while it trains.
@@ -98,14 +106,15 @@ def compare_few_labels(
     """
     _check(config)
     config = replace(config, val=False, same_flights=select > 0)
-    parsed = [parse_arm(arm, config) for arm in arms or default_arms(config)]  # before any run
+    parsed = _parse(arms or default_arms(config), config)  # before any run
     output = output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     with claim(output / "locks" / "prepare", wait=True):
         _check_settings(config, select, output / "experiment.json")
         data = hold_out(Path(config.data), select, output) if select else Path(config.data)
+        primary = _name_primary(output, parsed, select)
         teacher = evaluate_teacher(config, data, output)
-    experiment = Experiment(config, load_data(data), output, teacher)
+    experiment = Experiment(config, load_data(data), output, teacher, primary)
     runs = experiment.plan(parsed, list(subsets), labels)
     while experiment.advance(runs):
         pass
@@ -128,6 +137,21 @@ def _check(config: Config) -> None:
     for expected, holds in conflicts.items():
         if not holds:
             raise ValueError(f"the few-labels protocol expects {expected}")
+
+
+def _parse(names: Sequence[str], config: Config) -> list[Arm]:
+    """Return the arms of some names, without arms that are the same run."""
+    arms = {name: parse_arm(name, config) for name in names}
+    settings = {name: replace(arm, name="") for name, arm in arms.items()}
+    return [arms[name] for name in distinct(settings, (FEW, OURS))]
+
+
+def _name_primary(output: Path, arms: Sequence[Arm], select: float) -> Primary:
+    """Return the primary comparison of the experiment, which is named here if it is new."""
+    names = [arm.name for arm in arms]
+    ours = [OURS] if OURS in names else [name for name in names if is_ours(name)]
+    hard = next((name for name in names if name.split(":")[0] == HARD), FEW)
+    return name_primary(output, ours or [OURS], hard, select)
 
 
 def _check_settings(config: Config, select: float, path: Path) -> None:
@@ -155,10 +179,15 @@ class Experiment:
         dataset: fully labelled.
         output: folder of the experiment, absolute.
         teacher: its figures.
+        primary: the comparison that was named.
     """
 
-    def __init__(self, config: Config, dataset: DataSet, output: Path, teacher: dict) -> None:
+    def __init__(
+        self, config: Config, dataset: DataSet, output: Path, teacher: dict, primary: Primary
+    ) -> None:
         self.config, self.dataset, self.output, self.teacher = config, dataset, output, teacher
+        self.primary = primary
+        self.classes = counted_classes(teacher)
         self.total = len(frames(image_paths(dataset.train)))
         self.labels = 0  # of the arms that are compared, see `plan`
 
@@ -179,6 +208,8 @@ class Experiment:
                 f"expected 0 to {self.total} labelled frames, some of them above 0, got "
                 f"{', '.join(map(str, numbers))}"
             )
+        if self.labels == self.total and any(arm.name == FEW for arm in arms):
+            arms = [arm for arm in arms if arm.name != ALL]  # the same run
         found: dict[tuple[str, int, int], Run] = {}
         for subset in subsets:
             for run in self._of_subset(arms, subset, numbers):
@@ -189,7 +220,7 @@ class Experiment:
         for arm in arms:
             yield Run(arm, self.total if arm.images == ALL else self.labels, subset)
         for number in numbers if len(numbers) > 1 else ():
-            alone = ALL if number == self.total else FEW
+            alone = ALL if number == self.total != self.labels else FEW
             for name in (alone, OURS) if number else (OURS,):
                 yield Run(parse_arm(name, self.config), number, subset)
 
@@ -214,15 +245,37 @@ class Experiment:
 
     def rows(self) -> list[dict]:
         """Return the rows of all finished runs, also of arms that are not planned now."""
-        files = (self.output / "runs").glob("*.json")
-        rows = (record["row"] for record in map(_read_record, files) if record["row"])
+        records = ((file, _read_record(file)) for file in (self.output / "runs").glob("*.json"))
+        rows = (self._complete(record["row"], file) for file, record in records if record["row"])
         return sorted(rows, key=lambda row: (row["labels"], row["subset"], row["arm"]))
 
     def write_tables(self, runs: Sequence[Run]) -> dict[str, Any]:
         """Write the tables of all finished runs; return the content of ``metrics.json``."""
         order = list(dict.fromkeys(run.arm.name for run in runs))
         with claim(self.output / "locks" / "tables", wait=True):
-            return write_tables(self.output, self.teacher, self.rows(), self.labels, order)
+            return write_tables(
+                self.output, self.teacher, self.primary, self.rows(), self.labels, order
+            )
+
+    def _complete(self, row: dict, record: Path) -> dict:
+        """Return the row of a run with all columns, as of an earlier version, over our classes."""
+        if "classes" in row:
+            return row
+        columns = self._columns(row["subset"])
+        if not self.teacher["classes_not_in_model"]:  # all classes counted, as now
+            return {**row, **columns}
+        try:
+            student = read_metrics(record.with_suffix("") / METRICS)["student"]
+            return {**row, **scores_over(student, self.classes), **columns}
+        except ValueError as error:
+            raise ValueError(
+                f"{one_line(record)}: measured over classes that the teacher lacks, by an earlier "
+                f"version ({one_line(error, 200)}); delete it and its folder"
+            ) from None
+
+    def _columns(self, subset: int) -> dict[str, Any]:
+        columns = {"classes": ";".join(self.classes), "imgsz": self.config.imgsz}
+        return {"seed": subset, **columns}
 
     def _row(self, run: Run) -> dict | None:
         record = _read_record(self._record(run))
@@ -264,9 +317,10 @@ class Experiment:
             "subset": run.subset,
             "labels": run.labels,
             "steps": math.prod(read_config(folder).epochs_and_steps),
-            **{score: student[score] for score in SCORES},
+            **scores_over(student, self.classes),
             "seconds": training_seconds(folder / "results.csv", sessions),
             "parameters": student["parameters"],
+            **self._columns(run.subset),
         }
         write_text(record, json.dumps({"sessions": sessions, "row": row}))
 

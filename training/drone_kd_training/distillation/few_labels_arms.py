@@ -6,16 +6,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from drone_kd.text import one_line
-from drone_kd_training.distillation.compare import BUILTIN, change
+from drone_kd_training.distillation.compare import change
 from drone_kd_training.distillation.compare_command import ARMS_HELP
+from drone_kd_training.distillation.compare_report import BUILTIN
 from drone_kd_training.distillation.config import NO_TEACHER, Config
 
 FEW, ALL, FEW_TIME, HARD, OURS = "few", "all", "few-time", "hard", "ours"
 BUILTIN_HARD = f"{BUILTIN}-{HARD}"
-# Scores from which the teacher's boxes are labels: the best one counts.
-HARD_THRESHOLDS = (0.3, 0.4, 0.5)
 # Where another arm trains on pseudo-labels.
 USUAL_THRESHOLD = 0.4
+# Scores from which the teacher's boxes are labels. The first one is in the primary comparison.
+HARD_THRESHOLDS = (USUAL_THRESHOLD, 0.3, 0.5)
 # What ours is compared without, beside each of its terms.
 _WITHOUT = (
     "beta=1",

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Figures of the few-labels protocol: arms, differences, learning curve, each with intervals.
 
-The unit is the label subset: all differences are paired by it, and all intervals are of 95 %.
-Those of means are by Student's t; those of the gap share, a ratio of two means, by Fieller's
-theorem (Fieller 1954), so that the scatter of the gap counts, too.
+The unit is the label subset: all differences are paired by it, runs of several seeds on one subset
+count once, and all intervals are of 95 %. Those of means are by Student's t; those of the gap
+share, a ratio of two means, by Fieller's theorem (Fieller 1954), so that the scatter of the gap
+counts, too.
 """
 
 from __future__ import annotations
@@ -15,10 +16,20 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from drone_kd_training.distillation.compare import MIN_GAP, interval
+from drone_kd_training.distillation.compare_report import MIN_GAP
 from drone_kd_training.distillation.few_labels_arms import ALL, BUILTIN, FEW, FEW_TIME, HARD, OURS
-
-Limits = tuple[float, float]
+from drone_kd_training.distillation.paired_comparison import (
+    SUBSET,
+    Difference,
+    Limits,
+    Primary,
+    best_difference,
+    difference,
+    interval,
+    mean_by_unit,
+    score,
+    secondary,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class ArmFigures:
     """One arm over its subsets; scores in [0, 1], None where there is too little to tell.
 
     Attributes:
-        subsets: number of its runs.
+        subsets: number of subsets with a run of it.
         steps: of a run, mean.
         mean, map50: mean mAP50-95 and mAP50.
         spread: standard deviation of the mAP50-95.
@@ -49,20 +60,6 @@ class ArmFigures:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """mAP50-95 of ours minus that of another arm, over the subsets that both have.
-
-    ``role``: what the other arm is, "" for ours with a change.
-    """
-
-    arm: str
-    role: str
-    subsets: int
-    mean: float
-    interval: Limits | None
-
-
-@dataclass(frozen=True)
 class CurvePoint:
     """mAP50-95 at a number of labelled frames: mean and interval per arm, None without runs."""
 
@@ -71,11 +68,6 @@ class CurvePoint:
     few_interval: Limits | None
     ours: float | None
     ours_interval: Limits | None
-
-
-def score(row: dict) -> float:
-    """Return the mAP50-95 of a run, 0 without any ground truth."""
-    return row["map50_95"] or 0.0
 
 
 def compared(rows: Sequence[dict], labels: int) -> list[dict]:
@@ -88,38 +80,29 @@ def summarise(rows: Sequence[dict], teacher: float) -> list[ArmFigures]:
 
     ``rows``: of `compared`. ``teacher``: its mAP50-95 at the student's input.
     """
-    few = by_subset(rows, FEW)
     return [
-        _summarise_arm(arm, by_subset(rows, arm), few, teacher)
-        for arm in dict.fromkeys(row["arm"] for row in rows)
+        _summarise_arm(arm, rows, teacher) for arm in dict.fromkeys(row["arm"] for row in rows)
     ]
 
 
-def by_subset(rows: Sequence[dict], arm: str) -> dict[int, dict]:
-    """Return the runs of an arm by subset."""
-    return {row["subset"]: row for row in rows if row["arm"] == arm}
-
-
-def _summarise_arm(
-    arm: str, own: dict[int, dict], few: dict[int, dict], teacher: float
-) -> ArmFigures:
-    scores = [score(row) for row in own.values()]
-    pairs = [(row, few[subset]) for subset, row in own.items() if subset in few]
-    gains = [score(row) - score(base) for row, base in pairs]
-    gaps = [teacher - score(base) for _, base in pairs]
-    times = [
-        row["seconds"] / row["steps"] / (base["seconds"] / base["steps"])
-        for row, base in pairs
-        if base["seconds"]
-    ]
+def _summarise_arm(arm: str, rows: Sequence[dict], teacher: float) -> ArmFigures:
+    own, few = (mean_by_unit(rows, name, SUBSET) for name in (arm, FEW))
+    own_time, time = (mean_by_unit(rows, name, SUBSET, _step_time) for name in (arm, FEW))
+    pairs = [subset for subset in own if subset in few]
+    scores = list(own.values())
+    gains = [own[subset] - few[subset] for subset in pairs]
+    gaps = [teacher - few[subset] for subset in pairs]
+    times = [own_time[subset] / time[subset] for subset in pairs if time[subset]]
     told = bool(pairs) and arm != FEW
     wide = told and float(np.mean(gaps)) >= MIN_GAP
+    steps = mean_by_unit(rows, arm, SUBSET, lambda row: row["steps"])
+    half = mean_by_unit(rows, arm, SUBSET, lambda row: row["map50"] or 0.0)
     return ArmFigures(
         arm=arm,
         subsets=len(own),
-        steps=float(np.mean([row["steps"] for row in own.values()])),
+        steps=float(np.mean([*steps.values()])),
         mean=float(np.mean(scores)),
-        map50=float(np.mean([row["map50"] or 0.0 for row in own.values()])),
+        map50=float(np.mean([*half.values()])),
         spread=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
         gain=float(np.mean(gains)) if told else None,
         gain_interval=interval(gains) if told else None,
@@ -127,6 +110,10 @@ def _summarise_arm(
         gap_share_interval=ratio_interval(gains, gaps) if wide else None,
         step_time=float(np.median(times)) if times else None,
     )
+
+
+def _step_time(row: dict) -> float:
+    return float(row["seconds"] / row["steps"])
 
 
 def ratio_interval(above: Sequence[float], below: Sequence[float]) -> Limits | None:
@@ -150,44 +137,33 @@ def ratio_interval(above: Sequence[float], below: Sequence[float]) -> Limits | N
     return b / a - half, b / a + half
 
 
-def differences(rows: Sequence[dict]) -> list[Difference]:
-    """Return ours minus each of the arms that matter; ``rows``: of `compared`.
+def differences(rows: Sequence[dict], primary: Primary) -> list[Difference]:
+    """Return the secondary comparisons: ours minus the arms that matter, p corrected by Holm.
 
-    Of several thresholds, weights and lengths the one with the best mean counts, in favour of that
-    arm.
+    Of several thresholds, weights and lengths the one with the best mean on these rows counts, in
+    favour of that arm. ``rows``: of `compared`.
     """
     names = list(dict.fromkeys(row["arm"] for row in rows))
-    roles = {
+    ours = primary.arm
+    if ours is None:  # of several variants: each beside the arm that was named
+        variants = (difference(rows, n, primary.other, SUBSET) for n in names if is_ours(n))
+        return secondary(variants, primary)
+    kinds = {
         "student alone": [FEW],
         "student alone at its best length": [n for n in names if n.split(":")[0] == FEW],
         "student alone for the time of ours": [FEW_TIME],
-        "best hard pseudo-labels": [n for n in names if n.split(":")[0] == HARD],
-        "best built-in distillation": [n for n in names if n.startswith(BUILTIN)],
+        "hard pseudo-labels": [n for n in names if n.split(":")[0] == HARD],
+        "built-in distillation": [n for n in names if n.startswith(BUILTIN)],
         "student alone with all labels": [ALL],
     }
-    others: dict[str, str] = {}
-    for role, arms in roles.items():
-        if arm := best(rows, arms):
-            others.setdefault(arm, role)  # few itself may have the best length
-    found = [_difference(rows, arm, role) for arm, role in others.items()]
-    found += [_difference(rows, name, "") for name in names if name.startswith(f"{OURS};")]
-    return [difference for difference in found if difference is not None]
+    found = [best_difference(rows, ours, arms, SUBSET, role) for role, arms in kinds.items()]
+    found += [difference(rows, ours, n, SUBSET) for n in names if is_ours(n) and n != ours]
+    return secondary(found, primary)
 
 
-def best(rows: Sequence[dict], arms: Sequence[str]) -> str | None:
-    """Return the arm with the best mean, among those with the most subsets; None without rows."""
-    found = {arm: [score(row) for row in by_subset(rows, arm).values()] for arm in arms}
-    most = max(map(len, found.values()), default=0)
-    means = {arm: float(np.mean(s)) for arm, s in found.items() if most and len(s) == most}
-    return max(means, key=lambda arm: means[arm], default=None)
-
-
-def _difference(rows: Sequence[dict], arm: str, role: str) -> Difference | None:
-    ours, other = by_subset(rows, OURS), by_subset(rows, arm)
-    found = [score(row) - score(other[subset]) for subset, row in ours.items() if subset in other]
-    if not found:
-        return None
-    return Difference(arm, role, len(found), float(np.mean(found)), interval(found))
+def is_ours(arm: str) -> bool:
+    """Return whether an arm is ``ours`` or that with changes."""
+    return arm.split(";")[0] == OURS
 
 
 def learning_curve(rows: Sequence[dict]) -> list[CurvePoint]:
@@ -203,5 +179,8 @@ def learning_curve(rows: Sequence[dict]) -> list[CurvePoint]:
 
 
 def _mean(rows: Sequence[dict]) -> tuple[float | None, Limits | None]:
-    scores = [score(row) for row in rows]
-    return (float(np.mean(scores)), interval(scores)) if scores else (None, None)
+    subsets: dict[int, list[float]] = {}
+    for row in rows:
+        subsets.setdefault(row["subset"], []).append(score(row))
+    means = [float(np.mean(scores)) for scores in subsets.values()]
+    return (float(np.mean(means)), interval(means)) if means else (None, None)

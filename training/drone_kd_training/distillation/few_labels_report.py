@@ -11,18 +11,31 @@ from typing import Any
 
 from drone_kd.files import atomic_file, write_text
 from drone_kd_training.data.dataset import DataSet
-from drone_kd_training.distillation.compare import as_csv, limits, teacher_rows
-from drone_kd_training.distillation.few_labels_arms import ALL, FEW, HARD, OURS
+from drone_kd_training.distillation.compare import as_csv, scores_over
+from drone_kd_training.distillation.compare_report import teacher_rows
+from drone_kd_training.distillation.comparison_text import (
+    as_dict,
+    counted_classes,
+    measured_lines,
+    primary_line,
+    secondary_table,
+    signed,
+)
+from drone_kd_training.distillation.few_labels_arms import ALL, FEW, OURS
 from drone_kd_training.distillation.few_labels_figures import (
     ArmFigures,
     CurvePoint,
-    Difference,
-    Limits,
-    best,
     compared,
     differences,
     learning_curve,
     summarise,
+)
+from drone_kd_training.distillation.paired_comparison import (
+    SUBSET,
+    Difference,
+    Limits,
+    Primary,
+    difference,
 )
 from drone_kd_training.distillation.run_report import read_metrics
 from drone_kd_training.html_report import compare_frames, write_report
@@ -32,13 +45,19 @@ CURVE = "learning-curve.png"
 
 
 def write_tables(
-    output: Path, teacher: dict, rows: Sequence[dict], labels: int, order: Sequence[str]
+    output: Path,
+    teacher: dict,
+    primary: Primary,
+    rows: Sequence[dict],
+    labels: int,
+    order: Sequence[str],
 ) -> dict[str, Any]:
     """Write compare.csv, compare.md and metrics.json.
 
     Args:
         output: folder of the experiment.
         teacher: its figures.
+        primary: the comparison that was named.
         rows: of all finished runs, at least one.
         labels: labelled frames of the arms that are compared.
         order: names of arms, which come first in this order.
@@ -49,42 +68,48 @@ def write_tables(
     place = {arm: number for number, arm in enumerate(order)}
     own = sorted(compared(rows, labels), key=lambda row: place.get(row["arm"], len(place)))
     arms = summarise(own, teacher["map50_95"] or 0.0)
-    found, curve = differences(own), learning_curve(rows)
+    found, curve = differences(own, primary), learning_curve(rows)
+    named = primary.arm and difference(own, primary.arm, primary.other, SUBSET)
     content = {
+        "primary": as_dict(primary, named or None),
+        "secondary": [asdict(item) for item in found],
         "teacher": teacher,
         "labels": labels,
         "arms": {arm.arm: asdict(arm) for arm in arms},
-        "ours_minus": [asdict(difference) for difference in found],
         "learning_curve": [asdict(point) for point in curve],
         "runs": list(rows),
     }
     write_text(output / "compare.csv", as_csv(list(rows)))
-    text = as_markdown(teacher, labels, arms, found, sizes(teacher, own))
+    first = primary_line(own, primary, SUBSET, teacher)
+    models = measured_lines(teacher, [row["parameters"] for row in own])
+    text = as_markdown(first, teacher, labels, arms, found, models)
     write_text(output / "compare.md", f"{text}\n{curve_table(curve)}")
     write_text(output / "metrics.json", json.dumps(content, indent=1))
     return content
 
 
-def sizes(teacher: dict, rows: Sequence[dict]) -> str:
-    """Return the sizes of both models, and the input at which both are measured."""
-    student = rows[0]["parameters"] if rows else 0
-    return (
-        f"Teacher {teacher['parameters'] / 1e6:.1f} M parameters, student {student / 1e6:.1f} M, "
-        f"input {teacher['imgsz']} px."
-    )
-
-
 def as_markdown(
+    first: str,
     teacher: dict,
     labels: int,
     arms: Sequence[ArmFigures],
     found: Sequence[Difference],
-    models: str,
+    models: Sequence[str],
 ) -> str:
-    """Return the table of the arms, and ours against the others; ``models``: see `sizes`."""
+    """Return the tables of the arms and of the secondary comparisons.
+
+    Args:
+        first: the primary comparison, see `primary_line`.
+        teacher: its figures.
+        labels: labelled frames of the arms.
+        arms: their figures.
+        found: secondary comparisons.
+        models: see `measured_lines`.
+    """
     lines = [
-        "| arm | subsets | steps | mAP50-95 | mAP50 | over few [95 %] | gap share [95 %] | "
-        "time per step |",
+        first,
+        "",
+        "| arm | subsets | steps | mAP50-95 | mAP50 | over few | gap share [95 %] | step time |",
         "|---|---|---|---|---|---|---|---|",
     ]
     half = {"teacher": format_score(teacher["map50"])}
@@ -92,26 +117,21 @@ def as_markdown(
         lines.append(f"| {name} | | | {format_score(value)} | {half.get(name, '')} | | | |")
     for arm in arms:
         spread = "" if arm.spread is None else f" ± {100 * arm.spread:.1f}"
+        gain = "" if arm.gain is None else signed(arm.gain)
         share = "" if arm.gap_share is None else f"{100 * arm.gap_share:.0f} %"
         if arm.gap_share_interval:
             share += " [{:.0f}, {:.0f}]".format(*(100 * x for x in arm.gap_share_interval))
         time = "" if arm.step_time is None else f"{arm.step_time:.2f}"
         lines.append(
             f"| {arm.arm} | {arm.subsets} | {arm.steps:.0f} | {format_score(arm.mean)}{spread} | "
-            f"{format_score(arm.map50)} | {_points(arm.gain, arm.gain_interval)} | {share} | "
-            f"{time} |"
+            f"{format_score(arm.map50)} | {gain} | {share} | {time} |"
         )
-    lines += [
-        "",
-        models,
-        "",
+    lines += ["", *secondary_table(found, SUBSET), "", *models, ""]
+    lines.append(
         f"{labels} labelled frames per subset. Differences are paired by subset; intervals: "
-        "Student's t, of the gap share Fieller's. ±: standard deviation.",
-    ]
-    for item in found:
-        role = f" ({item.role})" if item.role else ""
-        mean = _points(item.mean, item.interval)
-        lines += ["", f"ours - {item.arm}{role}: {mean}, n = {item.subsets}"]
+        "Student's t over the subsets, uncorrected, of the gap share Fieller's. They do not cover "
+        "other data or other teachers. ±: standard deviation. step time: against few."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -128,12 +148,6 @@ def curve_table(curve: Sequence[CurvePoint]) -> str:
         )
         lines.append(f"| {point.labels} | {few} | {ours} |")
     return "\n".join(lines) + "\n"
-
-
-def _points(mean: float | None, found: Limits | None) -> str:
-    if mean is None:
-        return ""
-    return f"{100 * mean:+.1f}" + (f" {limits(found)}" if found else "")
 
 
 def _range(found: Limits | None) -> str:
@@ -188,8 +202,7 @@ def write_page(
     """
     labels = content["labels"]
     own = compared(rows, labels)
-    hard = [arm for arm in content["arms"] if arm.split(":")[0] == HARD]
-    shown = [FEW, best(own, hard), OURS, ALL]
+    shown = [FEW, content["primary"]["named"]["other"], OURS, ALL]
     subset = min(row["subset"] for row in own)
     folders = {
         row["arm"]: run_folder(output, row["arm"], row["labels"], subset)
@@ -198,7 +211,9 @@ def write_page(
     }
     models = {"teacher": teacher}
     for arm, folder in folders.items():
-        models[f"{arm}, subset {subset}"] = read_metrics(folder / "metrics.json")["student"]
+        student = read_metrics(folder / "metrics.json")["student"]
+        scores = scores_over(student, counted_classes(teacher))
+        models[f"{arm}, subset {subset}"] = {**student, **scores}
     sides = None
     if FEW in folders and OURS in folders:
         resolved = data.write_resolved(output / "judged.yaml")

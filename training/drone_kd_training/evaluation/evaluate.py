@@ -7,7 +7,7 @@ and NMS, with torch as the runtime. The figures are those of pycocotools.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from drone_kd.detector import Detector
 from drone_kd.metrics import MAX_DETECTIONS, SIZES, annotation, mean_precision, precision
 from drone_kd.paths import parameter_defaults
 from drone_kd.progress import track
+from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataError, DataSet, image_paths, load_data, read_sample
 from drone_kd_training.models.checkpoints import UnusableModelError, load_model
 from drone_kd_training.models.torch_backend import ImageSize, TorchBackend
@@ -78,9 +79,10 @@ def evaluate(
             become duplicates of one class go through NMS again.
 
     Returns {"map50_95", "map50", "ap_tiny", "ap_small", "ap_medium", "ap_large", "per_class":
-    {name: {"ap50_95", "ap50"}}, "classes_not_in_model", "images", "images_ignored", "boxes"}. APs
-    are in [0, 1], or None without an object of that kind. Means cover the classes that the model
-    has.
+    {name: {"ap50_95", "ap50", "ap_tiny", "ap_small", "ap_medium", "ap_large"}},
+    "classes_not_in_model", "images", "images_ignored", "boxes"}. APs are in [0, 1], or None
+    without an object of that kind. Means cover the classes that the model has; `over_classes`
+    takes them over others.
 
     Raises DataError if the split is missing or has no usable image, ModelError if the model file
     cannot be opened, UnusableModelError if it is no detector, or has no class in common with the
@@ -96,6 +98,7 @@ def evaluate(
             result.names[i]: {
                 "ap50_95": mean_precision(scores["all"][..., k]),
                 "ap50": mean_precision(scores["all"][:1, ..., k]),
+                **{f"ap_{size}": mean_precision(scores[size][..., k]) for size in SIZES},
             }
             for k, i in enumerate(result.known)
         },
@@ -108,6 +111,28 @@ def evaluate(
         "images_ignored": result.ignored,
         "boxes": len(result.truth),
     }
+
+
+def over_classes(figures: dict, classes: Sequence[str]) -> dict[str, float | None]:
+    """Return the means of `evaluate` over some classes of the data set.
+
+    Models are compared over classes that all of them have. ``figures`` of a version that kept no
+    sizes per class have None for these, unless ``classes`` are all that have an object.
+
+    Raises:
+        ValueError: the model was not evaluated on one of the classes.
+    """
+    per_class = figures["per_class"]
+    if missing := [name for name in classes if "ap50_95" not in per_class.get(name, {})]:
+        raise ValueError(
+            f"expected figures of the class {one_line(missing[0])}, got none; evaluate again"
+        )
+    means = {"map50_95": "ap50_95", "map50": "ap50", **{f"ap_{s}": f"ap_{s}" for s in SIZES}}
+    if {name for name, ap in per_class.items() if ap.get("ap50_95") is not None} <= {*classes}:
+        return {mean: figures.get(mean) for mean in means}
+    found = {mean: [per_class[n].get(key) for n in classes] for mean, key in means.items()}
+    known = {mean: [ap for ap in aps if ap is not None] for mean, aps in found.items()}
+    return {k: round(sum(aps) / len(aps), 5) if aps else None for k, aps in known.items()}
 
 
 def predict_split(
