@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Measured figures in the text of a page, and the numbers in its tables.
+
+A measured figure is a number with decimals, or one before a percent or times sign, "points", "ms",
+"MB", or before "of" or "against" and another number. Left out: code, links, headings, comments,
+versions ("4.6.1") and tables that a command writes. A setting is written as code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+BLOCK = re.compile(r"(?<=<!-- table: )([\w./-]+)( -->\n\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+_LEFT_OUT = re.compile(
+    r"<!-- table: .*?<!-- end -->|<!--.*?-->|```.*?```|^(?:    [^\n]*\n?)+|^#[^\n]*|`[^`]*`"
+    r"|\]\([^)]*\)|\b[\w.-]*\d+\.\d+\.\d[\w.]*",
+    re.DOTALL | re.MULTILINE,
+)
+_NUMBER = re.compile(r"(?<![\w.:/])[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w:/])(?!\.\d)")
+_MEASURED = re.compile(r"\s?(%|\u00d7|points?\b|ms\b|MB\b|(of|against) \d)")
+_PAGE = re.compile(r"benchmarks/([\w-]+)\.md|\]\(([\w-]+)\.md")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured figure: its line, from 1, its text, and the results pages linked beside it."""
+
+    line: int
+    text: str
+    pages: frozenset[str]
+
+
+def measured(page: str) -> Iterator[Figure]:
+    """Yield the measured figures in the text of a page in Markdown."""
+    text = _LEFT_OUT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), page)
+    links = [
+        frozenset(a or b for a, b in _PAGE.findall(paragraph)) for paragraph in _paragraphs(page)
+    ]
+    for number, (line, pages) in enumerate(zip(text.splitlines(), links, strict=True), start=1):
+        for match in _NUMBER.finditer(line):
+            if "." in match[0] or _MEASURED.match(line, match.end()):
+                yield Figure(number, match[0], pages)
+
+
+def in_tables(page: str) -> set[str]:
+    """Return the numbers in the tables that a command writes, with and without their signs."""
+    found = {number for block in BLOCK.findall(page) for number in _NUMBER.findall(block[2])}
+    return found | {number.lstrip("+-") for number in found}
+
+
+def _paragraphs(page: str) -> list[str]:
+    """Return for each line its paragraph; a row of a table and an item of a list are their own."""
+    found: list[str] = []
+    start = 0
+    lines = page.splitlines()
+    for end, line in enumerate([*lines, ""]):
+        if not line.strip() or line.startswith(("|", "- ")):
+            found += [" ".join(lines[start:end])] * (end - start)
+            start = end
+    return found
