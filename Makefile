@@ -125,7 +125,7 @@ coverage: $(DONE)/rtx  ## run all tests, and print which code they reach
 	$(PY) -m coverage report
 
 # YOLO_ROS: a checkout of yolo_ros (mgonzs13) to compare with. SOAK_MINUTES: default 5.
-bench-node: setup  ## measure what the node costs: benchmarks/node.md (about 40 minutes)
+bench-node: setup  ## measure what the node costs: benchmarks/node/*.csv (about 40 minutes)
 	$(PY) -m benchmarks.node $(if $(YOLO_ROS),--yolo-ros "$(YOLO_ROS)") \
 	  $(if $(SOAK_MINUTES),--soak-minutes $(SOAK_MINUTES))
 

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: AGPL-3.0-or-later
 """Measured figures in the text of a page, and the numbers in its tables.
 
 A measured figure is a number with decimals, or one before a percent or times sign, "points", "ms",
@@ -35,10 +34,8 @@ class Figure:
 def measured(page: str) -> Iterator[Figure]:
     """Yield the measured figures in the text of a page in Markdown."""
     text = _LEFT_OUT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), page)
-    links = [
-        frozenset(a or b for a, b in _PAGE.findall(paragraph)) for paragraph in _paragraphs(page)
-    ]
-    for number, (line, pages) in enumerate(zip(text.splitlines(), links, strict=True), start=1):
+    lines = zip(text.splitlines(), _links(page), strict=True)
+    for number, (line, pages) in enumerate(lines, start=1):
         for match in _NUMBER.finditer(line):
             if "." in match[0] or _MEASURED.match(line, match.end()):
                 yield Figure(number, match[0], pages)
@@ -50,13 +47,25 @@ def in_tables(page: str) -> set[str]:
     return found | {number.lstrip("+-") for number in found}
 
 
-def _paragraphs(page: str) -> list[str]:
-    """Return for each line its paragraph; a row of a table and an item of a list are their own."""
-    found: list[str] = []
-    start = 0
+def _links(page: str) -> list[frozenset[str]]:
+    """Return for each line the results pages linked in its paragraph.
+
+    A row of a table and an item of a list are paragraphs. A row without a link has those of the
+    paragraph before its table.
+    """
+    found: list[frozenset[str]] = []
+    before: frozenset[str] = frozenset()
     lines = page.splitlines()
+    start = 0
     for end, line in enumerate([*lines, ""]):
-        if not line.strip() or line.startswith(("|", "- ")):
-            found += [" ".join(lines[start:end])] * (end - start)
-            start = end
+        if line.strip() and not line.startswith(("|", "- ")):
+            continue
+        paragraph = " ".join(lines[start:end])
+        pages = frozenset(a or b for a, b in _PAGE.findall(paragraph))
+        if paragraph.startswith("|"):
+            pages = pages or before
+        elif paragraph.strip():
+            before = pages
+        found += [pages] * (end - start)
+        start = end
     return found

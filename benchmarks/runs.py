@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: AGPL-3.0-or-later
 """CSV files of the results, and where each comes from: benchmarks/runs.csv, one row per file.
 
 A file is named by its path below benchmarks/ without suffix. What is not known of an old one is
@@ -15,7 +14,7 @@ from pathlib import Path
 from benchmarks.rig import markdown_head, markdown_row
 from drone_kd.files import write_text
 from drone_kd.parsing import read_json
-from drone_kd_training.provenance import FIELDS, FILE, provenance
+from drone_kd.provenance import FIELDS, FILE, provenance
 
 Row = dict[str, str]
 
@@ -32,7 +31,7 @@ class Result:
         run: path of the CSV below the folder, without suffix; one of that name is replaced.
         what: was measured.
         columns: names of the columns.
-        known: seeds, classes and image sizes, as in `drone_kd_training.provenance.FIELDS`.
+        known: seeds, classes and image sizes, as in `drone_kd.provenance.FIELDS`.
         folder: benchmarks/.
     """
 
@@ -90,7 +89,8 @@ def keep(run: str, rows: Sequence[Row], known: Mapping[str, object], folder: Pat
     fields = {column: str(known.get(column, "")) for column in FIELDS}
     unknown = " ".join(column for column, value in fields.items() if not value)
     new = {"run": run, "what": str(known["what"]), **fields, "unknown": unknown, "notes": ""}
-    others = [row for row in read_rows(folder / RUNS) if row["run"] != run]
+    before = read_rows(folder / RUNS) if (folder / RUNS).is_file() else []
+    others = [row for row in before if row["run"] != run]
     write_text(folder / RUNS, _text(sorted([*others, new], key=lambda row: row["run"])))
 
 

@@ -123,8 +123,8 @@ class _Values:
             return self._same()
         if kind == "true":
             return f"{sum(row[self.column] == 'True' for row in self.rows)} of {len(self.rows)}"
-        if not self.numbers or (other and kind in _PAIRED and self._of(other, self.rows)):
-            return ""  # not measured, or the arm beside itself
+        if not self.numbers or (kind in _PAIRED and not self.pairs(other)):
+            return ""  # not measured, or nothing to compare with
         return _FORMATS[kind](self, other) if kind in _FORMATS else format(self.average, spec)
 
     @property
@@ -137,7 +137,10 @@ class _Values:
 
     def pairs(self, arm: str) -> list[tuple[float, float]]:
         """Return the values beside those of another arm, by seeds that both have."""
-        own, other = self._by_unit(self.rows), self._by_unit(self._of(arm, self.others))
+        rows = self._of(arm, self.others)
+        if rows == self.rows:
+            return []  # the arm itself
+        own, other = self._by_unit(self.rows), self._by_unit(rows)
         return [(own[unit], other[unit]) for unit in own if unit in other]
 
     def _by_unit(self, rows: Sequence[Row]) -> dict[str, float]:
@@ -180,23 +183,18 @@ def _mean(values: _Values, _: str) -> str:
 
 def _gain(values: _Values, arm: str, sign: int = 1) -> str:
     found = [sign * (own - other) for own, other in values.pairs(arm)]
-    if not found:
-        return ""
     known = interval(found)
     return f"{100 * np.mean(found):+.1f}" + (f" {limits(known)}" if known else "")
 
 
 def _share(values: _Values, arm: str) -> str:
     pairs = values.pairs(arm)
-    if not pairs:
-        return ""
     gap = values.of_arm(TEACHER) - np.mean([other for _, other in pairs])
     return f"{100 * np.mean([own - other for own, other in pairs]) / gap:.0f} %"
 
 
 def _ratio(values: _Values, arm: str) -> str:
-    found = [own / other for own, other in values.pairs(arm)]
-    return f"{np.median(found):.2f}" if found else ""
+    return f"{np.median([own / other for own, other in values.pairs(arm)]):.2f}"
 
 
 def _times(values: _Values, arm: str) -> str:

@@ -1,4 +1,3 @@
-# SPDX-License-Identifier: AGPL-3.0-or-later
 """Where a result comes from: commit, versions, machine, seeds, command, classes, image sizes."""
 
 from __future__ import annotations
@@ -15,7 +14,10 @@ from pathlib import Path
 from drone_kd.files import write_text
 from drone_kd.machine import machine_name
 
-PACKAGES = ("drone_kd", "torch", "ultralytics", "onnxruntime", "numpy")
+PACKAGES = (
+    *("drone_kd", "torch", "ultralytics", "ultralytics-opencv-headless", "onnxruntime"),
+    "numpy",
+)
 FILE = "provenance.json"
 FIELDS = (
     *("date", "commit", "versions", "machine", "threads", "seeds", "command", "classes"),
@@ -35,7 +37,7 @@ def provenance(seeds: str, classes: str, image_sizes: str) -> dict[str, str]:
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "commit": _commit(),
         "versions": _versions(),
-        "machine": machine_name(),
+        "machine": f"{machine_name()}, load average {os.getloadavg()[0]:.1f}",
         "threads": os.environ.get("OMP_NUM_THREADS", "") or str(len(os.sched_getaffinity(0))),
         "seeds": seeds,
         "command": _command(),
