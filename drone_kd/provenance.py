@@ -23,6 +23,8 @@ FIELDS = (
     *("date", "commit", "versions", "machine", "threads", "seeds", "command", "classes"),
     "image_sizes",
 )
+# Results, which a benchmark may have written before.
+_NO_CODE = (":(top,exclude)*.csv", ":(top,exclude)*.md")
 
 
 def provenance(seeds: str, classes: str, image_sizes: str) -> dict[str, str]:
@@ -60,11 +62,14 @@ def _command() -> str:
 
 
 def _commit() -> str:
-    """Return the commit of this code, with "+" if files differ; empty outside a repository."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    """Return the commit of this code, with "+" if code differs; empty outside its repository."""
+    own = Path(__file__)
+    git = ["git", "-C", str(own.parent)]
     try:
+        _output([*git, "ls-files", "--error-unmatch", own.name])  # installed inside another one?
         commit = _output([*git, "rev-parse", "--short", "HEAD"])
-        return commit + ("+" if _output([*git, "status", "--porcelain", "-uno"]) else "")
+        changed = _output([*git, "status", "--porcelain", "-uno", "--", ":/", *_NO_CODE])
+        return commit + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return ""
 

@@ -26,15 +26,13 @@ def test_fields_of_this_process(tmp_path, monkeypatch):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
 
 
-def test_a_module_is_named_as_it_is_started():
-    code = (
-        "import runpy, sys; sys.argv[1:] = ['x']; "
-        "print(__import__('drone_kd.provenance').provenance.provenance('', '', '')['command'])"
-    )
-    command = [sys.executable, "-c", code]
+def test_a_module_is_named_as_it_is_started(tmp_path):
+    code = "from drone_kd.provenance import provenance\nprint(provenance('', '', '')['command'])\n"
+    (tmp_path / "tool.py").write_text(code, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(Path(provenance.__file__).parents[1])}
-    found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert found.stdout.strip().endswith("x")
+    command = [sys.executable, "-m", "tool", "x y"]
+    found = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
+    assert found == "python -m tool 'x y'\n"
 
 
 def test_outside_a_repository_the_commit_is_unknown(tmp_path, monkeypatch):
@@ -43,12 +41,23 @@ def test_outside_a_repository_the_commit_is_unknown(tmp_path, monkeypatch):
     assert provenance.provenance(**KNOWN)["commit"] == ""
 
 
+def test_the_commit_of_another_repository_is_not_named(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "a"], check=True)
+    (tmp_path / "provenance.py").write_text("installed", encoding="utf-8")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    assert provenance.provenance(**KNOWN)["commit"] == ""
+
+
 def test_the_commit_says_whether_files_differ(tmp_path, monkeypatch):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     (tmp_path / "provenance.py").write_text("a", encoding="utf-8")
+    (tmp_path / "a.csv").write_text("a", encoding="utf-8")
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
         subprocess.run([*git, *arguments], check=True)
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    (tmp_path / "a.csv").write_text("b", encoding="utf-8")
     clean = provenance.provenance(**KNOWN)["commit"]
     (tmp_path / "provenance.py").write_text("b", encoding="utf-8")
     assert re.fullmatch(r"[0-9a-f]{7,}", clean)
