@@ -24,27 +24,38 @@ _PAGE = re.compile(r"benchmarks/([\w-]+)\.md|\]\(([\w-]+)\.md")
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured figure: its line, from 1, its text, and the results pages linked beside it."""
+    """A measured figure in a text.
+
+    Attributes:
+        line: from 1.
+        text: as printed.
+        pages: results pages linked beside it.
+        own: numbers in the tables of its section; before the first section, of the whole page.
+    """
 
     line: int
     text: str
     pages: frozenset[str]
+    own: frozenset[str]
 
 
 def measured(page: str) -> Iterator[Figure]:
     """Yield the measured figures in the text of a page in Markdown."""
-    text = _LEFT_OUT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), page)
-    lines = zip(text.splitlines(), _links(page), strict=True)
-    for number, (line, pages) in enumerate(lines, start=1):
-        for match in _NUMBER.finditer(line):
-            if "." in match[0] or _MEASURED.match(line, match.end()):
-                yield Figure(number, match[0], pages)
+    number = 0
+    for section in re.split(r"^(?=## )", page, flags=re.MULTILINE):
+        own = in_tables(section if section.startswith("## ") else page)
+        text = _LEFT_OUT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), section)
+        for line, pages in zip(text.splitlines(), _links(section), strict=True):
+            number += 1
+            for match in _NUMBER.finditer(line):
+                if "." in match[0] or _MEASURED.match(line, match.end()):
+                    yield Figure(number, match[0], pages, own)
 
 
-def in_tables(page: str) -> set[str]:
+def in_tables(page: str) -> frozenset[str]:
     """Return the numbers in the tables that a command writes, with and without their signs."""
     found = {number for block in BLOCK.findall(page) for number in _NUMBER.findall(block[2])}
-    return found | {number.lstrip("+-") for number in found}
+    return frozenset(found | {number.lstrip("+-") for number in found})
 
 
 def _links(page: str) -> list[frozenset[str]]:

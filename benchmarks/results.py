@@ -81,17 +81,17 @@ def _unmatched(root: Path) -> Iterator[str]:
         name = str(page.relative_to(root))
         guide = page in docs and name != RESULTS
         for figure in figures.measured(_results_of(page)):
-            links = figure.pages | ({page.stem} if page in pages.values() else set())
-            if guide and not links:
+            if guide and not figure.pages:
                 continue  # nothing says that it is a result
-            if any(figure.text in known.get(link, ()) for link in links):
+            linked = (known.get(link, frozenset()) for link in figure.pages)
+            if figure.text in figure.own.union(*linked):
                 continue
             if (name, figure.text) in named:
                 used.add((name, figure.text))
                 continue
             yield (
-                f"{name}:{figure.line}: {figure.text} is in no table of this page or of one "
-                f"linked beside it: correct it, link the page, or name it in {UNMATCHED}"
+                f"{name}:{figure.line}: {figure.text} is in no table of its section or of a "
+                f"page linked beside it: correct it, link the page, or name it in {UNMATCHED}"
             )
     for name, text in sorted(named - used):
         yield f"benchmarks/{UNMATCHED}: {name} has no {text} without a table: delete the row"

@@ -37,6 +37,16 @@ def test_a_figure_has_its_line_and_the_pages_linked_beside_it():
     ]
 
 
+def test_a_figure_has_the_numbers_of_its_section_and_the_summary_those_of_the_page():
+    table = "<!-- table: {} -->\n\n| {} |\n\n<!-- end -->\n"
+    page = f"# T\n9.1\n## A\n9.2\n{table.format('a', '1.5')}## B\n9.3\n{table.format('b', '2.5')}"
+    assert [(f.line, f.text, set(f.own)) for f in measured(page)] == [
+        (2, "9.1", {"1.5", "2.5"}),
+        (4, "9.2", {"1.5"}),
+        (11, "9.3", {"2.5"}),
+    ]
+
+
 def test_numbers_of_tables_with_and_without_sign():
     page = "1.0\n<!-- table: a -->\n\n| -0.35 | 1,491 | 24.6 (23.0 to 26.1) |\n\n<!-- end -->\n"
     assert in_tables(page) == {"-0.35", "0.35", "1,491", "24.6", "23.0", "26.1"}
