@@ -7,6 +7,7 @@ versions ("4.6.1") and tables that a command writes. A setting is written as cod
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ _LEFT_OUT = re.compile(
 )
 _NUMBER = re.compile(r"(?<![\w.:/])[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w:/])(?!\.\d)")
 _MEASURED = re.compile(r"\s?(%|\u00d7|points?\b|ms\b|MB\b|(of|against) \d)")
-_PAGE = re.compile(r"benchmarks/([\w-]+)\.md|\]\(([\w-]+)\.md")
+_LINK = re.compile(r"\]\(([\w./-]+)\.md(#[\w-]+)?\)")
+_SECTION = re.compile(r"^(?=## )", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Figure:
     Attributes:
         line: from 1.
         text: as printed.
-        pages: results pages linked beside it.
+        pages: results pages linked beside it, "node", or sections of them, "node#start".
         own: numbers in the tables of its section; before the first section, of the whole page.
     """
 
@@ -39,13 +41,18 @@ class Figure:
     own: frozenset[str]
 
 
-def measured(page: str) -> Iterator[Figure]:
-    """Yield the measured figures in the text of a page in Markdown."""
+def measured(page: str, folder: str) -> Iterator[Figure]:
+    """Yield the measured figures in the text of a page.
+
+    Args:
+        page: in Markdown.
+        folder: of the page in the repository, to which its links are relative, e.g. "docs".
+    """
     number = 0
-    for section in re.split(r"^(?=## )", page, flags=re.MULTILINE):
+    for section in _SECTION.split(page):
         own = in_tables(section if section.startswith("## ") else page)
         text = _LEFT_OUT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), section)
-        for line, pages in zip(text.splitlines(), _links(section), strict=True):
+        for line, pages in zip(text.splitlines(), _links(section, folder), strict=True):
             number += 1
             for match in _NUMBER.finditer(line):
                 if "." in match[0] or _MEASURED.match(line, match.end()):
@@ -58,8 +65,20 @@ def in_tables(page: str) -> frozenset[str]:
     return frozenset(found | {number.lstrip("+-") for number in found})
 
 
-def _links(page: str) -> list[frozenset[str]]:
-    """Return for each line the results pages linked in its paragraph.
+def by_link(name: str, page: str) -> dict[str, frozenset[str]]:
+    """Return the numbers of a page's tables, and those of its sections, by what a link names.
+
+    ``name``: of the page, without suffix; ``page``: its text.
+    """
+    found = {name: in_tables(page)}
+    for section in _SECTION.split(page)[1:]:
+        heading = re.sub(r"[^\w\- ]", "", section.partition("\n")[0][3:].lower())
+        found[f"{name}#{heading.strip().replace(' ', '-')}"] = in_tables(section)
+    return found
+
+
+def _links(page: str, folder: str) -> list[frozenset[str]]:
+    """Return for each line the results pages, or sections of them, linked in its paragraph.
 
     A row of a table and an item of a list are paragraphs. A row without a link has those of the
     paragraph before its table.
@@ -72,7 +91,7 @@ def _links(page: str) -> list[frozenset[str]]:
         if line.strip() and not line.startswith(("|", "- ")):
             continue
         paragraph = " ".join(lines[start:end])
-        pages = frozenset(a or b for a, b in _PAGE.findall(paragraph))
+        pages = frozenset(_results_pages(paragraph, folder))
         if paragraph.startswith("|"):
             pages = pages or before
         elif paragraph.strip():
@@ -80,3 +99,10 @@ def _links(page: str) -> list[frozenset[str]]:
         found += [pages] * (end - start)
         start = end
     return found
+
+
+def _results_pages(text: str, folder: str) -> Iterator[str]:
+    for path, anchor in _LINK.findall(text):
+        linked, name = posixpath.split(posixpath.normpath(posixpath.join(folder, path)))
+        if linked == "benchmarks":
+            yield name + anchor

@@ -71,16 +71,16 @@ def _unmatched(root: Path) -> Iterator[str]:
     """Yield the figures that are in no table, and those named in vain."""
     folder = root / "benchmarks"
     pages = {page.stem: page for page in sorted(folder.glob("*.md"))}
-    known = {
-        name: figures.in_tables(page.read_text(encoding="utf-8")) for name, page in pages.items()
-    }
+    known: dict[str, frozenset[str]] = {}
+    for name, page in pages.items():
+        known |= figures.by_link(name, page.read_text(encoding="utf-8"))
     named = {(row["page"], row["figure"]) for row in read_rows(folder / UNMATCHED)}
     used = set()
     docs = sorted((root / "docs").rglob("*.md"))
     for page in (root / "README.md", *docs, *pages.values()):
         name = str(page.relative_to(root))
         guide = page in docs and name != RESULTS
-        for figure in figures.measured(_results_of(page)):
+        for figure in figures.measured(_results_of(page), str(page.parent.relative_to(root))):
             if guide and not figure.pages:
                 continue  # nothing says that it is a result
             linked = (known.get(link, frozenset()) for link in figure.pages)
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _report(list(check(ROOT)))
         for page in sorted(folder.glob("*.md")):
             write_text(page, written(page))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -20,6 +20,7 @@ Formats, scores in points:
 ``signed``      mean with its sign, "+2.0"
 ``signs``       every row, "+1.7, +2.1"
 ``range``       least to greatest, "0.4 to 5.2"
+``n``           number of values, "3"
 ``true``        number of rows that say True, "2 of 3"
 ``.1f`` ...     the mean in a format of Python
 ==============  ==============================================================================

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.figures import in_tables, measured
+from benchmarks.figures import by_link, in_tables, measured
 
 
 @pytest.mark.parametrize(
@@ -21,17 +21,17 @@ from benchmarks.figures import in_tables, measured
     ],
 )
 def test_measured_figures(text, figures):
-    assert [figure.text for figure in measured(text)] == figures
+    assert [figure.text for figure in measured(text, "docs")] == figures
 
 
 def test_a_figure_has_its_line_and_the_pages_linked_beside_it():
     text = (
-        "# Title\n\nSpeed 1.5\n([node](../benchmarks/node.md#start)).\n\n"
-        "| [a](export.md) | 2.5 |\n| b | 3.5 |\n\nAlso 4.5\n"
+        "# Title\n\nSpeed 1.5\n([node](../benchmarks/node.md)).\n\n"
+        "| [a](../benchmarks/export.md#start) | 2.5 |\n| b | 3.5 |\n\n[guide](export.md) 4.5\n"
     )
-    assert [(f.line, f.text, set(f.pages)) for f in measured(text)] == [
+    assert [(f.line, f.text, set(f.pages)) for f in measured(text, "docs")] == [
         (3, "1.5", {"node"}),
-        (6, "2.5", {"export"}),
+        (6, "2.5", {"export#start"}),
         (7, "3.5", {"node"}),
         (9, "4.5", set()),
     ]
@@ -40,11 +40,19 @@ def test_a_figure_has_its_line_and_the_pages_linked_beside_it():
 def test_a_figure_has_the_numbers_of_its_section_and_the_summary_those_of_the_page():
     table = "<!-- table: {} -->\n\n| {} |\n\n<!-- end -->\n"
     page = f"# T\n9.1\n## A\n9.2\n{table.format('a', '1.5')}## B\n9.3\n{table.format('b', '2.5')}"
-    assert [(f.line, f.text, set(f.own)) for f in measured(page)] == [
+    assert [(f.line, f.text, set(f.own)) for f in measured(page, "benchmarks")] == [
         (2, "9.1", {"1.5", "2.5"}),
         (4, "9.2", {"1.5"}),
         (11, "9.3", {"2.5"}),
     ]
+
+
+def test_a_link_names_a_page_or_a_section():
+    page = "# T\n## A (b)\n<!-- table: a -->\n\n| 1.5 |\n\n<!-- end -->\n## C\n"
+    found = {name: set(numbers) for name, numbers in by_link("x", page).items()}
+    assert found == {"x": {"1.5"}, "x#a-b": {"1.5"}, "x#c": set()}
+    (figure,) = measured("2.5 ([a](x.md#c))", "benchmarks")
+    assert figure.pages == {"x#c"}
 
 
 def test_numbers_of_tables_with_and_without_sign():
