@@ -1,8 +1,9 @@
 """Measured figures in the text of a page, and the numbers in its tables.
 
 A measured figure is a number with decimals, or one before a percent or times sign, "points", "ms",
-"MB", or before "of" or "against" and another number. Left out: code, links, headings, comments,
-versions ("4.6.1") and tables that a command writes. A setting is written as code.
+"MB", or before "of" or "against" and another number. With an interval behind it, both are one
+figure. Left out: code, links, headings, comments, versions ("4.6.1") and tables that a command
+writes. A setting is written as code.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ _LEFT_OUT = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _NUMBER = re.compile(r"(?<![\w.:/])[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w:/])(?!\.\d)")
+_INTERVAL = re.compile(rf"{_NUMBER.pattern} \[[-+\d., ]+\]")
+_FIGURE = re.compile(rf"{_INTERVAL.pattern}|{_NUMBER.pattern}")
 _MEASURED = re.compile(r"\s?(%|\u00d7|points?\b|ms\b|MB\b|(of|against) \d)")
 _LINK = re.compile(r"\]\(([\w./-]+)\.md(#[\w-]+)?\)")
 _SECTION = re.compile(r"^(?=## )", re.MULTILINE)
@@ -54,14 +57,15 @@ def measured(page: str, folder: str) -> Iterator[Figure]:
         text = _LEFT_OUT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), section)
         for line, pages in zip(text.splitlines(), _links(section, folder), strict=True):
             number += 1
-            for match in _NUMBER.finditer(line):
+            for match in _FIGURE.finditer(line):
                 if "." in match[0] or _MEASURED.match(line, match.end()):
                     yield Figure(number, match[0], pages, own)
 
 
 def in_tables(page: str) -> frozenset[str]:
     """Return the numbers in the tables that a command writes, with and without their signs."""
-    found = {number for block in BLOCK.findall(page) for number in _NUMBER.findall(block[2])}
+    tables = "".join(block[2] for block in BLOCK.findall(page))
+    found = {*_NUMBER.findall(tables), *_INTERVAL.findall(tables)}
     return frozenset(found | {number.lstrip("+-") for number in found})
 
 
@@ -102,7 +106,12 @@ def _links(page: str, folder: str) -> list[frozenset[str]]:
 
 
 def _results_pages(text: str, folder: str) -> Iterator[str]:
+    """Yield what links of a text name; not the page where another one names its section."""
+    found = []
     for path, anchor in _LINK.findall(text):
         linked, name = posixpath.split(posixpath.normpath(posixpath.join(folder, path)))
         if linked == "benchmarks":
+            found.append((name, anchor))
+    for name, anchor in found:
+        if anchor or not any(other == name and section for other, section in found):
             yield name + anchor

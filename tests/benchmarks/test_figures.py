@@ -9,7 +9,7 @@ from benchmarks.figures import by_link, in_tables, measured
     ("text", "figures"),
     [
         ("mAP of 32.9 against 22.2", ["32.9", "22.2"]),
-        ("gains +2.0 [-1.3, +5.3] in three seeds", ["+2.0", "-1.3", "+5.3"]),
+        ("gains +2.0 [-1.3, +5.3] in three seeds", ["+2.0 [-1.3, +5.3]"]),
         ("42 % of 3 seeds, 8 ms, 7 \u00d7, 1,500 MB", ["42", "8", "7", "1,500"]),
         ("12 of 18 buses", ["12"]),
         ("0.35, then 49.", ["0.35"]),
@@ -52,6 +52,8 @@ def test_a_link_names_a_page_or_a_section():
     found = {name: set(numbers) for name, numbers in by_link("x", page).items()}
     assert found == {"x": {"1.5"}, "x#a-b": {"1.5"}, "x#c": set()}
     (figure,) = measured("2.5 ([a](x.md#c))", "benchmarks")
+    assert figure.pages == {"x#c"}
+    (figure,) = measured("[x](x.md), 2.5 ([a](x.md#c))", "benchmarks")
     assert figure.pages == {"x#c"}
 
 
