@@ -16,7 +16,7 @@ def _arms(name: str, ours: str, last: Mapping[str, str] | None = None) -> Table:
     """Return the table of a comparison of arms on paired seeds; ``last``: further columns."""
     terms = {
         "terms=box+assign": "box, assign",
-        "terms=class+assign": "class, assign",
+        "terms=class+assign": DEFAULT,
         "terms=class+box": "class, box",
         "terms=class+assign+feature": "class, assign, feature",
         "terms=assign": "assign",
@@ -30,6 +30,7 @@ def _arms(name: str, ours: str, last: Mapping[str, str] | None = None) -> Table:
             "seeds": "{seed:n}",
             "mAP50-95": "{map50_95:mean}",
             "over the baseline [95 %]": f"{{map50_95:gain {PLAIN}}}",
+            "p (Holm)": f"{{map50_95:holm {PLAIN}}}",
             "by seed": f"{{map50_95:gains {PLAIN}}}",
             "gap share": f"{{map50_95:share {PLAIN}}}",
             **({"time": f"{{seconds:ratio {PLAIN}}}"} if last is None else last),

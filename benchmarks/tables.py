@@ -10,7 +10,8 @@ Formats, scores in points:
 ``mean``        the same ± standard deviation, "10.8 ± 1.1"
 ``each``        every row, "10.8, 9.9"
 ``gain ARM``    mean difference to ARM, paired, with its 95 % interval, "+2.0 [-1.3, +5.3]"
-``lead ARM``    the same, ARM minus this
+``holm ARM``    its p value, paired t-test, corrected over the arms of the table (Holm), "0.16"
+``lead ARM``    the mean difference the other way round, ARM minus this
 ``gains ARM``   the differences, "+2.7, +2.9, +0.5"
 ``share ARM``   mean gain by the mean gap between ARM and the teacher, "18 %"
 ``minus ARM``   mean difference to ARM, not in points, "-0.35"
@@ -27,7 +28,7 @@ Formats, scores in points:
 
 ``{map50_95[ARM]:points}`` takes only the rows of the line with that arm (several columns in
 `Table.keys`: their values, joined by spaces). Intervals: see
-`drone_kd_training.distillation.compare.interval`.
+`drone_kd_training.distillation.paired_comparison.interval`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.runs import TEACHER, Row, read_rows
-from drone_kd_training.distillation.compare import interval, limits
+from drone_kd_training.distillation.comparison_text import limits, signed
+from drone_kd_training.distillation.paired_comparison import holm, interval, p_value
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,10 @@ class _Values:
         return replace(self, rows=rows).average
 
     def _of(self, key: str, rows: Sequence[Row]) -> list[Row]:
-        return [row for row in rows if " ".join(row[k] for k in self.table.keys) == key]
+        return [row for row in rows if self.key(row) == key]
+
+    def key(self, row: Row) -> str:
+        return " ".join(row[column] for column in self.table.keys)
 
     def _same(self) -> str:
         values = list(dict.fromkeys(row[self.column] for row in self.rows if row[self.column]))
@@ -185,7 +190,22 @@ def _mean(values: _Values, _: str) -> str:
 def _gain(values: _Values, arm: str, sign: int = 1) -> str:
     found = [sign * (own - other) for own, other in values.pairs(arm)]
     known = interval(found)
-    return f"{100 * np.mean(found):+.1f}" + (f" {limits(known)}" if known else "")
+    return signed(float(np.mean(found))) + (f" {limits(known)}" if known else "")
+
+
+def _holm(values: _Values, arm: str) -> str:
+    """Return the p value of the difference to an arm, corrected over all arms of the table."""
+    arms = dict.fromkeys(values.key(row) for row in values.others)
+    found = {}
+    for other in arms:
+        rows = [row for row in values.others if values.key(row) == other]
+        pairs = replace(values, rows=rows).pairs(arm)
+        p = p_value([a - b for a, b in pairs])
+        if p is not None:
+            found[other] = p
+    corrected = dict(zip(found, holm(list(found.values())), strict=True))
+    own = corrected.get(values.key(values.rows[0]))
+    return "" if own is None else f"{own:.2f}"
 
 
 def _share(values: _Values, arm: str) -> str:
@@ -204,7 +224,7 @@ def _times(values: _Values, arm: str) -> str:
 
 
 def _signed(values: Sequence[float]) -> str:
-    return ", ".join(f"{100 * value:+.1f}" for value in values)
+    return ", ".join(map(signed, values))
 
 
 _FORMATS: dict[str, Callable[[_Values, str], str]] = {
@@ -212,6 +232,7 @@ _FORMATS: dict[str, Callable[[_Values, str], str]] = {
     "mean": _mean,
     "each": lambda values, _: ", ".join(f"{100 * value:.1f}" for value in values.numbers),
     "gain": _gain,
+    "holm": _holm,
     "lead": lambda values, arm: _gain(values, arm, -1),
     "n": lambda values, _: str(len(values.numbers)),
     "gains": lambda values, arm: _signed([a - b for a, b in values.pairs(arm)]),
@@ -226,4 +247,4 @@ _FORMATS: dict[str, Callable[[_Values, str], str]] = {
         f"{100 * min(values.numbers):.1f} to {100 * max(values.numbers):.1f}"
     ),
 }
-_PAIRED = ("gain", "lead", "gains", "share", "minus", "ratio", "times")
+_PAIRED = ("gain", "holm", "lead", "gains", "share", "minus", "ratio", "times")

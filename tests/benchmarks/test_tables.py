@@ -41,6 +41,7 @@ def test_a_csv_as_it_is(tmp_path):
         ("{map50_95:gains plain}", "+10.0, +20.0"),
         ("{map50_95:gain plain}", "+15.0 [-48.5, +78.5]"),  # t(1) = 12.706, error 5
         ("{map50_95:lead plain}", "-15.0 [-78.5, +48.5]"),
+        ("{map50_95:holm plain}", "0.20"),  # t = 3 with one degree of freedom; single has one pair
         ("{map50_95:gain single}", "+0.0"),  # one pair: no interval
         ("{map50_95:gain ours}", ""),
         ("{map50_95:share plain}", "43 %"),

@@ -21,6 +21,9 @@ def test_a_result_says_where_it_comes_from(
 ):
     def finish(config, output, *_):
         output.mkdir()
+        classes = {"car": {"ap50_95": 0.5}, "bus": {"ap50_95": None}}  # no bus was labelled
+        metrics = {"teacher": {"per_class": classes}}
+        (output / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
         (output / "compare.md").write_text("| arm |\n", encoding="utf-8")
 
     monkeypatch.setattr(module, name, finish)  # hours of training
@@ -30,5 +33,5 @@ def test_a_result_says_where_it_comes_from(
     assert main([*command, "--output", str(output), *size, *options]) == 0
     found = json.loads((output / "provenance.json").read_text(encoding="utf-8"))
     assert found["seeds"] == "0 2"
-    assert found["classes"]
+    assert found["classes"] == "car"
     assert found["image_sizes"] == "student 64, teacher 64"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from drone_kd.parsing import read_json
 from drone_kd.provenance import write_provenance
 from drone_kd_training.dataclass_options import add_config_options, from_arguments
 from drone_kd_training.distillation.config import Config
@@ -118,9 +119,10 @@ def _compare_few_labels(
 
 
 def _write_provenance(config: Config, output: Path, seeds: tuple[int, ...]) -> None:
-    from drone_kd_training.data.dataset import load_data
+    from drone_kd_training.distillation.comparison_text import counted_classes
 
-    classes = load_data(config.data).names
+    teacher = read_json(output / "metrics.json")["teacher"]
+    classes = counted_classes(teacher)
     sizes = f"student {config.imgsz}, teacher {config.teacher_imgsz}"
     write_provenance(output, " ".join(map(str, seeds)), " ".join(classes), sizes)
 
