@@ -17,7 +17,7 @@ Formats, scores in points:
 ``minus ARM``   mean difference to ARM, not in points, "-0.35"
 ``ratio ARM``   median ratio to ARM, paired, "1.73"
 ``of ARM``      mean in percent of that of ARM, "94 %"
-``times ARM``   mean by that of ARM, over the pairs, "1.08"
+``times ARM``   mean by that of ARM, paired, with its interval by Fieller, "1.08 [0.85, 1.42]"
 ``signed``      mean with its sign, "+2.0"
 ``signs``       every row, "+1.7, +2.1"
 ``range``       least to greatest, "0.4 to 5.2"
@@ -41,6 +41,7 @@ import numpy as np
 
 from benchmarks.runs import TEACHER, Row, read_rows
 from drone_kd_training.distillation.comparison_text import limits, signed
+from drone_kd_training.distillation.few_labels_figures import ratio_interval
 from drone_kd_training.distillation.paired_comparison import holm, interval, p_value
 
 
@@ -219,8 +220,10 @@ def _ratio(values: _Values, arm: str) -> str:
 
 
 def _times(values: _Values, arm: str) -> str:
-    pairs = values.pairs(arm)
-    return f"{sum(own for own, _ in pairs) / sum(other for _, other in pairs):.2f}"
+    own, other = zip(*values.pairs(arm), strict=True)
+    known = ratio_interval(own, other)
+    between = f" [{known[0]:.2f}, {known[1]:.2f}]" if known else ""
+    return f"{sum(own) / sum(other):.2f}{between}"
 
 
 def _signed(values: Sequence[float]) -> str:

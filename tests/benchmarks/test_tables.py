@@ -4,6 +4,7 @@
 import pytest
 
 from benchmarks.tables import Table, render
+from drone_kd_training.distillation.few_labels_figures import ratio_interval
 
 ARMS = """arm,seed,map50_95,seconds
 teacher,,0.5,
@@ -96,3 +97,13 @@ def test_a_template_that_does_not_fit(arms, template, message):
     table = Table("arms", {"arm": "{arm}", "value": template}, by=("arm",))
     with pytest.raises(ValueError, match=message):
         render(table, arms)
+
+
+def test_a_ratio_has_its_interval(tmp_path):
+    rows = [("a", 2.1), ("a", 2.4), ("a", 2.3), ("b", 2.0), ("b", 2.1), ("b", 2.2)]
+    lines = [f"{arm},{number % 3},{value}" for number, (arm, value) in enumerate(rows)]
+    (tmp_path / "a.csv").write_text("\n".join(["arm,seed,gain", *lines]), encoding="utf-8")
+    table = Table("a", {"arm": "{arm}", "ratio": "{gain:times b}"}, by=("arm",))
+    low, high = ratio_interval([2.1, 2.4, 2.3], [2.0, 2.1, 2.2])
+    assert low < 1.08 < high
+    assert cells(render(table, tmp_path))["a"] == [f"1.08 [{low:.2f}, {high:.2f}]"]
