@@ -23,7 +23,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
 
 .PHONY: help setup demo demo-sim demo-loop night-teacher default-model test test-fast \
   test-variants variant-default variant-avx2 variant-one-thread test-fuzz test-aarch64 test-py314 \
-  coverage bench-node docs lint lock audit sbom clean check
+  coverage bench-node results results-check docs lint lock audit sbom clean check
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -125,9 +125,15 @@ coverage: $(DONE)/rtx  ## run all tests, and print which code they reach
 	$(PY) -m coverage report
 
 # YOLO_ROS: a checkout of yolo_ros (mgonzs13) to compare with. SOAK_MINUTES: default 5.
-bench-node: setup  ## measure what the node costs: benchmarks/node.md (about 40 minutes)
+bench-node: setup  ## measure what the node costs: benchmarks/node/*.csv (about 40 minutes)
 	$(PY) -m benchmarks.node $(if $(YOLO_ROS),--yolo-ros "$(YOLO_ROS)") \
 	  $(if $(SOAK_MINUTES),--soak-minutes $(SOAK_MINUTES))
+
+results: setup  ## write the tables of the results pages from benchmarks/**/*.csv
+	$(PY) -m benchmarks.results
+
+results-check: setup  ## check that each figure of README and the results is in a CSV file
+	$(PY) -m benchmarks.results --check
 
 docs: .venv-docs/.done  ## build the documentation site in site/
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict

@@ -9,9 +9,12 @@ once per frame.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks.runs import Result
+from drone_kd_training.data.dataset import load_data
 from drone_kd_training.evaluation.evaluate import evaluate
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.torch_backend import ExportGraph, TorchBackend
@@ -40,7 +43,7 @@ class FirstRows:
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
@@ -51,12 +54,18 @@ def main() -> None:
     backend.graph = ExportGraph(model, candidates=10**6)
     first = FirstRows(backend)
     whole = evaluate(first, a.data)["map50_95"]
-    print(f"{a.model} at {a.imgsz} on {a.data}")
-    print(f"all {first.seen[0].shape[1]:>6}  {100 * whole:.3f}")
+    known = {"classes": " ".join(load_data(a.data).names), "image_sizes": str(a.imgsz)}
+    result = Result(
+        f"export/candidates-{Path(a.model).stem}",
+        "rows returned by a dense head",
+        ["rows", "mAP50-95", "minus all"],
+        {"seeds": "none", **known},
+    )
+    result.add(f"all {first.seen[0].shape[1]}", f"{100 * whole:.3f}", "")
     for first.rows in ROWS:
         first.position = 0
         score = evaluate(first, a.data)["map50_95"]
-        print(f"{first.rows:>10}  {100 * score:.3f}  {100 * (score - whole):+.3f}", flush=True)
+        result.add(first.rows, f"{100 * score:.3f}", f"{100 * (score - whole):+.3f}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 
 from benchmarks.rig import markdown_head, markdown_row
+from drone_kd.provenance import write_provenance
 from drone_kd_training.data.dataset import load_data, write_text
 from drone_kd_training.distillation.compare import as_csv
 from drone_kd_training.distillation.distill import distill
@@ -34,7 +35,7 @@ from drone_kd_training.recipes.default_model import (
     student_config,
 )
 from drone_kd_training.recipes.default_model_data import KINDS, TEST_SETS, prepare, write_test_set
-from drone_kd_training.recipes.default_model_figures import measure
+from drone_kd_training.recipes.default_model_figures import INPUT_PX, measure
 from drone_kd_training.tables import format_score
 
 ARMS = ("recipe", "labels", "visdrone", "unmasked")
@@ -105,6 +106,7 @@ def run(arm: str, seed: int, a: argparse.Namespace) -> list[dict]:
             data = a.output / "test_sets" / ground / "data.yaml"
             found = measure(model, data, a.output / "figures", classes=KINDS)
             row |= {f"{ground} {key}": found[key] for key in ("map50", "map50_95")}
+        row["mean map50"] = round(float(np.mean([row[f"{g} map50"] for g in TEST_SETS])), 5)
         rows.append(row)
     write_text(folder / "rows.csv", as_csv(rows))
     return rows
@@ -152,7 +154,10 @@ def main() -> None:
     for number, (arm, seed) in enumerate(runs, start=1):
         print(f"[{number}/{len(runs)}] {arm}, seed {seed}", flush=True)
         run(arm, seed, a)
-    print(table(finished(a.output)))
+    rows = finished(a.output)
+    write_text(a.output / "parts.csv", as_csv(rows))
+    write_provenance(a.output, " ".join(map(str, a.seeds)), " ".join(KINDS), str(INPUT_PX))
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Accuracy, size and time of an export in each precision.
 
-    python -m benchmarks.export best.pt --data data.yaml [--aware QAT/best.pt]
+    python -m benchmarks.export best.pt --data data.yaml --name hit-uav [--aware QAT/best.pt]
 
-Exports the checkpoint in every precision, even if a gate fails, and prints one row per file. Files
+Exports the checkpoint in every precision, even if a gate fails, and writes one row per file. Files
 are timed in turn, in one run. A second table shows preprocessing and postprocessing of a 1280x720
 frame with uint8 and float32 input. --aware is the result of `distill --quantize int8 --from
 best.pt`.
@@ -17,7 +17,7 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks.rig import markdown_head, markdown_row
+from benchmarks.runs import Result
 from drone_kd.backends import open_backend
 from drone_kd.core.model_spec import ModelSpec
 from drone_kd.core.postprocess import decode
@@ -40,12 +40,13 @@ SEEN = 0.25  # drift counts boxes that a detector would report
 
 
 def main() -> None:
-    """Print both tables."""
+    """Measure, print and write both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--aware", type=Path, help="quantization-aware checkpoint trained from it")
     parser.add_argument("--imgsz", type=int, help="square input (default: as trained)")
+    parser.add_argument("--name", default="new", help="of the CSV in benchmarks/export/")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         precisions(a, Path(folder))
@@ -82,7 +83,14 @@ def precisions(a: argparse.Namespace, folder: Path) -> None:
             backend.infer(frame)
             times[name].append(1000 * (perf_counter() - started))
     columns = "precision", "mAP50-95", "MB", "ONNX Runtime p50, ms", "drift p50, p99, px"
-    print(markdown_head([*columns, "gates", "RTX"]))
+    calibrated = specs["int8"].calibration["frames"]
+    what = f"precisions; drift over {len(frames)} frames, calibrated on {calibrated} frames"
+    known = {
+        "seeds": "none",
+        "classes": " ".join(dataset.names),
+        "image_sizes": str(whole.spec.input_width),
+    }
+    result = Result(f"export/{a.name}", what, [*columns, "gates", "RTX"], known)
     for name, backend in backends.items():
         drift = compare(whole, backend, frames, least_score=SEEN).box_px
         p50, p99 = np.quantile(drift, [0.5, 0.99], method="higher") if len(drift) else (0, 0)
@@ -91,9 +99,7 @@ def precisions(a: argparse.Namespace, folder: Path) -> None:
         cells = f"{score:.2f}", f"{size:.2f}", f"{np.median(times[name]):.1f}"
         gates = "; ".join(failed) or "hold"
         drift_px = f"{p50:.3f}, {p99:.3f}"
-        print(markdown_row([name, *cells, drift_px, gates, rtx_verdict(files[name])]))
-    calibrated = specs["int8"].calibration["frames"]
-    print(f"(drift over {len(frames)} frames; calibrated on {calibrated} frames)")
+        result.add(name, *cells, drift_px, gates, rtx_verdict(files[name]))
 
 
 def rtx_verdict(path: Path) -> str:
@@ -136,11 +142,13 @@ def host_time(a: argparse.Namespace, folder: Path) -> None:
                 detector.confidence, detector.iou, detector.max_detections,
             )  # fmt: skip
             times[name].append(1000 * (perf_counter() - started))
-    columns = "input", "preparation and post-processing of 1280x720, p50, p95, ms", "detections"
-    print(markdown_head(columns))
+    what = "letterbox, conversion, decoding and NMS"
+    known = {"classes": "those of the model", "image_sizes": f"1280x720 to {spec.input_width}"}
+    columns = "input", "p50, p95, ms", "detections"
+    result = Result("export/processing", what, columns, {"seeds": "none", **known})
     for name in names:
         p50, p95 = np.percentile(times[name], [50, 95])
-        print(markdown_row([name, f"{p50:.2f}, {p95:.2f}", counts[name]]))
+        result.add(name, f"{p50:.2f}, {p95:.2f}", counts[name])
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import numpy as np
 from benchmarks.rig import markdown_head, markdown_row
 from drone_kd.files import write_text
 from drone_kd.progress import track
+from drone_kd.provenance import write_provenance
 from drone_kd_training.data.dataset import image_paths, label_path, load_data, read_labels
 from drone_kd_training.distillation.compare import as_csv
 from drone_kd_training.retraining.bootstrap import (
@@ -268,6 +269,7 @@ def main() -> None:
     simulated = [simulate(objects, rng) for _ in range(SIMULATIONS)]
     rows = measure(simulated, rng)
     write_text(a.output / f"{NAME}.csv", as_csv(rows))
+    write_provenance(a.output, str(a.seed), "one, simulated", "none: no images")
     draw_curves(rows, a.output / f"{NAME}.png")
     print(table(rows))
     points = np.mean([spread(stretches) for stretches in simulated])

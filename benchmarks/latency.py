@@ -14,7 +14,7 @@ import itertools
 from collections import deque
 from typing import NamedTuple
 
-from benchmarks.simulation import CONFIDENCE, RATES_HZ, SEED, SPEEDS_MPS, print_head, print_row
+from benchmarks.simulation import CONFIDENCE, RATES_HZ, SEED, SPEEDS_MPS, cells, flights
 from drone_kd.detector import Detector, load_detector
 from drone_kd.progress import track
 from drone_kd.simulation.scene import CLASSES, FlightPlan, fly
@@ -31,7 +31,7 @@ class Processed(NamedTuple):
 
 
 def main() -> None:
-    """Print the table."""
+    """Compute, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--service-ms", type=float, default=60.0, help="per inference (%(default)s)")
@@ -42,7 +42,8 @@ def main() -> None:
     detector = load_detector(confidence=CONFIDENCE, tiling=arguments.tiling)
     inferences = len(detector.windows(FlightPlan.width, FlightPlan.height))
     service = int(inferences * arguments.service_ms * 1e6)
-    print_head(f"m/s over ground, frames/s, waiting ({service / 1e6:g} ms a frame)")
+    name = "computed" if arguments.tiling == "off" else "computed-tiles"
+    result = flights(name, f"streaming scores at {service / 1e6:g} ms per frame")
     fastest = max(RATES_HZ)
     for speed in arguments.speeds:
         frames = _process(detector, speed, fastest, int(arguments.seconds * fastest))
@@ -52,7 +53,7 @@ def main() -> None:
             flight = _serve(frames[:: round(fastest / rate)], depth, service)
             flight.add({"classes": list(detector.backend.spec.classes)})
             waiting = "newest only" if depth == 1 else f"queue of {depth}"
-            print_row(f"{speed:g}, {rate:g}, {waiting}", score(flight))
+            result.add(f"{speed:g}, {rate:g}, {waiting}", *cells(score(flight)))
 
 
 def _process(detector: Detector, speed: float, rate: float, count: int) -> list[Processed]:

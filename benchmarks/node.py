@@ -2,7 +2,8 @@
 
     python -m benchmarks.node [--only SECTION ...]
 
-Writes benchmarks/node.md. Nodes, cameras and bare loops are processes of their own; compared
+Writes benchmarks/node/*.csv and their rows in benchmarks/runs.csv; `make results` then writes
+node.md. Nodes, cameras and bare loops are processes of their own; compared
 variants alternate within one run, and ratios are of neighbours. The bare loop (letterbox,
 inference, decode, no ROS) runs beside a camera that publishes to a null node, so that both sides
 pay for the camera.
@@ -13,19 +14,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
-from benchmarks import yolo_ros
+from benchmarks import runs, yolo_ros
 from benchmarks.rig import (
     Listener,
     bare_loop,
@@ -33,18 +30,14 @@ from benchmarks.rig import (
     cpu_seconds,
     detector_node,
     isolate,
-    markdown_head,
-    markdown_row,
     node_command,
     null_node,
     process,
     resources,
 )
-from drone_kd.files import write_text
 from drone_kd.paths import default_model_path
 from tiny_model import tiny_spec, write_fixed_model  # `benchmarks.rig` sets the path
 
-OUTPUT = Path(__file__).with_suffix(".md")
 SIZES = {"VGA": (640, 480), "720p": (1280, 720), "1080p": (1920, 1080), "4K": (3840, 2160)}
 STAGES = ("transport", "wait", "decode", "prepare", "infer", "post", "publish", "total")
 CAMERAS = (1, 2, 4, 8)
@@ -52,6 +45,9 @@ DETECTIONS = (0, 10, 100, 1000)
 LOAD = 0.8
 OVERLOAD = 3.0
 RECORD_HZ = 5
+# Minute from which both models have been loaded once.
+SWAPPED = 3
+KNOWN = {"seeds": "none", "classes": "those of the model", "image_sizes": "camera: see the rows"}
 
 
 class Bench:
@@ -112,35 +108,22 @@ class Bench:
         return self._throughput[name]
 
 
-def head(title: str, about: str, *columns: str) -> Iterator[str]:
-    """Yield the head of a section and of its table."""
-    yield from (f"## {title}", "")
-    if about:
-        yield from (about, "")
-    yield markdown_head(columns)
+Rows = Iterator[Sequence[object]]
 
 
-def measure_throughput(bench: Bench) -> Iterator[str]:
+def measure_throughput(bench: Bench) -> Rows:
     """Yield the throughput at saturation."""
-    about = "Camera at twice what the bare loop does alone."
-    columns = "bare loop (1/s)", "node (1/s)", "node / bare loop", "goal"
-    yield from head("Throughput at saturation", about, "", *columns)
+    yield "camera", "bare loop (1/s)", "node (1/s)", "node / bare loop", "goal"
     for name, goal in (("720p", 0.90), ("1080p", 0.85)):
         bare, node = bench.throughput(name)
         ratios = np.divide(node, bare)
-        cells = spread(bare), spread(node), spread(ratios, 2), f"≥ {goal:.2f}"
-        yield markdown_row([name, *cells])
+        yield name, spread(bare), spread(node), spread(ratios, 2), f"≥ {goal:.2f}"
 
 
-def measure_latency(bench: Bench) -> Iterator[str]:
+def measure_latency(bench: Bench) -> Rows:
     """Yield the latency at 80 % load."""
-    about = (
-        "p50 in ms from the camera's stamp to the detections in a third process; null node: "
-        "answers with an empty array at once."
-    )
     columns = "rate (Hz)", "null node", "bare loop", "node", "(node - null) / bare (goal ≤ 1.10)"
-    tail_column = "p99 / p50 of the node (goal ≤ 2)"
-    yield from head("Latency at 80 % load", about, "", *columns, tail_column)
+    yield "camera", *columns, "p99 / p50 of the node (goal ≤ 2)"
     for name in ("720p", "1080p"):
         size, rate_hz = SIZES[name], LOAD * bench.capacity(name)
         null, bare, node, tail = [], [], [], []
@@ -157,17 +140,13 @@ def measure_latency(bench: Bench) -> Iterator[str]:
             bare.append(np.median(bench.bare(size, rate_hz, rate_hz)))
         ratio = np.divide(np.subtract(node, null), bare)
         cells = *map(spread, (null, bare, node)), spread(ratio, 2), spread(tail, 2)
-        yield markdown_row([name, f"{rate_hz:.1f}", *cells])
+        yield name, f"{rate_hz:.1f}", *cells
 
 
-def measure_overload(bench: Bench) -> Iterator[str]:
+def measure_overload(bench: Bench) -> Rows:
     """Yield age and memory under overload."""
-    yield from head(
-        f"Overload: camera at three times the capacity, {bench.overload_seconds:.0f} s",
-        "",
-        *("", "camera (Hz)", "frames in", "published", "age of results p50, p99 (ms)"),
-        *("inference p50 (ms)", "age p99 / inference (goal ≤ 2)", "memory at start, end (MB)"),
-    )
+    columns = "camera (Hz)", "frames in", "published", "age p50, p99 (ms)", "inference p50 (ms)"
+    yield "camera", *columns, "age p99 / inference (goal ≤ 2)", "memory at start, end (MB)"
     for name in ("720p", "1080p"):
         rate_hz = OVERLOAD * bench.capacity(name)
         with camera(*SIZES[name], rate_hz), bench.flight() as pid:
@@ -180,19 +159,12 @@ def measure_overload(bench: Bench) -> Iterator[str]:
         p50, p99 = np.percentile(ages, (50, 99))
         counts = f"{rate_hz:.0f}", stats["frames in"], stats["frames processed"]
         ages_text, memory = f"{p50:.0f}, {p99:.0f}", f"{before:.0f}, {after:.0f}"
-        yield markdown_row(
-            [name, *counts, ages_text, f"{infer:.0f}", f"{p99 / infer:.2f}", memory]
-        )
+        yield name, *counts, ages_text, f"{infer:.0f}", f"{p99 / infer:.2f}", memory
 
 
-def measure_steps(bench: Bench) -> Iterator[str]:
+def measure_steps(bench: Bench) -> Rows:
     """Yield the cost per step of the node."""
-    about = (
-        "p50 in ms as the node reports it; CPU: of the node's process, all its threads. Cameras: "
-        "8 frames per second in all; detections: a model that does nothing but answer with so "
-        "many."
-    )
-    yield from head("Cost per step", about, "", *STAGES, "CPU per frame (ms)")
+    yield "camera", *STAGES, "CPU per frame (ms)"
     for name, size in SIZES.items():
         with camera(*size, 5), bench.flight() as pid:
             yield steps_row(bench, name, pid, "image")
@@ -211,7 +183,7 @@ def measure_steps(bench: Bench) -> Iterator[str]:
             yield row
 
 
-def steps_row(bench: Bench, name: str, pid: int, camera_name: str) -> str:
+def steps_row(bench: Bench, name: str, pid: int, camera_name: str) -> list[object]:
     """Measure a running flight; returns its row of the table."""
     bench.hear(2)
     cpu = cpu_seconds(pid)
@@ -219,7 +191,7 @@ def steps_row(bench: Bench, name: str, pid: int, camera_name: str) -> str:
     cpu = (cpu_seconds(pid) - cpu) / max(frames, 1) * 1e3
     stats = bench.listener.stats[f"/detector: {camera_name}"]
     times = [stats[f"{stage} p50 (ms)"] for stage in STAGES]
-    return markdown_row([name, *times, f"{cpu:.1f}"])
+    return [name, *times, f"{cpu:.1f}"]
 
 
 def model_that_finds(count: int, folder: Path) -> Path:
@@ -231,37 +203,31 @@ def model_that_finds(count: int, folder: Path) -> Path:
     return write_fixed_model(folder / f"{count}.onnx", rows, tiny_spec(head="end2end"))
 
 
-def measure_soak(bench: Bench) -> Iterator[str]:
+def measure_soak(bench: Bench) -> Rows:
     """Yield memory and threads over a long flight with model swaps."""
     minutes = bench.soak_minutes
-    title = f"{minutes:g} minutes at 15 Hz, with a model swap every minute"
     columns = "minute", "resident memory (MB)", "threads", "open files", "results"
-    yield from head(title, "", *columns, "longest gap (ms)")
+    yield *columns, "longest gap (ms)", f"since minute {SWAPPED} (goal ≤ 1 %)"
     with tempfile.TemporaryDirectory() as folder:
         models = [Path(folder) / name for name in ("a.onnx", "b.onnx")]
         for model in models:
             shutil.copy(bench.model, model)
-        series = []
+        series: list[float] = []
         with camera(*SIZES["720p"], 15), bench.flight(models[0]) as pid:
             for minute in range(1, round(minutes) + 1):
                 frames = len(bench.hear(60))
-                series.append(resources(pid))
-                memory, threads, files = series[-1]
+                memory, threads, files = resources(pid)
+                series.append(memory)
+                growth = memory / series[min(minute, SWAPPED) - 1] - 1
                 gap_ms = 1e3 * np.diff(bench.listener.arrivals).max()
                 counts = threads, files, frames
-                yield markdown_row([minute, f"{memory:.1f}", *counts, f"{gap_ms:.0f}"])
+                yield minute, f"{memory:.1f}", *counts, f"{gap_ms:.0f}", f"{100 * growth:+.1f} %"
                 bench.listener.set_parameter("model", str(models[minute % 2]))
-    warm = min(len(series) - 1, 2)  # two swaps: both models were loaded once
-    growth = series[-1][0] / series[warm][0] - 1
-    yield ""
-    yield f"Growth from minute {warm + 1} to the end: {100 * growth:+.1f} % (goal ≤ 1 %)."
 
 
-def measure_start(bench: Bench) -> Iterator[str]:
+def measure_start(bench: Bench) -> Rows:
     """Yield the time until the first detections."""
-    about = "From the process's start to the first detections, while a 720p camera runs at 15 Hz."
-    columns = "first detections after (s; goal ≤ 2.5)", "memory after 10 s (MB; goal ≤ 250)"
-    yield from head("Start", about, *columns)
+    yield "first detections after (s; goal ≤ 2.5)", "memory after 10 s (MB; goal ≤ 250)"
     seconds, memory = [], []
     with camera(*SIZES["720p"], 15):
         bench.hear(5)
@@ -271,18 +237,15 @@ def measure_start(bench: Bench) -> Iterator[str]:
                 seconds.append(time.monotonic() - start)
                 bench.hear(10)
                 memory.append(resources(pid)[0])
-    yield markdown_row([spread(seconds, 2), spread(memory)])
+    yield spread(seconds, 2), spread(memory)
 
 
-def measure_record(bench: Bench) -> Iterator[str]:
+def measure_record(bench: Bench) -> Rows:
     """Yield the cost of recording hard frames."""
-    yield from head(
-        f"Recording hard frames (~/record), camera at {RECORD_HZ:g} Hz",
-        "Switched on and off in one running node, in turn. As many frames as it may are written: "
-        "all slots are random ones. Ratios are of neighbours.",
-        *("", "frames a minute", "latency p50 off (ms)", "on", "on / off (goal ≤ 1.05)"),
-        *("p99 on / off", "processor time per frame off (ms)", "on / off", "kept"),
-        *("not looked at", "written (MB)"),
+    latency_columns = "p50 off (ms)", "p50 on (ms)", "on / off (goal ≤ 1.05)", "p99 on / off"
+    yield (
+        *("camera, format", "frames/min", *latency_columns, "CPU per frame off (ms)"),
+        *("CPU on / off", "kept, skipped", "MB"),
     )
     for name, format_, per_minute in (("720p", "jpeg", 30.0), ("1080p", "raw", 120.0)):
         p50: dict[bool, list[float]] = {False: [], True: []}
@@ -320,21 +283,14 @@ def measure_record(bench: Bench) -> Iterator[str]:
             spread(np.divide(each[True], each[False]), 2) for each in (p50, p99, cost)
         )
         latency = spread(p50[False]), spread(p50[True]), slower, tail
-        counts = spread(cost[False]), dearer, kept, missed, f"{written:.0f}"
-        yield markdown_row([f"{name} {format_}", f"{per_minute:g}", *latency, *counts])
+        counts = spread(cost[False]), dearer, f"{kept}, {missed}", f"{written:.0f}"
+        yield f"{name} {format_}", f"{per_minute:g}", *latency, *counts
 
 
-def measure_yolo_ros(bench: Bench) -> Iterator[str]:
+def measure_yolo_ros(bench: Bench) -> Rows:
     """Yield the comparison with yolo_ros."""
-    yield from head(
-        "Against yolo_ros 4.6.1 (Python, torch on the CPU)",
-        "720p, the same weights: theirs as a checkpoint, ours as exported. Ultralytics cuts the "
-        "padding of a 16:9 frame off (640x384), our model looks at 640x640. At saturation the "
-        "camera runs at 30 Hz, else at 5 Hz. In the place of cv_bridge stands a view of the "
-        "pixels.",
-        *("", "frames per second at saturation", "age of those results p50, p99 (ms)"),
-        *("latency p50, p99 at 5 Hz (ms)", "memory (MB)"),
-    )
+    columns = "frames per second at saturation", "age of those results p50, p99 (ms)"
+    yield "node", *columns, "latency p50, p99 at 5 Hz (ms)", "memory (MB)"
     # Deferred: no other section needs torch.
     from drone_kd_training.export.export import export
     from drone_kd_training.models.checkpoints import PACKAGED_MODELS
@@ -362,10 +318,11 @@ def measure_yolo_ros(bench: Bench) -> Iterator[str]:
                         memory.append(resources(running.pid)[0])
     for name, (rates, ages, latencies, memory) in rows.items():
         both = (", ".join(f"{t:.0f}" for t in np.median(a, axis=0)) for a in (ages, latencies))
-        yield markdown_row([name, spread(rates), *both, spread(memory, 0)])
+        yield name, spread(rates), *both, spread(memory, 0)
 
 
-SECTIONS: dict[str, Callable[[Bench], Iterator[str]]] = {
+# Each yields the names of its columns, then its rows.
+SECTIONS: dict[str, Callable[[Bench], Rows]] = {
     "throughput": measure_throughput,
     "latency": measure_latency,
     "overload": measure_overload,
@@ -385,17 +342,8 @@ def spread(values: Sequence[float] | np.ndarray, digits: int = 1) -> str:
     return text
 
 
-def cpu_model() -> str:
-    """Return the processor's name."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
-
-
 def main() -> None:
-    """Measure the sections and write the results page."""
+    """Measure the sections and write their CSV files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=default_model_path())
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
@@ -405,32 +353,25 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12.0, help="per side (%(default)s)")
     parser.add_argument("--overload-seconds", type=float, default=60.0, metavar="S")
     parser.add_argument("--soak-minutes", type=float, default=5.0, metavar="M")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument(
+        "--output", type=Path, default=runs.FOLDER, help="folder of the CSV files (%(default)s)"
+    )
     arguments = parser.parse_args()
     if arguments.yolo_ros is None:
         arguments.only = [name for name in arguments.only if name != "yolo_ros"]
     elif yolo_ros.ENVIRONMENT not in os.environ:
         yolo_ros.restart_with(arguments.yolo_ros.resolve())
     isolate()
-    load = os.getloadavg()[0]
-    lines = [
-        "# What the node costs",
-        "",
-        f"Written by `python -m benchmarks.node {' '.join(sys.argv[1:])}`".rstrip(" `") + "`, "
-        f"{datetime.now(timezone.utc):%Y-%m-%d}: {len(os.sched_getaffinity(0))} cores of "
-        f"{cpu_model()}, load average {load:.1f} before, Python {platform.python_version()}, ONNX "
-        f"Runtime {onnxruntime.__version__}, model {arguments.model.name}. Median of "
-        f"{arguments.rounds} rounds of {arguments.seconds:g} s (least to greatest). Latencies and "
-        "ages are from the camera's stamp to the detections in a third process.",
-    ]
     bench = Bench(arguments)
     try:
         for name in arguments.only:
-            lines.append("")
-            for line in SECTIONS[name](bench):
-                print(line, flush=True)
-                lines.append(line)
-            write_text(arguments.output, "\n".join(lines) + "\n")
+            rows = SECTIONS[name](bench)
+            columns = [str(column) for column in next(rows)]
+            what = (SECTIONS[name].__doc__ or "").partition("Yield ")[2].rstrip(".")
+            run = f"node/{name.replace('_', '-')}"
+            result = runs.Result(run, what, columns, KNOWN, arguments.output)
+            for row in rows:
+                result.add(*row)
     finally:
         bench.listener.close()
 

@@ -3,7 +3,8 @@
     python -m benchmarks.simulation [--seconds 20]
 
 Flights over the crossing at several ground speeds and frame rates, with and without tiles, and the
-cost of the simulator on one core. Prints Markdown tables.
+cost of the simulator on one core. Writes benchmarks/simulation/*.csv; `make results` then writes
+simulation.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import cv2
 import numpy as np
 from std_msgs.msg import Header
 
-from benchmarks.rig import isolate, markdown_head, markdown_row
+from benchmarks.rig import isolate
+from benchmarks.runs import Result
 from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.simulation.rehearse import detector_command, rehearse
 from drone_kd.simulation.scene import (
@@ -40,69 +42,73 @@ SPEEDS_MPS, RATES_HZ = (5.0, 10.0, 20.0), (5.0, 10.0, 20.0)
 # Low, so that average precision covers the whole curve.
 CONFIDENCE = 0.05
 COLUMNS = (
-    *("mAP50 offline", "streaming", "mAP50-95 offline", "streaming", "recall offline"),
-    *("streaming", "age p50, p95 (ms)", "frames due (Hz), processed"),
+    *("mAP50 offline", "mAP50 streaming", "mAP50-95 offline", "mAP50-95 streaming"),
+    *("recall offline", "recall streaming", "age p50, p95 (ms)", "frames due (Hz), processed"),
 )
+KNOWN = {
+    "seeds": f"{SEED} (scene)",
+    "classes": " ".join(CLASSES),
+    "image_sizes": "camera 1280x720, model as packaged",
+}
 
 
 def main() -> None:
-    """Print the tables."""
+    """Measure, print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20.0, help="of a flight (%(default)s)")
     parser.add_argument("--only", choices=("speed", "tiling", "cost"), help="one of the tables")
     arguments = parser.parse_args()
     isolate()
     if arguments.only in (None, "speed"):
-        print_head("m/s over ground, frames/s asked")
+        result = flights("dds", "streaming scores over DDS")
         for speed, rate in itertools.product(SPEEDS_MPS, RATES_HZ):
             detector = detector_command("", CONFIDENCE)
-            _fly(f"{speed:g}, {rate:g}", detector, speed, rate, arguments.seconds)
+            name = f"{speed:g}, {rate:g}"
+            result.add(name, *_fly(detector, speed, rate, arguments.seconds))
     if arguments.only in (None, "tiling"):
-        print_head("10 m/s, frames/s asked, tiling")
+        result = flights("dds-tiles", "streaming scores over DDS at 10 m/s, with tiles")
         for rate, tiling in itertools.product((5.0, 10.0), ("off", "auto")):
             detector = [*detector_command("", CONFIDENCE), "-p", f'tiling:="{tiling}"']
-            _fly(f"{rate:g}, {tiling}", detector, 10.0, rate, arguments.seconds)
+            result.add(f"{rate:g}, {tiling}", *_fly(detector, 10.0, rate, arguments.seconds))
     if arguments.only in (None, "cost"):
         _cost()
 
 
-def print_head(what: str) -> None:
-    """Print the head of a table of flights."""
-    print("\n" + markdown_head([what, *COLUMNS]), flush=True)
+def flights(name: str, what: str) -> Result:
+    """Return a table of flights, whose rows are a name and `cells`."""
+    return Result(f"simulation/{name}", what, ["flight", *COLUMNS], KNOWN)
 
 
-def _fly(name: str, detector: list[str], speed: float, rate: float, seconds: float) -> None:
+def _fly(detector: list[str], speed: float, rate: float, seconds: float) -> list[str]:
     camera = {"scene": "crossing", "seed": SEED, "speed": speed, "rate": rate, "seconds": seconds}
     with tempfile.TemporaryDirectory() as folder:
-        score = rehearse(ros_arguments(camera), Path(folder), detector, seconds, misses=0)
-    print_row(name, score)
+        return cells(rehearse(ros_arguments(camera), Path(folder), detector, seconds, misses=0))
 
 
-def print_row(name: str, score: dict) -> None:
-    """Print a row below `print_head`."""
+def cells(score: dict) -> list[str]:
+    """Return the score of a flight in the order of `COLUMNS`."""
     both = score["offline"], score["streaming"]
-    cells = [name]
-    for key in ("map50", "map50_95", "recall"):
-        cells += [f"{100 * (way[key] or 0):.1f}" for way in both]
-    cells.append("{p50:.0f}, {p95:.0f}".format(**score["age_ms"]))
+    found = [
+        f"{100 * (way[key] or 0):.1f}" for key in ("map50", "map50_95", "recall") for way in both
+    ]
     frames = score["frames"]
-    cells.append(f"{frames['due']} ({frames['rate_hz']}), {frames['processed']}")
-    print(markdown_row(cells), flush=True)
+    age = "{p50:.0f}, {p95:.0f}".format(**score["age_ms"])
+    return [*found, age, f"{frames['due']} ({frames['rate_hz']}), {frames['processed']}"]
 
 
 def _cost() -> None:
-    """Print the frames per second that one core renders and converts to messages."""
+    """Measure the frames per second that one core renders and converts to messages."""
     cv2.setNumThreads(1)
-    columns = "scene", "frames/s of one core at 1280x720, median of 5 x 40 frames (min, max)"
-    print("\n" + markdown_head(columns))
+    columns = "scene", "frames/s of one core"
+    result = Result("simulation/cost", "cost of rendering", columns, KNOWN)
     for scene in SCENES:
         flight = fly(FlightPlan(scene=scene, seed=SEED))
         _convert(next(flight))
-        print(markdown_row([scene, _rate(map(_convert, itertools.islice(flight, 200)))]))
+        result.add(scene, _rate(map(_convert, itertools.islice(flight, 200))))
     draw_frame(0)  # fills the texture banks
     seeds = range(FRAMES_PER_WORLD, 11 * FRAMES_PER_WORLD)
     rate = _rate(draw_frame(seed) for seed in seeds)
-    print(markdown_row(["training images of 10 places, 640x640, without messages", rate]))
+    result.add("training images of `drone-kd generate`, 640x640", rate)
 
 
 def _rate(work: Iterable[object]) -> str:

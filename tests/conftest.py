@@ -43,6 +43,7 @@ _REQUIRED = {
     "fuzz": (("hypothesis",), "pip install -r requirements/dev.txt"),
     "ros": (("rclpy", "vision_msgs"), "source ROS 2, or make setup"),
     "training": (("torch", "ultralytics"), "make setup"),
+    "benchmarks": (("torch", "ultralytics"), "make setup"),
     "training/data/test_flight_frames.py": (("rosbags",), "pip install 'drone_kd[simulation]'"),
     "training/mining": (("rosbags",), "pip install 'drone_kd[simulation]'"),
 }
