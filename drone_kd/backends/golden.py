@@ -48,7 +48,7 @@ class Limits:
 # code; in all precisions rounding decides between two classes of equal score.
 LIMITS = {
     "fp32": Limits(0.05, 0.003, 0.05),
-    "fp16": Limits(0.5, 0.01, 0.05),
+    "fp16": Limits(0.5, 0.01, 0.1),
     "int8": Limits(2.0, 0.05, 0.1),
 }
 _DETECTION = 0.25  # score

@@ -124,7 +124,7 @@ MUTANTS = {
     "boxes off": affine([1] * 6, [1, 0, 0, 0, 0, 0]),
     "NaN": affine([1] * 6, [0, 0, 0, 0, float("nan"), 0]),
     "stale": stale,
-    **{f"layer {number}": partial(scale_layer, number) for number in (0, 1, 4, 12, 30, 50, -1)},
+    **{f"layer {number}": partial(scale_layer, number) for number in (0, 1, 4, 12, 30, 55, -1)},
 }
 
 
