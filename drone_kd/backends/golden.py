@@ -43,9 +43,9 @@ class Limits:
     share: float  # of the rows of an image, and of all detections
 
 
-# FP32 as in the export. FP16 with other roundings differs by 0.03 px and 0.0006, another scale of
-# INT8 by more than these limits. Single boxes of INT8 move far, where a value rounds to another
-# code; in all precisions rounding decides between two classes of equal score.
+# FP32 as in the export. FP16 with other roundings differs by 0.03 px and 0.0006. INT8 may be as
+# far from its file as the file is from float: single boxes move far, where a value rounds to
+# another code. In all precisions rounding decides between two classes of equal score.
 LIMITS = {
     "fp32": Limits(0.05, 0.003, 0.05),
     "fp16": Limits(0.5, 0.01, 0.1),
