@@ -21,6 +21,7 @@ ARGUMENTS = (
     ("namespace", "", "Namespace of the node."),
     ("params_file", str(DEFAULTS), "ROS parameter file of the detector."),
     ("use_sim_time", "false", "Take the time from /clock."),
+    ("respawn", "false", "Start the detector again when it ends, e.g. after a CUDA error."),
 )
 
 
@@ -53,5 +54,7 @@ def _detector(context: LaunchContext) -> list[Node]:
             parameters=[LaunchConfiguration("params_file"), parameters],
             remappings=[("image", LaunchConfiguration("image"))],
             output="screen",
+            respawn=LaunchConfiguration("respawn").perform(context) == "true",
+            respawn_delay=1.0,
         )
     ]

@@ -23,7 +23,7 @@ _CPU = "CPUExecutionProvider"
 
 
 class OrtBackend:
-    """Model run by ONNX Runtime; see `Backend`.
+    """Model run by ONNX Runtime; see `Backend`. A fallback from TensorRT runs on the CPU.
 
     ModelError: the file is unreadable, has no spec, or its graph differs from its spec.
     """
@@ -31,7 +31,8 @@ class OrtBackend:
     def __init__(self, model: str | Path | ModelFile, fallback: str = "") -> None:
         threads = len(os.sched_getaffinity(0))
         options = _quiet_options(threads)
-        providers = [name for name in (_CUDA, _CPU) if name in ort.get_available_providers()]
+        wanted = (_CPU,) if fallback else (_CUDA, _CPU)
+        providers = [name for name in wanted if name in ort.get_available_providers()]
         self._session, self.spec = _open(_read(model), options, providers)
         active = self._session.get_providers()
         device = "CUDA" if active[0] == _CUDA else f"CPU, {threads} threads"

@@ -1,7 +1,7 @@
 """drone-kd selftest: TensorRT compared with ONNX Runtime on this device, and both measured.
 
-Builds the engine, runs both runtimes on one image, and compares their detections. What cannot be
-done here is reported, and the rest is done.
+Builds the engine, runs both runtimes on the golden images of the model and on one image, and
+compares their rows and detections. What cannot be done here is reported, and the rest is done.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +19,7 @@ import numpy as np
 
 from drone_kd import machine
 from drone_kd.backends import tensorrt_is_installed
+from drone_kd.backends.golden import read_golden, reproduce
 from drone_kd.backends.model_file import ModelFile, read_model_file
 from drone_kd.backends.tensorrt import cuda
 from drone_kd.commands.bench import stage_percentiles
@@ -40,8 +42,9 @@ from drone_kd.text import one_line
 SCHEMA = 1
 PERCENTILES = (50, 95, 99)
 
-# How far TensorRT may be from ONNX Runtime: corners in network pixels, and scores. Both compute
-# the same graph; they round differently, and ONNX Runtime on a CPU computes fp16 in fp32.
+# How far each detection of TensorRT may be from that of ONNX Runtime: corners in network pixels,
+# and scores. Both compute the same graph; they round differently, and ONNX Runtime on a CPU
+# computes fp16 in fp32.
 LIMITS = {"fp32": (0.5, 0.01), "fp16": (1.0, 0.02), "int8": (4.0, 0.1)}
 
 
@@ -111,6 +114,12 @@ def run_selftest(model: Path, source: Path, frames: int) -> dict:
             verdict = "fail"
             remarks.append("TensorRT and ONNX Runtime do not agree")
 
+    if onnxruntime_report["golden"] is None:
+        remarks.append("the model has no golden images to reproduce: export it again")
+    elif not onnxruntime_report["golden"]["holds"]:
+        verdict = "fail"
+        remarks.append("ONNX Runtime does not reproduce the golden images of the model")
+
     python = platform.python_version()
     versions = {"python": python, "numpy": np.__version__, "opencv": cv2.__version__}
     return {
@@ -152,6 +161,8 @@ def _run(
     show_progress(f"{runtime}: measuring {frames} frames")
     times_ms = stage_percentiles(detector, image, frames, PERCENTILES)
     found = detector(image)
+    golden = read_golden(model.metadata, detector.backend.spec)
+    reproduction = asdict(reproduce(detector.backend, golden)) if golden else None
     gpu_after = _gpu_memory_mb()
     gpu = None if gpu_before is None or gpu_after is None else round(gpu_after - gpu_before, 1)
     report = {
@@ -160,6 +171,7 @@ def _run(
         "memory_mb": round(machine.process_memory_mb() - memory, 1),
         "gpu_memory_mb": gpu,
         "detections": len(found),
+        "golden": reproduction,
         "times_ms": {
             stage: {f"p{p}": round(value, 3) for p, value in zip(PERCENTILES, values, strict=True)}
             for stage, values in times_ms.items()
@@ -245,6 +257,7 @@ def summary(report: dict) -> str:
             "",
             f"{run['name']}: {run['detections']} detections, loaded in {run['load_seconds']} s, "
             f"{run['memory_mb']} MB" + (f", GPU {run['gpu_memory_mb']} MB" if gpu else ""),
+            f"golden images    {_golden(run['golden'])}",
             f"{'ms, ' + str(report['frames']) + ' frames':<16}"
             + "".join(f"{name:>9}" for name in run["times_ms"]["total"]),
         ]
@@ -261,6 +274,16 @@ def summary(report: dict) -> str:
     lines += ["", f"verdict      {report['verdict'].upper()}"]
     lines += [f"             {remark}" for remark in report["remarks"]]
     return "\n".join(lines)
+
+
+def _golden(reproduction: dict | None) -> str:
+    if reproduction is None:
+        return "none in the model"
+    verb = "reproduced" if reproduction["holds"] else "NOT reproduced"
+    return (
+        f"{verb}: {reproduction['off']} of {reproduction['rows']} rows off, by up to "
+        f"{reproduction['box_px']:.3g} px and {reproduction['score']:.2g}"
+    )
 
 
 def _hottest(zones: dict[str, float]) -> str:

@@ -28,6 +28,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
+from drone_kd.backends.tensorrt.cuda import lasting_error
 from drone_kd.core.model_spec import ModelError
 from drone_kd.machine import temperatures_c
 from drone_kd.paths import expanded
@@ -44,7 +45,7 @@ from drone_kd.ros.params import ModelFolders, Settings, SettingsError
 from drone_kd.ros.pipeline import Pipeline, Result
 from drone_kd.ros.qos import DETECTIONS_QOS, LATCHED_QOS, REPORT_QOS
 from drone_kd.ros.recording.recorder import Recorder
-from drone_kd.ros.run import run_node
+from drone_kd.ros.run import RestartNeededError, run_node
 from drone_kd.ros.stats import CameraReport, CameraStats
 from drone_kd.ros.survival import Surviving, log_failure
 from drone_kd.ros.work import Work
@@ -91,6 +92,8 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         rclpy.exceptions.ParameterException, SettingsError: a parameter given at startup is
             invalid.
     """
+
+    ends_with = (RestartNeededError,)
 
     def __init__(self, stopping: threading.Event | None = None) -> None:
         super().__init__("detector")
@@ -496,6 +499,8 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         return {camera: stats.report() for camera, stats in self._stats.items()}
 
     def _match(self) -> None:
+        if error := lasting_error():
+            raise RestartNeededError(f"the GPU is lost to this process: {error}; restart it")
         self._check_inferences()
         if self._pipeline is not None:
             self._pipeline.match()
@@ -568,7 +573,8 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; see `run_node`."""
-    return run_node("detector", DetectorNode, args, survives=True)
+    ends_with = DetectorNode.ends_with
+    return run_node("detector", DetectorNode, args, survives=True, ends_with=ends_with)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from drone_kd.backends import Backend, open_backend
+from drone_kd.backends.golden import read_golden, require_golden
 from drone_kd.backends.model_file import ModelFile, read_model_file
 from drone_kd.core.model_spec import ModelError
 from drone_kd.paths import default_model_path
@@ -50,7 +51,9 @@ def load_model(
     trial: Callable[[ModelFile, Settings], None] | None = None,
     is_stopping: Callable[[], bool] = lambda: False,
 ) -> Model:
-    """Load a model file, or the package's default model, and run it once on a black image.
+    """Load a model file, or the package's default model, and run it on a black image.
+
+    It must reproduce its golden images, too, if the file has some.
 
     Args:
         parameter: value of `model`, for which it is loaded.
@@ -79,6 +82,7 @@ def load_model(
         settings.swap_timeout_s, is_stopping, lambda expired: cancel_inference(backend)
     ):
         settings.detector(backend)(np.zeros((spec.input_height, spec.input_width, 3), np.uint8))
+        require_golden(backend, read_golden(file.metadata, spec))
     return Model(parameter, file.path, file.sha256, backend)
 
 

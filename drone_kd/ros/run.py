@@ -19,10 +19,16 @@ from drone_kd.ros.params import SettingsError
 from drone_kd.ros.survival import Failures, log_failure, release_entities
 from drone_kd.text import one_line
 
+# Exit code after which a new process may succeed; EX_TEMPFAIL of sysexits.h.
+RESTART_CODE = 75
 # Longest time until a signal is noticed.
 _POLL_SECONDS = 0.1
 # Of the text of an error.
 _SHOWN_CHARACTERS = 500
+
+
+class RestartNeededError(RuntimeError):
+    """Something that only a new process recovers from; the message is one line."""
 
 
 def run_node(
@@ -43,7 +49,8 @@ def run_node(
         ends_with: exceptions that end the node nevertheless.
 
     Returns:
-        0: ended as requested; 2: wrong input, one line on standard error.
+        0: ended as requested; 2: wrong input, one line on standard error; RESTART_CODE: after a
+        RestartNeededError, likewise.
     """
     # rclpy's own handlers shut ROS down at once: last messages and log lines would be lost, and
     # KeyboardInterrupt could be raised anywhere during shutdown.
@@ -69,7 +76,7 @@ def run_node(
                     raise
                 release_entities(node)
                 log_failure(node.get_logger(), failures, "Callback", error)
-    except (ParameterException, SettingsError, SourceError) as error:
+    except (ParameterException, SettingsError, SourceError, RestartNeededError) as error:
         return _fail(name, error)
     finally:
         if node is not None:
@@ -98,4 +105,4 @@ def _made(make_node: Callable[[threading.Event], Any], finished: threading.Event
 def _fail(name: str, error: Exception, hint: str = "") -> int:
     reason = one_line(error, _SHOWN_CHARACTERS) + (f"; {hint}" if hint else "")
     print(f"{name}: error: {reason}", file=sys.stderr)
-    return 2
+    return RESTART_CODE if isinstance(error, RestartNeededError) else 2

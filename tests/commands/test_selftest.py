@@ -10,6 +10,7 @@ import pytest
 from drone_kd import cli
 from drone_kd.commands import selftest
 from drone_kd.core.detections import Detections
+from tiny_model import with_golden, write_bright_cell_model
 
 
 @pytest.fixture
@@ -55,6 +56,29 @@ def test_different_tensorrt_output_fails(simulated_tensorrt, run, monkeypatch, c
     assert (code, report["verdict"]) == (1, "fail")
     assert report["agreement"]["drift_score"] > 0.05
     assert "do not agree" in capfd.readouterr().out
+
+
+def test_golden_images_are_part_of_the_report(simulated_tensorrt, model, run, capfd):
+    _, report = run()
+    assert report["tensorrt"]["golden"] is None
+    assert "the model has no golden images to reproduce: export it again" in report["remarks"]
+    with_golden(model)
+    code, report = run()
+    assert (code, report["verdict"]) == (0, "pass")
+    for runtime in ("tensorrt", "onnxruntime"):
+        golden = report[runtime]["golden"]
+        assert golden["holds"] and golden["off"] == 0 and golden["rows"] >= 60
+    assert "golden images    reproduced: 0 of " in capfd.readouterr().out
+
+
+def test_onnxruntime_must_reproduce_the_golden_images(model, run, monkeypatch, tmp_path):
+    monkeypatch.setattr(selftest, "tensorrt_is_installed", lambda: False)
+    other = write_bright_cell_model(tmp_path / "other.onnx", cell=16)
+    with_golden(model, rows_of=other)
+    code, report = run()
+    assert (code, report["verdict"]) == (1, "fail")
+    assert "ONNX Runtime does not reproduce the golden images of the model" in report["remarks"]
+    assert report["onnxruntime"]["golden"]["off"] > 20
 
 
 def test_failing_tensorrt_build_fails(simulated_tensorrt, run):

@@ -26,6 +26,7 @@ class LaunchContext:
     def __init__(self) -> None:
         self.launch_configurations: dict[str, str] = {}
         self.commands: list[list[str]] = []
+        self.respawned: list[list[str]] = []  # of these, those that start again when they end
 
 
 class LaunchConfiguration:
@@ -151,7 +152,10 @@ class Node:
         remappings: Sequence[tuple[Any, Any]] = (),
         arguments: Sequence[Any] = (),
         output: str = "log",
+        respawn: bool = False,
+        respawn_delay: float | None = None,
     ) -> None:
+        self._respawn = respawn
         self._program = Path(get_package_prefix(package)) / "lib" / package / executable
         self._name, self._namespace = name, namespace
         self._parameters, self._remappings = parameters, remappings
@@ -174,6 +178,8 @@ class Node:
         for old, new in self._remappings:
             command += ["-r", f"{_perform(old, context)}:={_perform(new, context)}"]
         context.commands.append(command)
+        if self._respawn:
+            context.respawned.append(command)
 
 
 class LaunchService:
@@ -194,9 +200,13 @@ class LaunchService:
             return 1
         processes = [subprocess.Popen(command) for command in context.commands]
         # As in the real one, Ctrl-C reaches the processes through the terminal.
-        signal.signal(signal.SIGINT, lambda *_: None)
+        stopped: list[int] = []
+        signal.signal(signal.SIGINT, lambda number, _: stopped.append(number))
         for process in processes:
             process.wait()
+            while process.args in context.respawned and not stopped:
+                process = subprocess.Popen(process.args)
+                process.wait()
         return 0
 
 

@@ -38,6 +38,7 @@ _ERROR_TEXTS = {
     2: b"out of memory",
     35: b"CUDA driver version is insufficient for CUDA runtime version",
     700: b"an illegal memory access was encountered",
+    719: b"unspecified launch failure",
     900: b"operation not permitted when stream is capturing",
     901: b"operation failed due to a previous error during capture",
 }
@@ -498,3 +499,4 @@ def forget_modules() -> None:
             package, _, module = name.rpartition(".")
             delattr(sys.modules[package], module)
     cuda._library.cache_clear()
+    cuda._lasting.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from drone_kd.backends.golden import GoldenImage, write_golden
+from drone_kd.backends.model_file import read_model_file
+from drone_kd.backends.onnx_runtime import OrtBackend
 from drone_kd.core.model_spec import ModelSpec
 
 CLASSES = ("car", "person")
@@ -122,6 +126,23 @@ def write_slow_model(path: Path, spec: ModelSpec | None = None, products: int = 
         "fixed": np.zeros(shape, np.float32),
     }
     return _save(path, spec, nodes, constants, shape)
+
+
+def with_golden(path: Path, rows_of: Path | None = None) -> Path:
+    """Add golden images of noise to a tiny model; `rows_of`: the rows of another model."""
+    file = read_model_file(path)
+    backend = OrtBackend(rows_of or path)
+    rng = np.random.default_rng(0)
+    images = []
+    for zoom in (1, 2, 4):
+        levels = rng.integers(0, 16, (32 // zoom, 32 // zoom, 3), dtype=np.uint8)
+        image = GoldenImage(8, 16, zoom, levels, np.zeros((0, 6), np.float32))
+        batch = np.stack([image.canvas(backend.spec)] * backend.spec.batch)
+        images.append(replace(image, rows=backend.infer(batch)[0, :20]))
+    extra = onnx.ModelProto()
+    helper.set_model_props(extra, write_golden(images))
+    path.write_bytes(file.content + extra.SerializeToString())  # joined, the two are one message
+    return path
 
 
 def _save(

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -181,7 +182,10 @@ def error_lines(*arguments: str) -> list[str]:
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("fly.launch.py", {"model", "image", "namespace", "params_file", "use_sim_time"}),
+        (
+            "fly.launch.py",
+            {"model", "image", "namespace", "params_file", "use_sim_time", "respawn"},
+        ),
         ("replay.launch.py", {"source", "rate"}),
         (
             "sim.launch.py",
@@ -223,6 +227,23 @@ def test_fly_takes_the_parameter_file_and_simulated_time(
     assert parameter(site, "/drone1/detector", "use_sim_time") is True
     state = site.call(GetState, "/drone1/detector/get_state", GetState.Request())
     assert state.current_state.label == "active"
+
+
+@pytest.mark.slow
+def test_fly_starts_a_detector_again_that_ended(
+    ros_domain_id: int,
+    launched: Callable[..., subprocess.Popen[str]],
+    prefix: Path,
+    tmp_path: Path,
+) -> None:
+    if (prefix / "lib").is_dir():  # the checkout, not an installed package
+        note = tmp_path / "again"
+        text = f"#!/bin/sh\n[ -e {note} ] && exec sleep 600\ntouch {note}\nexit 75\n"
+        write_program(prefix / "lib" / "drone_kd" / "detector", text)
+        process = launched("fly.launch.py", "respawn:=true")
+        deadline = monotonic() + WAIT_SECONDS
+        while "600" not in session_arguments(process.pid):
+            assert monotonic() < deadline and process.poll() is None
 
 
 @pytest.mark.slow

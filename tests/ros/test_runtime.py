@@ -1,10 +1,17 @@
 """Choice of the runtime, with a simulated TensorRT and GPU (simulated_tensorrt.py)."""
 
+import numpy as np
+import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.lifecycle import TransitionCallbackReturn
 
+from drone_kd.backends.tensorrt import cuda
+from drone_kd.core.postprocess import InferenceError
+from drone_kd.ros import detector_node
+from drone_kd.ros.detector_node import DetectorNode
+from drone_kd.ros.run import RESTART_CODE
 from ground_station import WAIT_SECONDS
-from tiny_model import tiny_spec, write_bright_cell_model
+from tiny_model import tiny_spec, with_golden, write_bright_cell_model
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -56,3 +63,55 @@ def test_fallback_is_a_warning_in_the_diagnostics(simulated_tensorrt, ground, mo
     status = site.collect(DiagnosticArray, "/diagnostics").get(timeout=WAIT_SECONDS).status[0]
     assert status.level == DiagnosticStatus.WARN
     assert "ONNX Runtime serves instead of TensorRT" in status.message
+
+
+def test_golden_images_decide_on_a_model_in_flight(simulated_tensorrt, ground, model, tmp_path):
+    other = with_golden(write_bright_cell_model(tmp_path / "other.onnx"), rows_of=model)
+    wrong = tmp_path / "wrong.onnx"
+    write_bright_cell_model(wrong, cell=16)
+    with_golden(wrong, rows_of=other)
+    site = ground(model=model, autostart=True, runtime="onnxruntime")
+    site.add_detector()
+    site.set_parameter("model", str(wrong))
+    line = site.wait_for_log("cannot load")
+    assert "onnxruntime" in line and "does not reproduce the golden images" in line
+    assert "keeping model.onnx" in line
+    site.set_parameter("model", str(other))
+    site.wait_for_log("Swapped to model other.onnx")
+
+
+@pytest.mark.parametrize("hidden_by_tensorrt", [False, True])
+def test_gpu_that_is_lost_to_the_process_ends_it(
+    simulated_tensorrt, model, ros_domain_id, monkeypatch, capfd, hidden_by_tensorrt
+):
+    nodes = []
+
+    def make(finished):
+        nodes.append(DetectorNode(finished))
+        simulated_tensorrt.gpu.fault = 719  # while it flies
+        if hidden_by_tensorrt:
+            simulated_tensorrt.execute_error = "CUDA failure"
+        backend = nodes[0]._slot.model.backend
+        with pytest.raises(InferenceError):
+            backend.infer(np.zeros((1, 64, 64, 3), np.uint8))
+        return nodes[0]
+
+    monkeypatch.setattr(detector_node, "DetectorNode", make)
+    make.ends_with = DetectorNode.ends_with
+    arguments = ["--ros-args", "-p", f"model:={model}", "-p", "autostart:=true"]
+    assert detector_node.main(arguments) == RESTART_CODE == 75
+    line = next(line for line in capfd.readouterr().err.splitlines() if "error: " in line)
+    assert "the GPU is lost to this process" in line and "(CUDA error 719); restart it" in line
+
+
+def test_other_cuda_errors_end_nothing(simulated_tensorrt, ground, model):
+    site = ground(model=model, autostart=True)
+    site.add_detector()
+    site.wait_for_detector()
+    simulated_tensorrt.gpu.errors["cudaStreamSynchronize"] = 2
+    site.send_and_wait(np.zeros((64, 64, 3), np.uint8))
+    site.wait_for_log("Inference failed")
+    simulated_tensorrt.gpu.errors.clear()
+    assert cuda.lasting_error() == ""
+    site.send(np.zeros((64, 64, 3), np.uint8), seconds=2)
+    assert site.receive().header.stamp.sec == 2

@@ -1,5 +1,8 @@
 """Build a TensorRT engine from a model.onnx, on the device that runs it (drone-kd build).
 
+After each build, and each time that it is loaded, an engine must reproduce the golden images of
+its model, see `drone_kd.backends.golden`.
+
 The precision is that of the model's spec: networks are strongly typed, and TF32 is off. TensorRT
 8.6 has no strongly typed networks: it builds an fp16 model with the FP16 flag and rejects an int8
 model. Importing this module imports TensorRT.
@@ -15,6 +18,7 @@ from typing import Any
 
 import tensorrt as trt
 
+from drone_kd.backends.golden import GoldenError, GoldenImage, read_golden, require_golden
 from drone_kd.backends.model_file import ModelFile
 from drone_kd.backends.tensorrt.cuda import CudaError, first_device
 from drone_kd.backends.tensorrt.engine_cache import EngineKey, EngineStore
@@ -36,20 +40,29 @@ def open_tensorrt(
 ) -> TrtBackend:
     """Load a model's engine; if the cache has no valid one, `may_build` allows to build it.
 
-    ModelError: GPU, TensorRT or cache is unusable, or unusable for this model; one line.
+    ModelError: GPU, TensorRT or cache is unusable, or unusable for this model, or the engine
+    computes something else; one line.
     """
     path = one_line(file.path)
     try:
-        return _open(file, spec, may_build, progress)
+        golden = read_golden(file.metadata, spec)
+        backend = _open(file, spec, golden, may_build, progress)
     except (ModelError, CudaError) as error:
         raise ModelError(f"{path}: {error}") from error
     except OSError as error:
         hint = "XDG_CACHE_HOME selects another folder"
         raise ModelError(f"{path}: cannot store its engine: {error} ({hint})") from error
+    if not golden:
+        progress(f"{path} has no golden images, so its engine is not checked: export it again")
+    return backend
 
 
 def _open(
-    file: ModelFile, spec: ModelSpec, may_build: bool, progress: Callable[[str], None]
+    file: ModelFile,
+    spec: ModelSpec,
+    golden: list[GoldenImage],
+    may_build: bool,
+    progress: Callable[[str], None],
 ) -> TrtBackend:
     device = first_device()
     key = EngineKey(
@@ -66,12 +79,15 @@ def _open(
         plan, problem = store.read()
         if plan is not None:
             try:
-                return TrtBackend(spec, plan)
+                return _checked(spec, plan, golden)
             except EngineError as error:
                 problem = f"does not load ({error})"
+            except GoldenError as error:
+                problem = f"is refused ({error})"
         if not may_build:
             raise ModelError(
-                "expected a valid engine on this device, found none, and no engine is built in "
+                "expected a valid engine on this device, found "
+                f"{f'one that {problem}' if problem else 'none'}, and no engine is built in "
                 f"flight; run: drone-kd build {one_line(file.path)}"
             )
         if problem:
@@ -85,7 +101,17 @@ def _open(
         built = datetime.now(timezone.utc).isoformat()
         store.write(plan, timings, {"built": built, "build_seconds": seconds})
         progress(f"engine built in {seconds:g} s: {one_line(store.plan_path)}")
-    return TrtBackend(spec, plan)
+        try:
+            return _checked(spec, plan, golden)
+        except GoldenError:
+            store.remove()
+            raise
+
+
+def _checked(spec: ModelSpec, plan: bytes, golden: list[GoldenImage]) -> TrtBackend:
+    backend = TrtBackend(spec, plan)
+    require_golden(backend, golden)
+    return backend
 
 
 def _build_plan(

@@ -24,6 +24,10 @@ LIBRARIES = (
     "/usr/local/cuda/lib64/libcudart.so",
 )
 
+# After these the process can use no GPU any more: CUDA's manual says of each of them "the process
+# must be terminated and relaunched".
+LASTING_ERRORS = (700, 702, 710, 714, 715, 716, 717, 718, 719)
+
 _HOST_ALLOC_MAPPED = 2
 _STREAM_NON_BLOCKING = 1
 _CAPTURE_THREAD_LOCAL = 1
@@ -62,6 +66,15 @@ class CudaError(RuntimeError):
     """Failed call of the CUDA runtime; the message is one line."""
 
 
+# The first error of `LASTING_ERRORS` in this process.
+_lasting: list[str] = []
+
+
+def lasting_error() -> str:
+    """Return the error after which only another process can use the GPU; empty: there was none."""
+    return _lasting[0] if _lasting else ""
+
+
 class Device(NamedTuple):
     """First GPU of CUDA, which all inference runs on."""
 
@@ -95,7 +108,10 @@ def call(function: str, *arguments: object) -> None:
     code = getattr(library, function)(*arguments)
     if code:
         text = library.cudaGetErrorString(code).decode()
-        raise CudaError(f"{function}: {text} (CUDA error {code})")
+        error = CudaError(f"{function}: {text} (CUDA error {code})")
+        if code in LASTING_ERRORS:
+            _lasting.append(str(error))
+        raise error
 
 
 def _value(pointer: c_void_p) -> int:

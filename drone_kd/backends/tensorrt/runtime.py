@@ -7,6 +7,7 @@ attribute against that table. Importing this module imports TensorRT.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from statistics import median
@@ -124,6 +125,8 @@ def _execution_modes(
         for name, address in addresses.items():
             context.set_tensor_address(name, address)
         if not context.execute_async_v3(stream.handle):
+            with contextlib.suppress(CudaError):
+                cuda.used_memory()  # notes a lasting error, which TensorRT hides
             raise InferenceError(f"TensorRT: {LOGGER.reason()}")
 
     source, target = tensors.values()

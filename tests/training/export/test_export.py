@@ -199,13 +199,42 @@ def test_checkpoint_with_another_head_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_end_to_end_head(tmp_path):
-    checkpoint = save_checkpoint(tmp_path / "y26.pt", architecture="yolo26n.yaml")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_one_to_one_branch_is_exported_without_nms(precision, tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "best.pt", architecture="yolo26n.yaml")
+    saved = torch.load(checkpoint, weights_only=False)
+    head = saved["model"].model[-1]
+    with torch.no_grad():  # an untrained head has two equal branches
+        for branch in head.cv3:
+            branch[-1].bias.add_(2.0)
+    torch.save(saved, checkpoint)
+    output, spec = export(checkpoint, tmp_path / "model.onnx", precision)
+    backend = open_backend(output)
+    assert (spec.head, backend.spec.head) == ("end2end", "end2end")
+    proto = onnx.load(output)
+    assert "NonMaxSuppression" not in {node.op_type for node in proto.graph.node}
+    anchors = sum((SIZE // stride) ** 2 for stride in (8, 16, 32))
+    assert [d.dim_value for d in proto.graph.output[0].type.tensor_type.shape.dim] == [
+        1,
+        min(head.max_det, anchors),
+        6,
+    ]
+    frame = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
+    rows = backend.infer(frame)[0]
     model, _ = load_model(str(checkpoint))
-    _, spec = export(checkpoint, tmp_path / "model.onnx")
-    backend = open_backend(tmp_path / "model.onnx")
-    assert backend.spec.head == ("end2end" if model.model[-1].end2end else "dense")
-    assert spec.gates["box, px, 100 % of rows"]["measured"] < 0.05
+    with torch.inference_mode():
+        model.model[-1].end2end = False
+        images = torch.tensor(frame[..., ::-1].copy()).permute(0, 3, 1, 2) / 255
+        dense, raw = model(images)
+        one_to_one = model.model[-1]._inference(raw["one2one"])[0]  # (x, y, w, h, scores)
+    wanted = one_to_one[4:].flatten().sort(descending=True).values
+    tolerance = {"fp32": 1e-4, "fp16": 0.01}[precision]
+    np.testing.assert_allclose(rows[:20, 4], wanted[:20], atol=tolerance)
+    best = one_to_one[:, one_to_one[4:].max(dim=0).values.argmax()]
+    corners = torch.cat([best[:2] - best[2:4] / 2, best[:2] + best[2:4] / 2])
+    nearest = np.abs(rows[:, :4] - corners.numpy()).max(axis=1).min()
+    assert nearest < {"fp32": 0.05, "fp16": 1.0}[precision]
+    assert dense[0, 4:].max() > rows[0, 4] + 0.1  # the branch that is left out
 
 
 @pytest.mark.slow

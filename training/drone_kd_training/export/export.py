@@ -27,17 +27,21 @@ from ultralytics import __version__ as ultralytics_version
 from ultralytics.utils.torch_utils import is_qat
 
 from drone_kd.backends import open_backend
+from drone_kd.backends.golden import write_golden
 from drone_kd.core.model_spec import INPUTS, PRECISIONS, ModelSpec
 from drone_kd.core.preprocess import letterbox
 from drone_kd.files import check_writable, file_sha256, write_bytes
 from drone_kd.lineage import Lineage, ancestry_metadata
+from drone_kd.media.image_files import read_image
 from drone_kd.parsing import read_json
+from drone_kd.paths import selftest_image_path
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataError, DataSet, image_paths, load_data, read_sample
 from drone_kd_training.export import graph_checks
 from drone_kd_training.export.calibration import calibrate, calibration_frames, spread
 from drone_kd_training.export.flight_gates import fly, measure
 from drone_kd_training.export.gate_outcomes import FAILS, outcome
+from drone_kd_training.export.golden_images import golden_images
 from drone_kd_training.export.parity import compare
 from drone_kd_training.export.quantize import quantize
 from drone_kd_training.models.checkpoints import load_model
@@ -95,6 +99,7 @@ def export(
     attribution: str = "",
     lineage: Lineage | None = None,
     ancestry: str = "",
+    golden: bool = True,
 ) -> tuple[Path, ModelSpec]:
     """Export ``checkpoint``, check the file, and keep it only if no gate fails.
 
@@ -113,6 +118,8 @@ def export(
         licence, attribution: of the weights, and credit that the training data ask for.
         lineage: origin of the weights; see `drone_kd.lineage.descend`.
         ancestry: one line on teachers and their data, if these limit the use of the weights.
+        golden: store golden images, which every runtime must reproduce: parts of validation
+            images, or without ``data`` of an image of the package.
 
     Returns the file that was written (not ``output`` if it was forced) and its metadata. Raises
     UnusableModelError if ``checkpoint`` is not a detector, DataError if ``data`` cannot be used,
@@ -149,7 +156,8 @@ def export(
         draft = Path(folder, output.name)
         write(model, spec, frames, draft)
         spec = _measure(model, spec, dataset, draft)
-        _save(_read(draft), spec, draft, origin)
+        images = _golden_images(dataset, draft) if golden else {}
+        _save(_read(draft), spec, draft, origin | images)
         failures = _failures(spec, draft)
         if failures and not force:
             raise ExportError(f"not written: {'; '.join(failures)}")
@@ -264,6 +272,17 @@ def _measure(model: nn.Module, spec: ModelSpec, dataset: DataSet | None, path: P
     flight = fly(file, reference, dataset)
     in_flight, metrics = measure(flight, "int8 aware" if is_qat(model) else spec.precision)
     return replace(spec, gates=named | in_flight, metrics=metrics)
+
+
+def _golden_images(dataset: DataSet | None, path: Path) -> dict[str, str]:
+    """Return the golden images of a file as an entry of its metadata."""
+    file = open_backend(path, runtime="onnxruntime")
+    height, width = file.spec.input_height, file.spec.input_width
+    if dataset is None:
+        frames = [letterbox(read_image(selftest_image_path()), width, height)[0]]
+    else:
+        frames = _parity_frames(dataset, height, width)
+    return write_golden(golden_images(file, frames))
 
 
 def _parity_frames(dataset: DataSet | None, height: int, width: int) -> list[np.ndarray]:

@@ -25,6 +25,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     inputs = "BGR images, scaled in the graph; float32-nchw: RGB, 0 to 1, for other programs"
     add("--input", choices=INPUTS, default="uint8-nhwc", help=f"uint8-nhwc: {inputs}")
     add("--force", action="store_true", help="write a file that fails a gate, as NAME.failed.onnx")
+    golden = "store no parts of validation images, which every runtime must reproduce"
+    add("--no-golden", action="store_true", help=golden)
     add_trust_option(parser)
     add = parser.add_argument_group("metadata").add_argument
     add("--licence", default="AGPL-3.0", help="of the weights")
@@ -51,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         licence=a.licence,
         attribution=a.attribution,
         ancestry=a.ancestry,
+        golden=not a.no_golden,
     )
     print(gate_table(spec))
     for name, value in spec.metrics.items():

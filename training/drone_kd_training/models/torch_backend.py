@@ -23,8 +23,8 @@ ImageSize = int | tuple[int, int]
 # By the name of a convolution's weights: the largest input magnitude; the largest weight magnitude
 # per output channel, float32 (C,).
 QuantizationRanges = tuple[dict[str, float], dict[str, np.ndarray]]
-# Output rows of a dense head, from measurements on three data sets (benchmarks/export.md).
-CANDIDATES = 1000
+# Output rows of a dense head: as good as all of them on three data sets (benchmarks/export.md).
+CANDIDATES = 500
 # Side of a square input, in pixels.
 MAX_IMGSZ = 8192
 # A graph without a file has no hash and no licence yet.
@@ -36,7 +36,8 @@ class ExportGraph(nn.Module):
 
     Input: uint8 (B, H, W, 3) BGR, or with ``nchw`` float32 (B, 3, H, W) RGB in [0, 1]. Output:
     float32 (B, K, 6) as x1, y1, x2, y2 in input pixels, score, class; best first. A dense head
-    gives the best class of its K = ``candidates`` best anchors, an end-to-end head its detections.
+    gives the best class of its K = ``candidates`` best anchors. A head with a one-to-one branch
+    (YOLO26) gives that branch's detections, K ≤ 300, which need no NMS.
 
     ``half``: compute in float16, except the last convolutions of the head and all that follows
     them: logits and pixel coordinates need float32. The quantizers of a quantization-aware
@@ -52,12 +53,15 @@ class ExportGraph(nn.Module):
         candidates: int = CANDIDATES,
     ) -> None:
         super().__init__()
-        self.model = cast(Any, deepcopy(model)).float().eval().fuse(verbose=False)
+        self.model = cast(Any, deepcopy(model)).float().eval()
+        head = detect_head(self.model)
+        self.dense = not is_end_to_end(model)
+        if not self.dense:
+            head.end2end = True  # before fusing, which removes the branch that is not used
+        self.model = self.model.fuse(verbose=False)
         self.nchw = nchw
         self.dtype = torch.float16 if half else torch.float32
-        head = detect_head(self.model)
         head.export = True
-        self.dense = not head.end2end
         if self.dense:
             head.xyxy = True
             # Ultralytics' own selection, set to give the best class of each anchor.
@@ -68,7 +72,8 @@ class ExportGraph(nn.Module):
             strip_qat(self.model)
             self.model.half()
             head.dfl.float()
-            for branch in (*head.cv2, *head.cv3):
+            boxes, scores = (head.one2many if self.dense else head.one2one).values()
+            for branch in (*boxes, *scores):
                 branch[-1] = nn.Sequential(_ToFloat(), branch[-1].float())
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
@@ -83,6 +88,11 @@ class ExportGraph(nn.Module):
         if not self.dense:
             return rows
         return detect_head(self.model).postprocess(rows.permute(0, 2, 1))
+
+
+def is_end_to_end(model: nn.Module) -> bool:
+    """Return whether a detector's head has a one-to-one branch, whose detections need no NMS."""
+    return getattr(detect_head(model), "one2one_cv2", None) is not None
 
 
 def trained_ranges(graph: nn.Module) -> QuantizationRanges | None:
@@ -194,6 +204,6 @@ def make_spec(model: nn.Module, imgsz: ImageSize, **fields: Any) -> ModelSpec:
     """Return the metadata of a detector; ``fields``: further fields of `ModelSpec`."""
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     if "head" not in fields:
-        fields["head"] = "end2end" if detect_head(model).end2end else "dense"
+        fields["head"] = "end2end" if is_end_to_end(model) else "dense"
     classes = class_names(model)
     return ModelSpec(classes=classes, input_width=width, input_height=height, **fields)

@@ -28,12 +28,13 @@ from drone_kd.backends import Backend
 from drone_kd.detector import Detector
 from drone_kd.files import write_text
 from drone_kd.parsing import read_json
-from drone_kd.paths import parameter_defaults
+from drone_kd.paths import parameter_defaults, selftest_image_path
 from drone_kd.progress import track
 from drone_kd_training.data.dataset import read_sample
 from drone_kd_training.distillation.config import NO_TEACHER, Config
 from drone_kd_training.evaluation.evaluate import IOU
 from drone_kd_training.export.export import export
+from drone_kd_training.export.golden_images import add_golden_images
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.published import save_checkpoint
 from drone_kd_training.models.torch_backend import TorchBackend
@@ -128,7 +129,10 @@ def build(
         licence=LICENCE,
         attribution=ATTRIBUTION,
         ancestry=ANCESTRY,
+        golden=False,
     )
+    # Of a public domain image: the file shows parts of it.
+    add_golden_images(model, [selftest_image_path()])
     others = {} if before is None else {"previous model": before}
     others |= {teacher.name: teacher.weights for teacher in plan.teachers}
     others["COCO nano"] = shared / "weights/yolov8n-coco.pt"
