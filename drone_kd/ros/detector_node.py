@@ -430,6 +430,15 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             return f"{line}; no other model is loaded: set one, or restart the node"
         return f"{line}; in use: {one_line(self._slot.model.path.name)}"
 
+    def _stall_problem(self) -> str:
+        """Return a line if a camera's frames get no results; empty: all do."""
+        if self._pipeline is None:
+            return ""
+        for camera, report in self.reports().items():
+            if stalled := diagnostics.stall(report, self._settings):
+                return f"{camera}: {stalled}" if camera else stalled
+        return ""
+
     def _on_first_result(self, model: Model, error: Exception | None) -> None:
         """Called by the worker."""
         self._first_results.append((model, error))
@@ -516,7 +525,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             temperatures,
             self._settings,
             failures,
-            self._hang_problem(),
+            self._hang_problem() or self._stall_problem(),
         )
         status = [diagnostics.node_status(name, verdict, state, model, temperatures, failures)]
         subscriptions = {} if self._pipeline is None else self._pipeline.subscriptions

@@ -55,7 +55,7 @@ def judge_node(
         temperatures: in °C by thermal zone.
         settings: hold the thresholds.
         failures: what the node has outlived; a recent one is named.
-        hanging: which inference hangs; empty: none does.
+        hanging: which inference hangs, or which camera gets no results; empty: none.
     """
     if hanging:
         return ERROR, hanging
@@ -76,10 +76,20 @@ def judge_node(
     return OK, "detecting"
 
 
+def stall(report: CameraReport, settings: Settings) -> str:
+    """Return a line if frames come, but no result for too long; empty: all is well."""
+    period_s = 1 / settings.max_rate if settings.max_rate else 0.0
+    if report.pending_s <= settings.stall_s + period_s:
+        return ""
+    return f"frames are received, but there is no result for {report.pending_s:.1f} s"
+
+
 def judge_camera(report: CameraReport, why_silent: str, settings: Settings) -> Verdict:
     """Return the level of a camera of an active node, and the reason."""
     if report.silent_s > settings.silence_s:
         return STALE, f"no image for {report.silent_s:.1f} s: {why_silent}"
+    if stalled := stall(report, settings):
+        return ERROR, stalled
     recent = {name: report.recent.get(name, 0) for name in (PROCESSED, FAILED, OLD, UNDECODABLE)}
     tried = recent[PROCESSED] + recent[FAILED]
     failures = f"{recent[FAILED]} of the last {tried} inferences failed"

@@ -66,6 +66,7 @@ class Settings:
     record_format: str
     record_private: bool
     silence_s: float
+    stall_s: float
     rate_warn_hz: float
     latency_warn_ms: float
     latency_error_ms: float

@@ -378,6 +378,24 @@ def test_diagnostics_of_an_active_node(flying, model):
             assert 0 <= float(values[f"{stage} p50 (ms)"]) <= float(values[f"{stage} p99 (ms)"])
 
 
+def test_inference_without_end_is_an_error_of_node_and_camera(flying):
+    for name, value in (("stall_s", 0.5), ("latency_warn_ms", 0.0), ("latency_error_ms", 0.0)):
+        flying.set_parameter(name, value)
+    received = flying.collect(DiagnosticArray, "/diagnostics")
+
+    def is_error(message):
+        flying.send(ONE, seconds=0)  # the camera goes on
+        return [status.level for status in message.status] == [DiagnosticStatus.ERROR] * 2
+
+    with flying.held_inference():
+        message = flying.receive_until(received, is_error, "it is reported")
+        for status in message.status:
+            assert "frames are received, but there is no result for" in status.message
+    flying.receive_until(
+        received, lambda m: m.status[0].level == DiagnosticStatus.OK, "the results clear it"
+    )
+
+
 def test_diagnostics_of_an_unconfigured_node(ground, tmp_path):
     site = ground(model=tmp_path / "missing.onnx")
     node = site.add_detector()

@@ -15,7 +15,7 @@ from drone_kd.ros.diagnostics import (
     judge_node,
     processor_temperatures,
 )
-from drone_kd.ros.drop_reasons import FAILED, OLD, UNDECODABLE
+from drone_kd.ros.drop_reasons import FAILED, OLD, SUPERSEDED, UNDECODABLE
 from drone_kd.ros.params import Settings
 from drone_kd.ros.stats import PROCESSED, CameraStats
 
@@ -89,6 +89,29 @@ def test_rate_and_percentiles_cover_the_last_seconds(monkeypatch):
 def test_levels_of_a_camera(counted, changes, level, says):
     got, message = judge_camera(counted, "", settings(**changes))
     assert (got, says in message) == (level, True), message
+
+
+def test_frames_without_a_result_are_an_error_after_the_limit(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(stats, "monotonic", lambda: now)
+    camera = CameraStats()
+    limited = settings(max_rate=0.5)  # a frame may wait for 2 s more
+
+    def level():
+        camera.count_received()
+        return judge_camera(camera.report(), "", limited)
+
+    assert level()[0] == OK
+    now += 6.0
+    camera.count_drop(SUPERSEDED)
+    assert level()[0] == OK
+    now += 1.5
+    assert level() == (ERROR, "frames are received, but there is no result for 7.5 s")
+    camera.count_drop(UNDECODABLE)  # the worker works
+    assert "no result" not in level()[1]
+    for _ in range(3):
+        camera.count_processed({})
+    assert camera.report().pending_s == 0.0
 
 
 def test_silent_camera_is_stale():
