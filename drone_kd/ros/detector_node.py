@@ -104,6 +104,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             self.get_logger().warning(
                 f"No folder {one_line(folder)}: no model can be loaded from it"
             )
+        self._check_remapping()
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._loader = Loader(self.create_guard_condition(self._on_loaded).trigger, self._log_info)
         self._first_results: deque[tuple[Model, Exception | None]] = deque()
@@ -169,6 +170,16 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             log=self.get_logger(),
         )
         return super().on_configure(state)
+
+    def _check_remapping(self) -> None:
+        """Warn of a remapped `image` that no camera uses, as by `image:=` of the launch file."""
+        cameras = self._settings.cameras
+        own = f"{self.get_namespace().rstrip('/')}/image"
+        if cameras != ("",) and (topic := self.resolve_topic_name("image")) != own:
+            self.get_logger().warning(
+                f"image is remapped to {topic}, but with cameras {', '.join(cameras)} no topic is "
+                f"named so: remap {cameras[0]}/image"
+            )
 
     def _load(self) -> Model:
         """Load the model of the parameter; one that was set after startup is tried before."""

@@ -25,7 +25,7 @@ class LaunchContext:
 
     def __init__(self) -> None:
         self.launch_configurations: dict[str, str] = {}
-        self.commands: list[list[str]] = []
+        self.commands: list[tuple[list[str], Mapping[str, str]]] = []
 
 
 class LaunchConfiguration:
@@ -88,16 +88,6 @@ class DeclareLaunchArgument:
             raise RuntimeError(f"argument '{self.name}' is '{value}', not one of {self._choices}")
 
 
-class SetEnvironmentVariable:
-    """Sets an environment variable of all processes that are started afterwards."""
-
-    def __init__(self, name: str, value: str) -> None:
-        self._name, self._value = name, value
-
-    def visit(self, context: LaunchContext) -> None:
-        os.environ[self._name] = self._value
-
-
 class OpaqueFunction:
     """Python code that returns more entities."""
 
@@ -150,30 +140,34 @@ class Node:
         parameters: Sequence[Any] = (),
         remappings: Sequence[tuple[Any, Any]] = (),
         arguments: Sequence[Any] = (),
+        additional_env: Mapping[str, str] | None = None,
         output: str = "log",
     ) -> None:
         self._program = Path(get_package_prefix(package)) / "lib" / package / executable
         self._name, self._namespace = name, namespace
         self._parameters, self._remappings = parameters, remappings
         self._arguments = arguments
+        self._environment = additional_env or {}
 
     def visit(self, context: LaunchContext) -> None:
         command = [str(self._program)]
         command += [_perform(argument, context) for argument in self._arguments]
         command += ["--ros-args", "-r", f"__node:={self._name}"]
-        if namespace := _perform(self._namespace, context):
-            command += ["-r", f"__ns:=/{namespace.strip('/')}"]
+        full_name = f"/{self._name}"
+        if namespace := _perform(self._namespace, context).strip("/"):
+            command += ["-r", f"__ns:=/{namespace}"]
+            full_name = f"/{namespace}{full_name}"
         for parameters in self._parameters:
             if isinstance(parameters, Mapping):
                 values = {name: _value(value, context) for name, value in parameters.items()}
                 with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-                    yaml.safe_dump({"/**": {"ros__parameters": values}}, file)
+                    yaml.safe_dump({full_name: {"ros__parameters": values}}, file)
                 command += ["--params-file", file.name]
             else:
                 command += ["--params-file", _perform(parameters, context)]
         for old, new in self._remappings:
             command += ["-r", f"{_perform(old, context)}:={_perform(new, context)}"]
-        context.commands.append(command)
+        context.commands.append((command, self._environment))
 
 
 class LaunchService:
@@ -192,7 +186,10 @@ class LaunchService:
         except Exception as error:  # of any kind, as the real one reports it
             print(f"[ERROR] [launch]: Caught exception in launch: {error}", file=sys.stderr)
             return 1
-        processes = [subprocess.Popen(command) for command in context.commands]
+        processes = [
+            subprocess.Popen(command, env={**os.environ, **environment})
+            for command, environment in context.commands
+        ]
         # As in the real one, Ctrl-C reaches the processes through the terminal.
         signal.signal(signal.SIGINT, lambda *_: None)
         for process in processes:
@@ -208,7 +205,6 @@ def install() -> None:
             DeclareLaunchArgument,
             IncludeLaunchDescription,
             OpaqueFunction,
-            SetEnvironmentVariable,
         ),
         "launch.launch_description_sources": (PythonLaunchDescriptionSource,),
         "launch.substitutions": (LaunchConfiguration,),
