@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -44,5 +46,6 @@ class DebugImages:
 
     def destroy(self) -> None:
         """Destroy the publishers."""
-        self._node.destroy_lifecycle_publisher(self._raw)
-        self._node.destroy_lifecycle_publisher(self._compressed)
+        with contextlib.ExitStack() as stack:
+            for publisher in (self._raw, self._compressed):
+                stack.callback(self._node.destroy_lifecycle_publisher, publisher)

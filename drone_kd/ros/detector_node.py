@@ -8,6 +8,7 @@ file holds the life cycle and the wiring; every other file in this folder does o
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections import deque
@@ -46,7 +47,7 @@ from drone_kd.ros.qos import DETECTIONS_QOS, LATCHED_QOS, REPORT_QOS
 from drone_kd.ros.recording.recorder import Recorder
 from drone_kd.ros.run import run_node
 from drone_kd.ros.stats import CameraReport, CameraStats
-from drone_kd.ros.survival import Surviving, log_failure
+from drone_kd.ros.survival import Surviving, describe, log_failure
 from drone_kd.ros.work import Work
 from drone_kd.text import one_line
 
@@ -75,7 +76,7 @@ def _counted(transition: _Transition) -> _Transition:
             return transition(node, state)
         except Exception as error:  # of any kind
             name = transition.__name__.removeprefix("on_")
-            log_failure(node.get_logger(), node.failures, f"Transition {name}", error)
+            node.log_transition_failure(f"Transition {name}", error)
             return TransitionCallbackReturn.ERROR
 
     return counted
@@ -116,6 +117,8 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         self._detections: dict[str, Detection2DArray] = {}  # per camera, while configured
         self._debug: dict[str, DebugImages] = {}
         self._pipeline: Pipeline | None = None  # while active
+        # Undo what the two states hold.
+        self._configured, self._active = contextlib.ExitStack(), contextlib.ExitStack()
         self._unfinished: list[Work] = []  # that hangs, or went on after deactivation
         self._stats = {camera: CameraStats() for camera in self._settings.cameras}
         self._reminders: dict[str, tuple[str, float]] = {}
@@ -150,14 +153,22 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and run it once; FAILURE and one log line if it is unusable."""
         try:
-            model = self._load()
-            self._create_publishers()
+            with contextlib.ExitStack() as stack:
+                self._make_configured(stack)
+                result = super().on_configure(state)
+                self._configured = stack.pop_all()
         except Exception as error:  # rclpy would swallow it silently
-            self._destroy_publishers()
             self._configure_problem = f"cannot configure: {one_line(error, _SHOWN_CHARACTERS)}"
             self.get_logger().error(self._configure_problem)
             return TransitionCallbackReturn.FAILURE
         self._configure_problem = ""
+        return result
+
+    def _make_configured(self, stack: contextlib.ExitStack) -> None:
+        """Load the model and create the publishers; the stack undoes it."""
+        model = self._load()
+        stack.callback(self._forget_model)
+        self._create_publishers(stack)
         self.get_logger().info(f"Model {model}")
         self._slot = ModelSlot(
             model,
@@ -169,7 +180,10 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             failures=self.failures,
             log=self.get_logger(),
         )
-        return super().on_configure(state)
+
+    def _forget_model(self) -> None:
+        self._loader.forget()
+        self._slot = None
 
     def _check_remapping(self) -> None:
         """Warn of a remapped `image` that no camera uses, as by `image:=` of the launch file."""
@@ -211,25 +225,20 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         finally:
             del loading  # its exception, which holds the file's content, would refer to it
 
-    def _create_publishers(self) -> None:
-        self._labels = self.create_lifecycle_publisher(LabelInfo, "~/label_info", LATCHED_QOS)
+    def _create_publishers(self, stack: contextlib.ExitStack) -> None:
+        self._labels = self._publisher(stack, LabelInfo, "~/label_info", LATCHED_QOS)
         for camera in self._settings.cameras:
             prefix = f"~/{camera}/" if camera else "~/"
-            self._detections[camera] = self.create_lifecycle_publisher(
-                Detection2DArray, f"{prefix}detections", DETECTIONS_QOS
+            self._detections[camera] = self._publisher(
+                stack, Detection2DArray, f"{prefix}detections", DETECTIONS_QOS
             )
             self._debug[camera] = DebugImages(self, prefix)
+            stack.callback(self._debug[camera].destroy)
 
-    def _destroy_publishers(self) -> None:
-        if self._labels is not None:
-            self.destroy_lifecycle_publisher(self._labels)
-        for publisher in self._detections.values():
-            self.destroy_lifecycle_publisher(publisher)
-        for debug in self._debug.values():
-            debug.destroy()
-        self._labels = None
-        self._detections.clear()
-        self._debug.clear()
+    def _publisher(self, stack: contextlib.ExitStack, *arguments: Any) -> Any:
+        publisher = self.create_lifecycle_publisher(*arguments)
+        stack.callback(self.destroy_lifecycle_publisher, publisher)
+        return publisher
 
     @_counted
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -241,61 +250,74 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
                 "its end, set another model, or restart the node"
             )
             return TransitionCallbackReturn.FAILURE
-        result = super().on_activate(state)
-        self._stats = {camera: CameraStats() for camera in self._settings.cameras}
-        self._reminders = {}
         try:
-            self._announce_labels(self._slot.model)
-            self._pipeline = Pipeline(
-                self,
-                self._settings,
-                self._slot.model,
-                self._slot.former(),
-                self._stats,
-                self._enabled,
-                publish=self._publish,
-                show=self._show,
-                wants_full_size=lambda camera: self._debug[camera].wanted(),
-                failures=self.failures,
-                on_first_result=self._on_first_result,
-            )
+            with contextlib.ExitStack() as stack:
+                stack.callback(super().on_deactivate, state)
+                result = super().on_activate(state)
+                self._start_pipeline(self._slot)
+                stack.callback(self._stop_pipeline)
+                self._active = stack.pop_all()
         except Exception as error:  # rclpy would swallow it silently
             line = one_line(error, _SHOWN_CHARACTERS)
             self.get_logger().error(f"Cannot activate: {line}")
-            super().on_deactivate(state)
             return TransitionCallbackReturn.FAILURE
         return result
+
+    def _start_pipeline(self, slot: ModelSlot) -> None:
+        self._stats = {camera: CameraStats() for camera in self._settings.cameras}
+        self._reminders = {}
+        self._announce_labels(slot.model)
+        self._pipeline = Pipeline(
+            self,
+            self._settings,
+            slot.model,
+            slot.former(),
+            self._stats,
+            self._enabled,
+            publish=self._publish,
+            show=self._show,
+            wants_full_size=lambda camera: self._debug[camera].wanted(),
+            failures=self.failures,
+            on_first_result=self._on_first_result,
+        )
 
     @_counted
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop receiving and publishing; log the outcome of the frames."""
-        self._stop_pipeline()
-        return super().on_deactivate(state)
+        self._active.close()
+        return TransitionCallbackReturn.SUCCESS
 
     @_counted
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model and the publishers."""
-        result = super().on_cleanup(state)
-        self._release()
-        return result
+        self._configured.close()
+        return super().on_cleanup(state)
 
     @_counted
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop receiving and publishing, from any state."""
+        """Stop receiving and publishing and free everything, from any state."""
         self.stop()
         return super().on_shutdown(state)
 
     @_counted
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Return to the unconfigured state after a transition that failed half-way."""
-        self._stop_pipeline()
         self._release()
         return super().on_error(state)
 
+    def log_transition_failure(self, what: str, error: Exception) -> None:
+        """Count and log an exception; unlike `log_failure` each one, for they are few."""
+        line = f"{what} failed: {describe(error)}"
+        self.failures.count(line)
+        self.get_logger().error(line)
+
     def _release(self) -> None:
-        self._loader.forget()
-        self._destroy_publishers()
-        self._slot = None
+        """Give back what the states hold, whatever of it fails."""
+        for name, stack in (("active", self._active), ("configured", self._configured)):
+            try:
+                stack.close()
+            except Exception as error:
+                self.log_transition_failure(f"Leaving the {name} state", error)
 
     def _guard_transitions(self) -> None:
         """Make the services of the life cycle respond whatever happens; see `Surviving`."""
@@ -319,7 +341,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
 
     def stop(self) -> bool:
         """End the threads; False if one of them hangs, or a model is still loading."""
-        self._stop_pipeline()
+        self._release()
         recorded = True
         if self._recorder is not None:
             self._recorder.close()

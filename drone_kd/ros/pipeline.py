@@ -171,9 +171,11 @@ class Pipeline:
 
         The inference is cancelled then. If it ends later, nothing is published.
         """
-        self._unsubscribe()
-        self._inbox.close()
-        self._thread.join(timeout_s)
+        try:
+            self._unsubscribe()
+        finally:
+            self._inbox.close()
+            self._thread.join(timeout_s)
         with self._lock:
             work = self._work
         if work is not None:
@@ -182,9 +184,11 @@ class Pipeline:
 
     def _unsubscribe(self) -> None:
         # Their callbacks refer to the pipeline: cleared, or it would wait for the cycle collector.
-        for subscription in self.subscriptions.values():
-            subscription.destroy()
+        subscriptions = list(self.subscriptions.values())
         self.subscriptions.clear()
+        with contextlib.ExitStack() as stack:  # all of them, whatever one raises
+            for subscription in subscriptions:
+                stack.callback(subscription.destroy)
 
     def _receive(self, camera: str, topic: str, message: Image | CompressedImage) -> None:
         received = perf_counter()

@@ -151,7 +151,10 @@ def test_remapped_image_without_effect_is_a_warning(ros_domain_id, start_detecto
     assert "remapped" not in process.end()
 
 
-@pytest.mark.parametrize("cameras", ["[front, front]", "['front', '']", "[front/left]"])
+@pytest.mark.parametrize(
+    "cameras",
+    ["[front, front]", "['front', '']", "[front/left]", "[hintén]", "[1st]", f"[{'a' * 101}]"],
+)
 def test_invalid_camera_names_are_rejected(ground, cameras):
     site = ground(cameras=cameras)
     with pytest.raises(ValueError, match="cameras: expected distinct names"):

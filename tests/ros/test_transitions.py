@@ -1,0 +1,98 @@
+"""Transitions of the life cycle: exceptions inside of them leave nothing behind."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+
+from drone_kd.ros import debug_image, detector_node, pipeline
+
+ONE = np.zeros((64, 64, 3), np.uint8)
+ONE[8:16, 8:16] = 255
+SUCCESS = TransitionCallbackReturn.SUCCESS
+# What a transition calls; each fails once, in the transition that comes to it first.
+POINTS = [
+    (detector_node, "load_model"),
+    (detector_node, "DebugImages"),
+    (detector_node, "ModelSlot"),
+    (detector_node, "to_label_info"),
+    (detector_node, "Pipeline"),
+    (pipeline, "ImageSubscription"),
+    (pipeline.ImageSubscription, "destroy"),
+    (pipeline.Pipeline, "stop"),
+    (pipeline.Inbox, "close"),
+    (debug_image.DebugImages, "destroy"),
+    (LifecycleNode, "on_configure"),
+    (LifecycleNode, "on_activate"),
+    (LifecycleNode, "on_deactivate"),
+    (LifecycleNode, "on_cleanup"),
+    (LifecycleNode, "destroy_lifecycle_publisher"),
+]
+# These fail when they have done their work.
+UNDO = {"destroy", "stop", "close", "destroy_lifecycle_publisher"}
+
+
+def state(node):
+    return node._state_machine.current_state[1]
+
+
+def held(node):
+    """What the node holds, by kind, as far as it can be counted."""
+    return {
+        "publishers": sorted(p.topic_name for p in node.publishers),
+        "subscriptions": sorted(s.topic_name for s in node.subscriptions),
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "files": len(list(Path("/proc/self/fd").iterdir())),
+    }
+
+
+def fly_and_return(node):
+    """Try all transitions until the node is unconfigured again."""
+    for trigger in (node.trigger_configure, node.trigger_activate):
+        if trigger() != SUCCESS:
+            break
+    if state(node) == "active":
+        node.trigger_deactivate()
+    if state(node) == "inactive":
+        node.trigger_cleanup()
+
+
+@pytest.mark.slow
+def test_exceptions_in_transitions_are_reported_and_leave_nothing(ground, model, monkeypatch):
+    site = ground(model=model, confidence=0.9, cameras="[front, down]")
+    node = site.add_detector()
+    fly_and_return(node)
+    before = held(node)
+    for owner, name in POINTS:
+        works, calls = getattr(owner, name), []
+
+        def fails_once(*arguments, name=name, works=works, calls=calls, **options):
+            calls.append(arguments)
+            if len(calls) == 1:
+                if name in UNDO:
+                    works(*arguments, **options)
+                raise RuntimeError("injected")
+            return works(*arguments, **options)
+
+        failures = site.log().count("injected")
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fails_once)
+            fly_and_return(node)
+        assert calls, f"{name} was not called"
+        assert site.log().count("injected") > failures, f"{name}: expected a line in the log"
+        assert state(node) == "unconfigured", name
+        site.wait_until(lambda: held(node)["threads"] == before["threads"], f"{name}: threads end")
+        assert held(node) == before, name
+    assert (node.trigger_configure(), node.trigger_activate()) == (SUCCESS, SUCCESS)
+
+
+def test_shutdown_frees_the_model(ground, model):
+    site = ground(model=model, autostart=True)
+    node = site.add_detector()
+    site.wait_for_detector()
+    assert node.trigger_shutdown() == SUCCESS
+    assert state(node) == "finalized"
+    assert node._slot is None
+    assert "/detector/detections" not in held(node)["publishers"]
