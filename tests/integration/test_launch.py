@@ -35,7 +35,7 @@ from ground_station import WAIT_SECONDS, Ground
 OPTIONAL = {"autostart", "use_sim_time"}
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
-    "detector": "drone_kd.ros.detector_node",
+    "detector": "drone_kd.ros.detector",
     "camera": "drone_kd.simulation.camera_node",
     "scorer": "drone_kd.simulation.scorer_node",
     "gazebo_truth": "drone_kd.simulation.gazebo_truth_node",
