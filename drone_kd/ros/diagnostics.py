@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from drone_kd.machine import host_name
 from drone_kd.ros.drop_reasons import FAILED, OLD, UNDECODABLE
 from drone_kd.ros.model_loader import Model
 from drone_kd.ros.params import Settings
@@ -17,7 +18,7 @@ from drone_kd.ros.survival import FailureReport
 from drone_kd.text import one_line
 
 OK, WARN = DiagnosticStatus.OK, DiagnosticStatus.WARN
-ERROR, STALE = DiagnosticStatus.ERROR, DiagnosticStatus.STALE
+ERROR = DiagnosticStatus.ERROR
 Verdict = tuple[bytes, str]
 
 # Of a text in a status: it may quote what others sent.
@@ -87,7 +88,8 @@ def stall(report: CameraReport, settings: Settings) -> str:
 def judge_camera(report: CameraReport, why_silent: str, settings: Settings) -> Verdict:
     """Return the level of a camera of an active node, and the reason."""
     if report.silent_s > settings.silence_s:
-        return STALE, f"no image for {report.silent_s:.1f} s: {why_silent}"
+        # Not STALE: that is the aggregator's word for a status that it no longer gets (REP 107).
+        return ERROR, f"no image for {report.silent_s:.1f} s: {why_silent}"
     if stalled := stall(report, settings):
         return ERROR, stalled
     recent = {name: report.recent.get(name, 0) for name in (PROCESSED, FAILED, OLD, UNDECODABLE)}
@@ -180,5 +182,5 @@ def _status(name: str, verdict: Verdict, values: Mapping[str, str]) -> Diagnosti
     ]
     line = one_line(message, _SHOWN_CHARACTERS)
     return DiagnosticStatus(
-        level=level, name=name, message=line, hardware_id="drone_kd", values=pairs
+        level=level, name=name, message=line, hardware_id=host_name(), values=pairs
     )

@@ -9,7 +9,6 @@ from drone_kd.ros import stats
 from drone_kd.ros.diagnostics import (
     ERROR,
     OK,
-    STALE,
     WARN,
     judge_camera,
     judge_node,
@@ -114,9 +113,9 @@ def test_frames_without_a_result_are_an_error_after_the_limit(monkeypatch):
     assert camera.report().pending_s == 0.0
 
 
-def test_silent_camera_is_stale():
+def test_silent_camera_is_an_error():
     level, message = judge_camera(replace(report(), silent_s=2.5), "it has no publisher", SETTINGS)
-    assert level == STALE
+    assert level == ERROR
     assert message == "no image for 2.5 s: it has no publisher"
 
 
