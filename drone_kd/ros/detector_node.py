@@ -59,8 +59,9 @@ _REMIND_SECONDS = 10.0
 _STOP_SECONDS = 1.0
 # Until a request to stop is noticed.
 _POLL_SECONDS = 0.1
-# The recorder may have a minute of images to write to a slow disk.
-_STOP_RECORDER_SECONDS = 10.0
+# The recorder may have a minute of images to write to a slow disk; launch and Docker kill after
+# 10 s.
+_STOP_RECORDER_SECONDS = 8.0
 # Of a text that may quote what others sent.
 _SHOWN_CHARACTERS = 300
 
@@ -341,13 +342,15 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
 
     def stop(self) -> bool:
         """End the threads; False if one of them hangs, or a model is still loading."""
-        self._release()
-        recorded = True
+        deadline = monotonic() + _STOP_RECORDER_SECONDS
         if self._recorder is not None:
-            self._recorder.close()
-            recorded = self._recorder.join(_STOP_RECORDER_SECONDS)
+            self._recorder.close()  # it finishes its bag while the others end
+        self._release()
+        loaded = self._loader.stop()
+        left_s = max(deadline - monotonic(), 0.0)
+        recorded = self._recorder is None or self._recorder.join(left_s)
         loading = self._abandoned is not None and not self._abandoned.done()
-        return self._loader.stop() and not self._still_working() and recorded and not loading
+        return loaded and not self._still_working() and recorded and not loading
 
     def _stop_pipeline(self) -> None:
         if self._pipeline is None:
@@ -567,7 +570,9 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             topic, is_silent = subscription.topic, report.silent_s > self._settings.silence_s
             why_silent = one_line(subscription.why_silent(), 500) if is_silent else ""
             self._remind(camera, topic, report, why_silent)
-            verdict = diagnostics.judge_camera(report, why_silent, self._settings)
+            verdict = diagnostics.judge_camera(
+                report, why_silent, self._settings, self._uses_sim_time()
+            )
             label = f"{name}: {camera or 'image'}"
             status.append(diagnostics.camera_status(label, verdict, topic, report))
         if self._recorder is not None:

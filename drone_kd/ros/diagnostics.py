@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
@@ -24,6 +25,10 @@ Verdict = tuple[bytes, str]
 # Of a text in a status: it may quote what others sent.
 _SHOWN_CHARACTERS = 500
 _NO_FAILURES = FailureReport(0, "", is_recent=False)
+
+# Median of stamp to reception from which on the clocks differ: no camera takes that long, and a
+# simulation's /clock may arrive after its image.
+_CLOCK_BEHIND_S, _CLOCK_AHEAD_S = 60.0, 0.5
 
 # Parts of the names of the processors' thermal zones (Jetson, x86, ARM boards).
 _PROCESSORS = ("cpu", "gpu", "soc", "tj", "x86_pkg")
@@ -85,7 +90,9 @@ def stall(report: CameraReport, settings: Settings) -> str:
     return f"frames are received, but there is no result for {report.pending_s:.1f} s"
 
 
-def judge_camera(report: CameraReport, why_silent: str, settings: Settings) -> Verdict:
+def judge_camera(
+    report: CameraReport, why_silent: str, settings: Settings, uses_sim_time: bool = False
+) -> Verdict:
     """Return the level of a camera of an active node, and the reason."""
     if report.silent_s > settings.silence_s:
         # Not STALE: that is the aggregator's word for a status that it no longer gets (REP 107).
@@ -97,10 +104,9 @@ def judge_camera(report: CameraReport, why_silent: str, settings: Settings) -> V
     failures = f"{recent[FAILED]} of the last {tried} inferences failed"
     if recent[FAILED] and recent[FAILED] >= settings.failed_error_share * tried:
         return ERROR, failures
-    p95 = report.stages["total"][1] if "total" in report.stages else 0.0
-    late = f"latency p95 {p95:.0f} ms"
-    if 0 < settings.latency_error_ms < p95:
-        return ERROR, late
+    timing = _judge_timing(report, settings, uses_sim_time)
+    if timing[0] == ERROR:
+        return timing
     if recent[FAILED]:
         return WARN, failures
     if recent[UNDECODABLE]:
@@ -110,10 +116,39 @@ def judge_camera(report: CameraReport, why_silent: str, settings: Settings) -> V
             f"{recent[OLD]} images were too old: do the camera's clock and this one agree "
             "(use_sim_time)?"
         )
-    if 0 < settings.latency_warn_ms < p95:
-        return WARN, late
+    if timing[0] == WARN:
+        return timing
     level = WARN if report.rate_hz < settings.rate_warn_hz else OK
     return level, f"{report.rate_hz:.1f} detections per second"
+
+
+def _judge_timing(report: CameraReport, settings: Settings, uses_sim_time: bool) -> Verdict:
+    """Return the level of the latency and of the clocks that it is measured with, and why."""
+    p95 = report.stages["total"][1] if "total" in report.stages else 0.0
+    shift_s = report.stages["transport"][0] / 1e3 if "transport" in report.stages else 0.0
+    if shift_s < -_CLOCK_AHEAD_S:
+        return WARN, _clock_problem(shift_s, uses_sim_time)
+    late = f"latency p95 {p95:.0f} ms"
+    if shift_s > _CLOCK_BEHIND_S:
+        late = _clock_problem(shift_s, uses_sim_time)
+    if 0 < settings.latency_error_ms < p95:
+        return ERROR, late
+    return (WARN if 0 < settings.latency_warn_ms < p95 else OK), late
+
+
+def _clock_problem(shift_s: float, uses_sim_time: bool) -> str:
+    """Return a line on stamps that lie far before (shift > 0) or after the node's own time."""
+    span = str(timedelta(seconds=round(abs(shift_s))))
+    where = "behind" if shift_s > 0 else "ahead of"
+    if uses_sim_time:
+        clock, remedy = "/clock", "is it published, by the same source as the images?"
+    else:
+        clock = "this computer's clock"
+        remedy = (
+            "synchronize it with the camera's; for a recording or a simulation start the node "
+            "with use_sim_time:=true (ros2 bag play --clock)"
+        )
+    return f"the images' stamps are {span} {where} {clock}: {remedy}"
 
 
 def node_status(

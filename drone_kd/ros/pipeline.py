@@ -47,7 +47,7 @@ class Result(NamedTuple):
 
     def latency_ms(self) -> float:
         """Return the time since the stamp, or since reception if there is no stamp, in ms."""
-        return (self.frame.transport_ms or 0.0) + (perf_counter() - self.frame.received) * 1e3
+        return self.frame.age_ms() + (perf_counter() - self.frame.received) * 1e3
 
 
 class _Attempt(NamedTuple):
@@ -353,7 +353,7 @@ class Pipeline:
     def _open(self, frame: Frame, detector: Detector, taken: float) -> DecodedImage | None:
         """Return a frame's pixels; None if the frame is dropped."""
         stats = self._stats[frame.camera]
-        age_s = (frame.transport_ms or 0.0) / 1e3 + taken - frame.received
+        age_s = frame.age_ms() / 1e3 + taken - frame.received
         if 0 < self._settings.max_age < age_s or self._is_out_of_order(frame):
             stats.count_drop(OLD)
             return None

@@ -1,5 +1,6 @@
 """Frame statistics and diagnostic levels."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -111,6 +112,30 @@ def test_frames_without_a_result_are_an_error_after_the_limit(monkeypatch):
     for _ in range(3):
         camera.count_processed({})
     assert camera.report().pending_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("transport_s", "simulated", "level", "says"),
+    [
+        (
+            30 * 86400,
+            False,
+            ERROR,
+            "30 days, 0:00:00 behind this computer's clock: .* use_sim_time",
+        ),
+        (30 * 86400, True, ERROR, "behind /clock: is it published"),
+        (-3600, False, WARN, "1:00:00 ahead of this computer's clock: synchronize"),
+        (-1.7e9, True, WARN, "ahead of /clock: is it published"),
+        (-0.1, False, OK, "detections per second"),
+    ],
+)
+def test_clocks_that_differ_are_named(transport_s, simulated, level, says):
+    camera = CameraStats()
+    camera.count_received()
+    camera.count_processed({"transport": transport_s * 1e3, "total": max(transport_s, 0) * 1e3})
+    got, message = judge_camera(camera.report(), "", SETTINGS, simulated)
+    assert got == level
+    assert re.search(says, message), message
 
 
 def test_silent_camera_is_an_error():

@@ -88,6 +88,31 @@ def test_exceptions_in_transitions_are_reported_and_leave_nothing(ground, model,
     assert (node.trigger_configure(), node.trigger_activate()) == (SUCCESS, SUCCESS)
 
 
+def test_recorder_finishes_its_bag_while_the_other_threads_end(ground, model):
+    """Launch kills the process after 10 s, with the newest bag unfinished."""
+    site = ground(model=model, autostart=True)
+    node = site.add_detector()
+    site.wait_for_detector()
+    events = []
+
+    class SlowRecorder:
+        def close(self):
+            events.append(("close", state_of_threads()))
+
+        def join(self, timeout):
+            events.append(("join", state_of_threads()))
+            assert timeout <= 8.0
+            return True
+
+    def state_of_threads():
+        return "detector" in [thread.name for thread in threading.enumerate()]
+
+    node._recorder = SlowRecorder()
+    assert node.stop()
+    node._recorder = None
+    assert events == [("close", True), ("join", False)]
+
+
 def test_shutdown_frees_the_model(ground, model):
     site = ground(model=model, autostart=True)
     node = site.add_detector()
