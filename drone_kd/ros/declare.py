@@ -89,8 +89,8 @@ def declare_detector_parameters(node: Node) -> None:
             'Camera names: topics NAME/image and ~/NAME/detections; [""]: one without a name.',
             read_only=True,
         ),
-        "image_transport": other("raw or compressed; applies at activation."),
-        "reliability": other("auto, reliable or best_effort; applies at activation."),
+        "image_transport": other("raw or compressed."),
+        "reliability": other("auto, reliable or best_effort."),
         "max_megapixels": number(
             "Drop compressed images of this size or larger without decoding them.", 1.0, 1000.0
         ),

@@ -33,6 +33,8 @@ _THROTTLE_SECONDS = 5.0
 # A stamp that jumps back by less is an out-of-order frame; by more, a clock that was set back or
 # a recording that restarted.
 _CLOCK_RESET_NS = 1_000_000_000
+# Settings of the subscriptions.
+_TRANSPORT = "image_transport", "reliability"
 # Weight of a new measurement in the running average of the time per call.
 _COST_SHARE = 0.2
 
@@ -108,25 +110,17 @@ class Pipeline:
         self._measured: Backend | None = None
         self._call_ms = 0.0
         self._thread = self._new_worker()
-        self.subscriptions: dict[str, ImageSubscription] = {}
-        try:
-            for camera in settings.cameras:
-                self.subscriptions[camera] = ImageSubscription(
-                    node,
-                    f"{camera}/image" if camera else "image",
-                    settings.image_transport,
-                    settings.reliability,
-                    partial(self._receive, camera),
-                )
-        except BaseException:
-            self._unsubscribe()
-            raise
+        self.subscriptions = self._subscribe(settings)
         self._thread.start()
 
     # Called by the executor
 
     def apply(self, settings: Settings) -> None:
         """Use other settings from the next frame on."""
+        if any(getattr(settings, name) != getattr(self._settings, name) for name in _TRANSPORT):
+            new = self._subscribe(settings)
+            self._unsubscribe()
+            self.subscriptions = new
         self._settings = settings
         self._inbox.wake()
 
@@ -181,6 +175,22 @@ class Pipeline:
         if work is not None:
             work.cancel()
         return work
+
+    def _subscribe(self, settings: Settings) -> dict[str, ImageSubscription]:
+        """Return a subscription per camera; none is left after an exception."""
+        subscriptions: dict[str, ImageSubscription] = {}
+        with contextlib.ExitStack() as stack:
+            for camera in settings.cameras:
+                subscriptions[camera] = ImageSubscription(
+                    self._node,
+                    f"{camera}/image" if camera else "image",
+                    settings.image_transport,
+                    settings.reliability,
+                    partial(self._receive, camera),
+                )
+                stack.callback(subscriptions[camera].destroy)
+            stack.pop_all()
+        return subscriptions
 
     def _unsubscribe(self) -> None:
         # Their callbacks refer to the pipeline: cleared, or it would wait for the cycle collector.
