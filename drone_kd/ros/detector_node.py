@@ -233,7 +233,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             self._detections[camera] = self._publisher(
                 stack, Detection2DArray, f"{prefix}detections", DETECTIONS_QOS
             )
-            self._debug[camera] = DebugImages(self, prefix)
+            self._debug[camera] = DebugImages(self, prefix, self.failures)
             stack.callback(self._debug[camera].destroy)
 
     def _publisher(self, stack: contextlib.ExitStack, *arguments: Any) -> Any:
@@ -255,6 +255,9 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             with contextlib.ExitStack() as stack:
                 stack.callback(super().on_deactivate, state)
                 result = super().on_activate(state)
+                for debug in self._debug.values():
+                    stack.callback(debug.stop)
+                    debug.start()
                 self._start_pipeline(self._slot)
                 stack.callback(self._stop_pipeline)
                 self._active = stack.pop_all()
@@ -374,7 +377,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
     def _show(self, result: Result) -> None:
         if self._recorder is not None:
             self._recorder.offer(result)
-        self._debug[result.frame.camera].publish(result)
+        self._debug[result.frame.camera].offer(result)
 
     def _announce_labels(self, model: Model) -> None:
         header = Header(stamp=self.get_clock().now().to_msg())

@@ -68,7 +68,7 @@ class Pipeline:
         stats: per camera.
         enabled: False: drop all frames until `enable`.
         publish: called by the worker with each result.
-        show: called with it afterwards, for consumers that can wait.
+        show: called with it afterwards, for consumers that can wait; returns at once.
         wants_full_size: returns whether a camera's images are needed at full size.
         failures: of the node.
         on_first_result: called by the worker with a swapped-in model and None after it has
@@ -356,7 +356,7 @@ class Pipeline:
                 self._show(result)
             except Exception as error:  # the detections are out
                 log = self._node.get_logger()
-                log_failure(log, self._failures, "Debug image or recording", error)
+                log_failure(log, self._failures, "Offering the frame", error)
         self._measure(work.backend, sum(map(len, seen)), times.total_ms)
         return _Attempt(published, failed)
 

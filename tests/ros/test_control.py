@@ -437,6 +437,40 @@ def test_debug_images_are_drawn_only_for_subscribers(flying, monkeypatch):
     assert np.abs(decoded.astype(int) - annotated).mean() < 20
 
 
+def test_slow_drawing_delays_no_detection_and_continues_with_the_newest_frame(flying, monkeypatch):
+    gate, began, draws = threading.Event(), threading.Event(), debug_image.draw_detections
+
+    def draw(*arguments):
+        began.set()
+        assert gate.wait(WAIT_SECONDS)
+        return draws(*arguments)
+
+    monkeypatch.setattr(debug_image, "draw_detections", draw)
+    images = flying.collect(Image, "/detector/debug/image")
+    for seconds in range(1, 6):
+        flying.send(ONE, seconds)
+        assert flying.receive().header.stamp.sec == seconds, "it waits for the viewer"
+        assert began.wait(WAIT_SECONDS)
+    waiting = flying.detector._debug[""]
+    flying.wait_until(
+        lambda: (newest := waiting._newest) and newest[0].frame.message.header.stamp.sec == 5,
+        "the last one waits",
+    )
+    gate.set()
+    assert [images.get(timeout=WAIT_SECONDS).header.stamp.sec for _ in range(2)] == [1, 5]
+    assert images.empty()
+
+
+def test_failed_drawing_is_counted_and_the_next_frame_is_drawn(flying, monkeypatch):
+    images = flying.collect(Image, "/detector/debug/image")
+    with monkeypatch.context() as patch:
+        patch.setattr(debug_image, "draw_detections", lambda *_: 1 / 0)
+        assert count(flying, ONE) == 1
+        assert "ZeroDivisionError" in flying.wait_for_log("Debug image failed")
+    flying.send(ONE, seconds=2)
+    assert images.get(timeout=WAIT_SECONDS).header.stamp.sec == 2
+
+
 def test_compressed_image_is_decoded_at_reduced_size(ground, model):
     site = ground(model=model, confidence=0.9, autostart=True, image_transport="compressed")
     site.add_detector()
