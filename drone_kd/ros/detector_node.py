@@ -12,18 +12,15 @@ import contextlib
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent import futures
 from dataclasses import fields
-from functools import wraps
 from time import monotonic
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
@@ -37,6 +34,7 @@ from drone_kd.ros.debug_image import DebugImages
 from drone_kd.ros.declare import declare_detector_parameters
 from drone_kd.ros.detection_messages import to_detection_array, to_label_info
 from drone_kd.ros.drop_reasons import FAILED, UNDECODABLE
+from drone_kd.ros.life_cycle import RespondingNode, transition
 from drone_kd.ros.memory import return_memory
 from drone_kd.ros.model_loader import Loader, Model, load_model
 from drone_kd.ros.model_slot import ModelSlot
@@ -47,7 +45,7 @@ from drone_kd.ros.qos import DETECTIONS_QOS, LATCHED_QOS, REPORT_QOS
 from drone_kd.ros.recording.recorder import Recorder
 from drone_kd.ros.run import run_node
 from drone_kd.ros.stats import CameraReport, CameraStats
-from drone_kd.ros.survival import Surviving, describe, log_failure
+from drone_kd.ros.survival import log_failure
 from drone_kd.ros.work import Work
 from drone_kd.text import one_line
 
@@ -65,25 +63,8 @@ _STOP_RECORDER_SECONDS = 8.0
 # Of a text that may quote what others sent.
 _SHOWN_CHARACTERS = 300
 
-_Transition = Callable[["DetectorNode", LifecycleState], TransitionCallbackReturn]
 
-
-def _counted(transition: _Transition) -> _Transition:
-    """Count and log the exception of a transition, which rclpy would swallow; it is an ERROR."""
-
-    @wraps(transition)
-    def counted(node: DetectorNode, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            return transition(node, state)
-        except Exception as error:  # of any kind
-            name = transition.__name__.removeprefix("on_")
-            node.log_transition_failure(f"Transition {name}", error)
-            return TransitionCallbackReturn.ERROR
-
-    return counted
-
-
-class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin's signatures
+class DetectorNode(RespondingNode):
     """Publishes the detections of the newest image of each camera.
 
     Args:
@@ -97,7 +78,6 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
     def __init__(self, stopping: threading.Event | None = None) -> None:
         super().__init__("detector")
         self._is_stopping = (stopping or threading.Event()).is_set
-        self._guard_transitions()
         declare_detector_parameters(self)
         self._settings = Settings.from_parameters(self._values())
         self._started_with = self.get_parameter("model").value
@@ -111,7 +91,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         self._loader = Loader(self.create_guard_condition(self._on_loaded).trigger, self._log_info)
         self._first_results: deque[tuple[Model, Exception | None]] = deque()
         self._settle = self.create_guard_condition(self._on_first_results).trigger
-        self._configure_problem = ""
+        self._configure_problem = self._progress = ""
         self._abandoned: futures.Future[Model] | None = None  # the first model, at the end
         self._slot: ModelSlot | None = None  # while configured
         self._labels: Any = None  # publishers, while configured
@@ -135,14 +115,18 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         ]
         # On the machine's own clock: a paused simulation must not silence them.
         clock = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(REPORT_SECONDS, self._report, clock=clock)
+        self.create_timer(REPORT_SECONDS, self._report, callback_group=self.always, clock=clock)
         self.create_timer(MATCH_SECONDS, self._match, clock=clock)
-        if not self.get_parameter("autostart").value:
+        if self.get_parameter("autostart").value:
+            self.call_soon(self._autostart)
+        else:
             self.get_logger().info(
                 "Waiting to be configured and activated (autostart:=true does both): "
                 f"ros2 lifecycle set {self.get_fully_qualified_name()} configure"
             )
-        elif all(
+
+    def _autostart(self) -> None:
+        if all(
             trigger() == TransitionCallbackReturn.SUCCESS
             for trigger in (self.trigger_configure, self.trigger_activate)
         ):
@@ -150,9 +134,10 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
 
     # Life cycle
 
-    @_counted
+    @transition
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and run it once; FAILURE and one log line if it is unusable."""
+        self._configure_problem, self._progress = "", "loading the model"
         try:
             with contextlib.ExitStack() as stack:
                 self._make_configured(stack)
@@ -162,7 +147,6 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             self._configure_problem = f"cannot configure: {one_line(error, _SHOWN_CHARACTERS)}"
             self.get_logger().error(self._configure_problem)
             return TransitionCallbackReturn.FAILURE
-        self._configure_problem = ""
         return result
 
     def _make_configured(self, stack: contextlib.ExitStack) -> None:
@@ -241,7 +225,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         stack.callback(self.destroy_lifecycle_publisher, publisher)
         return publisher
 
-    @_counted
+    @transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to receive, detect and publish."""
         assert self._slot is not None  # the life cycle: configured before activated
@@ -285,35 +269,29 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             on_first_result=self._on_first_result,
         )
 
-    @_counted
+    @transition
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop receiving and publishing; log the outcome of the frames."""
         self._active.close()
         return TransitionCallbackReturn.SUCCESS
 
-    @_counted
+    @transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model and the publishers."""
         self._configured.close()
         return super().on_cleanup(state)
 
-    @_counted
+    @transition
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop receiving and publishing and free everything, from any state."""
         self.stop()
         return super().on_shutdown(state)
 
-    @_counted
+    @transition
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Return to the unconfigured state after a transition that failed half-way."""
         self._release()
         return super().on_error(state)
-
-    def log_transition_failure(self, what: str, error: Exception) -> None:
-        """Count and log an exception; unlike `log_failure` each one, for they are few."""
-        line = f"{what} failed: {describe(error)}"
-        self.failures.count(line)
-        self.get_logger().error(line)
 
     def _release(self) -> None:
         """Give back what the states hold, whatever of it fails."""
@@ -323,37 +301,19 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             except Exception as error:
                 self.log_transition_failure(f"Leaving the {name} state", error)
 
-    def _guard_transitions(self) -> None:
-        """Make the services of the life cycle respond whatever happens; see `Surviving`."""
-        self._change_state = self._service_change_state.callback
-        self._service_change_state.callback = self._on_change_state
-        for service in self.services:
-            # Those of the parameters are guarded already; a second time does no harm.
-            service.callback = self.guarded_service(service.callback, service.srv_name)
-
-    def _on_change_state(
-        self, request: ChangeState.Request, response: ChangeState.Response
-    ) -> ChangeState.Response:
-        """Reject a transition that the state does not allow: Humble and Jazzy die of it."""
-        try:
-            return self._change_state(request, response)
-        except RuntimeError as error:  # rclpy's RCLError, which has no public name
-            reason = one_line(error, _SHOWN_CHARACTERS)
-            self.get_logger().error(f"Transition not possible in this state: {reason}")
-            response.success = False
-            return response
-
     def stop(self) -> bool:
         """End the threads; False if one of them hangs, or a model is still loading."""
         deadline = monotonic() + _STOP_RECORDER_SECONDS
+        changed = self.join_transition(2 * _STOP_SECONDS)
         if self._recorder is not None:
             self._recorder.close()  # it finishes its bag while the others end
-        self._release()
+        if changed:
+            self._release()
         loaded = self._loader.stop()
         left_s = max(deadline - monotonic(), 0.0)
         recorded = self._recorder is None or self._recorder.join(left_s)
         loading = self._abandoned is not None and not self._abandoned.done()
-        return loaded and not self._still_working() and recorded and not loading
+        return changed and loaded and recorded and not self._still_working() and not loading
 
     def _stop_pipeline(self) -> None:
         if self._pipeline is None:
@@ -439,8 +399,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
 
     def _still_working(self) -> list[Work]:
         """Return what hangs, or went on after deactivation."""
-        self._unfinished = [work for work in self._unfinished if not work.ended]
-        return self._unfinished
+        return [work for work in self._unfinished if not work.ended]
 
     def _is_busy(self, model: Model) -> bool:
         """Return whether an inference of a model goes on that nobody waits for any more."""
@@ -449,7 +408,8 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
 
     def _check_inferences(self) -> None:
         """Cancel an inference that takes too long, and do without a model whose hangs."""
-        for left in self._still_working():
+        self._unfinished = self._still_working()
+        for left in self._unfinished:
             # Its deactivation may have come before it was known to hang.
             if not left.hangs and left.check() and left.model is not None and self._slot:
                 self._slot.replace_hanging(left.model, str(left))
@@ -460,18 +420,18 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         if self._slot is not None:
             self._slot.replace_hanging(work.model, str(work))
 
-    def _hang_problem(self) -> str:
+    def _hang_problem(self, slot: ModelSlot | None) -> str:
         """Return a line if an inference hangs; empty: none does."""
         line = next((str(work) for work in self._still_working() if work.hangs), "")
-        if not line or self._slot is None:
+        if not line or slot is None:
             return line
-        if self._is_busy(self._slot.model):
+        if self._is_busy(slot.model):
             return f"{line}; no other model is loaded: set one, or restart the node"
-        return f"{line}; in use: {one_line(self._slot.model.path.name)}"
+        return f"{line}; in use: {one_line(slot.model.path.name)}"
 
-    def _stall_problem(self) -> str:
+    def _stall_problem(self, pipeline: Pipeline | None) -> str:
         """Return a line if a camera's frames get no results; empty: all do."""
-        if self._pipeline is None:
+        if pipeline is None:
             return ""
         for camera, report in self.reports().items():
             if stalled := diagnostics.stall(report, self._settings):
@@ -550,12 +510,14 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
 
     def _report(self) -> None:
         """Publish /diagnostics and ~/stats, and log silent cameras."""
-        state = self._state_machine.current_state[1]
+        state = self.state
         temperatures = diagnostics.processor_temperatures(temperatures_c())
         name = self.get_fully_qualified_name()
+        # A transition may replace them meanwhile.
+        slot, pipeline = self._slot, self._pipeline
         model, problem = None, self._configure_problem
-        if self._slot is not None:
-            model, problem = self._slot.model, self._slot.problem
+        if slot is not None:
+            model, problem = slot.model, slot.problem
         failures = self.failures.report()
         verdict = diagnostics.judge_node(
             state,
@@ -564,10 +526,11 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             temperatures,
             self._settings,
             failures,
-            self._hang_problem() or self._stall_problem(),
+            self._hang_problem(slot) or self._stall_problem(pipeline),
+            self._progress if state == "configuring" else "",
         )
         status = [diagnostics.node_status(name, verdict, state, model, temperatures, failures)]
-        subscriptions = {} if self._pipeline is None else self._pipeline.subscriptions
+        subscriptions = {} if pipeline is None else pipeline.subscriptions.copy()
         for camera, subscription in subscriptions.items():
             report = self._stats[camera].report()
             topic, is_silent = subscription.topic, report.silent_s > self._settings.silence_s
@@ -613,6 +576,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             self._reminders.pop(camera, None)
 
     def _log_info(self, line: str) -> None:
+        self._progress = line
         self.get_logger().info(one_line(line, 500))
 
 

@@ -51,6 +51,7 @@ def judge_node(
     settings: Settings,
     failures: FailureReport = _NO_FAILURES,
     hanging: str = "",
+    progress: str = "",
 ) -> Verdict:
     """Return the level of the node as a whole, and the reason.
 
@@ -62,6 +63,7 @@ def judge_node(
         settings: hold the thresholds.
         failures: what the node has outlived; a recent one is named.
         hanging: which inference hangs, or which camera gets no results; empty: none.
+        progress: of the transition; empty: there is none, or nothing is known.
     """
     if hanging:
         return ERROR, hanging
@@ -72,7 +74,7 @@ def judge_node(
         # An active node has a model, though not the requested one.
         return (WARN if state == "active" else ERROR), problem
     if state != "active":
-        return WARN, f"{state}: no detections"
+        return WARN, f"{state}: {progress or 'no detections'}"
     if not enabled:
         return WARN, "disabled by ~/enable: no detections"
     if failures.is_recent:

@@ -1,13 +1,20 @@
-"""Transitions of the life cycle: exceptions inside of them leave nothing behind."""
+"""Transitions: the node responds meanwhile, and exceptions leave nothing behind."""
 
+import os
+import signal
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 
 from drone_kd.ros import debug_image, detector_node, pipeline
+from ground_station import WAIT_SECONDS
 
 ONE = np.zeros((64, 64, 3), np.uint8)
 ONE[8:16, 8:16] = 255
@@ -121,3 +128,78 @@ def test_shutdown_frees_the_model(ground, model):
     assert state(node) == "finalized"
     assert node._slot is None
     assert "/detector/detections" not in held(node)["publishers"]
+
+
+def change(site, transition):
+    """Request a transition; return the future response."""
+    client = site.node.create_client(ChangeState, "/detector/change_state")
+    site.wait_until(client.service_is_ready, "the service is available")
+    return client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+
+
+def state_by_service(site):
+    return site.call(GetState, "/detector/get_state", GetState.Request()).current_state.label
+
+
+@pytest.mark.parametrize("autostart", [True, False])
+def test_node_responds_and_reports_progress_while_it_loads_its_model(
+    ground, model, monkeypatch, autostart
+):
+    gate, works = threading.Event(), detector_node.load_model
+
+    def load_model(*arguments):
+        arguments[4]("building the engine")
+        assert gate.wait(WAIT_SECONDS)
+        return works(*arguments)
+
+    monkeypatch.setattr(detector_node, "load_model", load_model)
+    site = ground(model=model, confidence=0.9, autostart=autostart)
+    node = site.add_detector(wait=False)
+    reports = site.collect(DiagnosticArray, "/diagnostics")
+    configured = None if autostart else change(site, Transition.TRANSITION_CONFIGURE)
+    for _ in range(2):  # again and again
+        message = site.receive_until(
+            reports, lambda m: "building the engine" in m.status[0].message, "progress"
+        )
+        assert message.status[0].message == "configuring: building the engine"
+        assert message.status[0].level == DiagnosticStatus.WARN
+        assert state_by_service(site) == "configuring"
+    # It waits for its turn, and is made then.
+    activated = change(site, Transition.TRANSITION_ACTIVATE)
+    assert not activated.done()
+    gate.set()
+    site.wait_until(activated.done, "the second request gets its response")
+    if configured is not None:
+        assert configured.result().success and activated.result().success
+    assert state_by_service(site) == "active"
+    site.wait_for_detector()
+    assert len(site.exchange(ONE).detections) == 1
+    assert node.failures.report().count == 0
+
+
+def test_node_responds_while_a_deactivation_waits_for_an_inference(ground, model, monkeypatch):
+    monkeypatch.setattr(detector_node, "_STOP_SECONDS", 2 * WAIT_SECONDS)
+    site = ground(model=model, confidence=0.9, autostart=True)
+    site.add_detector()
+    site.wait_for_detector()
+    with site.held_inference() as held:
+        site.send(ONE)
+        site.wait_until(lambda: held.calls == 1, "the inference runs")
+        deactivated = change(site, Transition.TRANSITION_DEACTIVATE)
+        site.wait_until(lambda: state_by_service(site) == "deactivating", "it waits")
+    site.wait_until(deactivated.done, "it gets its response")
+    assert deactivated.result().success and state_by_service(site) == "inactive"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_a_process_that_loads_without_end(ground, start, number):
+    site = ground()
+    process = start(
+        "detector_that_loads_forever",
+        *("--ros-args", "-p", "autostart:=true"),
+        PYTHONPATH=os.pathsep.join(sys.path),
+    )
+    process.wait_for_line("building the engine")
+    assert state_by_service(site) == "configuring"
+    assert "still being loaded" in process.end(number)
