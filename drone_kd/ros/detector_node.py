@@ -17,22 +17,22 @@ from dataclasses import fields
 from time import monotonic
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
-from vision_msgs.msg import Detection2DArray, LabelInfo
+from vision_msgs.msg import LabelInfo
 
 from drone_kd.core.model_spec import ModelError
 from drone_kd.machine import temperatures_c
 from drone_kd.paths import expanded
 from drone_kd.ros import diagnostics
-from drone_kd.ros.debug_image import DebugImages
+from drone_kd.ros.camera import Camera
 from drone_kd.ros.declare import declare_detector_parameters
-from drone_kd.ros.detection_messages import to_detection_array, to_label_info
+from drone_kd.ros.detection_messages import to_label_info
 from drone_kd.ros.drop_reasons import FAILED, UNDECODABLE
 from drone_kd.ros.life_cycle import RespondingNode, transition
 from drone_kd.ros.memory import return_memory
@@ -41,18 +41,16 @@ from drone_kd.ros.model_slot import ModelSlot
 from drone_kd.ros.model_trial import Trial
 from drone_kd.ros.params import ModelFolders, Settings, SettingsError
 from drone_kd.ros.pipeline import Pipeline, Result
-from drone_kd.ros.qos import DETECTIONS_QOS, LATCHED_QOS, REPORT_QOS
+from drone_kd.ros.qos import LATCHED_QOS, REPORT_QOS, ImageSubscription
 from drone_kd.ros.recording.recorder import Recorder
 from drone_kd.ros.run import run_node
-from drone_kd.ros.stats import CameraReport, CameraStats
+from drone_kd.ros.stats import CameraReport
 from drone_kd.ros.survival import log_failure
 from drone_kd.ros.work import Work
 from drone_kd.text import one_line
 
 MATCH_SECONDS = 0.5
 REPORT_SECONDS = 1.0
-# A camera that stays silent is logged again after this time.
-_REMIND_SECONDS = 10.0
 # Longest wait for an inference at deactivation, and for a first model at the end of the process.
 _STOP_SECONDS = 1.0
 # Until a request to stop is noticed.
@@ -94,15 +92,12 @@ class DetectorNode(RespondingNode):
         self._configure_problem = self._progress = ""
         self._abandoned: futures.Future[Model] | None = None  # the first model, at the end
         self._slot: ModelSlot | None = None  # while configured
-        self._labels: Any = None  # publishers, while configured
-        self._detections: dict[str, Detection2DArray] = {}  # per camera, while configured
-        self._debug: dict[str, DebugImages] = {}
+        self._labels: Any = None  # publisher, while configured
+        self._cameras: dict[str, Camera] = {}  # while configured
         self._pipeline: Pipeline | None = None  # while active
         # Undo what the two states hold.
         self._configured, self._active = contextlib.ExitStack(), contextlib.ExitStack()
         self._unfinished: list[Work] = []  # that hangs, or went on after deactivation
-        self._stats = {camera: CameraStats() for camera in self._settings.cameras}
-        self._reminders: dict[str, tuple[str, float]] = {}
         self._refused = 0, 0  # frames and requests at the last two reports
         self._enabled = True
         self._recorder: Recorder | None = None
@@ -211,19 +206,12 @@ class DetectorNode(RespondingNode):
             del loading  # its exception, which holds the file's content, would refer to it
 
     def _create_publishers(self, stack: contextlib.ExitStack) -> None:
-        self._labels = self._publisher(stack, LabelInfo, "~/label_info", LATCHED_QOS)
-        for camera in self._settings.cameras:
-            prefix = f"~/{camera}/" if camera else "~/"
-            self._detections[camera] = self._publisher(
-                stack, Detection2DArray, f"{prefix}detections", DETECTIONS_QOS
-            )
-            self._debug[camera] = DebugImages(self, prefix, self.failures)
-            stack.callback(self._debug[camera].destroy)
-
-    def _publisher(self, stack: contextlib.ExitStack, *arguments: Any) -> Any:
-        publisher = self.create_lifecycle_publisher(*arguments)
-        stack.callback(self.destroy_lifecycle_publisher, publisher)
-        return publisher
+        self._labels = self.create_lifecycle_publisher(LabelInfo, "~/label_info", LATCHED_QOS)
+        stack.callback(self.destroy_lifecycle_publisher, self._labels)
+        stack.callback(self._cameras.clear)
+        for name in self._settings.cameras:
+            self._cameras[name] = Camera(self, name, self.failures)
+            stack.callback(self._cameras[name].destroy)
 
     @transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -239,9 +227,9 @@ class DetectorNode(RespondingNode):
             with contextlib.ExitStack() as stack:
                 stack.callback(super().on_deactivate, state)
                 result = super().on_activate(state)
-                for debug in self._debug.values():
-                    stack.callback(debug.stop)
-                    debug.start()
+                for camera in self._cameras.values():
+                    stack.callback(camera.stop)
+                    camera.start()
                 self._start_pipeline(self._slot)
                 stack.callback(self._stop_pipeline)
                 self._active = stack.pop_all()
@@ -252,19 +240,15 @@ class DetectorNode(RespondingNode):
         return result
 
     def _start_pipeline(self, slot: ModelSlot) -> None:
-        self._stats = {camera: CameraStats() for camera in self._settings.cameras}
-        self._reminders = {}
         self._announce_labels(slot.model)
         self._pipeline = Pipeline(
             self,
             self._settings,
             slot.model,
             slot.former(),
-            self._stats,
+            self._cameras.copy(),
             self._enabled,
-            publish=self._publish,
-            show=self._show,
-            wants_full_size=lambda camera: self._debug[camera].wanted(),
+            record=self._record,
             failures=self.failures,
             on_first_result=self._on_first_result,
         )
@@ -327,17 +311,10 @@ class DetectorNode(RespondingNode):
         for camera, report in self.reports().items():
             self.get_logger().info(f"Stopped: {camera and f'{camera}: '}{report}")
 
-    # Results; both methods are called by the worker
-
-    def _publish(self, result: Result) -> None:
-        self._detections[result.frame.camera].publish(
-            to_detection_array(result.detections, result.classes, result.frame.message.header)
-        )
-
-    def _show(self, result: Result) -> None:
+    def _record(self, result: Result) -> None:
+        """Called by the worker."""
         if self._recorder is not None:
             self._recorder.offer(result)
-        self._debug[result.frame.camera].offer(result)
 
     def _announce_labels(self, model: Model) -> None:
         header = Header(stamp=self.get_clock().now().to_msg())
@@ -501,7 +478,7 @@ class DetectorNode(RespondingNode):
 
     def reports(self) -> dict[str, CameraReport]:
         """Return the outcome of each camera's frames since activation."""
-        return {camera: stats.report() for camera, stats in self._stats.items()}
+        return {name: camera.stats.report() for name, camera in self._cameras.copy().items()}
 
     def _match(self) -> None:
         self._check_inferences()
@@ -531,16 +508,10 @@ class DetectorNode(RespondingNode):
         )
         status = [diagnostics.node_status(name, verdict, state, model, temperatures, failures)]
         subscriptions = {} if pipeline is None else pipeline.subscriptions.copy()
-        for camera, subscription in subscriptions.items():
-            report = self._stats[camera].report()
-            topic, is_silent = subscription.topic, report.silent_s > self._settings.silence_s
-            why_silent = one_line(subscription.why_silent(), 500) if is_silent else ""
-            self._remind(camera, topic, report, why_silent)
-            verdict = diagnostics.judge_camera(
-                report, why_silent, self._settings, self._uses_sim_time()
-            )
-            label = f"{name}: {camera or 'image'}"
-            status.append(diagnostics.camera_status(label, verdict, topic, report))
+        for camera_name, camera in self._cameras.copy().items():
+            if camera_name in subscriptions:
+                label = f"{name}: {camera_name or 'image'}"
+                status.append(self._report_camera(label, camera, subscriptions[camera_name]))
         if self._recorder is not None:
             recorded = self._recorder.report()
             status.append(
@@ -552,6 +523,19 @@ class DetectorNode(RespondingNode):
         for publisher in self._report_publishers:
             publisher.publish(message)
 
+    def _report_camera(
+        self, label: str, camera: Camera, subscription: ImageSubscription
+    ) -> DiagnosticStatus:
+        """Return the status of a camera, and log that it is silent."""
+        report, topic = camera.stats.report(), subscription.topic
+        is_silent = report.silent_s > self._settings.silence_s
+        why_silent = one_line(subscription.why_silent(), 500) if is_silent else ""
+        camera.remind(topic, report, why_silent)
+        verdict = diagnostics.judge_camera(
+            report, why_silent, self._settings, self._uses_sim_time()
+        )
+        return diagnostics.camera_status(label, verdict, topic, report)
+
     def _return_memory(self) -> None:
         """Return the memory of hostile messages to the system: some are very large."""
         refused = self.failures.report().count + sum(
@@ -562,18 +546,6 @@ class DetectorNode(RespondingNode):
         if refused != self._refused[0]:
             return_memory()
         self._refused = self._refused[1], refused
-
-    def _remind(self, camera: str, topic: str, report: CameraReport, why_silent: str) -> None:
-        """Log a silent camera at first, when the reason changes, and every 10 s."""
-        before, since = self._reminders.get(camera, ("", 0.0))
-        now = monotonic()
-        if why_silent and (why_silent != before or now - since > _REMIND_SECONDS):
-            self.get_logger().warning(
-                f"No image on {topic} for {report.silent_s:.1f} s: {why_silent}"
-            )
-            self._reminders[camera] = why_silent, now
-        elif not why_silent:
-            self._reminders.pop(camera, None)
 
     def _log_info(self, line: str) -> None:
         self._progress = line

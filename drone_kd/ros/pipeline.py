@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
@@ -25,9 +25,11 @@ from drone_kd.ros.memory import return_memory
 from drone_kd.ros.model_loader import Model
 from drone_kd.ros.params import Settings
 from drone_kd.ros.qos import ImageSubscription
-from drone_kd.ros.stats import CameraStats
 from drone_kd.ros.survival import Failures, describe, log_failure
 from drone_kd.ros.work import AbandonedError, Work
+
+if TYPE_CHECKING:
+    from drone_kd.ros.camera import Camera
 
 _THROTTLE_SECONDS = 5.0
 # A stamp that jumps back by less is an out-of-order frame; by more, a clock that was set back or
@@ -65,11 +67,9 @@ class Pipeline:
     Args:
         node: owner of the subscriptions.
         settings, model, former: the first ones; later `apply` and `swap` replace them.
-        stats: per camera.
+        cameras: by name.
         enabled: False: drop all frames until `enable`.
-        publish: called by the worker with each result.
-        show: called with it afterwards, for consumers that can wait; returns at once.
-        wants_full_size: returns whether a camera's images are needed at full size.
+        record: called by the worker with each published result; returns at once.
         failures: of the node.
         on_first_result: called by the worker with a swapped-in model and None after it has
             published its first result, or the exception after it was swapped out for it.
@@ -81,11 +81,9 @@ class Pipeline:
         settings: Settings,
         model: Model,
         former: Model | None,
-        stats: Mapping[str, CameraStats],
+        cameras: Mapping[str, Camera],
         enabled: bool,
-        publish: Callable[[Result], None],
-        show: Callable[[Result], None],
-        wants_full_size: Callable[[str], bool],
+        record: Callable[[Result], None],
         failures: Failures,
         on_first_result: Callable[[Model, Exception | None], None],
     ) -> None:
@@ -98,11 +96,11 @@ class Pipeline:
         self._on_first_result = on_first_result
         self._node = node
         self._settings = settings
-        self._stats = stats
+        self._cameras = cameras
+        # Those of this activation: a worker may outlast it.
+        self._stats = {name: camera.stats for name, camera in cameras.items()}
         self._enabled = enabled
-        self._publish = publish
-        self._show = show
-        self._wants_full_size = wants_full_size
+        self._record = record
         self._inbox = Inbox(settings.cameras)
         self._last_stamp_ns: dict[str, int] = {}
         self._next_tile: dict[str, int] = {}
@@ -335,7 +333,7 @@ class Pipeline:
             started = perf_counter()
             result = Result(frame, decoded, detections, detector.backend.spec.classes)
             try:
-                self._publish(result)
+                self._cameras[frame.camera].publish(result)
             except Exception as error:  # e.g. of a message that cannot be written
                 failed.append((frame, _bare(error)))
                 continue
@@ -353,7 +351,8 @@ class Pipeline:
                 stages["transport"] = frame.transport_ms
             self._stats[frame.camera].count_processed(stages)
             try:
-                self._show(result)
+                self._record(result)
+                self._cameras[frame.camera].debug.offer(result)
             except Exception as error:  # the detections are out
                 log = self._node.get_logger()
                 log_failure(log, self._failures, "Offering the frame", error)
@@ -368,7 +367,7 @@ class Pipeline:
             stats.count_drop(OLD)
             return None
         spec = detector.backend.spec
-        full = detector.tiling != OFF or self._wants_full_size(frame.camera)
+        full = detector.tiling != OFF or self._cameras[frame.camera].debug.wanted()
         size = (0, 0) if full else (spec.input_width, spec.input_height)
         try:
             max_pixels = int(self._settings.max_megapixels * 1e6)

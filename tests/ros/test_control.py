@@ -451,7 +451,7 @@ def test_slow_drawing_delays_no_detection_and_continues_with_the_newest_frame(fl
         flying.send(ONE, seconds)
         assert flying.receive().header.stamp.sec == seconds, "it waits for the viewer"
         assert began.wait(WAIT_SECONDS)
-    waiting = flying.detector._debug[""]
+    waiting = flying.detector._cameras[""].debug
     flying.wait_until(
         lambda: (newest := waiting._newest) and newest[0].frame.message.header.stamp.sec == 5,
         "the last one waits",

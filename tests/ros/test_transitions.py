@@ -13,7 +13,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 
-from drone_kd.ros import debug_image, detector_node, pipeline
+from drone_kd.ros import camera, debug_image, detector_node, pipeline
 from ground_station import WAIT_SECONDS
 
 ONE = np.zeros((64, 64, 3), np.uint8)
@@ -22,7 +22,8 @@ SUCCESS = TransitionCallbackReturn.SUCCESS
 # What a transition calls; each fails once, in the transition that comes to it first.
 POINTS = [
     (detector_node, "load_model"),
-    (detector_node, "DebugImages"),
+    (detector_node, "Camera"),
+    (camera, "DebugImages"),
     (detector_node, "ModelSlot"),
     (detector_node, "to_label_info"),
     (detector_node, "Pipeline"),
