@@ -288,9 +288,9 @@ class DetectorNode(RespondingNode):
     def stop(self) -> bool:
         """End the threads; False if one of them hangs, or a model is still loading."""
         deadline = monotonic() + _STOP_RECORDER_SECONDS
-        changed = self.join_transition(2 * _STOP_SECONDS)
         if self._recorder is not None:
             self._recorder.close()  # it finishes its bag while the others end
+        changed = self.join_transition(2 * _STOP_SECONDS)
         if changed:
             self._release()
         loaded = self._loader.stop()
