@@ -68,7 +68,7 @@ setup(
     entry_points={
         "console_scripts": [
             "drone-kd = drone_kd.cli:main",
-            "detector = drone_kd.ros.detector_node:main",
+            "detector = drone_kd.ros.detector:main",
             "camera = drone_kd.simulation.camera_node:main",
             "scorer = drone_kd.simulation.scorer_node:main",
             "gazebo_truth = drone_kd.simulation.gazebo_truth_node:main",

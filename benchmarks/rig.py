@@ -69,7 +69,7 @@ def null_node() -> Process:
 def detector_node(model: Path, **parameters: object) -> Process:
     """Start a process with the active detector node."""
     parameters = {"model": model, "autostart": True, **parameters}
-    return process(*node_command("drone_kd.ros.detector_node", parameters))
+    return process(*node_command("drone_kd.ros.detector", parameters))
 
 
 def node_command(module: str, parameters: Mapping[str, object]) -> list[str]:

@@ -20,7 +20,11 @@ PATIENCE_S = 10.0
 
 def judge(statuses: list[DiagnosticStatus]) -> str:
     """Return the first error among the statuses; empty: none."""
-    errors = (s for s in statuses if s.level == DiagnosticStatus.ERROR)
+    errors = (
+        status
+        for status in statuses
+        if status.level == DiagnosticStatus.ERROR and not status.message.startswith("no image")
+    )
     return next((f"{status.name}: {status.message}" for status in errors), "")
 
 
@@ -31,9 +35,9 @@ def main() -> str:
     reports: list[list[DiagnosticStatus]] = []
 
     def receive(message: DiagnosticArray) -> None:
-        own = [status for status in message.status if status.hardware_id == "drone_kd"]
-        if own:
-            reports.append(own)
+        keys = {value.key for status in message.status for value in status.values}
+        if "last failure" in keys:  # a detector's
+            reports.append(message.status)
 
     node.create_subscription(DiagnosticArray, "/diagnostics", receive, 10)
     end = monotonic() + PATIENCE_S

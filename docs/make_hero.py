@@ -59,7 +59,7 @@ def fly(folder: Path) -> list[np.ndarray]:
         Image, "/detector/debug/image", lambda m: frames.append(image_to_bgr(m)), FRAMES
     )
     module = [sys.executable, "-m"]
-    detector = [*module, "drone_kd.ros.detector_node", *ros_arguments({"autostart": True})]
+    detector = [*module, "drone_kd.ros.detector", *ros_arguments({"autostart": True})]
     camera = {"source": str(folder), "rate": RATE, "loop": False, "listeners": 1}
     executor = SingleThreadedExecutor()
     executor.add_node(node)

@@ -7,6 +7,8 @@ import platform
 import subprocess
 from pathlib import Path
 
+from drone_kd.text import one_line
+
 _PROC = Path("/proc")
 _THERMAL = Path("/sys/class/thermal")
 
@@ -19,6 +21,11 @@ def machine_name() -> str:
             name = line.partition(":")[2].strip()
     cores = len(os.sched_getaffinity(0))
     return f"{name or platform.machine()}, {cores} cores, {platform.system()}"
+
+
+def host_name() -> str:
+    """Return the name of this computer on the network, printable."""
+    return one_line(platform.node(), 100)
 
 
 def power_mode() -> str:

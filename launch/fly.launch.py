@@ -7,22 +7,26 @@ from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from drone_kd.dds import large_image_settings
 
-DEFAULTS = Path(get_package_share_directory("drone_kd")) / "config" / "detector.yaml"
+SHARE = Path(get_package_share_directory("drone_kd"))
+# A file: launch_ros passes values under the node's name, which win over "/**" of a user's file.
+DEFAULTS = SHARE / "config" / "fly.yaml"
 ARGUMENTS = (
     ("model", "", "Path of a model.onnx; empty: as in params_file, or the default."),
-    ("image", "image", "Image topic of the camera."),
+    ("image", "image", "Image topic of the camera, if it is the only one."),
     ("namespace", "", "Namespace of the node."),
-    ("params_file", str(DEFAULTS), "ROS parameter file of the detector."),
-    ("use_sim_time", "false", "Take the time from /clock."),
+    ("params_file", "", "ROS parameter file of the detector; arguments win over it."),
+    ("autostart", "", "Configure and activate; empty: as in params_file, or true."),
+    ("use_sim_time", "", "Take the time from /clock; empty: as in params_file, or false."),
     ("respawn", "false", "Start the detector again when it ends, e.g. after a CUDA error."),
 )
+TYPES = {"model": str, "autostart": bool, "use_sim_time": bool}
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -33,26 +37,30 @@ def generate_launch_description() -> LaunchDescription:
                 DeclareLaunchArgument(name, default_value=default, description=description)
                 for name, default, description in ARGUMENTS
             ),
-            # Large best-effort images are lost in Fast DDS's default shared memory.
-            *(SetEnvironmentVariable(*item) for item in large_image_settings().items()),
             OpaqueFunction(function=_detector),
         ]
     )
 
 
 def _detector(context: LaunchContext) -> list[Node]:
-    use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
-    parameters = {"autostart": True, "use_sim_time": use_sim_time}
-    if LaunchConfiguration("model").perform(context):
-        parameters["model"] = ParameterValue(LaunchConfiguration("model"), value_type=str)
+    given = {
+        name: ParameterValue(LaunchConfiguration(name), value_type=value_type)
+        for name, value_type in TYPES.items()
+        if LaunchConfiguration(name).perform(context)
+    }
+    file = LaunchConfiguration("params_file").perform(context)
+    # The later one wins.
+    parameters = [str(DEFAULTS), *([file] if file else []), *([given] if given else [])]
     return [
         Node(
             package="drone_kd",
             executable="detector",
             name="detector",
             namespace=LaunchConfiguration("namespace"),
-            parameters=[LaunchConfiguration("params_file"), parameters],
+            parameters=parameters,
             remappings=[("image", LaunchConfiguration("image"))],
+            # Large best-effort images are lost in Fast DDS's default shared memory.
+            additional_env=large_image_settings(),
             output="screen",
             respawn=LaunchConfiguration("respawn").perform(context) == "true",
             respawn_delay=1.0,

@@ -6,12 +6,14 @@ ros2 launch drone_kd replay.launch.py source:=flight.mp4 rate:=30.0 model:=model
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+
+from drone_kd.dds import large_image_settings
 
 SHARE = Path(get_package_share_directory("drone_kd"))
 FLY = SHARE / "launch" / "fly.launch.py"
@@ -25,22 +27,32 @@ def generate_launch_description() -> LaunchDescription:
         [
             DeclareLaunchArgument("source", default_value="", description=source),
             DeclareLaunchArgument("rate", default_value="15.0", description="Frames per second."),
-            # Declares the other arguments, and configures DDS for both nodes.
+            # Declares the other arguments.
             IncludeLaunchDescription(PythonLaunchDescriptionSource(str(FLY))),
-            Node(
-                package="drone_kd",
-                executable="camera",
-                name="camera",
-                namespace=LaunchConfiguration("namespace"),
-                parameters=[
-                    str(DEFAULTS),
-                    {
-                        "source": ParameterValue(LaunchConfiguration("source"), value_type=str),
-                        "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
-                    },
-                ],
-                remappings=[("image", LaunchConfiguration("image"))],
-                output="screen",
-            ),
+            OpaqueFunction(function=_camera),
         ]
     )
+
+
+def _camera(context: LaunchContext) -> list[Node]:
+    image = LaunchConfiguration("image").perform(context)
+    folder, slash, _ = image.rpartition("/")
+    return [
+        Node(
+            package="drone_kd",
+            executable="camera",
+            name="camera",
+            namespace=LaunchConfiguration("namespace"),
+            parameters=[
+                str(DEFAULTS),
+                {
+                    "source": ParameterValue(LaunchConfiguration("source"), value_type=str),
+                    "rate": ParameterValue(LaunchConfiguration("rate"), value_type=float),
+                },
+            ],
+            # As image_transport does it: beside the image.
+            remappings=[("image", image), ("camera_info", f"{folder}{slash}camera_info")],
+            additional_env=large_image_settings(),
+            output="screen",
+        )
+    ]

@@ -19,6 +19,8 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
+from drone_kd.dds import large_image_settings
+
 SHARE = Path(get_package_share_directory("drone_kd"))
 FLY = SHARE / "launch" / "fly.launch.py"
 SIMULATED = {"use_sim_time": True}
@@ -99,6 +101,7 @@ def _simulation(context: LaunchContext) -> list[Any]:
             executable="parameter_bridge",
             name="bridge",
             parameters=[{"config_file": LaunchConfiguration("bridge"), **SIMULATED}],
+            additional_env=large_image_settings(),
             output="screen",
         ),
         IncludeLaunchDescription(
@@ -120,6 +123,7 @@ def _own_node(
         namespace=LaunchConfiguration("namespace", default=""),
         parameters=[{**parameters, **SIMULATED}],
         remappings=remappings,
+        additional_env=large_image_settings(),
         output="screen",
     )
 

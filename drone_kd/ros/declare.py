@@ -89,8 +89,8 @@ def declare_detector_parameters(node: Node) -> None:
             'Camera names: topics NAME/image and ~/NAME/detections; [""]: one without a name.',
             read_only=True,
         ),
-        "image_transport": other("raw or compressed; applies at activation."),
-        "reliability": other("auto, reliable or best_effort; applies at activation."),
+        "image_transport": other("raw or compressed."),
+        "reliability": other("auto, reliable or best_effort."),
         "max_megapixels": number(
             "Drop compressed images of this size or larger without decoding them.", 1.0, 1000.0
         ),
@@ -110,6 +110,9 @@ def declare_detector_parameters(node: Node) -> None:
         "record_format": other(f"jpeg or raw; {_AT_RECORD}"),
         "record_private": other("Only the node's user can read the bags.", read_only=True),
         "silence_s": number("Report a camera without frames for this long, in s.", 0.1, 60.0),
+        "stall_s": number(
+            "ERROR if frames are received, but none has a result for this long, in s.", 0.1, 600.0
+        ),
         "rate_warn_hz": number("WARN below this detection rate, in Hz; 0: never.", 0.0, 1000.0),
         "latency_warn_ms": number("WARN above this p95 latency, in ms; 0: never.", 0.0, 60000.0),
         "latency_error_ms": number("ERROR above this p95 latency, in ms; 0: never.", 0.0, 60000.0),

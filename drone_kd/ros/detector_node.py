@@ -8,81 +8,62 @@ file holds the life cycle and the wiring; every other file in this folder does o
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent import futures
 from dataclasses import fields
-from functools import wraps
 from time import monotonic
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
-from lifecycle_msgs.srv import ChangeState
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
-from vision_msgs.msg import Detection2DArray, LabelInfo
+from vision_msgs.msg import LabelInfo
 
 from drone_kd.backends.tensorrt.cuda import lasting_error
 from drone_kd.core.model_spec import ModelError
 from drone_kd.machine import temperatures_c
 from drone_kd.paths import expanded
 from drone_kd.ros import diagnostics
-from drone_kd.ros.debug_image import DebugImages
+from drone_kd.ros.camera import Camera
 from drone_kd.ros.declare import declare_detector_parameters
-from drone_kd.ros.detection_messages import to_detection_array, to_label_info
+from drone_kd.ros.detection_messages import to_label_info
 from drone_kd.ros.drop_reasons import FAILED, UNDECODABLE
+from drone_kd.ros.life_cycle import RespondingNode, transition
 from drone_kd.ros.memory import return_memory
 from drone_kd.ros.model_loader import Loader, Model, load_model
 from drone_kd.ros.model_slot import ModelSlot
 from drone_kd.ros.model_trial import Trial
 from drone_kd.ros.params import ModelFolders, Settings, SettingsError
 from drone_kd.ros.pipeline import Pipeline, Result
-from drone_kd.ros.qos import DETECTIONS_QOS, LATCHED_QOS, REPORT_QOS
+from drone_kd.ros.qos import LATCHED_QOS, REPORT_QOS, ImageSubscription
 from drone_kd.ros.recording.recorder import Recorder
 from drone_kd.ros.run import RestartNeededError, run_node
-from drone_kd.ros.stats import CameraReport, CameraStats
-from drone_kd.ros.survival import Surviving, log_failure
+from drone_kd.ros.stats import CameraReport
+from drone_kd.ros.survival import log_failure
 from drone_kd.ros.work import Work
 from drone_kd.text import one_line
 
 MATCH_SECONDS = 0.5
 REPORT_SECONDS = 1.0
-# A camera that stays silent is logged again after this time.
-_REMIND_SECONDS = 10.0
 # Longest wait for an inference at deactivation, and for a first model at the end of the process.
 _STOP_SECONDS = 1.0
 # Until a request to stop is noticed.
 _POLL_SECONDS = 0.1
-# The recorder may have a minute of images to write to a slow disk.
-_STOP_RECORDER_SECONDS = 10.0
+# The recorder may have a minute of images to write to a slow disk; launch and Docker kill after
+# 10 s.
+_STOP_RECORDER_SECONDS = 8.0
 # Of a text that may quote what others sent.
 _SHOWN_CHARACTERS = 300
 
-_Transition = Callable[["DetectorNode", LifecycleState], TransitionCallbackReturn]
 
-
-def _counted(transition: _Transition) -> _Transition:
-    """Count and log the exception of a transition, which rclpy would swallow; it is an ERROR."""
-
-    @wraps(transition)
-    def counted(node: DetectorNode, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            return transition(node, state)
-        except Exception as error:  # of any kind
-            name = transition.__name__.removeprefix("on_")
-            log_failure(node.get_logger(), node.failures, f"Transition {name}", error)
-            return TransitionCallbackReturn.ERROR
-
-    return counted
-
-
-class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin's signatures
+class DetectorNode(RespondingNode):
     """Publishes the detections of the newest image of each camera.
 
     Args:
@@ -98,7 +79,6 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
     def __init__(self, stopping: threading.Event | None = None) -> None:
         super().__init__("detector")
         self._is_stopping = (stopping or threading.Event()).is_set
-        self._guard_transitions()
         declare_detector_parameters(self)
         self._settings = Settings.from_parameters(self._values())
         self._started_with = self.get_parameter("model").value
@@ -107,20 +87,20 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             self.get_logger().warning(
                 f"No folder {one_line(folder)}: no model can be loaded from it"
             )
+        self._check_remapping()
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._loader = Loader(self.create_guard_condition(self._on_loaded).trigger, self._log_info)
         self._first_results: deque[tuple[Model, Exception | None]] = deque()
         self._settle = self.create_guard_condition(self._on_first_results).trigger
-        self._configure_problem = ""
+        self._configure_problem = self._progress = ""
         self._abandoned: futures.Future[Model] | None = None  # the first model, at the end
         self._slot: ModelSlot | None = None  # while configured
-        self._labels: Any = None  # publishers, while configured
-        self._detections: dict[str, Detection2DArray] = {}  # per camera, while configured
-        self._debug: dict[str, DebugImages] = {}
+        self._labels: Any = None  # publisher, while configured
+        self._cameras: dict[str, Camera] = {}  # while configured
         self._pipeline: Pipeline | None = None  # while active
+        # Undo what the two states hold.
+        self._configured, self._active = contextlib.ExitStack(), contextlib.ExitStack()
         self._unfinished: list[Work] = []  # that hangs, or went on after deactivation
-        self._stats = {camera: CameraStats() for camera in self._settings.cameras}
-        self._reminders: dict[str, tuple[str, float]] = {}
         self._refused = 0, 0  # frames and requests at the last two reports
         self._enabled = True
         self._recorder: Recorder | None = None
@@ -133,14 +113,18 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         ]
         # On the machine's own clock: a paused simulation must not silence them.
         clock = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(REPORT_SECONDS, self._report, clock=clock)
+        self.create_timer(REPORT_SECONDS, self._report, callback_group=self.always, clock=clock)
         self.create_timer(MATCH_SECONDS, self._match, clock=clock)
-        if not self.get_parameter("autostart").value:
+        if self.get_parameter("autostart").value:
+            self.call_soon(self._autostart)
+        else:
             self.get_logger().info(
                 "Waiting to be configured and activated (autostart:=true does both): "
                 f"ros2 lifecycle set {self.get_fully_qualified_name()} configure"
             )
-        elif all(
+
+    def _autostart(self) -> None:
+        if all(
             trigger() == TransitionCallbackReturn.SUCCESS
             for trigger in (self.trigger_configure, self.trigger_activate)
         ):
@@ -148,18 +132,26 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
 
     # Life cycle
 
-    @_counted
+    @transition
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and run it once; FAILURE and one log line if it is unusable."""
+        self._configure_problem, self._progress = "", "loading the model"
         try:
-            model = self._load()
-            self._create_publishers()
+            with contextlib.ExitStack() as stack:
+                self._make_configured(stack)
+                result = super().on_configure(state)
+                self._configured = stack.pop_all()
         except Exception as error:  # rclpy would swallow it silently
-            self._destroy_publishers()
             self._configure_problem = f"cannot configure: {one_line(error, _SHOWN_CHARACTERS)}"
             self.get_logger().error(self._configure_problem)
             return TransitionCallbackReturn.FAILURE
-        self._configure_problem = ""
+        return result
+
+    def _make_configured(self, stack: contextlib.ExitStack) -> None:
+        """Load the model and create the publishers; the stack undoes it."""
+        model = self._load()
+        stack.callback(self._forget_model)
+        self._create_publishers(stack)
         self.get_logger().info(f"Model {model}")
         self._slot = ModelSlot(
             model,
@@ -171,7 +163,20 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             failures=self.failures,
             log=self.get_logger(),
         )
-        return super().on_configure(state)
+
+    def _forget_model(self) -> None:
+        self._loader.forget()
+        self._slot = None
+
+    def _check_remapping(self) -> None:
+        """Warn of a remapped `image` that no camera uses, as by `image:=` of the launch file."""
+        cameras = self._settings.cameras
+        own = f"{self.get_namespace().rstrip('/')}/image"
+        if cameras != ("",) and (topic := self.resolve_topic_name("image")) != own:
+            self.get_logger().warning(
+                f"image is remapped to {topic}, but with cameras {', '.join(cameras)} no topic is "
+                f"named so: remap {cameras[0]}/image"
+            )
 
     def _load(self) -> Model:
         """Load the model of the parameter; one that was set after startup is tried before."""
@@ -203,27 +208,15 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         finally:
             del loading  # its exception, which holds the file's content, would refer to it
 
-    def _create_publishers(self) -> None:
+    def _create_publishers(self, stack: contextlib.ExitStack) -> None:
         self._labels = self.create_lifecycle_publisher(LabelInfo, "~/label_info", LATCHED_QOS)
-        for camera in self._settings.cameras:
-            prefix = f"~/{camera}/" if camera else "~/"
-            self._detections[camera] = self.create_lifecycle_publisher(
-                Detection2DArray, f"{prefix}detections", DETECTIONS_QOS
-            )
-            self._debug[camera] = DebugImages(self, prefix)
+        stack.callback(self.destroy_lifecycle_publisher, self._labels)
+        stack.callback(self._cameras.clear)
+        for name in self._settings.cameras:
+            self._cameras[name] = Camera(self, name, self.failures)
+            stack.callback(self._cameras[name].destroy)
 
-    def _destroy_publishers(self) -> None:
-        if self._labels is not None:
-            self.destroy_lifecycle_publisher(self._labels)
-        for publisher in self._detections.values():
-            self.destroy_lifecycle_publisher(publisher)
-        for debug in self._debug.values():
-            debug.destroy()
-        self._labels = None
-        self._detections.clear()
-        self._debug.clear()
-
-    @_counted
+    @transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to receive, detect and publish."""
         assert self._slot is not None  # the life cycle: configured before activated
@@ -233,91 +226,81 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
                 "its end, set another model, or restart the node"
             )
             return TransitionCallbackReturn.FAILURE
-        result = super().on_activate(state)
-        self._stats = {camera: CameraStats() for camera in self._settings.cameras}
-        self._reminders = {}
         try:
-            self._announce_labels(self._slot.model)
-            self._pipeline = Pipeline(
-                self,
-                self._settings,
-                self._slot.model,
-                self._slot.former(),
-                self._stats,
-                self._enabled,
-                publish=self._publish,
-                show=self._show,
-                wants_full_size=lambda camera: self._debug[camera].wanted(),
-                failures=self.failures,
-                on_first_result=self._on_first_result,
-            )
+            with contextlib.ExitStack() as stack:
+                stack.callback(super().on_deactivate, state)
+                result = super().on_activate(state)
+                for camera in self._cameras.values():
+                    stack.callback(camera.stop)
+                    camera.start()
+                self._start_pipeline(self._slot)
+                stack.callback(self._stop_pipeline)
+                self._active = stack.pop_all()
         except Exception as error:  # rclpy would swallow it silently
             line = one_line(error, _SHOWN_CHARACTERS)
             self.get_logger().error(f"Cannot activate: {line}")
-            super().on_deactivate(state)
             return TransitionCallbackReturn.FAILURE
         return result
 
-    @_counted
+    def _start_pipeline(self, slot: ModelSlot) -> None:
+        self._announce_labels(slot.model)
+        self._pipeline = Pipeline(
+            self,
+            self._settings,
+            slot.model,
+            slot.former(),
+            self._cameras.copy(),
+            self._enabled,
+            record=self._record,
+            failures=self.failures,
+            on_first_result=self._on_first_result,
+        )
+
+    @transition
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop receiving and publishing; log the outcome of the frames."""
-        self._stop_pipeline()
-        return super().on_deactivate(state)
+        self._active.close()
+        return TransitionCallbackReturn.SUCCESS
 
-    @_counted
+    @transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model and the publishers."""
-        result = super().on_cleanup(state)
-        self._release()
-        return result
+        self._configured.close()
+        return super().on_cleanup(state)
 
-    @_counted
+    @transition
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop receiving and publishing, from any state."""
+        """Stop receiving and publishing and free everything, from any state."""
         self.stop()
         return super().on_shutdown(state)
 
-    @_counted
+    @transition
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Return to the unconfigured state after a transition that failed half-way."""
-        self._stop_pipeline()
         self._release()
         return super().on_error(state)
 
     def _release(self) -> None:
-        self._loader.forget()
-        self._destroy_publishers()
-        self._slot = None
-
-    def _guard_transitions(self) -> None:
-        """Make the services of the life cycle respond whatever happens; see `Surviving`."""
-        self._change_state = self._service_change_state.callback
-        self._service_change_state.callback = self._on_change_state
-        for service in self.services:
-            # Those of the parameters are guarded already; a second time does no harm.
-            service.callback = self.guarded_service(service.callback, service.srv_name)
-
-    def _on_change_state(
-        self, request: ChangeState.Request, response: ChangeState.Response
-    ) -> ChangeState.Response:
-        """Reject a transition that the state does not allow: Humble and Jazzy die of it."""
-        try:
-            return self._change_state(request, response)
-        except RuntimeError as error:  # rclpy's RCLError, which has no public name
-            reason = one_line(error, _SHOWN_CHARACTERS)
-            self.get_logger().error(f"Transition not possible in this state: {reason}")
-            response.success = False
-            return response
+        """Give back what the states hold, whatever of it fails."""
+        for name, stack in (("active", self._active), ("configured", self._configured)):
+            try:
+                stack.close()
+            except Exception as error:
+                self.log_transition_failure(f"Leaving the {name} state", error)
 
     def stop(self) -> bool:
         """End the threads; False if one of them hangs, or a model is still loading."""
-        self._stop_pipeline()
-        recorded = True
+        deadline = monotonic() + _STOP_RECORDER_SECONDS
         if self._recorder is not None:
-            self._recorder.close()
-            recorded = self._recorder.join(_STOP_RECORDER_SECONDS)
+            self._recorder.close()  # it finishes its bag while the others end
+        changed = self.join_transition(2 * _STOP_SECONDS)
+        if changed:
+            self._release()
+        loaded = self._loader.stop()
+        left_s = max(deadline - monotonic(), 0.0)
+        recorded = self._recorder is None or self._recorder.join(left_s)
         loading = self._abandoned is not None and not self._abandoned.done()
-        return self._loader.stop() and not self._still_working() and recorded and not loading
+        return changed and loaded and recorded and not self._still_working() and not loading
 
     def _stop_pipeline(self) -> None:
         if self._pipeline is None:
@@ -331,17 +314,10 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         for camera, report in self.reports().items():
             self.get_logger().info(f"Stopped: {camera and f'{camera}: '}{report}")
 
-    # Results; both methods are called by the worker
-
-    def _publish(self, result: Result) -> None:
-        self._detections[result.frame.camera].publish(
-            to_detection_array(result.detections, result.classes, result.frame.message.header)
-        )
-
-    def _show(self, result: Result) -> None:
+    def _record(self, result: Result) -> None:
+        """Called by the worker."""
         if self._recorder is not None:
             self._recorder.offer(result)
-        self._debug[result.frame.camera].publish(result)
 
     def _announce_labels(self, model: Model) -> None:
         header = Header(stamp=self.get_clock().now().to_msg())
@@ -403,8 +379,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
 
     def _still_working(self) -> list[Work]:
         """Return what hangs, or went on after deactivation."""
-        self._unfinished = [work for work in self._unfinished if not work.ended]
-        return self._unfinished
+        return [work for work in self._unfinished if not work.ended]
 
     def _is_busy(self, model: Model) -> bool:
         """Return whether an inference of a model goes on that nobody waits for any more."""
@@ -413,7 +388,8 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
 
     def _check_inferences(self) -> None:
         """Cancel an inference that takes too long, and do without a model whose hangs."""
-        for left in self._still_working():
+        self._unfinished = self._still_working()
+        for left in self._unfinished:
             # Its deactivation may have come before it was known to hang.
             if not left.hangs and left.check() and left.model is not None and self._slot:
                 self._slot.replace_hanging(left.model, str(left))
@@ -424,14 +400,23 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         if self._slot is not None:
             self._slot.replace_hanging(work.model, str(work))
 
-    def _hang_problem(self) -> str:
+    def _hang_problem(self, slot: ModelSlot | None) -> str:
         """Return a line if an inference hangs; empty: none does."""
         line = next((str(work) for work in self._still_working() if work.hangs), "")
-        if not line or self._slot is None:
+        if not line or slot is None:
             return line
-        if self._is_busy(self._slot.model):
+        if self._is_busy(slot.model):
             return f"{line}; no other model is loaded: set one, or restart the node"
-        return f"{line}; in use: {one_line(self._slot.model.path.name)}"
+        return f"{line}; in use: {one_line(slot.model.path.name)}"
+
+    def _stall_problem(self, pipeline: Pipeline | None) -> str:
+        """Return a line if a camera's frames get no results; empty: all do."""
+        if pipeline is None:
+            return ""
+        for camera, report in self.reports().items():
+            if stalled := diagnostics.stall(report, self._settings):
+                return f"{camera}: {stalled}" if camera else stalled
+        return ""
 
     def _on_first_result(self, model: Model, error: Exception | None) -> None:
         """Called by the worker."""
@@ -496,7 +481,7 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
 
     def reports(self) -> dict[str, CameraReport]:
         """Return the outcome of each camera's frames since activation."""
-        return {camera: stats.report() for camera, stats in self._stats.items()}
+        return {name: camera.stats.report() for name, camera in self._cameras.copy().items()}
 
     def _match(self) -> None:
         if error := lasting_error():
@@ -507,12 +492,14 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
 
     def _report(self) -> None:
         """Publish /diagnostics and ~/stats, and log silent cameras."""
-        state = self._state_machine.current_state[1]
+        state = self.state
         temperatures = diagnostics.processor_temperatures(temperatures_c())
         name = self.get_fully_qualified_name()
+        # A transition may replace them meanwhile.
+        slot, pipeline = self._slot, self._pipeline
         model, problem = None, self._configure_problem
-        if self._slot is not None:
-            model, problem = self._slot.model, self._slot.problem
+        if slot is not None:
+            model, problem = slot.model, slot.problem
         failures = self.failures.report()
         verdict = diagnostics.judge_node(
             state,
@@ -521,18 +508,15 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             temperatures,
             self._settings,
             failures,
-            self._hang_problem(),
+            self._hang_problem(slot) or self._stall_problem(pipeline),
+            self._progress if state == "configuring" else "",
         )
         status = [diagnostics.node_status(name, verdict, state, model, temperatures, failures)]
-        subscriptions = {} if self._pipeline is None else self._pipeline.subscriptions
-        for camera, subscription in subscriptions.items():
-            report = self._stats[camera].report()
-            topic, is_silent = subscription.topic, report.silent_s > self._settings.silence_s
-            why_silent = one_line(subscription.why_silent(), 500) if is_silent else ""
-            self._remind(camera, topic, report, why_silent)
-            verdict = diagnostics.judge_camera(report, why_silent, self._settings)
-            label = f"{name}: {camera or 'image'}"
-            status.append(diagnostics.camera_status(label, verdict, topic, report))
+        subscriptions = {} if pipeline is None else pipeline.subscriptions.copy()
+        for camera_name, camera in self._cameras.copy().items():
+            if camera_name in subscriptions:
+                label = f"{name}: {camera_name or 'image'}"
+                status.append(self._report_camera(label, camera, subscriptions[camera_name]))
         if self._recorder is not None:
             recorded = self._recorder.report()
             status.append(
@@ -543,6 +527,19 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
         message.header.stamp = self.get_clock().now().to_msg()
         for publisher in self._report_publishers:
             publisher.publish(message)
+
+    def _report_camera(
+        self, label: str, camera: Camera, subscription: ImageSubscription
+    ) -> DiagnosticStatus:
+        """Return the status of a camera, and log that it is silent."""
+        report, topic = camera.stats.report(), subscription.topic
+        is_silent = report.silent_s > self._settings.silence_s
+        why_silent = one_line(subscription.why_silent(), 500) if is_silent else ""
+        camera.remind(topic, report, why_silent)
+        verdict = diagnostics.judge_camera(
+            report, why_silent, self._settings, self._uses_sim_time()
+        )
+        return diagnostics.camera_status(label, verdict, topic, report)
 
     def _return_memory(self) -> None:
         """Return the memory of hostile messages to the system: some are very large."""
@@ -555,19 +552,8 @@ class DetectorNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mixin
             return_memory()
         self._refused = self._refused[1], refused
 
-    def _remind(self, camera: str, topic: str, report: CameraReport, why_silent: str) -> None:
-        """Log a silent camera at first, when the reason changes, and every 10 s."""
-        before, since = self._reminders.get(camera, ("", 0.0))
-        now = monotonic()
-        if why_silent and (why_silent != before or now - since > _REMIND_SECONDS):
-            self.get_logger().warning(
-                f"No image on {topic} for {report.silent_s:.1f} s: {why_silent}"
-            )
-            self._reminders[camera] = why_silent, now
-        elif not why_silent:
-            self._reminders.pop(camera, None)
-
     def _log_info(self, line: str) -> None:
+        self._progress = line
         self.get_logger().info(one_line(line, 500))
 
 

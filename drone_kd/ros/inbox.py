@@ -22,6 +22,10 @@ class Frame(NamedTuple):
     transport_ms: float | None  # from the image's stamp to reception; None if the stamp is zero
     received: float  # `perf_counter` seconds
 
+    def age_ms(self) -> float:
+        """Return the age at reception; 0: unknown, or stamped by a clock that is ahead."""
+        return max(self.transport_ms or 0.0, 0.0)
+
 
 def stamp_ns(header: Header) -> int:
     """Return a header's stamp in nanoseconds; 0: there is none."""

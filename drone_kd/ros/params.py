@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from array import array
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -27,6 +28,8 @@ _CHOICES = {
 _MAX_NAMES = 10_000
 _MAX_CHARACTERS = 1000
 _MAX_LIST_CHARACTERS = 200_000
+# Part of topic names, which DDS limits to 255 characters in all.
+_CAMERA_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
 class SettingsError(ValueError):
@@ -66,6 +69,7 @@ class Settings:
     record_format: str
     record_private: bool
     silence_s: float
+    stall_s: float
     rate_warn_hz: float
     latency_warn_ms: float
     latency_error_ms: float
@@ -113,13 +117,7 @@ class Settings:
                 raise SettingsError(
                     f'{name}: expected {" or ".join(known)}, got "{one_line(value)}"'
                 )
-        if len(set(self.cameras)) != len(self.cameras) or not all(
-            name.isidentifier() for name in self.cameras if len(self.cameras) > 1 or name
-        ):
-            raise SettingsError(
-                "cameras: expected distinct names of letters, digits and underscores, got "
-                f"{one_line(list(self.cameras))}"
-            )
+        _check_cameras(self.cameras)
         try:
             # "~/...", as in the default: a node without a home flies, and `Recorder` refuses.
             if not self.record_directory.startswith("~/"):
@@ -203,6 +201,16 @@ class ModelFolders:
                 f'got "{one_line(parameter, 50)}"{hint}'
             )
         return found
+
+
+def _check_cameras(names: tuple[str, ...]) -> None:
+    """Raise SettingsError unless names can be part of topics; a single camera may have none."""
+    is_distinct = len(set(names)) == len(names)
+    if names != ("",) and not (is_distinct and all(map(_CAMERA_NAME.fullmatch, names))):
+        raise SettingsError(
+            "cameras: expected distinct names of up to 100 letters A to Z, digits and underscores "
+            f"that do not start with a digit, got {one_line(list(names))}"
+        )
 
 
 def _tiling(value: object) -> str:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
@@ -25,14 +25,18 @@ from drone_kd.ros.memory import return_memory
 from drone_kd.ros.model_loader import Model
 from drone_kd.ros.params import Settings
 from drone_kd.ros.qos import ImageSubscription
-from drone_kd.ros.stats import CameraStats
 from drone_kd.ros.survival import Failures, describe, log_failure
 from drone_kd.ros.work import AbandonedError, Work
+
+if TYPE_CHECKING:
+    from drone_kd.ros.camera import Camera
 
 _THROTTLE_SECONDS = 5.0
 # A stamp that jumps back by less is an out-of-order frame; by more, a clock that was set back or
 # a recording that restarted.
 _CLOCK_RESET_NS = 1_000_000_000
+# Settings of the subscriptions.
+_TRANSPORT = "image_transport", "reliability"
 # Weight of a new measurement in the running average of the time per call.
 _COST_SHARE = 0.2
 
@@ -47,7 +51,7 @@ class Result(NamedTuple):
 
     def latency_ms(self) -> float:
         """Return the time since the stamp, or since reception if there is no stamp, in ms."""
-        return (self.frame.transport_ms or 0.0) + (perf_counter() - self.frame.received) * 1e3
+        return self.frame.age_ms() + (perf_counter() - self.frame.received) * 1e3
 
 
 class _Attempt(NamedTuple):
@@ -63,11 +67,9 @@ class Pipeline:
     Args:
         node: owner of the subscriptions.
         settings, model, former: the first ones; later `apply` and `swap` replace them.
-        stats: per camera.
+        cameras: by name.
         enabled: False: drop all frames until `enable`.
-        publish: called by the worker with each result.
-        show: called with it afterwards, for consumers that can wait.
-        wants_full_size: returns whether a camera's images are needed at full size.
+        record: called by the worker with each published result; returns at once.
         failures: of the node.
         on_first_result: called by the worker with a swapped-in model and None after it has
             published its first result, or the exception after it was swapped out for it.
@@ -79,11 +81,9 @@ class Pipeline:
         settings: Settings,
         model: Model,
         former: Model | None,
-        stats: Mapping[str, CameraStats],
+        cameras: Mapping[str, Camera],
         enabled: bool,
-        publish: Callable[[Result], None],
-        show: Callable[[Result], None],
-        wants_full_size: Callable[[str], bool],
+        record: Callable[[Result], None],
         failures: Failures,
         on_first_result: Callable[[Model, Exception | None], None],
     ) -> None:
@@ -96,11 +96,11 @@ class Pipeline:
         self._on_first_result = on_first_result
         self._node = node
         self._settings = settings
-        self._stats = stats
+        self._cameras = cameras
+        # Those of this activation: a worker may outlast it.
+        self._stats = {name: camera.stats for name, camera in cameras.items()}
         self._enabled = enabled
-        self._publish = publish
-        self._show = show
-        self._wants_full_size = wants_full_size
+        self._record = record
         self._inbox = Inbox(settings.cameras)
         self._last_stamp_ns: dict[str, int] = {}
         self._next_tile: dict[str, int] = {}
@@ -108,25 +108,17 @@ class Pipeline:
         self._measured: Backend | None = None
         self._call_ms = 0.0
         self._thread = self._new_worker()
-        self.subscriptions: dict[str, ImageSubscription] = {}
-        try:
-            for camera in settings.cameras:
-                self.subscriptions[camera] = ImageSubscription(
-                    node,
-                    f"{camera}/image" if camera else "image",
-                    settings.image_transport,
-                    settings.reliability,
-                    partial(self._receive, camera),
-                )
-        except BaseException:
-            self._unsubscribe()
-            raise
+        self.subscriptions = self._subscribe(settings)
         self._thread.start()
 
     # Called by the executor
 
     def apply(self, settings: Settings) -> None:
         """Use other settings from the next frame on."""
+        if any(getattr(settings, name) != getattr(self._settings, name) for name in _TRANSPORT):
+            new = self._subscribe(settings)
+            self._unsubscribe()
+            self.subscriptions = new
         self._settings = settings
         self._inbox.wake()
 
@@ -171,20 +163,40 @@ class Pipeline:
 
         The inference is cancelled then. If it ends later, nothing is published.
         """
-        self._unsubscribe()
-        self._inbox.close()
-        self._thread.join(timeout_s)
+        try:
+            self._unsubscribe()
+        finally:
+            self._inbox.close()
+            self._thread.join(timeout_s)
         with self._lock:
             work = self._work
         if work is not None:
             work.cancel()
         return work
 
+    def _subscribe(self, settings: Settings) -> dict[str, ImageSubscription]:
+        """Return a subscription per camera; none is left after an exception."""
+        subscriptions: dict[str, ImageSubscription] = {}
+        with contextlib.ExitStack() as stack:
+            for camera in settings.cameras:
+                subscriptions[camera] = ImageSubscription(
+                    self._node,
+                    f"{camera}/image" if camera else "image",
+                    settings.image_transport,
+                    settings.reliability,
+                    partial(self._receive, camera),
+                )
+                stack.callback(subscriptions[camera].destroy)
+            stack.pop_all()
+        return subscriptions
+
     def _unsubscribe(self) -> None:
         # Their callbacks refer to the pipeline: cleared, or it would wait for the cycle collector.
-        for subscription in self.subscriptions.values():
-            subscription.destroy()
+        subscriptions = list(self.subscriptions.values())
         self.subscriptions.clear()
+        with contextlib.ExitStack() as stack:  # all of them, whatever one raises
+            for subscription in subscriptions:
+                stack.callback(subscription.destroy)
 
     def _receive(self, camera: str, topic: str, message: Image | CompressedImage) -> None:
         received = perf_counter()
@@ -321,7 +333,7 @@ class Pipeline:
             started = perf_counter()
             result = Result(frame, decoded, detections, detector.backend.spec.classes)
             try:
-                self._publish(result)
+                self._cameras[frame.camera].publish(result)
             except Exception as error:  # e.g. of a message that cannot be written
                 failed.append((frame, _bare(error)))
                 continue
@@ -339,22 +351,23 @@ class Pipeline:
                 stages["transport"] = frame.transport_ms
             self._stats[frame.camera].count_processed(stages)
             try:
-                self._show(result)
+                self._record(result)
+                self._cameras[frame.camera].debug.offer(result)
             except Exception as error:  # the detections are out
                 log = self._node.get_logger()
-                log_failure(log, self._failures, "Debug image or recording", error)
+                log_failure(log, self._failures, "Offering the frame", error)
         self._measure(work.backend, sum(map(len, seen)), times.total_ms)
         return _Attempt(published, failed)
 
     def _open(self, frame: Frame, detector: Detector, taken: float) -> DecodedImage | None:
         """Return a frame's pixels; None if the frame is dropped."""
         stats = self._stats[frame.camera]
-        age_s = (frame.transport_ms or 0.0) / 1e3 + taken - frame.received
+        age_s = frame.age_ms() / 1e3 + taken - frame.received
         if 0 < self._settings.max_age < age_s or self._is_out_of_order(frame):
             stats.count_drop(OLD)
             return None
         spec = detector.backend.spec
-        full = detector.tiling != OFF or self._wants_full_size(frame.camera)
+        full = detector.tiling != OFF or self._cameras[frame.camera].debug.wanted()
         size = (0, 0) if full else (spec.input_width, spec.input_height)
         try:
             max_pixels = int(self._settings.max_megapixels * 1e6)

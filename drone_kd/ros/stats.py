@@ -10,7 +10,7 @@ from time import monotonic
 
 import numpy as np
 
-from drone_kd.ros.drop_reasons import DROPS
+from drone_kd.ros.drop_reasons import DROPS, SUPERSEDED
 
 # Rates and percentiles cover this window.
 WINDOW_SECONDS = 10.0
@@ -32,6 +32,9 @@ class CameraReport:
     recent: Mapping[str, int]  # the same outcomes within the window
     rate_hz: float  # frames published per second within the window
     silent_s: float  # since the last frame, or since activation before the first one
+    pending_s: (
+        float  # since a frame came, or the last one's outcome, without another; 0: none waits
+    )
     stages: Mapping[str, tuple[float, float, float]]  # measured ones: p50, p95, p99 in ms
     last_problem: str = ""  # why a frame was last unreadable or failed, one line
 
@@ -49,6 +52,7 @@ class CameraStats:
         self._outcomes: Counter[str] = Counter()
         self._events: deque[tuple[float, str, Mapping[str, float]]] = deque()
         self._started = self._last_received = monotonic()
+        self._pending_since: float | None = None
         self._last_problem = ""
 
     def count_received(self) -> None:
@@ -56,6 +60,8 @@ class CameraStats:
         with self._lock:
             self._received += 1
             self._last_received = monotonic()
+            if self._pending_since is None:
+                self._pending_since = self._last_received
 
     def count_drop(self, reason: str, problem: str = "") -> int:
         """Count a frame dropped for one of `DROPS`; return that reason's count.
@@ -74,6 +80,9 @@ class CameraStats:
         with self._lock:
             self._outcomes[outcome] += 1
             self._events.append((now, outcome, stages_ms))
+            if outcome != SUPERSEDED:  # which says nothing about the worker
+                more = self._received > self._outcomes.total()
+                self._pending_since = now if more else None
             self._forget(now)
             return self._outcomes[outcome]
 
@@ -89,6 +98,7 @@ class CameraStats:
             events = list(self._events)
             outcomes = Counter(self._outcomes)
             received, last_received = self._received, self._last_received
+            pending_since = self._pending_since
         recent = Counter(outcome for _, outcome, _ in events)
         stages = {}
         for stage in STAGES:
@@ -98,6 +108,7 @@ class CameraStats:
         dropped = {reason: outcomes[reason] for reason in DROPS}
         rate_hz = recent[PROCESSED] / max(min(WINDOW_SECONDS, now - self._started), 1.0)
         silent_s = now - last_received
+        pending_s = 0.0 if pending_since is None else now - pending_since
         return CameraReport(
             received,
             outcomes[PROCESSED],
@@ -105,6 +116,7 @@ class CameraStats:
             recent,
             rate_hz,
             silent_s,
+            pending_s,
             stages,
             self._last_problem,
         )

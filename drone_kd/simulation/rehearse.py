@@ -132,7 +132,7 @@ def detector_command(model: str, confidence: float) -> list[str]:
     """Return the command of the detector node as `rehearse` starts it."""
     path = str(Path(model).resolve()) if model else ""
     values = {"autostart": True, "model": path, "confidence": confidence}
-    return [sys.executable, "-m", "drone_kd.ros.detector_node", *ros_arguments(values)]
+    return [sys.executable, "-m", "drone_kd.ros.detector", *ros_arguments(values)]
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -88,11 +88,19 @@ class Ground:
         while not self._closing.is_set():
             self.executor.spin_once(timeout_sec=0.1)
 
-    def add_detector(self, stopping: threading.Event | None = None) -> DetectorNode:
-        """Run a DetectorNode in this process, on the same executor."""
+    def add_detector(
+        self, stopping: threading.Event | None = None, wait: bool = True
+    ) -> DetectorNode:
+        """Run a DetectorNode in this process, on the same executor; wait for its autostart."""
         self.detector = DetectorNode(stopping)
         self.executor.add_node(self.detector)
+        if wait and self.detector.get_parameter("autostart").value:
+            self.wait_until(self._has_started, "it is configured and activated, or failed")
         return self.detector
+
+    def _has_started(self) -> bool:
+        assert self.detector is not None
+        return self.detector._transition is not None and not self.detector.is_in_transition()
 
     @property
     def backend(self) -> Backend:

@@ -25,8 +25,9 @@ class LaunchContext:
 
     def __init__(self) -> None:
         self.launch_configurations: dict[str, str] = {}
-        self.commands: list[list[str]] = []
-        self.respawned: list[list[str]] = []  # of these, those that start again when they end
+        self.commands: list[tuple[list[str], Mapping[str, str]]] = []
+        # Of these commands, those that start again when they end.
+        self.respawned: list[list[str]] = []
 
 
 class LaunchConfiguration:
@@ -89,16 +90,6 @@ class DeclareLaunchArgument:
             raise RuntimeError(f"argument '{self.name}' is '{value}', not one of {self._choices}")
 
 
-class SetEnvironmentVariable:
-    """Sets an environment variable of all processes that are started afterwards."""
-
-    def __init__(self, name: str, value: str) -> None:
-        self._name, self._value = name, value
-
-    def visit(self, context: LaunchContext) -> None:
-        os.environ[self._name] = self._value
-
-
 class OpaqueFunction:
     """Python code that returns more entities."""
 
@@ -151,6 +142,7 @@ class Node:
         parameters: Sequence[Any] = (),
         remappings: Sequence[tuple[Any, Any]] = (),
         arguments: Sequence[Any] = (),
+        additional_env: Mapping[str, str] | None = None,
         output: str = "log",
         respawn: bool = False,
         respawn_delay: float | None = None,
@@ -160,24 +152,27 @@ class Node:
         self._name, self._namespace = name, namespace
         self._parameters, self._remappings = parameters, remappings
         self._arguments = arguments
+        self._environment = additional_env or {}
 
     def visit(self, context: LaunchContext) -> None:
         command = [str(self._program)]
         command += [_perform(argument, context) for argument in self._arguments]
         command += ["--ros-args", "-r", f"__node:={self._name}"]
-        if namespace := _perform(self._namespace, context):
-            command += ["-r", f"__ns:=/{namespace.strip('/')}"]
+        full_name = f"/{self._name}"
+        if namespace := _perform(self._namespace, context).strip("/"):
+            command += ["-r", f"__ns:=/{namespace}"]
+            full_name = f"/{namespace}{full_name}"
         for parameters in self._parameters:
             if isinstance(parameters, Mapping):
                 values = {name: _value(value, context) for name, value in parameters.items()}
                 with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-                    yaml.safe_dump({"/**": {"ros__parameters": values}}, file)
+                    yaml.safe_dump({full_name: {"ros__parameters": values}}, file)
                 command += ["--params-file", file.name]
             else:
                 command += ["--params-file", _perform(parameters, context)]
         for old, new in self._remappings:
             command += ["-r", f"{_perform(old, context)}:={_perform(new, context)}"]
-        context.commands.append(command)
+        context.commands.append((command, self._environment))
         if self._respawn:
             context.respawned.append(command)
 
@@ -198,14 +193,18 @@ class LaunchService:
         except Exception as error:  # of any kind, as the real one reports it
             print(f"[ERROR] [launch]: Caught exception in launch: {error}", file=sys.stderr)
             return 1
-        processes = [subprocess.Popen(command) for command in context.commands]
+        environments = [{**os.environ, **own} for _, own in context.commands]
+        processes = [
+            subprocess.Popen(command, env=environment)
+            for (command, _), environment in zip(context.commands, environments, strict=True)
+        ]
         # As in the real one, Ctrl-C reaches the processes through the terminal.
         stopped: list[int] = []
         signal.signal(signal.SIGINT, lambda number, _: stopped.append(number))
-        for process in processes:
+        for process, environment in zip(processes, environments, strict=True):
             process.wait()
             while process.args in context.respawned and not stopped:
-                process = subprocess.Popen(process.args)
+                process = subprocess.Popen(process.args, env=environment)
                 process.wait()
         return 0
 
@@ -218,7 +217,6 @@ def install() -> None:
             DeclareLaunchArgument,
             IncludeLaunchDescription,
             OpaqueFunction,
-            SetEnvironmentVariable,
         ),
         "launch.launch_description_sources": (PythonLaunchDescriptionSource,),
         "launch.substitutions": (LaunchConfiguration,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,10 +59,22 @@ def test_health_is_that_of_the_detector(
     if not usable:
         model.unlink()
     options = ["-p", f"model:={model}", "-p", "autostart:=true"]
-    detector = start("drone_kd.ros.detector_node", "--ros-args", *options)
+    detector = start("drone_kd.ros.detector", "--ros-args", *options)
     detector.wait_for_line("(autostart)" if usable else model.name)
     code, line = health()
     if usable:
         assert (code, line) == (0, "")
     else:
         assert code == 1 and line.startswith("/detector: ") and model.name in line
+
+
+def test_silent_camera_does_not_make_a_container_unhealthy() -> None:
+    pytest.importorskip("rclpy", reason="needs ROS 2: source one or `make setup`")
+    from diagnostic_msgs.msg import DiagnosticStatus
+
+    def status(message: str) -> DiagnosticStatus:
+        return DiagnosticStatus(level=DiagnosticStatus.ERROR, name="x", message=message)
+
+    judge = runpy.run_path(str(ROOT / "docker/health.py"))["judge"]
+    assert judge([status("no image for 3.0 s: it has no publisher")]) == ""
+    assert judge([status("9 of the last 9 inferences failed")]) != ""

@@ -30,11 +30,13 @@ from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import parameter_value_to_python
 from vision_msgs.msg import Detection2DArray
 
+from drone_kd.dds import remedy
 from ground_station import WAIT_SECONDS, Ground
 
+OPTIONAL = {"autostart", "use_sim_time"}
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
-    "detector": "drone_kd.ros.detector_node",
+    "detector": "drone_kd.ros.detector",
     "camera": "drone_kd.simulation.camera_node",
     "scorer": "drone_kd.simulation.scorer_node",
     "gazebo_truth": "drone_kd.simulation.gazebo_truth_node",
@@ -59,6 +61,18 @@ def generate_launch_description():
         DeclareLaunchArgument("on_exit_shutdown"),
         Node(package="ros_gz_sim", executable="gz", name="gz",
              arguments=[LaunchConfiguration("gz_args")]),
+    ])
+"""
+INCLUDES_FLY = """
+from launch import LaunchDescription
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch_ros.actions import Node
+
+def generate_launch_description():
+    return LaunchDescription([
+        IncludeLaunchDescription(PythonLaunchDescriptionSource({fly!r})),
+        Node(package="other", executable="program", name="other"),
     ])
 """
 
@@ -161,13 +175,14 @@ def parameter(site: Ground, node: str, name: str) -> Any:
     return parameter_value_to_python(response.values[0])
 
 
-def session_arguments(session: int) -> set[str]:
-    """Return the command line arguments of all processes of a session."""
-    found: set[str] = set()
+def session_processes(session: int, argument: str) -> list[int]:
+    """Return the ids of the processes of a session that have a command line argument."""
+    found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
-            if os.getsid(int(folder.name)) == session:
-                found.update((folder / "cmdline").read_text().split("\0"))
+            arguments = (folder / "cmdline").read_text().split("\0")
+            if os.getsid(int(folder.name)) == session and argument in arguments:
+                found.append(int(folder.name))
     return found
 
 
@@ -184,7 +199,7 @@ def error_lines(*arguments: str) -> list[str]:
     [
         (
             "fly.launch.py",
-            {"model", "image", "namespace", "params_file", "use_sim_time", "respawn"},
+            {"model", "image", "namespace", "params_file", "respawn", *OPTIONAL},
         ),
         ("replay.launch.py", {"source", "rate"}),
         (
@@ -242,8 +257,63 @@ def test_fly_starts_a_detector_again_that_ended(
         write_program(prefix / "lib" / "drone_kd" / "detector", text)
         process = launched("fly.launch.py", "respawn:=true")
         deadline = monotonic() + WAIT_SECONDS
-        while "600" not in session_arguments(process.pid):
+        while not session_processes(process.pid, "600"):
             assert monotonic() < deadline and process.poll() is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["/**", "detector"])
+@pytest.mark.parametrize(
+    ("arguments", "state", "simulated"),
+    [([], "unconfigured", True), (["autostart:=true", "use_sim_time:=false"], "active", False)],
+)
+def test_parameter_file_wins_over_defaults_and_arguments_over_the_file(
+    ground: Callable[..., Ground],
+    launched: Callable[..., subprocess.Popen[str]],
+    model: Path,
+    tmp_path: Path,
+    key: str,
+    arguments: list[str],
+    state: str,
+    simulated: bool,
+) -> None:
+    site = ground()
+    file = tmp_path / "my.yaml"
+    values = {"model": str(model), "autostart": False, "use_sim_time": True}
+    file.write_text(json.dumps({key: {"ros__parameters": values}}))
+    launched("fly.launch.py", f"params_file:={file}", *arguments)
+    assert parameter(site, "/detector", "use_sim_time") is simulated
+    assert parameter(site, "/detector", "model") == str(model)
+    got = site.call(GetState, "/detector/get_state", GetState.Request())
+    assert got.current_state.label == state
+
+
+@pytest.mark.slow
+def test_environment_of_the_detector_does_not_reach_nodes_launched_after_it(
+    ground: Callable[..., Ground],
+    launched: Callable[..., subprocess.Popen[str]],
+    prefix: Path,
+    tmp_path: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = ground()
+    name, _ = remedy()
+    monkeypatch.delenv(name)
+    register(prefix, "other")
+    note = tmp_path / "environment.json"
+    noting = SIMULATED_PROGRAM.replace("sys.argv[1:]", "dict(os.environ)")
+    text = noting.format(python=sys.executable, note=str(note))
+    write_program(prefix / "lib" / "other" / "program", text)
+    fly = Path(get_package_share_directory("drone_kd")) / "launch" / "fly.launch.py"
+    file = tmp_path / "both.launch.py"
+    file.write_text(INCLUDES_FLY.format(fly=str(fly)))
+    process = launched(str(file), f"model:={model}")
+    site.wait_until(note.exists, "the other node is started")
+    assert name not in json.loads(note.read_text())
+    site.wait_for_publisher("/detector/detections")
+    (detector,) = session_processes(process.pid, "__node:=detector")
+    assert f"{name}=" in (Path("/proc") / str(detector) / "environ").read_text()
 
 
 @pytest.mark.slow
@@ -260,6 +330,7 @@ def test_replay_brings_detections_in_its_namespace(
     )
     detections = site.collect(Detection2DArray, "/drone1/detector/detections")
     assert detections.get(timeout=WAIT_SECONDS).header.frame_id == "camera_optical_frame"
+    assert site.node.count_publishers("/drone1/front/camera_info") == 1
 
 
 @pytest.mark.slow
@@ -293,7 +364,7 @@ def test_sim_starts_gazebo_bridge_detector_scorer_and_truth(
         topic = "/gazebo_truth/ground_truth"
         site.wait_until(partial(site.node.count_publishers, topic), f"{topic} is published")
     # All are started by now: projected truth, too, unless Gazebo's boxes replace it.
-    assert ("__node:=gazebo_truth" in session_arguments(process.pid)) == (not boxes)
+    assert bool(session_processes(process.pid, "__node:=gazebo_truth")) == (not boxes)
 
 
 @pytest.mark.skipif(has("ros_gz_sim"), reason="Gazebo is installed")

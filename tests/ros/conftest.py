@@ -32,7 +32,7 @@ def start_detector(start: Callable[..., NodeProcess]) -> Callable[..., NodeProce
         for name, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else str(value)
             arguments += "-p", f"{name}:={text}"
-        return start("drone_kd.ros.detector_node", "--ros-args", *arguments)
+        return start("drone_kd.ros.detector", "--ros-args", *arguments)
 
     return run
 

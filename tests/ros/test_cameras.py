@@ -139,7 +139,22 @@ def test_batch_holds_frames_of_both_cameras(ground, tmp_path):
     assert flying.results["front"].empty()
 
 
-@pytest.mark.parametrize("cameras", ["[front, front]", "['front', '']", "[front/left]"])
+@pytest.mark.slow
+def test_remapped_image_without_effect_is_a_warning(ros_domain_id, start_detector):
+    process = start_detector("-r", "image:=/camera/image", cameras="[front, down]")
+    line = process.wait_for_line("remapped to /camera/image, but with cameras front, down")
+    assert "remap front/image" in line
+    process.wait_for_line("Waiting to be configured")
+    process.end()
+    process = start_detector("-r", "image:=image", cameras="[front, down]")
+    process.wait_for_line("Waiting to be configured")
+    assert "remapped" not in process.end()
+
+
+@pytest.mark.parametrize(
+    "cameras",
+    ["[front, front]", "['front', '']", "[front/left]", "[hintén]", "[1st]", f"[{'a' * 101}]"],
+)
 def test_invalid_camera_names_are_rejected(ground, cameras):
     site = ground(cameras=cameras)
     with pytest.raises(ValueError, match="cameras: expected distinct names"):

@@ -378,6 +378,24 @@ def test_diagnostics_of_an_active_node(flying, model):
             assert 0 <= float(values[f"{stage} p50 (ms)"]) <= float(values[f"{stage} p99 (ms)"])
 
 
+def test_inference_without_end_is_an_error_of_node_and_camera(flying):
+    for name, value in (("stall_s", 0.5), ("latency_warn_ms", 0.0), ("latency_error_ms", 0.0)):
+        flying.set_parameter(name, value)
+    received = flying.collect(DiagnosticArray, "/diagnostics")
+
+    def is_error(message):
+        flying.send(ONE, seconds=0)  # the camera goes on
+        return [status.level for status in message.status] == [DiagnosticStatus.ERROR] * 2
+
+    with flying.held_inference():
+        message = flying.receive_until(received, is_error, "it is reported")
+        for status in message.status:
+            assert "frames are received, but there is no result for" in status.message
+    flying.receive_until(
+        received, lambda m: m.status[0].level == DiagnosticStatus.OK, "the results clear it"
+    )
+
+
 def test_diagnostics_of_an_unconfigured_node(ground, tmp_path):
     site = ground(model=tmp_path / "missing.onnx")
     node = site.add_detector()
@@ -417,6 +435,40 @@ def test_debug_images_are_drawn_only_for_subscribers(flying, monkeypatch):
     assert message.header == header
     decoded = np.asarray(cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR))
     assert np.abs(decoded.astype(int) - annotated).mean() < 20
+
+
+def test_slow_drawing_delays_no_detection_and_continues_with_the_newest_frame(flying, monkeypatch):
+    gate, began, draws = threading.Event(), threading.Event(), debug_image.draw_detections
+
+    def draw(*arguments):
+        began.set()
+        assert gate.wait(WAIT_SECONDS)
+        return draws(*arguments)
+
+    monkeypatch.setattr(debug_image, "draw_detections", draw)
+    images = flying.collect(Image, "/detector/debug/image")
+    for seconds in range(1, 6):
+        flying.send(ONE, seconds)
+        assert flying.receive().header.stamp.sec == seconds, "it waits for the viewer"
+        assert began.wait(WAIT_SECONDS)
+    waiting = flying.detector._cameras[""].debug
+    flying.wait_until(
+        lambda: (newest := waiting._newest) and newest[0].frame.message.header.stamp.sec == 5,
+        "the last one waits",
+    )
+    gate.set()
+    assert [images.get(timeout=WAIT_SECONDS).header.stamp.sec for _ in range(2)] == [1, 5]
+    assert images.empty()
+
+
+def test_failed_drawing_is_counted_and_the_next_frame_is_drawn(flying, monkeypatch):
+    images = flying.collect(Image, "/detector/debug/image")
+    with monkeypatch.context() as patch:
+        patch.setattr(debug_image, "draw_detections", lambda *_: 1 / 0)
+        assert count(flying, ONE) == 1
+        assert "ZeroDivisionError" in flying.wait_for_log("Debug image failed")
+    flying.send(ONE, seconds=2)
+    assert images.get(timeout=WAIT_SECONDS).header.stamp.sec == 2
 
 
 def test_compressed_image_is_decoded_at_reduced_size(ground, model):

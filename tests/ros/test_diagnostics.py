@@ -1,5 +1,6 @@
 """Frame statistics and diagnostic levels."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,13 +10,12 @@ from drone_kd.ros import stats
 from drone_kd.ros.diagnostics import (
     ERROR,
     OK,
-    STALE,
     WARN,
     judge_camera,
     judge_node,
     processor_temperatures,
 )
-from drone_kd.ros.drop_reasons import FAILED, OLD, UNDECODABLE
+from drone_kd.ros.drop_reasons import FAILED, OLD, SUPERSEDED, UNDECODABLE
 from drone_kd.ros.params import Settings
 from drone_kd.ros.stats import PROCESSED, CameraStats
 
@@ -91,9 +91,56 @@ def test_levels_of_a_camera(counted, changes, level, says):
     assert (got, says in message) == (level, True), message
 
 
-def test_silent_camera_is_stale():
+def test_frames_without_a_result_are_an_error_after_the_limit(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(stats, "monotonic", lambda: now)
+    camera = CameraStats()
+    limited = settings(max_rate=0.5)  # a frame may wait for 2 s more
+
+    def level():
+        camera.count_received()
+        return judge_camera(camera.report(), "", limited)
+
+    assert level()[0] == OK
+    now += 6.0
+    camera.count_drop(SUPERSEDED)
+    assert level()[0] == OK
+    now += 1.5
+    assert level() == (ERROR, "frames are received, but there is no result for 7.5 s")
+    camera.count_drop(UNDECODABLE)  # the worker works
+    assert "no result" not in level()[1]
+    for _ in range(3):
+        camera.count_processed({})
+    assert camera.report().pending_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("transport_s", "simulated", "level", "says"),
+    [
+        (
+            30 * 86400,
+            False,
+            ERROR,
+            "30 days, 0:00:00 behind this computer's clock: .* use_sim_time",
+        ),
+        (30 * 86400, True, ERROR, "behind /clock: is it published"),
+        (-3600, False, WARN, "1:00:00 ahead of this computer's clock: synchronize"),
+        (-1.7e9, True, WARN, "ahead of /clock: is it published"),
+        (-0.1, False, OK, "detections per second"),
+    ],
+)
+def test_clocks_that_differ_are_named(transport_s, simulated, level, says):
+    camera = CameraStats()
+    camera.count_received()
+    camera.count_processed({"transport": transport_s * 1e3, "total": max(transport_s, 0) * 1e3})
+    got, message = judge_camera(camera.report(), "", SETTINGS, simulated)
+    assert got == level
+    assert re.search(says, message), message
+
+
+def test_silent_camera_is_an_error():
     level, message = judge_camera(replace(report(), silent_s=2.5), "it has no publisher", SETTINGS)
-    assert level == STALE
+    assert level == ERROR
     assert message == "no image for 2.5 s: it has no publisher"
 
 

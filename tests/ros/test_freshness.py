@@ -1,6 +1,7 @@
 """Late and out-of-order frames, clocks that jump, floods, and inferences that hang."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -34,6 +35,33 @@ def test_frames_older_than_max_age_are_dropped_before_inference(flying):
     flying.send(ONE, seconds=time.time())
     assert len(flying.receive().detections) == 1
     assert flying.detections.empty()
+
+
+def test_recording_without_simulated_time_and_camera_ahead_of_the_clock_are_named(flying):
+    stats = flying.collect(DiagnosticArray, "/detector/stats")
+    for hours, says in ((-720, "behind this computer's clock"), (1, "1:00:00 ahead of")):
+        flying.send(ONE, seconds=time.time() + hours * 3600)
+        flying.receive()
+        message = flying.receive_until(
+            stats, lambda m, says=says: says in m.status[1].message, says
+        )
+        assert "use_sim_time:=true" in message.status[1].message
+        flying.detector.trigger_deactivate()
+        flying.detector.trigger_activate()
+        flying.wait_for_detector()
+
+
+def test_frame_of_a_camera_ahead_of_the_clock_is_as_old_as_it_has_waited(flying):
+    flying.set_parameter("max_age", 0.05)
+    ahead = time.time() + 3600
+    with flying.held_inference() as held:
+        flying.send(ONE, seconds=ahead)
+        flying.wait_until(lambda: held.calls == 1, "the inference runs")
+        flying.send_and_wait(ONE, seconds=ahead + 1)
+        waited = threading.Event()
+        flying.node.create_timer(0.1, waited.set)
+        assert waited.wait(WAIT_SECONDS)
+    flying.wait_until(lambda: flying.dropped(OLD) == 1, "the frame that has waited is dropped")
 
 
 def test_frame_without_a_stamp_has_no_age_but_a_latency(flying):

@@ -75,7 +75,9 @@ class Flight:
 
     def _drain(self) -> None:
         """Wait until all frames so far are counted, then start to count."""
-        values = self.status(lambda s: int(s["image"]["frames in"]) > 0)["image"]
+        values = self.status(lambda s: 0 < int(s["image"]["frames in"]) == outcomes(s["image"]))[
+            "image"
+        ]
         self.first_in, self.first_out = int(values["frames in"]), int(values["frames processed"])
         self.sent = 0
         while not self.site.detections.empty():
@@ -150,9 +152,7 @@ class Flight:
 
     def end(self) -> None:
         """Check the counts of frames, and that the process ends as asked."""
-        values = self.status(lambda s: int(s["image"]["frames in"]) - self.first_in >= self.sent)[
-            "image"
-        ]
+        values = self.status(lambda s: outcomes(s["image"]) - self.first_in >= self.sent)["image"]
         assert int(values["frames in"]) - self.first_in == self.sent
         assert int(values["frames processed"]) - self.first_out == self.sent - self.bad
         output = self.process.end()
@@ -188,6 +188,15 @@ def fly(ground, start, tmp_path):
         return Flight(site, process, transport), folder
 
     return run
+
+
+def outcomes(values: dict[str, str]) -> int:
+    """Return how many frames of a camera are counted with their outcome."""
+    return sum(
+        int(value)
+        for key, value in values.items()
+        if key == "frames processed" or key.startswith("dropped ")
+    )
 
 
 def of_type(name: str, kind: int, **value: object) -> ParameterMessage:

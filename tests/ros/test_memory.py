@@ -7,9 +7,9 @@ import pytest
 
 # Prints glibc's heaps after several threads have allocated at once.
 COUNT_HEAPS = """
-import ctypes, importlib, sys, threading
+import ctypes, sys, threading
 
-importlib.import_module(sys.argv[1])
+exec(sys.argv[1])
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 meet = threading.Barrier(6)
@@ -32,12 +32,16 @@ libc.fclose(ctypes.c_void_p(out))
 """
 
 
+WRONG = '["--ros-args", "-p", "confidence:=9.0"]'
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc_info is glibc's")
-def test_threads_share_one_heap():
-    def heaps(module: str) -> int:
-        command = [sys.executable, "-c", COUNT_HEAPS, module]
+def test_threads_of_a_detector_process_share_one_heap_and_importers_keep_theirs(ros_domain_id):
+    def heaps(code: str) -> int:
+        command = [sys.executable, "-c", COUNT_HEAPS, code]
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
         return found.stdout.count("<heap nr=")
 
-    assert heaps("rclpy") > 1
-    assert heaps("drone_kd.ros.detector_node") == 1
+    assert heaps("import drone_kd.ros.detector, drone_kd.ros.detector_node") > 3
+    assert heaps(f"import drone_kd.ros.detector as d; assert d.main({WRONG}) == 2") == 1

@@ -19,7 +19,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
-from drone_kd.ros import detector_node, survival, work
+from drone_kd.ros import camera, detector_node, survival, work
 from drone_kd.ros.drop_reasons import FAILED
 from drone_kd.ros.memory import return_memory
 from ground_station import WAIT_SECONDS
@@ -95,14 +95,14 @@ def test_failure_is_no_longer_reported_after_the_window(flying, tmp_path, monkey
 
 
 def test_model_whose_detections_cannot_be_published_is_swapped_out(flying, tmp_path, monkeypatch):
-    works = detector_node.to_detection_array
+    works = camera.to_detection_array
 
     def fail_for_buses(detections, classes, header):
         if "bus" in classes:
             raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
         return works(detections, classes, header)
 
-    monkeypatch.setattr(detector_node, "to_detection_array", fail_for_buses)
+    monkeypatch.setattr(camera, "to_detection_array", fail_for_buses)
     labels = flying.labels()
     assert labels.get(timeout=WAIT_SECONDS).class_map[0].class_name == "car"
     swap(flying, write_bright_cell_model(tmp_path / "bus.onnx", tiny_spec(classes=("bus", "dog"))))
@@ -131,7 +131,7 @@ def test_model_whose_labels_cannot_be_published_is_refused(flying, model, tmp_pa
 def test_image_that_fails_with_both_models_does_not_end_the_swap(flying, tmp_path, monkeypatch):
     swap(flying, write_bright_cell_model(tmp_path / "bus.onnx", tiny_spec(classes=("bus", "dog"))))
     with monkeypatch.context() as patch:
-        patch.setattr(detector_node, "to_detection_array", lambda *_: 1 / 0)
+        patch.setattr(camera, "to_detection_array", lambda *_: 1 / 0)
         flying.send(ONE)
         flying.wait_until(lambda: flying.dropped(FAILED) == 1, "it is counted")
     assert class_of_one(flying) == "bus"

@@ -1,5 +1,6 @@
 """Reliability of publisher and subscriber, frame sizes, and reasons for silence."""
 
+import cv2
 import numpy as np
 import pytest
 import rclpy
@@ -8,6 +9,7 @@ from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CompressedImage, Image
 
 from drone_kd import dds
+from drone_kd.ros import pipeline
 
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
@@ -44,6 +46,30 @@ def test_reliable_subscriber_rejects_a_best_effort_publisher_with_a_remedy(groun
     line = site.wait_for_log("offers an incompatible quality of service")
     assert "set the parameter reliability to auto" in line
     assert site.images.get_subscription_count() == 0
+    site.set_parameter("reliability", "auto")
+    site.exchange(np.zeros((64, 64, 3), np.uint8))
+
+
+def test_transport_that_is_changed_in_flight_applies_at_once(flying):
+    compressed = flying.node.create_publisher(CompressedImage, "image/compressed", 1)
+    flying.set_parameter("image_transport", "compressed")
+    flying.wait_for_subscriber(compressed)
+    jpeg = cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+    compressed.publish(CompressedImage(format="jpeg", data=jpeg))
+    assert not flying.receive().detections
+    flying.wait_until(lambda: flying.images.get_subscription_count() == 0, "raw is left")
+
+
+def test_subscriptions_stay_if_the_new_ones_cannot_be_made(flying, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no more readers")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "ImageSubscription", fail)
+        result = flying.try_parameter("reliability", "best_effort")
+    assert not result.successful and "no more readers" in result.reason
+    assert flying.detector.get_parameter("reliability").value == "auto"
+    flying.exchange(np.zeros((64, 64, 3), np.uint8))
 
 
 def test_reliable_and_best_effort_publishers_are_received_at_once(ground, model):

@@ -87,14 +87,21 @@ def test_gpu_that_is_lost_to_the_process_ends_it(
     nodes = []
 
     def make(finished):
-        nodes.append(DetectorNode(finished))
-        simulated_tensorrt.gpu.fault = 719  # while it flies
-        if hidden_by_tensorrt:
-            simulated_tensorrt.execute_error = "CUDA failure"
-        backend = nodes[0]._slot.model.backend
-        with pytest.raises(InferenceError):
-            backend.infer(np.zeros((1, 64, 64, 3), np.uint8))
-        return nodes[0]
+        node = DetectorNode(finished)
+        nodes.append(node)
+
+        def lose_gpu():
+            if node._slot is None or timer.is_canceled():
+                return  # the model is not loaded
+            timer.cancel()
+            simulated_tensorrt.gpu.fault = 719
+            if hidden_by_tensorrt:
+                simulated_tensorrt.execute_error = "CUDA failure"
+            with pytest.raises(InferenceError):
+                node._slot.model.backend.infer(np.zeros((1, 64, 64, 3), np.uint8))
+
+        timer = node.create_timer(0.01, lose_gpu)
+        return node
 
     monkeypatch.setattr(detector_node, "DetectorNode", make)
     make.ends_with = DetectorNode.ends_with

@@ -80,13 +80,13 @@ def test_camera_outage_and_clock_jump_are_in_the_score(tmp_path, ros_domain_id):
 def test_detector_that_dies_in_flight_is_named_and_scored(tmp_path, ros_domain_id, capfd):
     model = write_bright_cell_model(tmp_path / "model.onnx")
     dies = (
-        "import os, threading, sys, drone_kd.ros.detector_node as n\n"
-        "make = n.to_detection_array\n"
+        "import os, sys, drone_kd.ros.camera as c, drone_kd.ros.detector_node as n\n"
+        "make = c.to_detection_array\n"
         "left = [6]\n"
         "def die(*args):\n"
         "    left[0] -= 1\n"
         "    return make(*args) if left[0] else os._exit(3)\n"
-        "n.to_detection_array = die\n"
+        "c.to_detection_array = die\n"
         "n.main(sys.argv)\n"
     )
     arguments = detector_command(str(model), 0.25)[3:]

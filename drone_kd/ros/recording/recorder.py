@@ -22,6 +22,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
+from drone_kd.machine import host_name
 from drone_kd.media.raw_images import is_8_bit
 from drone_kd.paths import expanded
 from drone_kd.ros.detection_messages import bgr_to_jpeg, to_detection_array
@@ -281,7 +282,7 @@ def _image(result: Result, record_format: str) -> tuple[str, Image | CompressedI
 
 def _reasons(choice: Choice, header: Header) -> DiagnosticArray:
     """Return the reasons for a selected frame and its measures, with the frame's header."""
-    status = DiagnosticStatus(level=DiagnosticStatus.OK, hardware_id="drone_kd")
+    status = DiagnosticStatus(level=DiagnosticStatus.OK, hardware_id=host_name())
     status.name = choice.frame.frame.camera or "image"
     status.message = ", ".join(choice.reasons)
     status.values = [KeyValue(key=k, value=f"{v:.3f}") for k, v in choice.measures.items()]

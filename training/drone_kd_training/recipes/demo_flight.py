@@ -46,7 +46,7 @@ def fly(
     """
     real_folder(output)
     nodes = {
-        "drone_kd.ros.detector_node": {"autostart": True, "model": str(model.resolve())},
+        "drone_kd.ros.detector": {"autostart": True, "model": str(model.resolve())},
         "drone_kd.simulation.camera_node": {"rate": rate_hz, **camera},
     }
     with contextlib.ExitStack() as stack:
