@@ -532,12 +532,10 @@ def cost_table(rows: list[dict], cost: LabelCost) -> str:
         f"minute ({DRAWN_BOX_S:g} s per box)": lambda r: drawn.minutes(r["frames"], r["labels"]),
     }
     lines = [markdown_head(["mined ÷ random, true labels", "seeds", *costs, "as many boxes"])]
-    arms = [(gain("mined", n, "true"), gain("random", n, "true")) for n in (100, 300)]
-    arms += [(arm, gain("random", 100, "true")) for arm in BY_ONE_REASON]
-    for mined, random in arms:
-        above, below = (
-            {r["seed"]: r for r in rows if r["arm"] == a.name} for a in (mined, random)
-        )
+    pairs = [(gain("mined", n, "true"), gain("random", n, "true")) for n in (100, 300)]
+    pairs += [(arm, gain("random", 100, "true")) for arm in BY_ONE_REASON]
+    for pair in pairs:
+        above, below = ({r["seed"]: r for r in rows if r["arm"] == arm.name} for arm in pair)
         seeds = sorted(above.keys() & below.keys())
         if not seeds:
             continue
@@ -545,11 +543,12 @@ def cost_table(rows: list[dict], cost: LabelCost) -> str:
             format_ratio(*([_gain(own[s]) / of(own[s]) for s in seeds] for own in (above, below)))
             for of in costs.values()
         ]
-        curves = [_random_at(rows, seed, above[seed]["labels"]) for seed in seeds]
-        cells.append(
-            format_ratio([_gain(above[s]) for s in seeds], curves) if all(curves) else "-"
+        gains = [_gain(above[s]) for s in seeds]
+        others = [_random_at(rows, s, above[s]["labels"]) for s in seeds]
+        cells.append("-" if None in others else format_ratio(gains, others))
+        lines.append(
+            markdown_row([pair[0].name.removesuffix(", true labels"), len(seeds), *cells])
         )
-        lines.append(markdown_row([mined.name.removesuffix(", true labels"), len(seeds), *cells]))
     return "\n".join(lines)
 
 

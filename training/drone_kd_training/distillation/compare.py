@@ -18,9 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import polars
-
 import numpy as np
+import polars
 
 from drone_kd.files import write_text
 from drone_kd.parsing import read_json, read_limited
