@@ -197,17 +197,38 @@ def split_by_time(data: DataSet, output: Path) -> dict[str, Path]:
     return found
 
 
-def train_on_base(start: Path, base: Path, run: Path) -> Path:
-    """Train the deployed model or the teacher on the base domain alone."""
+def prepare(
+    data: Path | None,
+    weights: Path,
+    output: Path,
+    teacher_epochs: int = BASE_EPOCHS,
+    amp: str = "",
+) -> Shared:
+    """Split the data and train deployed model and teacher; ``amp``: "" for float32, or "bf16"."""
+    sets = split_by_time(load_data(data or render_flights(output / "drawn")), output)
+    flying, teacher = (
+        train_on_base(weights / f"{start}.pt", sets["base"], output / name, epochs, amp)
+        for name, start, epochs in (
+            ("flying", "yolov8n-coco", BASE_EPOCHS),
+            ("teacher", "yolov8s-coco", teacher_epochs),
+        )
+    )
+    return Shared(sets, flying, teacher, output)
+
+
+def train_on_base(
+    start: Path, base: Path, run: Path, epochs: int = BASE_EPOCHS, amp: str = ""
+) -> Path:
+    """Train the deployed model or the teacher on the base domain alone, as far as not done."""
     config = Config(
         data=str(base.resolve()),
         teacher="none",
         student=str(start.resolve()),
-        epochs=BASE_EPOCHS,
+        epochs=epochs,
         imgsz=IMGSZ,
         batch=BATCH,
         val=False,
-        overrides={**GENTLE, "lr0": 0.001, "nbs": BATCH},
+        overrides={**GENTLE, "lr0": 0.001, "nbs": BATCH, **({"amp": amp} if amp else {})},
     )
     distill(config, run, resume=(run / "config.yaml").is_file())
     return run / "best.pt"
@@ -589,12 +610,7 @@ def main() -> None:
         if (arm.name, seed) not in done and (a.seeds is None or seed in a.seeds)
     ][: a.rows]
     if todo:
-        sets = split_by_time(load_data(a.data or render_flights(output / "drawn")), output)
-        flying, teacher = (
-            train_on_base(a.weights / start, sets["base"], output / name)
-            for name, start in (("flying", "yolov8n-coco.pt"), ("teacher", "yolov8s-coco.pt"))
-        )
-        shared = Shared(sets, flying, teacher, output)
+        shared = prepare(a.data, a.weights, output)
     for number, (arm, seed) in enumerate(todo, start=1):
         print(f"[{number}/{len(todo)}] {arm.name}, seed {seed}", flush=True)
         print(run_row(arm, seed, shared), flush=True)
