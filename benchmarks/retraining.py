@@ -575,7 +575,7 @@ def cost_table(rows: list[dict], cost: LabelCost) -> str:
 
 def _random_at(rows: list[dict], seed: int, boxes: int) -> float | None:
     """Return the gain of random frames with so many boxes; None outside what was measured."""
-    names = {gain("random", n, "true").name for n in (100, 300)}
+    names = {FEWER.name, *(gain("random", n, "true").name for n in (100, 300))}
     own = sorted((r["labels"], _gain(r)) for r in rows if r["seed"] == seed and r["arm"] in names)
     if len(own) < 2 or not own[0][0] <= boxes <= own[-1][0]:
         return None
