@@ -560,13 +560,14 @@ def cost_table(rows: list[dict], cost: LabelCost) -> str:
         seeds = sorted(above.keys() & below.keys())
         if not seeds:
             continue
-        cells = [
-            format_ratio(*([_gain(own[s]) / of(own[s]) for s in seeds] for own in (above, below)))
-            for of in costs.values()
-        ]
+        cells = []
+        for of in costs.values():
+            rates = [[_gain(own[s]) / of(own[s]) for s in seeds] for own in (above, below)]
+            cells.append(format_ratio(rates[0], rates[1]))
         gains = [_gain(above[s]) for s in seeds]
-        others = [_random_at(rows, s, above[s]["labels"]) for s in seeds]
-        cells.append("-" if None in others else format_ratio(gains, others))
+        found = [_random_at(rows, s, above[s]["labels"]) for s in seeds]
+        others = [other for other in found if other is not None]
+        cells.append(format_ratio(gains, others) if len(others) == len(gains) else "-")
         lines.append(
             markdown_row([pair[0].name.removesuffix(", true labels"), len(seeds), *cells])
         )

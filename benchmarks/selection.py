@@ -114,10 +114,16 @@ def _score(segment: Segment, models: Models) -> list[Row]:
         for frame in stages.score(batch, models):
             scored.append(frame)
             number = segment.start + frame.number
-            row = {"name": f"{number:06d}", "number": number, "block": frame.block}
-            row["embedding"] = frame.embedding.tolist()
-            row["predicted"] = np.bincount(frame.student.class_ids, minlength=len(models.names))
-            rows.append(row | {"predicted": row["predicted"].tolist()})
+            predicted = np.bincount(frame.student.class_ids, minlength=len(models.names))
+            rows.append(
+                {
+                    "name": f"{number:06d}",
+                    "number": number,
+                    "block": frame.block,
+                    "embedding": frame.embedding.tolist(),
+                    "predicted": predicted.tolist(),
+                }
+            )
     return [row | measure(scored, i, row["name"]) for i, row in enumerate(rows)]
 
 
