@@ -90,6 +90,15 @@ def _retraining(csv: str) -> Table:
     )
 
 
+def _costs(random: str, *mined: str) -> Table:
+    """Return the table of what labels of mined frames bring, divided by those of random ones."""
+    kinds = ("frame", "box", "minute")
+    columns = {f"per {kind}": f"{{gain_per_{kind}:times {random}}}" for kind in kinds}
+    counts = {"seeds": "{seed:n}", "labels": "{labels:.0f}"}
+    where = {"arm": (random, *mined)}
+    return Table("retraining", {"arm": "{arm}", **counts, **columns}, where, ("arm",))
+
+
 def _ratios(csv: str, arms: tuple[str, ...], others: tuple[str, ...]) -> Table:
     """Return the table of gains of some arms, divided by those of others."""
     columns = {f"÷ {other}": f"{{new gain:times {other}}}" for other in others}
@@ -235,6 +244,27 @@ TABLES: dict[str, Table] = {
         "retraining",
         ("random 300, teacher's labels", "mined 300, teacher's labels"),
         ("random 300, true labels", "mined 300, true labels"),
+    ),
+    "retraining-costs": _costs(
+        "random 100, true labels",
+        "mined 100, true labels",
+        "mined 100 by disagreement, true labels",
+        "mined 100 by uncertainty, true labels",
+        "mined 100 by novelty, true labels",
+    ),
+    "retraining-costs-300": _costs("random 300, true labels", "mined 300, true labels"),
+    "selection": Table(
+        "selection",
+        {
+            "selection": "{selection}",
+            "seeds": "{seed:n}",
+            "frames": "{frames:.0f}",
+            "boxes": "{boxes:.0f}",
+            "gain, points": "{gain_all:.1f}",
+            "÷ random [95 %]": "{gain_all:times random}",
+        },
+        by=("selection",),
+        keys=("selection",),
     ),
     "retraining-drawn-ratios": _ratios(
         "retraining-drawn",

@@ -11,6 +11,10 @@ sampled from the frames that mining may choose from. Test frames are flights of 
 split. Finished rows stay in the output folder: the same command continues, --rows N stops after N
 further rows, and --rows 0 only prints the tables. Once the models are trained and the first row of
 each kind is done, processes with different --seeds may run in parallel.
+
+    python -m benchmarks.retraining --csv benchmarks/retraining.csv
+
+prints the tables of published rows, and writes what their labels cost into the same file.
 """
 
 from __future__ import annotations
@@ -28,6 +32,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from benchmarks.label_cost import (
+    DRAWN_BOX_S,
+    LabelCost,
+    add_options,
+    format_ratio,
+    read_options,
+)
 from benchmarks.rig import markdown_head, markdown_row
 from drone_kd.files import write_text
 from drone_kd.media.image_files import read_image
@@ -186,17 +197,38 @@ def split_by_time(data: DataSet, output: Path) -> dict[str, Path]:
     return found
 
 
-def train_on_base(start: Path, base: Path, run: Path) -> Path:
-    """Train the deployed model or the teacher on the base domain alone."""
+def prepare(
+    data: Path | None,
+    weights: Path,
+    output: Path,
+    teacher_epochs: int = BASE_EPOCHS,
+    amp: str = "",
+) -> Shared:
+    """Split the data and train deployed model and teacher; ``amp``: "" for float32, or "bf16"."""
+    sets = split_by_time(load_data(data or render_flights(output / "drawn")), output)
+    flying, teacher = (
+        train_on_base(weights / f"{start}.pt", sets["base"], output / name, epochs, amp)
+        for name, start, epochs in (
+            ("flying", "yolov8n-coco", BASE_EPOCHS),
+            ("teacher", "yolov8s-coco", teacher_epochs),
+        )
+    )
+    return Shared(sets, flying, teacher, output)
+
+
+def train_on_base(
+    start: Path, base: Path, run: Path, epochs: int = BASE_EPOCHS, amp: str = ""
+) -> Path:
+    """Train the deployed model or the teacher on the base domain alone, as far as not done."""
     config = Config(
         data=str(base.resolve()),
         teacher="none",
         student=str(start.resolve()),
-        epochs=BASE_EPOCHS,
+        epochs=epochs,
         imgsz=IMGSZ,
         batch=BATCH,
         val=False,
-        overrides={**GENTLE, "lr0": 0.001, "nbs": BATCH},
+        overrides={**GENTLE, "lr0": 0.001, "nbs": BATCH, **({"amp": amp} if amp else {})},
     )
     distill(config, run, resume=(run / "config.yaml").is_file())
     return run / "best.pt"
@@ -362,8 +394,9 @@ def run_row(arm: Arm, seed: int, shared: Shared) -> dict:
     )
     before = sum(os.times()[:4])
     found = retrain(plan, folder / "run", COMMAND)
-    labels = sum(len(_rows(path)) for path in (folder / "mined" / "labels" / "train").iterdir())
-    row = {"arm": arm.name, "seed": seed, "labels": labels, "accepted": found["accepted"]}
+    labels = [len(_rows(path)) for path in (folder / "mined" / "labels" / "train").iterdir()]
+    row = {"arm": arm.name, "seed": seed, "frames": len(labels), "labels": sum(labels)}
+    row["accepted"] = found["accepted"]
     parts = {(r["domain"], r["part"]): r for r in found["rows"]}
     for domain in DOMAINS:
         whole = parts[domain, "all"]
@@ -397,6 +430,43 @@ def finished(output: Path) -> list[dict]:
     """Return the finished rows in the order of the plan."""
     files = [row_folder(arm, seed, output) / "row.json" for arm, seed in plan_of_rows()]
     return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+
+
+def with_cost(rows: list[dict], cost: LabelCost) -> list[dict]:
+    """Return the rows with minutes of labelling, and gain in points per frame, box and minute.
+
+    Rows with labels of a teacher cost a person nothing: their fields are empty.
+    """
+    found = []
+    for row in rows:
+        own = {"gain_per_frame": "", "gain_per_box": "", "minutes": "", "gain_per_minute": ""}
+        if "true labels" in row["arm"]:
+            minutes = cost.minutes(row["frames"], row["labels"])
+            own = {
+                "gain_per_frame": f"{_gain(row) / row['frames']:.6f}",
+                "gain_per_box": f"{_gain(row) / row['labels']:.6f}",
+                "minutes": f"{minutes:.1f}",
+                "gain_per_minute": f"{_gain(row) / minutes:.6f}",
+            }
+        found.append(row | own)
+    return found
+
+
+def _gain(row: dict) -> float:
+    return 100 * (row["new_after"] - row["new_before"])
+
+
+def read_csv(path: Path) -> list[dict]:
+    """Return published rows; numbers as such."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows: list[dict] = list(csv.DictReader(file))
+    for row in rows:
+        for key in ("seed", "frames", "labels"):
+            row[key] = int(row[key])
+        for key in ("new_before", "new_after", *GUARD_BASE):
+            row[key] = float(row[key])
+        row["accepted"] = row["accepted"] == "True"
+    return rows
 
 
 def models_table(output: Path) -> str:
@@ -460,10 +530,7 @@ def figures_table(rows: list[dict]) -> str:
 
 def _ratio(rows: list[dict], name: str, above: Arm, below: Arm) -> str:
     """Return a row with the ratio of mean gains over the seeds that both arms have."""
-    gains = [
-        {r["seed"]: 100 * (r["new_after"] - r["new_before"]) for r in rows if r["arm"] == arm.name}
-        for arm in (above, below)
-    ]
+    gains = [{r["seed"]: _gain(r) for r in rows if r["arm"] == arm.name} for arm in (above, below)]
     seeds = sorted(gains[0].keys() & gains[1].keys())
     means = [np.mean([own[seed] for seed in seeds]) if seeds else 0.0 for own in gains]
     value = "-"
@@ -472,16 +539,70 @@ def _ratio(rows: list[dict], name: str, above: Arm, below: Arm) -> str:
     return markdown_row([name, len(seeds), value])
 
 
+def cost_table(rows: list[dict], cost: LabelCost) -> str:
+    """Return mined ÷ random frames by what a person spends, paired by seed, as Markdown.
+
+    "As many boxes" is the gain of random frames at the boxes of the mined ones, between two
+    numbers of random frames by the logarithm of their boxes.
+    """
+    drawn = replace(cost, box_s=DRAWN_BOX_S)
+    costs = {
+        "frame": lambda r: r["frames"],
+        "box": lambda r: r["labels"],
+        f"minute ({cost.box_s:g} s per box)": lambda r: cost.minutes(r["frames"], r["labels"]),
+        f"minute ({DRAWN_BOX_S:g} s per box)": lambda r: drawn.minutes(r["frames"], r["labels"]),
+    }
+    lines = [markdown_head(["mined ÷ random, true labels", "seeds", *costs, "as many boxes"])]
+    pairs = [(gain("mined", n, "true"), gain("random", n, "true")) for n in (100, 300)]
+    pairs += [(arm, gain("random", 100, "true")) for arm in BY_ONE_REASON]
+    for pair in pairs:
+        above, below = ({r["seed"]: r for r in rows if r["arm"] == arm.name} for arm in pair)
+        seeds = sorted(above.keys() & below.keys())
+        if not seeds:
+            continue
+        cells = []
+        for of in costs.values():
+            rates = [[_gain(own[s]) / of(own[s]) for s in seeds] for own in (above, below)]
+            cells.append(format_ratio(rates[0], rates[1]))
+        gains = [_gain(above[s]) for s in seeds]
+        found = [_random_at(rows, s, above[s]["labels"]) for s in seeds]
+        others = [other for other in found if other is not None]
+        cells.append(format_ratio(gains, others) if len(others) == len(gains) else "-")
+        lines.append(
+            markdown_row([pair[0].name.removesuffix(", true labels"), len(seeds), *cells])
+        )
+    return "\n".join(lines)
+
+
+def _random_at(rows: list[dict], seed: int, boxes: int) -> float | None:
+    """Return the gain of random frames with so many boxes; None outside what was measured."""
+    names = {FEWER.name, *(gain("random", n, "true").name for n in (100, 300))}
+    own = sorted((r["labels"], _gain(r)) for r in rows if r["seed"] == seed and r["arm"] in names)
+    if len(own) < 2 or not own[0][0] <= boxes <= own[-1][0]:
+        return None
+    return float(np.interp(np.log(boxes), np.log([n for n, _ in own]), [g for _, g in own]))
+
+
 def main() -> None:
     """Run the missing rows and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--data", type=Path, help="HIT-UAV's data.yaml (default: synthetic flights)")
-    add("--weights", type=Path, required=True, help="has yolov8n-coco.pt and yolov8s-coco.pt")
-    add("--output", type=Path, required=True)
+    add("--weights", type=Path, help="has yolov8n-coco.pt and yolov8s-coco.pt")
+    add("--output", type=Path)
+    add("--csv", type=Path, help="print the tables of these rows instead, and write their costs")
     add("--rows", type=int, default=10**6, help="stop after so many (default: all)")
     add("--seeds", nargs="+", type=int, help="rows of these alone (default: all)")
+    add_options(parser)
     a = parser.parse_args()
+    cost = read_options(a)
+    if a.csv:
+        rows = read_csv(a.csv)
+        write_text(a.csv, as_csv(with_cost(rows, cost)))
+        print_tables(rows, cost)
+        return
+    if not a.weights or not a.output:
+        parser.error("expected --weights and --output, or --csv")
     output = a.output.resolve()
     done = {(row["arm"], row["seed"]) for row in finished(output)}
     todo = [
@@ -490,18 +611,18 @@ def main() -> None:
         if (arm.name, seed) not in done and (a.seeds is None or seed in a.seeds)
     ][: a.rows]
     if todo:
-        sets = split_by_time(load_data(a.data or render_flights(output / "drawn")), output)
-        flying, teacher = (
-            train_on_base(a.weights / start, sets["base"], output / name)
-            for name, start in (("flying", "yolov8n-coco.pt"), ("teacher", "yolov8s-coco.pt"))
-        )
-        shared = Shared(sets, flying, teacher, output)
+        shared = prepare(a.data, a.weights, output)
     for number, (arm, seed) in enumerate(todo, start=1):
         print(f"[{number}/{len(todo)}] {arm.name}, seed {seed}", flush=True)
         print(run_row(arm, seed, shared), flush=True)
-        write_text(output / "rows.csv", as_csv(finished(output)))
-    rows = finished(output)
-    print("", models_table(output), arms_table(rows), figures_table(rows), sep="\n\n")
+        write_text(output / "rows.csv", as_csv(with_cost(finished(output), cost)))
+    print(f"\n{models_table(output)}")
+    print_tables(finished(output), cost)
+
+
+def print_tables(rows: list[dict], cost: LabelCost) -> None:
+    """Print the tables of the rows."""
+    print("", arms_table(rows), figures_table(rows), cost_table(rows, cost), sep="\n\n")
 
 
 if __name__ == "__main__":

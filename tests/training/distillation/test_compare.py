@@ -3,16 +3,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars
 import pytest
 
-from drone_kd_training.data.dataset import image_paths, load_data
+from drone_kd_training.data.dataset import image_paths, label_path, load_data
 from drone_kd_training.distillation.compare import (
     SCORES,
     arm_config,
     compare,
     default_arms,
     evaluate_teacher,
+    held_out_flights,
     hold_out,
     training_seconds,
 )
@@ -68,6 +70,33 @@ def test_hold_out_takes_stretches_of_the_training_frames(tmp_path):
     for share in (0.001, 1.0):
         with pytest.raises(ValueError, match="leaves nothing"):
             hold_out(data, share, tmp_path)
+
+
+def test_hold_out_takes_whole_flights_where_names_tell_them(tmp_path):
+    data = draw_set(tmp_path / "data", train=80)
+    for path in image_paths(load_data(data).train):
+        flight, number = divmod(int(path.stem), 8)
+        for part in (path, label_path(path)):
+            part.rename(part.with_name(f"f{flight}_{number:03d}{part.suffix}"))
+    split = load_data(hold_out(data, 0.2, tmp_path))
+    flights = {
+        name: {path.stem[:2] for path in image_paths(getattr(split, name))}
+        for name in ("train", "val")
+    }
+    assert not flights["train"] & flights["val"]
+    assert len(flights["val"]) == 2 and len(flights["train"]) == 8
+    assert len(image_paths(split.val)) == 16
+
+
+def test_held_out_flights_are_about_a_share_of_the_frames():
+    sizes = np.random.default_rng(0).integers(1, 200, 60)
+    for share in (0.1, 0.3, 0.5, 0.8):
+        found = held_out_flights(sizes, share)
+        assert abs(sizes[found].sum() / sizes.sum() - share) < 0.05
+        assert max(np.diff(found)) < 4 / share
+    # Never none, never all.
+    assert held_out_flights(np.array([5, 5, 5]), 0.01) == [1]
+    assert held_out_flights(np.array([5, 5, 5]), 0.99) == [0, 1]
 
 
 def test_hold_out_keeps_the_tiles_of_a_frame_together(tmp_path):

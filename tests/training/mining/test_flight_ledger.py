@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from drone_kd_training.data.names import DataError
-from drone_kd_training.mining.flight_ledger import JUDGE, LEARN, assign_sides
+from drone_kd_training.mining.flight_ledger import JUDGE, LEARN, assign_sides, split_flights
 
 
 def flight(root: Path, name: str, files: int = 2, suffix: str = ".mcap") -> str:
@@ -27,6 +27,12 @@ def flights(tmp_path) -> list[str]:
 def test_a_fifth_of_the_flights_judges_and_the_first_one_learns(flights, tmp_path):
     sides = assign_sides(flights, tmp_path / "ledger.json")
     assert [sides[f] for f in flights] == [LEARN, JUDGE, *[LEARN] * 4, JUDGE]
+
+
+def test_flights_without_a_ledger_have_its_sides_from_five_up(flights, tmp_path):
+    assert split_flights(flights) == assign_sides(flights, tmp_path / "ledger.json")
+    assert JUDGE in split_flights(flights[:5]).values()
+    assert split_flights(flights[:4]) == {}
 
 
 def test_flight_keeps_its_side_as_a_folder_as_its_files_and_renamed(flights, tmp_path):

@@ -334,3 +334,20 @@ def test_flight_of_the_ledger_keeps_its_side_also_as_its_file(bag, teacher, stud
     models = {"teacher": teacher, "student": student}
     assert mine(tmp_path / "mined", file, **models, extra=("--ledger", str(ledger))) == 0
     assert {row["split"] for row in table(tmp_path / "mined")} == {"val"}
+
+
+@pytest.mark.slow
+def test_of_five_flights_the_second_one_judges(teacher, student, tmp_path):
+    flights = [flight(tmp_path / f"flight{i}", seconds=6 + i) for i in range(5)]
+    # The same one twice is one flight.
+    four = [*flights[:4], flights[0]]
+    for output, given in (("five", flights), ("four", four)):
+        assert mine(tmp_path / output, *given, teacher=teacher, student=student) == 0
+    judging = {row["flight"] for row in table(tmp_path / "five") if row["split"] == "val"}
+    learning = {row["flight"] for row in table(tmp_path / "five") if row["split"] == "train"}
+    assert judging == {str(flights[1])}
+    assert learning == {str(f) for f in flights} - judging
+    rows = table(tmp_path / "four")
+    assert {r["flight"] for r in rows if r["split"] == "val"} & {
+        r["flight"] for r in rows if r["split"] == "train"
+    }

@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import polars
 
 from drone_kd.files import write_text
@@ -37,17 +38,18 @@ from drone_kd_training.distillation.compare_report import (
 from drone_kd_training.distillation.comparison_text import counted_classes
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
 from drone_kd_training.distillation.distill import distill
-from drone_kd_training.distillation.label_subsets import frames
+from drone_kd_training.distillation.label_subsets import frame_path, frames
 from drone_kd_training.distillation.paired_comparison import distinct, name_primary
 from drone_kd_training.distillation.run_report import is_score, read_metrics
 from drone_kd_training.evaluation.evaluate import evaluate, over_classes
 from drone_kd_training.html_report import compare_frames, write_report
 from drone_kd_training.models.checkpoints import cost, load_model
 from drone_kd_training.ray_cluster import each
+from drone_kd_training.retraining.stretches import frame_blocks
 
 # Values to tune the one weight of Ultralytics' own distillation, `dis` (default 6).
 BUILTIN_WEIGHTS = (0.5, 1.0, 2.0, 6.0)
-# Number of stretches of frames that `hold_out` takes.
+# Number of stretches of frames that `hold_out` takes, and of flights from which it takes some.
 STRETCHES = 8
 SCORES = ("map50_95", "map50", "ap_tiny", "ap_small", "ap_medium")
 
@@ -291,10 +293,11 @@ def _run_folder(output: Path, arm: str, seed: int) -> Path:
 
 
 def hold_out(data: Path, share: float, output: Path) -> Path:
-    """Write a data set whose validation split is a share in (0, 1) of the training frames.
+    """Write a data set whose validation split is about a share in (0, 1) of the training frames.
 
-    Stretches of consecutive frames are held out, so that most frames have no neighbor on the other
-    side; in several places, so that they are representative. Tiles of a frame stay together
+    Whole flights are held out where the names of the frames tell `STRETCHES` or more
+    (`retraining.stretches`). Otherwise stretches of consecutive frames are, in several places, so
+    that most frames have no neighbor on the other side. Tiles of a frame stay together
     (`label_subsets`). The result is the new data.yaml.
 
     Raises:
@@ -305,16 +308,33 @@ def hold_out(data: Path, share: float, output: Path) -> Path:
     places = min(STRETCHES, round(len(groups) * share))
     if share >= 1 or places < 1:
         raise ValueError(f"a share of {share} of {len(groups)} frames leaves nothing on one side")
+    blocks = frame_blocks([frame_path(group[0]) for group in groups], STRETCHES)
+    if blocks.unit == "flight":
+        chosen = np.isin(blocks.of_frame, held_out_flights(np.bincount(blocks.of_frame), share))
+    else:  # the end of each of the equal parts of the list
+        chosen = np.arange(len(groups)) * places / len(groups) % 1 >= 1 - share
     lists: dict[str, list[Path]] = {"train": [], "val": []}
-    for i, group in enumerate(groups):
-        # The end of each of the equal parts of the list is held out.
-        position = i * places / len(groups) % 1
-        lists["val" if position >= 1 - share else "train"] += group
+    for group, held_out in zip(groups, chosen, strict=True):
+        lists["val" if held_out else "train"] += group
     train, val = ((output / f"{name}.txt").resolve() for name in lists)
     write_list(train, lists["train"])
     write_list(val, lists["val"])
     split = replace(dataset, train=train, val=val, test=None)
     return split.write_resolved(output / "data.yaml")
+
+
+def held_out_flights(sizes: np.ndarray, share: float) -> list[int]:
+    """Return the flights to hold out, spread over all: about a share of the frames, at least one.
+
+    ``sizes``: int64 (N,), frames of each flight.
+    """
+    found, missing = [], 0.0
+    for flight, size in enumerate(sizes.tolist()):
+        missing += share * size
+        if missing >= size / 2:
+            found.append(flight)
+            missing -= size
+    return found[: len(sizes) - 1] or [len(sizes) // 2]
 
 
 def as_csv(rows: Sequence[dict]) -> str:

@@ -69,8 +69,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="for choosing settings: evaluate on this share of the training frames, held out in "
-        "contiguous blocks, instead of the validation split",
+        help="for choosing settings: evaluate on a share of the training frames, instead of the "
+        "validation split; whole flights where file names tell them, else stretches of frames",
     )
     comparison.add_argument(
         "--cluster",

@@ -46,8 +46,13 @@ def frames(images: Iterable[Path]) -> list[list[Path]]:
     """Return the images grouped by frame, both in the given order."""
     found: dict[Path, list[Path]] = {}
     for path in images:
-        found.setdefault(path.with_name(_CORNER.sub("", path.stem)), []).append(path)
+        found.setdefault(frame_path(path), []).append(path)
     return list(found.values())
+
+
+def frame_path(image: Path) -> Path:
+    """Return the path of the frame that an image is, or is a tile of."""
+    return image.with_name(_CORNER.sub("", image.stem) + image.suffix)
 
 
 def choose_frames(count: int, labels: int, subset: int) -> set[int]:

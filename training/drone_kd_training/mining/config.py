@@ -34,5 +34,5 @@ class Settings:
         "",
         metavar="FILE",
         help="record that keeps each flight on one side for ever, for learning or for judging "
-        "(default: time blocks of each flight are held out)",
+        "(default: one of five flights judges; of fewer flights, time blocks of each)",
     )

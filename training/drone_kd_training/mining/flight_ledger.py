@@ -57,6 +57,14 @@ def assign_sides(flights: Sequence[str], ledger: Path) -> dict[str, str]:
     return sides
 
 
+def split_flights(flights: Sequence[str]) -> dict[str, str]:
+    """Return the sides of different flights without a ledger; empty for fewer than five."""
+    every = _LEARNING_PER_JUDGING + 1
+    if len(flights) < every:
+        return {}
+    return {flight: JUDGE if i % every == 1 else LEARN for i, flight in enumerate(flights)}
+
+
 def _with(
     known: list[tuple[str, list[str]]], side: str, files: list[str], joined: bool
 ) -> list[tuple[str, list[str]]]:

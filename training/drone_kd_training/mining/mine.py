@@ -28,7 +28,7 @@ from drone_kd_training.data.folders import own_folder, real_folder
 from drone_kd_training.data.names import DataError
 from drone_kd_training.mining import mined_dataset, stages
 from drone_kd_training.mining.config import Settings
-from drone_kd_training.mining.flight_ledger import JUDGE, assign_sides
+from drone_kd_training.mining.flight_ledger import JUDGE, assign_sides, split_flights
 from drone_kd_training.mining.flights import Segment, plan
 from drone_kd_training.mining.remote_flights import shown_flight
 from drone_kd_training.mining.selection import add_scenes, held_out, pick
@@ -81,7 +81,7 @@ def mine(
     models = open_models(settings.teacher, settings.student)
     segments = plan(flights, list(topics), lambda error: warn(f"WARNING {one_line(error, 400)}"))
     work = _work_folder(output, settings, segments)
-    sides = assign_sides(flights, Path(settings.ledger)) if settings.ledger else {}
+    sides = _sides(flights, segments, settings)
     if cluster is None:
         workers: InProcess | Cluster = InProcess(models)
     else:
@@ -110,6 +110,13 @@ def mine(
     splits = Counter(row["split"] for row in rows)
     frames = sum(part["frames"] for part in done.values())
     return {"frames": frames, "train": splits["train"], "val": splits["val"]}
+
+
+def _sides(flights: list[str], segments: list[Segment], settings: Settings) -> dict[str, str]:
+    """Return the sides of whole flights; empty: time blocks of each flight are held out."""
+    if settings.ledger:
+        return assign_sides(flights, Path(settings.ledger))
+    return split_flights(list(dict.fromkeys(segment.flight for segment in segments)))
 
 
 class InProcess:

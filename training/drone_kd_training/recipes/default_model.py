@@ -5,10 +5,10 @@
     python -m drone_kd_training.recipes.default_model --shared path/to/shared
     ... --thermal-teacher best.pt    # instead of training one on HIT-UAV
 
-``shared`` holds data/ (aerial-cars, hit-uav, rgb-unlabelled, and unicamp-people, which is only
-measured), weights/ (COCO's YOLOv8n and s, a YOLOv5su of VisDrone) and replay/. The sources and
-teachers are in default_model.yaml. Each step leaves its result in --output; the same command
-resumes an interrupted run.
+``shared`` holds data/ (aerial-cars, hit-uav, rgb-unlabelled, and unicamp-people, a development set
+that is never trained on), weights/ (COCO's YOLOv8n and s, a YOLOv5su of VisDrone) and replay/. The
+sources and teachers are in default_model.yaml. Each step leaves its result in --output; the same
+command resumes an interrupted run.
 """
 
 from __future__ import annotations

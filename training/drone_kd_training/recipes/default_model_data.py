@@ -61,7 +61,9 @@ EMPTY = {
 }  # fmt: skip
 UNLABELLED = Path("data/rgb-unlabelled/images")
 VIDEO = Path("replay/minsk_DJI_0005_seq.mp4")
-# Test sets on which models with different class lists are compared by kind of object.
+# Sets on which models with different class lists are compared by kind of object. unicamp-people is
+# a development set: its training flight helps to choose alpha, and its figures chose thresholds of
+# the recipe.
 TEST_SETS = ("hit-uav", "aerial-cars", "unicamp-people")
 KINDS = {
     **dict.fromkeys(("car", "van", "truck", "bus", "minibus", "other_vehicle"), "vehicle"),
@@ -71,7 +73,8 @@ KINDS = {
 }  # fmt: skip
 # Images on which alpha and the threshold are chosen: of HIT-UAV's training flights those between
 # the ones trained on, of aerial-cars the ones trained on (there are no others), of unicamp-people
-# the training flight, which is not trained on.
+# the training flight, which is not trained on. The first two are of flights that are trained on:
+# they rank settings, and their scores are too high. No flight that judges is among them.
 SELECTION_IMAGES = 150
 
 

@@ -244,7 +244,7 @@ model card, with the limits of the model, is `docs/default-model.md` in the repo
 Classes: {names}.
 
 AP50 (mAP50-95) in percent on validation flights at 640 px, classes merged to person, two-wheeler
-and vehicle:
+and vehicle. `unicamp-people` is a development set, with which settings were chosen:
 
 {test_sets}
 
@@ -273,8 +273,9 @@ Written by `python -m drone_kd_training.recipes.default_model`; do not edit by h
 ## Results
 
 AP50 (mAP50-95) in percent at 640 px, classes merged to person, two-wheeler and vehicle. `hit-uav`
-is thermal. `aerial-cars` has tiny vehicles. `unicamp-people` was used neither for training nor for
-labels. No flight is in both training and validation.
+is thermal. `aerial-cars` has tiny vehicles. `unicamp-people` is a development set, not a test set:
+settings of the recipe were chosen with it. Nothing was trained on it or labelled with its help. No
+flight is in both training and validation.
 
 {test_sets}
 
@@ -296,7 +297,8 @@ the model's classes:
 
 The class logits were shifted so that 0.25 is the threshold of the best mean F1; it was {threshold}
 before. The threshold was chosen on training images: frames of HIT-UAV's training flights between
-those trained on, and the training images of aerial-cars.
+those trained on, and the training images of aerial-cars. They are of the flights that were trained
+on, so scores on them, as in the table of alpha below, are too high.
 
 {f1}
 
@@ -350,7 +352,7 @@ further lineage (hashes of its data and ancestors).
 - The model is small, was trained briefly on little data, and is not validated for flight. Measure
   it on your own images before anything depends on it.
 - Do not use it to find people in distress, to keep a distance from people, or to identify anybody.
-  It finds few people by day: see `unicamp-people` above.
+  It finds few people by day: see `unicamp-people` above, a development set.
 - Thermal images: only the camera of HIT-UAV, and no trucks or buses in them.
 - People seen from straight above are a few pixels tall and mostly missed at 640 px: use
   `tiling: auto`.
@@ -363,6 +365,6 @@ further lineage (hashes of its data and ancestors).
 The weights are {licence}, because they and the teachers' weights were trained with Ultralytics
 from its checkpoints. `hit-uav` is CC BY 4.0, `aerial-cars` CC BY-SA and CC BY 3.0,
 `rgb-unlabelled` public domain, CC0, CC BY 3.0 and CC BY 4.0. All of them allow commercial use with
-attribution. `unicamp-people` (CC BY-NC 4.0) was only measured. VisDrone: see
-[ancestry](#ancestry).
+attribution. `unicamp-people` (CC BY-NC 4.0) is a development set, nothing was trained on it.
+VisDrone: see [ancestry](#ancestry).
 """
