@@ -13,7 +13,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-BLOCK = re.compile(r"(?<=<!-- table: )([\w./-]+)( -->\n\n)((?:(?!<!--).)*)(\n<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(?<=<!-- table: )([\w./-]+)( -->\n\n)((?:(?!<!--).)*)(\n<!-- end -->)", re.DOTALL
+)
 _LEFT_OUT = re.compile(
     r"<!-- table: .*?<!-- end -->|<!--.*?-->|```.*?```|^(?:    [^\n]*\n?)+|^#[^\n]*|`[^`]*`"
     r"|\]\([^)]*\)|\b[\w.-]*\d+\.\d+\.\d[\w.]*",

@@ -29,10 +29,12 @@ def test_a_fifth_of_the_flights_judges_and_the_first_one_learns(flights, tmp_pat
     assert [sides[f] for f in flights] == [LEARN, JUDGE, *[LEARN] * 4, JUDGE]
 
 
-def test_flights_without_a_ledger_have_its_sides_from_five_up(flights, tmp_path):
-    assert split_flights(flights) == assign_sides(flights, tmp_path / "ledger.json")
-    assert JUDGE in split_flights(flights[:5]).values()
-    assert split_flights(flights[:4]) == {}
+def test_flights_without_a_ledger_have_its_sides_where_five_judge(tmp_path):
+    flights = [flight(tmp_path, f"f{number}") for number in range(22)]
+    sides = split_flights(flights)
+    assert sides == assign_sides(flights, tmp_path / "ledger.json")
+    assert [*sides.values()].count(JUDGE) == 5
+    assert split_flights(flights[:21]) == {}
 
 
 def test_flight_keeps_its_side_as_a_folder_as_its_files_and_renamed(flights, tmp_path):

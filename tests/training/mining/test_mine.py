@@ -19,7 +19,7 @@ import pytest
 
 from drone_kd.cli import main
 from drone_kd_training.data.dataset import image_paths, load_data, read_sample
-from drone_kd_training.mining import mined_dataset, stages
+from drone_kd_training.mining import flight_ledger, mined_dataset, stages
 from drone_kd_training.mining.flight_ledger import JUDGE, assign_sides
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND
 from drone_kd_training.teachers.teachers import open_teacher
@@ -337,7 +337,8 @@ def test_flight_of_the_ledger_keeps_its_side_also_as_its_file(bag, teacher, stud
 
 
 @pytest.mark.slow
-def test_of_five_flights_the_second_one_judges(teacher, student, tmp_path):
+def test_of_five_flights_the_second_one_judges(teacher, student, tmp_path, monkeypatch):
+    monkeypatch.setattr(flight_ledger, "_MIN_JUDGING", 1)
     flights = [flight(tmp_path / f"flight{i}", seconds=6 + i) for i in range(5)]
     # The same one twice is one flight.
     four = [*flights[:4], flights[0]]

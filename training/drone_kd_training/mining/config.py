@@ -34,5 +34,5 @@ class Settings:
         "",
         metavar="FILE",
         help="record that keeps each flight on one side for ever, for learning or for judging "
-        "(default: one of five flights judges; of fewer flights, time blocks of each)",
+        "(default: of 22 flights or more one in five judges; of fewer, time blocks of each)",
     )

@@ -25,6 +25,9 @@ from drone_kd_training.mining.remote_flights import shown_flight
 LEARN, JUDGE = "learn", "judge"
 # One of five flights judges, the second one first.
 _LEARNING_PER_JUDGING = 4
+# Judging flights that the guard needs; with fewer, time blocks of all flights say more than a flight
+# or two.
+_MIN_JUDGING = 5
 _RECORDINGS = {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, ".mcap", ".db3", ".zstd"}
 _FORMAT = 1
 
@@ -58,11 +61,13 @@ def assign_sides(flights: Sequence[str], ledger: Path) -> dict[str, str]:
 
 
 def split_flights(flights: Sequence[str]) -> dict[str, str]:
-    """Return the sides of different flights without a ledger; empty for fewer than five."""
+    """Return the sides of different flights without a ledger.
+
+    Empty where fewer than five would judge, that is for fewer than 22 flights.
+    """
     every = _LEARNING_PER_JUDGING + 1
-    if len(flights) < every:
-        return {}
-    return {flight: JUDGE if i % every == 1 else LEARN for i, flight in enumerate(flights)}
+    sides = {flight: JUDGE if i % every == 1 else LEARN for i, flight in enumerate(flights)}
+    return sides if list(sides.values()).count(JUDGE) >= _MIN_JUDGING else {}
 
 
 def _with(
