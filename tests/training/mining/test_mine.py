@@ -338,11 +338,11 @@ def test_flight_of_the_ledger_keeps_its_side_also_as_its_file(bag, teacher, stud
 
 @pytest.mark.slow
 def test_of_five_flights_the_second_one_judges(teacher, student, tmp_path, monkeypatch):
-    monkeypatch.setattr(flight_ledger, "_MIN_JUDGING", 1)
     flights = [flight(tmp_path / f"flight{i}", seconds=6 + i) for i in range(5)]
     # The same one twice is one flight.
     four = [*flights[:4], flights[0]]
-    for output, given in (("five", flights), ("four", four)):
+    for output, given, needed in (("five", flights, 1), ("four", four, 2)):
+        monkeypatch.setattr(flight_ledger, "_MIN_JUDGING", needed)
         assert mine(tmp_path / output, *given, teacher=teacher, student=student) == 0
     judging = {row["flight"] for row in table(tmp_path / "five") if row["split"] == "val"}
     learning = {row["flight"] for row in table(tmp_path / "five") if row["split"] == "train"}

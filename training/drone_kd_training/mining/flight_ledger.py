@@ -25,8 +25,8 @@ from drone_kd_training.mining.remote_flights import shown_flight
 LEARN, JUDGE = "learn", "judge"
 # One of five flights judges, the second one first.
 _LEARNING_PER_JUDGING = 4
-# Judging flights that the guard needs; with fewer, time blocks of all flights say more than a flight
-# or two.
+# Judging flights that the guard needs; with fewer, time blocks of all flights say more than a
+# flight or two.
 _MIN_JUDGING = 5
 _RECORDINGS = {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, ".mcap", ".db3", ".zstd"}
 _FORMAT = 1
