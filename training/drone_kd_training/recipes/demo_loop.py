@@ -75,7 +75,7 @@ class Plan:
     per_scene: int = 5
     epochs: int = 4
     batch: int = 4
-    keep: float = 0.5  # of the deployed model in the candidate's weights
+    keep: float = 0.7  # of the deployed model in the candidate's weights
 
 
 def run(plan: Plan) -> dict[str, Any]:
