@@ -1,6 +1,7 @@
 """Gates on detections: which changes of a file they refuse, and which they let pass."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -188,6 +189,25 @@ def test_fault_of_one_class_or_size_is_refused(change, gate, precision):
     assert gate in failed
     unchanged = "large" if change is without_tiny else "class car"
     assert not [name for name in failed if name.endswith(unchanged)]
+
+
+def test_interval_is_over_flights_where_ten_are_known():
+    """In each of the flights all or none of the boxes are moved."""
+
+    def moved_in_every_second_flight(names: str) -> dict[str, float]:
+        found = flight(lambda d: d, images=120)
+        frames = []
+        for i, frame in enumerate(found.frames):
+            path = Path(names.format(flight=i // 10, frame=i % 10, number=i))
+            if i // 10 % 2:
+                moved = detections(frame.file.xyxy + 20, frame.file.scores, frame.file.class_ids)
+                frame = frame._replace(file=moved)
+            frames.append(frame._replace(sample=replace(frame.sample, path=path)))
+        gate = measure(found._replace(frames=frames), "int8")[0]["boxes lost, %"]
+        return gate["high"] - gate["low"]
+
+    by_flight = moved_in_every_second_flight("{flight}-{frame}.png")
+    assert by_flight > 2 * moved_in_every_second_flight("{number}.png")
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from drone_kd_training.evaluation.evaluate import CONFIDENCE, IOU, class_map
 from drone_kd_training.export.calibration import spread
 from drone_kd_training.export.gate_outcomes import judge
 from drone_kd_training.retraining.bootstrap import Matches, resample_blocks
+from drone_kd_training.retraining.stretches import frame_blocks
 
 # Name of the gate that every export with data has.
 INVALID = "frames with invalid output"
@@ -37,6 +38,8 @@ GROUP = ": "
 # object is lower after one pixel of drift.
 LABEL_IOU, PARTNER_IOU = 0.5, 0.3
 RESAMPLES = 100
+# Flights that the bootstrap draws, at least; with fewer it draws images.
+FLIGHTS = 10
 # Gates by class: for the most frequent ones of a model with hundreds.
 MAX_CLASSES = 100
 # An FP32 file has no mAP to compare: its reference runs on this share of the images.
@@ -158,12 +161,21 @@ def measure(
     """
     limits = LIMITS[precision]
     compared = [frame for frame in flight.frames if frame.compared]
-    weights = resample_blocks(np.arange(len(compared)), RESAMPLES)
+    weights = resample_blocks(_blocks(compared), RESAMPLES)
     agreement = _agreement(flight, compared, limits, weights)
     of_labels, metrics = _against_labels(flight, compared, limits, weights)
     mean_ap, aps = _mean_ap(flight, limits, weights if precision != "fp32" else None)
     invalid = {"measured": float(flight.invalid), "limit": 0.0, "count": len(flight.frames)}
     return {INVALID: invalid, **agreement, **of_labels, **mean_ap}, aps | metrics
+
+
+def _blocks(frames: list[Frame]) -> np.ndarray:
+    """Return what the bootstrap draws, int64 (F,): the flight of each frame, or itself.
+
+    Frames of one flight are not independent; but of few flights an interval is a guess.
+    """
+    blocks = frame_blocks([frame.sample.path for frame in frames], FLIGHTS)
+    return blocks.of_frame if blocks.unit == "flight" else np.arange(len(frames))
 
 
 def _agreement(
