@@ -76,7 +76,8 @@ def add(file: Path, run: str, what: str, folder: Path = FOLDER) -> None:
     metrics = file.with_name("metrics.json")
     content = read_json(metrics) if metrics.is_file() else None
     if isinstance(content, dict) and isinstance(content.get(TEACHER), dict):
-        teacher = {column: str(content[TEACHER].get(column, "")) for column in rows[0]}
+        figures = {k: v for k, v in content[TEACHER].items() if v is not None}
+        teacher = {column: str(figures.get(column, "")) for column in rows[0]}
         rows.insert(0, {**teacher, "arm": TEACHER})
     keep(run, rows, {"what": what, **found}, folder)
 

@@ -235,7 +235,7 @@ def test_the_primary_comparison_is_named_before_the_runs(tiny_data, tmp_path, tr
     compare(base, output, (0, 1), ["plain", "distilled", "beta=1"])
     assert len(trained) == 6
     first = (output / "compare.md").read_text().splitlines()[0]
-    assert first.startswith("No primary comparison (named after 6 runs on this split")
+    assert first.startswith("No primary comparison (named after 6 runs: confirm")
 
     compare(base, tmp_path / "variants", (0,), ["plain", "beta=1", "beta=2"])
     first = (tmp_path / "variants" / "compare.md").read_text().splitlines()[0]

@@ -77,7 +77,7 @@ def test_what_was_not_named_before_the_runs_is_not_primary():
     rows = [*runs("ours", (0.52, 0.50)), *runs("hard:0.4", (0.50, 0.49))]
     late = Primary("ours", "hard:0.4", runs_before=12)
     assert primary_line(rows, late, SUBSET, TEACHER).startswith(
-        "No primary comparison (named after 12 runs on this split: start another --output): ours"
+        "No primary comparison (named after 12 runs: confirm it on data not yet measured): ours"
     )
     found = [difference(rows, "ours", "hard:0.4", SUBSET)]
     assert secondary(found, OURS) == []

@@ -207,6 +207,22 @@ def test_a_run_of_another_process_is_left_to_it(tiny_data, tmp_path, trained, ca
     assert len(trained) == 4
 
 
+def test_without_a_finished_run_there_are_no_tables(tiny_data, tmp_path, trained, capsys):
+    with claim(tmp_path / "locks" / "few-3labels-seed0"):
+        assert compare_few_labels(config(tiny_data), tmp_path, (0,), ["few"], (3,)) == {}
+    assert "1 runs are left" in capsys.readouterr().out and not trained
+
+
+def test_an_experiment_of_a_version_with_fewer_settings_continues(tiny_data, tmp_path, trained):
+    compare_few_labels(config(tiny_data), tmp_path, (0,), ["few"], (3,))
+    path = tmp_path / "experiment.json"
+    content = json.loads(path.read_text())
+    del content["baseline"], content["terms"]
+    path.write_text(json.dumps(content))
+    compare_few_labels(config(tiny_data), tmp_path, (0,), ["few", "ours"], (3,))
+    assert len(trained) == 2
+
+
 def test_time_counts_over_all_starts_of_a_run(tmp_path):
     csv = tmp_path / "results.csv"
     csv.write_text("epoch,time,loss\n1,10,1\n2,21,1\n3,12,1\n4,20,1\n")

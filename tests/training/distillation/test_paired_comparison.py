@@ -11,6 +11,7 @@ from drone_kd_training.distillation.paired_comparison import (
     SEED,
     SUBSET,
     Primary,
+    best_difference,
     difference,
     distinct,
     holm,
@@ -146,3 +147,10 @@ def test_equal_arms_differ_in_one_of_twenty_experiments():
     assert 5 <= primary <= 40
     assert family <= 40
     assert dependent > 60  # what counting the runs of one subset as independent would do
+
+
+def test_best_of_others_is_the_best_on_the_units_of_ours():
+    elsewhere_better = runs("hard:0.3", (0.2, 0.2, 0.9, 0.9, 0.9))
+    rows = [*runs("ours", (0.5, 0.5)), *elsewhere_better, *runs("hard:0.5", (0.4, 0.4))]
+    found = best_difference(rows, "ours", ["hard:0.3", "hard:0.5"], SUBSET, "")
+    assert (found.other, found.candidates) == ("hard:0.5", 2)

@@ -121,6 +121,8 @@ def _compare_few_labels(
 def _write_provenance(config: Config, output: Path, seeds: tuple[int, ...]) -> None:
     from drone_kd_training.distillation.comparison_text import counted_classes
 
+    if not (output / "metrics.json").is_file():
+        return  # no run is finished
     teacher = read_json(output / "metrics.json")["teacher"]
     classes = counted_classes(teacher)
     sizes = f"student {config.imgsz}, teacher {config.teacher_imgsz}"

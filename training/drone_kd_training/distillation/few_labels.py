@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +162,13 @@ def _check_settings(config: Config, select: float, path: Path) -> None:
     content = parse_json(json.dumps(content, default=str), path)
     if not path.is_file():
         write_text(path, json.dumps(content, indent=1))
-    elif (before := read_json(path)) != content:
-        known = before if isinstance(before, dict) else {}
-        other = sorted(k for k in content if content[k] != known.get(k))
+        return
+    before = read_json(path)
+    # An earlier version may have written fewer settings: it had their defaults.
+    defaults = {field.name: field.default for field in fields(Config)}
+    defaults = parse_json(json.dumps(defaults, default=str), path)
+    known = {**defaults, **(before if isinstance(before, dict) else {})}
+    if other := sorted(key for key in content if content[key] != known.get(key)):
         raise ValueError(
             f"{one_line(path.parent)} has an experiment with another "
             f"{one_line(', '.join(other), 200)}: choose another --output"
@@ -250,12 +254,15 @@ class Experiment:
         return sorted(rows, key=lambda row: (row["labels"], row["subset"], row["arm"]))
 
     def write_tables(self, runs: Sequence[Run]) -> dict[str, Any]:
-        """Write the tables of all finished runs; return the content of ``metrics.json``."""
+        """Write the tables of all finished runs; return the content of ``metrics.json``.
+
+        Without a finished run there are no tables, and {} is returned.
+        """
         order = list(dict.fromkeys(run.arm.name for run in runs))
         with claim(self.output / "locks" / "tables", wait=True):
-            return write_tables(
-                self.output, self.teacher, self.primary, self.rows(), self.labels, order
-            )
+            if not (rows := self.rows()):
+                return {}
+            return write_tables(self.output, self.teacher, self.primary, rows, self.labels, order)
 
     def _complete(self, row: dict, record: Path) -> dict:
         """Return the row of a run with all columns, as of an earlier version, over our classes."""

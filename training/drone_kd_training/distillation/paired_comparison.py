@@ -48,7 +48,7 @@ class Primary:
         if self.arm is None:
             return "several variants of ours, none named before the runs: choose with --select"
         if self.runs_before:
-            return f"named after {self.runs_before} runs on this split: start another --output"
+            return f"named after {self.runs_before} runs: confirm it on data not yet measured"
         return ""
 
 
@@ -167,8 +167,10 @@ def best_difference(
     rows: Sequence[dict], arm: str, others: Sequence[str], unit: str, role: str
 ) -> Difference | None:
     """Return an arm minus the best of others on these rows, which favours that one."""
-    measured = [name for name in dict.fromkeys(others) if mean_by_unit(rows, name, unit)]
-    other = best(rows, measured, unit)
+    units = mean_by_unit(rows, arm, unit)
+    paired = [row for row in rows if row[unit] in units]
+    measured = [name for name in dict.fromkeys(others) if mean_by_unit(paired, name, unit)]
+    other = best(paired, measured, unit)
     return difference(rows, arm, other, unit, role, len(measured)) if other else None
 
 
