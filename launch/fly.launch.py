@@ -49,6 +49,13 @@ def _detector(context: LaunchContext) -> list[Node]:
         if LaunchConfiguration(name).perform(context)
     }
     file = LaunchConfiguration("params_file").perform(context)
+    if file:
+        file = str(Path(file).expanduser())
+        if not Path(file).is_file():
+            raise RuntimeError(f"params_file: expected a file, found none at {file}")
+    respawn = LaunchConfiguration("respawn").perform(context).lower()
+    if respawn not in ("true", "false"):
+        raise RuntimeError(f"respawn: expected true or false, got {respawn}")
     # The later one wins.
     parameters = [str(DEFAULTS), *([file] if file else []), *([given] if given else [])]
     return [
@@ -62,7 +69,7 @@ def _detector(context: LaunchContext) -> list[Node]:
             # Large best-effort images are lost in Fast DDS's default shared memory.
             additional_env=large_image_settings(),
             output="screen",
-            respawn=LaunchConfiguration("respawn").perform(context) == "true",
+            respawn=respawn == "true",
             respawn_delay=1.0,
         )
     ]

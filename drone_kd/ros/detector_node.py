@@ -484,7 +484,8 @@ class DetectorNode(RespondingNode):
         return {name: camera.stats.report() for name, camera in self._cameras.copy().items()}
 
     def _match(self) -> None:
-        if error := lasting_error():
+        on_cpu = self._slot is not None and self._slot.model.backend.fallback
+        if (error := lasting_error()) and not on_cpu:
             raise RestartNeededError(f"the GPU is lost to this process: {error}; restart it")
         self._check_inferences()
         if self._pipeline is not None:

@@ -60,8 +60,9 @@ class ImageSubscription:
     def match(self) -> None:
         """With "auto": follow publishers that appear or disappear."""
         if self._auto and self._offered() and self._wanted() != self._reliability:
-            self.destroy()
-            self._subscribe(self._wanted())
+            before = self._subscription
+            self._subscribe(self._wanted())  # first: it may fail, and is tried again then
+            self._node.destroy_subscription(before)
 
     def why_silent(self) -> str:
         """Return the likely reason why no image arrives, and the remedy."""
@@ -106,7 +107,6 @@ class ImageSubscription:
         return _RELIABLE if self._offered() == {_RELIABLE} else _BEST_EFFORT
 
     def _subscribe(self, reliability: ReliabilityPolicy) -> None:
-        self._reliability = reliability
         qos = QoSProfile(depth=1, reliability=reliability)
         arguments = (self._type, self._name, self._callback, qos)
         events = SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible)
@@ -114,6 +114,7 @@ class ImageSubscription:
             self._subscription = self._node.create_subscription(*arguments, event_callbacks=events)
         except UnsupportedEventTypeError:  # depends on the middleware
             self._subscription = self._node.create_subscription(*arguments)
+        self._reliability = reliability
 
     def _on_incompatible(self, event: Any) -> None:
         # With "auto", a publisher that changed its reliability causes this until the next `match`.

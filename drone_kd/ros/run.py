@@ -62,7 +62,7 @@ def run_node(
     except Exception as error:  # a wrong --ros-args; the class differs between distributions
         hint = "set ROS_LOG_DIR to a folder that can be written" if "logging" in str(error) else ""
         return _fail(name, error, hint)
-    node, stopped = None, True
+    node, stopped, code = None, True, 0
     executor = SingleThreadedExecutor()
     try:
         node = _made(make_node, finished)
@@ -77,7 +77,7 @@ def run_node(
                 release_entities(node)
                 log_failure(node.get_logger(), failures, "Callback", error)
     except (ParameterException, SettingsError, SourceError, RestartNeededError) as error:
-        return _fail(name, error)
+        code = _fail(name, error)
     finally:
         if node is not None:
             stopped = node.stop()
@@ -90,8 +90,8 @@ def run_node(
         # A thread inside a runtime cannot be interrupted: exit without it.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
-    return 0
+        os._exit(code)
+    return code
 
 
 def _made(make_node: Callable[[threading.Event], Any], finished: threading.Event) -> Any:

@@ -14,6 +14,8 @@ LOG = "RECORDED_NETWORK"
 _LOCAL = ("", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::")
 # Programs that fetch something.
 _PROGRAMS = {"curl", "wget", "git", "pip", "uv", "ping", "conda"}
+# What git does in the checkout alone: provenance asks for the commit.
+_LOCAL_GIT = {"ls-files", "rev-parse", "status"}
 _SHELLS = {"sh", "bash", "dash"}
 
 
@@ -55,7 +57,8 @@ def _check_program(event: str, words: list[str]) -> None:
     names = {os.path.basename(word) for word in words[:4]}  # noqa: PTH119
     if names & _SHELLS:
         names |= {name for word in words for name in re.split(r"[^\w.-]+", word)}
-    if names & _PROGRAMS:
+    local = names & _PROGRAMS == {"git"} and len(words) > 4 and words[4] in _LOCAL_GIT
+    if names & _PROGRAMS and not local:
         _refuse(event, words)
 
 

@@ -186,9 +186,9 @@ def session_processes(session: int, argument: str) -> list[int]:
     return found
 
 
-def error_lines(*arguments: str) -> list[str]:
-    """Launch sim.launch.py, which fails; return its error lines."""
-    process = start("sim.launch.py", *arguments)
+def error_lines(*arguments: str, file: str = "sim.launch.py") -> list[str]:
+    """Launch a file, which fails; return its error lines."""
+    process = start(file, *arguments)
     output, _ = process.communicate(timeout=WAIT_SECONDS)
     assert "Traceback" not in output
     return [line for line in output.splitlines() if "ERROR" in line]
@@ -392,3 +392,16 @@ def test_wrong_argument_of_sim_is_one_line(
 def test_unknown_camera_of_sim_is_rejected(ros_domain_id: int, prefix: Path) -> None:
     line, *_ = error_lines("camera:=left")
     assert "left" in line
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("params_file:=/nope/typo.yaml", "params_file: expected a file, found none at"),
+        ("respawn:=yes", "respawn: expected true or false, got yes"),
+    ],
+)
+@pytest.mark.usefixtures("prefix")
+def test_fly_refuses_an_argument_that_would_have_no_effect(argument: str, says: str) -> None:
+    (line,) = [line for line in error_lines(argument, file="fly.launch.py") if says in line]
+    assert line

@@ -1,5 +1,7 @@
 """Choice of the runtime, with a simulated TensorRT and GPU (simulated_tensorrt.py)."""
 
+import signal
+
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -80,6 +82,26 @@ def test_golden_images_decide_on_a_model_in_flight(simulated_tensorrt, ground, m
     site.wait_for_log("Swapped to model other.onnx")
 
 
+def test_gpu_that_is_lost_while_loading_does_not_end_a_node_that_flies_on_the_cpu(
+    ground, simulated_tensorrt, model
+):
+    simulated_tensorrt.gpu.errors["cudaStreamSynchronize"] = 700
+    site = ground(model=model, autostart=True, allow_fallback=True)
+    node = site.add_detector()
+    assert cuda.lasting_error() and node._slot.model.backend.fallback
+    node._match()  # does not raise
+
+
+@pytest.fixture
+def signal_handlers():
+    """Restore what `run_node` sets for its process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signal_handlers")
 @pytest.mark.parametrize("hidden_by_tensorrt", [False, True])
 def test_gpu_that_is_lost_to_the_process_ends_it(
     simulated_tensorrt, model, ros_domain_id, monkeypatch, capfd, hidden_by_tensorrt

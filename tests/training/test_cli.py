@@ -194,7 +194,7 @@ def test_export_passes_its_options_on(call, tmp_path, capsys):
     assert run("export", "best.pt", "--output", output, *options) == 0
     named = {"precision": "int8", "data": "d.yaml", "imgsz": (384, 640)}
     named |= {"batch": 1, "input_": "uint8-nhwc", "force": False}
-    named |= {"licence": "AGPL-3.0", "attribution": "", "ancestry": ""}
+    named |= {"licence": "AGPL-3.0", "attribution": "", "ancestry": "", "golden": True}
     assert calls == [((Path("best.pt"), output), named)]
     printed = capsys.readouterr().out
     assert "holds" in printed and "50.00" in printed and printed.endswith(f"{output}\n")

@@ -190,21 +190,24 @@ def _score(plan: Plan, client: DetectorClient, output: Path) -> dict[str, Any]:
 
 
 def _record(plan: Plan, client: DetectorClient) -> list[Path]:
-    """Fly over places with the recorder on; return the bags."""
+    """Fly over places with the recorder on; return the bags, one per place.
+
+    To the guard each is a flight of its own.
+    """
     folder = plan.output / "bags"
     if (plan.output / "mined").is_dir():
         return []
     shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
-    client.record(True)
     with Progress("Record", plan.places, "place") as progress:
         for place in range(plan.places):
             camera = [sys.executable, "-m", "drone_kd.simulation.camera_node"]
             arguments = [*_camera(plan, RECORDED_SEED + place, plan.seconds), "-p", "listeners:=1"]
+            client.record(True)
             with running([*camera, *arguments]) as p:
                 if p.wait(plan.seconds + TIMEOUT_S):
                     raise RuntimeError(f"the camera ended with exit code {p.returncode}")
+            client.record(False)
             progress.update()
-    client.record(False)
     bags = sorted(folder.iterdir())
     client.wait(lambda: all((bag / "metadata.yaml").is_file() for bag in bags), "complete bag")
     return bags
