@@ -240,7 +240,8 @@ class Pipeline:
             published, failed = self._attempt(frames, model, work)
             if failed and former is not None:
                 again, still_failed = self._attempt([frame for frame, _ in failed], former, work)
-                if again:  # so it is not the frame
+                # The frame is not to blame, or has become too old to try it again.
+                if again or not still_failed:
                     self._settle(model, failed[0][1])
                 failed = still_failed
             elif published and former is not None:

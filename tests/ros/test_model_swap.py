@@ -79,6 +79,20 @@ def test_first_image_of_a_model_that_fails_with_it_is_detected_by_the_old_one(
     assert class_of_one(flying) == "car"
 
 
+@pytest.mark.slow
+def test_model_is_swapped_out_also_if_its_first_image_became_too_old_meanwhile(
+    flying, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(work, "LIMIT_SECONDS", 1.0)
+    flying.set_parameter("max_age", 0.5)
+    swap(flying, write_model_endless_for_white(tmp_path / "other.onnx"))
+    flying.send(WHITE, seconds=0)
+    line = flying.wait_for_log("model other.onnx failed with its first image")
+    assert "keeping model.onnx" in line
+    flying.set_parameter("max_age", 0.0)
+    assert class_of_one(flying) == "car"
+
+
 def test_failure_is_no_longer_reported_after_the_window(flying, tmp_path, monkeypatch):
     stats = flying.collect(DiagnosticArray, "/detector/stats")
     (tmp_path / "other.onnx").write_text("no model")
