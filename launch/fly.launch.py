@@ -13,6 +13,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from drone_kd.dds import large_image_settings
+from drone_kd.paths import expanded
 
 SHARE = Path(get_package_share_directory("drone_kd"))
 # A file: launch_ros passes values under the node's name, which win over "/**" of a user's file.
@@ -50,7 +51,7 @@ def _detector(context: LaunchContext) -> list[Node]:
     }
     file = LaunchConfiguration("params_file").perform(context)
     if file:
-        file = str(Path(file).expanduser())
+        file = str(expanded(file))
         if not Path(file).is_file():
             raise RuntimeError(f"params_file: expected a file, found none at {file}")
     respawn = LaunchConfiguration("respawn").perform(context).lower()
