@@ -56,12 +56,16 @@ class DetectorClient:
                     self.model_sha256 = value.value
 
     def record(self, on: bool) -> None:
-        """Switch recording on or off."""
+        """Switch recording on or off; wait while the bag before is being finished."""
+        import rclpy
         from std_srvs.srv import SetBool
 
-        response = self._call(SetBool, "detector/record", SetBool.Request(data=on))
-        if not response.success:
-            raise RuntimeError(response.message)
+        deadline = time.monotonic() + TIMEOUT_S
+        request = SetBool.Request(data=on)
+        while not (response := self._call(SetBool, "detector/record", request)).success:
+            if time.monotonic() > deadline:
+                raise RuntimeError(response.message)
+            rclpy.spin_once(self.ros, timeout_sec=0.1)
 
     def swap(self, model: Path) -> None:
         """Deploy another model, and wait until the node reports it."""
