@@ -67,11 +67,11 @@ class Plan:
     teacher_epochs: int = 3
     base_train: int = 150
     base_val: int = 400  # 20 stretches for the guard
-    places: int = 14  # each a flight, with two held-out stretches
+    places: int = 24  # each a flight, with two held-out stretches
     seconds: float = 12.0  # per recorded place
     scored_seconds: float = 30.0
     rate_hz: float = 5.0
-    mined: int = 80
+    mined: int = 120
     per_scene: int = 5
     epochs: int = 4
     batch: int = 4
