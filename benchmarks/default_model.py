@@ -24,7 +24,6 @@ import yaml
 from benchmarks.rig import markdown_head, markdown_row
 from drone_kd.provenance import write_provenance
 from drone_kd_training.data.dataset import load_data, write_text
-from drone_kd_training.distillation.compare import as_csv
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.models.weight_interpolation import interpolate_weights
 from drone_kd_training.recipes.default_model import (
@@ -36,7 +35,7 @@ from drone_kd_training.recipes.default_model import (
 )
 from drone_kd_training.recipes.default_model_data import KINDS, TEST_SETS, prepare, write_test_set
 from drone_kd_training.recipes.default_model_figures import INPUT_PX, measure
-from drone_kd_training.tables import format_score
+from drone_kd_training.tables import as_csv, format_score
 
 ARMS = ("recipe", "labels", "visdrone", "unmasked")
 DRAWN = "procedural"

@@ -31,7 +31,6 @@ from drone_kd.files import write_text
 from drone_kd.progress import track
 from drone_kd.provenance import write_provenance
 from drone_kd_training.data.dataset import image_paths, label_path, load_data, read_labels
-from drone_kd_training.distillation.compare import as_csv
 from drone_kd_training.retraining.bootstrap import (
     MatchedBoxes,
     average_precision,
@@ -41,6 +40,7 @@ from drone_kd_training.retraining.bootstrap import (
 )
 from drone_kd_training.retraining.guard_margins import CONFIDENCE, GAIN, MARGIN, MIN_BLOCKS
 from drone_kd_training.retraining.stretches import frame_blocks
+from drone_kd_training.tables import as_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

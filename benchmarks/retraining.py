@@ -46,7 +46,6 @@ from drone_kd.progress import track
 from drone_kd.simulation.scene import FlightPlan, fly
 from drone_kd_training.data.dataset import DataSet, image_paths, label_path, load_data
 from drone_kd_training.data.generate import write_data_yaml, write_drawn
-from drone_kd_training.distillation.compare import as_csv
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.evaluation.evaluate import evaluate
@@ -57,7 +56,7 @@ from drone_kd_training.mining.reasons import SHARES
 from drone_kd_training.mining.selection import held_out
 from drone_kd_training.mining.student_and_teacher import open_models
 from drone_kd_training.retraining.retrain import CANDIDATE, GENTLE, Plan, retrain
-from drone_kd_training.tables import format_score
+from drone_kd_training.tables import as_csv, format_score
 from drone_kd_training.teachers.fusion import rescale
 from drone_kd_training.teachers.predict import predict, prediction_lines
 from drone_kd_training.teachers.soft_labels import IGNORE_BAND

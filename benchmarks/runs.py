@@ -7,7 +7,6 @@ empty, and named in the column "unknown".
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from benchmarks.rig import markdown_head, markdown_row
 from drone_kd.files import write_text
 from drone_kd.parsing import read_json
 from drone_kd.provenance import FIELDS, FILE, provenance
+from drone_kd_training.tables import as_csv
 
 Row = dict[str, str]
 
@@ -86,13 +86,14 @@ def keep(run: str, rows: Sequence[Row], known: Mapping[str, object], folder: Pat
     """Write a CSV and its row of runs.csv, sorted by name; arguments as of `Result`."""
     target = folder / f"{run}.csv"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, _text(rows))
+    write_text(target, as_csv(rows))
     fields = {column: str(known.get(column, "")) for column in FIELDS}
     unknown = " ".join(column for column, value in fields.items() if not value)
     new = {"run": run, "what": str(known["what"]), **fields, "unknown": unknown, "notes": ""}
     before = read_rows(folder / RUNS) if (folder / RUNS).is_file() else []
     others = [row for row in before if row["run"] != run]
-    write_text(folder / RUNS, _text(sorted([*others, new], key=lambda row: row["run"])))
+    ordered = sorted([*others, new], key=lambda row: row["run"])
+    write_text(folder / RUNS, as_csv(ordered))
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -102,14 +103,6 @@ def read_rows(path: Path) -> list[Row]:
     if not rows or any(None in row or None in row.values() for row in rows):
         raise ValueError(f"{path}: expected a CSV file with a header and rows as long as it")
     return rows
-
-
-def _text(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def gaps(folder: Path) -> Iterator[str]:

@@ -41,7 +41,6 @@ from benchmarks.rig import markdown_head, markdown_row
 from drone_kd.files import write_text
 from drone_kd.parsing import read_json
 from drone_kd_training.data.dataset import image_paths, label_path, load_data, write_list
-from drone_kd_training.distillation.compare import as_csv
 from drone_kd_training.distillation.config import NO_TEACHER, Config
 from drone_kd_training.distillation.distill import distill
 from drone_kd_training.evaluation.evaluate import predict_split
@@ -54,6 +53,7 @@ from drone_kd_training.mining.student_and_teacher import Models, open_models
 from drone_kd_training.retraining.bootstrap import Matches
 from drone_kd_training.retraining.retrain import GENTLE
 from drone_kd_training.retraining.stretches import frame_blocks
+from drone_kd_training.tables import as_csv
 
 BATCH, SLOTS = 16, 160  # new frames in a training, and as many base frames
 TEACHER_EPOCHS = 2

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import retraining
 from benchmarks.label_cost import LabelCost
-from drone_kd_training.distillation.compare import as_csv
+from drone_kd_training.tables import as_csv
 
 
 def row(arm, seed, frames, labels, gain):

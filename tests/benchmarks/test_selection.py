@@ -5,7 +5,7 @@ import numpy as np
 
 from benchmarks import selection
 from benchmarks.label_cost import LabelCost
-from drone_kd_training.distillation.compare import as_csv
+from drone_kd_training.tables import as_csv
 
 
 def frame(number, scene=0, predicted=(4, 0), boxes=4):

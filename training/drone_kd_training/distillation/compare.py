@@ -8,8 +8,6 @@ interrupted experiment. Tables: `compare_report`.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -46,6 +44,7 @@ from drone_kd_training.html_report import compare_frames, write_report
 from drone_kd_training.models.checkpoints import cost, load_model
 from drone_kd_training.ray_cluster import each
 from drone_kd_training.retraining.stretches import frame_blocks
+from drone_kd_training.tables import as_csv
 
 # Values to tune the one weight of Ultralytics' own distillation, `dis` (default 6).
 BUILTIN_WEIGHTS = (0.5, 1.0, 2.0, 6.0)
@@ -335,12 +334,3 @@ def held_out_flights(sizes: np.ndarray, share: float) -> list[int]:
             found.append(flight)
             missing -= size
     return found[: len(sizes) - 1] or [len(sizes) // 2]
-
-
-def as_csv(rows: Sequence[dict]) -> str:
-    """Return the rows as CSV text, one line per run."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -11,7 +11,7 @@ from typing import Any
 
 from drone_kd.files import atomic_file, write_text
 from drone_kd_training.data.dataset import DataSet
-from drone_kd_training.distillation.compare import as_csv, scores_over
+from drone_kd_training.distillation.compare import scores_over
 from drone_kd_training.distillation.compare_report import teacher_rows
 from drone_kd_training.distillation.comparison_text import (
     as_dict,
@@ -39,7 +39,7 @@ from drone_kd_training.distillation.paired_comparison import (
 )
 from drone_kd_training.distillation.run_report import read_metrics
 from drone_kd_training.html_report import compare_frames, write_report
-from drone_kd_training.tables import format_score
+from drone_kd_training.tables import as_csv, format_score
 
 CURVE = "learning-curve.png"
 
