@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 from collections import deque
 from concurrent import futures
 from dataclasses import fields
@@ -44,9 +43,9 @@ from drone_kd.ros.params import ModelFolders, Settings, SettingsError
 from drone_kd.ros.pipeline import Pipeline, Result
 from drone_kd.ros.qos import LATCHED_QOS, REPORT_QOS, ImageSubscription
 from drone_kd.ros.recording.recorder import Recorder
-from drone_kd.ros.run import RestartNeededError, run_node
+from drone_kd.ros.run import RestartNeededError, StopFlag, run_node
 from drone_kd.ros.stats import CameraReport
-from drone_kd.ros.survival import log_failure
+from drone_kd.ros.survival import describe, log_failure
 from drone_kd.ros.work import Work
 from drone_kd.text import one_line
 
@@ -76,9 +75,9 @@ class DetectorNode(RespondingNode):
 
     ends_with = (RestartNeededError,)
 
-    def __init__(self, stopping: threading.Event | None = None) -> None:
+    def __init__(self, stopping: StopFlag | None = None) -> None:
         super().__init__("detector")
-        self._is_stopping = (stopping or threading.Event()).is_set
+        self._is_stopping = (stopping or StopFlag()).is_set
         declare_detector_parameters(self)
         self._settings = Settings.from_parameters(self._values())
         self._started_with = self.get_parameter("model").value
@@ -92,7 +91,8 @@ class DetectorNode(RespondingNode):
         self._loader = Loader(self.create_guard_condition(self._on_loaded).trigger, self._log_info)
         self._first_results: deque[tuple[Model, Exception | None]] = deque()
         self._settle = self.create_guard_condition(self._on_first_results).trigger
-        self._configure_problem = self._progress = ""
+        self._problem = ""  # why the last configuration or activation failed
+        self._progress, self._progressed = "", 0.0  # of the load, and when
         self._abandoned: futures.Future[Model] | None = None  # the first model, at the end
         self._slot: ModelSlot | None = None  # while configured
         self._labels: Any = None  # publisher, while configured
@@ -135,17 +135,22 @@ class DetectorNode(RespondingNode):
     @transition
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and run it once; FAILURE and one log line if it is unusable."""
-        self._configure_problem, self._progress = "", "loading the model"
+        self._problem = ""
+        self._note_progress("loading the model")
         try:
             with contextlib.ExitStack() as stack:
                 self._make_configured(stack)
                 result = super().on_configure(state)
                 self._configured = stack.pop_all()
         except Exception as error:  # rclpy would swallow it silently
-            self._configure_problem = f"cannot configure: {one_line(error, _SHOWN_CHARACTERS)}"
-            self.get_logger().error(self._configure_problem)
-            return TransitionCallbackReturn.FAILURE
+            return self._refuse("cannot configure", error)
         return result
+
+    def _refuse(self, what: str, error: Exception) -> TransitionCallbackReturn:
+        """Log and report why a transition fails, and return FAILURE."""
+        self._problem = f"{what}: {one_line(error, _SHOWN_CHARACTERS) or describe(error)}"
+        self.get_logger().error(self._problem)
+        return TransitionCallbackReturn.FAILURE
 
     def _make_configured(self, stack: contextlib.ExitStack) -> None:
         """Load the model and create the publishers; the stack undoes it."""
@@ -220,13 +225,13 @@ class DetectorNode(RespondingNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to receive, detect and publish."""
         assert self._slot is not None  # the life cycle: configured before activated
-        if self._is_busy(self._slot.model):
-            self.get_logger().error(
-                "Cannot activate: an earlier inference of the model is still running; wait for "
-                "its end, set another model, or restart the node"
-            )
-            return TransitionCallbackReturn.FAILURE
+        self._problem = ""
         try:
+            if self._is_busy(self._slot.model):
+                raise ModelError(
+                    "an earlier inference of the model is still running; wait for its end, set "
+                    "another model, or restart the node"
+                )
             with contextlib.ExitStack() as stack:
                 stack.callback(super().on_deactivate, state)
                 result = super().on_activate(state)
@@ -237,9 +242,7 @@ class DetectorNode(RespondingNode):
                 stack.callback(self._stop_pipeline)
                 self._active = stack.pop_all()
         except Exception as error:  # rclpy would swallow it silently
-            line = one_line(error, _SHOWN_CHARACTERS)
-            self.get_logger().error(f"Cannot activate: {line}")
-            return TransitionCallbackReturn.FAILURE
+            return self._refuse("cannot activate", error)
         return result
 
     def _start_pipeline(self, slot: ModelSlot) -> None:
@@ -265,6 +268,7 @@ class DetectorNode(RespondingNode):
     @transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model and the publishers."""
+        self._problem = ""
         self._configured.close()
         return super().on_cleanup(state)
 
@@ -354,7 +358,7 @@ class DetectorNode(RespondingNode):
         if self._slot is None:
             self._settings = settings
             return
-        settings.detector(self._slot.model.backend)  # raises if it lacks a class
+        self._slot.check(settings)
         labels_changed = settings.confidence != self._settings.confidence
         self._settings = settings
         if self._pipeline is not None:
@@ -388,12 +392,16 @@ class DetectorNode(RespondingNode):
 
     def _check_inferences(self) -> None:
         """Cancel an inference that takes too long, and do without a model whose hangs."""
-        self._unfinished = self._still_working()
-        for left in self._unfinished:
+        for left in self._unfinished.copy():
+            if left.ended:
+                # Not a new list: a transition's thread may add to this one meanwhile.
+                self._unfinished.remove(left)
+                continue
             # Its deactivation may have come before it was known to hang.
             if not left.hangs and left.check() and left.model is not None and self._slot:
                 self._slot.replace_hanging(left.model, str(left))
-        work = None if self._pipeline is None else self._pipeline.check_inference()
+        pipeline = self._pipeline
+        work = None if pipeline is None else pipeline.check_inference()
         if work is None or work in self._unfinished or work.model is None:
             return
         self._unfinished.append(work)
@@ -408,6 +416,13 @@ class DetectorNode(RespondingNode):
         if self._is_busy(slot.model):
             return f"{line}; no other model is loaded: set one, or restart the node"
         return f"{line}; in use: {one_line(slot.model.path.name)}"
+
+    def _load_problem(self, state: str) -> str:
+        """Return a line if the load of the first model makes no progress; empty: it does."""
+        idle_s = monotonic() - self._progressed
+        if state != "configuring" or idle_s <= self._settings.swap_timeout_s:
+            return ""
+        return f"configuring: {self._progress}: no progress for {idle_s:.0f} s; restart the node"
 
     def _stall_problem(self, pipeline: Pipeline | None) -> str:
         """Return a line if a camera's frames get no results; empty: all do."""
@@ -498,9 +513,9 @@ class DetectorNode(RespondingNode):
         name = self.get_fully_qualified_name()
         # A transition may replace them meanwhile.
         slot, pipeline = self._slot, self._pipeline
-        model, problem = None, self._configure_problem
+        model, problem = None, self._problem
         if slot is not None:
-            model, problem = slot.model, slot.problem
+            model, problem = slot.model, problem or slot.problem
         failures = self.failures.report()
         verdict = diagnostics.judge_node(
             state,
@@ -509,7 +524,7 @@ class DetectorNode(RespondingNode):
             temperatures,
             self._settings,
             failures,
-            self._hang_problem(slot) or self._stall_problem(pipeline),
+            self._hang_problem(slot) or self._stall_problem(pipeline) or self._load_problem(state),
             self._progress if state == "configuring" else "",
         )
         status = [diagnostics.node_status(name, verdict, state, model, temperatures, failures)]
@@ -553,8 +568,11 @@ class DetectorNode(RespondingNode):
             return_memory()
         self._refused = self._refused[1], refused
 
+    def _note_progress(self, line: str) -> None:
+        self._progress, self._progressed = line, monotonic()
+
     def _log_info(self, line: str) -> None:
-        self._progress = line
+        self._note_progress(line)
         self.get_logger().info(one_line(line, 500))
 
 

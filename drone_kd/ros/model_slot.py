@@ -68,6 +68,19 @@ class ModelSlot:
         self._rejection = ""  # of the last model that was rejected, until a swap succeeds
         self._note_fallback()
 
+    def check(self, settings: Settings) -> None:
+        """Raise ValueError unless settings suit the model, and the one it may return to."""
+        settings.detector(self.model.backend)
+        if (former := self.former()) is not None:
+            try:
+                settings.detector(former.backend)
+            except ValueError as error:
+                name = one_line(former.path.name)
+                raise ValueError(
+                    f"{error}; {name} is used again if the new model fails with its first image: "
+                    "set it after that image"
+                ) from None
+
     def request(self, parameter: str, path: Path | None, settings: Settings) -> None:
         """Start to load a model in the background, unless the slot itself set the parameter."""
         if self.is_writing:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -31,9 +30,27 @@ class RestartNeededError(RuntimeError):
     """Something that only a new process recovers from; the message is one line."""
 
 
+class StopFlag:
+    """Flag that a signal handler may set at any moment.
+
+    `threading.Event` takes a lock for it: a handler that interrupts another `set` waits for ever.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        """Request the end of the process."""
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        """Return whether the process has to end."""
+        return self._is_set
+
+
 def run_node(
     name: str,
-    make_node: Callable[[threading.Event], Any],
+    make_node: Callable[[StopFlag], Any],
     args: list[str] | None,
     survives: bool = False,
     ends_with: tuple[type[Exception], ...] = (),
@@ -42,7 +59,7 @@ def run_node(
 
     Args:
         name: of the program, for its error line.
-        make_node: returns the node, which sets the given event when it has finished. Its `stop`
+        make_node: returns the node, which sets the given flag when it has finished. Its `stop`
             ends its threads and returns False if one of them hangs.
         args: command line without the program's name; None: that of this process.
         survives: count and log an exception of a callback and continue, instead of ending.
@@ -54,7 +71,7 @@ def run_node(
     """
     # rclpy's own handlers shut ROS down at once: last messages and log lines would be lost, and
     # KeyboardInterrupt could be raised anywhere during shutdown.
-    finished = threading.Event()
+    finished = StopFlag()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: finished.set())
     try:
@@ -94,7 +111,7 @@ def run_node(
     return code
 
 
-def _made(make_node: Callable[[threading.Event], Any], finished: threading.Event) -> Any:
+def _made(make_node: Callable[[StopFlag], Any], finished: StopFlag) -> Any:
     """Return a new node; SettingsError: ROS refuses it, e.g. without its SROS2 key."""
     try:
         return make_node(finished)

@@ -31,7 +31,7 @@ from vision_msgs.msg import Detection2DArray
 from drone_kd.media.bags import is_bag
 from drone_kd.media.image_files import SourceError
 from drone_kd.ros.detection_messages import bgr_to_image
-from drone_kd.ros.run import run_node
+from drone_kd.ros.run import StopFlag, run_node
 from drone_kd.ros.survival import Surviving, describe
 from drone_kd.simulation.declare import declare_camera_parameters
 from drone_kd.simulation.replay import LabelledFrame, read_bag, read_labels, recorded
@@ -67,7 +67,7 @@ class CameraNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
 
     ends_with = (SourceError,)
 
-    def __init__(self, finished: threading.Event) -> None:
+    def __init__(self, finished: StopFlag) -> None:
         super().__init__("camera")
         declare_camera_parameters(self)
         self._finished = finished

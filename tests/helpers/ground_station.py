@@ -25,6 +25,7 @@ from vision_msgs.msg import Detection2DArray, LabelInfo
 from drone_kd.backends import Backend
 from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.detector_node import DetectorNode
+from drone_kd.ros.run import StopFlag
 
 # Only a failing test waits this long: the tests await events, and a busy machine is slow.
 WAIT_SECONDS = 60.0
@@ -88,9 +89,7 @@ class Ground:
         while not self._closing.is_set():
             self.executor.spin_once(timeout_sec=0.1)
 
-    def add_detector(
-        self, stopping: threading.Event | None = None, wait: bool = True
-    ) -> DetectorNode:
+    def add_detector(self, stopping: StopFlag | None = None, wait: bool = True) -> DetectorNode:
         """Run a DetectorNode in this process, on the same executor; wait for its autostart."""
         self.detector = DetectorNode(stopping)
         self.executor.add_node(self.detector)

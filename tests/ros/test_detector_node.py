@@ -219,7 +219,7 @@ def test_failed_activation_leaves_no_thread_and_no_subscription(ground, model, m
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "ImageSubscription", Limited)
         assert node.trigger_activate() == FAILURE
-    assert "no more readers" in site.wait_for_log("Cannot activate")
+    assert "no more readers" in site.wait_for_log("cannot activate")
     assert "detector" not in [thread.name for thread in threading.enumerate()]
     assert not [s.topic_name for s in node.subscriptions if s.topic_name.endswith("/image")]
     assert node.trigger_activate() == SUCCESS

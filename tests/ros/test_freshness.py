@@ -178,7 +178,7 @@ def test_hanging_inference_delays_no_transition(hanging):
     assert node.trigger_deactivate() == SUCCESS
     assert "will be dropped" in site.wait_for_log("An inference is still running")
     assert node.trigger_activate() == FAILURE
-    site.wait_for_log("Cannot activate")
+    site.wait_for_log("cannot activate")
     assert node.trigger_cleanup() == SUCCESS
     held.open()
     site.wait_until(lambda: not node._still_working(), "the inference ends")

@@ -22,6 +22,7 @@ from std_srvs.srv import SetBool, Trigger
 from drone_kd.ros import camera, detector_node, survival, work
 from drone_kd.ros.drop_reasons import FAILED
 from drone_kd.ros.memory import return_memory
+from drone_kd.ros.run import StopFlag
 from ground_station import WAIT_SECONDS
 from hostile_models import (
     write_endless_model,
@@ -196,6 +197,17 @@ def test_working_model_outlives_several_failing_ones(flying, model, tmp_path, no
     assert len(flying.receive().detections) == 64
     assert "keeping model.onnx" in flying.wait_for_log("third.onnx failed with its first image")
     assert flying.detector.get_parameter("model").value == str(model)
+
+
+def test_settings_must_suit_the_model_that_is_returned_to(flying, tmp_path):
+    swap(flying, write_bright_cell_model(tmp_path / "bus.onnx", tiny_spec(classes=("bus", "dog"))))
+    result = flying.try_parameter("classes", ["bus"])
+    assert not result.successful
+    assert "model.onnx is used again if the new model fails with its first image" in result.reason
+    assert class_of_one(flying) == "bus"
+    flying.wait_until(lambda: flying.detector._slot.former() is None, "the model is settled")
+    flying.set_parameter("classes", ["bus"])
+    assert class_of_one(flying) == "bus"
 
 
 def test_rollback_returns_to_the_last_model_that_worked(flying, tmp_path):
@@ -399,7 +411,7 @@ def has_child(pid):
 def test_first_model_that_is_still_being_loaded_does_not_delay_the_end(ground, model, monkeypatch):
     monkeypatch.setattr(detector_node, "_STOP_SECONDS", 0.1)
     site = ground(model=model)
-    stopping, released = threading.Event(), threading.Event()
+    stopping, released = StopFlag(), threading.Event()
 
     def load_model(*arguments):
         """Stand in for a build, or a first run, that takes minutes and cannot be ended."""

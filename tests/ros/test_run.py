@@ -1,6 +1,8 @@
 """A node as a process: exceptions of its callbacks."""
 
+import os
 import signal
+import sys
 
 import pytest
 from rclpy.node import Node
@@ -71,3 +73,32 @@ def test_logging_without_a_folder_names_the_variable(run, monkeypatch, capfd):
     with pytest.raises(IndexError):  # no node is made
         run(OSError("disk"))
     assert "set ROS_LOG_DIR to a folder that can be written" in capfd.readouterr().err
+
+
+def test_signal_that_interrupts_the_request_to_end_does_not_block(run, monkeypatch):
+    """A lock of the flag would be held by this thread, and be waited for by the handler."""
+    interrupted = []
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_name == "set" and len(interrupted) < 100:
+            interrupted.append(event)
+            signal.raise_signal(signal.SIGINT)
+        return trace
+
+    monkeypatch.setattr(Failing, "_tick", lambda self: self._finished.set())
+    sys.settrace(trace)
+    try:
+        run(OSError("disk"), survives=True)
+    finally:
+        sys.settrace(None)
+    assert "line" in interrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_a_process_that_still_imports(start, number):
+    process = start("detector_that_imports_forever", PYTHONPATH=os.pathsep.join(sys.path))
+    process.wait_for_line("importing rclpy")
+    code, output = process.stop(number)
+    assert code == -number
+    assert "Traceback" not in output

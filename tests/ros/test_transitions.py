@@ -178,6 +178,43 @@ def test_node_responds_and_reports_progress_while_it_loads_its_model(
     assert node.failures.report().count == 0
 
 
+def test_load_without_progress_becomes_an_error(ground, model, monkeypatch):
+    gate, works = threading.Event(), detector_node.load_model
+
+    def load_model(*arguments):
+        assert gate.wait(WAIT_SECONDS)
+        return works(*arguments)
+
+    monkeypatch.setattr(detector_node, "load_model", load_model)
+    site = ground(model=model, autostart=True, swap_timeout_s=1.0)
+    site.add_detector(wait=False)
+    reports = site.collect(DiagnosticArray, "/diagnostics")
+    message = site.receive_until(
+        reports, lambda m: m.status[0].level == DiagnosticStatus.ERROR, "it is an error"
+    )
+    assert "configuring: loading the model: no progress for" in message.status[0].message
+    gate.set()
+    site.receive_until(
+        reports, lambda m: m.status[0].level != DiagnosticStatus.ERROR, "it is over"
+    )
+
+
+def test_reason_of_a_failed_activation_is_reported_until_the_next_one(ground, model, monkeypatch):
+    site = ground(model=model, autostart=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(detector_node, "Pipeline", lambda *_, **__: 1 / 0)
+        node = site.add_detector()
+    reports = site.collect(DiagnosticArray, "/diagnostics")
+    message = site.receive_until(reports, lambda m: True, "a report")
+    assert state(node) == "inactive"
+    assert message.status[0].level == DiagnosticStatus.ERROR
+    assert message.status[0].message == "cannot activate: division by zero"
+    assert node.trigger_activate() == SUCCESS
+    site.receive_until(
+        reports, lambda m: m.status[0].level != DiagnosticStatus.ERROR, "it is over"
+    )
+
+
 def test_node_responds_while_a_deactivation_waits_for_an_inference(ground, model, monkeypatch):
     monkeypatch.setattr(detector_node, "_STOP_SECONDS", 2 * WAIT_SECONDS)
     site = ground(model=model, confidence=0.9, autostart=True)
