@@ -21,13 +21,18 @@ DEFAULTS = SHARE / "config" / "fly.yaml"
 ARGUMENTS = (
     ("model", "", "Path of a model.onnx; empty: as in params_file, or the default."),
     ("image", "image", "Image topic of the camera, if it is the only one."),
-    ("namespace", "", "Namespace of the node."),
+    ("image_transport", "", "raw or compressed; empty: as in params_file, or raw."),
+    ("namespace", "", "Namespace of the node, e.g. of one of several drones."),
+    ("name", "detector", "Name of the node."),
     ("params_file", "", "ROS parameter file of the detector; arguments win over it."),
     ("autostart", "", "Configure and activate; empty: as in params_file, or true."),
     ("use_sim_time", "", "Take the time from /clock; empty: as in params_file, or false."),
-    ("respawn", "false", "Start the detector again when it ends, e.g. after a CUDA error."),
+    ("log_level", "info", "debug, info, warn, error or fatal."),
+    ("use_respawn", "false", "Start the detector again when it ends, e.g. after a CUDA error."),
 )
-TYPES = {"model": str, "autostart": bool, "use_sim_time": bool}
+# Those that are parameters of the node.
+TYPES = {"model": str, "image_transport": str, "autostart": bool, "use_sim_time": bool}
+LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -54,19 +59,23 @@ def _detector(context: LaunchContext) -> list[Node]:
         file = str(expanded(file))
         if not Path(file).is_file():
             raise RuntimeError(f"params_file: expected a file, found none at {file}")
-    respawn = LaunchConfiguration("respawn").perform(context).lower()
+    respawn = LaunchConfiguration("use_respawn").perform(context).lower()
     if respawn not in ("true", "false"):
-        raise RuntimeError(f"respawn: expected true or false, got {respawn}")
+        raise RuntimeError(f"use_respawn: expected true or false, got {respawn}")
+    log_level = LaunchConfiguration("log_level").perform(context).lower()
+    if log_level not in LOG_LEVELS:
+        raise RuntimeError(f"log_level: expected {' or '.join(LOG_LEVELS)}, got {log_level}")
     # The later one wins.
     parameters = [str(DEFAULTS), *([file] if file else []), *([given] if given else [])]
     return [
         Node(
             package="drone_kd",
             executable="detector",
-            name="detector",
+            name=LaunchConfiguration("name"),
             namespace=LaunchConfiguration("namespace"),
             parameters=parameters,
             remappings=[("image", LaunchConfiguration("image"))],
+            arguments=["--ros-args", "--log-level", log_level],
             # Large best-effort images are lost in Fast DDS's default shared memory.
             additional_env=large_image_settings(),
             output="screen",

@@ -15,6 +15,7 @@ from vision_msgs.msg import (
     LabelInfo,
     ObjectHypothesisWithPose,
     VisionClass,
+    VisionInfo,
 )
 
 from drone_kd.core.detections import Detections
@@ -57,7 +58,10 @@ def _byte_array(data: bytes | memoryview) -> array[int]:
 def to_detection_array(
     detections: Detections, classes: Sequence[str], header: Header
 ) -> Detection2DArray:
-    """Return detections as a message; each one carries the image's header."""
+    """Return detections as a message; each one carries the image's header.
+
+    `class_id` is the name of the class, as `class_name` in the message of `to_label_info`.
+    """
     xyxy = detections.xyxy.astype(np.float64)
     centres = ((xyxy[:, :2] + xyxy[:, 2:]) / 2).tolist()
     sizes = (xyxy[:, 2:] - xyxy[:, :2]).tolist()
@@ -83,3 +87,17 @@ def to_label_info(classes: Sequence[str], threshold: float, header: Header) -> L
     """Return the class list, with the confidence threshold in use."""
     names = [VisionClass(class_id=i, class_name=name) for i, name in enumerate(classes)]
     return LabelInfo(header=header, class_map=names, threshold=threshold)
+
+
+def to_vision_info(method: str, location: str, version: int, header: Header) -> VisionInfo:
+    """Return where the class list is published, and which model uses it.
+
+    Args:
+        method: the model, as one line.
+        location: topic of the class list.
+        version: of the class list, from 1.
+        header: of the message.
+    """
+    return VisionInfo(
+        header=header, method=method, database_location=location, database_version=version
+    )

@@ -21,9 +21,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
-from vision_msgs.msg import LabelInfo
 
 from drone_kd.backends.tensorrt.cuda import lasting_error
 from drone_kd.core.model_spec import ModelError
@@ -32,8 +30,8 @@ from drone_kd.paths import expanded
 from drone_kd.ros import diagnostics
 from drone_kd.ros.camera import Camera
 from drone_kd.ros.declare import declare_detector_parameters
-from drone_kd.ros.detection_messages import to_label_info
 from drone_kd.ros.drop_reasons import FAILED, UNDECODABLE
+from drone_kd.ros.labels import Labels
 from drone_kd.ros.life_cycle import RespondingNode, transition
 from drone_kd.ros.memory import return_memory
 from drone_kd.ros.model_loader import Loader, Model, load_model
@@ -41,7 +39,7 @@ from drone_kd.ros.model_slot import ModelSlot
 from drone_kd.ros.model_trial import Trial
 from drone_kd.ros.params import ModelFolders, Settings, SettingsError
 from drone_kd.ros.pipeline import Pipeline, Result
-from drone_kd.ros.qos import LATCHED_QOS, REPORT_QOS, ImageSubscription
+from drone_kd.ros.qos import REPORT_QOS, ImageSubscription
 from drone_kd.ros.recording.recorder import Recorder
 from drone_kd.ros.run import RestartNeededError, StopFlag, run_node
 from drone_kd.ros.stats import CameraReport
@@ -95,7 +93,7 @@ class DetectorNode(RespondingNode):
         self._progress, self._progressed = "", 0.0  # of the load, and when
         self._abandoned: futures.Future[Model] | None = None  # the first model, at the end
         self._slot: ModelSlot | None = None  # while configured
-        self._labels: Any = None  # publisher, while configured
+        self._labels: Labels | None = None  # while configured
         self._cameras: dict[str, Camera] = {}  # while configured
         self._pipeline: Pipeline | None = None  # while active
         # Undo what the two states hold.
@@ -214,8 +212,8 @@ class DetectorNode(RespondingNode):
             del loading  # its exception, which holds the file's content, would refer to it
 
     def _create_publishers(self, stack: contextlib.ExitStack) -> None:
-        self._labels = self.create_lifecycle_publisher(LabelInfo, "~/label_info", LATCHED_QOS)
-        stack.callback(self.destroy_lifecycle_publisher, self._labels)
+        self._labels = Labels(self)
+        stack.callback(self._labels.destroy)
         stack.callback(self._cameras.clear)
         for name in self._settings.cameras:
             self._cameras[name] = Camera(self, name, self.failures)
@@ -324,9 +322,8 @@ class DetectorNode(RespondingNode):
             self._recorder.offer(result)
 
     def _announce_labels(self, model: Model) -> None:
-        header = Header(stamp=self.get_clock().now().to_msg())
-        threshold = self._settings.confidence
-        self._labels.publish(to_label_info(model.backend.spec.classes, threshold, header))
+        assert self._labels is not None  # with a model
+        self._labels.publish(model, self._settings.confidence)
 
     # Control
 

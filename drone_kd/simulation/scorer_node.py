@@ -78,6 +78,7 @@ class ScorerNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
             self._record = FlightWriter(self._folder / "flight.jsonl")
         except OSError as error:
             raise SourceError(f"output {output}: {error.strerror}") from None
+        self._numbered: dict[str, str] = {}  # class names of ~/label_info by number
         self._latest: Predictions | None = None
         self._truths: OrderedDict[int, Truth] = OrderedDict()
         # Topics are not ordered: predictions that arrived before their ground truth.
@@ -190,11 +191,18 @@ class ScorerNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
         self._event("frame", message, at)
 
     def _on_labels(self, message: LabelInfo) -> None:
-        classes = [class_name(entry.class_name) for entry in message.class_map[:MAX_BOXES]]
+        entries = message.class_map[:MAX_BOXES]
+        classes = [class_name(entry.class_name) for entry in entries]
+        self._numbered = {str(e.class_id): name for e, name in zip(entries, classes, strict=True)}
         self._record.write({"classes": classes})
 
     def _on_predictions(self, message: Detection2DArray, at: int) -> None:
         boxes, dropped = self._boxes(message, "score")
+        # Other detectors publish the number of a class; a class may be called "7".
+        known = set(self._numbered.values())
+        for row in boxes:
+            if row[0] not in known:
+                row[0] = self._numbered.get(row[0], row[0])
         stamp = self._event("result", message, at, boxes=boxes, **dropped)
         names, scores, xyxy = columns(boxes)
         self._latest = Predictions(stamp, at, xyxy, np.array(scores, np.float32), names)

@@ -100,6 +100,19 @@ class OpaqueFunction:
         LaunchDescription(self._function(context)).visit(context)
 
 
+class GroupAction:
+    """Entities whose configurations end with the group."""
+
+    def __init__(self, actions: Iterable[Any]) -> None:
+        self._actions = list(actions)
+
+    def visit(self, context: LaunchContext) -> None:
+        before = context.launch_configurations
+        context.launch_configurations = before.copy()
+        LaunchDescription(self._actions).visit(context)
+        context.launch_configurations = before
+
+
 class PythonLaunchDescriptionSource:
     """A launch file."""
 
@@ -137,7 +150,7 @@ class Node:
         *,
         package: str,
         executable: str,
-        name: str,
+        name: Any,
         namespace: Any = "",
         parameters: Sequence[Any] = (),
         remappings: Sequence[tuple[Any, Any]] = (),
@@ -157,8 +170,9 @@ class Node:
     def visit(self, context: LaunchContext) -> None:
         command = [str(self._program)]
         command += [_perform(argument, context) for argument in self._arguments]
-        command += ["--ros-args", "-r", f"__node:={self._name}"]
-        full_name = f"/{self._name}"
+        name = _perform(self._name, context)
+        command += ["--ros-args", "-r", f"__node:={name}"]
+        full_name = f"/{name}"
         if namespace := _perform(self._namespace, context).strip("/"):
             command += ["-r", f"__ns:=/{namespace}"]
             full_name = f"/{namespace}{full_name}"
@@ -215,6 +229,7 @@ def install() -> None:
         "launch": (LaunchContext, LaunchDescription, LaunchService),
         "launch.actions": (
             DeclareLaunchArgument,
+            GroupAction,
             IncludeLaunchDescription,
             OpaqueFunction,
         ),

@@ -199,7 +199,10 @@ def error_lines(*arguments: str, file: str = "sim.launch.py") -> list[str]:
     [
         (
             "fly.launch.py",
-            {"model", "image", "namespace", "params_file", "respawn", *OPTIONAL},
+            {
+                *("model", "image", "image_transport", "namespace", "name"),
+                *("params_file", "log_level", "use_respawn", *OPTIONAL),
+            },
         ),
         ("replay.launch.py", {"source", "rate"}),
         (
@@ -255,7 +258,7 @@ def test_fly_starts_a_detector_again_that_ended(
         note = tmp_path / "again"
         text = f"#!/bin/sh\n[ -e {note} ] && exec sleep 600\ntouch {note}\nexit 75\n"
         write_program(prefix / "lib" / "drone_kd" / "detector", text)
-        process = launched("fly.launch.py", "respawn:=true")
+        process = launched("fly.launch.py", "use_respawn:=true")
         deadline = monotonic() + WAIT_SECONDS
         while not session_processes(process.pid, "600"):
             assert monotonic() < deadline and process.poll() is None
@@ -314,6 +317,38 @@ def test_environment_of_the_detector_does_not_reach_nodes_launched_after_it(
     site.wait_for_publisher("/detector/detections")
     (detector,) = session_processes(process.pid, "__node:=detector")
     assert f"{name}=" in (Path("/proc") / str(detector) / "environ").read_text()
+
+
+@pytest.mark.slow
+def test_several_drones_fly_in_one_launch(
+    ground: Callable[..., Ground], launched: Callable[..., subprocess.Popen[str]]
+) -> None:
+    site = ground()
+    launched(str(ROOT / "examples" / "several_drones.launch.py"))
+    for node, image in (
+        ("/drone1/detector", "/drone1/camera/image_raw"),
+        ("/drone2/eye", "/camera2/image_raw"),
+    ):
+        site.wait_until(partial(site.node.count_subscribers, image), f"{image} is subscribed")
+        site.wait_until(partial(site.node.count_publishers, f"{node}/detections"), "it detects")
+        state = site.call(GetState, f"{node}/get_state", GetState.Request())
+        assert state.current_state.label == "active"
+
+
+@pytest.mark.slow
+def test_fly_takes_the_arguments_that_nav2_has(
+    ground: Callable[..., Ground], launched: Callable[..., subprocess.Popen[str]]
+) -> None:
+    site = ground()
+    process = launched(
+        *("fly.launch.py", "name:=eye", "log_level:=error", "image_transport:=compressed"),
+        "autostart:=false",
+    )
+    assert parameter(site, "/eye", "image_transport") == "compressed"
+    assert parameter(site, "/eye", "autostart") is False
+    (detector,) = session_processes(process.pid, "__node:=eye")
+    arguments = (Path("/proc") / str(detector) / "cmdline").read_text().split("\0")
+    assert arguments[arguments.index("--log-level") + 1] == "error"
 
 
 @pytest.mark.slow
@@ -398,7 +433,11 @@ def test_unknown_camera_of_sim_is_rejected(ros_domain_id: int, prefix: Path) -> 
     ("argument", "says"),
     [
         ("params_file:=/nope/typo.yaml", "params_file: expected a file, found none at"),
-        ("respawn:=yes", "respawn: expected true or false, got yes"),
+        ("use_respawn:=yes", "use_respawn: expected true or false, got yes"),
+        (
+            "log_level:=loud",
+            "log_level: expected debug or info or warn or error or fatal, got loud",
+        ),
     ],
 )
 @pytest.mark.usefixtures("prefix")

@@ -4,7 +4,12 @@ import numpy as np
 from std_msgs.msg import Header
 
 from drone_kd.core.detections import Detections
-from drone_kd.ros.detection_messages import bgr_to_image, to_detection_array, to_label_info
+from drone_kd.ros.detection_messages import (
+    bgr_to_image,
+    to_detection_array,
+    to_label_info,
+    to_vision_info,
+)
 from drone_kd.ros.image_conversion import image_to_bgr
 
 
@@ -49,3 +54,9 @@ def test_label_info():
     sent = to_label_info(("car", "person"), 0.25, Header())
     assert [(c.class_id, c.class_name) for c in sent.class_map] == [(0, "car"), (1, "person")]
     assert sent.threshold == 0.25
+
+
+def test_vision_info():
+    sent = to_vision_info("model.onnx", "/detector/label_info", 2, Header())
+    assert (sent.method, sent.database_location) == ("model.onnx", "/detector/label_info")
+    assert sent.database_version == 2

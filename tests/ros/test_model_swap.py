@@ -19,7 +19,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
-from drone_kd.ros import camera, detector_node, survival, work
+from drone_kd.ros import camera, detector_node, labels, survival, work
 from drone_kd.ros.drop_reasons import FAILED
 from drone_kd.ros.memory import return_memory
 from drone_kd.ros.run import StopFlag
@@ -128,14 +128,14 @@ def test_model_whose_detections_cannot_be_published_is_swapped_out(flying, tmp_p
 
 
 def test_model_whose_labels_cannot_be_published_is_refused(flying, model, tmp_path, monkeypatch):
-    works = detector_node.to_label_info
+    works = labels.to_label_info
 
     def fail_for_buses(classes, *arguments):
         if "bus" in classes:
             raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
         return works(classes, *arguments)
 
-    monkeypatch.setattr(detector_node, "to_label_info", fail_for_buses)
+    monkeypatch.setattr(labels, "to_label_info", fail_for_buses)
     bus = write_bright_cell_model(tmp_path / "bus.onnx", tiny_spec(classes=("bus", "dog")))
     flying.set_parameter("model", str(bus))
     assert "keeping model.onnx" in flying.wait_for_log("cannot load")

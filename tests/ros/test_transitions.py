@@ -13,7 +13,7 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 
-from drone_kd.ros import camera, debug_image, detector_node, pipeline
+from drone_kd.ros import camera, debug_image, detector_node, labels, pipeline
 from ground_station import WAIT_SECONDS
 
 ONE = np.zeros((64, 64, 3), np.uint8)
@@ -25,7 +25,7 @@ POINTS = [
     (detector_node, "Camera"),
     (camera, "DebugImages"),
     (detector_node, "ModelSlot"),
-    (detector_node, "to_label_info"),
+    (labels, "to_label_info"),
     (detector_node, "Pipeline"),
     (pipeline, "ImageSubscription"),
     (pipeline.ImageSubscription, "destroy"),

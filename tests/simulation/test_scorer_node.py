@@ -11,7 +11,14 @@ pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header, String
-from vision_msgs.msg import Detection2DArray, LabelInfo, VisionClass
+from vision_msgs.msg import (
+    Detection2D,
+    Detection2DArray,
+    LabelInfo,
+    ObjectHypothesis,
+    ObjectHypothesisWithPose,
+    VisionClass,
+)
 
 from drone_kd.core.detections import Detections
 from drone_kd.ros.detection_messages import bgr_to_image, to_detection_array
@@ -149,6 +156,31 @@ def test_classes_beyond_the_limit_are_not_recorded(scorer, tmp_path):
     process.stop()
     (_, event) = map(json.loads, record.read_text().splitlines())
     assert event == {"classes": [f"c{k}" for k in range(3000)]}
+
+
+@pytest.mark.parametrize("class_id", ["bus", "7"])
+def test_class_ids_may_be_names_or_numbers_of_the_class_list(ground, tmp_path, class_id):
+    site = ground(output=tmp_path)
+    node = ScorerNode()
+    site.executor.add_node(node)
+    durable = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    labels = site.node.create_publisher(LabelInfo, "label_info", durable)
+    entries = [
+        VisionClass(class_name="car", class_id=0),
+        VisionClass(class_name="bus", class_id=7),
+    ]
+    labels.publish(LabelInfo(class_map=entries))
+    site.wait_until(lambda: node._numbered, "the classes came")
+    found = Detection2D(results=[ObjectHypothesisWithPose()])
+    found.results[0].hypothesis = ObjectHypothesis(class_id=class_id, score=0.5)
+    found.bbox.size_x = found.bbox.size_y = 2.0
+    topic = site.node.create_publisher(Detection2DArray, "detections", 10)
+    site.wait_until(topic.get_subscription_count, "it listens")
+    topic.publish(Detection2DArray(detections=[found]))
+    site.wait_until(lambda: node._latest is not None, "the detections came")
+    assert node._latest.names == ("bus",)
+    node.stop()
+    node.destroy_node()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
