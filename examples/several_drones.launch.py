@@ -13,7 +13,10 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 FLY = Path(get_package_share_directory("drone_kd")) / "launch" / "fly.launch.py"
 DRONES = {
     "drone1": {"image": "camera/image_raw"},  # /drone1/camera/image_raw
-    "drone2": {"image": "/camera2/image_raw", "name": "eye"},  # detections: /drone2/eye/detections
+    "drone2": {
+        "image": "/camera2/image_raw",
+        "node_name": "eye",
+    },  # detections: /drone2/eye/detections
 }
 
 

@@ -23,7 +23,7 @@ ARGUMENTS = (
     ("image", "image", "Image topic of the camera, if it is the only one."),
     ("image_transport", "", "raw or compressed; empty: as in params_file, or raw."),
     ("namespace", "", "Namespace of the node, e.g. of one of several drones."),
-    ("name", "detector", "Name of the node."),
+    ("node_name", "detector", "Name of the node."),
     ("params_file", "", "ROS parameter file of the detector; arguments win over it."),
     ("autostart", "", "Configure and activate; empty: as in params_file, or true."),
     ("use_sim_time", "", "Take the time from /clock; empty: as in params_file, or false."),
@@ -71,7 +71,7 @@ def _detector(context: LaunchContext) -> list[Node]:
         Node(
             package="drone_kd",
             executable="detector",
-            name=LaunchConfiguration("name"),
+            name=LaunchConfiguration("node_name"),
             namespace=LaunchConfiguration("namespace"),
             parameters=parameters,
             remappings=[("image", LaunchConfiguration("image"))],

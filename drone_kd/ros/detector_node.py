@@ -28,6 +28,7 @@ from drone_kd.core.model_spec import ModelError
 from drone_kd.machine import temperatures_c
 from drone_kd.paths import expanded
 from drone_kd.ros import diagnostics
+from drone_kd.ros.bond import start_bond
 from drone_kd.ros.camera import Camera
 from drone_kd.ros.declare import declare_detector_parameters
 from drone_kd.ros.drop_reasons import FAILED, UNDECODABLE
@@ -238,6 +239,7 @@ class DetectorNode(RespondingNode):
                     camera.start()
                 self._start_pipeline(self._slot)
                 stack.callback(self._stop_pipeline)
+                start_bond(self, stack)
                 self._active = stack.pop_all()
         except Exception as error:  # rclpy would swallow it silently
             return self._refuse("cannot activate", error)

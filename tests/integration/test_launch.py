@@ -200,7 +200,7 @@ def error_lines(*arguments: str, file: str = "sim.launch.py") -> list[str]:
         (
             "fly.launch.py",
             {
-                *("model", "image", "image_transport", "namespace", "name"),
+                *("model", "image", "image_transport", "namespace", "node_name"),
                 *("params_file", "log_level", "use_respawn", *OPTIONAL),
             },
         ),
@@ -341,7 +341,7 @@ def test_fly_takes_the_arguments_that_nav2_has(
 ) -> None:
     site = ground()
     process = launched(
-        *("fly.launch.py", "name:=eye", "log_level:=error", "image_transport:=compressed"),
+        *("fly.launch.py", "node_name:=eye", "log_level:=error", "image_transport:=compressed"),
         "autostart:=false",
     )
     assert parameter(site, "/eye", "image_transport") == "compressed"
