@@ -51,6 +51,10 @@ class Camera:
         """Stop drawing debug images."""
         self.debug.stop()
 
+    def wanted(self) -> bool:
+        """Return whether anyone subscribes to the detections or the debug images."""
+        return self._detections.get_subscription_count() > 0 or self.debug.wanted()
+
     def publish(self, result: Result) -> None:
         """Publish the detections of a frame."""
         header = result.frame.message.header

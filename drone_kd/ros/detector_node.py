@@ -462,6 +462,7 @@ class DetectorNode(RespondingNode):
         self._enabled = request.data
         if self._pipeline is not None:
             self._pipeline.enable(self._enabled)
+        self._match()  # receive again at once
         return self._respond("enable", response, True, "enabled" if request.data else "disabled")
 
     def _on_record(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
@@ -503,7 +504,8 @@ class DetectorNode(RespondingNode):
             raise RestartNeededError(f"the GPU is lost to this process: {error}; restart it")
         self._check_inferences()
         if self._pipeline is not None:
-            self._pipeline.match()
+            recorder = self._recorder
+            self._pipeline.match(recorder is not None and recorder.report().state == "on")
 
     def _report(self) -> None:
         """Publish /diagnostics and ~/stats, and log silent cameras."""
@@ -548,6 +550,9 @@ class DetectorNode(RespondingNode):
     ) -> DiagnosticStatus:
         """Return the status of a camera, and log that it is silent."""
         report, topic = camera.stats.report(), subscription.topic
+        if not subscription.is_open:
+            verdict = diagnostics.OK, "idle: nobody subscribes to the detections, or disabled"
+            return diagnostics.camera_status(label, verdict, topic, report)
         is_silent = report.silent_s > self._settings.silence_s
         why_silent = one_line(subscription.why_silent(), 500) if is_silent else ""
         camera.remind(topic, report, why_silent)

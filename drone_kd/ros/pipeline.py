@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from drone_kd.ros.camera import Camera
 
 _THROTTLE_SECONDS = 5.0
+# Time without a subscriber after which a camera's images are no longer received: a subscriber may
+# start again, and one that is being discovered does not count yet.
+IDLE_SECONDS = 5.0
 # A stamp that jumps back by less is an out-of-order frame; by more, a clock that was set back or
 # a recording that restarted.
 _CLOCK_RESET_NS = 1_000_000_000
@@ -104,6 +107,7 @@ class Pipeline:
         self._inbox = Inbox(settings.cameras)
         self._last_stamp_ns: dict[str, int] = {}
         self._next_tile: dict[str, int] = {}
+        self._wanted_at = dict.fromkeys(settings.cameras, monotonic())
         # Time per call of this backend, pre- and postprocessing included.
         self._measured: Backend | None = None
         self._call_ms = 0.0
@@ -153,10 +157,19 @@ class Pipeline:
             for frame in self._inbox.clear():
                 self._stats[frame.camera].count_drop(DISABLED)
 
-    def match(self) -> None:
-        """Follow the quality of service of the publishers; see `ImageSubscription.match`."""
-        for subscription in self.subscriptions.values():
-            subscription.match()
+    def match(self, is_recording: bool = False) -> None:
+        """Follow the publishers; receive no images of a camera that nobody needs.
+
+        That is one without a subscriber for a few seconds, while nothing is recorded.
+        """
+        now = monotonic()
+        for name, subscription in self.subscriptions.items():
+            camera = self._cameras[name]
+            if self._enabled and (is_recording or camera.wanted()):
+                self._wanted_at[name] = now
+                if not subscription.is_open:
+                    self._stats[name].resume()
+            subscription.match(now - self._wanted_at[name] <= IDLE_SECONDS)
 
     def stop(self, timeout_s: float) -> Work | None:
         """Stop receiving and end the worker; return its work if it takes longer than this.

@@ -53,13 +53,18 @@ class ImageSubscription:
         ((self._other_transport, self._other_name),) = names.items()
         self.topic = node.resolve_topic_name(self._name)
         self._callback = partial(callback, self.topic)
+        self._subscription: Any = None  # rclpy's class has no type argument on Humble
         self._auto = reliability == "auto"
         fixed = _BEST_EFFORT if reliability == "best_effort" else _RELIABLE
         self._subscribe(self._wanted() if self._auto else fixed)
 
-    def match(self) -> None:
-        """With "auto": follow publishers that appear or disappear."""
-        if self._auto and self._offered() and self._wanted() != self._reliability:
+    def match(self, wanted: bool = True) -> None:
+        """Unsubscribe while the images are not wanted; with "auto" follow the publishers."""
+        if not wanted:
+            self.destroy()
+        elif self._subscription is None:
+            self._subscribe(self._wanted() if self._auto else self._reliability)
+        elif self._auto and self._offered() and self._wanted() != self._reliability:
             before = self._subscription
             self._subscribe(self._wanted())  # first: it may fail, and is tried again then
             self._node.destroy_subscription(before)
@@ -93,7 +98,14 @@ class ImageSubscription:
 
     def destroy(self) -> None:
         """Unsubscribe."""
-        self._node.destroy_subscription(self._subscription)
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            self._node.destroy_subscription(subscription)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether images are received; not while nobody wants them, see `match`."""
+        return self._subscription is not None
 
     def _offered(self) -> set[ReliabilityPolicy]:
         publishers = self._node.get_publishers_info_by_topic(self.topic)

@@ -55,6 +55,12 @@ class CameraStats:
         self._pending_since: float | None = None
         self._last_problem = ""
 
+    def resume(self) -> None:
+        """Start to wait for frames after a time in which none were received on purpose."""
+        with self._lock:
+            self._started = self._last_received = monotonic()
+            self._pending_since = None
+
     def count_received(self) -> None:
         """Count a received frame."""
         with self._lock:
