@@ -36,6 +36,7 @@ from benchmarks.rig import (
     resources,
 )
 from drone_kd.paths import default_model_path
+from drone_kd.ros.pipeline import IDLE_SECONDS
 from tiny_model import tiny_spec, write_fixed_model  # `benchmarks.rig` sets the path
 
 SIZES = {"VGA": (640, 480), "720p": (1280, 720), "1080p": (1920, 1080), "4K": (3840, 2160)}
@@ -240,6 +241,21 @@ def measure_start(bench: Bench) -> Rows:
     yield spread(seconds, 2), spread(memory)
 
 
+def measure_idle(bench: Bench) -> Rows:
+    """Yield the processor time without a subscriber."""
+    yield "camera", "processor time (% of a core; goal ≤ 2)"
+    # The listener subscribes to no camera of this name.
+    source = camera(*SIZES["1080p"], 30, "idle/image")
+    with source, detector_node(bench.model, cameras="[idle]") as node:
+        bench.hear(3 * IDLE_SECONDS)
+        shares = []
+        for _ in range(bench.rounds):
+            before = cpu_seconds(node.pid)
+            bench.hear(bench.seconds)
+            shares.append(100 * (cpu_seconds(node.pid) - before) / bench.seconds)
+    yield "1080p, 30 Hz", spread(shares)
+
+
 def measure_record(bench: Bench) -> Rows:
     """Yield the cost of recording hard frames."""
     latency_columns = "p50 off (ms)", "p50 on (ms)", "on / off (goal ≤ 1.05)", "p99 on / off"
@@ -328,6 +344,7 @@ SECTIONS: dict[str, Callable[[Bench], Rows]] = {
     "overload": measure_overload,
     "steps": measure_steps,
     "start": measure_start,
+    "idle": measure_idle,
     "soak": measure_soak,
     "record": measure_record,
     "yolo_ros": measure_yolo_ros,
