@@ -192,8 +192,8 @@ $(DONE)/ros: requirements/onboard.txt requirements/ros.txt requirements/dev.txt 
 	$(PIP) -r requirements/onboard.txt -r requirements/dev.txt $(ROS_PACKAGES)
 	@touch $@
 
-$(DONE)/interfaces: interfaces/build.py $(wildcard interfaces/vision_msgs/msg/*.msg) $(DONE)/ros
-	@echo "[3/4] building vision_msgs (not with a sourced ROS 2) and installing drone_kd"
+$(DONE)/interfaces: interfaces/build.py $(wildcard interfaces/*/msg/*.msg) $(DONE)/ros
+	@echo "[3/4] building messages (not with a sourced ROS 2) and installing drone_kd"
 ifeq ($(ROS),wheels)
 	$(PY) interfaces/build.py
 endif

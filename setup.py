@@ -12,7 +12,7 @@ maintainer = manifest.find("maintainer")
 name = "drone_kd"
 # What the tests run on: docs/platforms.md.
 pythons = ("3.10", "3.11", "3.12", "3.13", "3.14")
-parts = ("onboard", "record", "simulation", "cluster")
+parts = ("onboard", "record", "video", "simulation", "cluster")
 
 
 def shared(*patterns: str) -> list[str]:

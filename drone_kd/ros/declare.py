@@ -89,7 +89,7 @@ def declare_detector_parameters(node: Node) -> None:
             'Camera names: topics NAME/image and ~/NAME/detections; [""]: one without a name.',
             read_only=True,
         ),
-        "image_transport": other("raw or compressed."),
+        "image_transport": other("raw, compressed or ffmpeg."),
         "reliability": other("auto, reliable or best_effort."),
         "max_megapixels": number(
             "Drop compressed images of this size or larger without decoding them.", 1.0, 1000.0

@@ -8,6 +8,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from drone_kd.detector import DecodedImage
 from drone_kd.media.compressed_images import MAX_PIXELS, EncodedError, decode_reduced
 from drone_kd.media.raw_images import RawError, raw_to_bgr
+from drone_kd.ros.local_image import LocalImage
 from drone_kd.text import one_line
 
 _SHOWN_CHARACTERS = 500
@@ -20,7 +21,10 @@ class ImageError(ValueError):
 
 
 def decode_message(
-    message: Image | CompressedImage, width: int, height: int, max_pixels: int = MAX_PIXELS
+    message: Image | CompressedImage | LocalImage,
+    width: int,
+    height: int,
+    max_pixels: int = MAX_PIXELS,
 ) -> DecodedImage:
     """Return a message's pixels; a JPEG at the smallest scale not below a size.
 
@@ -34,8 +38,8 @@ def decode_message(
     """
     if (length := len(message.header.frame_id)) > _MAX_FRAME_ID:
         raise ImageError(f"frame_id: expected up to {_MAX_FRAME_ID} characters, got {length}")
-    if isinstance(message, Image):
-        image = image_to_bgr(message)
+    if isinstance(message, Image | LocalImage):
+        image = message.pixels() if isinstance(message, LocalImage) else image_to_bgr(message)
         return DecodedImage(image, image.shape[1], image.shape[0])
     data = bytes(message.data)
     try:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from drone_kd.ros.local_image import LocalImage
+
 _WAIT_SECONDS = 60.0
 
 
@@ -18,7 +20,7 @@ class Frame(NamedTuple):
 
     camera: str
     topic: str  # full name of the topic it came from
-    message: Image | CompressedImage
+    message: Image | CompressedImage | LocalImage
     transport_ms: float | None  # from the image's stamp to reception; None if the stamp is zero
     received: float  # `perf_counter` seconds
 

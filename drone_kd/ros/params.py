@@ -20,7 +20,7 @@ from drone_kd.text import is_plain, one_line
 
 _CHOICES = {
     "runtime": RUNTIMES,
-    "image_transport": ("raw", "compressed"),
+    "image_transport": ("raw", "compressed", "ffmpeg"),
     "reliability": ("auto", "reliable", "best_effort"),
     "record_format": ("jpeg", "raw"),
 }

@@ -26,7 +26,9 @@ from drone_kd.ros.model_loader import Model
 from drone_kd.ros.params import Settings
 from drone_kd.ros.qos import ImageSubscription
 from drone_kd.ros.survival import Failures, describe, log_failure
+from drone_kd.ros.videos import Videos, is_video
 from drone_kd.ros.work import AbandonedError, Work
+from drone_kd.text import one_line
 
 if TYPE_CHECKING:
     from drone_kd.ros.camera import Camera
@@ -105,6 +107,7 @@ class Pipeline:
         self._enabled = enabled
         self._record = record
         self._inbox = Inbox(settings.cameras)
+        self._videos = Videos(self._offer, self._drop_unreadable, self._max_pixels)
         self._last_stamp_ns: dict[str, int] = {}
         self._next_tile: dict[str, int] = {}
         self._wanted_at = dict.fromkeys(settings.cameras, monotonic())
@@ -123,6 +126,8 @@ class Pipeline:
             new = self._subscribe(settings)
             self._unsubscribe()
             self.subscriptions = new
+            for camera in settings.cameras:
+                self._videos.skip(camera, "subscribed anew")
         self._settings = settings
         self._inbox.wake()
 
@@ -180,6 +185,7 @@ class Pipeline:
             self._unsubscribe()
         finally:
             self._inbox.close()
+            self._videos.close()
             self._thread.join(timeout_s)
         with self._lock:
             work = self._work
@@ -217,11 +223,32 @@ class Pipeline:
         stats.count_received()
         if not self._enabled:
             stats.count_drop(DISABLED)
+            self._videos.skip(camera, "disabled before")
             return
         sent_ns, now_ns = stamp_ns(message.header), self._node.get_clock().now().nanoseconds
         transport_ms = (now_ns - sent_ns) / 1e6 if sent_ns else None
-        if self._inbox.put(Frame(camera, topic, message, transport_ms, received)):
-            stats.count_drop(SUPERSEDED)
+        frame = Frame(camera, topic, message, transport_ms, received)
+        if is_video(message):
+            self._videos.put(frame)
+        else:
+            self._offer(frame)
+
+    def _offer(self, frame: Frame) -> None:
+        """Put a frame into the inbox; called by the executor, or a thread that decodes video."""
+        if self._inbox.put(frame):
+            self._stats[frame.camera].count_drop(SUPERSEDED)
+
+    def _drop_unreadable(self, frame: Frame, error: Exception) -> None:
+        """Count a frame without pixels; ValueError: its line says why."""
+        line = one_line(error, 500) if isinstance(error, ValueError) else describe(error)
+        count = self._stats[frame.camera].count_drop(UNDECODABLE, line)
+        self._node.get_logger().warning(
+            f"Image dropped: {line} ({count} dropped so far)",
+            throttle_duration_sec=_THROTTLE_SECONDS,
+        )
+
+    def _max_pixels(self) -> int:
+        return int(self._settings.max_megapixels * 1e6)
 
     # The worker
 
@@ -384,14 +411,9 @@ class Pipeline:
         full = detector.tiling != OFF or self._cameras[frame.camera].debug.wanted()
         size = (0, 0) if full else (spec.input_width, spec.input_height)
         try:
-            max_pixels = int(self._settings.max_megapixels * 1e6)
-            return decode_message(frame.message, *size, max_pixels)
+            return decode_message(frame.message, *size, self._max_pixels())
         except ImageError as error:
-            count = stats.count_drop(UNDECODABLE, str(error))
-            self._node.get_logger().warning(
-                f"Image dropped: {error} ({count} dropped so far)",
-                throttle_duration_sec=_THROTTLE_SECONDS,
-            )
+            self._drop_unreadable(frame, error)
             return None
 
     def _is_out_of_order(self, frame: Frame) -> bool:

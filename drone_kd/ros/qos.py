@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,23 +17,32 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
 from drone_kd.dds import large_images_are_lost, remedy
+from drone_kd.ros.videos import packet_type
 
 DETECTIONS_QOS = QoSProfile(depth=1)
 LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 REPORT_QOS = QoSProfile(depth=1)
 
+# Names of the packages' topics behind the base name, as in image_transport.
+_SUFFIXES: Mapping[str, str] = {"raw": "", "compressed": "/compressed", "ffmpeg": "/ffmpeg"}
+# Of a video no packet may be left out: those that come while the executor is busy wait.
+_VIDEO_DEPTH = 30
+
 _RELIABLE, _BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 
 
 class ImageSubscription:
-    """A subscription to a camera, of depth 1, because stale frames are useless.
+    """A subscription to a camera; of depth 1, because stale frames are useless, unless a video.
 
     Args:
         node: owner of the subscription.
         topic: base name of the topic; remapping applies. The attribute is the full name.
-        transport: "raw", or "compressed" for TOPIC/compressed.
+        transport: "raw", "compressed" for TOPIC/compressed, or "ffmpeg" for TOPIC/ffmpeg.
         reliability: "auto", "reliable" or "best_effort".
         callback: called with the full topic name and each message.
+
+    Raises:
+        SettingsError: the messages of that transport are not installed.
     """
 
     def __init__(
@@ -47,10 +56,14 @@ class ImageSubscription:
         self._node = node
         self._base = topic
         # As in image_transport: remapping the base name moves the compressed topic, too.
-        names = {"raw": topic, "compressed": f"{node.resolve_topic_name(topic)}/compressed"}
-        self._type = {"raw": Image, "compressed": CompressedImage}[transport]
-        self._name = names.pop(transport)
-        ((self._other_transport, self._other_name),) = names.items()
+        resolved = node.resolve_topic_name(topic)
+        self._others = {name: f"{resolved}{suffix}" for name, suffix in _SUFFIXES.items()}
+        self._name = topic if transport == "raw" else self._others[transport]
+        del self._others[transport]
+        self._depth = 1 if transport == "raw" else _VIDEO_DEPTH
+        self._type: type = Image if transport == "raw" else CompressedImage
+        if transport == "ffmpeg":
+            self._type = packet_type()
         self.topic = node.resolve_topic_name(self._name)
         self._callback = partial(callback, self.topic)
         self._subscription: Any = None  # rclpy's class has no type argument on Humble
@@ -73,12 +86,12 @@ class ImageSubscription:
         """Return the likely reason why no image arrives, and the remedy."""
         offered = self._offered()
         if not offered:
-            other = self._node.resolve_topic_name(self._other_name)
-            if self._node.count_publishers(other):
-                transport = self._other_transport
-                return f"it has no publisher, but {other} has: set image_transport to {transport}"
+            for transport, other in self._others.items():
+                if self._node.count_publishers(other):
+                    remedy_text = f"set image_transport to {transport}"
+                    return f"it has no publisher, but {other} has: {remedy_text}"
             return f"it has no publisher; remap it with -r {self._base}:=/your/topic"
-        wanted = f"sensor_msgs/msg/{self._type.__name__}"
+        wanted = f"{self._type.__module__.partition('.')[0]}/msg/{self._type.__name__}"
         found = self._node.get_publishers_info_by_topic(self.topic)
         types = {publisher.topic_type for publisher in found}
         if wanted not in types:
@@ -119,7 +132,7 @@ class ImageSubscription:
         return _RELIABLE if self._offered() == {_RELIABLE} else _BEST_EFFORT
 
     def _subscribe(self, reliability: ReliabilityPolicy) -> None:
-        qos = QoSProfile(depth=1, reliability=reliability)
+        qos = QoSProfile(depth=self._depth, reliability=reliability)
         arguments = (self._type, self._name, self._callback, qos)
         events = SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible)
         try:

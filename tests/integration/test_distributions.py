@@ -27,15 +27,15 @@ def messages() -> set[str]:
 
 
 def hashes(distribution: str) -> dict[str, str]:
-    """Return the type hashes of those messages; vision_msgs, an add-on, is that of interfaces/."""
+    """Return the type hashes of those messages; add-ons are those of interfaces/."""
     typesys = pytest.importorskip("rosbags.typesys", reason="pip install 'drone_kd[record]'")
     known = getattr(typesys.Stores, f"ROS2_{distribution}", None)
     if known is None:
         pytest.skip(f"this version of rosbags does not know {distribution.capitalize()}")
     store = typesys.get_typestore(known)
-    for path in (ROOT / "interfaces/vision_msgs/msg").glob("*.msg"):
-        definition = path.read_text(encoding="utf-8")
-        store.register(typesys.get_types_from_msg(definition, f"vision_msgs/msg/{path.stem}"))
+    for path in (ROOT / "interfaces").glob("*/msg/*.msg"):
+        definition, package = path.read_text(encoding="utf-8"), path.parent.parent.name
+        store.register(typesys.get_types_from_msg(definition, f"{package}/msg/{path.stem}"))
     return {name: store.hash_rihs01(name) for name in messages()}
 
 

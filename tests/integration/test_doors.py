@@ -63,6 +63,7 @@ DOORS: dict[str, dict[str, str]] = {
     "cv2.readOpticalFlow": {},
     "cv2.VideoCapture": _VIDEOS,
     "cv2.FileStorage": {},
+    "av.": {"drone_kd/media/video_streams.py": "the function for packets of video"},
     "cv2.dnn.": {},
     "PIL.": {"docs/make_hero.py": "writes a GIF from frames in memory"},
     "onnxruntime.InferenceSession": _MODELS,

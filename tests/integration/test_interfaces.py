@@ -32,6 +32,8 @@ EXPECTED_HASHES = {
     "VisionInfo": "RIHS01_95d3116a17484ad91c9a2686e1d54890bbfc3ff6c6a2de137738c4950d45d284",
 }
 
+PACKET_HASH = "RIHS01_648d84e0d33cbf76daf54b094d8f06154b8a24800a19c14371754df799fbaf79"
+
 
 @pytest.fixture
 def node(ros_domain_id: int) -> Iterator[Node]:
@@ -75,6 +77,18 @@ def test_type_hashes(node: Node) -> None:
     if not hasattr(endpoints["Point2D"], "topic_type_hash"):
         pytest.skip("this ROS 2 distribution (Humble) has no type hashes")
     assert {name: str(info.topic_type_hash) for name, info in endpoints.items()} == EXPECTED_HASHES
+
+
+def test_packet_of_video_has_the_official_hash(node: Node) -> None:
+    """The hash is of the fields of the official FFMPEGPacket, version 1.x and later."""
+    name = "ffmpeg_image_transport_msgs.msg"
+    packets = pytest.importorskip(name, reason="needs it: run interfaces/build.py")
+    publisher = node.create_publisher(packets.FFMPEGPacket, "packets", 1)
+    spin_until(node, lambda: node.count_publishers(publisher.topic_name) > 0)
+    (endpoint,) = node.get_publishers_info_by_topic(publisher.topic_name)
+    if not hasattr(endpoint, "topic_type_hash"):
+        pytest.skip("this ROS 2 distribution (Humble) has no type hashes")
+    assert str(endpoint.topic_type_hash) == PACKET_HASH
 
 
 def filled_detections() -> vision_msgs.Detection2DArray:

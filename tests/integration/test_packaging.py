@@ -133,6 +133,8 @@ ROSDEP_KEYS = {
 # What no launch file needs: extras of setup.py, JetPack's tensorrt, shell completion.
 OPTIONAL = {
     "argcomplete",
+    "av",
+    "ffmpeg_image_transport_msgs",
     "jinja2",
     "lz4",
     "mcap",

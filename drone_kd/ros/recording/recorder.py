@@ -25,8 +25,9 @@ from vision_msgs.msg import Detection2DArray
 from drone_kd.machine import host_name
 from drone_kd.media.raw_images import is_8_bit
 from drone_kd.paths import expanded
-from drone_kd.ros.detection_messages import bgr_to_jpeg, to_detection_array
+from drone_kd.ros.detection_messages import bgr_to_image, bgr_to_jpeg, to_detection_array
 from drone_kd.ros.inbox import stamp_ns
+from drone_kd.ros.local_image import LocalImage
 from drone_kd.ros.params import Settings, SettingsError
 from drone_kd.ros.pipeline import Result
 from drone_kd.ros.recording.bag_ring import BagRing, Message
@@ -274,6 +275,11 @@ def _owner_of_new_files(folder: int) -> int:
 def _image(result: Result, record_format: str) -> tuple[str, Image | CompressedImage]:
     """Return the topic and the message to write: unchanged, or as JPEG if it has 8 bits."""
     topic, message = result.frame.topic, result.frame.message
+    if isinstance(message, LocalImage):
+        if record_format == "raw":
+            return topic, bgr_to_image(result.decoded.image, message.header)
+        jpeg = bgr_to_jpeg(result.decoded.image, _JPEG_QUALITY, message.header)
+        return f"{topic}/compressed", jpeg
     if record_format == "raw" or isinstance(message, CompressedImage) or not is_8_bit(message):
         return topic, message
     jpeg = bgr_to_jpeg(result.decoded.image, _JPEG_QUALITY, message.header)

@@ -1,0 +1,144 @@
+"""Video on a camera's topic: decoded packet by packet, losses named, recorded as images."""
+
+import sys
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CompressedImage
+from std_msgs.msg import Header
+
+from drone_kd.ros.drop_reasons import UNDECODABLE
+
+CODECS = ("h264", "hevc")
+KEYS = 5
+
+
+@pytest.fixture
+def packets():
+    """Packets of ten frames, a key frame among five."""
+    pytest.importorskip("av", reason="needs PyAV: pip install -r requirements/video.txt")
+    from video_packets import encode, moving
+
+    return {codec: encode(codec, moving(10), KEYS) for codec in CODECS}
+
+
+class Stream:
+    """A camera that sends video, and a detector in this process."""
+
+    def __init__(self, site, kind, topic, **fields):
+        self.site, self.kind, self.fields = site, kind, fields
+        self.detector = site.add_detector()
+        self.publisher = site.node.create_publisher(kind, topic, QoSProfile(depth=50))
+        site.wait_for_subscriber(self.publisher)
+        site.wait_for_publisher("/detector/detections")
+
+    def send(self, data, number):
+        """Send a packet, and wait until it is received."""
+        header = Header(frame_id="camera")
+        header.stamp.sec = number
+        before = self.site.received()
+        self.publisher.publish(self.kind(header=header, data=data, **self.fields))
+        self.site.wait_until(lambda: self.site.received() > before, "it is received")
+
+    def check_published(self, data, number):
+        """Send a packet, and receive the detections of its frame."""
+        self.send(data, number)
+        found = self.site.receive()
+        assert (found.header.stamp.sec, found.header.frame_id) == (number, "camera")
+
+    def check_dropped(self, data, number, reason):
+        """Send a packet whose frame is dropped for a reason that the status names."""
+        before = self.site.dropped(UNDECODABLE)
+        self.send(data, number)
+        self.site.wait_until(lambda: self.site.dropped(UNDECODABLE) > before, "it is dropped")
+        assert reason in self.detector.reports()[""].last_problem
+
+
+@pytest.fixture
+def compressed(ground, model):
+    site = ground(model=model, autostart=True, image_transport="compressed")
+    return lambda text: Stream(site, CompressedImage, "image/compressed", format=text)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_lost_packet_is_named_and_the_next_frame_is_a_key_frame(compressed, packets, codec):
+    stream, sent = compressed({"hevc": "h265"}.get(codec, codec)), packets[codec]
+    stream.check_dropped(sent[2], 2, "waiting for a key frame (none has come yet)")
+    for number in (5, 6):
+        stream.check_published(sent[number], number)
+    stream.check_dropped(sent[8], 8, "a packet was lost")  # without 7
+    stream.check_dropped(sent[9], 9, "waiting for a key frame (a packet was lost")
+    stream.check_published(sent[0], 20)
+    stats = stream.site.collect(DiagnosticArray, "/detector/stats")
+    stream.site.receive_until(
+        stats,
+        lambda message: any(
+            pair.key == "last problem" and "key frame" in pair.value
+            for status in message.status
+            for pair in status.values
+        ),
+        "the loss is in the status",
+    )
+    assert stream.site.detections.empty()
+
+
+def test_disabled_detector_starts_again_at_a_key_frame(compressed, packets):
+    stream, sent = compressed("h264"), packets["h264"]
+    stream.check_published(sent[0], 1)
+    stream.detector._pipeline.enable(False)
+    stream.send(sent[1], 2)
+    stream.detector._pipeline.enable(True)
+    stream.check_dropped(sent[2], 3, "waiting for a key frame (disabled before)")
+    stream.check_published(sent[5], 4)
+
+
+def test_without_the_extra_a_line_says_what_to_install(compressed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    compressed("h264").check_dropped(bytes(9), 1, "pip install 'drone_kd[video]'")
+
+
+def test_image_that_the_stream_shares_its_topic_with_is_decoded(compressed, packets):
+    import cv2
+    import numpy as np
+
+    stream = compressed("jpeg")
+    jpeg = cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+    stream.check_published(jpeg, 1)
+    stream.fields["format"] = "h264"
+    stream.check_published(packets["h264"][0], 2)
+
+
+@pytest.mark.parametrize("encoding", ["h264;yuv420p;bgr8;bgr8", "libx264"])
+def test_packets_of_ffmpeg_image_transport(ground, model, packets, encoding):
+    messages = pytest.importorskip(
+        "ffmpeg_image_transport_msgs.msg", reason="needs it: run interfaces/build.py"
+    )
+    site = ground(model=model, autostart=True, image_transport="ffmpeg")
+    stream = Stream(site, messages.FFMPEGPacket, "image/ffmpeg", encoding=encoding)
+    for number in range(3):
+        stream.check_published(packets["h264"][number], number + 1)
+    stream.fields["encoding"] = "av1;yuv420p;bgr8;bgr8"
+    stream.check_dropped(packets["h264"][3], 4, 'expected a stream in H.264 or H.265, got "av1;')
+
+
+def test_missing_messages_are_named(ground, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ffmpeg_image_transport_msgs.msg", None)
+    site = ground(model=model, autostart=True)
+    site.add_detector()
+    result = site.try_parameter("image_transport", "ffmpeg")
+    assert not result.successful and "ffmpeg-image-transport-msgs" in result.reason
+    assert site.detector.get_parameter("image_transport").value == "raw"
+
+
+@pytest.mark.parametrize("record_format", ["jpeg", "raw"])
+def test_frame_of_a_video_is_recorded_as_an_image(compressed, packets, record_format):
+    from drone_kd.ros.recording.recorder import _image
+
+    stream, results = compressed("h264"), []
+    stream.detector._pipeline._record = results.append
+    stream.check_published(packets["h264"][0], 1)
+    stream.site.wait_until(lambda: results, "it is offered")
+    topic, message = _image(results[0], record_format)
+    assert topic == {"jpeg": "/image/compressed", "raw": "/image"}[record_format]
+    assert message.header.stamp.sec == 1 and len(message.data) > 100
