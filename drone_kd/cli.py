@@ -31,6 +31,7 @@ ON_BOARD = {
     "bench": ("commands.bench", "measure the latency of each stage"),
     "build": ("commands.build", "build the TensorRT engine on this device"),
     "selftest": ("commands.selftest", "compare TensorRT with ONNX Runtime on this device"),
+    "report": ("commands.report", "test this device, and write a page for an issue"),
     "lineage": ("commands.lineage", "print what a model was trained from"),
     "simulate": (
         "simulation.simulate",
@@ -89,8 +90,7 @@ environment:
   DRONE_KD_DOWNLOADS=1  download a released checkpoint that is missing
 shell completion (pip install argcomplete), in ~/.bashrc:
   eval "$(register-python-argcomplete drone-kd)"
-install the training part:
-  {INSTALL_TRAINING}"""
+training part: {INSTALL_TRAINING}"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

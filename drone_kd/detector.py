@@ -207,6 +207,7 @@ def load_detector(
     tile_overlap: float | None = None,
     runtime: str | None = None,
     allow_fallback: bool | None = None,
+    may_build: bool | None = None,
     progress: Callable[[str], None] = LOG.warning,
 ) -> Detector:
     """Load a model.onnx, or one that `read_model_file` has read; None: that of the package.
@@ -228,6 +229,7 @@ def load_detector(
         default_model_path() if path is None else path,
         runtime=setting("runtime", runtime),
         allow_fallback=setting("allow_fallback", allow_fallback),
+        may_build=setting("may_build", may_build),
         progress=progress,
     )
     return Detector(

@@ -36,3 +36,47 @@ def test_power_mode_of_nvpmodel(tmp_path, monkeypatch):
     assert machine.power_mode() == "MAXN_SUPER"
     command.write_text("#!/bin/sh\nexit 1\n")
     assert machine.power_mode() == ""
+
+
+def test_versions_of_a_jetson(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_L4T", tmp_path / "release")
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
+    assert machine.l4t() == machine.gpu_driver() == machine.board() == ""
+    (tmp_path / "release").write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: x\n")
+    assert machine.l4t() == machine.gpu_driver() == "R36.4.3"
+    (tmp_path / "driver" / "nvidia").mkdir(parents=True)
+    (tmp_path / "driver" / "nvidia" / "version").write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n"
+    )
+    assert machine.gpu_driver() == "540.4.0"
+
+
+def write_files(folder, **files):
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_text(f"{content}\n")
+
+
+def test_clocks_of_gpu_and_processor(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_CLOCKS", tmp_path / "devfreq")
+    monkeypatch.setattr(machine, "_CPU_CLOCKS", tmp_path / "cpufreq")
+    assert machine.gpu_clocks_mhz() == machine.cpu_clocks_mhz() == {}
+    gpu = {"min_freq": 306000000, "cur_freq": 306000000, "max_freq": 1020000000}
+    write_files(tmp_path / "devfreq" / "17000000.gpu", **gpu)
+    write_files(tmp_path / "devfreq" / "15480000.vic", max_freq=1)
+    assert machine.gpu_clocks_mhz() == {"lowest": 306, "current": 306, "highest": 1020}
+    write_files(tmp_path / "cpufreq" / "policy0", scaling_max_freq=1728000, scaling_cur_freq="?")
+    write_files(tmp_path / "cpufreq" / "policy4")
+    assert machine.cpu_clocks_mhz() == {"policy0": {"highest": 1728}}
+
+
+def test_power_of_the_rails(tmp_path):
+    rails = {"in1_label": "VDD_IN", "in1_input": 5000, "curr1_input": 1200}
+    write_files(tmp_path / "hwmon1", name="ina3221", in2_label="asleep", **rails)
+    write_files(tmp_path / "hwmon2", name="other", **rails)
+    assert machine.power_w(tmp_path) == {"VDD_IN": 6.0}
+
+
+def test_memory_of_this_computer():
+    memory = machine.memory_mb()
+    assert memory["total"] > memory["available"] > 0 and memory["swap"] >= 0

@@ -40,6 +40,7 @@ def open_backend(
     runtime: str = "auto",
     allow_fallback: bool = False,
     may_build: bool = True,
+    rebuild: bool = False,
     progress: Callable[[str], None] = LOG.warning,
 ) -> Backend:
     """Load a model file; TensorRT first builds the engine if the cache has no valid one.
@@ -51,6 +52,7 @@ def open_backend(
             backend's name report it.
         may_build: False for a model that is loaded in flight: a build occupies the GPU for
             minutes, so TensorRT needs an engine in the cache.
+        rebuild: build the engine even if the cache has a valid one, or one that was refused.
         progress: called with lines of text; every few seconds during a build.
 
     Raises:
@@ -73,7 +75,7 @@ def open_backend(
                 f"TensorRT cannot be imported ({error}): it comes with JetPack, as the package "
                 "python3-libnvinfer, and a virtual environment sees it with --system-site-packages"
             ) from error
-        return open_tensorrt(file, spec, may_build, progress)
+        return open_tensorrt(file, spec, may_build, rebuild, progress)
     except ModelError as error:
         if not allow_fallback:
             hint = "; runtime onnxruntime or allow_fallback avoids TensorRT"

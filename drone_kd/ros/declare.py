@@ -75,6 +75,9 @@ def declare_detector_parameters(node: Node) -> None:
         "allow_fallback": other(
             "Run the model with ONNX Runtime if TensorRT fails; applies to the next model."
         ),
+        "may_build": other(
+            "Build a missing TensorRT engine while configuring; false: only drone-kd build does."
+        ),
         "confidence": number("Minimum score of a detection (exclusive).", 0.0, 1.0),
         "class_confidence": other('Thresholds per class instead of confidence: ["car=0.4"].'),
         "classes": other('Names of the classes to publish; [""]: all.'),

@@ -196,7 +196,7 @@ class DetectorNode(RespondingNode):
             parameter,
             path,
             self._settings,
-            True,
+            self._settings.may_build,
             self._log_info,
             trial,
             self._is_stopping,

@@ -48,6 +48,7 @@ class Settings:
     swap_timeout_s: float
     runtime: str
     allow_fallback: bool
+    may_build: bool
     confidence: float
     class_confidence: Mapping[str, float]
     classes: tuple[str, ...]

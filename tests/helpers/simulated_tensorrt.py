@@ -16,6 +16,7 @@ import ctypes
 import enum
 import importlib.machinery
 import sys
+import time
 import types
 from collections.abc import Callable
 from typing import Any
@@ -228,6 +229,7 @@ class _TimingCache(_Simulated):
 
 class _BuilderConfig(_Simulated):
     builder_optimization_level = 3
+    profiling_verbosity = 0
     progress_monitor: Any = None
 
     def __init__(self) -> None:
@@ -236,6 +238,7 @@ class _BuilderConfig(_Simulated):
 
     def set_memory_pool_limit(self, pool: int, size: int) -> None:
         self.simulation.module.MemoryPoolType(pool)
+        self.simulation.workspace = size
 
     def set_flag(self, flag: int) -> None:
         self._flags.add(self.simulation.module.BuilderFlag(flag).name)
@@ -316,6 +319,8 @@ class _Builder(_Simulated):
             monitor.phase_start("Tactics", None, 2)
             monitor.step_complete("Tactics", 0)
         simulation.during_build()
+        while simulation.builds_until_stopped and monitor.step_complete("Tactics", 0):
+            time.sleep(0.01)
         if monitor is not None:
             simulation.was_stopped = not monitor.step_complete("Tactics", 1)
             monitor.phase_finish("Tactics")
@@ -378,6 +383,9 @@ class _CudaEngine(_Simulated):
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
 
+    def create_engine_inspector(self) -> _EngineInspector:
+        return self.simulation.module.EngineInspector()
+
     def create_execution_context(self) -> _ExecutionContext:
         return self.simulation.module.IExecutionContext(self)
 
@@ -388,6 +396,12 @@ class _CudaEngine(_Simulated):
         target = gpu.array(addresses[rows.name], np.float32, tuple(rows.shape))
         if source is not None and target is not None:
             target[:] = self._session.run(None, {images.name: source})[0]
+
+
+class _EngineInspector(_Simulated):
+    def get_engine_information(self, format: int) -> str:
+        assert format == self.simulation.module.LayerInformationFormat.JSON
+        return '{"Layers": ["simulated"]}'
 
 
 class _Runtime(_Simulated):
@@ -408,6 +422,7 @@ class _Runtime(_Simulated):
 
 _CLASSES: dict[str, type[_Simulated]] = {
     "Builder": _Builder,
+    "EngineInspector": _EngineInspector,
     "IBuilderConfig": _BuilderConfig,
     "ICudaEngine": _CudaEngine,
     "IExecutionContext": _ExecutionContext,
@@ -422,8 +437,10 @@ _CLASSES: dict[str, type[_Simulated]] = {
 _ENUMERATIONS = (
     "BuilderFlag",
     "DataType",
+    "LayerInformationFormat",
     "MemoryPoolType",
     "NetworkDefinitionCreationFlag",
+    "ProfilingVerbosity",
     "TensorIOMode",
 )
 
@@ -443,6 +460,8 @@ class SimulatedTensorrt:
         load_error: message with which loading an engine fails.
         records: whether a network can be recorded into a CUDA graph.
         during_build: called while an engine is built.
+        builds_until_stopped: whether a build lasts until its monitor stops it.
+        workspace: bytes that the last build may use.
     """
 
     def __init__(self, version: str, gpu: SimulatedGpu) -> None:
@@ -455,6 +474,8 @@ class SimulatedTensorrt:
         self.network_kind = ""
         self.build_error = self.execute_error = self.load_error = ""
         self.records = True
+        self.builds_until_stopped = False
+        self.workspace = 0
         self.during_build: Callable[[], None] = lambda: None
         # Any: its attributes are set at run time.
         self.module: Any = types.SimpleNamespace(

@@ -18,6 +18,7 @@ ALLOWED = {
         "drone_kd.core",
         "drone_kd.backends",
         "drone_kd.files",
+        "drone_kd.machine",
         "drone_kd.paths",
         *CHECKS,
     ),

@@ -26,6 +26,13 @@ def test_missing_engine_is_built_while_configuring(simulated_tensorrt, ground, m
     assert simulated_tensorrt.builds == 1
 
 
+def test_missing_engine_is_not_built_without_permission(simulated_tensorrt, ground, model):
+    site = ground(model=model, may_build=False)
+    assert site.add_detector().trigger_configure() == FAILURE
+    assert "may_build: false; run: drone-kd build" in site.wait_for_log("cannot configure")
+    assert simulated_tensorrt.builds == 0
+
+
 def test_failed_engine_build_fails_configuration(simulated_tensorrt, ground, model):
     simulated_tensorrt.build_error = "Error Code 10"
     site = ground(model=model)

@@ -1,7 +1,8 @@
 """Build a TensorRT engine from a model.onnx, on the device that runs it (drone-kd build).
 
 After each build, and each time that it is loaded, an engine must reproduce the golden images of
-its model, see `drone_kd.backends.golden`.
+its model, see `drone_kd.backends.golden`. A new engine that does not is refused.
+The refusal is stored, so that it is not built again at each start.
 
 The precision is that of the model's spec: networks are strongly typed, and TF32 is off. TensorRT
 8.6 has no strongly typed networks: it builds an fp16 model with the FP16 flag and rejects an int8
@@ -10,6 +11,7 @@ model. Importing this module imports TensorRT.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -20,14 +22,17 @@ import tensorrt as trt
 
 from drone_kd.backends.golden import GoldenError, GoldenImage, read_golden, require_golden
 from drone_kd.backends.model_file import ModelFile
-from drone_kd.backends.tensorrt.cuda import CudaError, first_device
+from drone_kd.backends.tensorrt.cuda import CudaError, first_device, total_memory
 from drone_kd.backends.tensorrt.engine_cache import EngineKey, EngineStore
 from drone_kd.backends.tensorrt.runtime import LOGGER, EngineError, TrtBackend
 from drone_kd.core.model_spec import ModelError, ModelSpec
+from drone_kd.machine import gpu_state, memory_mb
 from drone_kd.text import one_line
 
 OPTIMISATION_LEVEL = 3  # TensorRT's own default; written out because engines depend on it
-_WORKSPACE_BYTES = 1 << 30  # a quarter or less of the memory of any Jetson Orin
+_MAX_WORKSPACE_BYTES = 1 << 30
+_WORKSPACE_SHARE = 8  # one part in 8 of the memory
+_SMALL_MEMORY_MB = 6000.0
 _PROGRESS_SECONDS = 5.0
 
 # Missing in 8.6.
@@ -36,9 +41,15 @@ MONITORED = hasattr(trt, "IProgressMonitor")
 
 
 def open_tensorrt(
-    file: ModelFile, spec: ModelSpec, may_build: bool, progress: Callable[[str], None]
+    file: ModelFile,
+    spec: ModelSpec,
+    may_build: bool,
+    rebuild: bool,
+    progress: Callable[[str], None],
 ) -> TrtBackend:
     """Load a model's engine; if the cache has no valid one, `may_build` allows to build it.
+
+    `rebuild`: build it in any case. An older engine stays until the new one is stored.
 
     ModelError: GPU, TensorRT or cache is unusable, or unusable for this model, or the engine
     computes something else; one line.
@@ -46,7 +57,11 @@ def open_tensorrt(
     path = one_line(file.path)
     try:
         golden = read_golden(file.metadata, spec)
-        backend = _open(file, spec, golden, may_build, progress)
+        store = EngineStore(_key(file, spec), progress)
+        with store.locked():
+            backend = None if rebuild else _load(file, spec, golden, store, may_build, progress)
+            if backend is None:
+                backend = _build(file, spec, golden, store, progress)
     except (ModelError, CudaError) as error:
         raise ModelError(f"{path}: {error}") from error
     except OSError as error:
@@ -57,60 +72,101 @@ def open_tensorrt(
     return backend
 
 
-def _open(
-    file: ModelFile,
-    spec: ModelSpec,
-    golden: list[GoldenImage],
-    may_build: bool,
-    progress: Callable[[str], None],
-) -> TrtBackend:
-    device = first_device()
-    key = EngineKey(
+def _key(file: ModelFile, spec: ModelSpec) -> EngineKey:
+    device, state = first_device(), gpu_state()
+    return EngineKey(
         model_sha256=file.sha256,
         tensorrt=trt.__version__,
         device=device.name,
         compute_capability=device.compute_capability,
         multiprocessors=device.multiprocessors,
+        board=state.board,
+        power_mode=state.power_mode,
+        gpu_mhz=state.mhz,
+        driver=state.driver,
         precision=spec.precision,
         optimisation_level=OPTIMISATION_LEVEL,
     )
-    store = EngineStore(key, progress)
-    with store.locked():
-        plan, problem = store.read()
-        if plan is not None:
-            try:
-                return _checked(spec, plan, golden)
-            except EngineError as error:
-                problem = f"does not load ({error})"
-            except GoldenError as error:
-                problem = f"is refused ({error})"
-        if not may_build:
-            raise ModelError(
-                "expected a valid engine on this device, found "
-                f"{f'one that {problem}' if problem else 'none'}, and no engine is built in "
-                f"flight; run: drone-kd build {one_line(file.path)}"
-            )
-        if problem:
-            progress(f"the engine {one_line(store.plan_path)} {problem}: building it again")
-            store.remove()
-        kind = f"{one_line(file.path.name)} ({spec.precision}) with TensorRT {trt.__version__}"
-        progress(f"building the engine of {kind}; this takes minutes, once")
-        start = time.monotonic()
-        plan, timings = _build_plan(file.content, spec.precision, store.read_timings(), progress)
-        seconds = round(time.monotonic() - start, 1)
-        built = datetime.now(timezone.utc).isoformat()
-        store.write(plan, timings, {"built": built, "build_seconds": seconds})
-        progress(f"engine built in {seconds:g} s: {one_line(store.plan_path)}")
+
+
+def _load(
+    file: ModelFile,
+    spec: ModelSpec,
+    golden: list[GoldenImage],
+    store: EngineStore,
+    may_build: bool,
+    progress: Callable[[str], None],
+) -> TrtBackend | None:
+    """Load the engine of the cache; None: it has to be built. ModelError: it must not be."""
+    path = one_line(file.path)
+    plan, problem = store.read()
+    if plan is not None:
         try:
-            return _checked(spec, plan, golden)
-        except GoldenError:
-            store.remove()
-            raise
+            return _checked(spec, plan, golden, store)
+        except EngineError as error:
+            problem = f"does not load ({error})"
+        except GoldenError as error:
+            problem = f"is refused ({error})"
+    refused = store.entry("refused")
+    if refused:
+        raise ModelError(
+            f"its engine was refused after an earlier build: {one_line(refused, 600)}; to build "
+            f"it again: drone-kd build --rebuild {path}"
+        )
+    if not may_build:
+        found = f"one that {problem}" if problem else "none"
+        others = store.differences()
+        raise ModelError(
+            f"expected a valid engine on this device, found {found}, and no engine is built in "
+            f"flight, or with may_build: false; run: drone-kd build {path}"
+            + (f" (there are engines for something else: {others})" if others else "")
+        )
+    if problem:
+        progress(f"the engine {one_line(store.plan_path)} {problem}: building it again")
+        store.remove()
+    elif others := store.differences():
+        progress(f"no engine for this device and mode ({others})")
+    return None
 
 
-def _checked(spec: ModelSpec, plan: bytes, golden: list[GoldenImage]) -> TrtBackend:
-    backend = TrtBackend(spec, plan)
+def _build(
+    file: ModelFile,
+    spec: ModelSpec,
+    golden: list[GoldenImage],
+    store: EngineStore,
+    progress: Callable[[str], None],
+) -> TrtBackend:
+    """Build, store and check an engine. GoldenError: it is refused, which is stored."""
+    memory = memory_mb()
+    if 0 < memory.get("total", 0) < _SMALL_MEMORY_MB and not memory.get("swap"):
+        progress(
+            f"{memory['total'] / 1e3:.1f} GB of memory and no swap: the system may kill the "
+            "build; if so, add swap or stop other programs"
+        )
+    kind = f"{one_line(file.path.name)} ({spec.precision}) with TensorRT {trt.__version__}"
+    progress(f"building the engine of {kind}; this takes minutes, once")
+    start = time.monotonic()
+    plan, timings = _build_plan(file.content, spec.precision, store.read_timings(), progress)
+    seconds = round(time.monotonic() - start, 1)
+    built = datetime.now(timezone.utc).isoformat()
+    store.write(plan, timings, {"built": built, "build_seconds": seconds})
+    progress(f"engine built in {seconds:g} s: {one_line(store.plan_path)}")
+    try:
+        return _checked(spec, plan, golden, store)
+    except GoldenError as error:
+        store.refuse(str(error))
+        raise
+
+
+def _checked(
+    spec: ModelSpec, plan: bytes, golden: list[GoldenImage], store: EngineStore
+) -> TrtBackend:
+    mode = store.entry("mode")
+    backend = TrtBackend(spec, plan, mode)
     require_golden(backend, golden)
+    if backend.mode != mode:
+        with contextlib.suppress(OSError):  # the next load measures again
+            store.note("mode", backend.mode)
     return backend
 
 
@@ -134,7 +190,9 @@ def _build_plan(
     _parse(parser, model)
     config: trt.IBuilderConfig = builder.create_builder_config()
     config.builder_optimization_level = OPTIMISATION_LEVEL
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _workspace())
+    # For `TrtBackend.layers`; the kernels are the same.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.clear_flag(trt.BuilderFlag.TF32)
     if not STRONGLY_TYPED and precision == "fp16":
         config.set_flag(trt.BuilderFlag.FP16)
@@ -162,6 +220,14 @@ def _build_plan(
         raise ModelError(f"TensorRT {trt.__version__} cannot build it: {LOGGER.reason()}")
     new_timings: trt.IHostMemory = cache.serialize()
     return bytes(plan), bytes(new_timings)
+
+
+def _workspace() -> int:
+    """Return how many bytes of GPU memory a layer may use."""
+    try:
+        return min(_MAX_WORKSPACE_BYTES, total_memory() // _WORKSPACE_SHARE)
+    except CudaError:  # TensorRT-RTX builds without a GPU
+        return _MAX_WORKSPACE_BYTES
 
 
 def _parse(parser: trt.OnnxParser, model: bytes) -> None:

@@ -148,9 +148,19 @@ def used_memory() -> int:
 
     On a Jetson that is the memory shared with the CPU.
     """
+    free, total = _memory()
+    return total - free
+
+
+def total_memory() -> int:
+    """Return the bytes of GPU memory; CudaError: see `first_device`."""
+    return _memory()[1]
+
+
+def _memory() -> tuple[int, int]:
     free, total = c_size_t(), c_size_t()
     call("cudaMemGetInfo", byref(free), byref(total))
-    return total.value - free.value
+    return free.value, total.value
 
 
 class DeviceBuffer:

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from drone_kd.files import open_private_folder, read_private, write_private
 from drone_kd.parsing import ParseError, parse_json
@@ -25,7 +26,8 @@ from drone_kd.text import one_line
 
 _MAX_RECORD_BYTES, _MAX_BYTES = 1_000_000, 1 << 32
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-SCHEMA = 1
+_MAX_RECORDS = 1000  # that are compared
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,10 @@ class EngineKey:
     device: str
     compute_capability: str
     multiprocessors: int
+    board: str  # these four: `machine.gpu_state`; kernels are chosen by their speed
+    power_mode: str
+    gpu_mhz: int  # highest clock in this power mode; 0: unknown
+    driver: str
     precision: str
     optimisation_level: int
     schema: int = SCHEMA  # version of this list and of the build settings
@@ -49,7 +55,8 @@ class EngineKey:
 class EngineStore:
     """Cache entry of one engine: the file `plan_path`, and a JSON record with the same stem.
 
-    A file beside it has the kernel timings of earlier builds on this GPU, for the next build.
+    A file beside it has the kernel timings of earlier builds on this GPU, in this power mode, for
+    the next build.
     All methods but `locked` need its lock. They use the folder that `locked` has opened and
     checked, also if another one has taken its path. `progress` is called with lines of text.
 
@@ -62,7 +69,8 @@ class EngineStore:
         name = key.digest()[:32]
         self.plan_path = cache_folder(progress) / "engines" / f"{name}.plan"
         self._plan, self._record, self._lock = f"{name}.plan", f"{name}.json", f"{name}.lock"
-        device = (key.tensorrt, key.device, key.compute_capability, key.multiprocessors)
+        others = ("model_sha256", "precision")
+        device = {name: value for name, value in asdict(key).items() if name not in others}
         self._timings = f"{sha256(repr(device).encode())[:32]}.timings"
         self._folder = -1  # descriptor
 
@@ -123,11 +131,53 @@ class EngineStore:
         """
         record = {"key": asdict(self._key), "plan_bytes": len(plan), "plan_sha256": sha256(plan)}
         record |= built
-        content = json.dumps(record, indent=1).encode() + b"\n"
         # In this order: after a power cut between the two, `read` sees that the record differs.
         write_private(self._folder, self._plan, plan)
-        write_private(self._folder, self._record, content)
+        self._write_record(record)
         write_private(self._folder, self._timings, timings)
+
+    def entry(self, name: str) -> str:
+        """Return a text that `note` or `refuse` has stored; empty: there is none."""
+        value = self._read_record(self._record).get(name, "")
+        return value if isinstance(value, str) else ""
+
+    def note(self, name: str, value: str) -> None:
+        """Store a text in the record of an engine. OSError: writing failed."""
+        self._write_record(self._read_record(self._record) | {name: value})
+
+    def refuse(self, reason: str) -> None:
+        """Remove the engine; store why, as the entry "refused". OSError: writing failed."""
+        self.remove()
+        self._write_record({"key": asdict(self._key), "refused": reason})
+
+    def differences(self) -> str:
+        """Return how the key differs from those of this model's other engines; empty: none."""
+        own = asdict(self._key)
+        files = os.listdir(self._folder)  # noqa: PTH208  a descriptor
+        names = sorted(name for name in files if name.endswith(".json"))
+        found = []
+        for record in map(self._read_record, names[:_MAX_RECORDS]):
+            key = record.get("key")
+            if "plan_sha256" not in record or not isinstance(key, dict):
+                continue
+            if key.get("model_sha256") == own["model_sha256"] and key != own:
+                found += [
+                    f"{name} {one_line(key.get(name), 40)}, now {one_line(value, 40)}"
+                    for name, value in own.items()
+                    if key.get(name) != value
+                ]
+        return "; ".join(dict.fromkeys(found))
+
+    def _read_record(self, name: str) -> dict[str, Any]:
+        try:
+            record = parse_json(read_private(self._folder, name, _MAX_RECORD_BYTES), name)
+        except (OSError, ParseError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def _write_record(self, record: dict[str, Any]) -> None:
+        content = json.dumps(record, indent=1).encode() + b"\n"
+        write_private(self._folder, self._record, content)
 
     def remove(self) -> None:
         """Remove the engine and its record."""

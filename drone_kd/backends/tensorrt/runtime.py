@@ -25,6 +25,7 @@ from drone_kd.core.preprocess import network_input
 from drone_kd.text import one_line
 
 _DTYPES = {"uint8": trt.DataType.UINT8, "float32": trt.DataType.FLOAT}
+_IN_A_GRAPH = " in a CUDA graph"
 _WARM_UP_FRAMES = 3
 _MEASURED_FRAMES = 20
 
@@ -63,7 +64,10 @@ class TrtBackend:
     buffers without a copy; work can be queued call by call or as one CUDA graph. The fastest mode
     differs between devices, so a few frames are run in each mode and the fastest one is kept.
 
-    `plan` are the engine's bytes, from a trusted source: they contain native code.
+    Args:
+        spec: of the model.
+        plan: the engine's bytes, from a trusted source: they contain native code.
+        mode: `TrtBackend.mode` of an earlier load on this device, used without measuring.
 
     Raises:
         EngineError: TensorRT rejects the bytes.
@@ -73,7 +77,7 @@ class TrtBackend:
 
     fallback = ""
 
-    def __init__(self, spec: ModelSpec, plan: bytes) -> None:
+    def __init__(self, spec: ModelSpec, plan: bytes, mode: str = "") -> None:
         self.spec = spec
         device = cuda.first_device()
         self._runtime: trt.Runtime = trt.Runtime(LOGGER)
@@ -91,12 +95,17 @@ class TrtBackend:
         self._output = PinnedArray(output_shape, "float32")
         tensors = {input_name: self._input, output_name: self._output}
         try:
-            modes = _execution_modes(self._context, self._stream, tensors, device.integrated)
-            fastest = _fastest(modes, self._stream)
+            modes = _execution_modes(self._context, self._stream, tensors, device.integrated, mode)
+            self.mode = mode if mode in modes else _fastest(modes, self._stream)
         except InferenceError as error:
             raise ModelError(str(error)) from None
-        self._launch = modes[fastest]
-        self.name = f"TensorRT {trt.__version__} {spec.precision}, {device.name}, {fastest}"
+        self._launch = modes[self.mode]
+        self.name = f"TensorRT {trt.__version__} {spec.precision}, {device.name}, {self.mode}"
+
+    def layers(self) -> str:
+        """Return what TensorRT tells of the engine's layers, as JSON."""
+        inspector: trt.EngineInspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
     def infer(self, batch: UInt8Array) -> Float32Array:
         """Run a batch; see `Backend.infer`. InferenceError: also for another shape or dtype."""
@@ -115,10 +124,13 @@ def _execution_modes(
     stream: Stream,
     tensors: dict[str, PinnedArray],
     integrated: bool,
+    wanted: str,
 ) -> dict[str, Callable[[], None]]:
     """Return every mode in which this GPU runs the engine: its name and what queues a frame.
 
-    `tensors` are the memory of the input and of the output, in this order.
+    Args:
+        tensors: memory of the input and of the output, in this order.
+        wanted: name of a mode; if it can be had, the others need not be prepared.
     """
 
     def execute(addresses: dict[str, int]) -> None:
@@ -143,10 +155,11 @@ def _execution_modes(
         shared = {name: tensor.device_address() for name, tensor in tensors.items()}
         modes["zero-copy"] = lambda: execute(shared)
     source.array[:] = 0
+    modes = {name: modes[name] for name in modes if wanted.startswith(name)} or modes
     for name, launch in tuple(modes.items()):
         _run(launch, stream)  # TensorRT needs one frame before a recording
         try:
-            modes[f"{name} in a CUDA graph"] = cuda.Graph(stream, launch).launch
+            modes[f"{name}{_IN_A_GRAPH}"] = cuda.Graph(stream, launch).launch
         except (CudaError, InferenceError):
             LOGGER.reason()  # clears it: some layers cannot be recorded, which is no error
     return modes

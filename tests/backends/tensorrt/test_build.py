@@ -12,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 
-from drone_kd import cli
+from drone_kd import cli, machine
 from drone_kd.backends import open_backend
 from drone_kd.core.model_spec import ModelError
 from simulated_tensorrt import VERSIONS, SimulatedTensorrt, forget_modules
@@ -268,12 +268,75 @@ def test_unusable_cache_folder_is_reported_before_the_build(simulated_tensorrt, 
 
 def test_no_engine_is_built_in_flight(simulated_tensorrt, model):
     with pytest.raises(
-        ModelError, match=r"no engine is built in flight; run: drone-kd build .*model.onnx"
+        ModelError, match=r"no engine is built in flight, or .*; run: drone-kd build .*model.onnx"
     ):
         open_backend(model, may_build=False)
     assert simulated_tensorrt.builds == 0
     open_tensorrt(model)
     assert "TensorRT" in open_backend(model, may_build=False).name
+
+
+def test_rebuild_replaces_a_valid_engine(simulated_tensorrt, model, capfd):
+    open_tensorrt(model)
+    assert cli.main(["build", str(model)]) == 0 and simulated_tensorrt.builds == 1
+    assert cli.main(["build", "--rebuild", str(model)]) == 0 and simulated_tensorrt.builds == 2
+    assert simulated_tensorrt.timings == b"timed "
+
+
+def test_interrupted_rebuild_keeps_the_valid_engine(simulated_tensorrt, model):
+    open_tensorrt(model)
+    simulated_tensorrt.build_error = "interrupted"
+    with pytest.raises(ModelError, match="interrupted"):
+        open_backend(model, rebuild=True)
+    assert open_backend(model, may_build=False).name.startswith("TensorRT")
+
+
+def test_another_power_mode_needs_another_engine(simulated_tensorrt, model, monkeypatch):
+    monkeypatch.setattr(machine, "power_mode", lambda: "15W")
+    monkeypatch.setattr(machine, "gpu_clocks_mhz", lambda: {"highest": 625})
+    open_tensorrt(model)
+    monkeypatch.setattr(machine, "power_mode", lambda: "MAXN")
+    monkeypatch.setattr(machine, "gpu_clocks_mhz", lambda: {"highest": 1020})
+    with pytest.raises(ModelError, match=r"power_mode 15W, now MAXN; gpu_mhz 625, now 1020"):
+        open_backend(model, may_build=False)
+    lines, _ = open_tensorrt(model)
+    assert "no engine for this device and mode (power_mode 15W, now MAXN; " in lines[0]
+    # Kernel timings of another mode are of no use.
+    assert (simulated_tensorrt.builds, simulated_tensorrt.timings) == (2, b"")
+    monkeypatch.setattr(machine, "power_mode", lambda: "15W")
+    monkeypatch.setattr(machine, "gpu_clocks_mhz", lambda: {"highest": 625})
+    open_tensorrt(model)
+    assert simulated_tensorrt.builds == 2
+
+
+def test_engine_of_another_board_is_not_loaded(simulated_tensorrt, model, engines, monkeypatch):
+    monkeypatch.setattr(machine, "board", lambda: "NVIDIA Jetson AGX Orin")
+    open_tensorrt(model)
+    (foreign,) = engines.glob("*.plan")
+    monkeypatch.setattr(machine, "board", lambda: "NVIDIA Jetson Orin Nano")
+    with pytest.raises(
+        ModelError, match=r"board NVIDIA Jetson AGX Orin, now NVIDIA Jetson Orin N"
+    ):
+        open_backend(model, may_build=False)
+    open_tensorrt(model)
+    (own,) = set(engines.glob("*.plan")) - {foreign}
+    for suffix in (".plan", ".json"):
+        own.with_suffix(suffix).write_bytes(foreign.with_suffix(suffix).read_bytes())
+    with pytest.raises(ModelError, match="found one that was built for something else"):
+        open_backend(model, may_build=False)
+
+
+@pytest.mark.parametrize(
+    ("memory", "warns"), [((4e3, 0), True), ((4e3, 2e3), False), ((8e3, 0), False)]
+)
+def test_board_with_little_memory_and_no_swap_is_warned(
+    simulated_tensorrt, model, monkeypatch, memory, warns
+):
+    found = dict(zip(("total", "swap"), memory, strict=True))
+    monkeypatch.setattr("drone_kd.machine.memory_mb", lambda: found)
+    lines, _ = open_tensorrt(model)
+    assert any("4.0 GB of memory and no swap" in line for line in lines) is warns
+    assert simulated_tensorrt.workspace == 1 << 30  # an eighth of the simulated 8 GiB
 
 
 @pytest.mark.parametrize("suffix", ["engine", "plan", "trt"])

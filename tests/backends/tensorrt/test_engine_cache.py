@@ -20,6 +20,10 @@ KEY = EngineKey(
     device="Orin",
     compute_capability="8.7",
     multiprocessors=8,
+    board="NVIDIA Jetson Orin Nano",
+    power_mode="15W",
+    gpu_mhz=625,
+    driver="540.4.0",
     precision="fp16",
     optimisation_level=3,
 )
@@ -74,6 +78,29 @@ def test_engine_and_timings_are_read_back_and_private(store):
     folder = store.plan_path.parent
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
     assert {p.suffix for p in folder.iterdir()} == {".plan", ".json", ".timings", ".lock"}
+
+
+def test_notes_and_refusals_are_kept_in_the_record(store):
+    with store.locked():
+        store.note("mode", "copies")
+        assert store.read() == (b"plan", "") and store.entry("mode") == "copies"
+        assert store.entry("refused") == store.entry("plan_bytes") == ""
+        store.refuse("it is wrong")
+        assert store.read() == (None, "") and store.entry("refused") == "it is wrong"
+        store.write(b"new", b"", {})
+        assert store.read() == (b"new", "") and store.entry("refused") == ""
+
+
+def test_differences_are_to_engines_of_the_same_model(store):
+    other = EngineStore(replace(KEY, power_mode="MAXN", gpu_mhz=1020), ignore)
+    with other.locked():
+        assert other.differences() == "power_mode 15W, now MAXN; gpu_mhz 625, now 1020"
+    third = EngineStore(replace(KEY, model_sha256="1" * 64), ignore)
+    with third.locked():
+        assert third.differences() == ""
+        third.refuse("it is wrong")
+    with store.locked():
+        assert store.differences() == ""
 
 
 def test_folder_that_others_can_write_is_refused(store):

@@ -85,6 +85,29 @@ def test_new_engine_that_computes_something_else_is_refused(
     assert not list(engines.glob("*.plan"))
 
 
+def test_refused_engine_is_built_again_on_request_only(
+    simulated_tensorrt, golden_model, computes, capfd
+):
+    wrong = [True]
+    computes(lambda rows: lower_scores(rows) if wrong[0] else None)
+    with pytest.raises(ModelError, match=REFUSED):
+        open_backend(golden_model)
+    wrong.clear()
+    wrong.append(False)
+    for may_build in (True, False):
+        with pytest.raises(
+            ModelError, match=r"refused after an earlier build: .*golden images"
+        ) as e:
+            open_backend(golden_model, may_build=may_build)
+        assert f"drone-kd build --rebuild {golden_model}" in str(e.value)
+    lines: list[str] = []
+    assert "CPU" in open_backend(golden_model, allow_fallback=True, progress=lines.append).name
+    assert simulated_tensorrt.builds == 1
+    assert cli.main(["build", "--rebuild", str(golden_model)]) == 0
+    assert open_backend(golden_model).name.startswith("TensorRT")
+    assert simulated_tensorrt.builds == 2
+
+
 def test_batch_in_another_order_is_refused(simulated_tensorrt, tmp_path, computes):
     model = with_golden(write_bright_cell_model(tmp_path / "m.onnx", tiny_spec(batch=3)))
 

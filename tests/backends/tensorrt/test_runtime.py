@@ -97,6 +97,45 @@ def test_fastest_execution_mode_is_chosen(
     assert len(gpu.memory) == (2 if mode.startswith("zero-copy") else 4)
 
 
+def test_mode_is_measured_once_per_engine(simulated_tensorrt, model, monkeypatch):
+    from drone_kd.backends.tensorrt import runtime
+
+    gpu = simulated_tensorrt.gpu
+    monkeypatch.setattr(runtime, "perf_counter", lambda: gpu.seconds)
+    gpu.copy_seconds = gpu.launch_seconds = 0.002
+    first = open_backend(model).name
+    assert first.endswith("Orin, zero-copy in a CUDA graph")
+    monkeypatch.setattr(runtime, "_fastest", lambda *_: pytest.fail("measured again"))
+    runs = []
+    engine = simulated_tensorrt.module.ICudaEngine
+    run = engine._run
+    monkeypatch.setattr(engine, "_run", lambda self, a: (runs.append(1), run(self, a)))
+    backend = open_backend(model, may_build=False)
+    assert backend.name == first and len(runs) == 1 and len(gpu.memory) == 2
+    np.testing.assert_array_equal(
+        backend.infer(batch()), open_backend(model, runtime="onnxruntime").infer(batch())
+    )
+
+
+@pytest.mark.parametrize("stored", ["copies", "unknown"])
+def test_stored_mode_that_cannot_be_had_is_measured_again(
+    simulated_tensorrt, model, tmp_path, stored
+):
+    open_backend(model)
+    (record,) = (tmp_path / "cache").rglob("*.json")
+    content = json.loads(record.read_text())
+    assert content["mode"]
+    record.write_text(json.dumps(content | {"mode": stored}))
+    mode = open_backend(model).name.rpartition(", ")[2]
+    assert (mode == "copies") is (stored == "copies")
+    assert json.loads(record.read_text())["mode"] == mode
+
+
+@every_version
+def test_layers_are_json(simulated_tensorrt, model):
+    assert json.loads(open_backend(model).layers())["Layers"]
+
+
 def test_network_that_cannot_be_recorded_runs_without_a_graph(simulated_tensorrt, model):
     simulated_tensorrt.records = False
     backend = open_backend(model)

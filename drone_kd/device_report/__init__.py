@@ -1,0 +1,1 @@
+"""Report about this device: its steps, their results, and a page for an issue."""
