@@ -79,7 +79,7 @@ def precisions(a: argparse.Namespace, folder: Path) -> None:
     plan = [(name, a.checkpoint) for name in ("fp32", "fp16", "int8")]
     if a.aware:
         plan.append(("int8 aware", a.aware))
-    files = []
+    files: list[Exported] = []
     for name, checkpoint in plan:
         draft = folder / f"{len(files)}.onnx"
         path, spec = export(checkpoint, draft, name[:4], a.data, a.imgsz, force=True)

@@ -91,12 +91,30 @@ def test_differences_and_counts(tmp_path):
     [
         ("{seed}", "arms, seed: expected one value, got"),
         ("{map50_95:of none}", "arms: expected rows of 'none', got none"),
+        ("{loss:mean}", "arms: expected a column 'loss', got arm, seed, map50_95, seconds"),
+        ("{arm:mean}", "arms, arm: expected a number, got 'teacher'"),
+        ("{zero:ratio plain}", "arms, zero: expected a divisor, got 0"),
+        ("{zero:times plain}", "arms, zero: expected a divisor, got 0"),
+        ("{zero:of plain}", "arms, zero: expected a divisor, got 0"),
+        ("{zero:share plain}", "arms, zero: expected a divisor, got 0"),
     ],
 )
 def test_a_template_that_does_not_fit(arms, template, message):
+    lines = (arms / "arms.csv").read_text(encoding="utf-8").splitlines()
+    if "zero" in template:
+        lines = [f"{lines[0]},zero", *(f"{line},0" for line in lines[1:])]
+    (arms / "arms.csv").write_text("\n".join(lines), encoding="utf-8")
     table = Table("arms", {"arm": "{arm}", "value": template}, by=("arm",))
     with pytest.raises(ValueError, match=message):
         render(table, arms)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1,000", "x"])
+def test_a_value_that_is_no_number(tmp_path, value):
+    (tmp_path / "a.csv").write_text(f'arm,gain\na,"{value}"\n', encoding="utf-8")
+    table = Table("a", {"arm": "{arm}", "gain": "{gain:mean}"}, by=("arm",))
+    with pytest.raises(ValueError, match=f"a, gain: expected a number, got '{value}'"):
+        render(table, tmp_path)
 
 
 def test_a_ratio_has_its_interval(tmp_path):
