@@ -57,7 +57,7 @@ class Table:
         where: column -> values; other rows are left out.
         by: columns whose values make a line. Empty: each row is one.
         keys: columns that ``[...]`` and ARM of the templates refer to.
-        pair: column that pairs the rows of two arms.
+        pair: columns that pair the rows of two arms.
         within: columns of one experiment; ARM is looked for in rows with the same values.
         differences: name of a new column -> the two whose difference it is.
         names: value of a column -> how it is printed.
@@ -68,7 +68,7 @@ class Table:
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     by: tuple[str, ...] = ()
     keys: tuple[str, ...] = ("arm",)
-    pair: str = "seed"
+    pair: tuple[str, ...] = ("seed",)
     within: tuple[str, ...] = ()
     differences: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
@@ -153,18 +153,17 @@ class _Values:
         rows = self._of(arm, self.others)
         if rows == self.rows:
             return []  # the arm itself
-        expect_columns(f"{self.table.csv}.csv", self.rows[0], (self.table.pair,))
+        expect_columns(f"{self.table.csv}.csv", self.rows[0], self.table.pair)
         own, other = self._by_unit(self.rows), self._by_unit(rows)
         return [(own[unit], other[unit]) for unit in own if unit in other]
 
-    def _by_unit(self, rows: Sequence[Row]) -> dict[str, float]:
+    def _by_unit(self, rows: Sequence[Row]) -> dict[tuple[str, ...], float]:
         """Return the mean by seed or subset: runs of one unit are not independent."""
-        values: dict[str, list[float]] = {}
+        values: dict[tuple[str, ...], list[float]] = {}
         for row in rows:
             if row[self.column]:
-                values.setdefault(row[self.table.pair], []).append(
-                    _number(self.table, row, self.column)
-                )
+                unit = tuple(row[column] for column in self.table.pair)
+                values.setdefault(unit, []).append(_number(self.table, row, self.column))
         return {unit: float(np.mean(found)) for unit, found in values.items()}
 
     def of_arm(self, arm: str) -> float:
