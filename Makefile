@@ -132,7 +132,7 @@ bench-node: setup  ## measure what the node costs: benchmarks/node/*.csv (about 
 results: setup  ## write the tables of the results pages from benchmarks/**/*.csv
 	$(PY) -m benchmarks.results
 
-results-check: setup  ## check that each figure of README and the results is in a CSV file
+results-check: setup  ## compare each figure of README and the results with its CSV file
 	$(PY) -m benchmarks.results --check
 
 docs: .venv-docs/.done  ## build the documentation site in site/

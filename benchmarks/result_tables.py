@@ -110,37 +110,62 @@ def _ratios(csv: str, arms: tuple[str, ...], others: tuple[str, ...]) -> Table:
 
 TEST_SETS = ("hit-uav", "aerial-cars", "unicamp-people", "mean")
 
+# Rows of other numbers of labels or steps are lines of their own.
+BUDGET = ("labelled_frames", "steps")
+
 TABLES: dict[str, Table] = {
     "few-labels": Table(
         "distillation/few-labels",
         {
+            "labels": "{labelled_frames}",
+            "steps": "{steps}",
             "subset": "{subset}",
             "student alone": "{map50_95[few]:points}",
             "hard pseudo-labels ≥ 0.4": "{map50_95[hard:0.4]:points}",
             "ours": "{map50_95[ours]:points}",
         },
         where={"subset": ("0", "1", "2"), "arm": ("few", "hard:0.4", "ours")},
-        by=("subset",),
+        by=(*BUDGET, "subset"),
     ),
     "few-labels-means": Table(
         "distillation/few-labels",
         {
             "arm": "{arm}",
+            "labels": "{labelled_frames}",
+            "steps": "{steps}",
             "subsets": "{subset:n}",
             "mAP50-95": "{map50_95:mean}",
             "over few": "{map50_95:gain few}",
             "gap share": "{map50_95:share few}",
             "over hard:0.4": "{map50_95:gain hard:0.4}",
-            "AP under 32 px, over hard:0.4": "{ap_small:gain hard:0.4}",
-            "AP of 32 to 96 px, over hard:0.4": "{ap_medium:gain hard:0.4}",
         },
         where={"arm": ("teacher", "few", "hard:0.4", "ours")},
-        by=("arm",),
-        pair="subset",
+        by=("arm", *BUDGET),
+        pair=("subset", *BUDGET),
+    ),
+    "few-labels-sizes": Table(
+        "distillation/few-labels",
+        {
+            "over hard:0.4": "{arm}",
+            "labels": "{labelled_frames}",
+            "steps": "{steps}",
+            "subsets": "{subset:n}",
+            "AP under 32 px": "{ap_small:gain hard:0.4}",
+            "AP of 32 to 96 px": "{ap_medium:gain hard:0.4}",
+        },
+        where={"arm": ("few", "hard:0.4", "ours")},
+        by=("arm", *BUDGET),
+        pair=("subset", *BUDGET),
     ),
     "few-labels-tried": Table(
         "distillation/few-labels",
-        {"arm": "{arm}", "mAP50-95": "{map50_95:points}", "mAP50": "{map50:points}"},
+        {
+            "arm": "{arm}",
+            "labels": "{labelled_frames}",
+            "steps": "{steps}",
+            "mAP50-95": "{map50_95:points}",
+            "mAP50": "{map50:points}",
+        },
         where={"subset": ("", "0")},
     ),
     "demo": Table(
@@ -153,7 +178,7 @@ TABLES: dict[str, Table] = {
             "gap share": "{map50_95[distilled]:share student alone}",
         },
         by=("setting",),
-        pair="setting",
+        pair=("setting",),
     ),
     "hit-uav-epyc": _arms(
         "hit-uav-epyc", FULL, {"all three minus it [95 %]": "{map50_95:lead distilled}"}
@@ -201,7 +226,7 @@ TABLES: dict[str, Table] = {
             "RTX": "{RTX}",
         },
         keys=("precision",),
-        pair="checkpoint",
+        pair=("checkpoint",),
         within=("checkpoint",),
     ),
     "teachers": Table(

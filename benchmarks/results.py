@@ -5,9 +5,10 @@
     python -m benchmarks.results --check                  change nothing, print what does not fit
     python -m benchmarks.results --add runs/hit-uav/compare.csv distillation/hit-uav "HIT-UAV"
 
-A page holds ``<!-- table: NAME -->`` and ``<!-- end -->``; the lines between them are written.
-NAME is a table of `benchmarks.result_tables`, or a CSV file below benchmarks/ without its suffix,
-which is printed as it is.
+A page (README.md, docs/, benchmarks/) holds ``<!-- table: NAME -->`` and ``<!-- end -->``; the
+lines between them are written. NAME is a table of `benchmarks.result_tables`, or a CSV file below
+benchmarks/ without its suffix, which is printed as it is. benchmarks/cited.csv names the table,
+line and column of each figure in the text around them (see `benchmarks.figures`).
 """
 
 from __future__ import annotations
@@ -15,95 +16,106 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from re import Match
 
 from benchmarks import figures, runs
 from benchmarks.result_tables import TABLES
-from benchmarks.runs import UNMATCHED, read_rows
-from benchmarks.tables import Table, render
+from benchmarks.runs import CITED, read_rows, read_text
+from benchmarks.tables import Table, cells, markdown
 from drone_kd.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = "docs/results.md"
+# Pages of docs/ whose figures are all results.
+RESULTS = ("docs/results.md", "docs/default-model.md")
+CITED_COLUMNS = ("page", "table", "row", "column", "number", "figure", "reason")
 
 
-def written(page: Path) -> str:
-    """Return the text of a page of benchmarks/ with its tables as the CSV files give them.
+class Pages:
+    """README.md, docs/ and benchmarks/ of a copy of the repository, with their tables.
 
-    Raises:
-        ValueError: a table does not fit its CSV file, or has none.
+    Args:
+        root: of the repository.
+
+    Raises (all methods):
+        ValueError: a page, table or CSV file is not as expected.
     """
-    text, number = figures.BLOCK.subn(partial(_block, page), page.read_text(encoding="utf-8"))
-    if number != text.count("<!-- table:") or number != text.count("<!-- end -->"):
-        raise ValueError(
-            f"{page.name}: expected each table as <!-- table: NAME -->, an empty line, the table, "
-            "an empty line, <!-- end -->; correct the comments"
-        )
-    return text
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / "benchmarks"
+        docs, results = sorted(root.glob("docs/**/*.md")), sorted(self.folder.glob("*.md"))
+        found = [root / "README.md", *docs, *results]
+        self.paths = {str(path.relative_to(root)): path for path in found}
+        self.texts = {name: read_text(path) for name, path in self.paths.items()}
+        self._tables: dict[str, list[list[str]]] = {}
+
+    def written(self, name: str) -> str:
+        """Return the text of a page with its tables as the CSV files give them."""
+        before = self.texts[name]
+
+        def block(match: Match[str]) -> str:
+            table, start, _, end = match.groups()
+            return f"{table}{start}{markdown(self._table(name, table))}{end}"
+
+        text, number = figures.BLOCK.subn(block, before)
+        if number != before.count("<!-- table:") or number != before.count("<!-- end -->"):
+            raise ValueError(
+                f"{name}: expected each table as <!-- table: NAME -->, an empty line, the table, "
+                "an empty line, <!-- end -->; correct the comments"
+            )
+        return text
+
+    def _table(self, page: str, name: str) -> list[list[str]]:
+        if name not in self._tables:
+            try:
+                self._tables[name] = cells(TABLES.get(name, Table(name)), self.folder)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{page}: table {name}: {error!s}") from error
+        return self._tables[name]
+
+    @cached_property
+    def sources(self) -> dict[str, list[figures.Source]]:
+        """What the figures of each page must be, from cited.csv."""
+        tables = {
+            block[0]: self._table(page, block[0])
+            for page, text in self.texts.items()
+            for block in figures.BLOCK.findall(text)
+        }
+        found: dict[str, list[figures.Source]] = {name: [] for name in self.texts}
+        for number, row in enumerate(read_rows(self.folder / CITED, CITED_COLUMNS), start=2):
+            try:
+                if row["page"] not in found:
+                    raise ValueError(f"expected a page, got {row['page']!r}; correct it")
+                found[row["page"]] += figures.sources(row, tables)
+            except ValueError as error:
+                raise ValueError(f"benchmarks/{CITED}:{number}: {error}") from error
+        return found
+
+    def wrong(self, name: str, text: str) -> Iterator[str]:
+        """Yield each figure of a page's text that is not what its table says."""
+        yield from figures.compare(name, text, self.sources[name], is_guide(name))
 
 
-def _block(page: Path, match: Match[str]) -> str:
-    name, start, _, end = match.groups()
-    try:
-        return f"{name}{start}{render(TABLES.get(name, Table(name)), page.parent)}{end}"
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{page.name}: table {name}: {error!s}") from error
+def is_guide(name: str) -> bool:
+    """Return whether only figures beside a link to a results page are results."""
+    return name.startswith("docs/") and name not in RESULTS
 
 
 def check(root: Path) -> Iterator[str]:
     """Yield each thing that does not fit, one line with file, line, figure and what to do.
 
     Args:
-        root: a copy of the repository: README.md (its section Results is checked), docs/ (where
-            a paragraph links a results page) and benchmarks/.
+        root: a copy of the repository. All of README.md and benchmarks/ is checked, and in docs/
+            the results and each paragraph that links a results page.
     """
-    folder = root / "benchmarks"
-    yield from runs.gaps(folder)
-    for page in sorted(folder.glob("*.md")):
-        if page.read_text(encoding="utf-8") != written(page):
-            yield f"benchmarks/{page.name}: tables differ from the CSV files; run make results"
-    yield from _unmatched(root)
-
-
-def _unmatched(root: Path) -> Iterator[str]:
-    """Yield the figures that are in no table, and those named in vain."""
-    folder = root / "benchmarks"
-    pages = {page.stem: page for page in sorted(folder.glob("*.md"))}
-    known: dict[str, frozenset[str]] = {}
-    for name, page in pages.items():
-        known |= figures.by_link(name, page.read_text(encoding="utf-8"))
-    named = {(row["page"], row["figure"]) for row in read_rows(folder / UNMATCHED)}
-    used = set()
-    docs = sorted((root / "docs").rglob("*.md"))
-    for page in (root / "README.md", *docs, *pages.values()):
-        name = str(page.relative_to(root))
-        guide = page in docs and name != RESULTS
-        for figure in figures.measured(_results_of(page), str(page.parent.relative_to(root))):
-            if guide and not figure.pages:
-                continue  # nothing says that it is a result
-            linked = (known.get(link, frozenset()) for link in figure.pages)
-            if figure.text in figure.own.union(*linked):
-                continue
-            if (name, figure.text) in named:
-                used.add((name, figure.text))
-                continue
-            yield (
-                f"{name}:{figure.line}: {figure.text} is in no table of its section or of a "
-                f"page linked beside it: correct it, link the page, or name it in {UNMATCHED}"
-            )
-    for name, text in sorted(named - used):
-        yield f"benchmarks/{UNMATCHED}: {name} has no {text} without a table: delete the row"
-
-
-def _results_of(page: Path) -> str:
-    """Return the text of a page; of README.md the section Results, at its lines."""
-    text = page.read_text(encoding="utf-8")
-    if page.name != "README.md":
-        return text
-    before, heading, after = text.partition("\n## Results\n")
-    return "\n" * (before + heading).count("\n") + after.partition("\n## ")[0]
+    pages = Pages(root)
+    yield from runs.gaps(pages.folder)
+    for name, text in pages.texts.items():
+        if text != pages.written(name):
+            yield f"{name}: tables differ from the CSV files; run make results"
+    for name, text in pages.texts.items():
+        yield from pages.wrong(name, text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -123,8 +135,11 @@ def main(arguments: list[str] | None = None) -> int:
             runs.add(Path(given.add[0]), given.add[1], given.add[2], folder)
         elif given.check:
             return _report(list(check(ROOT)))
-        for page in sorted(folder.glob("*.md")):
-            write_text(page, written(page))
+        pages = Pages(ROOT)
+        texts = {name: pages.written(name) for name in pages.texts}
+        for name in texts:
+            if texts[name] != pages.texts[name]:
+                write_text(pages.paths[name], texts[name])
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1

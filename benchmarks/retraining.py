@@ -582,17 +582,23 @@ def _random_at(rows: list[dict], seed: int, boxes: int) -> float | None:
     return float(np.interp(np.log(boxes), np.log([n for n, _ in own]), [g for _, g in own]))
 
 
-def main() -> None:
-    """Run the missing rows and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def rows_parser(description: str) -> argparse.ArgumentParser:
+    """Return the options of a benchmark that trains on labelled night frames, row by row."""
+    parser = argparse.ArgumentParser(description=description)
     add = parser.add_argument
-    add("--data", type=Path, help="HIT-UAV's data.yaml (default: synthetic flights)")
+    add("--data", type=Path, help="HIT-UAV's data.yaml")
     add("--weights", type=Path, help="has yolov8n-coco.pt and yolov8s-coco.pt")
     add("--output", type=Path)
-    add("--csv", type=Path, help="print the tables of these rows instead, and write their costs")
+    add("--csv", type=Path, help="print the tables of these rows instead")
     add("--rows", type=int, default=10**6, help="stop after so many (default: all)")
-    add("--seeds", nargs="+", type=int, help="rows of these alone (default: all)")
     add_options(parser)
+    return parser
+
+
+def main() -> None:
+    """Run the missing rows and print the tables; without --data on synthetic flights."""
+    parser = rows_parser(__doc__.splitlines()[0])
+    parser.add_argument("--seeds", nargs="+", type=int, help="rows of these alone (default: all)")
     a = parser.parse_args()
     cost = read_options(a)
     if a.csv:

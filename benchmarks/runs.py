@@ -7,20 +7,22 @@ empty, and named in the column "unknown".
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.rig import markdown_head, markdown_row
 from drone_kd.files import write_text
 from drone_kd.parsing import read_json
 from drone_kd.provenance import FIELDS, FILE, provenance
+from drone_kd.text import one_line
 from drone_kd_training.tables import as_csv
 
 Row = dict[str, str]
 
 FOLDER = Path(__file__).parent
 RUNS = "runs.csv"
-UNMATCHED = "unmatched.csv"
+CITED = "cited.csv"
 TEACHER = "teacher"
 
 
@@ -96,21 +98,56 @@ def keep(run: str, rows: Sequence[Row], known: Mapping[str, object], folder: Pat
     write_text(folder / RUNS, as_csv(ordered))
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a CSV file; ValueError if it has none, or one of another length."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+def read_text(path: Path) -> str:
+    """Return the text of a page or CSV file; ValueError if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path.name}: expected UTF-8, got {one_line(error.reason)} at byte {error.start}; "
+            "save it as UTF-8"
+        ) from error
+
+
+def read_rows(path: Path, columns: Iterable[str] = ()) -> list[Row]:
+    """Return the rows of a CSV file.
+
+    Args:
+        path: of the file.
+        columns: that it must have, among others.
+
+    Raises:
+        ValueError: it has no rows, one of another length, no such column, or is no CSV in UTF-8.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path.name}: expected CSV, got {one_line(error)}; correct it"
+        ) from error
     if not rows or any(None in row or None in row.values() for row in rows):
-        raise ValueError(f"{path}: expected a CSV file with a header and rows as long as it")
+        raise ValueError(
+            f"{path.name}: expected a header and rows as long as it, got others or none; "
+            "correct it"
+        )
+    expect_columns(path.name, rows[0], columns)
     return rows
+
+
+def expect_columns(name: str, row: Row, columns: Iterable[str]) -> None:
+    """Raise ValueError if a row of a CSV file lacks one of these columns."""
+    for column in columns:
+        if column not in row:
+            known = one_line(", ".join(row), 200)
+            raise ValueError(f"{name}: expected a column {column!r}, got {known}; add it")
 
 
 def gaps(folder: Path) -> Iterator[str]:
     """Yield what is missing in runs.csv, one line each; ``folder``: benchmarks/."""
-    rows = read_rows(folder / RUNS)
+    rows = read_rows(folder / RUNS, ("run", "unknown", *FIELDS))
     runs = [row["run"] for row in rows]
     files = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.csv")}
-    files -= {Path(RUNS).stem, Path(UNMATCHED).stem}
+    files -= {Path(RUNS).stem, Path(CITED).stem}
     for name in sorted(files - {*runs}):
         yield f"benchmarks/{name}.csv: expected a row in {RUNS}, got none: add its provenance"
     for number, row in enumerate(rows, start=2):

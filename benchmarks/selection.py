@@ -20,7 +20,6 @@ prints the table of published rows.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -36,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import retraining
-from benchmarks.label_cost import LabelCost, add_options, format_ratio, read_options
+from benchmarks.label_cost import LabelCost, format_ratio, read_options
 from benchmarks.rig import markdown_head, markdown_row
 from drone_kd.files import write_text
 from drone_kd.parsing import read_json
@@ -351,15 +350,8 @@ def _list(gains: list[float]) -> str:
 
 def main() -> None:
     """Run the missing rows and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--data", type=Path, help="HIT-UAV's data.yaml")
-    add("--weights", type=Path, help="has yolov8n-coco.pt and yolov8s-coco.pt")
-    add("--output", type=Path)
-    add("--csv", type=Path, help="print the table of these rows instead")
-    add("--rows", type=int, default=10**6, help="stop after so many (default: all)")
-    add("--amp", default="", help="bf16: train in bfloat16 (default: float32)")
-    add_options(parser)
+    parser = retraining.rows_parser(__doc__.splitlines()[0])
+    parser.add_argument("--amp", default="", help="bf16: train in bfloat16 (default: float32)")
     a = parser.parse_args()
     if a.csv:
         print(table(read_csv(a.csv), read_options(a)))

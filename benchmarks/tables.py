@@ -33,13 +33,15 @@ Formats, scores in points:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.runs import TEACHER, Row, read_rows
+from benchmarks.runs import TEACHER, Row, expect_columns, read_rows
+from drone_kd.text import one_line
 from drone_kd_training.distillation.comparison_text import limits, signed
 from drone_kd_training.distillation.few_labels_figures import ratio_interval
 from drone_kd_training.distillation.paired_comparison import holm, interval, p_value
@@ -55,7 +57,7 @@ class Table:
         where: column -> values; other rows are left out.
         by: columns whose values make a line. Empty: each row is one.
         keys: columns that ``[...]`` and ARM of the templates refer to.
-        pair: column that pairs the rows of two arms.
+        pair: columns that pair the rows of two arms.
         within: columns of one experiment; ARM is looked for in rows with the same values.
         differences: name of a new column -> the two whose difference it is.
         names: value of a column -> how it is printed.
@@ -66,43 +68,50 @@ class Table:
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     by: tuple[str, ...] = ()
     keys: tuple[str, ...] = ("arm",)
-    pair: str = "seed"
+    pair: tuple[str, ...] = ("seed",)
     within: tuple[str, ...] = ()
     differences: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
 
 
-def render(table: Table, folder: Path) -> str:
-    """Return a table as lines of Markdown.
+def cells(table: Table, folder: Path) -> list[list[str]]:
+    """Return the lines of a table, the first of which is the header.
 
     Args:
         table: what to print.
         folder: benchmarks/.
 
     Raises:
-        ValueError: also as KeyError, the template does not fit the CSV.
+        ValueError: the template does not fit the CSV.
     """
     rows = read_rows(folder / f"{table.csv}.csv")
     if not table.columns:
-        return _markdown(list(rows[0]), [list(row.values()) for row in rows])
+        return [list(rows[0]), *(list(row.values()) for row in rows)]
+    compared = [column for pair in table.differences.values() for column in pair]
+    named = (*table.where, *table.by, *table.within, *compared)
+    expect_columns(f"{table.csv}.csv", rows[0], named)
     rows = [row for row in rows if all(row[key] in table.where[key] for key in table.where)]
     for row in rows:
         for name, (after, before) in table.differences.items():
-            row[name] = str(float(row[after]) - float(row[before]))
+            row[name] = str(_number(table, row, after) - _number(table, row, before))
     lines: dict[tuple[str, ...], list[Row]] = {}
     for number, row in enumerate(rows):
         key = tuple(row[column] for column in table.by) or (str(number),)
         lines.setdefault(key, []).append(row)
-    cells = [
-        [template.format_map(_Line(table, own, rows)) for template in table.columns.values()]
-        for own in lines.values()
-    ]
-    return _markdown(list(table.columns), cells)
+    templates = table.columns.values()
+    found = [[t.format_map(_Line(table, own, rows)) for t in templates] for own in lines.values()]
+    return [list(table.columns), *found]
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    safe = [[cell.replace("|", "\\|") for cell in cells] for cells in (header, *rows)]
-    safe.insert(1, ["---"] * len(header))
+def render(table: Table, folder: Path) -> str:
+    """Return a table as lines of Markdown; arguments and errors as of `cells`."""
+    return markdown(cells(table, folder))
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Return a table as lines of Markdown; ``lines``: from `cells`."""
+    safe = [[cell.replace("|", "\\|") for cell in cells] for cells in lines]
+    safe.insert(1, ["---"] * len(lines[0]))
     return "".join(f"| {' | '.join(cells)} |\n" for cells in safe)
 
 
@@ -133,7 +142,7 @@ class _Values:
 
     @property
     def numbers(self) -> list[float]:
-        return [float(row[self.column]) for row in self.rows if row[self.column]]
+        return [_number(self.table, row, self.column) for row in self.rows if row[self.column]]
 
     @property
     def average(self) -> float:
@@ -144,15 +153,17 @@ class _Values:
         rows = self._of(arm, self.others)
         if rows == self.rows:
             return []  # the arm itself
+        expect_columns(f"{self.table.csv}.csv", self.rows[0], self.table.pair)
         own, other = self._by_unit(self.rows), self._by_unit(rows)
         return [(own[unit], other[unit]) for unit in own if unit in other]
 
-    def _by_unit(self, rows: Sequence[Row]) -> dict[str, float]:
+    def _by_unit(self, rows: Sequence[Row]) -> dict[tuple[str, ...], float]:
         """Return the mean by seed or subset: runs of one unit are not independent."""
-        values: dict[str, list[float]] = {}
+        values: dict[tuple[str, ...], list[float]] = {}
         for row in rows:
             if row[self.column]:
-                values.setdefault(row[self.table.pair], []).append(float(row[self.column]))
+                unit = tuple(row[column] for column in self.table.pair)
+                values.setdefault(unit, []).append(_number(self.table, row, self.column))
         return {unit: float(np.mean(found)) for unit, found in values.items()}
 
     def of_arm(self, arm: str) -> float:
@@ -165,6 +176,7 @@ class _Values:
         return [row for row in rows if self.key(row) == key]
 
     def key(self, row: Row) -> str:
+        expect_columns(f"{self.table.csv}.csv", row, self.table.keys)
         return " ".join(row[column] for column in self.table.keys)
 
     def _same(self) -> str:
@@ -181,6 +193,30 @@ class _Line(dict[str, object]):
         own = {column: rows[0][column] for column in table.within}
         others = [row for row in others if own.items() <= row.items()]
         super().__init__({name: _Values(table, name, rows, others) for name in rows[0]})
+        self._csv = table.csv
+
+    def __missing__(self, column: str) -> object:
+        known = ", ".join(self)
+        raise ValueError(f"{self._csv}: expected a column {column!r}, got {known}; add it")
+
+
+def _number(table: Table, row: Row, column: str) -> float:
+    """Return a value; ValueError if it is no finite number."""
+    try:
+        value = float(row[column])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        text = one_line(row[column])
+        raise ValueError(f"{table.csv}, {column}: expected a number, got {text!r}; correct it")
+    return value
+
+
+def _divide(values: _Values, above: float, below: float) -> float:
+    if not below:
+        at = f"{values.table.csv}, {values.column}"
+        raise ValueError(f"{at}: expected a divisor, got 0; leave the row or the ratio out")
+    return above / below
 
 
 def _mean(values: _Values, _: str) -> str:
@@ -212,18 +248,21 @@ def _holm(values: _Values, arm: str) -> str:
 def _share(values: _Values, arm: str) -> str:
     pairs = values.pairs(arm)
     gap = values.of_arm(TEACHER) - np.mean([other for _, other in pairs])
-    return f"{100 * np.mean([own - other for own, other in pairs]) / gap:.0f} %"
+    gain = float(np.mean([own - other for own, other in pairs]))
+    return f"{100 * _divide(values, gain, float(gap)):.0f} %"
 
 
 def _ratio(values: _Values, arm: str) -> str:
-    return f"{np.median([own / other for own, other in values.pairs(arm)]):.2f}"
+    ratios = [_divide(values, own, other) for own, other in values.pairs(arm)]
+    return f"{np.median(ratios):.2f}"
 
 
 def _times(values: _Values, arm: str) -> str:
     own, other = zip(*values.pairs(arm), strict=True)
+    ratio = _divide(values, sum(own), sum(other))
     known = ratio_interval(own, other)
     between = f" [{known[0]:.2f}, {known[1]:.2f}]" if known else ""
-    return f"{sum(own) / sum(other):.2f}{between}"
+    return f"{ratio:.2f}{between}"
 
 
 def _signed(values: Sequence[float]) -> str:
@@ -242,7 +281,7 @@ _FORMATS: dict[str, Callable[[_Values, str], str]] = {
     "share": _share,
     "minus": lambda values, arm: f"{np.mean([a - b for a, b in values.pairs(arm)]):+.2f}",
     "ratio": _ratio,
-    "of": lambda values, arm: f"{100 * values.average / values.of_arm(arm):.0f} %",
+    "of": lambda values, arm: f"{100 * _divide(values, values.average, values.of_arm(arm)):.0f} %",
     "times": _times,
     "signed": lambda values, _: _signed([values.average]),
     "signs": lambda values, _: _signed(values.numbers),

@@ -66,5 +66,5 @@ def test_gaps(tmp_path):
 @pytest.mark.parametrize("text", ["", "a,b\n", "a,b\n1\n", "a\n1,2\n"])
 def test_a_broken_csv_is_one_line(tmp_path, text):
     (tmp_path / "a.csv").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"a\.csv: expected a CSV file with a header"):
+    with pytest.raises(ValueError, match=r"a\.csv: expected a header and rows"):
         read_rows(tmp_path / "a.csv")

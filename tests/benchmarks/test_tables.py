@@ -3,6 +3,7 @@
 
 import pytest
 
+from benchmarks.result_tables import TABLES
 from benchmarks.tables import Table, render
 from drone_kd_training.distillation.few_labels_figures import ratio_interval
 
@@ -91,12 +92,51 @@ def test_differences_and_counts(tmp_path):
     [
         ("{seed}", "arms, seed: expected one value, got"),
         ("{map50_95:of none}", "arms: expected rows of 'none', got none"),
+        ("{loss:mean}", "arms: expected a column 'loss', got arm, seed, map50_95, seconds"),
+        ("{arm:mean}", "arms, arm: expected a number, got 'teacher'"),
+        ("{zero:ratio plain}", "arms, zero: expected a divisor, got 0"),
+        ("{zero:times plain}", "arms, zero: expected a divisor, got 0"),
+        ("{zero:of plain}", "arms, zero: expected a divisor, got 0"),
+        ("{zero:share plain}", "arms, zero: expected a divisor, got 0"),
     ],
 )
 def test_a_template_that_does_not_fit(arms, template, message):
+    lines = (arms / "arms.csv").read_text(encoding="utf-8").splitlines()
+    if "zero" in template:
+        lines = [f"{lines[0]},zero", *(f"{line},0" for line in lines[1:])]
+    (arms / "arms.csv").write_text("\n".join(lines), encoding="utf-8")
     table = Table("arms", {"arm": "{arm}", "value": template}, by=("arm",))
     with pytest.raises(ValueError, match=message):
         render(table, arms)
+
+
+def test_few_labels_of_other_budgets_are_lines_of_their_own(tmp_path):
+    (tmp_path / "distillation").mkdir()
+    head = "arm,subset,labelled_frames,steps,map50_95,map50,ap_small,ap_medium"
+    lines = [head, "teacher,,,,0.6,0.8,0.5,0.7"]
+    for labels, steps, gain in (5, 1000, 0.1), (5, 500, 0.05), (20, 1000, 0.02):
+        for subset in range(3):
+            alone = 0.3 + 0.01 * labels + 0.01 * subset
+            for arm, score in (("few", alone), ("ours", alone + gain)):
+                lines.append(f"{arm},{subset},{labels},{steps},{score},0.5,0.1,0.2")
+    file = tmp_path / "distillation/few-labels.csv"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    means = render(TABLES["few-labels-means"], tmp_path)
+    rows = [line.split(" | ") for line in means.splitlines() if line.startswith("| ours")]
+    assert [(row[1], row[2], row[3], row[5].split()[0]) for row in rows] == [
+        ("5", "1000", "3", "+10.0"),
+        ("5", "500", "3", "+5.0"),
+        ("20", "1000", "3", "+2.0"),
+    ]
+    assert len(render(TABLES["few-labels"], tmp_path).splitlines()) == 2 + 9
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1,000", "x"])
+def test_a_value_that_is_no_number(tmp_path, value):
+    (tmp_path / "a.csv").write_text(f'arm,gain\na,"{value}"\n', encoding="utf-8")
+    table = Table("a", {"arm": "{arm}", "gain": "{gain:mean}"}, by=("arm",))
+    with pytest.raises(ValueError, match=f"a, gain: expected a number, got '{value}'"):
+        render(table, tmp_path)
 
 
 def test_a_ratio_has_its_interval(tmp_path):
