@@ -41,10 +41,10 @@ def restart_with(checkout: Path) -> None:
     shutil.copytree(checkout / "yolo_msgs", interfaces)
     for path in (interfaces / "msg").glob("*.msg"):
         path.write_text(re.sub(r"\byolo_msgs/", "", path.read_text()))
-    build.PACKAGE, build.INTERFACES = "yolo_msgs", folder
+    build.INTERFACES = folder
     print("building yolo_msgs, which takes a minute", flush=True)
     (folder / "work").mkdir()
-    package = build.build(folder / "work")
+    package = build.build("yolo_msgs", folder / "work")
     site = folder / "site"
     shutil.move(package, site / "yolo_msgs")
     for name, text in _STAND_INS.items():
