@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from time import monotonic
+from time import monotonic, perf_counter
 
 from rclpy.lifecycle import LifecycleNode
+from std_msgs.msg import Float64
 from vision_msgs.msg import Detection2DArray
 
 from drone_kd.ros.debug_image import DebugImages
 from drone_kd.ros.detection_messages import to_detection_array
 from drone_kd.ros.pipeline import Result
-from drone_kd.ros.qos import DETECTIONS_QOS
+from drone_kd.ros.qos import create_output
 from drone_kd.ros.stats import CameraReport, CameraStats
 from drone_kd.ros.survival import Failures
 
@@ -33,10 +34,10 @@ class Camera:
         self.stats = CameraStats()
         self._reminder = "", 0.0  # why it was silent, and when that was logged
         with contextlib.ExitStack() as stack:
-            self._detections = node.create_lifecycle_publisher(
-                Detection2DArray, f"{prefix}detections", DETECTIONS_QOS
-            )
+            self._detections = create_output(node, Detection2DArray, f"{prefix}detections")
             stack.callback(node.destroy_lifecycle_publisher, self._detections)
+            self._times = create_output(node, Float64, f"{prefix}processing_time_ms")
+            stack.callback(node.destroy_lifecycle_publisher, self._times)
             self.debug = DebugImages(node, prefix, failures)
             stack.callback(self.debug.destroy)
             self._publishers = stack.pop_all()
@@ -56,9 +57,11 @@ class Camera:
         return self._detections.get_subscription_count() > 0 or self.debug.wanted()
 
     def publish(self, result: Result) -> None:
-        """Publish the detections of a frame."""
+        """Publish the detections of a frame, and the time since its reception."""
         header = result.frame.message.header
         self._detections.publish(to_detection_array(result.detections, result.classes, header))
+        time_ms = (perf_counter() - result.frame.received) * 1e3
+        self._times.publish(Float64(data=time_ms))
 
     def remind(self, topic: str, report: CameraReport, why_silent: str) -> None:
         """Log that it is silent at first, when the reason changes, and every 10 s."""

@@ -10,7 +10,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from drone_kd.ros.detection_messages import bgr_to_image, bgr_to_jpeg
 from drone_kd.ros.pipeline import Result
-from drone_kd.ros.qos import DETECTIONS_QOS
+from drone_kd.ros.qos import create_output
 from drone_kd.ros.survival import Failures, log_failure
 from drone_kd.visualization import draw_detections, draw_text
 
@@ -30,11 +30,9 @@ class DebugImages:
         self._log, self._failures = node.get_logger(), failures
         topic = f"{prefix}debug/image"
         with contextlib.ExitStack() as stack:
-            self._raw = node.create_lifecycle_publisher(Image, topic, DETECTIONS_QOS)
+            self._raw = create_output(node, Image, topic)
             stack.callback(node.destroy_lifecycle_publisher, self._raw)
-            self._compressed = node.create_lifecycle_publisher(
-                CompressedImage, f"{topic}/compressed", DETECTIONS_QOS
-            )
+            self._compressed = create_output(node, CompressedImage, f"{topic}/compressed")
             stack.callback(node.destroy_lifecycle_publisher, self._compressed)
             self._publishers = stack.pop_all()
         self._condition = threading.Condition()

@@ -92,6 +92,10 @@ def declare_detector_parameters(node: Node) -> None:
             'Camera names: topics NAME/image and ~/NAME/detections; [""]: one without a name.',
             read_only=True,
         ),
+        "camera_settings": other(
+            "Values of single cameras for confidence, classes and tiling: "
+            '["front.confidence=0.4", "front.classes=car,person", "down.tiling=2x3"].'
+        ),
         "image_transport": other("raw, compressed or ffmpeg."),
         "reliability": other("auto, reliable or best_effort."),
         "max_megapixels": number(

@@ -81,6 +81,7 @@ def load_model(
     with ended_after(
         settings.swap_timeout_s, is_stopping, lambda expired: cancel_inference(backend)
     ):
+        settings.check(backend)
         settings.detector(backend)(np.zeros((spec.input_height, spec.input_width, 3), np.uint8))
         require_golden(backend, read_golden(file.metadata, spec))
     return Model(parameter, file.path, file.sha256, backend)

@@ -70,10 +70,10 @@ class ModelSlot:
 
     def check(self, settings: Settings) -> None:
         """Raise ValueError unless settings suit the model, and the one it may return to."""
-        settings.detector(self.model.backend)
+        settings.check(self.model.backend)
         if (former := self.former()) is not None:
             try:
-                settings.detector(former.backend)
+                settings.check(former.backend)
             except ValueError as error:
                 name = one_line(former.path.name)
                 raise ValueError(
@@ -99,7 +99,7 @@ class ModelSlot:
             self._reject(what, model)
             return
         try:
-            self._settings().detector(model.backend)  # they may have changed during the load
+            self._settings().check(model.backend)  # they may have changed during the load
             if self._is_busy(model):
                 raise ModelError("an inference of this model hangs")
             self._swap(model)
@@ -158,7 +158,7 @@ class ModelSlot:
         """
         if self._previous is None:
             raise ValueError("there was no other model since the node was configured")
-        self._settings().detector(self._previous.backend)  # they may have changed since
+        self._settings().check(self._previous.backend)  # they may have changed since
         if self._is_busy(self._previous):
             raise ValueError("an inference of the previous model hangs")
         self._loader.forget()

@@ -7,7 +7,7 @@ import math
 import re
 from array import array
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Settings:
     tile_overlap: float
     budget_ms: float
     cameras: tuple[str, ...]
+    camera_settings: tuple[str, ...]
     image_transport: str
     reliability: str
     max_megapixels: float
@@ -85,7 +86,7 @@ class Settings:
         for name, value in values.items():
             _check_value(name, value)
         # An empty list has no type in ROS, so [""] stands for it.
-        for name in ("classes", "model_directories"):
+        for name in ("classes", "model_directories", "camera_settings"):
             values[name] = tuple(dict.fromkeys(item for item in values[name] if item))
         try:
             values["class_confidence"] = parse_thresholds(values["class_confidence"])
@@ -119,12 +120,25 @@ class Settings:
                     f'{name}: expected {" or ".join(known)}, got "{one_line(value)}"'
                 )
         _check_cameras(self.cameras)
+        for text in self.camera_settings:
+            _parse_camera_setting(text, self.cameras)
         try:
             # "~/...", as in the default: a node without a home flies, and `Recorder` refuses.
             if not self.record_directory.startswith("~/"):
                 expanded(self.record_directory)
         except ValueError as error:
             raise SettingsError(f"record_directory: {error}") from None
+
+    def of(self, camera: str) -> Settings:
+        """Return the settings of a camera: with its own values of `camera_settings`."""
+        parsed = [_parse_camera_setting(text, self.cameras) for text in self.camera_settings]
+        own = {name: value for other, name, value in parsed if other == camera}
+        return replace(self, **own) if own else self
+
+    def check(self, backend: Backend) -> None:
+        """Raise ValueError if those of a camera name a class that the model does not know."""
+        for camera in self.cameras:
+            self.of(camera).detector(backend)
 
     def detector(self, backend: Backend) -> Detector:
         """Return a detector that runs a backend with these settings.
@@ -212,6 +226,28 @@ def _check_cameras(names: tuple[str, ...]) -> None:
             "cameras: expected distinct names of up to 100 letters A to Z, digits and underscores "
             f"that do not start with a digit, got {one_line(list(names))}"
         )
+
+
+def _parse_camera_setting(text: str, cameras: tuple[str, ...]) -> tuple[str, str, Any]:
+    """Return camera, name and value of "front.confidence=0.4"; SettingsError: it is none."""
+    left, _, value = text.partition("=")
+    camera, _, name = left.rpartition(".")
+    parsed: Any = None
+    with contextlib.suppress(ValueError):
+        if name == "confidence" and 0 <= float(value) <= 1:
+            parsed = float(value)
+        elif name == "classes" and value:
+            parsed = tuple(value.split(","))
+        elif name == "tiling":
+            parse_tiling(value)
+            parsed = value
+    if parsed is None or camera not in cameras:
+        names = " or ".join(filter(None, cameras)) or 'the names of "cameras"'
+        raise SettingsError(
+            f"camera_settings: expected CAMERA.confidence=0.4, CAMERA.classes=car,person or "
+            f'CAMERA.tiling=2x3 with {names}, got "{one_line(text, 100)}"'
+        )
+    return camera, name, parsed
 
 
 def _tiling(value: object) -> str:

@@ -259,7 +259,7 @@ class Pipeline:
         while True:
             try:
                 # A batch holds the tiles of one frame, or, without tiling, frames of cameras.
-                limit = self.model.backend.spec.batch if self._settings.tiling == OFF else 1
+                limit = self.model.backend.spec.batch if self._is_batched() else 1
                 frames = self._inbox.take(limit, self._settings.max_rate)
                 if frames is None:
                     break
@@ -273,6 +273,9 @@ class Pipeline:
             # rclpy may hold a destroyed subscription, and with it the pipeline, for longer.
             del self.model
             self._former = self._measured = None
+
+    def _is_batched(self) -> bool:
+        return self._settings.tiling == OFF and not self._settings.camera_settings
 
     def _process(self, frames: list[Frame]) -> None:
         with self._begun(frames) as work:
@@ -325,7 +328,8 @@ class Pipeline:
         opened: list[tuple[Frame, DecodedImage, float]] = []
         taken = perf_counter()
         try:
-            detector = self._settings.detector(work.use(model))
+            # With settings of single cameras there is one frame.
+            detector = self._settings.of(frames[0].camera).detector(work.use(model))
         except ValueError as error:  # they have changed, and name a class that it does not know
             return _Attempt(0, [(frame, _bare(error)) for frame in frames])
         for frame in frames:

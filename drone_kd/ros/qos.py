@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -19,9 +20,17 @@ except ImportError:  # Humble
 from drone_kd.dds import large_images_are_lost, remedy
 from drone_kd.ros.videos import packet_type
 
-DETECTIONS_QOS = QoSProfile(depth=1)
 LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 REPORT_QOS = QoSProfile(depth=1)
+# Policies that users may set as parameters, qos_overrides.TOPIC.publisher.POLICY.
+_OVERRIDES = QoSOverridingOptions(
+    [
+        QoSPolicyKind.HISTORY,
+        QoSPolicyKind.DEPTH,
+        QoSPolicyKind.RELIABILITY,
+        QoSPolicyKind.DURABILITY,
+    ]
+)
 
 # Names of the packages' topics behind the base name, as in image_transport.
 _SUFFIXES: Mapping[str, str] = {"raw": "", "compressed": "/compressed", "ffmpeg": "/ffmpeg"}
@@ -29,6 +38,14 @@ _SUFFIXES: Mapping[str, str] = {"raw": "", "compressed": "/compressed", "ffmpeg"
 _VIDEO_DEPTH = 30
 
 _RELIABLE, _BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
+
+
+def create_output(node: LifecycleNode, message_type: type, topic: str) -> Any:
+    """Return a lifecycle publisher of depth 1, whose quality of service users may override."""
+    # A new profile: rclpy writes the overrides into it.
+    return node.create_lifecycle_publisher(
+        message_type, topic, QoSProfile(depth=1), qos_overriding_options=_OVERRIDES
+    )
 
 
 class ImageSubscription:

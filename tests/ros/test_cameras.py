@@ -159,3 +159,35 @@ def test_invalid_camera_names_are_rejected(ground, cameras):
     site = ground(cameras=cameras)
     with pytest.raises(ValueError, match="cameras: expected distinct names"):
         site.add_detector()
+
+
+def test_camera_has_its_own_thresholds_classes_and_tiling(ground, tmp_path):
+    path = write_bright_cell_model(tmp_path / "batched.onnx", tiny_spec(batch=2))
+    flying = rig(ground, path)
+    dim = ONE // 2
+    for camera in CAMERAS:
+        flying.send_and_wait(camera, 1, dim)
+        assert not flying.receive(camera).detections
+    own = ["front.confidence=0.25", "down.classes=person", "down.tiling=1x2"]
+    flying.site.set_parameter("camera_settings", own)
+    for camera, image, count in (("front", dim, 1), ("down", dim, 0), ("down", ONE, 0)):
+        flying.send_and_wait(camera, 2, image)
+        assert len(flying.receive(camera).detections) == count
+    settings = flying.node._settings
+    assert [settings.of(camera).tiling for camera in CAMERAS] == ["off", "1x2"]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("left.confidence=0.5", "with front or down, got"),
+        ("front.confidence=2", "expected CAMERA.confidence=0.4"),
+        ("front.confidence=nan", "expected CAMERA.confidence=0.4"),
+        ("front.iou=0.5", "expected CAMERA.confidence=0.4"),
+        ("front.tiling=3", "expected CAMERA.confidence=0.4"),
+        ("front.classes=lorry", "knows no class 'lorry'"),
+    ],
+)
+def test_wrong_setting_of_a_camera_is_refused(flying, value, says):
+    result = flying.site.try_parameter("camera_settings", [value])
+    assert not result.successful and says in result.reason

@@ -15,6 +15,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image
+from std_msgs.msg import Float64
 
 from drone_kd.paths import config_path
 from drone_kd.ros import detector_node, pipeline
@@ -124,6 +125,12 @@ def test_subscription_follows_the_reliability_of_the_publisher(flying):
         flying.offer_images(reliability)
         flying.wait_for_detector()  # until it subscribes with this reliability
         assert len(flying.exchange(ONE).detections) == 1
+
+
+def test_processing_time_of_each_frame_is_published(flying):
+    times = flying.collect(Float64, "/detector/processing_time_ms")
+    flying.exchange(ONE)
+    assert 0 < times.get(timeout=WAIT_SECONDS).data < 1e3 * WAIT_SECONDS
 
 
 def test_label_info_is_latched_and_follows_the_threshold(flying):

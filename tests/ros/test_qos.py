@@ -50,6 +50,17 @@ def test_reliable_subscriber_rejects_a_best_effort_publisher_with_a_remedy(groun
     site.exchange(np.zeros((64, 64, 3), np.uint8))
 
 
+def test_quality_of_service_of_the_detections_may_be_overridden(ground, model):
+    prefix = "qos_overrides./detector/detections.publisher"
+    overrides = {f"{prefix}.reliability": "best_effort", f"{prefix}.depth": 5}
+    site = ground(model=model, autostart=True, **overrides)
+    site.add_detector()
+    (found,) = site.node.get_publishers_info_by_topic("/detector/detections")
+    assert found.qos_profile.reliability == BEST_EFFORT
+    (times,) = site.node.get_publishers_info_by_topic("/detector/processing_time_ms")
+    assert times.qos_profile.reliability == RELIABLE, "each topic has its own"
+
+
 def test_transport_that_is_changed_in_flight_applies_at_once(flying):
     compressed = flying.node.create_publisher(CompressedImage, "image/compressed", 1)
     flying.set_parameter("image_transport", "compressed")

@@ -38,6 +38,7 @@ POINTS = [
     (LifecycleNode, "on_cleanup"),
     (LifecycleNode, "destroy_lifecycle_publisher"),
 ]
+_GROWTH_MB = 20
 # These fail when they have done their work.
 UNDO = {"destroy", "stop", "close", "destroy_lifecycle_publisher"}
 
@@ -56,23 +57,44 @@ def held(node):
     }
 
 
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def fly_and_return(node):
-    """Try all transitions until the node is unconfigured again."""
+    """Try all transitions until the node is unconfigured again; return how many."""
+    count = 0
     for trigger in (node.trigger_configure, node.trigger_activate):
+        count += 1
         if trigger() != SUCCESS:
             break
     if state(node) == "active":
         node.trigger_deactivate()
+        count += 1
     if state(node) == "inactive":
         node.trigger_cleanup()
+        count += 1
+    return count
 
 
 @pytest.mark.slow
 def test_exceptions_in_transitions_are_reported_and_leave_nothing(ground, model, monkeypatch):
+    """With NODE_ROUNDS=25 these are more than 1,000 transitions."""
     site = ground(model=model, confidence=0.9, cameras="[front, down]")
     node = site.add_detector()
     fly_and_return(node)
-    before = held(node)
+    before, count, memory = held(node), 0, []
+    for _ in range(int(os.environ.get("NODE_ROUNDS", "1"))):
+        count += fail_at_each_point(site, node, before, monkeypatch)
+        memory.append(round(resident_bytes() / 1e6, 1))
+    print(f"{count} transitions, resident memory after each round in MB: {memory}")
+    assert memory[-1] - memory[0] < _GROWTH_MB
+    assert (node.trigger_configure(), node.trigger_activate()) == (SUCCESS, SUCCESS)
+
+
+def fail_at_each_point(site, node, before, monkeypatch):
+    """Raise once at each point; return the number of transitions."""
+    count = 0
     for owner, name in POINTS:
         works, calls = getattr(owner, name), []
 
@@ -87,13 +109,13 @@ def test_exceptions_in_transitions_are_reported_and_leave_nothing(ground, model,
         failures = site.log().count("injected")
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fails_once)
-            fly_and_return(node)
+            count += fly_and_return(node)
         assert calls, f"{name} was not called"
         assert site.log().count("injected") > failures, f"{name}: expected a line in the log"
         assert state(node) == "unconfigured", name
         site.wait_until(lambda: held(node)["threads"] == before["threads"], f"{name}: threads end")
         assert held(node) == before, name
-    assert (node.trigger_configure(), node.trigger_activate()) == (SUCCESS, SUCCESS)
+    return count
 
 
 def test_recorder_finishes_its_bag_while_the_other_threads_end(ground, model):
