@@ -286,6 +286,8 @@ def test_impossible_roll_back_is_rejected_with_the_reason(flying, tmp_path):
     other = write_bright_cell_model(tmp_path / "other.onnx", tiny_spec(classes=("bus", "dog")))
     flying.set_parameter("model", str(other))
     flying.wait_for_log("Swapped to model other.onnx")
+    assert class_of_one(flying) == "bus"
+    flying.wait_until(lambda: flying.detector._slot.former() is None, "the model is settled")
     flying.set_parameter("classes", ["bus"])
     response = roll_back(flying)
     assert not response.success and "knows no class 'bus'" in response.message
