@@ -174,6 +174,7 @@ class Pipeline:
                 self._wanted_at[name] = now
                 if not subscription.is_open:
                     self._stats[name].resume()
+                    self._videos.skip(name, "idle before")
             subscription.match(now - self._wanted_at[name] <= IDLE_SECONDS)
 
     def stop(self, timeout_s: float) -> Work | None:
