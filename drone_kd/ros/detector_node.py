@@ -467,7 +467,9 @@ class DetectorNode(RespondingNode):
 
     def _on_record(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         if request.data:
-            return self._respond("record", response, *self._start_recorder())
+            started, line = self._start_recorder()
+            self._match()  # receive at once
+            return self._respond("record", response, started, line)
         if self._recorder is not None:
             self._recorder.close()
         return self._respond("record", response, True, "recording off")
