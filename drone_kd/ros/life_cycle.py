@@ -6,12 +6,14 @@ import contextlib
 import threading
 from collections.abc import Callable
 from functools import partial, wraps
+from inspect import signature
 from typing import Any, TypeVar
 
 from lifecycle_msgs.srv import ChangeState
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.task import Future
 
 from drone_kd.ros.survival import Surviving, describe
@@ -48,7 +50,10 @@ class RespondingNode(Surviving, LifecycleNode):  # type: ignore[misc]  # the mix
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__(name)
+        # Humble has no services for the levels of loggers.
+        has_logger_service = "enable_logger_service" in signature(Node.__init__).parameters
+        options = {"enable_logger_service": True} if has_logger_service else {}
+        super().__init__(name, **options)
         self.always = MutuallyExclusiveCallbackGroup()
         self._transition: threading.Thread | None = None
         change = self._service_change_state

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rcl_interfaces import msg, srv
+from rclpy.logging import LoggingSeverity
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import SetBool, Trigger
 
@@ -278,6 +280,19 @@ def test_roll_back_needs_no_file_and_can_be_undone(flying, model, tmp_path):
         "car",
     ]
     assert roll_back(flying).success and class_of_one(flying) == "bus"
+
+
+def test_level_of_the_log_can_be_set(flying):
+    if not hasattr(srv, "SetLoggerLevels"):
+        pytest.skip("Humble has no such service")
+    level = msg.LoggerLevel(name="detector", level=msg.LoggerLevel.LOG_LEVEL_ERROR)
+    request = srv.SetLoggerLevels.Request(levels=[level])
+    response = flying.call(srv.SetLoggerLevels, "/detector/set_logger_levels", request)
+    assert response.results[0].successful
+    try:
+        assert not flying.detector.get_logger().is_enabled_for(LoggingSeverity.INFO)
+    finally:
+        flying.detector.get_logger().set_level(LoggingSeverity.UNSET)
 
 
 def test_impossible_roll_back_is_rejected_with_the_reason(flying, tmp_path):

@@ -38,7 +38,11 @@ def test_policy_allows_what_the_detector_offers(
     (image,) = {name for name, _ in node.get_subscriber_names_and_types_by_node("detector", "/")}
     assert allowed(DETECTOR, "topics", "subscribe") == {image, f"{image}/compressed"}
     services = {name for name, _ in node.get_service_names_and_types_by_node("detector", "/")}
-    newer = {"/detector/get_type_description"}  # Humble has none
+    # Humble has none of these.
+    newer = {
+        f"/detector/{name}"
+        for name in ("get_type_description", "get_logger_levels", "set_logger_levels")
+    }
     assert allowed(DETECTOR, "services", "reply") - newer == services - newer
 
 
