@@ -87,7 +87,7 @@ def summary(found: list[Reproduction]) -> tuple[str, ...]:
     """Return the cells of a row."""
     refused = sum(not one.holds for one in found)
     box, score = max(one.box_px for one in found), max(one.score for one in found)
-    return str(len(found)), str(refused), f"{box:.2g}", f"{score:.2g}"
+    return str(len(found)), str(refused), f"{float(f'{box:.2g}'):g}", f"{score:.2g}"
 
 
 if __name__ == "__main__":
