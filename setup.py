@@ -1,9 +1,21 @@
 """Packaging for colcon (ament_python) and pip; version and maintainer are in package.xml alone."""
 
+# Python 3.8 has to run this file as far as it says that it is too old.
+
+from __future__ import annotations
+
+import platform
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+if sys.version_info < (3, 10):  # noqa: UP036  colcon does not know python_requires
+    sys.exit(
+        f"drone_kd: expected Python 3.10 or newer, got {platform.python_version()}; on a Jetson: "
+        "JetPack 6 or 7, as JetPack 5 has Python 3.8"
+    )
 
 # Resolved: `colcon build --symlink-install` runs a link to this file, in its build folder.
 folder = Path(__file__).resolve().parent

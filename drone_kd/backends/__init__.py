@@ -11,9 +11,14 @@ from typing import Protocol
 from drone_kd.backends.model_file import ModelFile, read_model_file
 from drone_kd.core.arrays import Float32Array, UInt8Array
 from drone_kd.core.model_spec import ModelError, ModelSpec
+from drone_kd.machine import l4t
 from drone_kd.text import one_line
 
 RUNTIMES = ("auto", "tensorrt", "onnxruntime")
+
+_INSTALL_TENSORRT = (
+    "apt install python3-libnvinfer; a virtual environment sees it with --system-site-packages"
+)
 
 LOG = logging.getLogger("drone_kd")
 
@@ -64,16 +69,21 @@ def open_backend(
     # Deferred: importing ONNX Runtime takes a while.
     from drone_kd.backends.onnx_runtime import OrtBackend, read_spec
 
-    if runtime == "onnxruntime" or (runtime == "auto" and not tensorrt_is_installed()):
+    if runtime == "auto" and not tensorrt_is_installed():
+        if l4t():
+            progress(f"this is a Jetson without TensorRT's Python module: {_INSTALL_TENSORRT}")
+        runtime = "onnxruntime"
+    if runtime == "onnxruntime":
         return OrtBackend(file)
     spec = read_spec(file)
     try:
         try:
             from drone_kd.backends.tensorrt.build import open_tensorrt  # imports TensorRT
-        except ImportError as error:
+        # AttributeError: it is older than 8.6; OSError: pip's package lacks a library.
+        except (ImportError, AttributeError, OSError) as error:
             raise ModelError(
-                f"TensorRT cannot be imported ({error}): it comes with JetPack, as the package "
-                "python3-libnvinfer, and a virtual environment sees it with --system-site-packages"
+                f"TensorRT cannot be imported ({one_line(error)}): expected 8.6 or newer, as it "
+                f"comes with JetPack: {_INSTALL_TENSORRT}"
             ) from error
         return open_tensorrt(file, spec, may_build, rebuild, progress)
     except ModelError as error:

@@ -90,6 +90,13 @@ class Reproduction:
     score: float
     holds: bool
 
+    def __str__(self) -> str:
+        verb = "reproduced" if self.holds else "NOT reproduced"
+        return (
+            f"{verb}: {self.off} of {self.rows} rows off, by up to {self.box_px:.3g} px and "
+            f"{self.score:.2g}"
+        )
+
 
 def write_golden(images: Sequence[GoldenImage]) -> dict[str, str]:
     """Return the entry of the metadata that `read_golden` reads; nothing without an image."""

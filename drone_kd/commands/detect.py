@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from drone_kd.backends.golden import read_golden, require_golden
+from drone_kd.backends.model_file import read_model_file
 from drone_kd.commands.shared_options import (
     add_model,
     add_runtime,
@@ -33,7 +35,7 @@ from drone_kd.media.image_files import (
     read_frames,
 )
 from drone_kd.media.live_streams import StreamError, is_live, read_live
-from drone_kd.paths import parameter_defaults
+from drone_kd.paths import default_model_path, parameter_defaults
 from drone_kd.progress import Progress, print_line
 from drone_kd.text import one_line
 from drone_kd.visualization import draw_detections
@@ -85,8 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Detect, print a line per frame, and write what was asked for."""
     _check(arguments)
     threshold, per_class = arguments.confidence
+    file = read_model_file(arguments.model or default_model_path())
     detector = load_detector(
-        arguments.model,
+        file,
         confidence=threshold,
         class_confidence=per_class,
         only=arguments.classes,
@@ -96,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         runtime=arguments.runtime,
         progress=show_progress,
     )
+    require_golden(detector.backend, read_golden(file.metadata, detector.backend.spec))
     if arguments.save is not None:
         try:
             arguments.save.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import numpy as np
 
 from drone_kd import machine
 from drone_kd.backends import tensorrt_is_installed
-from drone_kd.backends.golden import read_golden, reproduce
+from drone_kd.backends.golden import Reproduction, read_golden, reproduce
 from drone_kd.backends.model_file import ModelFile, read_model_file
 from drone_kd.backends.tensorrt import cuda
 from drone_kd.commands.bench import stage_percentiles
@@ -39,6 +39,7 @@ from drone_kd.media.image_files import read_image
 from drone_kd.paths import default_model_path, selftest_image_path
 from drone_kd.text import one_line
 
+INTERRUPTED = "nothing was written; an engine that was built stays in the cache"
 SCHEMA = 1
 PERCENTILES = (50, 95, 99)
 
@@ -279,11 +280,7 @@ def summary(report: dict) -> str:
 def _golden(reproduction: dict | None) -> str:
     if reproduction is None:
         return "none in the model"
-    verb = "reproduced" if reproduction["holds"] else "NOT reproduced"
-    return (
-        f"{verb}: {reproduction['off']} of {reproduction['rows']} rows off, by up to "
-        f"{reproduction['box_px']:.3g} px and {reproduction['score']:.2g}"
-    )
+    return str(Reproduction(**reproduction))
 
 
 def _hottest(zones: dict[str, float]) -> str:

@@ -1,6 +1,7 @@
 import pytest
 
 from command_line import only_message, run
+from tiny_model import with_golden, write_bright_cell_model
 
 
 def test_every_stage_is_measured(model, capfd):
@@ -11,6 +12,18 @@ def test_every_stage_is_measured(model, capfd):
     stages = {line.split()[0]: [float(value) for value in line.split()[1:]] for line in lines[-4:]}
     assert list(stages) == ["letterbox", "infer", "decode", "total"]
     assert all(0 < p50 <= p95 for p50, p95 in stages.values())
+
+
+def test_golden_images_are_part_of_the_output(model, tmp_path, capfd):
+    assert run("bench", model, "--frames", "1") == 0
+    assert "golden    none in the model" in capfd.readouterr().out
+    with_golden(model)
+    assert run("bench", model, "--frames", "1") == 0
+    assert "golden    reproduced: 0 of " in capfd.readouterr().out
+    other = write_bright_cell_model(tmp_path / "other.onnx", cell=16)
+    with_golden(other, rows_of=model)
+    assert run("bench", other, "--frames", "1") == 1
+    assert "golden    NOT reproduced: " in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

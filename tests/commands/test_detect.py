@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from command_line import only_message, run
-from drone_kd import detector
 from http_video import mjpeg_server
-from tiny_model import write_fixed_model
+from tiny_model import with_golden, write_bright_cell_model, write_fixed_model
 
 
 @pytest.fixture
@@ -42,6 +41,16 @@ def test_json_has_image_class_score_and_box(model, images, tmp_path):
     assert box["score"] == pytest.approx(1.0, abs=1e-3)
     assert box["xyxy"] == pytest.approx([96, 32, 128, 64], abs=1e-3)
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+
+
+def test_model_that_does_not_reproduce_its_golden_images_is_refused(
+    model, images, tmp_path, capfd
+):
+    assert run("detect", with_golden(model), images / "one.png") == 0
+    other = write_bright_cell_model(tmp_path / "other.onnx", cell=16)
+    capfd.readouterr()
+    assert run("detect", with_golden(other, rows_of=model), images / "one.png") == 2
+    assert "does not reproduce the golden images" in only_message(capfd)
 
 
 def test_options_may_stand_between_model_and_source(model, images, tmp_path):
@@ -117,7 +126,7 @@ def test_tiling_finds_what_the_whole_image_loses(model, tmp_path):
 
 
 def test_default_model_is_used_when_none_is_named(model, images, monkeypatch, capfd):
-    monkeypatch.setattr(detector, "default_model_path", lambda: model)
+    monkeypatch.setattr("drone_kd.commands.detect.default_model_path", lambda: model)
     assert run("detect", images, "--confidence", "0.9") == 0
     assert "one.png: 1 car" in capfd.readouterr().out
 

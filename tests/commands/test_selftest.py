@@ -81,6 +81,24 @@ def test_onnxruntime_must_reproduce_the_golden_images(model, run, monkeypatch, t
     assert report["onnxruntime"]["golden"]["off"] > 20
 
 
+def test_interrupted_selftest_writes_nothing(
+    simulated_tensorrt, model, tmp_path, monkeypatch, capfd
+):
+    def interrupted(*_):
+        if simulated_tensorrt.builds:
+            raise KeyboardInterrupt
+        return {"total": [1.0, 1.0, 1.0]}
+
+    monkeypatch.setattr(selftest, "stage_percentiles", interrupted)
+    output = tmp_path / "selftest.json"
+    output.write_text("of an earlier run")
+    assert cli.main(["selftest", str(model), "--output", str(output)]) == 130
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line == f"drone-kd: interrupted; {selftest.INTERRUPTED}"
+    assert output.read_text() == "of an earlier run"
+    assert cli.main(["build", str(model)]) == 0 and simulated_tensorrt.builds == 1
+
+
 def test_failing_tensorrt_build_fails(simulated_tensorrt, run):
     simulated_tensorrt.build_error = "Error Code 10"
     code, report = run()

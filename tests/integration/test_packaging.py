@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import shutil
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 import zipfile
@@ -219,6 +220,18 @@ def test_training_commands_run_from_a_checkout_that_is_not_installed(tmp_path: P
     command = [sys.executable, "-m", "training", "generate", "--output", output]
     run(*command, "--train", "2", "--val", "1", "--imgsz", "64", cwd=checkout)
     assert yaml.safe_load((output / "data.yaml").read_text(encoding="utf-8"))["names"]
+
+
+def test_old_python_is_one_line_of_the_setup() -> None:
+    """As of JetPack 5; colcon and old versions of pip run the file before they know the limit."""
+    ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"), feature_version=(3, 8))
+    script = "import runpy, sys; sys.version_info = (3, 8, 10); runpy.run_path('setup.py')"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--version"], cwd=ROOT, capture_output=True, text=True
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith("drone_kd: expected Python 3.10 or newer") and "JetPack 6" in line
 
 
 def test_colcon_ignores_interfaces() -> None:

@@ -24,7 +24,7 @@ from drone_kd.backends.golden import GoldenError, GoldenImage, read_golden, requ
 from drone_kd.backends.model_file import ModelFile
 from drone_kd.backends.tensorrt.cuda import CudaError, first_device, total_memory
 from drone_kd.backends.tensorrt.engine_cache import EngineKey, EngineStore
-from drone_kd.backends.tensorrt.runtime import LOGGER, EngineError, TrtBackend
+from drone_kd.backends.tensorrt.runtime import LOGGER, EngineError, TrtBackend, started
 from drone_kd.core.model_spec import ModelError, ModelSpec
 from drone_kd.machine import gpu_state, memory_mb
 from drone_kd.text import one_line
@@ -179,7 +179,7 @@ def _build_plan(
             f"TensorRT {trt.__version__}: expected an fp32 or fp16 model, got int8: export "
             "the model with --precision fp16, or use JetPack 6.1 or later (TensorRT 10.3)"
         )
-    builder: trt.Builder = trt.Builder(LOGGER)
+    builder: trt.Builder = started(trt.Builder)
     if STRONGLY_TYPED:
         kind = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     else:

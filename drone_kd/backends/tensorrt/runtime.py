@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import tensorrt as trt
@@ -53,6 +54,17 @@ class Logger(trt.ILogger):  # type: ignore[misc]  # TensorRT has no type stubs
 LOGGER = Logger()
 
 
+def started(kind: Any) -> Any:
+    """Return a builder or a runtime. ModelError: TensorRT does not fit this driver or system."""
+    try:
+        return kind(LOGGER)
+    except TypeError:  # pybind11's word for a null pointer
+        raise ModelError(
+            f"TensorRT {trt.__version__} cannot start: {LOGGER.reason()}; expected the one of "
+            "this JetPack, not one from pip"
+        ) from None
+
+
 class EngineError(ModelError):
     """TensorRT rejects an engine's bytes, so it has to be built again."""
 
@@ -80,7 +92,7 @@ class TrtBackend:
     def __init__(self, spec: ModelSpec, plan: bytes, mode: str = "") -> None:
         self.spec = spec
         device = cuda.first_device()
-        self._runtime: trt.Runtime = trt.Runtime(LOGGER)
+        self._runtime: trt.Runtime = started(trt.Runtime)
         self._runtime.engine_host_code_allowed = False
         self._engine: trt.ICudaEngine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:

@@ -408,3 +408,54 @@ def test_build_command_without_tensorrt_is_one_error_line(model, monkeypatch, ca
     assert cli.main(["build", str(model)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("drone-kd: error: TensorRT cannot be imported")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("raise ImportError('libnvinfer.so.10: cannot open shared object file')", "libnvinfer.so"),
+        ("raise FileNotFoundError('Could not find: nvinfer')", "Could not find: nvinfer"),
+        ("__version__ = '8.0'", "has no attribute"),
+    ],
+)
+def test_mismatched_tensorrt_is_one_error_line(
+    model, monkeypatch, tmp_path, capsys, content, reason
+):
+    """Python module and libraries of different packages, or an old version."""
+    (tmp_path / "tensorrt.py").write_text(f"{content}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    forget_modules()
+    try:
+        assert cli.main(["build", str(model)]) == 2
+    finally:
+        sys.modules.pop("tensorrt", None)
+        forget_modules()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("drone-kd: error: TensorRT cannot be imported") and reason in line
+    assert "apt install python3-libnvinfer" in line
+
+
+@pytest.mark.parametrize("name", ["Builder", "Runtime"])
+def test_tensorrt_that_does_not_fit_the_driver_is_one_line(
+    simulated_tensorrt, model, monkeypatch, name
+):
+    def null(self, logger):
+        logger.log(simulated_tensorrt.module.ILogger.ERROR, "CUDA initialization failure: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(getattr(simulated_tensorrt.module, name), "__init__", null)
+    with pytest.raises(ModelError, match=r"cannot start: CUDA init.* 35; expected the one of"):
+        open_tensorrt(model)
+
+
+def test_jetson_without_tensorrt_is_told_so(model, monkeypatch):
+    monkeypatch.setattr("drone_kd.backends.tensorrt_is_installed", lambda: False)
+    lines: list[str] = []
+    open_backend(model, progress=lines.append)
+    assert lines == []
+    monkeypatch.setattr("drone_kd.backends.l4t", lambda: "R36.4.3")
+    assert "onnxruntime" in open_backend(model, progress=lines.append).name
+    assert len(lines) == 1 and "a Jetson without TensorRT's Python module" in lines[0]
+    open_backend(model, runtime="onnxruntime", progress=lines.append)
+    assert len(lines) == 1
