@@ -5,10 +5,10 @@ import sys
 from functools import partial
 
 import pytest
-from tiny_training import draw_set, save_checkpoint
 
 from benchmarks import export
 from benchmarks.runs import Result, gaps, read_rows
+from tiny_training import draw_set, save_checkpoint
 
 
 @pytest.mark.slow
