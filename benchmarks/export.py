@@ -97,7 +97,7 @@ def precisions(a: argparse.Namespace, folder: Path) -> None:
         for name, gate in file.spec.gates.items():
             kind, _, group = name.partition(GROUP)
             low, high = (f"{gate[key]:.4g}" if key in gate else "" for key in ("low", "high"))
-            figures = f"{gate['measured']:.4g}", low, high, f"{gate['limit']:g}"
+            figures = f"{gate['measured'] + 0.0:.4g}", low, high, f"{gate['limit']:g}"
             count = f"{gate['count']:.0f}" if "count" in gate else ""
             gates.add(file.precision, kind, group, *figures, count, outcome(gate))
     columns = "precision", "images", "before, s", "now, s", "now / before"
