@@ -7,7 +7,9 @@ import numpy as np
 import polars
 import pytest
 
-from drone_kd_training.data.dataset import image_paths, label_path, load_data
+from drone_kd_training.data.dataset import DataError, image_paths, label_path, load_data
+from drone_kd_training.distillation import compare as compare_module
+from drone_kd_training.distillation.arm_figures import teacher_rows
 from drone_kd_training.distillation.compare import (
     SCORES,
     arm_config,
@@ -18,7 +20,6 @@ from drone_kd_training.distillation.compare import (
     hold_out,
     training_seconds,
 )
-from drone_kd_training.distillation.compare_report import teacher_rows
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config, write_config
 from drone_kd_training.distillation.distill import distill, prepare_data, train, validate
 from drone_kd_training.distillation.trainer import DistillTrainer
@@ -221,6 +222,12 @@ def test_the_primary_comparison_is_named_before_the_runs(tiny_data, tmp_path, tr
         "other": "plain",
         "runs_before": 0,
         "select": 0,
+        "plan": {
+            "arms": ["plain", "distilled", "beta=1"],
+            "seeds": [0, 1],
+            "labels": [],
+            "length": "1 epochs",
+        },
     }
     assert content["primary"]["difference"]["mean"] == pytest.approx(0.1)
     first = (output / "compare.md").read_text().splitlines()[0]
@@ -228,14 +235,20 @@ def test_the_primary_comparison_is_named_before_the_runs(tiny_data, tmp_path, tr
         "Primary: distilled - plain = +10.0 points [+10.0, +10.0], n = 2 seeds, "
         f"mAP50-95 on 2 classes (car, person), {SIZE} px"
     )
+    compare(base, output, (0, 2), ["plain", "distilled"])
+    first = (output / "compare.md").read_text().splitlines()[0]
+    assert first.endswith(
+        "px; NOT AS PLANNED: seeds planned: 2, ran: 2, seeds missing: 1, seeds added later: 2, "
+        "arms missing: beta=1"
+    )
     with pytest.raises(ValueError, match="another select"):
         compare(base, output, (0,), ["plain"], select=0.25)
 
     (output / "primary.json").unlink()  # as before there was one
     compare(base, output, (0, 1), ["plain", "distilled", "beta=1"])
-    assert len(trained) == 6
+    assert len(trained) == 8
     first = (output / "compare.md").read_text().splitlines()[0]
-    assert first.startswith("No primary comparison (named after 6 runs: confirm")
+    assert first.startswith("No primary comparison (named after 8 runs: confirm")
 
     compare(base, tmp_path / "variants", (0,), ["plain", "beta=1", "beta=2"])
     first = (tmp_path / "variants" / "compare.md").read_text().splitlines()[0]
@@ -318,3 +331,51 @@ def test_the_batches_follow_from_the_seed(tiny_data, tmp_path, batches):
         checked, data = prepare_data(validate(run, tmp_path / f"seed{seed}", resume=False))
         train(checked, data)
     assert not set(batches["seed0"]) & set(batches["seed1"])
+
+
+def test_data_without_an_object_of_the_teacher_are_refused_before_the_first_run(
+    square_detector, tmp_path
+):
+    data = draw_set(tmp_path / "data", train=2)
+    for path in image_paths(load_data(data).val):
+        label_path(path).write_text("")
+    output = tmp_path / "out"
+    with pytest.raises(DataError, match=r"expected a labelled object of a class of the") as error:
+        compare(config(data, square_detector), output, (0,), ["plain", "distilled"])
+    assert "\n" not in str(error.value)
+    assert not (output / "runs").exists()
+    assert not [*output.glob("teacher-*.json")]  # labels that are added later count
+
+
+def test_provenance_is_there_before_the_first_run(tiny_data, tmp_path, trained, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    base, output = config(resolved(tiny_data, tmp_path)), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("drone_kd_training.distillation.compare.distill", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compare(base, output, (0, 1), ["plain", "distilled"])
+    found = json.loads((output / "provenance.json").read_text())
+    assert (found["seeds"], found["classes"]) == ("0 1", "car person")
+    assert found["image_sizes"] == f"student {SIZE}, teacher {SIZE}"
+    compare(base, output, (0, 2), ["plain", "distilled"])
+    assert json.loads((output / "provenance.json").read_text())["seeds"] == "0 1 2"
+
+
+def test_run_without_a_score_is_named_and_is_not_zero(tiny_data, tmp_path, trained, monkeypatch):
+    row = compare_module._row
+
+    def without_score(arm, run, *rest):
+        found = row(arm, run, *rest)
+        lost = arm == "distilled" and run.seed == 1
+        return found | (dict.fromkeys(SCORES) if lost else {})
+
+    monkeypatch.setattr(compare_module, "_row", without_score)
+    base, output = config(resolved(tiny_data, tmp_path)), tmp_path / "out"
+    _, arms = compare(base, output, (0, 1, 2), ["plain", "distilled"])
+    first = (output / "compare.md").read_text().splitlines()[0]
+    assert "= +10.0 points [+10.0, +10.0], n = 2 seeds" in first
+    assert "seeds planned: 3, ran: 2, seeds missing: 1" in first
+    assert first.endswith("without a score, so not counted: distilled seed 1")
+    assert {arm.arm: arm.units for arm in arms} == {"plain": 3, "distilled": 2}

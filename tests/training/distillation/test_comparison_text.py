@@ -1,11 +1,14 @@
 """Lines and tables of made-up runs."""
 
+from dataclasses import replace
+
 from drone_kd_training.distillation.comparison_text import (
     measured_lines,
     primary_line,
     secondary_table,
     signed,
 )
+from drone_kd_training.distillation.experiment_plan import Plan
 from drone_kd_training.distillation.paired_comparison import (
     SEED,
     SUBSET,
@@ -67,6 +70,19 @@ def test_the_primary_comparison_is_one_line():
     assert primary_line(rows[3:], OURS, SUBSET, TEACHER) == (
         "Primary: ours - hard:0.4, no pair of runs yet"
     )
+
+
+def test_the_line_says_what_is_not_as_planned():
+    rows = [*runs("ours", (0.52, 0.50)), *runs("hard:0.4", (0.50, 0.49, 0.51))]
+    plan = Plan(("ours", "hard:0.4"), (0, 1), (5,), "100 steps")
+    as_planned = primary_line(rows, replace(OURS, plan=plan), SUBSET, TEACHER, plan)
+    assert as_planned.endswith("320 px")
+    three = replace(OURS, plan=replace(plan, seeds=(0, 1, 2)))
+    assert primary_line(rows, three, SUBSET, TEACHER, plan).endswith(
+        "320 px; NOT AS PLANNED: seeds planned: 3, ran: 2, seeds missing: 2"
+    )
+    old = primary_line(rows, OURS, SUBSET, TEACHER, plan)
+    assert old.endswith("; no plan of seeds and arms was stored before the first run")
 
 
 def test_no_difference_has_no_sign_of_its_own():

@@ -95,6 +95,10 @@ def test_each_arm_has_its_data_steps_and_seed(tiny_data, tmp_path, trained):
     compare_few_labels(base, tmp_path, (4,), arms, (3,))
     assert len(trained) == 6  # nothing was trained again
     compare_few_labels(base, tmp_path, (0,), ["ours;beta=1"], (3,))
+    first = (tmp_path / "compare.md").read_text().splitlines()[0]
+    assert first.endswith("px; NOT AS PLANNED: arms added later: ours;beta=1")
+    found = json.loads((tmp_path / "provenance.json").read_text())
+    assert (found["seeds"], found["classes"]) == ("0 4", "car person")
     rows = polars.read_csv(tmp_path / "compare.csv")
     assert len(rows) == 7  # with those of the arms that are not selected
     assert rows.columns == [

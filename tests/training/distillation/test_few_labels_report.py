@@ -1,11 +1,13 @@
 """Tables and plot of made-up runs."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from drone_kd.media.image_files import read_image
 from drone_kd_training.distillation.compare import SCORES
+from drone_kd_training.distillation.experiment_plan import Plan
 from drone_kd_training.distillation.few_labels_figures import learning_curve
 from drone_kd_training.distillation.few_labels_report import plot_learning_curve, write_tables
 from drone_kd_training.distillation.paired_comparison import Primary
@@ -19,12 +21,18 @@ TEACHER = {
     "per_class": {"car": {"ap50_95": 0.6}},
     "classes_not_in_model": ["person"],
 }
-PRIMARY = Primary("ours", "hard:0.3")
+PLAN = Plan(("few", "ours"), (0, 1), (5, 0), "100 steps")
+PRIMARY = Primary("ours", "hard:0.3", plan=replace(PLAN, arms=("few", "ours", "hard:0.3")))
 
 
 def row(arm: str, subset: int, score: float, labels: int = 5) -> dict:
     row = {"arm": arm, "subset": subset, "labels": labels, "steps": 100}
-    return row | dict.fromkeys(SCORES, score) | {"seconds": 10.0, "parameters": 3_010_000}
+    return (
+        row
+        | {"seed": subset}
+        | dict.fromkeys(SCORES, score)
+        | {"seconds": 10.0, "parameters": 3_010_000}
+    )
 
 
 ROWS = [
@@ -34,11 +42,11 @@ ROWS = [
 
 
 def test_tables_hold_every_finished_run(tmp_path):
-    content = write_tables(tmp_path, TEACHER, PRIMARY, ROWS, 5, ["few", "ours"])
+    content = write_tables(tmp_path, TEACHER, PRIMARY, ROWS, PLAN)
     assert json.loads((tmp_path / "metrics.json").read_text())["runs"] == ROWS == content["runs"]
     assert list(content["arms"]) == ["few", "ours", "hard:0.3"]
     lines = (tmp_path / "compare.csv").read_text().splitlines()
-    assert lines[0].startswith("arm,subset,labels,steps,map50_95,map50,ap_tiny")
+    assert lines[0].startswith("arm,subset,labels,steps,seed,map50_95,map50,ap_tiny")
     assert lines[0].endswith("seconds,parameters")
     assert content["primary"]["difference"]["mean"] == pytest.approx(0.045)
     assert content["primary"]["named"]["other"] == "hard:0.3"
@@ -66,7 +74,7 @@ def test_the_curve_is_an_image(rows, tmp_path):
 
 def test_a_larger_input_of_the_teacher_has_its_own_row(tmp_path):
     large = {"map50_95": 0.7, "imgsz": 640}
-    write_tables(tmp_path, TEACHER | {"at_teacher_imgsz": large}, PRIMARY, ROWS[:1], 5, [])
+    write_tables(tmp_path, TEACHER | {"at_teacher_imgsz": large}, PRIMARY, ROWS[:1], PLAN)
     text = (tmp_path / "compare.md").read_text()
     assert "| teacher at 640 px | | | 70.0 |" in text
     assert "± 0" not in text  # one run has no scatter

@@ -1,11 +1,13 @@
 """Primary and secondary comparisons of made-up runs."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from drone_kd_training.distillation.experiment_plan import Plan
 from drone_kd_training.distillation.few_labels_figures import differences
 from drone_kd_training.distillation.paired_comparison import (
     SEED,
@@ -21,7 +23,8 @@ from drone_kd_training.distillation.paired_comparison import (
     p_value,
 )
 
-OURS = Primary("ours", "hard:0.4")
+PLAN = Plan(("ours", "hard:0.4"), (0, 1, 2), (5,), "100 steps")
+OURS = Primary("ours", "hard:0.4", plan=PLAN)
 
 
 def runs(arm, scores, seeds=1) -> list[dict]:
@@ -73,35 +76,51 @@ def finish(output, count):
 
 
 def test_the_primary_comparison_stays_as_named_before_the_runs(tmp_path):
-    name_primary(tmp_path, ["ours"], "hard:0.3", 0.0)
-    assert name_primary(tmp_path, ["ours"], "hard:0.4", 0.0) == OURS  # nothing was started
+    name_primary(tmp_path, ["ours"], "hard:0.3", 0.0, PLAN)
+    assert name_primary(tmp_path, ["ours"], "hard:0.4", 0.0, PLAN) == OURS  # nothing was started
     finish(tmp_path, 3)
-    assert name_primary(tmp_path, ["ours;beta=1"], "hard:0.5", 0.0) == OURS
+    later = replace(PLAN, seeds=(0, 1, 2, 3, 4))
+    assert name_primary(tmp_path, ["ours;beta=1"], "hard:0.5", 0.0, later) == OURS
     assert json.loads((tmp_path / "primary.json").read_text())["other"] == "hard:0.4"
     with pytest.raises(ValueError, match="another select: choose another --output"):
-        name_primary(tmp_path, ["ours"], "hard:0.4", 0.2)
+        name_primary(tmp_path, ["ours"], "hard:0.4", 0.2, PLAN)
 
 
 def test_an_experiment_of_an_earlier_version_has_no_primary_comparison(tmp_path):
     finish(tmp_path, 3)
-    named = name_primary(tmp_path, ["ours"], "hard:0.4", 0.0)
+    named = name_primary(tmp_path, ["ours"], "hard:0.4", 0.0, PLAN)
+    assert named.plan is None  # it would be one after the runs
     assert named.runs_before == 3 and "after 3 runs" in named.refusal
-    assert name_primary(tmp_path, ["ours"], "hard:0.4", 0.0) == named
+    assert name_primary(tmp_path, ["ours"], "hard:0.4", 0.0, PLAN) == named
+
+
+def test_an_experiment_of_a_version_without_a_plan_continues(tmp_path):
+    name_primary(tmp_path, ["ours"], "hard:0.4", 0.0, PLAN)
+    finish(tmp_path, 1)
+    path = tmp_path / "primary.json"
+    content = json.loads(path.read_text())
+    del content["plan"]
+    path.write_text(json.dumps(content))
+    assert name_primary(tmp_path, ["ours"], "hard:0.4", 0.0, PLAN) == replace(OURS, plan=None)
 
 
 def test_one_variant_of_ours_may_be_primary_and_several_may_not(tmp_path):
-    assert name_primary(tmp_path, ["ours;beta=1"], "few", 0.0).arm == "ours;beta=1"
-    assert name_primary(tmp_path, ["ours;beta=1", "ours;beta=2"], "few", 0.0).arm is None
+    assert name_primary(tmp_path, ["ours;beta=1"], "few", 0.0, PLAN).arm == "ours;beta=1"
+    assert name_primary(tmp_path, ["ours;beta=1", "ours;beta=2"], "few", 0.0, PLAN).arm is None
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "{}", '{"arm": 1, "other": "few", "runs_before": 0, "select": 0}']
+    "content",
+    [
+        *("[]", "{}", '{"arm": 1, "other": "few", "runs_before": 0, "select": 0}'),
+        '{"arm": "ours", "other": "few", "runs_before": 0, "select": 0, "plan": {"seeds": [1]}}',
+    ],
 )
 def test_another_primary_file_is_one_line(content, tmp_path):
     finish(tmp_path, 1)
     (tmp_path / "primary.json").write_text(content)
     with pytest.raises(ValueError, match="expected a primary comparison") as error:
-        name_primary(tmp_path, ["ours"], "few", 0.0)
+        name_primary(tmp_path, ["ours"], "few", 0.0, PLAN)
     assert "\n" not in str(error.value)
 
 

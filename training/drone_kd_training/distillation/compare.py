@@ -22,20 +22,22 @@ import polars
 from drone_kd.files import write_text
 from drone_kd.parsing import read_json, read_limited
 from drone_kd.text import one_line
-from drone_kd_training.data.dataset import image_paths, load_data, write_list
+from drone_kd_training.data.dataset import DataError, image_paths, load_data, write_list
 from drone_kd_training.dataclass_options import read_value
+from drone_kd_training.distillation.arm_figures import ArmFigures
 from drone_kd_training.distillation.compare_report import (
     BUILTIN,
     DISTILLED,
     PLAIN,
     TIMED,
-    Summary,
     is_ours,
     write_tables,
 )
 from drone_kd_training.distillation.comparison_text import counted_classes
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
 from drone_kd_training.distillation.distill import distill
+from drone_kd_training.distillation.experiment_plan import Plan, length_text
+from drone_kd_training.distillation.experiment_provenance import record_process
 from drone_kd_training.distillation.label_subsets import frame_path, frames
 from drone_kd_training.distillation.paired_comparison import distinct, name_primary
 from drone_kd_training.distillation.run_report import is_score, read_metrics
@@ -112,12 +114,13 @@ def compare(
     arms: list[str],
     select: float = 0.0,
     cluster: str | None = None,
-) -> tuple[dict, list[Summary]]:
+) -> tuple[dict, list[ArmFigures]]:
     """Run the missing runs; write compare.csv, compare.md, metrics.json and report.html.
 
-    The result is the teacher's figures, and a summary per arm. The primary comparison,
-    ``distilled`` minus ``plain``, is named before the first run, in ``primary.json``. Runs of
-    ``plain:time`` come last: their length follows from the times of both.
+    The result is the teacher's figures, and the figures of each arm. The primary comparison,
+    ``distilled`` minus ``plain``, and the plan are stored before the first run, in
+    ``primary.json``. Runs of ``plain:time`` come last: their length follows from the times of
+    both.
 
     Args:
         config: settings of the arm ``distilled``; its seed is ignored.
@@ -129,6 +132,7 @@ def compare(
 
     Raises:
         ValueError: no teacher, an unknown arm, or a folder with a run of other settings.
+        DataError: no class that counts has an object.
     """
     if not config.distils:
         raise ValueError("compare needs a teacher")
@@ -138,13 +142,15 @@ def compare(
     seeds = tuple(dict.fromkeys(seeds))
     output.mkdir(parents=True, exist_ok=True)
     ours = [DISTILLED] if DISTILLED in arms else [arm for arm in arms if is_ours(arm)]
-    primary = name_primary(output, ours or [DISTILLED], PLAIN, select)
+    plan = Plan(tuple(arms), seeds, length=length_text(config.epochs, config.steps))
+    primary = name_primary(output, ours or [DISTILLED], PLAIN, select, plan)
     data = Path(config.data)
     if select:
         data = hold_out(data, select, output)
     data = data.resolve()  # a task runs elsewhere
     teacher = evaluate_teacher(config, data, output)
     classes = counted_classes(teacher)
+    record_process(output, seeds, classes, image_sizes(config))
     rows: list[dict] = []
     for timed in (False, True):
         names = [(arm, seed) for seed in seeds for arm in arms if (arm == TIMED) == timed]
@@ -155,9 +161,14 @@ def compare(
             print(f"[{len(rows) + 1}/{total}] {arm}, seed {seed}", flush=True)
             rows.append(_row(arm, run, folder, next(results), classes))
             write_text(output / "compare.csv", as_csv(rows))
-            summaries = write_tables(output, teacher, primary, rows)
+            summaries = write_tables(output, teacher, primary, rows, plan)
     _write_report(output, data, config, teacher, arms, seeds[0])
     return teacher, summaries
+
+
+def image_sizes(config: Config) -> str:
+    """Return the input sizes of both models in px, for the provenance."""
+    return f"student {config.imgsz}, teacher {config.teacher_imgsz}"
 
 
 def _configs(arms: Sequence[str], config: Config) -> dict[str, Config]:
@@ -251,14 +262,23 @@ def _teacher_at(imgsz: int, teacher: str, data: Path, output: Path) -> dict:
     if not cached.is_file():
         model, _ = load_model(teacher)
         figures = {**evaluate(model, data, imgsz=imgsz), **cost(model, imgsz), "imgsz": imgsz}
+        if not counted_classes(figures):
+            raise DataError(
+                f"{one_line(data)}: expected a labelled object of a class of the teacher "
+                f"({one_line(', '.join(figures['per_class']), 200)}) in the validation split, got "
+                "none; label some, or take another split"
+            )
         write_text(cached, json.dumps(figures, indent=1))
     figures = read_json(cached)
     if (
         not isinstance(figures, dict)
         or not is_score(figures.get("map50_95", ""))
         or not isinstance(figures.get("per_class"), dict)
+        or not counted_classes(figures)
     ):
-        raise ValueError(f"{one_line(cached)}: expected a teacher's figures; delete it")
+        raise ValueError(
+            f"{one_line(cached)}: expected a teacher's figures on labelled objects; delete it"
+        )
     return figures
 
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from drone_kd.parsing import read_json
-from drone_kd.provenance import write_provenance
 from drone_kd_training.dataclass_options import add_config_options, from_arguments
 from drone_kd_training.distillation.config import Config
 from drone_kd_training.isolation import add_trust_option
@@ -103,7 +101,6 @@ def _compare(config: Config, arguments: argparse.Namespace, seeds: tuple[int, ..
 
     arms = arguments.arms or default_arms(config)
     compare(config, arguments.output, seeds, arms, arguments.select, arguments.cluster)
-    _write_provenance(config, arguments.output, seeds)
 
 
 def _compare_few_labels(
@@ -115,18 +112,6 @@ def _compare_few_labels(
     compare_few_labels(
         config, arguments.output, seeds, arguments.arms or (), labels, arguments.select
     )
-    _write_provenance(config, arguments.output, seeds)
-
-
-def _write_provenance(config: Config, output: Path, seeds: tuple[int, ...]) -> None:
-    from drone_kd_training.distillation.comparison_text import counted_classes
-
-    if not (output / "metrics.json").is_file():
-        return  # no run is finished
-    teacher = read_json(output / "metrics.json")["teacher"]
-    classes = counted_classes(teacher)
-    sizes = f"student {config.imgsz}, teacher {config.teacher_imgsz}"
-    write_provenance(output, " ".join(map(str, seeds)), " ".join(classes), sizes)
 
 
 def _number_of_labels(text: str) -> int | str:

@@ -5,54 +5,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
 from drone_kd.files import write_text
+from drone_kd_training.distillation.arm_figures import ArmFigures, arm_table, summarise
 from drone_kd_training.distillation.comparison_text import (
     as_dict,
     measured_lines,
     primary_line,
     secondary_table,
-    signed,
 )
+from drone_kd_training.distillation.experiment_plan import Plan
 from drone_kd_training.distillation.paired_comparison import (
     SEED,
     Difference,
-    Limits,
     Primary,
     best_difference,
     difference,
-    interval,
-    mean_by_unit,
     secondary,
 )
-from drone_kd_training.tables import format_score
 
 PLAIN, DISTILLED, BUILTIN = "plain", "distilled", "builtin"
 TIMED = f"{PLAIN}:time"
-# The share of a smaller gap between teacher and baseline means nothing, in mAP.
-MIN_GAP = 0.03
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One arm over all its seeds; scores in [0, 1], 95 % intervals by Student's t over seeds.
-
-    ``gain`` and ``gap_share`` are against the baseline of the same seed; None if it is missing, or
-    if there are too few seeds for an interval.
-    """
-
-    arm: str
-    seeds: int
-    mean: float
-    spread: float | None
-    gain: float | None
-    gain_interval: Limits | None
-    gap_share: float | None
-    time_ratio: float | None
 
 
 def is_ours(arm: str) -> bool:
@@ -61,17 +36,18 @@ def is_ours(arm: str) -> bool:
 
 
 def write_tables(
-    output: Path, teacher: dict, primary: Primary, rows: Sequence[dict]
-) -> list[Summary]:
-    """Write compare.md and metrics.json of the finished runs; return the summaries.
+    output: Path, teacher: dict, primary: Primary, rows: Sequence[dict], now: Plan
+) -> list[ArmFigures]:
+    """Write compare.md and metrics.json of the finished runs; return the figures of the arms.
 
     Args:
         output: folder of the experiment.
         teacher: its figures.
         primary: the comparison that was named.
         rows: of all finished runs, at least one.
+        now: plan of this call.
     """
-    summaries = summarise(rows, teacher["map50_95"] or 0.0)
+    summaries = summarise(rows, teacher["map50_95"], PLAIN, SEED)
     found = differences(rows, primary)
     named = primary.arm and difference(rows, primary.arm, primary.other, SEED)
     content = {
@@ -81,44 +57,11 @@ def write_tables(
         "arms": {s.arm: asdict(s) for s in summaries},
         "runs": list(rows),
     }
-    first = primary_line(rows, primary, SEED, teacher)
+    first = primary_line(rows, primary, SEED, teacher, now)
     models = measured_lines(teacher, [row["parameters"] for row in rows])
     write_text(output / "compare.md", as_markdown(first, teacher, summaries, found, models))
     write_text(output / "metrics.json", json.dumps(content, indent=1))
     return summaries
-
-
-def summarise(rows: Sequence[dict], teacher: float) -> list[Summary]:
-    """Return one `Summary` per arm, in the order of the rows; ``teacher``: its mAP50-95."""
-    return [
-        _summarise_arm(arm, rows, teacher) for arm in dict.fromkeys(row["arm"] for row in rows)
-    ]
-
-
-def _summarise_arm(arm: str, rows: Sequence[dict], teacher: float) -> Summary:
-    own, plain = (mean_by_unit(rows, name, SEED) for name in (arm, PLAIN))
-    own_time, time = (mean_by_unit(rows, name, SEED, _seconds) for name in (arm, PLAIN))
-    pairs = [seed for seed in own if seed in plain]
-    scores = list(own.values())
-    gains = [own[seed] - plain[seed] for seed in pairs]
-    times = [own_time[seed] / time[seed] for seed in pairs if time[seed]]
-    compared = bool(pairs) and arm != PLAIN
-    gain = float(np.mean(gains)) if compared else None
-    mean_gap = float(np.mean([teacher - plain[seed] for seed in pairs])) if pairs else 0.0
-    return Summary(
-        arm=arm,
-        seeds=len(own),
-        mean=float(np.mean(scores)),
-        spread=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
-        gain=gain,
-        gain_interval=interval(gains) if compared else None,
-        gap_share=gain / mean_gap if gain is not None and mean_gap >= MIN_GAP else None,
-        time_ratio=float(np.median(times)) if times else None,
-    )
-
-
-def _seconds(row: dict) -> float:
-    return float(row["seconds"])
 
 
 def differences(rows: Sequence[dict], primary: Primary) -> list[Difference]:
@@ -142,7 +85,7 @@ def differences(rows: Sequence[dict], primary: Primary) -> list[Difference]:
 def as_markdown(
     first: str,
     teacher: dict,
-    summaries: Sequence[Summary],
+    summaries: Sequence[ArmFigures],
     found: Sequence[Difference],
     models: Sequence[str],
 ) -> str:
@@ -158,28 +101,12 @@ def as_markdown(
     lines = [
         first,
         "",
-        "| arm | seeds | mAP50-95 | over plain | gap share | time |",
-        "|---|---|---|---|---|---|",
-        *(f"| {name} | | {format_score(value)} | | | |" for name, value in teacher_rows(teacher)),
+        *arm_table(teacher, summaries, PLAIN, SEED),
     ]
-    for s in summaries:
-        spread = "" if s.spread is None else f" ± {100 * s.spread:.1f}"
-        gain = "" if s.gain is None else signed(s.gain)
-        share = "" if s.gap_share is None else f"{100 * s.gap_share:.0f} %"
-        time = "" if s.time_ratio is None else f"{s.time_ratio:.2f}"
-        mean = f"{format_score(s.mean)}{spread}"
-        lines.append(f"| {s.arm} | {s.seeds} | {mean} | {gain} | {share} | {time} |")
     lines += ["", *secondary_table(found, SEED), "", *models, ""]
     lines.append(
-        "Differences are paired by seed; intervals: Student's t over the seeds, uncorrected. They "
-        "do not cover other data, other labels or other teachers. ±: standard deviation. time: "
-        "against plain."
+        "Differences are paired by seed; intervals: Student's t over the seeds, uncorrected, "
+        "of the gap share Fieller's. They do not cover other data, other labels or other "
+        "teachers. ±: standard deviation. time: of a run, against plain."
     )
     return "\n".join(lines) + "\n"
-
-
-def teacher_rows(teacher: dict) -> list[tuple[str, float | None]]:
-    """Return name and mAP50-95 of the teacher, and at the size at which it teaches, if another."""
-    large = teacher.get("at_teacher_imgsz")
-    rows = [("teacher", teacher["map50_95"])]
-    return rows + ([(f"teacher at {large['imgsz']} px", large["map50_95"])] if large else [])

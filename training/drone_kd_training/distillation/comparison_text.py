@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from drone_kd.text import one_line
+from drone_kd_training.distillation.experiment_plan import Plan, deviations, unscored
 from drone_kd_training.distillation.paired_comparison import (
     Difference,
     Limits,
@@ -16,15 +17,38 @@ from drone_kd_training.distillation.paired_comparison import (
 )
 
 
-def primary_line(rows: Sequence[dict], primary: Primary, unit: str, teacher: dict) -> str:
+def primary_line(
+    rows: Sequence[dict], primary: Primary, unit: str, teacher: dict, now: Plan | None = None
+) -> str:
     """Return the primary comparison with interval, n, classes and input size, in one line.
+
+    The line says, too, what is not as planned before the first run.
 
     Args:
         rows: of the arms that are compared.
         primary: what was named.
         unit: SUBSET or SEED.
         teacher: its figures.
+        now: plan of this call, beside that of ``primary``; None: not checked.
     """
+    line = _comparison(rows, primary, unit, teacher)
+    notes = _plan_notes(rows, primary, now)
+    if missing := unscored(rows):
+        notes.append(f"without a score, so not counted: {one_line(', '.join(missing), 200)}")
+    return "; ".join([line, *notes])
+
+
+def _plan_notes(rows: Sequence[dict], primary: Primary, now: Plan | None) -> list[str]:
+    if now is None or primary.runs_before:
+        return []
+    if primary.plan is None:
+        return ["no plan of seeds and arms was stored before the first run"]
+    arms = [primary.arm, primary.other] if primary.arm else []
+    found = deviations(primary.plan, now, rows, arms)
+    return [f"NOT AS PLANNED: {', '.join(found)}"] if found else []
+
+
+def _comparison(rows: Sequence[dict], primary: Primary, unit: str, teacher: dict) -> str:
     head = f"No primary comparison ({primary.refusal})" if primary.refusal else "Primary"
     if primary.arm is None:
         return head

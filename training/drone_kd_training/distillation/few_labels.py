@@ -9,7 +9,8 @@ labels of the others are not read. Every arm takes the same number of steps. Fin
 kept: the same command continues, and a second one beside it takes other runs.
 
     OUTPUT/experiment.json       settings that cannot change
-    OUTPUT/primary.json          the primary comparison, named before the first run
+    OUTPUT/primary.json          primary comparison and plan, stored before the first run
+    OUTPUT/provenance.json       of all processes, from their start on
     OUTPUT/subsets/LABELS-SEED/  data.yaml, unlabelled.txt, hard-SCORE/
     OUTPUT/runs/NAME/            a run, as `distill` writes it; NAME.json: its row
     OUTPUT/compare.csv, compare.md, metrics.json, learning-curve.png, report.html
@@ -31,10 +32,17 @@ from drone_kd.parsing import parse_json, read_json, read_limited
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataSet, image_paths, load_data, write_list
 from drone_kd_training.distillation.claims import claim
-from drone_kd_training.distillation.compare import evaluate_teacher, hold_out, scores_over
+from drone_kd_training.distillation.compare import (
+    evaluate_teacher,
+    hold_out,
+    image_sizes,
+    scores_over,
+)
 from drone_kd_training.distillation.comparison_text import counted_classes
 from drone_kd_training.distillation.config import AUTO, Config, read_config
 from drone_kd_training.distillation.distill import METRICS, distill
+from drone_kd_training.distillation.experiment_plan import Plan, length_text
+from drone_kd_training.distillation.experiment_provenance import record_process
 from drone_kd_training.distillation.few_labels_arms import (
     ALL,
     FEW,
@@ -83,8 +91,8 @@ def compare_few_labels(
 ) -> dict[str, Any]:
     """Run the missing runs; write the tables after each, and the report at the end.
 
-    The primary comparison is named before the first run, in ``primary.json``: ours minus the first
-    of ``arms`` with hard pseudo-labels, without one minus the student alone.
+    The primary comparison and the plan are stored before the first run, in ``primary.json``: ours
+    minus the first of ``arms`` with hard pseudo-labels, without one minus the student alone.
 
     Args:
         config: settings of the arm ``ours``, with ``steps``; ``seed`` is ignored, and no run
@@ -112,13 +120,14 @@ def compare_few_labels(
     with claim(output / "locks" / "prepare", wait=True):
         _check_settings(config, select, output / "experiment.json")
         data = hold_out(Path(config.data), select, output) if select else Path(config.data)
-        primary = _name_primary(output, parsed, select)
         teacher = evaluate_teacher(config, data, output)
-    experiment = Experiment(config, load_data(data), output, teacher, primary)
-    runs = experiment.plan(parsed, list(subsets), labels)
-    while experiment.advance(runs):
+        experiment = Experiment(config, load_data(data), output, teacher)
+        runs = experiment.list_runs(parsed, list(subsets), labels)
+        primary = _name_primary(output, parsed, select, experiment.plan)
+    record_process(output, subsets, experiment.classes, image_sizes(config))
+    while experiment.advance(runs, primary):
         pass
-    found = experiment.write_tables(runs)
+    found = experiment.write_tables(primary)
     if left := [run.name for run in runs if not experiment.is_finished(run)]:
         print(f"{len(left)} runs are left to other processes: {', '.join(left[:3])}")
     else:
@@ -146,12 +155,12 @@ def _parse(names: Sequence[str], config: Config) -> list[Arm]:
     return [arms[name] for name in distinct(settings, (FEW, OURS))]
 
 
-def _name_primary(output: Path, arms: Sequence[Arm], select: float) -> Primary:
+def _name_primary(output: Path, arms: Sequence[Arm], select: float, plan: Plan) -> Primary:
     """Return the primary comparison of the experiment, which is named here if it is new."""
     names = [arm.name for arm in arms]
     ours = [OURS] if OURS in names else [name for name in names if is_ours(name)]
     hard = next((name for name in names if name.split(":")[0] == HARD), FEW)
-    return name_primary(output, ours or [OURS], hard, select)
+    return name_primary(output, ours or [OURS], hard, select, plan)
 
 
 def _check_settings(config: Config, select: float, path: Path) -> None:
@@ -183,52 +192,55 @@ class Experiment:
         dataset: fully labelled.
         output: folder of the experiment, absolute.
         teacher: its figures.
-        primary: the comparison that was named.
     """
 
-    def __init__(
-        self, config: Config, dataset: DataSet, output: Path, teacher: dict, primary: Primary
-    ) -> None:
+    def __init__(self, config: Config, dataset: DataSet, output: Path, teacher: dict) -> None:
         self.config, self.dataset, self.output, self.teacher = config, dataset, output, teacher
-        self.primary = primary
         self.classes = counted_classes(teacher)
         self.total = len(frames(image_paths(dataset.train)))
-        self.labels = 0  # of the arms that are compared, see `plan`
+        self.plan = Plan((), ())  # see `list_runs`
 
-    def plan(
+    def list_runs(
         self, arms: Sequence[Arm], subsets: Sequence[int], labels: Sequence[int | None]
     ) -> list[Run]:
         """Return all runs of the experiment, subset by subset; arguments as `compare_few_labels`.
+
+        They are the plan of this call.
 
         Raises:
             ValueError: no number of labels above 0, or more labels than frames.
         """
         numbers = [self.total if n is None else n for n in labels]
-        self.labels = next((n for n in numbers if n), 0)
+        compared = next((n for n in numbers if n), 0)
         if any(arm.timed for arm in arms):  # it follows from these
             arms = [*arms, *(parse_arm(name, self.config) for name in (FEW, OURS))]
-        if not self.labels or min(numbers) < 0 or max(numbers) > self.total:
+        if not compared or min(numbers) < 0 or max(numbers) > self.total:
             raise ValueError(
                 f"expected 0 to {self.total} labelled frames, some of them above 0, got "
                 f"{', '.join(map(str, numbers))}"
             )
-        if self.labels == self.total and any(arm.name == FEW for arm in arms):
+        if compared == self.total and any(arm.name == FEW for arm in arms):
             arms = [arm for arm in arms if arm.name != ALL]  # the same run
         found: dict[tuple[str, int, int], Run] = {}
         for subset in subsets:
-            for run in self._of_subset(arms, subset, numbers):
+            for run in self._of_subset(arms, subset, numbers, compared):
                 found.setdefault((run.arm.name, run.labels, run.subset), run)
+        length = length_text(self.config.epochs, self.config.steps)
+        names = tuple(dict.fromkeys(run.arm.name for run in found.values()))
+        self.plan = Plan(names, tuple(dict.fromkeys(subsets)), tuple(numbers), length)
         return list(found.values())
 
-    def _of_subset(self, arms: Sequence[Arm], subset: int, numbers: list[int]) -> Iterator[Run]:
+    def _of_subset(
+        self, arms: Sequence[Arm], subset: int, numbers: list[int], compared: int
+    ) -> Iterator[Run]:
         for arm in arms:
-            yield Run(arm, self.total if arm.images == ALL else self.labels, subset)
+            yield Run(arm, self.total if arm.images == ALL else compared, subset)
         for number in numbers if len(numbers) > 1 else ():
-            alone = ALL if number == self.total != self.labels else FEW
+            alone = ALL if number == self.total != compared else FEW
             for name in (alone, OURS) if number else (OURS,):
                 yield Run(parse_arm(name, self.config), number, subset)
 
-    def advance(self, runs: Sequence[Run]) -> bool:
+    def advance(self, runs: Sequence[Run], primary: Primary) -> bool:
         """Train what is missing and not claimed by another process; return whether any was."""
         trained = False
         for number, run in enumerate(runs, start=1):
@@ -240,7 +252,7 @@ class Experiment:
                 print(f"[{number}/{len(runs)}] {run.name}", flush=True)
                 self._train(run, steps)
                 trained = True
-            self.write_tables(runs)
+            self.write_tables(primary)
         return trained
 
     def is_finished(self, run: Run) -> bool:
@@ -253,16 +265,15 @@ class Experiment:
         rows = (self._complete(record["row"], file) for file, record in records if record["row"])
         return sorted(rows, key=lambda row: (row["labels"], row["subset"], row["arm"]))
 
-    def write_tables(self, runs: Sequence[Run]) -> dict[str, Any]:
+    def write_tables(self, primary: Primary) -> dict[str, Any]:
         """Write the tables of all finished runs; return the content of ``metrics.json``.
 
         Without a finished run there are no tables, and {} is returned.
         """
-        order = list(dict.fromkeys(run.arm.name for run in runs))
         with claim(self.output / "locks" / "tables", wait=True):
             if not (rows := self.rows()):
                 return {}
-            return write_tables(self.output, self.teacher, self.primary, rows, self.labels, order)
+            return write_tables(self.output, self.teacher, primary, rows, self.plan)
 
     def _complete(self, row: dict, record: Path) -> dict:
         """Return the row of a run with all columns, as of an earlier version, over our classes."""

@@ -11,24 +11,22 @@ from typing import Any
 
 from drone_kd.files import atomic_file, write_text
 from drone_kd_training.data.dataset import DataSet
+from drone_kd_training.distillation.arm_figures import ArmFigures, arm_table, summarise
 from drone_kd_training.distillation.compare import scores_over
-from drone_kd_training.distillation.compare_report import teacher_rows
 from drone_kd_training.distillation.comparison_text import (
     as_dict,
     counted_classes,
     measured_lines,
     primary_line,
     secondary_table,
-    signed,
 )
+from drone_kd_training.distillation.experiment_plan import Plan
 from drone_kd_training.distillation.few_labels_arms import ALL, FEW, OURS
 from drone_kd_training.distillation.few_labels_figures import (
-    ArmFigures,
     CurvePoint,
     compared,
     differences,
     learning_curve,
-    summarise,
 )
 from drone_kd_training.distillation.paired_comparison import (
     SUBSET,
@@ -49,8 +47,7 @@ def write_tables(
     teacher: dict,
     primary: Primary,
     rows: Sequence[dict],
-    labels: int,
-    order: Sequence[str],
+    now: Plan,
 ) -> dict[str, Any]:
     """Write compare.csv, compare.md and metrics.json.
 
@@ -59,15 +56,15 @@ def write_tables(
         teacher: its figures.
         primary: the comparison that was named.
         rows: of all finished runs, at least one.
-        labels: labelled frames of the arms that are compared.
-        order: names of arms, which come first in this order.
+        now: plan of this call; its arms come first.
 
     Returns:
         The content of metrics.json, scores in [0, 1].
     """
-    place = {arm: number for number, arm in enumerate(order)}
+    labels = now.compared_labels
+    place = {arm: number for number, arm in enumerate(now.arms)}
     own = sorted(compared(rows, labels), key=lambda row: place.get(row["arm"], len(place)))
-    arms = summarise(own, teacher["map50_95"] or 0.0)
+    arms = summarise(own, teacher["map50_95"], FEW, SUBSET)
     found, curve = differences(own, primary), learning_curve(rows)
     named = primary.arm and difference(own, primary.arm, primary.other, SUBSET)
     content = {
@@ -80,7 +77,7 @@ def write_tables(
         "runs": list(rows),
     }
     write_text(output / "compare.csv", as_csv(list(rows)))
-    first = primary_line(own, primary, SUBSET, teacher)
+    first = primary_line(own, primary, SUBSET, teacher, now)
     models = measured_lines(teacher, [row["parameters"] for row in own])
     text = as_markdown(first, teacher, labels, arms, found, models)
     write_text(output / "compare.md", f"{text}\n{curve_table(curve)}")
@@ -109,28 +106,13 @@ def as_markdown(
     lines = [
         first,
         "",
-        "| arm | subsets | steps | mAP50-95 | mAP50 | over few | gap share [95 %] | step time |",
-        "|---|---|---|---|---|---|---|---|",
+        *arm_table(teacher, arms, FEW, SUBSET),
     ]
-    half = {"teacher": format_score(teacher["map50"])}
-    for name, value in teacher_rows(teacher):
-        lines.append(f"| {name} | | | {format_score(value)} | {half.get(name, '')} | | | |")
-    for arm in arms:
-        spread = "" if arm.spread is None else f" ± {100 * arm.spread:.1f}"
-        gain = "" if arm.gain is None else signed(arm.gain)
-        share = "" if arm.gap_share is None else f"{100 * arm.gap_share:.0f} %"
-        if arm.gap_share_interval:
-            share += " [{:.0f}, {:.0f}]".format(*(100 * x for x in arm.gap_share_interval))
-        time = "" if arm.step_time is None else f"{arm.step_time:.2f}"
-        lines.append(
-            f"| {arm.arm} | {arm.subsets} | {arm.steps:.0f} | {format_score(arm.mean)}{spread} | "
-            f"{format_score(arm.map50)} | {gain} | {share} | {time} |"
-        )
     lines += ["", *secondary_table(found, SUBSET), "", *models, ""]
     lines.append(
         f"{labels} labelled frames per subset. Differences are paired by subset; intervals: "
         "Student's t over the subsets, uncorrected, of the gap share Fieller's. They do not cover "
-        "other data or other teachers. ±: standard deviation. step time: against few."
+        "other data or other teachers. ±: standard deviation. time: of a run, against few."
     )
     return "\n".join(lines) + "\n"
 
@@ -222,7 +204,7 @@ def write_page(
     table = (output / "compare.md").read_text(encoding="utf-8")
     table = table[: table.index("| labelled frames")]  # the plot shows it
     curves = {"Learning curve": output / CURVE}
-    plot_learning_curve(learning_curve(rows), teacher["map50_95"] or 0.0, output / CURVE)
+    plot_learning_curve(learning_curve(rows), teacher["map50_95"], output / CURVE)
     title = "Distillation with few labels compared"
     write_report(output / "report.html", title, models, curves, sides, table)
 

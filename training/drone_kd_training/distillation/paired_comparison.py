@@ -21,6 +21,7 @@ from drone_kd.files import write_text
 from drone_kd.parsing import read_json
 from drone_kd.text import one_line
 from drone_kd_training.distillation.distill import METRICS
+from drone_kd_training.distillation.experiment_plan import Plan, read_plan
 
 SUBSET, SEED = "subset", "seed"
 Limits = tuple[float, float]
@@ -35,12 +36,14 @@ class Primary:
         runs_before: finished runs when it was named. Above 0, it may have been chosen by them.
         select: share of the training frames on which all runs are measured, to choose settings;
             0: the validation split.
+        plan: of the experiment; None: it has none, as those of earlier versions.
     """
 
     arm: str | None
     other: str
     runs_before: int = 0
     select: float = 0.0
+    plan: Plan | None = None
 
     @property
     def refusal(self) -> str:
@@ -75,7 +78,9 @@ class Difference:
     candidates: int = 1
 
 
-def name_primary(output: Path, arms: Sequence[str], other: str, select: float) -> Primary:
+def name_primary(
+    output: Path, arms: Sequence[str], other: str, select: float, plan: Plan
+) -> Primary:
     """Return the primary comparison of an experiment, named and written before its first run.
 
     Where runs are started it stays as it was named; in a folder of an earlier version, which named
@@ -86,6 +91,7 @@ def name_primary(output: Path, arms: Sequence[str], other: str, select: float) -
         arms: ours, or variants of it: a single one is compared, of several none.
         other: the arm that it is compared with.
         select: see `Primary`.
+        plan: of this call; it is stored with the name, unless there are runs.
 
     Raises:
         ValueError: the file of an earlier call holds something else, or another ``select``.
@@ -94,22 +100,24 @@ def name_primary(output: Path, arms: Sequence[str], other: str, select: float) -
     started = any((output / "runs").glob("*/config.yaml"))
     if not (started and path.is_file()):
         finished = len(list((output / "runs").glob(f"*/{METRICS}")))
-        named = Primary(arms[0] if len(arms) == 1 else None, other, finished, select)
+        arm = arms[0] if len(arms) == 1 else None
+        named = Primary(arm, other, finished, select, None if finished else plan)
         write_text(path, json.dumps(asdict(named), indent=1))
     content = read_json(path)
     kinds: dict[str, Any] = {"arm": (str, type(None)), "other": str, "runs_before": int}
     kinds["select"] = (int, float)
     if (
         not isinstance(content, dict)
-        or set(content) != set(kinds)
-        or not all(isinstance(content[key], kind) for key, kind in kinds.items())
+        or set(content) | {"plan"} != {*kinds, "plan"}
+        or not all(isinstance(content.get(key), kind) for key, kind in kinds.items())
+        or (content.get("plan") is not None and read_plan(content["plan"]) is None)
     ):
         raise ValueError(f"{one_line(path)}: expected a primary comparison, got other content")
     if content["select"] != select:
         raise ValueError(
             f"{one_line(output)} has an experiment with another select: choose another --output"
         )
-    return Primary(**content)
+    return Primary(**{**content, "plan": read_plan(content.get("plan"))})
 
 
 def distinct(settings: Mapping[str, object], first: Sequence[str]) -> list[str]:
@@ -127,19 +135,23 @@ def distinct(settings: Mapping[str, object], first: Sequence[str]) -> list[str]:
     return [arm for arm in settings if arm in found]
 
 
-def score(row: dict) -> float:
-    """Return the mAP50-95 of a run, 0 without any ground truth."""
-    return row["map50_95"] or 0.0
+def score(row: dict) -> float | None:
+    """Return the mAP50-95 of a run, None without any ground truth."""
+    found: float | None = row["map50_95"]
+    return found
 
 
 def mean_by_unit(
-    rows: Sequence[dict], arm: str, unit: str, value: Callable[[dict], float] = score
+    rows: Sequence[dict], arm: str, unit: str, value: Callable[[dict], float | None] = score
 ) -> dict[int, float]:
-    """Return the mean of an arm by unit, of the mAP50-95 or another value of a run."""
+    """Return the mean of an arm by unit, of the mAP50-95 or another value of a run.
+
+    Runs without the value do not count: no value is not 0.
+    """
     found: dict[int, list[float]] = {}
     for row in rows:
-        if row["arm"] == arm:
-            found.setdefault(row[unit], []).append(value(row))
+        if row["arm"] == arm and (known := value(row)) is not None:
+            found.setdefault(row[unit], []).append(known)
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 

@@ -64,10 +64,8 @@ def effect(metrics: dict) -> str:
 
 def warn_if_teacher_is_weaker(metrics: dict) -> None:
     """Warn if the teacher scores below its student; ``metrics`` is that of the run."""
-    student, teacher = (
-        (metrics[who] or {}).get("map50_95") or 0.0 for who in ("student", "teacher")
-    )
-    if metrics["teacher"] and teacher < student:
+    student, teacher = ((metrics[who] or {}).get("map50_95") for who in ("student", "teacher"))
+    if student is not None and teacher is not None and teacher < student:
         LOGGER.warning(
             f"The teacher is weaker than its student: mAP50-95 {format_score(teacher)} against "
             f"{format_score(student)}; take a better teacher, or train it on this data first"
