@@ -1,5 +1,6 @@
 """Unlabelled flights of a run; most of their parts have tests of their own."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -232,3 +233,35 @@ def test_flights_alone_teach_a_student(pseudo_labels, tiny_teacher, flight, tmp_
     assert metrics["learned_from"]["frames"]["labelled"]["all"] == 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
     assert "no labels" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("teachers.teacher_scores._run", KeyboardInterrupt()),
+        ("distillation.unlabelled.add_unlabelled", KeyboardInterrupt()),
+        ("distillation.stored_views.StoredViews.write", KeyboardInterrupt()),
+        ("distillation.distill.evaluate", KeyboardInterrupt()),
+        (
+            "distillation.stored_views.write_plain",
+            OSError(errno.ENOSPC, "No space left on device"),
+        ),
+    ],
+)
+def test_a_run_that_stops_in_any_phase_can_be_resumed(
+    where, error, tiny_data, tiny_teacher, flight, tmp_path, monkeypatch
+):
+    given = config(tiny_data, tiny_teacher, flight, views=2, pseudo_labels="frame")
+    output = tmp_path / "run"
+
+    def stop(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"drone_kd_training.{where}", stop)
+        with pytest.raises(type(error)):
+            distill(given, output, measure_teacher=False)
+    assert not (output / "metrics.json").exists()
+    metrics = distill(given, output, resume=True, measure_teacher=False)
+    assert metrics["learned_from"]["frames"]["unlabelled"]["all"] == 8
