@@ -18,7 +18,7 @@ from drone_kd_training.distillation.levels import match_levels
 from drone_kd_training.distillation.loss_balancing import Balance
 from drone_kd_training.distillation.terms import TERMS
 from drone_kd_training.models.checkpoints import load_model, match_classes, resolve_model
-from drone_kd_training.teachers.soft_labels import Areas, Boxes
+from drone_kd_training.teachers.soft_labels import PSEUDO_LABELS, Areas, Boxes
 from drone_kd_training.teachers.teachers import DetectTeacher
 from tiny_training import NAMES, SIZE
 
@@ -176,7 +176,11 @@ class Recorded(InFloat32):
         return super().loss(preds, batch)
 
 
-def test_unlabelled_image_is_learned_from_confident_predictions(tiny_teacher, monkeypatch):
+@pytest.mark.parametrize("of_frames", [False, True])
+def test_unlabelled_image_is_learned_from_confident_predictions(
+    of_frames, tiny_teacher, monkeypatch
+):
+    """Those on the frame itself decide, if there are any, whatever the teacher sees here."""
     teacher, _ = load_model(str(tiny_teacher))
     student, criterion = student_and_loss("aerial-student.yaml", teacher)
     criterion.detection = recorded = Recorded(criterion.innermost)
@@ -185,8 +189,11 @@ def test_unlabelled_image_is_learned_from_confident_predictions(tiny_teacher, mo
         torch.tensor([[0.25, 0.25, 0.2, 0.2], [0.7, 0.7, 0.4, 0.4]]),
         torch.tensor([[0.9, 0.0], [0.3, 0.0]]),
     )
-    monkeypatch.setattr(criterion, "teacher", lambda images, batch: predicted)
+    seen = predicted[predicted.image == 0] if of_frames else predicted
+    monkeypatch.setattr(criterion, "teacher", lambda images, batch: seen)
     batch = one_batch()
+    if of_frames:
+        batch[PSEUDO_LABELS] = predicted
     labelled = batch["batch_idx"] == 0
     batch |= {key: batch[key][labelled] for key in ("cls", "bboxes", "batch_idx")}
     batch["areas"] = Areas(

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from drone_kd_training.distillation.run_report import plot_curves, warn_if_teach
 from drone_kd_training.distillation.train_data import spread_fraction
 from drone_kd_training.distillation.trainer import DistillTrainer
 from drone_kd_training.models.checkpoints import UnusableModelError, resolve_model
+from drone_kd_training.models.safe_loading import write_plain
 from drone_kd_training.teachers.teaching_dataset import read_regions
 from tiny_training import (
     NAMES,
@@ -155,6 +157,28 @@ def test_interrupt_then_resume_finishes_the_run(tiny_data, tiny_teacher, tmp_pat
     distill(run, output, resume=True, measure_teacher=False)
     assert polars.read_csv(output / "results.csv")["epoch"].to_list() == [1, 2]
     assert not state.exists()  # a finished run has nothing to resume
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_full_disk_between_the_files_of_the_last_checkpoint(
+    epochs, tiny_data, tmp_path, monkeypatch
+):
+    """The checkpoint is whole, the state is missing or an epoch behind."""
+    run, output = config(tiny_data, NO_TEACHER, epochs=epochs), tmp_path / "out"
+
+    def write(path: Path, content: dict) -> None:
+        if content["epoch"] == epochs - 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_plain(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("drone_kd_training.distillation.trainer.write_plain", write)
+        with pytest.raises(OSError, match="No space left"):
+            distill(run, output)
+    metrics = distill(run, output, resume=True)
+    assert metrics["epochs"] == epochs
+    assert len(polars.read_csv(output / "results.csv")) == epochs
 
 
 class Stop(Exception):  # noqa: N818 - an interruption at a known place, not an error

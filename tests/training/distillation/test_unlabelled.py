@@ -1,16 +1,19 @@
 """Unlabelled flights of a run; most of their parts have tests of their own."""
 
+import errno
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from drone_kd_training.data.dataset import image_paths, load_data
 from drone_kd_training.data.names import DataError
 from drone_kd_training.distillation.claims import claim
 from drone_kd_training.distillation.config import NO_TEACHER, Config
 from drone_kd_training.distillation.distill import LOCK, distill, prepare_data, validate
-from drone_kd_training.distillation.train_data import read_thresholds
+from drone_kd_training.distillation.train_data import read_pseudo_labels, read_thresholds
 from drone_kd_training.distillation.unlabelled import check_threshold, read_expectation
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.safe_loading import write_plain
@@ -68,6 +71,25 @@ def test_a_given_threshold_is_used(text, high, tiny_data, tiny_teacher, flight, 
     for wanted, score, low in zip(high, found.high, found.low, strict=True):
         assert wanted in (None, score)
         assert low <= score
+
+
+def test_pseudo_labels_of_frames_are_predicted_once(tiny_data, tiny_teacher, flight, tmp_path):
+    output = tmp_path / "run"
+    given = config(tiny_data, tiny_teacher, flight, pseudo_labels="frame")
+    prepare_data(validate(given, output, resume=False))
+    found = read_pseudo_labels(output / "frames", NAMES)
+    assert found is not None
+    assert set(found.found) == set(listed(output)) - set(
+        map(str, image_paths(load_data(tiny_data).train))
+    )
+    thresholds = read_thresholds(output / "frames")
+    scores = np.concatenate([scores for _, scores in found.found.values()])
+    above = (scores >= thresholds.high).sum(axis=0).tolist()
+    expected = read_expectation(output)["classes"].values()
+    assert above == [row["pseudo_labels"] for row in expected]
+    # A start with other settings forgets them.
+    prepare_data(validate(config(tiny_data, tiny_teacher, flight), output, resume=False))
+    assert read_pseudo_labels(output / "frames", NAMES) is None
 
 
 @pytest.mark.parametrize("text", ["", "much", "0", "1.5", "nan", "tank=0.5", f"{NAMES[0]}=x"])
@@ -187,6 +209,7 @@ def test_a_folder_in_use_is_refused(tiny_data, tiny_teacher, flight, tmp_path):
         ({"tile": "9000"}, "from 32 to 8192, got 9000"),
         ({"unlabelled": ("",)}, "unlabelled must be paths that are not empty"),
         ({"views": 4, "overrides": {"multi_scale": 0.5}}, "leave multi_scale or --views out"),
+        ({"pseudo_labels": "both"}, "pseudo_labels must be view or frame, got both"),
         ({"max_frames": 0}, "max_frames must be 1 or more"),
         ({"seed": -1}, "seed must be 0 or more"),
         ({"labelled_share": 1.0}, "labelled_share must be"),
@@ -200,11 +223,45 @@ def test_settings_that_do_not_fit_are_refused(changes, match):
 
 
 @pytest.mark.slow
-def test_flights_alone_teach_a_student(tiny_teacher, flight, tmp_path):
-    given = config("", tiny_teacher, flight, classes=NAMES[:1], steps=3, views=2)
+@pytest.mark.parametrize("pseudo_labels", ["view", "frame"])
+def test_flights_alone_teach_a_student(pseudo_labels, tiny_teacher, flight, tmp_path):
+    changes = {"classes": NAMES[:1], "steps": 3, "views": 2, "pseudo_labels": pseudo_labels}
+    given = config("", tiny_teacher, flight, **changes)
     metrics = distill(given, tmp_path / "run")
     assert metrics["student"]["map50_95"] is None
     assert metrics["teacher"] is None
     assert metrics["learned_from"]["frames"]["labelled"]["all"] == 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
     assert "no labels" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("teachers.teacher_scores._run", KeyboardInterrupt()),
+        ("distillation.unlabelled.add_unlabelled", KeyboardInterrupt()),
+        ("distillation.stored_views.StoredViews.write", KeyboardInterrupt()),
+        ("distillation.distill.evaluate", KeyboardInterrupt()),
+        (
+            "distillation.stored_views.write_plain",
+            OSError(errno.ENOSPC, "No space left on device"),
+        ),
+    ],
+)
+def test_a_run_that_stops_in_any_phase_can_be_resumed(
+    where, error, tiny_data, tiny_teacher, flight, tmp_path, monkeypatch
+):
+    given = config(tiny_data, tiny_teacher, flight, views=2, pseudo_labels="frame")
+    output = tmp_path / "run"
+
+    def stop(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"drone_kd_training.{where}", stop)
+        with pytest.raises(type(error)):
+            distill(given, output, measure_teacher=False)
+    assert not (output / "metrics.json").exists()
+    metrics = distill(given, output, resume=True, measure_teacher=False)
+    assert metrics["learned_from"]["frames"]["unlabelled"]["all"] == 8

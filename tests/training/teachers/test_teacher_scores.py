@@ -52,6 +52,10 @@ def test_boxes_of_the_letterboxed_input_are_compared_with_labels_of_the_image(tm
     assert car.right.tolist() == [True] * 3 + [False] * 3
     assert car.unlabelled.tolist() == pytest.approx([0.9, 0.6] * 2)
     assert (result.labelled, result.unlabelled) == ((3, 3), (2, 2))
+    for boxes in result.boxes.values():
+        assert boxes == pytest.approx(
+            np.array([[0.4, 0.3, 0.6, 0.7, 0.9], [0.4, 0.1, 0.6, 0.9, 0.6]]), abs=1e-6
+        )
 
 
 def test_teacher_sees_the_letterboxed_image_as_rgb(tmp_path):
@@ -140,7 +144,6 @@ def test_detector_that_predicts_boxes(tiny_data, tmp_path):
 
 def test_many_frames_are_read_in_part_and_evenly(tmp_path, monkeypatch):
     monkeypatch.setattr(teacher_scores, "MAX_LABELLED", 4)
-    monkeypatch.setattr(teacher_scores, "MAX_UNLABELLED", 3)
     read = []
     monkeypatch.setattr(
         teacher_scores, "read_image", lambda p: read.append(int(p.stem)) or np.zeros((8, 8, 3))
@@ -150,7 +153,7 @@ def test_many_frames_are_read_in_part_and_evenly(tmp_path, monkeypatch):
     )
     teacher = predict_rows((0.5, 0.5, 0.2, 0.2, 0.0, 0.9))
     # Lists that repeat the labelled frames count each once.
-    result = score_teacher(teacher, CAR, labelled * 2, unlabelled, 64)
+    result = score_teacher(teacher, CAR, labelled * 2, unlabelled, 64, most=3)
     assert (result.labelled, result.unlabelled) == ((4, 8), (3, 9))
     assert read == [0, 2, 4, 6, 0, 3, 6]
 

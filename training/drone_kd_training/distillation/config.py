@@ -21,6 +21,8 @@ from drone_kd_training.distillation.terms import TERM_HELP
 NO_TEACHER = "none"
 # A choice that follows from the data.
 AUTO = "auto"
+# What the teacher sees for pseudo-labels.
+VIEW, FRAME = "view", "frame"
 # Steps of an epoch where their number is given for the run.
 LONGEST_EPOCH = 100
 # Settings of Ultralytics that --set does not change: files that it reads or writes, what a run
@@ -90,6 +92,12 @@ class Config:
         metavar="SCORE",
         help="above it a prediction on an unlabelled frame is a pseudo-label: one for all "
         "classes, or car=0.3,person=0.5; auto: by class, from the labelled frames",
+    )
+    pseudo_labels: str = _input(
+        VIEW,
+        choices=(VIEW, FRAME),
+        help="what the teacher sees for pseudo-labels: each augmented view, or the frame itself, "
+        "once; its boxes are then augmented as labels are",
     )
     labelled_share: float = _input(
         0.5,
@@ -193,6 +201,7 @@ class Config:
         tile = self.tile in (AUTO, "off")
         tile = tile or (self.tile.isdecimal() and 32 <= int(self.tile) <= 8192)  # as `Crops`
         yield "tile", tile, "auto, off or a number of pixels from 32 to 8192"
+        yield "pseudo_labels", self.pseudo_labels in (VIEW, FRAME), f"{VIEW} or {FRAME}"
         yield "max_frames", self.max_frames >= 1, "1 or more"
         yield "steps", self.steps >= 0, "0 or more"
         yield "views", self.views >= 0, "0 or more"

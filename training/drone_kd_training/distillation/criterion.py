@@ -32,6 +32,7 @@ from drone_kd_training.distillation.teacher_cost import Cost
 from drone_kd_training.distillation.terms import BOX_TERMS, TERMS
 from drone_kd_training.models.checkpoints import ClassMatch, UnusableModelError, detect_head
 from drone_kd_training.teachers.soft_labels import (
+    PSEUDO_LABELS,
     Boxes,
     Thresholds,
     add_pseudo_labels,
@@ -171,8 +172,7 @@ class DistillationLoss(InFloat32):
         images = batch["teacher_img" if self.pair.levels.scale > 1 else "img"]
         teacher = self._run_teacher(images, batch)
         if partial:
-            boxes = self._boxes(teacher, images.shape[-1])
-            batch = self._fill_in_labels(student, boxes, batch)
+            batch = self._fill_in_labels(student, teacher, images.shape[-1], batch)
         comparison = self._compare(student, teacher, batch)
         single = self._compare_one_to_one(preds, teacher, images.shape[-1], batch)
         wanted: list[Tensor] = batch.get(WANTED, [])
@@ -222,12 +222,16 @@ class DistillationLoss(InFloat32):
         assert self.pair.teacher_head is not None  # raw predictions come from one
         return heads.confident_boxes(teacher, self.pair.teacher_head, size)
 
-    def _fill_in_labels(self, student: dict, boxes: Boxes, batch: dict) -> dict:
+    def _fill_in_labels(
+        self, student: dict, teacher: dict | Boxes, size: float, batch: dict
+    ) -> dict:
         """Add pseudo-labels of unlabelled classes, and the mask of what remains unknown."""
         pair = self.pair
-        scores = boxes.scores.new_zeros(len(boxes.image), pair.student_head.nc)
-        scores[:, pair.student_classes] = boxes.scores[:, pair.teacher_classes]
-        boxes = Boxes(boxes.image, boxes.cxcywh, scores).without_duplicates(BACKGROUND)
+        if (boxes := batch.get(PSEUDO_LABELS)) is None:
+            found = self._boxes(teacher, size)
+            scores = found.scores.new_zeros(len(found.image), pair.student_head.nc)
+            scores[:, pair.student_classes] = found.scores[:, pair.teacher_classes]
+            boxes = Boxes(found.image, found.cxcywh, scores).without_duplicates(BACKGROUND)
         batch = add_pseudo_labels(batch, boxes, self.thresholds.high)
         centers = heads.anchor_centers(student["feats"], pair.student_head.stride)
         centers = centers / heads.input_size(student, pair.student_head)

@@ -339,7 +339,7 @@ def train(run: Run, data: Path) -> float:
     """
     started = time.time()
     try:
-        last = _last_epoch(run.state)
+        last = _last_epoch(run)
         if last == run.config.epochs_and_steps[0] - 1:
             LOGGER.info("All epochs are done, only the figures are missing")
             finish_checkpoint(run.checkpoint)
@@ -357,12 +357,16 @@ def train(run: Run, data: Path) -> float:
     return round(time.time() - started, 1)
 
 
-def _last_epoch(state: Path) -> int:
-    """Return the last finished epoch of an interrupted run, -1 for a new one."""
-    if not state.is_file():
-        return -1
-    epoch: int = read_state(state)["epoch"]
-    return epoch
+def _last_epoch(run: Run) -> int:
+    """Return the last finished epoch of an interrupted run, -1 for a new one.
+
+    The checkpoint is written before the state: a full disk may leave the state an epoch behind.
+    """
+    state, last = run.state, run.checkpoint.with_name("last.pt")
+    found = [read_state(state)["epoch"]] if state.is_file() else []
+    if last.is_file():
+        found.append(load_model(str(last))[1].get("epoch"))
+    return max((epoch for epoch in found if isinstance(epoch, int)), default=-1)
 
 
 @contextmanager

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 from ultralytics.utils import LOGGER
 
 from drone_kd.files import write_text
@@ -18,13 +22,22 @@ from drone_kd_training.data.dataset import DataSet, image_paths, write_list
 from drone_kd_training.data.names import DataError
 from drone_kd_training.distillation.uncached_dataset import NEEDS_LABELS, build_dataset
 from drone_kd_training.models.checkpoints import ClassMatch, UnusableModelError
-from drone_kd_training.teachers.soft_labels import Coverage, Thresholds, extend_labels, split_batch
+from drone_kd_training.models.safe_loading import read_plain, write_plain
+from drone_kd_training.teachers.soft_labels import (
+    PSEUDO_LABELS,
+    Coverage,
+    Thresholds,
+    extend_labels,
+    split_batch,
+)
 from drone_kd_training.teachers.teachers import Predictions, Teacher
 from drone_kd_training.teachers.teaching_dataset import REGIONS, read_regions, write_regions
 
 # Below the folder of a run: frames in which not every class is labelled, with `REGIONS` and
 # `THRESHOLDS` (the file is missing with a plan, whose scores have the usual ones).
 FRAMES, THRESHOLDS = "frames", "thresholds.json"
+# Also below it: a teacher's boxes on the unlabelled frames, with --pseudo-labels frame.
+FRAME_BOXES = "pseudo_labels.pt"
 # In the folder of a run: its training frames, where they are not those of the data.
 TRAIN_LIST = "train.txt"
 
@@ -98,6 +111,45 @@ def read_thresholds(folder: Path) -> Thresholds | None:
         ) from None
 
 
+def write_pseudo_labels(folder: Path, tables: Mapping[Path, np.ndarray], lowest: float) -> None:
+    """Write a teacher's boxes on unlabelled frames, for `read_pseudo_labels`.
+
+    Args:
+        tables: image -> float32 (n, 4 + C), xyxy in [0, 1] and scores in the student's classes.
+        lowest: best score of a box that is written, at least.
+    """
+    kept = {str(p): torch.from_numpy(t[t[:, 4:].max(axis=1) >= lowest]) for p, t in tables.items()}
+    rows = torch.cat(list(kept.values()))
+    boxes = box_convert(rows[:, :4], "xyxy", "cxcywh")
+    counts = torch.tensor([len(table) for table in kept.values()])
+    content = {"frames": list(kept), "counts": counts, "boxes": boxes, "scores": rows[:, 4:]}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_plain(folder / FRAME_BOXES, content)
+
+
+def read_pseudo_labels(folder: Path, names: tuple[str, ...]) -> Predictions | None:
+    """Read what `write_pseudo_labels` wrote, None without the file; else DataError."""
+    path = folder / FRAME_BOXES
+    if not path.is_file():
+        return None
+    content = read_plain(path)
+    try:
+        counts = content["counts"].tolist()
+        boxes, scores = (content[key].float() for key in ("boxes", "scores"))
+        if boxes.shape[1:] != (4,) or scores.shape[1:] != (len(names),):
+            raise ValueError("tables of another kind")
+        tables = zip(boxes.split(counts), scores.split(counts), strict=True)
+        found = {
+            str(frame): (box.numpy(), score.numpy())
+            for frame, (box, score) in zip(content["frames"], tables, strict=True)
+        }
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        raise DataError(
+            f"{one_line(path)}: expected boxes on unlabelled frames; start the run anew"
+        ) from None
+    return Predictions(names, found, pixels=False)
+
+
 class TrainData:
     """Training data whose labels carry a teacher's predictions and the coverage of each frame.
 
@@ -115,6 +167,8 @@ class TrainData:
         self.kind_of: dict[str, int] = {}
         self.scores: Tensor | None = None
         self.thresholds = read_thresholds(run / FRAMES)
+        names = tuple(data["names"].values())
+        self.pseudo_labels = read_pseudo_labels(run / FRAMES, names)
         if (regions := run / FRAMES / REGIONS).is_file():
             self.kinds, self.kind_of = read_regions(regions)
             labelled = any(any(self.kinds[kind].labelled) for kind in set(self.kind_of.values()))
@@ -130,7 +184,11 @@ class TrainData:
         if self.predictions is None and self.kinds is None:
             return dataset
         self.scores, frames = extend_labels(
-            dataset.labels, self.data["nc"], self.kinds, self.kind_of, self.predictions
+            dataset.labels,
+            self.data["nc"],
+            self.kinds,
+            self.kind_of,
+            self.pseudo_labels or self.predictions,
         )
         if self.predictions is not None and not frames:
             raise UnusableModelError(
@@ -146,7 +204,13 @@ class TrainData:
         return dataset
 
     def split(self, batch: dict) -> dict:
-        """Return a batch without the rows that extended the labels; see `split_batch`."""
+        """Return a batch without the rows that extended the labels; see `split_batch`.
+
+        Boxes on unlabelled frames are its ``pseudo_labels``.
+        """
         if self.scores is None:
             return batch
-        return split_batch(batch, self.data["nc"], self.kinds, self.scores)
+        batch = split_batch(batch, self.data["nc"], self.kinds, self.scores)
+        if self.pseudo_labels is not None:
+            batch[PSEUDO_LABELS] = batch.pop("predictions")
+        return batch

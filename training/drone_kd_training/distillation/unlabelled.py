@@ -24,17 +24,18 @@ from drone_kd_training.data.dataset import DataSet, image_paths
 from drone_kd_training.data.flight_frames import write_flight_frames
 from drone_kd_training.data.names import DataError
 from drone_kd_training.distillation import heads
-from drone_kd_training.distillation.config import AUTO, Config
+from drone_kd_training.distillation.config import AUTO, FRAME, Config
 from drone_kd_training.distillation.train_data import (
     FRAMES,
     TRAIN_LIST,
     add_unlabelled,
+    write_pseudo_labels,
     write_thresholds,
 )
 from drone_kd_training.models.checkpoints import match_classes
 from drone_kd_training.teachers.pseudo_labels import choose_thresholds, expect
 from drone_kd_training.teachers.soft_labels import Boxes, Predictions, Thresholds
-from drone_kd_training.teachers.teacher_scores import Predict, score_teacher
+from drone_kd_training.teachers.teacher_scores import MAX_UNLABELLED, Predict, score_teacher
 from drone_kd_training.teachers.teachers import Teacher
 
 # Below the folder of a run: the frames of its flights, what was expected of them, and the
@@ -63,13 +64,19 @@ def add_flights(config: Config, data: DataSet, teacher: Teacher, output: Path) -
     frames = _without_labelled([frame.path for frame in found], labelled)
     match = match_classes(data.names, teacher.names)
     imgsz = config.teacher_imgsz
-    scores = score_teacher(_predictor(teacher, imgsz), match, labelled, frames, imgsz)
+    # Stored predictions are of the frames themselves already.
+    once = config.pseudo_labels == FRAME and not isinstance(teacher, Predictions)
+    most = len(frames) if once else MAX_UNLABELLED
+    predict = _predictor(teacher, imgsz)
+    scores = score_teacher(predict, match, labelled, frames, imgsz, most=most)
     thresholds = _given(config.pseudo_threshold, data.names, choose_thresholds(scores))
     expectation = expect(scores, thresholds)
     LOGGER.info(expectation.table())
     for line in expectation.warnings:
         LOGGER.warning(line)
     write_thresholds(output / FRAMES, thresholds)
+    if once:
+        write_pseudo_labels(output / FRAMES, scores.boxes, min(thresholds.low))
     write_text(output / EXPECTATION, json.dumps(expectation.as_dict(), indent=1))
     add_unlabelled(data, labelled, frames, match, output, config.labelled_share)
     if not config.data:  # Ultralytics needs a validation set, even if it is not used

@@ -21,6 +21,9 @@ from torchvision.ops import batched_nms, box_convert
 from drone_kd_training.teachers import IGNORE_BAND
 
 NMS_IOU = 0.6
+# Key of a batch: a teacher's boxes on the unlabelled frames themselves, moved by augmentation,
+# scores in the student's classes.
+PSEUDO_LABELS = "pseudo_labels"
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Predictions:
 
     Attributes:
         names: class names.
-        found: stem of the image file -> boxes (n, 4), cxcywh, and scores (n, C) in [0, 1].
+        found: stem of the image file, or its path -> boxes (n, 4), cxcywh, and scores (n, C) in
+            [0, 1].
         pixels: whether the boxes are in pixels of the image, or in [0, 1] of its size.
     """
 
@@ -182,7 +186,8 @@ def _predictions_of(label: dict, predictions: Predictions) -> tuple[np.ndarray, 
     """Return boxes (n, 4), cxcywh in [0, 1], and scores (n, C) of one frame, or None."""
     stem = Path(label["im_file"]).stem
     # Tools that write COCO results turn "000123" into 123, and "000000" into 0.
-    found = predictions.found.get(stem) or predictions.found.get(stem.lstrip("0") or "0")
+    keys = (label["im_file"], stem, stem.lstrip("0") or "0")
+    found = next((predictions.found[key] for key in keys if key in predictions.found), None)
     if found is None:
         return None
     boxes, scores = found

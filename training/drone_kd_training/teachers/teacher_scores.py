@@ -8,8 +8,8 @@ are those that the criterion gets from it: after NMS, in the student's classes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +66,15 @@ class Scores:
 class TeacherScores:
     """Scores of a teacher: one `Scores` per student class, None where it does not know the class.
 
-    ``labelled`` and ``unlabelled``: (frames that were read, all frames).
+    ``labelled`` and ``unlabelled``: (frames that were read, all frames). ``boxes``: of each
+    unlabelled frame that was read float32 (n, 4 + C), xyxy in [0, 1] and the scores.
     """
 
     names: tuple[str, ...]
     scores: tuple[Scores | None, ...]
     labelled: tuple[int, int]
     unlabelled: tuple[int, int]
+    boxes: Mapping[Path, np.ndarray] = field(default_factory=dict)
 
 
 def score_teacher(
@@ -82,6 +84,7 @@ def score_teacher(
     unlabelled: Sequence[Path],
     imgsz: int,
     batch: int = 8,
+    most: int = MAX_UNLABELLED,
 ) -> TeacherScores:
     """Run a teacher over labelled and unlabelled frames, and compare it with the labels.
 
@@ -94,6 +97,7 @@ def score_teacher(
         match: common classes of student and teacher.
         labelled: images with YOLO label files; empty: no labels at all.
         imgsz: side S of the square input in pixels.
+        most: unlabelled frames that are read, evenly spread over all.
 
     Raises:
         DataError: no frame of a kind can be read, or the teacher finds nothing in the unlabelled
@@ -102,7 +106,7 @@ def score_teacher(
     classes = len(match.student_names)
     labelled, unlabelled = (list(dict.fromkeys(x)) for x in (labelled, unlabelled))
     labels = _labels(_spread(labelled, MAX_LABELLED), classes)
-    chosen = _spread(unlabelled, MAX_UNLABELLED)
+    chosen = _spread(unlabelled, most)
     on_labelled = dict(_predict(teacher, match, list(labels), imgsz, batch))
     on_unlabelled = dict(_predict(teacher, match, chosen, imgsz, batch))
     if not on_unlabelled:
@@ -123,6 +127,7 @@ def score_teacher(
         tuple(s if i in known else None for i, s in enumerate(scores)),
         (len(on_labelled), len(labelled)),
         (len(on_unlabelled), len(unlabelled)),
+        on_unlabelled,
     )
 
 
