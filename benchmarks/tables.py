@@ -42,8 +42,8 @@ import numpy as np
 
 from benchmarks.runs import TEACHER, Row, expect_columns, read_rows
 from drone_kd.text import one_line
+from drone_kd_training.distillation.arm_figures import ratio_interval
 from drone_kd_training.distillation.comparison_text import limits, signed
-from drone_kd_training.distillation.few_labels_figures import ratio_interval
 from drone_kd_training.distillation.paired_comparison import holm, interval, p_value
 
 
