@@ -85,7 +85,7 @@ class Report:
         self.content: dict[str, Any] = {"schema": SCHEMA, "steps": {}}
         if self.path.exists() and not restart:
             content = read_json(self.path)
-            if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            if not _is_report(content):
                 raise ParseError(
                     f"{self.path}: expected a report of this version, got something else; name "
                     "another folder or give --restart"
@@ -153,6 +153,20 @@ def outcome_of(step: Step, report: Report, deadline: float, has_tensorrt: bool) 
             reason = _SIGNALS.get(code, f"ended with code {code} and no result")
             outcome = {"status": "fail", "result": {}, "error": f"the process {reason}"}
     return outcome | {"seconds": seconds}
+
+
+def _is_report(content: Any) -> bool:
+    """Whether a JSON value has the steps that `Report.add` writes."""
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        return False
+    steps = content.get("steps")
+    return isinstance(steps, dict) and all(
+        isinstance(step, dict)
+        and all(isinstance(step.get(name), str) for name in ("status", "error", "key"))
+        and isinstance(step.get("seconds"), (int, float))
+        and isinstance(step.get("result"), dict)
+        for step in steps.values()
+    )
 
 
 def _not_done(reason: str) -> dict[str, Any]:

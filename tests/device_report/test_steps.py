@@ -66,7 +66,16 @@ def test_layers_get_a_file_of_their_own(plan, tmp_path):
     assert written["result"] == {"file": "layers-a.onnx.json", "layers": 2}
 
 
-@pytest.mark.parametrize("content", ["[]", '{"schema": 0}', "{"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '{"schema": 0}',
+        "{",
+        '{"schema": 1}',
+        '{"schema": 1, "steps": {"a": {"status": "pass"}}}',
+    ],
+)
 def test_other_file_is_refused(tmp_path, content):
     (tmp_path / "report.json").write_text(content)
     with pytest.raises(ParseError) as error:
