@@ -32,6 +32,8 @@ from drone_kd.text import one_line
 OPTIMISATION_LEVEL = 3  # TensorRT's own default; written out because engines depend on it
 _MAX_WORKSPACE_BYTES = 1 << 30
 _WORKSPACE_SHARE = 8  # one part in 8 of the memory
+# Room on the disk for an engine, which may have FP16 weights as FP32, and for kernel timings.
+_SPACE_BYTES, _SPACE_PER_MODEL = 20_000_000, 3
 _SMALL_MEMORY_MB = 6000.0
 _PROGRESS_SECONDS = 5.0
 
@@ -137,6 +139,7 @@ def _build(
     progress: Callable[[str], None],
 ) -> TrtBackend:
     """Build, store and check an engine. GoldenError: it is refused, which is stored."""
+    store.require_space(_SPACE_BYTES + _SPACE_PER_MODEL * len(file.content))
     memory = memory_mb()
     if 0 < memory.get("total", 0) < _SMALL_MEMORY_MB and not memory.get("swap"):
         progress(
@@ -146,7 +149,10 @@ def _build(
     kind = f"{one_line(file.path.name)} ({spec.precision}) with TensorRT {trt.__version__}"
     progress(f"building the engine of {kind}; this takes minutes, once")
     start = time.monotonic()
-    plan, timings = _build_plan(file.content, spec.precision, store.read_timings(), progress)
+    with store.building() as was_killed:
+        if was_killed:
+            progress("an earlier build of this engine was killed: for lack of memory or power?")
+        plan, timings = _build_plan(file.content, spec.precision, store.read_timings(), progress)
     seconds = round(time.monotonic() - start, 1)
     built = datetime.now(timezone.utc).isoformat()
     store.write(plan, timings, {"built": built, "build_seconds": seconds})

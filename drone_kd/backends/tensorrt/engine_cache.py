@@ -26,6 +26,7 @@ from drone_kd.text import one_line
 
 _MAX_RECORD_BYTES, _MAX_BYTES = 1_000_000, 1 << 32
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_MEGA = 1e6
 _MAX_RECORDS = 1000  # that are compared
 SCHEMA = 2
 
@@ -72,7 +73,7 @@ class EngineStore:
         others = ("model_sha256", "precision")
         device = {name: value for name, value in asdict(key).items() if name not in others}
         self._timings = f"{sha256(repr(device).encode())[:32]}.timings"
-        self._folder = -1  # descriptor
+        self._folder = self._locked = -1  # descriptors
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -85,6 +86,7 @@ class EngineStore:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             lock = os.open(self._lock, flags, 0o600, dir_fd=self._folder)
             stack.callback(os.close, lock)
+            self._locked = lock
             try:
                 _lock(lock, self._progress)
             except OSError as error:
@@ -116,6 +118,26 @@ class EngineStore:
         if record.get("plan_sha256") != sha256(plan):
             return None, "was altered"
         return plan, ""
+
+    def require_space(self, size: int) -> None:
+        """Raise OSError unless the disk has room for `size` bytes, for an error before a build."""
+        disk = os.fstatvfs(self._folder)
+        free = disk.f_bavail * disk.f_frsize
+        if free < size:
+            raise OSError(
+                f"expected {size / _MEGA:.0f} MB of free disk in "
+                f"{one_line(self.plan_path.parent)}, found {free / _MEGA:.0f} MB"
+            )
+
+    @contextmanager
+    def building(self) -> Iterator[bool]:
+        """Mark a build in the lock's file; yield whether an earlier one did not end its block."""
+        was_killed = os.fstat(self._locked).st_size > 0
+        os.ftruncate(self._locked, 1)
+        try:
+            yield was_killed
+        finally:
+            os.ftruncate(self._locked, 0)
 
     def read_timings(self) -> bytes:
         """Return the timings of earlier builds on this GPU; empty: there are none."""

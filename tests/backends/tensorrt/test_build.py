@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -238,6 +239,7 @@ def test_killed_build_releases_the_lock(open_in_a_process, engines):
     first.wait()
     assert [path.suffix for path in engines.iterdir()] == [".lock"]
     second = open_in_a_process()
+    read_until(second, "an earlier build of this engine was killed: for lack of memory")
     read_until(second, "builds\n")
     second.stdin.write("go on\n")
     second.stdin.flush()
@@ -257,6 +259,27 @@ def test_full_disk_leaves_no_partial_engine(simulated_tensorrt, model, engines, 
     assert [path.suffix for path in engines.iterdir()] == [".lock"]
     open_tensorrt(model)
     assert simulated_tensorrt.builds == 2
+
+
+def test_failed_build_counts_as_ended(simulated_tensorrt, model):
+    simulated_tensorrt.build_error = "Error Code 10"
+    lines: list[str] = []
+    for _ in range(2):
+        with pytest.raises(ModelError, match="Error Code 10"):
+            open_backend(model, progress=lines.append)
+    assert not [line for line in lines if "was killed" in line]
+
+
+def test_too_little_disk_is_reported_before_the_build(simulated_tensorrt, model, monkeypatch):
+    disk = SimpleNamespace(f_bavail=1000, f_frsize=4096)
+    monkeypatch.setattr(os, "fstatvfs", lambda folder: disk)
+    with pytest.raises(
+        ModelError, match=r"cannot store its engine: expected 20 MB of free disk in .*, found 4 MB"
+    ):
+        open_tensorrt(model)
+    assert simulated_tensorrt.builds == 0
+    disk.f_bavail = 10_000
+    open_tensorrt(model)
 
 
 def test_unusable_cache_folder_is_reported_before_the_build(simulated_tensorrt, model, tmp_path):
