@@ -41,6 +41,10 @@ class LocalCamera:
         topic: on which images are published while somebody subscribes; remapping applies.
         source: device, URL, GStreamer pipeline or video file.
         callback: called by a thread of the camera with the full topic name and each image.
+
+    Attributes:
+        topic: its full name.
+        is_open: whether frames are handed over.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class LocalCamera:
         self._source, self._name = source, public_name(source)
         self._callback, self._now = callback, node.get_clock().now
         self._log = node.get_logger()
+        self.is_open = True
         self._closing = threading.Event()
         self._problem = f"{self._name} is being opened"
         self._count = 0  # of frames
@@ -57,8 +62,9 @@ class LocalCamera:
         self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
         self._thread.start()
 
-    def match(self) -> None:
-        """Do nothing: there is no publisher to follow."""
+    def match(self, wanted: bool = True) -> None:
+        """Hand no frames over while they are not wanted; the camera stays open."""
+        self.is_open = wanted
 
     def why_silent(self) -> str:
         """Return why no image comes."""
@@ -96,11 +102,13 @@ class LocalCamera:
         try:
             while not self._closing.is_set() and capture.grab():
                 stamp = self._now() - Duration(nanoseconds=_age_ns(capture, period_s))
-                is_read, image = capture.retrieve()
-                if not is_read or self._closing.is_set():
-                    break
-                check_frame_size(image.shape[1], image.shape[0], self._name)
-                self._hand_over(np.asarray(image, np.uint8), stamp.to_msg())
+                self._count, self._problem = self._count + 1, ""
+                if self.is_open or self._images.wanted():
+                    is_read, image = capture.retrieve()
+                    if not is_read or self._closing.is_set():
+                        break
+                    check_frame_size(image.shape[1], image.shape[0], self._name)
+                    self._hand_over(np.asarray(image, np.uint8), stamp.to_msg())
                 if period_s:
                     due = max(due + period_s, monotonic())  # late frames are not caught up on
                     self._closing.wait(due - monotonic())
@@ -110,9 +118,8 @@ class LocalCamera:
 
     def _hand_over(self, image: UInt8Array, stamp: object) -> None:
         frame = LocalImage(Header(stamp=stamp, frame_id=FRAME_ID), lambda: image)
-        self._problem = ""
-        self._count += 1
-        self._callback(self.topic, frame)
+        if self.is_open:
+            self._callback(self.topic, frame)
         self._images.offer(frame)
 
 
@@ -136,10 +143,15 @@ class _ImagePublisher:
         self._thread = threading.Thread(target=self._publish, name="image", daemon=True)
         self._thread.start()
 
+    def wanted(self) -> bool:
+        """Return whether somebody subscribes."""
+        with self._condition:  # or it may be destroyed meanwhile
+            return not self._closed and self._publisher.get_subscription_count() > 0
+
     def offer(self, image: LocalImage) -> None:
         """Publish an image next, if there is a subscriber; return at once."""
-        with self._condition:
-            if not self._closed and self._publisher.get_subscription_count():
+        if self.wanted():
+            with self._condition:
                 self._newest = image
                 self._condition.notify()
 

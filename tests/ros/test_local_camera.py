@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from sensor_msgs.msg import Image
+from std_srvs.srv import SetBool
 
 from drone_kd.ros import local_camera
 from drone_kd.ros.diagnostics import ERROR
@@ -148,3 +149,21 @@ def test_age_of_a_frame_is_that_of_the_driver(monkeypatch):
     assert local_camera._age_ns(capture, 0.0) == 0
     capture.name, capture.milliseconds = "FFMPEG", 99_970.0
     assert local_camera._age_ns(capture, 0.0) == 0
+
+
+def test_frames_that_nobody_wants_are_left_in_the_camera(fly, video, monkeypatch):
+    monkeypatch.setattr("drone_kd.ros.pipeline.IDLE_SECONDS", 0.0)
+    site = fly(video)
+    site.receive()
+    camera = site.detector._pipeline.subscriptions[""]
+    site.call(SetBool, "/detector/enable", SetBool.Request(data=False))
+    site.wait_until(lambda: not camera.is_open, "it rests")
+    count = camera._count
+    site.wait_until(lambda: camera._count > count + 3, "the camera goes on")
+    images = site.collect(Image, "/image")
+    images.get(timeout=WAIT_SECONDS)
+    received = site.received()
+    images.get(timeout=WAIT_SECONDS)
+    assert site.received() == received
+    site.call(SetBool, "/detector/enable", SetBool.Request(data=True))
+    site.wait_until(lambda: site.received() > received, "frames are handed over again")
