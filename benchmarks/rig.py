@@ -261,9 +261,10 @@ def _driver(source: str) -> None:
 
     rclpy.init()
     node = rclpy.create_node("driver")
-    LocalCamera(node, "image", source, lambda *_: None)
-    with contextlib.suppress(ExternalShutdownException):
+    camera = LocalCamera(node, "image", source, lambda *_: None)
+    with contextlib.suppress(ExternalShutdownException, KeyboardInterrupt):
         rclpy.spin(node)
+    camera.destroy()
 
 
 def _null() -> None:

@@ -17,6 +17,7 @@ from drone_kd.core.arrays import UInt8Array
 from drone_kd.media.errors import SourceError
 from drone_kd.media.live_streams import open_source, public_name
 from drone_kd.media.videos import check_frame_size
+from drone_kd.paths import expanded
 from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.local_image import LocalImage
 from drone_kd.ros.qos import DETECTIONS_QOS
@@ -28,6 +29,16 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _STOP_SECONDS = 1.0
 # A driver's own time of capture is believed if it is not older.
 _MAX_AGE_S = 1.0
+# Threads inside a read that did not end in time.
+_left: list[threading.Thread] = []
+
+
+def is_reading() -> bool:
+    """Return whether a camera that was given up is still inside a read: nothing can interrupt it.
+
+    At its end the interpreter would abort such a thread, and the process with it.
+    """
+    return any(thread.is_alive() for thread in _left)
 
 
 class LocalCamera:
@@ -42,6 +53,9 @@ class LocalCamera:
         source: device, URL, GStreamer pipeline or video file.
         callback: called by a thread of the camera with the full topic name and each image.
 
+    Raises:
+        ValueError: the path begins with "~", and that user has no home folder.
+
     Attributes:
         topic: its full name.
         is_open: whether frames are handed over.
@@ -51,7 +65,8 @@ class LocalCamera:
         self, node: Node, topic: str, source: str, callback: Callable[[str, LocalImage], None]
     ) -> None:
         self.topic = node.resolve_topic_name(topic)
-        self._source, self._name = source, public_name(source)
+        self._source = str(expanded(source)) if source.startswith("~") else source
+        self._name = public_name(self._source)
         self._callback, self._now = callback, node.get_clock().now
         self._log = node.get_logger()
         self.is_open = True
@@ -75,6 +90,7 @@ class LocalCamera:
         self._closing.set()
         self._images.close()
         self._thread.join(_STOP_SECONDS)
+        _left[:] = [thread for thread in (*_left, self._thread) if thread.is_alive()]
 
     def _run(self) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -101,7 +117,9 @@ class LocalCamera:
         due = monotonic()
         try:
             while not self._closing.is_set() and capture.grab():
-                stamp = self._now() - Duration(nanoseconds=_age_ns(capture, period_s))
+                now = self._now()  # 0 in a simulation whose clock has not come
+                age_ns = min(_age_ns(capture, period_s), now.nanoseconds)
+                stamp = now - Duration(nanoseconds=age_ns)
                 self._count, self._problem = self._count + 1, ""
                 if self.is_open or self._images.wanted():
                     is_read, image = capture.retrieve()

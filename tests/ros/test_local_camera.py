@@ -1,5 +1,7 @@
 """Camera of the detector's process: no DDS on the way, image published on request, reconnects."""
 
+import threading
+
 import cv2
 import numpy as np
 import pytest
@@ -167,3 +169,28 @@ def test_frames_that_nobody_wants_are_left_in_the_camera(fly, video, monkeypatch
     assert site.received() == received
     site.call(SetBool, "/detector/enable", SetBool.Request(data=True))
     site.wait_until(lambda: site.received() > received, "frames are handed over again")
+
+
+def test_read_that_hangs_does_not_keep_the_process(fly, video, monkeypatch):
+    begun, may_end = threading.Event(), threading.Event()
+
+    class Capture:
+        """A camera whose read lasts until its time limit."""
+
+        def grab(self):
+            begun.set()
+            return not may_end.wait(WAIT_SECONDS)
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(local_camera, "_STOP_SECONDS", 0.1)
+    monkeypatch.setattr(local_camera, "open_source", lambda _: (Capture(), 0.0))
+    site = fly(video)
+    assert begun.wait(WAIT_SECONDS)
+    camera = site.detector._pipeline.subscriptions[""]
+    assert not site._in_executor(site.detector.stop)  # so `run_node` exits without the thread
+    assert local_camera.is_reading()
+    may_end.set()
+    camera._thread.join(WAIT_SECONDS)
+    assert not local_camera.is_reading()
