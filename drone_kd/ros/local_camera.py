@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from rclpy.duration import Duration
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
@@ -20,7 +21,6 @@ from drone_kd.media.videos import check_frame_size
 from drone_kd.paths import expanded
 from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.local_image import LocalImage
-from drone_kd.ros.qos import DETECTIONS_QOS
 from drone_kd.ros.survival import describe
 
 FRAME_ID = "camera"
@@ -154,7 +154,7 @@ class _ImagePublisher:
 
     def __init__(self, node: Node, topic: str) -> None:
         self._node, self._log = node, node.get_logger()
-        self._publisher = node.create_publisher(Image, topic, DETECTIONS_QOS)
+        self._publisher = node.create_publisher(Image, topic, QoSProfile(depth=1))
         self._condition = threading.Condition()
         self._newest: LocalImage | None = None
         self._closed = False
