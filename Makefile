@@ -187,9 +187,11 @@ $(DONE)/venv-$(ROS): | check
 	$(PYTHON) -m venv --clear $(VENV_OPTIONS) .venv
 	@mkdir -p $(DONE) && touch $@
 
-$(DONE)/ros: requirements/onboard.txt requirements/ros.txt requirements/dev.txt $(DONE)/venv-$(ROS)
-	@echo "[2/4] installing the on-board packages, ROS 2 and the test tools (about 150 MB)"
-	$(PIP) -r requirements/onboard.txt -r requirements/dev.txt $(ROS_PACKAGES)
+$(DONE)/ros: requirements/onboard.txt requirements/ros.txt requirements/dev.txt \
+  requirements/video.txt $(DONE)/venv-$(ROS)
+	@echo "[2/4] installing the on-board packages, ROS 2 and the test tools (about 190 MB)"
+	$(PIP) -r requirements/onboard.txt -r requirements/video.txt -r requirements/dev.txt \
+	  $(ROS_PACKAGES)
 	@touch $@
 
 $(DONE)/interfaces: interfaces/build.py $(wildcard interfaces/*/msg/*.msg) $(DONE)/ros

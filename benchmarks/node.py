@@ -29,6 +29,8 @@ from benchmarks.rig import (
     camera,
     cpu_seconds,
     detector_node,
+    driver,
+    flight_video,
     isolate,
     node_command,
     null_node,
@@ -46,6 +48,7 @@ DETECTIONS = (0, 10, 100, 1000)
 LOAD = 0.8
 OVERLOAD = 3.0
 RECORD_HZ = 5
+CAMERA_HZ = 5.0
 # Minute from which both models have been loaded once.
 SWAPPED = 3
 KNOWN = {"seeds": "none", "classes": "those of the model", "image_sizes": "camera: see the rows"}
@@ -303,6 +306,41 @@ def measure_record(bench: Bench) -> Rows:
         yield f"{name} {format_}", f"{per_minute:g}", *latency, *counts
 
 
+def measure_camera(bench: Bench) -> Rows:
+    """Yield the latency of a camera in the detector's process, against one in its own."""
+    columns = "rate (Hz)", "two processes (ms)", "one process (ms)", "difference (ms)"
+    yield "camera", *columns, "CPU per frame, two (ms)", "one (ms)"
+    with tempfile.TemporaryDirectory() as folder:
+        # Its inference takes no time, so that the way of the frame is what differs.
+        model = model_that_finds(10, Path(folder))
+        for name in ("1080p", "4K"):
+            video = flight_video(Path(folder) / f"{name}.avi", *SIZES[name], CAMERA_HZ)
+            latency: dict[bool, list[float]] = {False: [], True: []}
+            cost: dict[bool, list[float]] = {False: [], True: []}
+            for number in range(bench.rounds):
+                # The order alternates, so that a machine that slows down favours neither.
+                for one in (number % 2 == 0, number % 2 == 1):
+                    p50, cpu_ms = hear_camera(bench, model, video, one)
+                    latency[one].append(p50)
+                    cost[one].append(cpu_ms)
+            saved = spread(np.subtract(latency[True], latency[False]))
+            times = spread(latency[False]), spread(latency[True]), saved
+            yield name, f"{CAMERA_HZ:g}", *times, spread(cost[False]), spread(cost[True])
+
+
+def hear_camera(bench: Bench, model: Path, video: Path, one_process: bool) -> tuple[float, float]:
+    """Return the median latency and the processor time per frame of all processes, in ms."""
+    parameters: dict[str, object] = {"camera": str(video)} if one_process else {}
+    with contextlib.ExitStack() as stack:
+        pids = [] if one_process else [stack.enter_context(driver(video)).pid]
+        pids.append(stack.enter_context(bench.flight(model, **parameters)))
+        bench.hear(2)
+        before = sum(map(cpu_seconds, pids))
+        heard = bench.hear(bench.seconds)
+        cpu_ms = 1e3 * (sum(map(cpu_seconds, pids)) - before) / len(heard)
+    return float(np.median(heard)), cpu_ms
+
+
 def measure_yolo_ros(bench: Bench) -> Rows:
     """Yield the comparison with yolo_ros."""
     columns = "frames per second at saturation", "age of those results p50, p99 (ms)"
@@ -347,6 +385,7 @@ SECTIONS: dict[str, Callable[[Bench], Rows]] = {
     "idle": measure_idle,
     "soak": measure_soak,
     "record": measure_record,
+    "camera": measure_camera,
     "yolo_ros": measure_yolo_ros,
 }
 

@@ -1,6 +1,7 @@
 """Shared parts of the benchmarks: processes, a listener, figures of Linux, Markdown rows.
 
-Roles that run as processes of their own: python -m benchmarks.rig camera|null|bare ARGUMENTS.
+Roles that run as processes of their own:
+python -m benchmarks.rig camera|driver|null|bare ARGUMENTS.
 """
 
 from __future__ import annotations
@@ -59,6 +60,23 @@ def process(*command: object, **options: object) -> Process:
 def camera(width: int, height: int, rate_hz: float, *topics: str) -> Process:
     """Start a process that publishes the same frames of a simulated flight again and again."""
     return process("-m", "benchmarks.rig", "camera", width, height, rate_hz, *topics or ["image"])
+
+
+def driver(source: Path) -> Process:
+    """Start a process that publishes what the detector's own camera would hand over."""
+    return process("-m", "benchmarks.rig", "driver", source)
+
+
+def flight_video(path: Path, width: int, height: int, rate_hz: float) -> Path:
+    """Write the frames of a simulated flight as a video; returns its path."""
+    import cv2
+
+    codec = cv2.VideoWriter.fourcc(*"MJPG")
+    writer = cv2.VideoWriter(str(path), codec, rate_hz, (width, height))
+    for frame in _flight(width, height):
+        writer.write(frame)
+    writer.release()
+    return path
 
 
 def null_node() -> Process:
@@ -235,6 +253,20 @@ def _camera(width: int, height: int, rate_hz: float, topics: list[str]) -> None:
     rclpy.spin(node)
 
 
+def _driver(source: str) -> None:
+    import rclpy
+    from rclpy.executors import ExternalShutdownException
+
+    from drone_kd.ros.local_camera import LocalCamera
+
+    rclpy.init()
+    node = rclpy.create_node("driver")
+    camera = LocalCamera(node, "image", source, lambda *_: None)
+    with contextlib.suppress(ExternalShutdownException, KeyboardInterrupt):
+        rclpy.spin(node)
+    camera.destroy()
+
+
 def _null() -> None:
     import rclpy
     from sensor_msgs.msg import Image
@@ -272,6 +304,7 @@ def main() -> None:
     roles = parser.add_subparsers(dest="role", required=True)
     camera_role, bare_role = roles.add_parser("camera"), roles.add_parser("bare")
     roles.add_parser("null")
+    roles.add_parser("driver").add_argument("source")
     bare_role.add_argument("model")
     for role in (camera_role, bare_role):
         role.add_argument("width", type=int)
@@ -280,7 +313,12 @@ def main() -> None:
     camera_role.add_argument("topics", nargs="+")
     bare_role.add_argument("seconds", type=float)
     arguments = vars(parser.parse_args())
-    run: dict[str, Callable[..., None]] = {"camera": _camera, "null": _null, "bare": _bare}
+    run: dict[str, Callable[..., None]] = {
+        "camera": _camera,
+        "driver": _driver,
+        "null": _null,
+        "bare": _bare,
+    }
     with contextlib.suppress(KeyboardInterrupt):
         run[arguments.pop("role")](**arguments)
 

@@ -20,8 +20,9 @@ SHARE = Path(get_package_share_directory("drone_kd"))
 DEFAULTS = SHARE / "config" / "fly.yaml"
 ARGUMENTS = (
     ("model", "", "Path of a model.onnx; empty: as in params_file, or the default."),
+    ("camera", "", "Device, URL, pipeline or file, read by the detector; empty: the image topic."),
     ("image", "image", "Image topic of the camera, if it is the only one."),
-    ("image_transport", "", "raw or compressed; empty: as in params_file, or raw."),
+    ("image_transport", "", "raw, compressed or ffmpeg; empty: as in params_file, or raw."),
     ("namespace", "", "Namespace of the node, e.g. of one of several drones."),
     ("node_name", "detector", "Name of the node."),
     ("params_file", "", "ROS parameter file of the detector; arguments win over it."),
@@ -31,7 +32,13 @@ ARGUMENTS = (
     ("use_respawn", "false", "Start the detector again when it ends, e.g. after a CUDA error."),
 )
 # Those that are parameters of the node.
-TYPES = {"model": str, "image_transport": str, "autostart": bool, "use_sim_time": bool}
+TYPES = {
+    "model": str,
+    "camera": str,
+    "image_transport": str,
+    "autostart": bool,
+    "use_sim_time": bool,
+}
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
 

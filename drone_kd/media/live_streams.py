@@ -13,11 +13,19 @@ from numpy.typing import NDArray
 
 from drone_kd.media.errors import SourceError
 from drone_kd.media.image_files import VIDEO_SUFFIXES, read_video
-from drone_kd.media.videos import check_frame_size, open_camera, open_stream
+from drone_kd.media.videos import (
+    check_frame_size,
+    open_camera,
+    open_pipeline,
+    open_stream,
+    open_video,
+)
 from drone_kd.text import one_line
 
 _TIMEOUT_MS = 10_000
 _JOIN_S = 1.0
+# Rates of a file that are believed, and that of another one.
+_MIN_HZ, _MAX_HZ, _DEFAULT_HZ = 0.1, 1000.0, 30.0
 _URL = re.compile(r"(rtsps?|rtmps?|https?|udp|tcp|srt)://", re.IGNORECASE)
 
 
@@ -45,7 +53,7 @@ def read_live(source: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         SourceError: the source cannot be opened.
         StreamError: the stream ended, or sent nothing for 10 s.
     """
-    name = _public_name(source)
+    name = public_name(source)
     capture = _open(source, name)
     if _URL.match(source) and Path(source.partition("?")[0]).suffix.lower() in VIDEO_SUFFIXES:
         yield from read_video(capture, name)
@@ -62,6 +70,29 @@ def read_live(source: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     if number < 0:
         raise SourceError(f"{name}: no video stream that OpenCV can read")
     raise StreamError(f"{name}: the stream ended after {number + 1} frames")
+
+
+def open_source(source: str) -> tuple[cv2.VideoCapture, float]:
+    """Open a live source, a GStreamer pipeline ("... ! appsink") or a video file.
+
+    Returns:
+        The capture, and seconds per frame of a file; 0: live.
+
+    Raises:
+        SourceError: it cannot be opened.
+    """
+    name = public_name(source)
+    if _is_pipeline(source):
+        return open_pipeline(source, name), 0.0
+    if is_live(source):
+        return _open(source, name), 0.0
+    capture = open_video(source)
+    rate_hz = capture.get(cv2.CAP_PROP_FPS)
+    return capture, 1 / rate_hz if _MIN_HZ <= rate_hz <= _MAX_HZ else 1 / _DEFAULT_HZ
+
+
+def _is_pipeline(source: str) -> bool:
+    return " ! " in source
 
 
 def _open(source: str, name: str) -> cv2.VideoCapture:
@@ -108,8 +139,10 @@ class _Newest:
                 self._changed.notify()
 
 
-def _public_name(source: str) -> str:
-    """Return a source without what may be secret in a URL: user, password and query."""
+def public_name(source: str) -> str:
+    """Return a source without what may be secret: user, password and query of a URL."""
+    if _is_pipeline(source):
+        return "GStreamer pipeline"
     if not _URL.match(source):
         return one_line(source)
     scheme, _, rest = source.partition("://")

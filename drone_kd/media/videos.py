@@ -121,6 +121,19 @@ def open_camera(device: str, name: str, max_pixels: int = MAX_PIXELS) -> cv2.Vid
     return _checked(cv2.VideoCapture(device), name, max_pixels, _CLOSED)
 
 
+def open_pipeline(pipeline: str, name: str, max_pixels: int = MAX_PIXELS) -> cv2.VideoCapture:
+    """Open a GStreamer pipeline that ends in appsink; errors: see `open_video`.
+
+    It may read any file and host, and run any element: only from the one who starts the process.
+    """
+    if cv2.CAP_GSTREAMER not in cv2.videoio_registry.getBackends():
+        raise SourceError(
+            f"{name}: expected an OpenCV with GStreamer, got one without; use that of the "
+            "distribution (python3-opencv), or a device, URL or file"
+        )
+    return _checked(cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER), name, max_pixels, _CLOSED)
+
+
 def check_frame_size(width: float, height: float, name: str, max_pixels: int = MAX_PIXELS) -> None:
     """Raise SourceError if a frame of a video has `max_pixels` or more."""
     if not width * height < max_pixels:

@@ -96,6 +96,10 @@ def declare_detector_parameters(node: Node) -> None:
             "Values of single cameras for confidence, classes and tiling: "
             '["front.confidence=0.4", "front.classes=car,person", "down.tiling=2x3"].'
         ),
+        "camera": other(
+            "Device, URL, GStreamer pipeline or file that this process reads; empty: topics.",
+            read_only=True,
+        ),
         "image_transport": other("raw, compressed or ffmpeg."),
         "reliability": other("auto, reliable or best_effort."),
         "max_megapixels": number(

@@ -34,6 +34,7 @@ from drone_kd.ros.declare import declare_detector_parameters
 from drone_kd.ros.drop_reasons import FAILED, UNDECODABLE
 from drone_kd.ros.labels import Labels
 from drone_kd.ros.life_cycle import RespondingNode, transition
+from drone_kd.ros.local_camera import LocalCamera, is_reading
 from drone_kd.ros.memory import return_memory
 from drone_kd.ros.model_loader import Loader, Model, load_model
 from drone_kd.ros.model_slot import ModelSlot
@@ -304,7 +305,8 @@ class DetectorNode(RespondingNode):
         left_s = max(deadline - monotonic(), 0.0)
         recorded = self._recorder is None or self._recorder.join(left_s)
         loading = self._abandoned is not None and not self._abandoned.done()
-        return changed and loaded and recorded and not self._still_working() and not loading
+        ended = changed and loaded and recorded and not self._still_working() and not loading
+        return ended and not is_reading()
 
     def _stop_pipeline(self) -> None:
         if self._pipeline is None:
@@ -548,7 +550,7 @@ class DetectorNode(RespondingNode):
             publisher.publish(message)
 
     def _report_camera(
-        self, label: str, camera: Camera, subscription: ImageSubscription
+        self, label: str, camera: Camera, subscription: ImageSubscription | LocalCamera
     ) -> DiagnosticStatus:
         """Return the status of a camera, and log that it is silent."""
         report, topic = camera.stats.report(), subscription.topic

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from drone_kd.ros.local_image import LocalImage
+
+ImageMessage: TypeAlias = Image | CompressedImage | LocalImage
 
 _WAIT_SECONDS = 60.0
 
@@ -20,7 +22,7 @@ class Frame(NamedTuple):
 
     camera: str
     topic: str  # full name of the topic it came from
-    message: Image | CompressedImage | LocalImage
+    message: ImageMessage
     transport_ms: float | None  # from the image's stamp to reception; None if the stamp is zero
     received: float  # `perf_counter` seconds
 

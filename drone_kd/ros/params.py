@@ -59,6 +59,7 @@ class Settings:
     budget_ms: float
     cameras: tuple[str, ...]
     camera_settings: tuple[str, ...]
+    camera: str
     image_transport: str
     reliability: str
     max_megapixels: float
@@ -122,6 +123,11 @@ class Settings:
         _check_cameras(self.cameras)
         for text in self.camera_settings:
             _parse_camera_setting(text, self.cameras)
+        if self.camera and self.cameras != ("",):
+            raise SettingsError(
+                "camera: expected no names in cameras beside it, got "
+                f"{one_line(list(self.cameras))}; start a node per camera"
+            )
         try:
             # "~/...", as in the default: a node without a home flies, and `Recorder` refuses.
             if not self.record_directory.startswith("~/"):

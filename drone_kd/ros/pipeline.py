@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
-from sensor_msgs.msg import CompressedImage, Image
 
 from drone_kd.backends import Backend
 from drone_kd.core.detections import Detections
@@ -20,7 +19,8 @@ from drone_kd.core.tiling import OFF, fit_budget
 from drone_kd.detector import DecodedImage, Detector
 from drone_kd.ros.drop_reasons import DISABLED, FAILED, OLD, SUPERSEDED, UNDECODABLE
 from drone_kd.ros.image_conversion import ImageError, decode_message
-from drone_kd.ros.inbox import Frame, Inbox, stamp_ns
+from drone_kd.ros.inbox import Frame, ImageMessage, Inbox, stamp_ns
+from drone_kd.ros.local_camera import LocalCamera
 from drone_kd.ros.memory import return_memory
 from drone_kd.ros.model_loader import Model
 from drone_kd.ros.params import Settings
@@ -122,7 +122,9 @@ class Pipeline:
 
     def apply(self, settings: Settings) -> None:
         """Use other settings from the next frame on."""
-        if any(getattr(settings, name) != getattr(self._settings, name) for name in _TRANSPORT):
+        before = self._settings
+        changed = any(getattr(settings, name) != getattr(before, name) for name in _TRANSPORT)
+        if changed and not settings.camera:
             new = self._subscribe(settings)
             self._unsubscribe()
             self.subscriptions = new
@@ -194,9 +196,12 @@ class Pipeline:
             work.cancel()
         return work
 
-    def _subscribe(self, settings: Settings) -> dict[str, ImageSubscription]:
+    def _subscribe(self, settings: Settings) -> dict[str, ImageSubscription | LocalCamera]:
         """Return a subscription per camera; none is left after an exception."""
-        subscriptions: dict[str, ImageSubscription] = {}
+        if settings.camera:
+            receive = partial(self._receive, "")
+            return {"": LocalCamera(self._node, "image", settings.camera, receive)}
+        subscriptions: dict[str, ImageSubscription | LocalCamera] = {}
         with contextlib.ExitStack() as stack:
             for camera in settings.cameras:
                 subscriptions[camera] = ImageSubscription(
@@ -218,7 +223,7 @@ class Pipeline:
             for subscription in subscriptions:
                 stack.callback(subscription.destroy)
 
-    def _receive(self, camera: str, topic: str, message: Image | CompressedImage) -> None:
+    def _receive(self, camera: str, topic: str, message: ImageMessage) -> None:
         received = perf_counter()
         stats = self._stats[camera]
         stats.count_received()

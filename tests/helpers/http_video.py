@@ -15,12 +15,13 @@ _BOUNDARY = "frame"
 
 
 @contextlib.contextmanager
-def mjpeg_server(images: list[np.ndarray], endless: bool = False) -> Iterator[str]:
+def mjpeg_server(images: list[np.ndarray], endless: bool = False, port: int = 0) -> Iterator[str]:
     """Serve images, uint8 (h, w, 3) BGR, as one stream per request; yields its URL.
 
     Args:
         images: the frames, in this order.
-        endless: repeat them until the client goes.
+        endless: repeat them until the client goes, or the block ends.
+        port: of the server; 0: a free one.
     """
     parts = []
     for image in images:
@@ -28,16 +29,21 @@ def mjpeg_server(images: list[np.ndarray], endless: bool = False) -> Iterator[st
         head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
         parts.append(head.encode() + data + b"\r\n")
 
+    ended = threading.Event()
+
     def send(request: BaseHTTPRequestHandler) -> None:
         _head(request, f"multipart/x-mixed-replace;boundary={_BOUNDARY}")
         while True:
             for part in parts:
                 request.wfile.write(part)
-            if not endless:
+            if not endless or ended.is_set():
                 break
 
-    with _server(send) as address:
-        yield f"{address}/camera"
+    with _server(send, port) as address:
+        try:
+            yield f"{address}/camera"
+        finally:
+            ended.set()
 
 
 @contextlib.contextmanager
@@ -62,7 +68,7 @@ def _head(request: BaseHTTPRequestHandler, kind: str, length: int | None = None)
 
 
 @contextlib.contextmanager
-def _server(send) -> Iterator[str]:
+def _server(send, port: int = 0) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             with contextlib.suppress(ConnectionError):  # the client has gone
@@ -71,7 +77,7 @@ def _server(send) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -18,6 +18,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -200,7 +201,7 @@ def error_lines(*arguments: str, file: str = "sim.launch.py") -> list[str]:
         (
             "fly.launch.py",
             {
-                *("model", "image", "image_transport", "namespace", "node_name"),
+                *("model", "camera", "image", "image_transport", "namespace", "node_name"),
                 *("params_file", "log_level", "use_respawn", *OPTIONAL),
             },
         ),
@@ -227,6 +228,26 @@ def test_fly_detects_on_the_image_topic(
     image[8:16, 8:16] = 255
     assert len(site.exchange(image).detections) == 1
     assert parameter(site, "/detector", "use_sim_time") is False
+
+
+@pytest.mark.slow
+def test_fly_reads_a_camera_in_the_process_of_the_detector(
+    ground: Callable[..., Ground],
+    launched: Callable[..., subprocess.Popen[str]],
+    model: Path,
+    tmp_path: Path,
+) -> None:
+    site = ground()
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[8:16, 8:16] = 255
+    writer = cv2.VideoWriter(
+        str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64)
+    )
+    for _ in range(3):
+        writer.write(image)
+    writer.release()
+    launched("fly.launch.py", f"model:={model}", f"camera:={tmp_path / 'a.avi'}")
+    assert len(site.receive().detections) == 1
 
 
 @pytest.mark.slow

@@ -6,7 +6,13 @@ import pytest
 
 from drone_kd.media import live_streams
 from drone_kd.media.image_files import SourceError
-from drone_kd.media.live_streams import StreamError, is_live, read_live
+from drone_kd.media.live_streams import (
+    StreamError,
+    is_live,
+    open_source,
+    public_name,
+    read_live,
+)
 from http_video import file_server, mjpeg_server
 
 
@@ -105,3 +111,46 @@ def test_secrets_of_a_url_are_in_no_message(secret_part):
 def test_missing_camera_is_named(tmp_path):
     with pytest.raises(SourceError, match="/dev/video999: no such camera"):
         next(read_live("999"))
+
+
+@pytest.mark.parametrize(("rate_hz", "period_s"), [(25.0, 0.04), (5.0, 0.2)])
+def test_file_as_a_camera_has_its_own_rate(tmp_path, rate_hz, period_s):
+    path = tmp_path / "video.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), rate_hz, (64, 48))
+    writer.write(grey(9))
+    writer.release()
+    capture, found_s = open_source(str(path))
+    assert abs(found_s - period_s) < 1e-6 and capture.read()[1].shape == (48, 64, 3)
+    capture.release()
+
+
+def test_stream_as_a_camera_is_live():
+    with mjpeg_server([grey(0)], endless=True) as url:
+        capture, period_s = open_source(url)
+        assert period_s == 0.0
+        capture.release()
+
+
+def test_pipeline_is_opened_by_gstreamer_alone(monkeypatch):
+    pipeline = "rtspsrc location=rtsp://user:secret@drone/front ! appsink"
+    assert public_name(pipeline) == "GStreamer pipeline"
+    monkeypatch.setattr(cv2.videoio_registry, "getBackends", lambda: [cv2.CAP_FFMPEG])
+    with pytest.raises(SourceError, match="expected an OpenCV with GStreamer") as caught:
+        open_source(pipeline)
+    assert "secret" not in str(caught.value)
+    opened = []
+
+    class Capture:
+        def __init__(self, *arguments):
+            opened.append(arguments)
+
+        def isOpened(self):
+            return True
+
+        def get(self, _):
+            return 64.0
+
+    monkeypatch.setattr(cv2.videoio_registry, "getBackends", lambda: [cv2.CAP_GSTREAMER])
+    monkeypatch.setattr(cv2, "VideoCapture", Capture)
+    assert open_source(pipeline)[1] == 0.0
+    assert opened == [(pipeline, cv2.CAP_GSTREAMER)]

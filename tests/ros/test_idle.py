@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from sensor_msgs.msg import Image
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Detection2DArray
 
@@ -70,7 +71,7 @@ def test_debug_image_or_recorder_is_a_reason_to_receive(ground, model, tmp_path)
     site.wait_until(site.images.get_subscription_count, "it records")
     assert site.call(SetBool, "/detector/record", SetBool.Request(data=False)).success
     wait_until_idle(site)
-    site.collect(pipeline.Image, "/detector/debug/image")
+    site.collect(Image, "/detector/debug/image")
     site.wait_until(site.images.get_subscription_count, "it draws")
 
 
