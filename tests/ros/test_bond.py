@@ -32,9 +32,9 @@ def build_bond(folder):
     source = folder / "interfaces" / "bond" / "msg" / "Status.msg"
     source.parent.mkdir(parents=True)
     source.write_text(STATUS)
-    build.PACKAGE, build.INTERFACES = "bond", folder / "interfaces"
+    build.INTERFACES = folder / "interfaces"
     (folder / "work").mkdir()
-    package = build.build(folder / "work")
+    package = build.build("bond", folder / "work")
     # The extension finds the other libraries by a path relative to site-packages.
     site = folder / os.path.relpath(sysconfig.get_path("platlib"), sys.prefix)
     site.mkdir(parents=True)
