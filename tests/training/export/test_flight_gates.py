@@ -1,7 +1,7 @@
 """Gates on detections: which changes of a file they refuse, and which they let pass."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from drone_kd_training.evaluation.evaluate import IOU
 from drone_kd_training.export.export import export
 from drone_kd_training.export.flight_gates import (
     INVALID,
+    LIMITS,
     MAX_DETECTIONS,
     Flight,
     Frame,
@@ -173,6 +174,87 @@ def swapped(d: Detections) -> Detections:
 
 def one_class_at_half_the_score(d: Detections) -> Detections:
     return detections(d.xyxy, np.where(d.class_ids == 2, d.scores / 2, d.scores), d.class_ids)
+
+
+def kept(d: Detections, chosen: np.ndarray) -> Detections:
+    return detections(d.xyxy[chosen], d.scores[chosen], d.class_ids[chosen])
+
+
+def centres(d: Detections) -> np.ndarray:
+    return (d.xyxy[:, :2] + d.xyxy[:, 2:]) / 2
+
+
+def one_class_confused_half_of_the_time(d: Detections) -> Detections:
+    wrong = (d.class_ids == 2) & (np.arange(len(d)) % 2 == 0)
+    return detections(d.xyxy, d.scores, np.where(wrong, 0, d.class_ids))
+
+
+def grown_by_15_percent(d: Detections) -> Detections:
+    half = 1.15 * (d.xyxy[:, 2:] - d.xyxy[:, :2]) / 2
+    return detections(np.hstack([centres(d) - half, centres(d) + half]), d.scores, d.class_ids)
+
+
+def scores_minus_a_tenth(d: Detections) -> Detections:
+    return detections(d.xyxy, np.maximum(d.scores - 0.1, 0.002), d.class_ids)
+
+
+def blind_at_the_border(d: Detections) -> Detections:
+    return kept(d, centres(d)[:, 0] > 100)
+
+
+def blind_in_one_tile(d: Detections) -> Detections:
+    return kept(d, (centres(d) > (320, 240)).any(axis=1))
+
+
+def some_boxes_twice(d: Detections) -> Detections:
+    again = kept(d, np.arange(len(d)) % 8 == 0)
+    columns = zip(
+        (d.xyxy, d.scores, d.class_ids),
+        (again.xyxy + 2, 0.95 * again.scores, again.class_ids),
+        strict=True,
+    )
+    return detections(*(np.concatenate(column) for column in columns))
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize(
+    ("change", "gate"),
+    [
+        (one_class_confused_half_of_the_time, "boxes lost, %: class bus"),
+        (grown_by_15_percent, "boxes grown, mean %"),
+        (scores_minus_a_tenth, "scores lowered, mean"),
+        (blind_at_the_border, "boxes lost, %"),
+        (blind_in_one_tile, "boxes lost, %"),
+        (some_boxes_twice, "boxes invented, %"),
+    ],
+)
+def test_fault_of_a_part_of_the_boxes_is_refused(change, gate, limits):
+    assert gate in failures(measure(flight(change, 40), limits)[0])
+
+
+def test_growth_of_small_boxes_is_refused_without_labels():
+    """15 % of 18 px are less than the 3 px by which a box of INT8 may move."""
+    found = flight(lambda d: d, images=40)
+    frames = []
+    for frame in found.frames:
+        reference = kept(
+            frame.reference, frame.reference.xyxy[:, 2] - frame.reference.xyxy[:, 0] < 32
+        )
+        sample = replace(
+            frame.sample, xyxy=np.zeros((0, 4), np.float32), class_ids=np.zeros(0, int)
+        )
+        frames.append(Frame(sample, grown_by_15_percent(reference), reference, True))
+    gates = measure(found._replace(frames=frames), "int8")[0]
+    assert failures(gates) == ["boxes grown, mean %"]
+    frames = [f._replace(file=f.reference, reference=f.file) for f in frames]
+    gates = measure(found._replace(frames=frames), "int8")[0]
+    assert failures(gates) == ["boxes shrunk, mean %"]
+
+
+def test_limits_after_quantization_aware_training_are_no_wider():
+    """So what INT8 refuses is refused then, too."""
+    aware, int8 = asdict(LIMITS["int8 aware"]), asdict(LIMITS["int8"])
+    assert all(aware[name] <= int8[name] for name in int8)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -40,6 +40,15 @@ def test_table_without_data_says_what_was_not_measured():
     assert undecided(spec) == ""
 
 
+def test_gates_on_unlabelled_data_ask_for_labels():
+    lost = {"boxes lost, %": gate(0), "recall lost, %": gate(0, missing=35) | {"count": 0}}
+    line = undecided(tiny_spec(gates=lost))
+    assert line.startswith("not enough data for 1 of 2 gates")
+    assert line.endswith("label objects of the model's classes in the validation split")
+    lost["recall lost, %"]["count"] = 3
+    assert undecided(tiny_spec(gates=lost)).endswith("add images to the validation split")
+
+
 def test_many_classes_without_data_are_shortened():
     gates = {f"boxes lost, %: class {i}": gate(0, missing=35) for i in range(100)}
     assert gate_table(tiny_spec(gates=gates)).count("\n") <= 4

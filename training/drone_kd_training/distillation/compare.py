@@ -21,8 +21,10 @@ import polars
 
 from drone_kd.files import write_text
 from drone_kd.parsing import read_json, read_limited
+from drone_kd.progress import print_line
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataError, image_paths, load_data, write_list
+from drone_kd_training.data.repeated_images import repeated_note
 from drone_kd_training.dataclass_options import read_value
 from drone_kd_training.distillation.arm_figures import ArmFigures
 from drone_kd_training.distillation.compare_report import (
@@ -252,6 +254,8 @@ def evaluate_teacher(config: Config, data: Path, output: Path) -> dict:
     Raises:
         ValueError: also as UnusableModelError and DataError, models or data cannot be used.
     """
+    if note := repeated_note(load_data(data)):
+        print_line(f"NOTE {note}")
     sizes = dict.fromkeys((config.imgsz, config.teacher_imgsz))
     found = [_teacher_at(size, config.teacher, data, output) for size in sizes]
     return {**found[0], "at_teacher_imgsz": found[1] if len(found) > 1 else None}

@@ -35,8 +35,10 @@ from drone_kd.lineage import Lineage, ancestry_metadata
 from drone_kd.media.image_files import read_image
 from drone_kd.parsing import read_json
 from drone_kd.paths import selftest_image_path
+from drone_kd.progress import print_line
 from drone_kd.text import one_line
 from drone_kd_training.data.dataset import DataError, DataSet, image_paths, load_data, read_sample
+from drone_kd_training.data.repeated_images import repeated_note
 from drone_kd_training.export import graph_checks
 from drone_kd_training.export.calibration import calibrate, calibration_frames, spread
 from drone_kd_training.export.flight_gates import fly, measure
@@ -130,6 +132,8 @@ def export(
     origin = ancestry_metadata(ancestry) | ({} if lineage is None else lineage.to_metadata())
     check_writable(output)
     dataset = load_data(data) if data is not None else None
+    if dataset is not None and (note := repeated_note(dataset)):
+        print_line(f"NOTE {note}")
     model, saved = load_model(str(checkpoint))
     imgsz = imgsz or trained_imgsz(model)
     _check_model(checkpoint, model, imgsz, precision)

@@ -55,6 +55,8 @@ class Limits:
         group: the same, and recall lost, of one class or size.
         drift: share of boxes that moved, or whose score differs.
         moved_px: a box has moved if an edge differs by more, in input pixels.
+        size: mean change of a box's side, as a share of it, up or down: pixels say little about
+            small boxes.
         score: a score differs if by more than this; a box this far below its threshold counts as
             reported, since the smallest change of its score decides.
         bias: mean difference of the scores, up or down.
@@ -66,6 +68,7 @@ class Limits:
     group: float
     drift: float
     moved_px: float
+    size: float
     score: float
     bias: float
     labels: float
@@ -75,14 +78,18 @@ class Limits:
 LIMITS = {
     # Rounding only; a tie in NMS moves a box now and then. Smaller shares need more images than
     # most people have.
-    "fp32": Limits(0.02, 0.1, 0.02, 0.5, 0.02, 0.01, 0.02, 0.001),
+    "fp32": Limits(0.02, 0.1, 0.02, 0.5, 0.01, 0.02, 0.01, 0.02, 0.001),
     # A few thousandths of a score, hundredths of a pixel.
-    "fp16": Limits(0.02, 0.1, 0.02, 1.0, 0.02, 0.01, 0.02, 0.001),
-    # Sound files drift by 0.2 to 1 px, 4 % of their boxes by more than 3 px (also where NMS keeps
-    # a neighbour); 5 % of their scores by more than 0.1, on average by up to 0.03.
-    "int8": Limits(0.05, 0.1, 0.1, 3.0, 0.1, 0.05, 0.03, 0.01),
+    "fp16": Limits(0.02, 0.1, 0.02, 1.0, 0.01, 0.02, 0.01, 0.02, 0.001),
+    # Sound files drift by 0.2 to 1 px. Of five (default.onnx and demo-student.pt on aerial-cars,
+    # default.onnx and night-teacher.pt on HIT-UAV, an earlier student on HIT-UAV; 35 or 40 images,
+    # calibrated on 40): 0.4 to 2.4 % of the boxes lost or invented; 0.7 to 6.0 % moved by more
+    # than 3 px, also where NMS keeps a neighbour; 0.7 to 6.9 % of the scores off by more than
+    # 0.1, on average by up to 0.03; sides up to 2.7 % larger. Limits are 1.4 to 2 x the largest:
+    # single boxes may differ, and recall, F1 and mAP bound what that costs.
+    "int8": Limits(0.05, 0.1, 0.1, 3.0, 0.05, 0.1, 0.05, 0.03, 0.01),
     # Trained for its rounding: less mAP is lost.
-    "int8 aware": Limits(0.05, 0.1, 0.1, 3.0, 0.1, 0.05, 0.03, 0.005),
+    "int8 aware": Limits(0.05, 0.1, 0.1, 3.0, 0.05, 0.1, 0.05, 0.03, 0.005),
 }
 
 
@@ -183,15 +190,15 @@ def _agreement(
 ) -> dict[str, dict[str, float]]:
     """Compare the reported boxes of both models; needs no labels."""
     parts = [_differences(i, frame, flight.input_wh, limits) for i, frame in enumerate(frames)]
-    lost, invented, moved, raised = map(_join, zip(*parts, strict=True))
+    lost, invented, moved, grown, raised = map(_join, zip(*parts, strict=True))
     lowered = raised._replace(value=-raised.value)
     off = raised._replace(value=np.abs(raised.value) > limits.score)
 
     def share(boxes: Boxes, limit: float = limits.boxes) -> dict[str, float]:
         return _of_boxes(boxes, weights, limit)
 
-    def mean(boxes: Boxes) -> dict[str, float]:
-        return _of_boxes(boxes, weights, limits.bias, scale=1, share=False)
+    def mean(boxes: Boxes, limit: float = limits.bias, scale: float = 1) -> dict[str, float]:
+        return _of_boxes(boxes, weights, limit, scale, share=False)
 
     gates = {}
     for name, boxes in (("boxes lost, %", lost), ("boxes invented, %", invented)):
@@ -199,6 +206,9 @@ def _agreement(
         for group, members in _groups(boxes, flight.classes):
             gates[f"{name}{GROUP}{group}"] = share(members, limits.group)
     gates[f"boxes moved > {limits.moved_px:g} px, %"] = share(moved, limits.drift)
+    shrunk = grown._replace(value=-grown.value)
+    gates["boxes grown, mean %"] = mean(grown, limits.size, 100)
+    gates["boxes shrunk, mean %"] = mean(shrunk, limits.size, 100)
     gates[f"scores off > {limits.score:g}, %"] = share(off, limits.drift)
     gates["scores lowered, mean"] = mean(lowered)
     gates["scores raised, mean"] = mean(raised)
@@ -207,8 +217,8 @@ def _agreement(
 
 def _differences(
     image: int, frame: Frame, input_wh: tuple[int, int], limits: Limits
-) -> tuple[Boxes, Boxes, Boxes, Boxes]:
-    """Return which boxes are lost, invented and moved, and by how much their scores rose."""
+) -> tuple[Boxes, Boxes, Boxes, Boxes, Boxes]:
+    """Return which boxes are lost, invented and moved, and how much sizes and scores rose."""
     file, reference = _reported(frame.file), _reported(frame.reference)
     lost = _partners(reference, _reported(frame.file, limits.score), PARTNER_IOU) < 0
     invented = _partners(file, _reported(frame.reference, limits.score), PARTNER_IOU) < 0
@@ -223,6 +233,7 @@ def _differences(
         _boxes(image, reference, lost),
         _boxes(image, file, invented),
         _boxes(image, ours, distance_px > limits.moved_px),
+        _boxes(image, ours, np.log(_area(theirs) / _area(ours)) / 2),
         _boxes(image, ours, theirs.scores - ours.scores),
     )
 
@@ -347,8 +358,12 @@ def _members(boxes: Boxes, chosen: np.ndarray) -> Boxes:
 
 
 def _boxes(image: int, boxes: Detections, value: np.ndarray) -> Boxes:
-    width, height = (boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).T
-    return Boxes(np.full(len(boxes), image), boxes.class_ids, width * height, value)
+    return Boxes(np.full(len(boxes), image), boxes.class_ids, _area(boxes), value)
+
+
+def _area(boxes: Detections) -> np.ndarray:
+    area: np.ndarray = (boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).prod(axis=1)
+    return area
 
 
 def _join(parts: Iterable[Boxes]) -> Boxes:

@@ -36,9 +36,12 @@ def undecided(spec: ModelSpec) -> str:
     number = sum(outcome(gate) == NOT_ENOUGH for gate in spec.gates.values())
     if not number:
         return ""
+    remedy = "add images to the validation split"
+    if spec.gates.get("recall lost, %", {}).get("count") == 0:
+        remedy = "label objects of the model's classes in the validation split"
     return (
         f"not enough data for {number} of {len(spec.gates)} gates, which neither hold nor fail: "
-        "add images to the validation split"
+        f"{remedy}"
     )
 
 
