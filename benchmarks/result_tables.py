@@ -108,6 +108,25 @@ def _ratios(csv: str, arms: tuple[str, ...], others: tuple[str, ...]) -> Table:
     )
 
 
+def _gates(name: str) -> Table:
+    """Return the table of the gates of an export that are not of one class or size."""
+    gates = ("boxes lost, %", "boxes invented, %", "scores lowered, mean", "recall lost, %")
+    cells = {}
+    for gate in (*gates, "precision lost, %", "F1 lost, %"):
+        measured, low, high = (
+            f"{{{column}[{gate}]:{'.3f' if 'scores' in gate else '.2f'}}}"
+            for column in ("measured", "low", "high")
+        )
+        cells[gate] = f"{measured} [{low}, {high}]"
+    return Table(
+        f"export/{name}-gates",
+        {"precision": "{precision}", **cells},
+        where={"of": ("",)},
+        by=("precision",),
+        keys=("gate",),
+    )
+
+
 TEST_SETS = ("hit-uav", "aerial-cars", "unicamp-people", "mean")
 
 # Rows of other numbers of labels or steps are lines of their own.
@@ -212,6 +231,24 @@ TABLES: dict[str, Table] = {
         by=("setup", "arm"),
         within=("setup",),
         names={PLAIN: "baseline", OURS: "class, box"},
+    ),
+    "gates-synthetic": _gates("synthetic"),
+    "gates-aerial-cars": _gates("aerial-cars"),
+    "gates-hit-uav": _gates("hit-uav"),
+    "gates-hit-uav-int8": Table(
+        "export/hit-uav-gates",
+        {
+            "INT8": "{gate}",
+            "measured": "{measured:.2f} [{low:.2f}, {high:.2f}]",
+            "limit": "{limit}",
+            "boxes": "{count}",
+            "outcome": "{outcome}",
+        },
+        where={
+            "precision": ("int8",),
+            "of": ("",),
+            "gate": ("boxes moved > 3 px, %", "scores off > 0.1, %"),
+        },
     ),
     "precisions": Table(
         "export/precisions",

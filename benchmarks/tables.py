@@ -146,7 +146,7 @@ class _Values:
 
     @property
     def average(self) -> float:
-        return float(np.mean(self.numbers))
+        return float(np.mean(self.numbers)) + 0.0  # no -0
 
     def pairs(self, arm: str) -> list[tuple[float, float]]:
         """Return the values beside those of another arm, by seeds that both have."""
