@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drone_kd_training.distillation.few_labels_figures import ratio_interval
+from drone_kd_training.distillation.arm_figures import ratio_interval
 
 # A box by four clicks on its extreme points: Papadopoulos et al., "Extreme clicking for efficient
 # object annotation" (ICCV 2017, arXiv:1708.02750).

@@ -40,8 +40,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.runs import TEACHER, Row, read_rows
+from drone_kd_training.distillation.arm_figures import ratio_interval
 from drone_kd_training.distillation.comparison_text import limits, signed
-from drone_kd_training.distillation.few_labels_figures import ratio_interval
 from drone_kd_training.distillation.paired_comparison import holm, interval, p_value
 
 

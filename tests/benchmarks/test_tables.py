@@ -4,7 +4,7 @@
 import pytest
 
 from benchmarks.tables import Table, render
-from drone_kd_training.distillation.few_labels_figures import ratio_interval
+from drone_kd_training.distillation.arm_figures import ratio_interval
 
 ARMS = """arm,seed,map50_95,seconds
 teacher,,0.5,
