@@ -296,7 +296,7 @@ def test_experiment_writes_a_row_per_run_and_is_not_repeated(
     run = config(data, tiny_teacher, overrides={**SHORT, "mosaic": 1.0})
     teacher, summaries = compare(run, tmp_path, (0, 1), arms)
     assert 0 <= teacher["map50_95"] <= 1
-    assert [s.seeds for s in summaries] == [2, 2, 2]
+    assert [s.units for s in summaries] == [2, 2, 2]
     table = polars.read_csv(tmp_path / "compare.csv")
     assert list(zip(table["arm"], table["seed"], strict=True)) == [
         (arm, seed) for seed in (0, 1) for arm in arms

@@ -323,7 +323,7 @@ def test_experiment_is_interrupted_and_continued(
     )
     content = compare_few_labels(base, tmp_path, (0, 1), arms, (4,))
     assert len(again) == 4 and not {*again} & {*made}
-    assert [arm["subsets"] for arm in content["arms"].values()] == [2, 2, 2]
+    assert [arm["units"] for arm in content["arms"].values()] == [2, 2, 2]
     rows = polars.read_csv(tmp_path / "compare.csv")
     assert set(rows["steps"]) == {3} and set(rows["labels"]) == {4}
     assert (rows["seconds"] > 0).all() and (rows["parameters"] > 0).all()
