@@ -99,3 +99,19 @@ def test_interval_of_a_mean_covers_the_truth_as_often_as_it_says(blocks):
         means = resamples @ values / blocks
         missed += interval(values.mean(), means, blocks, 0.95)[0] > 0
     assert 0.015 < missed / 2000 < 0.035  # 2.5 % on each side
+
+
+@pytest.mark.parametrize("blocks", [12, 20])
+def test_interval_over_unequal_blocks_misses_no_more_than_it_says(blocks):
+    """With sqrt(n / (n - 1)) it misses the truth in 3.3 % of the cases at 12 blocks."""
+    rng = np.random.default_rng(0)
+    resamples = resample_blocks(np.arange(blocks), 300)
+    missed = 0
+    for _ in range(2000):
+        objects = rng.integers(3, 30, blocks)
+        values = objects * rng.normal(0, 1, blocks)
+        means = (resamples @ values) / (resamples @ objects)
+        effective = effective_blocks(np.arange(blocks), objects)
+        low, _ = interval(values.sum() / objects.sum(), means, effective, 0.95)
+        missed += low > 0
+    assert missed / 2000 < 0.03

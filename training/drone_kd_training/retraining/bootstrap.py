@@ -6,10 +6,13 @@ figure varies between sets of the same kind. Whole blocks are drawn (`retraining
 because frames of a block are not independent.
 
 A bootstrap of few blocks gives too narrow intervals. So an interval is the plain figure ± the
-bootstrap's standard error times a quantile of Student's t, enlarged by sqrt(n / (n - 1))
-(Hesterberg, "What teachers should know about the bootstrap", 2015). n is the effective
-number of blocks, because a block with most of the objects counts more than others (Carter,
-Schnepel and Steigerwald, "Asymptotic behavior of a t-test robust to cluster heterogeneity", 2017).
+bootstrap's standard error times a quantile of Student's t, enlarged by n / (n - 1): a block pulls
+the figure towards itself, by about 1 / n, so its deviation is that much too small. The cluster
+jackknife (CV3) undoes the same (MacKinnon, Nielsen and Webb, "Fast and reliable jackknife and
+bootstrap methods for cluster-robust inference", 2023); sqrt(n / (n - 1)) is enough for equally
+large blocks only. n is the effective number of blocks, because a block with most of the objects
+counts more than others (Carter, Schnepel and Steigerwald, "Asymptotic behavior of a t-test robust
+to cluster heterogeneity", 2017).
 """
 
 from __future__ import annotations
@@ -109,7 +112,7 @@ def interval(
     ``resampled``: float64 (N,), the figure in each resample; NaN where it is not defined.
     ``blocks``: effective number, above 1.
     """
-    quantile = student_t.ppf((1 + confidence) / 2, blocks - 1) * np.sqrt(blocks / (blocks - 1))
+    quantile = student_t.ppf((1 + confidence) / 2, blocks - 1) * blocks / (blocks - 1)
     half = float(quantile * np.nanstd(resampled))
     return figure - half, figure + half
 
