@@ -15,7 +15,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from drone_kd.media.errors import SourceError
 from drone_kd.ros.params import SettingsError
-from drone_kd.ros.survival import Failures, log_failure, release_entities
+from drone_kd.ros.survival import Failures, outlive
 from drone_kd.text import one_line
 
 # Exit code after which a new process may succeed; EX_TEMPFAIL of sysexits.h.
@@ -91,8 +91,7 @@ def run_node(
             except Exception as error:  # of any kind: what others send must not end a flying node
                 if not survives or isinstance(error, ends_with) or not rclpy.ok():
                     raise
-                release_entities(node)
-                log_failure(node.get_logger(), failures, "Callback", error)
+                outlive(node, failures, error)
     except (ParameterException, SettingsError, SourceError, RestartNeededError) as error:
         code = _fail(name, error)
     finally:

@@ -26,6 +26,7 @@ from drone_kd.backends import Backend
 from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.detector_node import DetectorNode
 from drone_kd.ros.run import StopFlag
+from drone_kd.ros.survival import met_destroyed_entity
 
 # Only a failing test waits this long: the tests await events, and a busy machine is slow.
 WAIT_SECONDS = 60.0
@@ -87,7 +88,11 @@ class Ground:
 
     def _spin(self) -> None:
         while not self._closing.is_set():
-            self.executor.spin_once(timeout_sec=0.1)
+            try:
+                self.executor.spin_once(timeout_sec=0.1)
+            except Exception as error:  # as `run_node`
+                if not met_destroyed_entity(error):
+                    raise
 
     def add_detector(self, stopping: StopFlag | None = None, wait: bool = True) -> DetectorNode:
         """Run a DetectorNode in this process, on the same executor; wait for its autostart."""

@@ -7,12 +7,20 @@ from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterValue, SetParametersResult
 from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomically
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from drone_kd.ros import survival
-from drone_kd.ros.survival import Failures, Surviving, describe, rejection, release_entities
+from drone_kd.ros.survival import (
+    Failures,
+    Surviving,
+    describe,
+    met_destroyed_entity,
+    rejection,
+    release_entities,
+)
 
 
 class UnprintableError(Exception):
@@ -203,3 +211,31 @@ def test_subscription_receives_after_an_exception_inside_of_rclpy(site, monkeypa
     release_entities(site.node)
     publisher.publish(String(data="received"))
     site.spin_until(lambda: "received" in site.node.texts)
+
+
+def spin_error(node):
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        for _ in range(100):
+            executor.spin_once(timeout_sec=0.1)
+    except Exception as error:
+        return error
+    finally:
+        executor.remove_node(node)
+        executor.shutdown()
+    pytest.fail("expected an exception")
+
+
+def test_entity_that_another_thread_destroyed_is_no_failure(ros_domain_id):
+    rclpy.init()
+    node = Node("destroyed_entity")
+    subscription = node.create_subscription(String, "words", lambda _: None, 10)
+    subscription.event_handlers[0].destroy()
+    assert met_destroyed_entity(spin_error(node))
+    node.destroy_subscription(subscription)
+
+    node.create_timer(0.0, raised(rclpy_implementation.InvalidHandle("of a callback")))
+    assert not met_destroyed_entity(spin_error(node))
+    node.destroy_node()
+    rclpy.shutdown()

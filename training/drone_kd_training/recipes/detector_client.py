@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from drone_kd.files import file_sha256
 from drone_kd.processes import running
 from drone_kd_training.data.folders import open_new
 from drone_kd_training.recipes.runner import TIMEOUT_S, ros_session
@@ -75,13 +76,13 @@ class DetectorClient:
         from rcl_interfaces.srv import SetParameters
         from rclpy.parameter import Parameter
 
-        before = self.model_sha256
+        expected = file_sha256(model)
         parameter = Parameter("model", value=str(model.resolve())).to_parameter_msg()
         request = SetParameters.Request(parameters=[parameter])
         for result in self._call(SetParameters, "detector/set_parameters", request).results:
             if not result.successful:
                 raise RuntimeError(result.reason)
-        self.wait(lambda: self.model_sha256 != before, f"deployment of {model.name}")
+        self.wait(lambda: self.model_sha256 == expected, f"deployment of {model.name}")
 
     def check(self) -> None:
         """Make sure that the node runs."""
