@@ -75,6 +75,7 @@ def test_image_is_published_while_somebody_subscribes(fly, video):
     )
 
 
+@pytest.mark.slow
 def test_lost_camera_is_named_and_opened_again(fly):
     site = None
     with mjpeg_server([BRIGHT], endless=True) as url:

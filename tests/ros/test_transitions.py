@@ -200,6 +200,7 @@ def test_node_responds_and_reports_progress_while_it_loads_its_model(
     assert node.failures.report().count == 0
 
 
+@pytest.mark.slow
 def test_load_without_progress_becomes_an_error(ground, model, monkeypatch):
     gate, works = threading.Event(), detector_node.load_model
 

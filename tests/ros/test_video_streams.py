@@ -8,6 +8,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
+from drone_kd.ros import pipeline
 from drone_kd.ros.drop_reasons import UNDECODABLE
 
 CODECS = ("h264", "hevc")
@@ -91,6 +92,28 @@ def test_disabled_detector_starts_again_at_a_key_frame(compressed, packets):
     stream.detector._pipeline.enable(True)
     stream.check_dropped(sent[2], 3, "waiting for a key frame (disabled before)")
     stream.check_published(sent[5], 4)
+
+
+def test_stream_that_was_idle_starts_again_at_a_key_frame(compressed, packets, monkeypatch):
+    monkeypatch.setattr(pipeline, "IDLE_SECONDS", 0.0)
+    stream, sent = compressed("h264"), packets["h264"]
+    stream.check_published(sent[0], 1)
+    stream.detector._pipeline.enable(False)
+    count = stream.publisher.get_subscription_count
+    stream.site.wait_until(lambda: count() == 0, "no packets are received")
+    stream.detector._pipeline.enable(True)
+    stream.site.wait_for_subscriber(stream.publisher)
+    stream.check_dropped(sent[1], 2, "waiting for a key frame (idle before)")
+    stream.check_published(sent[5], 3)
+
+
+def test_new_subscription_starts_at_a_key_frame(compressed, packets):
+    stream, sent = compressed("h264"), packets["h264"]
+    stream.check_published(sent[0], 1)
+    stream.site.set_parameter("reliability", "reliable")
+    stream.site.wait_for_subscriber(stream.publisher)
+    stream.check_dropped(sent[1], 2, "waiting for a key frame (subscribed anew)")
+    stream.check_published(sent[5], 3)
 
 
 def test_without_the_extra_a_line_says_what_to_install(compressed, monkeypatch):
