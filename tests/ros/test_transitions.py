@@ -222,7 +222,9 @@ def test_load_without_progress_becomes_an_error(ground, model, monkeypatch):
     )
 
 
-def test_reason_of_a_failed_activation_is_reported_until_the_next_one(ground, model, monkeypatch):
+def test_reason_of_a_failed_activation_is_reported_until_the_next_transition(
+    ground, model, monkeypatch
+):
     site = ground(model=model, autostart=True)
     with monkeypatch.context() as patch:
         patch.setattr(detector_node, "Pipeline", lambda *_, **__: 1 / 0)
@@ -232,6 +234,8 @@ def test_reason_of_a_failed_activation_is_reported_until_the_next_one(ground, mo
     assert state(node) == "inactive"
     assert message.status[0].level == DiagnosticStatus.ERROR
     assert message.status[0].message == "cannot activate: division by zero"
+    assert node.trigger_cleanup() == SUCCESS and not node._problem
+    assert node.trigger_configure() == SUCCESS
     assert node.trigger_activate() == SUCCESS
     site.receive_until(
         reports, lambda m: m.status[0].level != DiagnosticStatus.ERROR, "it is over"
