@@ -43,9 +43,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     default = Path("device-report")
     text = "folder for report.json, report.md and the layers of each engine"
     parser.add_argument("--output", type=Path, default=default, metavar="DIR", help=text)
-    text = "start no step after this time; the next run goes on"
+    text = "end a step that runs after this time, and start none; the next run goes on"
     parser.add_argument("--minutes", type=count, default=20, metavar="M", help=text)
-    text = "measured runs per model"
+    text = "measured runs per model; with ONNX Runtime at most 20"
     parser.add_argument("--frames", type=count, default=200, metavar="N", help=text)
     text = "duration of the endurance run, in seconds"
     parser.add_argument("--soak", type=count, default=120, metavar="S", help=text)
