@@ -145,9 +145,9 @@ def file_table(
 
 
 def gate_time(a: argparse.Namespace, file: Exported, dataset: DataSet) -> tuple[int, float, float]:
-    """Return the number of images, and the processor seconds of the gates of before and of now.
+    """Return the number of images, and the processor seconds of the previous and present gates.
 
-    Before: mAP of the file and, unless it is FP32, of its checkpoint.
+    Previous: mAP of the file and, unless it is FP32, of its checkpoint.
     """
     model = load_model(str(file.checkpoint))[0]
     backend = open_backend(file.path, runtime="onnxruntime")

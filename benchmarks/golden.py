@@ -1,4 +1,4 @@
-"""What the golden images of the default model notice: single faulty layers, and other rounding.
+"""Sensitivity of the golden images of the default model to faulty layers and to rounding.
 
     python -m benchmarks.golden
 

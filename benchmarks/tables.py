@@ -103,11 +103,6 @@ def cells(table: Table, folder: Path) -> list[list[str]]:
     return [list(table.columns), *found]
 
 
-def render(table: Table, folder: Path) -> str:
-    """Return a table as lines of Markdown; arguments and errors as of `cells`."""
-    return markdown(cells(table, folder))
-
-
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """Return a table as lines of Markdown; ``lines``: from `cells`."""
     safe = [[cell.replace("|", "\\|") for cell in cells] for cells in lines]

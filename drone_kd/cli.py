@@ -152,11 +152,10 @@ def build_parser(
     return parser, commands
 
 
-def version() -> str:
-    """Return the versions of drone_kd, Python and the libraries found, as lines of text."""
+def versions() -> dict[str, str]:
+    """Return the versions of drone_kd, Python and the libraries found, by name."""
     found = {"drone_kd": _installed(("drone_kd",)), "Python": platform.python_version()}
-    found |= {name: _installed(names) for name, names in _LIBRARIES.items()}
-    return "\n".join(f"{name:<14}{value}" for name, value in found.items())
+    return found | {name: _installed(names) for name, names in _LIBRARIES.items()}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -243,7 +242,7 @@ def _run(arguments: list[str]) -> int:
 def _without_command(arguments: list[str]) -> int:
     """Handle a call that names no command: --help, --version or a mistake."""
     if arguments[:1] == ["--version"]:
-        print(version())
+        print("\n".join(f"{name:<14}{value}" for name, value in versions().items()))
         return 0
     if arguments and not arguments[0].startswith("-"):
         name = arguments[0]

@@ -22,7 +22,7 @@ import numpy as np
 from drone_kd import machine
 from drone_kd.backends import tensorrt_is_installed
 from drone_kd.backends.model_file import read_model_file
-from drone_kd.cli import version
+from drone_kd.cli import versions
 from drone_kd.commands.shared_options import count, show_progress
 from drone_kd.core.model_spec import ModelSpec
 from drone_kd.device_report.measure import Task
@@ -34,7 +34,6 @@ from drone_kd.paths import cache_folder, default_model_path
 from drone_kd.text import one_line
 
 INTERRUPTED = "finished steps are kept, the same command goes on"
-_COLUMNS = 14  # of a name in `version`
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +43,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     default = Path("device-report")
     text = "folder for report.json, report.md and the layers of each engine"
     parser.add_argument("--output", type=Path, default=default, metavar="DIR", help=text)
-    text = "start no step after this time; the next run goes on"
+    text = "end a step that runs after this time, and start none; the next run goes on"
     parser.add_argument("--minutes", type=count, default=20, metavar="M", help=text)
-    text = "measured runs per model"
+    text = "measured runs per model; with ONNX Runtime at most 20"
     parser.add_argument("--frames", type=count, default=200, metavar="N", help=text)
     text = "duration of the endurance run, in seconds"
     parser.add_argument("--soak", type=count, default=120, metavar="S", help=text)
@@ -63,12 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
     runtime = "tensorrt" if has_tensorrt else "onnxruntime"
     task = Task((), runtime, arguments.frames, arguments.soak)
     report = Report(arguments.output, arguments.restart)
-    facts, versions = _facts(), _versions()
-    state = [machine.gpu_state(), versions, arguments.frames, arguments.soak]
+    facts = _facts()
+    libraries = versions() | {"numpy": np.__version__, "OpenCV": cv2.__version__}
+    state = [machine.gpu_state(), libraries, arguments.frames, arguments.soak]
     keys = {label: _key(path, state) for label, path in models.items()}
     steps = plan_steps(models, keys, task)
     report.forget(step.name for step in steps)
-    report.content |= {"machine": facts, "versions": versions, "models": list(models)}
+    report.content |= {"machine": facts, "versions": libraries, "models": list(models)}
     try:
         for number, step in enumerate(steps, 1):
             shown = f"step {number} of {len(steps)}: {step.name}"
@@ -133,8 +133,3 @@ def _facts() -> dict[str, Any]:
         "temperature °C": machine.temperatures_c(),
         "power W": machine.power_w(),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {line[:_COLUMNS].strip(): line[_COLUMNS:] for line in version().splitlines()}
-    return found | {"numpy": np.__version__, "OpenCV": cv2.__version__}

@@ -243,7 +243,7 @@ def soak(task: Task) -> tuple[bool, dict[str, Any]]:
 
 
 def interrupt(task: Task) -> tuple[bool, dict[str, Any]]:
-    """Press Ctrl-C in a build: it must end soon, and the engine of before must still load."""
+    """Press Ctrl-C in a build: it must end soon, and the previous engine must still load."""
     # Ends the build, too, if the report is interrupted meanwhile.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # A shell's background jobs ignore it, and so would the build.
@@ -268,7 +268,7 @@ def interrupt(task: Task) -> tuple[bool, dict[str, Any]]:
 
 
 def foreign(task: Task) -> tuple[bool, dict[str, Any]]:
-    """Give three engines that must be refused: altered, of another board, made elsewhere."""
+    """Load what must be refused: a file named *.engine, an altered engine, another board's."""
     engines = cache_folder(show_progress) / "engines"
     sha256 = read_model_file(task.models[0]).sha256
     refusals = {"made elsewhere": _refusal("model.engine")}

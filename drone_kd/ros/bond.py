@@ -1,7 +1,7 @@
 """Bond: heartbeats by which nav2's lifecycle manager sees that an active node lives.
 
-The protocol is that of the package `bond`: both sides publish their state on one topic. This one
-only tells; the manager decides.
+The protocol is that of the package `bond`: both sides publish their state on one topic. This node
+only publishes; it ignores the state of the manager.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def start_bond(node: RespondingNode, stack: contextlib.ExitStack) -> None:
         publisher.wait_for_all_acked(_STOP)
 
     stack.callback(end)
-    # The machine's own clock: a paused simulation is no death.
+    # The machine's own clock: a paused simulation must not stop the heartbeats.
     clock = Clock(clock_type=ClockType.STEADY_TIME)
     timer = node.create_timer(
         PERIOD_SECONDS, lambda: publish(True), callback_group=node.always, clock=clock

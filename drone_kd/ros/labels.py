@@ -1,4 +1,4 @@
-"""What the class ids of the detections mean: ~/label_info and ~/vision_info."""
+"""Publishers of the class list and of its description: ~/label_info and ~/vision_info."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that reach the detector otherwise than as a message: of a video stream, or a camera."""
+"""Images that reach the detector without a message: from a video stream or a local camera."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
 from drone_kd.dds import large_images_are_lost, remedy
-from drone_kd.ros.videos import packet_type
+from drone_kd.ros.videos import SUFFIXES, packet_type
 
 LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 REPORT_QOS = QoSProfile(depth=1)
@@ -32,8 +32,6 @@ _OVERRIDES = QoSOverridingOptions(
     ]
 )
 
-# Names of the packages' topics behind the base name, as in image_transport.
-_SUFFIXES: Mapping[str, str] = {"raw": "", "compressed": "/compressed", "ffmpeg": "/ffmpeg"}
 # Of a video no packet may be left out: those that come while the executor is busy wait.
 _VIDEO_DEPTH = 30
 
@@ -49,7 +47,10 @@ def create_output(node: LifecycleNode, message_type: type, topic: str) -> Any:
 
 
 class ImageSubscription:
-    """A subscription to a camera; of depth 1, because stale frames are useless, unless a video.
+    """A subscription to a camera.
+
+    Its depth is 1 with "raw", because stale frames are useless. The other transports may carry a
+    video.
 
     Args:
         node: owner of the subscription.
@@ -74,7 +75,7 @@ class ImageSubscription:
         self._base = topic
         # As in image_transport: remapping the base name moves the compressed topic, too.
         resolved = node.resolve_topic_name(topic)
-        self._others = {name: f"{resolved}{suffix}" for name, suffix in _SUFFIXES.items()}
+        self._others = {name: f"{resolved}{suffix}" for name, suffix in SUFFIXES.items()}
         self._name = topic if transport == "raw" else self._others[transport]
         del self._others[transport]
         self._depth = 1 if transport == "raw" else _VIDEO_DEPTH

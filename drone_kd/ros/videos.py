@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sensor_msgs.msg import CompressedImage, Image
@@ -19,8 +19,8 @@ from drone_kd.text import one_line
 _MAX_PACKETS, _MAX_BYTES = 60, 64_000_000
 _STOP_SECONDS = 1.0
 _SLOW = "decoding is too slow"
-# Of image_transport, behind the base name of the topic.
-_SUFFIXES = ("/ffmpeg", "/compressed")
+# Of the topics behind the base name, by transport, as in image_transport.
+SUFFIXES: Mapping[str, str] = {"raw": "", "compressed": "/compressed", "ffmpeg": "/ffmpeg"}
 
 
 def packet_type() -> type:
@@ -156,7 +156,7 @@ class _Stream:
         if found is None:
             return None
         topic = frame.topic
-        for suffix in _SUFFIXES:
+        for suffix in SUFFIXES.values():
             topic = topic.removesuffix(suffix)
         return frame._replace(topic=topic, message=LocalImage(message.header, found.pixels))
 

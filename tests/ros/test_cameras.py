@@ -177,6 +177,19 @@ def test_camera_has_its_own_thresholds_classes_and_tiling(ground, tmp_path):
     assert [settings.of(camera).tiling for camera in CAMERAS] == ["off", "1x2"]
 
 
+def test_cameras_with_own_settings_share_no_batch(ground, tmp_path):
+    flying = rig(ground, write_bright_cell_model(tmp_path / "batched.onnx", tiny_spec(batch=2)))
+    flying.site.set_parameter("camera_settings", ["down.classes=person"])
+    with flying.site.held_inference() as held:
+        flying.send_and_wait("front", 1)
+        flying.site.wait_until(lambda: held.calls == 1, "an inference runs")
+        for camera in CAMERAS:  # both wait
+            flying.send_and_wait(camera, 2)
+        held.open()
+        assert [len(flying.receive("front").detections) for _ in range(2)] == [1, 1]
+        assert not flying.receive("down").detections
+
+
 @pytest.mark.parametrize(
     ("value", "says"),
     [

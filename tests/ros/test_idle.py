@@ -1,5 +1,7 @@
 """Without a subscriber the node receives no images."""
 
+from time import monotonic
+
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -53,11 +55,13 @@ def test_images_are_received_only_while_somebody_subscribes(flying):
     flying.wait_until(
         lambda: flying.detector.reports()[""].silent_s > 0.5, "a camera would be silent"
     )
+    began = monotonic()
     listen(flying)
     flying.wait_for_detector()
+    silent_s = flying.detector.reports()[""].silent_s
+    assert silent_s <= monotonic() - began, "the time without images is no silence"
     assert len(flying.exchange(ONE, seconds=2).detections) == 1
-    status = camera_status(flying, reports, lambda s: "idle" not in s.message, "it works")
-    assert "no image" not in status.message, "the time without images is no silence"
+    camera_status(flying, reports, lambda s: "idle" not in s.message, "it works")
     assert int(values["frames in"]) < flying.received()
 
 

@@ -75,6 +75,7 @@ def test_image_is_published_while_somebody_subscribes(fly, video):
     )
 
 
+@pytest.mark.slow
 def test_lost_camera_is_named_and_opened_again(fly):
     site = None
     with mjpeg_server([BRIGHT], endless=True) as url:
@@ -169,6 +170,29 @@ def test_frames_that_nobody_wants_are_left_in_the_camera(fly, video, monkeypatch
     assert site.received() == received
     site.call(SetBool, "/detector/enable", SetBool.Request(data=True))
     site.wait_until(lambda: site.received() > received, "frames are handed over again")
+
+
+def test_frame_that_is_too_large_is_not_handed_over(fly, video, monkeypatch):
+    class Capture:
+        """A stream whose frames have grown."""
+
+        def grab(self):
+            return True
+
+        def retrieve(self):
+            return True, np.broadcast_to(BRIGHT[:1, :1], (8001, 8001, 3))
+
+        def getBackendName(self):
+            return "FFMPEG"
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(local_camera, "open_source", lambda _: (Capture(), 0.0))
+    site = fly(video)
+    camera = site.detector._pipeline.subscriptions[""]
+    site.wait_until(lambda: "8001x8001" in camera.why_silent(), "the size is named")
+    assert site.received() == 0
 
 
 def test_read_that_hangs_does_not_keep_the_process(fly, video, monkeypatch):

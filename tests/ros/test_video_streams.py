@@ -8,6 +8,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 
+from drone_kd.ros import pipeline, videos
 from drone_kd.ros.drop_reasons import UNDECODABLE
 
 CODECS = ("h264", "hevc")
@@ -93,6 +94,40 @@ def test_disabled_detector_starts_again_at_a_key_frame(compressed, packets):
     stream.check_published(sent[5], 4)
 
 
+def test_stream_that_was_idle_starts_again_at_a_key_frame(compressed, packets, monkeypatch):
+    monkeypatch.setattr(pipeline, "IDLE_SECONDS", 0.0)
+    stream, sent = compressed("h264"), packets["h264"]
+    stream.check_published(sent[0], 1)
+    stream.detector._pipeline.enable(False)
+    count = stream.publisher.get_subscription_count
+    stream.site.wait_until(lambda: count() == 0, "no packets are received")
+    stream.detector._pipeline.enable(True)
+    stream.site.wait_for_subscriber(stream.publisher)
+    stream.check_dropped(sent[1], 2, "waiting for a key frame (idle before)")
+    stream.check_published(sent[5], 3)
+
+
+def test_new_subscription_starts_at_a_key_frame(compressed, packets):
+    stream, sent = compressed("h264"), packets["h264"]
+    stream.check_published(sent[0], 1)
+    stream.site.set_parameter("reliability", "reliable")
+    stream.site.wait_for_subscriber(stream.publisher)
+    stream.check_dropped(sent[1], 2, "waiting for a key frame (subscribed anew)")
+    stream.check_published(sent[5], 3)
+
+
+def test_packets_that_come_faster_than_they_are_decoded_are_dropped(
+    compressed, packets, monkeypatch
+):
+    stream, sent = compressed("h264"), packets["h264"]
+    stream.check_published(sent[0], 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(videos, "_MAX_PACKETS", 0)
+        stream.check_dropped(sent[1], 2, "decoding is too slow: lower the camera's rate or size")
+    stream.check_dropped(sent[2], 3, "waiting for a key frame (decoding is too slow)")
+    stream.check_published(sent[5], 4)
+
+
 def test_without_the_extra_a_line_says_what_to_install(compressed, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     compressed("h264").check_dropped(bytes(9), 1, "pip install 'drone_kd[video]'")
@@ -142,3 +177,5 @@ def test_frame_of_a_video_is_recorded_as_an_image(compressed, packets, record_fo
     topic, message = _image(results[0], record_format)
     assert topic == {"jpeg": "/image/compressed", "raw": "/image"}[record_format]
     assert message.header.stamp.sec == 1 and len(message.data) > 100
+    if record_format == "raw":
+        assert max(message.data) > 200, "the square is bright"

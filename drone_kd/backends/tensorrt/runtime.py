@@ -58,7 +58,7 @@ def started(kind: Any) -> Any:
     """Return a builder or a runtime. ModelError: TensorRT does not fit this driver or system."""
     try:
         return kind(LOGGER)
-    except TypeError:  # pybind11's word for a null pointer
+    except TypeError:  # pybind11 raises it for a null pointer
         raise ModelError(
             f"TensorRT {trt.__version__} cannot start: {LOGGER.reason()}; expected the one of "
             "this JetPack, not one from pip"
@@ -142,7 +142,7 @@ def _execution_modes(
 
     Args:
         tensors: memory of the input and of the output, in this order.
-        wanted: name of a mode; if it can be had, the others need not be prepared.
+        wanted: name of a mode; if it is available, the others need not be prepared.
     """
 
     def execute(addresses: dict[str, int]) -> None:
