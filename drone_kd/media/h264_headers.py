@@ -56,7 +56,8 @@ class FrameNumbers:
             self._reference = number
         if unit[0] & 31 == _KEY_SLICE:
             return False
-        return before is None or number not in (before, (before + 1) % (1 << length))
+        # A second field has the same number, but is in the packet of the first one.
+        return before is None or number != (before + 1) % (1 << length)
 
     def _read_sequence(self, bits: _Bits) -> None:
         profile = bits.take(8)

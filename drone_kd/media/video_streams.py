@@ -28,6 +28,8 @@ _NAMES = ((re.compile("h[._]?264|x264|avc"), H264), (re.compile("h[._]?265|x265|
 # Types of units: those of a frame, and of a frame that needs no other (IDR; H.265: also CRA, BLA).
 _FRAMES = {H264: frozenset({1, 2, 3, 4, 5}), H265: frozenset(range(32))}
 _KEYS = {H264: frozenset({5}), H265: frozenset(range(16, 24))}
+# Those of parameter sets.
+_SETS = {H264: frozenset({7, 8}), H265: frozenset({32, 33, 34})}
 _START = re.compile(b"\0\0\1")
 # Units of a packet: slices and metadata; encoders write some dozen.
 _MAX_UNITS = 1000
@@ -70,6 +72,7 @@ class StreamDecoder:
         self._codec, self._max_pixels = codec, min(max_pixels, MAX_STREAM_PIXELS)
         self._numbers = FrameNumbers()
         self._headers = b""
+        self._sets: frozenset[int] = frozenset()  # types that have come
         self._reason = _FIRST  # why a key frame is awaited; empty: it is not
         self._context = self._av.CodecContext.create(codec, "r")
         self._context.options = {"max_pixels": str(self._max_pixels), "err_detect": "explode"}
@@ -93,6 +96,7 @@ class StreamDecoder:
             raise self._lost(f"expected a packet of {limit}, got another")
         kinds = {self._kind(unit) for unit in units}
         is_key = bool(kinds & _KEYS[self._codec])
+        self._sets |= kinds & _SETS[self._codec]
         gap = self._gap(units)
         if not kinds & _FRAMES[self._codec]:
             # FFmpeg reads them with a frame.
@@ -100,6 +104,8 @@ class StreamDecoder:
             return None
         if self._reason and not is_key:
             raise PacketError(f"waiting for a key frame ({self._reason})")
+        if self._sets != _SETS[self._codec]:
+            raise self._lost("parameter sets have not come; make the encoder repeat them")
         if gap and not is_key:
             raise self._lost(gap)
         if self._reason and self._context.is_open:  # it has decoded

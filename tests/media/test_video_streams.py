@@ -88,6 +88,17 @@ def test_decoding_starts_at_a_key_frame(video, codec):
 
 
 @pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("lost", [14, 15])
+def test_loss_of_as_many_packets_as_h264_numbers_is_found(video, codec, lost):
+    images = video.moving(30)
+    packets = video.encode(codec, images, keys=30)
+    del packets[5 : 5 + lost]
+    found = outcomes(StreamDecoder(codec), packets)
+    assert are_images(found[:5], images[:5])
+    assert all(isinstance(outcome, str) and "lost" in outcome for outcome in found[5:])
+
+
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("lost", [1, 3])
 def test_after_a_lost_packet_the_next_frame_is_a_key_frame(video, codec, lost):
     images = video.moving(14)
@@ -165,6 +176,19 @@ def test_parameter_sets_may_come_in_a_packet_of_their_own(video, codec):
     at = next(i for i in range(len(first)) if first[i : i + 3] == b"\0\0\1" and kind(first[i + 3]))
     found = outcomes(StreamDecoder(codec), [first[:at], first[at:], *packets[1:]])
     assert found[0] is None and are_images(found[1:], images)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_stream_joined_after_its_parameter_sets_names_them(video, codec):
+    packets = video.encode(codec, video.moving(6), keys=3)
+    kind = (lambda b: b & 31 == 5) if codec == "h264" else (lambda b: 16 <= b >> 1 & 63 < 24)
+    key = packets[3]
+    at = next(i for i in range(len(key)) if key[i : i + 3] == b"\0\0\1" and kind(key[i + 3]))
+    reason = "parameter sets have not come; make the encoder repeat them"
+    found = outcomes(StreamDecoder(codec), [key[at:], packets[4]])
+    assert found == [reason, f"waiting for a key frame ({reason})"]
+    joined = outcomes(StreamDecoder(codec), [*packets[:3], key[at:], *packets[4:]])
+    assert are_images(joined, video.moving(6))
 
 
 @pytest.mark.slow
