@@ -21,7 +21,7 @@ from drone_kd.media.compressed_images import (
     is_incomplete,
 )
 from drone_kd.media.errors import SourceError
-from drone_kd.media.videos import check_frame_size, open_video
+from drone_kd.media.videos import checked_frame, open_video
 from drone_kd.parsing import ParseError, open_regular
 from drone_kd.text import one_line
 
@@ -131,8 +131,7 @@ def read_video(
     try:
         while (frame := capture.read()[1]) is not None:
             # The size may change within a stream.
-            check_frame_size(frame.shape[1], frame.shape[0], name, max_pixels)
-            yield f"{name}#{number}", np.asarray(frame, np.uint8)
+            yield f"{name}#{number}", checked_frame(frame, name, max_pixels)
             number += 1
     finally:
         capture.release()

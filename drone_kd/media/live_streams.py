@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from drone_kd.media.errors import SourceError
 from drone_kd.media.image_files import VIDEO_SUFFIXES, read_video
 from drone_kd.media.videos import (
-    check_frame_size,
+    checked_frame,
     open_camera,
     open_pipeline,
     open_stream,
@@ -63,8 +63,7 @@ def read_live(source: str) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         number = -1
         while (taken := newest.take()) is not None:
             number, frame = taken
-            check_frame_size(frame.shape[1], frame.shape[0], name)
-            yield f"{name}#{number}", frame
+            yield f"{name}#{number}", checked_frame(frame, name)
     finally:
         newest.close()
     if number < 0:
@@ -129,7 +128,7 @@ class _Newest:
         try:
             while not self._over and (frame := self._capture.read()[1]) is not None:
                 with self._changed:
-                    self._frame = number, np.asarray(frame, np.uint8)
+                    self._frame = number, np.asarray(frame)
                     self._changed.notify()
                 number += 1
         finally:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
+import numpy as np
 
+from drone_kd.core.arrays import UInt8Array
 from drone_kd.media.compressed_images import MAX_PIXELS
 from drone_kd.media.errors import SourceError
 from drone_kd.media.mp4_files import is_within_limits
@@ -139,6 +141,22 @@ def check_frame_size(width: float, height: float, name: str, max_pixels: int = M
     if not width * height < max_pixels:
         limit, got = f"{max_pixels / 1e6:g} megapixels", f"{width:.0f}x{height:.0f}"
         raise SourceError(f"{name}: expected frames of less than {limit}, got {got}")
+
+
+def checked_frame(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> UInt8Array:
+    """Return a frame of a video or camera if it is uint8 (h, w, 3) of less than `max_pixels`.
+
+    SourceError: it is not. A pipeline of GStreamer may give grey, YUV or 16 bits.
+    """
+    frame = np.asarray(image)
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        kind = "" if frame.dtype == np.uint8 else f" {frame.dtype}"
+        raise SourceError(
+            f"{name}: expected BGR frames, got {frame.shape}{kind}; "
+            "add videoconvert ! video/x-raw,format=BGR"
+        )
+    check_frame_size(frame.shape[1], frame.shape[0], name, max_pixels)
+    return frame
 
 
 def _container(head: bytes, suffix: str) -> str | None:

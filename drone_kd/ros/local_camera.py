@@ -7,7 +7,6 @@ from collections.abc import Callable
 from time import monotonic
 
 import cv2
-import numpy as np
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -17,7 +16,7 @@ from std_msgs.msg import Header
 from drone_kd.core.arrays import UInt8Array
 from drone_kd.media.errors import SourceError
 from drone_kd.media.live_streams import open_source, public_name
-from drone_kd.media.videos import check_frame_size
+from drone_kd.media.videos import checked_frame
 from drone_kd.paths import expanded
 from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.local_image import LocalImage
@@ -29,6 +28,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _STOP_SECONDS = 1.0
 # A driver's own time of capture is believed if it is not older.
 _MAX_AGE_S = 1.0
+# OpenCV itself opens one stream at a time; who waits for that here may still give up.
+_OPENING = threading.Lock()
 # Threads inside a read that did not end in time.
 _left: list[threading.Thread] = []
 
@@ -113,26 +114,36 @@ class LocalCamera:
 
     def _play(self) -> bool:
         """Read frames until the source ends; return whether it is a file; SourceError."""
-        capture, period_s = open_source(self._source)
+        if (opened := self._open()) is None:
+            return False
+        capture, period_s = opened
         due = monotonic()
         try:
             while not self._closing.is_set() and capture.grab():
                 now = self._now()  # 0 in a simulation whose clock has not come
                 age_ns = min(_age_ns(capture, period_s), now.nanoseconds)
                 stamp = now - Duration(nanoseconds=age_ns)
-                self._count, self._problem = self._count + 1, ""
                 if self.is_open or self._images.wanted():
                     is_read, image = capture.retrieve()
                     if not is_read or self._closing.is_set():
                         break
-                    check_frame_size(image.shape[1], image.shape[0], self._name)
-                    self._hand_over(np.asarray(image, np.uint8), stamp.to_msg())
+                    self._hand_over(checked_frame(image, self._name), stamp.to_msg())
+                self._count, self._problem = self._count + 1, ""
                 if period_s:
                     due = max(due + period_s, monotonic())  # late frames are not caught up on
                     self._closing.wait(due - monotonic())
         finally:
             capture.release()
         return period_s > 0
+
+    def _open(self) -> tuple[cv2.VideoCapture, float] | None:
+        """Return the result of `open_source`; None: stopped while another camera was opened."""
+        is_next = _OPENING.acquire(timeout=_LONGEST_PAUSE_S)  # the other opening may never end
+        try:
+            return None if self._closing.is_set() else open_source(self._source)
+        finally:
+            if is_next:
+                _OPENING.release()
 
     def _hand_over(self, image: UInt8Array, stamp: object) -> None:
         frame = LocalImage(Header(stamp=stamp, frame_id=FRAME_ID), lambda: image)

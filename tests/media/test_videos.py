@@ -11,7 +11,7 @@ from drone_kd.media import mp4_files, videos
 from drone_kd.media.errors import SourceError
 from drone_kd.media.image_files import read_frames, read_video
 from drone_kd.media.live_streams import read_live
-from drone_kd.media.videos import check_frame_size, open_stream, open_video
+from drone_kd.media.videos import check_frame_size, checked_frame, open_stream, open_video
 from http_video import file_server
 from process_memory import memory
 
@@ -26,6 +26,23 @@ LISTS = {
     "transport stream and list": "G" + "x" * 187 + "G\n" + SESSION,
     "MP4 and list": "xxxxftyp\n" + SESSION,
 }
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "got"),
+    [
+        ((64, 64), np.uint8, "(64, 64)"),
+        ((64, 64, 1), np.uint8, "(64, 64, 1)"),
+        ((64, 64, 4), np.uint8, "(64, 64, 4)"),
+        ((64, 64, 3), np.uint16, "(64, 64, 3) uint16"),
+    ],
+)
+def test_frames_that_are_not_bgr_are_refused(shape, kind, got):
+    with pytest.raises(SourceError) as caught:
+        checked_frame(np.zeros(shape, kind), "a")
+    assert str(caught.value) == (
+        f"a: expected BGR frames, got {got}; add videoconvert ! video/x-raw,format=BGR"
+    )
 
 
 def write_video(path, fourcc="MJPG"):
@@ -282,7 +299,8 @@ def test_mp4_of_a_large_box_is_refused(tmp_path, monkeypatch, never_opened):
 def test_frame_that_grows_within_a_video_is_refused():
     class Capture:
         def __init__(self):
-            self.frames = [np.zeros((48, 64, 3), np.uint8), np.zeros((8000, 8000), np.uint8)]
+            large = np.broadcast_to(np.uint8(0), (8000, 8000, 3))
+            self.frames = [np.zeros((48, 64, 3), np.uint8), large]
 
         def read(self):
             return True, self.frames.pop(0)

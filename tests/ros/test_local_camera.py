@@ -195,6 +195,57 @@ def test_frame_that_is_too_large_is_not_handed_over(fly, video, monkeypatch):
     assert site.received() == 0
 
 
+def test_frames_that_are_not_bgr_are_refused(fly, video, monkeypatch):
+    class Capture:
+        """A GStreamer pipeline of grey frames."""
+
+        def grab(self):
+            return True
+
+        def retrieve(self):
+            return True, BRIGHT[..., 0]
+
+        def getBackendName(self):
+            return "GSTREAMER"
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(local_camera, "open_source", lambda _: (Capture(), 0.0))
+    site = fly(video)
+    line = site.wait_for_log("expected BGR frames, got (64, 64); add videoconvert ! video/x-raw")
+    assert "opened again" in line
+    site.wait_for_log("opened again in 0.1 s")  # growing
+    assert site.received() == 0 and site.detections.empty()
+
+
+def test_camera_that_was_given_up_is_not_opened_any_more(fly, video, monkeypatch):
+    begun, may_end, opened = threading.Event(), threading.Event(), []
+
+    def slow_open(source):
+        opened.append(threading.current_thread())
+        begun.set()
+        assert may_end.wait(WAIT_SECONDS)
+        return open_source(source)
+
+    open_source = local_camera.open_source
+    monkeypatch.setattr(local_camera, "_STOP_SECONDS", 0.1)
+    monkeypatch.setattr(local_camera, "open_source", slow_open)
+    site = fly(video)
+    assert begun.wait(WAIT_SECONDS)
+    cameras = [site.detector._pipeline.subscriptions[""]]
+    for _ in range(2):
+        site._in_executor(site.detector.trigger_deactivate)
+        site._in_executor(site.detector.trigger_activate)
+        cameras.append(site.detector._pipeline.subscriptions[""])
+    may_end.set()
+    site.receive()
+    for camera in cameras[:2]:
+        camera._thread.join(WAIT_SECONDS)
+    assert opened[:2] == [cameras[0]._thread, cameras[2]._thread]
+    assert cameras[1]._thread not in opened
+
+
 def test_read_that_hangs_does_not_keep_the_process(fly, video, monkeypatch):
     begun, may_end = threading.Event(), threading.Event()
 
