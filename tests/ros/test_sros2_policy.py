@@ -34,9 +34,11 @@ def test_policy_allows_what_the_detector_offers(
     assert node is not None
     offered = {name for name, _ in node.get_publisher_names_and_types_by_node("detector", "/")}
     optional = {"/bond"}  # where the package is installed
-    assert allowed(DETECTOR, "topics", "publish") - optional == offered - optional
+    # With a camera of its own the node publishes its images, see below.
+    assert allowed(DETECTOR, "topics", "publish") - optional == (offered | {"/image"}) - optional
     (image,) = {name for name, _ in node.get_subscriber_names_and_types_by_node("detector", "/")}
-    assert allowed(DETECTOR, "topics", "subscribe") == {image, f"{image}/compressed"}
+    transports = {f"{image}/{name}" for name in ("compressed", "ffmpeg")}
+    assert allowed(DETECTOR, "topics", "subscribe") == {image} | transports
     services = {name for name, _ in node.get_service_names_and_types_by_node("detector", "/")}
     # Humble has none of these.
     newer = {
@@ -44,6 +46,17 @@ def test_policy_allows_what_the_detector_offers(
         for name in ("get_type_description", "get_logger_levels", "set_logger_levels")
     }
     assert allowed(DETECTOR, "services", "reply") - newer == services - newer
+
+
+def test_policy_allows_what_the_detector_offers_with_a_camera(
+    ground: Callable[..., Ground], model: Path
+) -> None:
+    site = ground(model=model, autostart=True, camera="/no/such/video.mp4")
+    node = site.add_detector()
+    site.wait_for_publisher("/detector/detections")
+    offered = {name for name, _ in node.get_publisher_names_and_types_by_node("detector", "/")}
+    optional = {"/bond"}
+    assert allowed(DETECTOR, "topics", "publish") - optional == offered - optional
 
 
 @pytest.mark.slow
@@ -65,7 +78,7 @@ def test_node_without_its_key_ends_with_one_line(
 def test_operator_may_call_and_read_all_of_the_detector() -> None:
     services = allowed(DETECTOR, "services", "reply")
     assert allowed(OPERATOR, "services", "request") == services
-    topics = allowed(DETECTOR, "topics", "publish")
+    topics = allowed(DETECTOR, "topics", "publish") - {"/image"}  # debug images are enough
     assert allowed(OPERATOR, "topics", "subscribe") == topics
 
 
