@@ -53,8 +53,10 @@ class Camera:
         self.debug.stop()
 
     def wanted(self) -> bool:
-        """Return whether anyone subscribes to the detections or the debug images."""
-        return self._detections.get_subscription_count() > 0 or self.debug.wanted()
+        """Return whether anyone subscribes to the detections, their times or debug images."""
+        outputs = self._detections, self._times
+        subscribers = sum(output.get_subscription_count() for output in outputs)
+        return subscribers > 0 or self.debug.wanted()
 
     def publish(self, result: Result) -> None:
         """Publish the detections of a frame, and the time since its reception."""

@@ -429,7 +429,10 @@ class DetectorNode(RespondingNode):
         """Return a line if a camera's frames get no results; empty: all do."""
         if pipeline is None:
             return ""
+        subscriptions = pipeline.subscriptions.copy()
         for camera, report in self.reports().items():
+            if camera not in subscriptions or not subscriptions[camera].is_open:
+                continue
             if stalled := diagnostics.stall(report, self._settings):
                 return f"{camera}: {stalled}" if camera else stalled
         return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -107,7 +107,7 @@ class Pipeline:
         self._enabled = enabled
         self._record = record
         self._inbox = Inbox(settings.cameras)
-        self._videos = Videos(self._offer, self._drop_unreadable, self._max_pixels)
+        self._videos = Videos(self._offer, self._drop_unreadable, self._leave, self._max_pixels)
         self._last_stamp_ns: dict[str, int] = {}
         self._next_tile: dict[str, int] = {}
         self._wanted_at = dict.fromkeys(settings.cameras, monotonic())
@@ -115,6 +115,7 @@ class Pipeline:
         self._measured: Backend | None = None
         self._call_ms = 0.0
         self._thread = self._new_worker()
+        self.subscriptions: dict[str, ImageSubscription | LocalCamera] = {}
         self.subscriptions = self._subscribe(settings)
         self._thread.start()
 
@@ -161,8 +162,7 @@ class Pipeline:
         """Process frames, or drop them, waiting ones included."""
         self._enabled = enabled
         if not enabled:
-            for frame in self._inbox.clear():
-                self._stats[frame.camera].count_drop(DISABLED)
+            self._drop_disabled([*self._videos.clear("disabled before"), *self._inbox.clear()])
 
     def match(self, is_recording: bool = False) -> None:
         """Follow the publishers; receive no images of a camera that nobody needs.
@@ -197,7 +197,7 @@ class Pipeline:
         return work
 
     def _subscribe(self, settings: Settings) -> dict[str, ImageSubscription | LocalCamera]:
-        """Return a subscription per camera; none is left after an exception."""
+        """Return a subscription per camera, closed if it was; none is left after an exception."""
         if settings.camera:
             receive = partial(self._receive, "")
             return {"": LocalCamera(self._node, "image", settings.camera, receive)}
@@ -210,6 +210,7 @@ class Pipeline:
                     settings.image_transport,
                     settings.reliability,
                     partial(self._receive, camera),
+                    camera not in self.subscriptions or self.subscriptions[camera].is_open,
                 )
                 stack.callback(subscriptions[camera].destroy)
             stack.pop_all()
@@ -241,8 +242,20 @@ class Pipeline:
 
     def _offer(self, frame: Frame) -> None:
         """Put a frame into the inbox; called by the executor, or a thread that decodes video."""
+        if not self._enabled:
+            self._drop_disabled([frame])
+            return
         if self._inbox.put(frame):
             self._stats[frame.camera].count_drop(SUPERSEDED)
+        if not self._enabled:  # by now
+            self._drop_disabled(self._inbox.clear())
+
+    def _drop_disabled(self, frames: Iterable[Frame]) -> None:
+        for frame in frames:
+            self._stats[frame.camera].count_drop(DISABLED)
+
+    def _leave(self, packet: Frame) -> None:
+        self._stats[packet.camera].discount()
 
     def _drop_unreadable(self, frame: Frame, error: Exception) -> None:
         """Count a frame without pixels; ValueError: its line says why."""

@@ -58,6 +58,7 @@ class ImageSubscription:
         transport: "raw", "compressed" for TOPIC/compressed, or "ffmpeg" for TOPIC/ffmpeg.
         reliability: "auto", "reliable" or "best_effort".
         callback: called with the full topic name and each message.
+        is_open: False: receive nothing before `match` asks for it.
 
     Raises:
         SettingsError: the messages of that transport are not installed.
@@ -70,6 +71,7 @@ class ImageSubscription:
         transport: str,
         reliability: str,
         callback: Callable[[str, Image | CompressedImage], None],
+        is_open: bool = True,
     ) -> None:
         self._node = node
         self._base = topic
@@ -87,7 +89,9 @@ class ImageSubscription:
         self._subscription: Any = None  # rclpy's class has no type argument on Humble
         self._auto = reliability == "auto"
         fixed = _BEST_EFFORT if reliability == "best_effort" else _RELIABLE
-        self._subscribe(self._wanted() if self._auto else fixed)
+        self._reliability = self._wanted() if self._auto else fixed
+        if is_open:
+            self._subscribe(self._reliability)
 
     def match(self, wanted: bool = True) -> None:
         """Unsubscribe while the images are not wanted; with "auto" follow the publishers."""

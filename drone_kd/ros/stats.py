@@ -69,6 +69,13 @@ class CameraStats:
             if self._pending_since is None:
                 self._pending_since = self._last_received
 
+    def discount(self) -> None:
+        """Take back a received message that holds no frame."""
+        with self._lock:
+            self._received -= 1
+            if self._received <= self._outcomes.total():
+                self._pending_since = None
+
     def count_drop(self, reason: str, problem: str = "") -> int:
         """Count a frame dropped for one of `DROPS`; return that reason's count.
 

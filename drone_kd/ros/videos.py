@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from statistics import median
 from typing import Any
 
 from sensor_msgs.msg import CompressedImage, Image
 
 from drone_kd.media.video_streams import PacketError, StreamDecoder, codec_of
-from drone_kd.ros.inbox import Frame
+from drone_kd.ros.inbox import Frame, stamp_ns
 from drone_kd.ros.local_image import LocalImage
 from drone_kd.ros.params import SettingsError
 from drone_kd.text import one_line
@@ -18,6 +19,11 @@ from drone_kd.text import one_line
 # Waiting packets of a camera. Beyond that the decoder is too slow.
 _MAX_PACKETS, _MAX_BYTES = 60, 64_000_000
 _STOP_SECONDS = 1.0
+# A packet that is so many usual distances after the last one follows a loss: H.264 numbers frames
+# from 0 to 15 (some encoders further), and 16 lost packets leave no gap in the numbers.
+_JUMP = 12
+_DISTANCES = 9  # the median of so many is the usual one
+_JUMPED = "the stamps jump: packets were lost, or the camera paused"
 _SLOW = "decoding is too slow"
 # Of the topics behind the base name, by transport, as in image_transport.
 SUFFIXES: Mapping[str, str] = {"raw": "", "compressed": "/compressed", "ffmpeg": "/ffmpeg"}
@@ -48,6 +54,7 @@ class Videos:
     Args:
         offer: called by a thread of the camera with each frame, whose message is a `LocalImage`.
         drop: called by that thread with a packet that gives none, and why.
+        leave: called by that thread with a packet of parameter sets alone.
         max_pixels: returns the limit of a frame's pixels.
     """
 
@@ -55,9 +62,10 @@ class Videos:
         self,
         offer: Callable[[Frame], None],
         drop: Callable[[Frame, Exception], None],
+        leave: Callable[[Frame], None],
         max_pixels: Callable[[], int],
     ) -> None:
-        self._arguments = offer, drop, max_pixels
+        self._arguments = offer, drop, leave, max_pixels
         self._streams: dict[str, _Stream] = {}
 
     def put(self, frame: Frame) -> None:
@@ -70,6 +78,10 @@ class Videos:
         """Start anew at a key frame: packets of this camera are left out."""
         if camera in self._streams:
             self._streams[camera].skip(reason)
+
+    def clear(self, reason: str) -> list[Frame]:
+        """Remove and return all waiting packets; what follows them starts at a key frame."""
+        return [frame for stream in self._streams.values() for frame in stream.clear(reason)]
 
     def close(self) -> None:
         """End the threads."""
@@ -84,9 +96,12 @@ class _Stream:
         self,
         offer: Callable[[Frame], None],
         drop: Callable[[Frame, Exception], None],
+        leave: Callable[[Frame], None],
         max_pixels: Callable[[], int],
     ) -> None:
-        self._offer, self._drop, self._max_pixels = offer, drop, max_pixels
+        self._offer, self._drop, self._leave = offer, drop, leave
+        self._max_pixels = max_pixels
+        self._stamps = _Stamps()
         self._condition = threading.Condition()
         self._packets: deque[Frame] = deque()
         self._bytes = 0
@@ -111,6 +126,10 @@ class _Stream:
         with self._condition:
             self._skipped = reason
 
+    def clear(self, reason: str) -> list[Frame]:
+        with self._condition:
+            return self._clear(reason) if self._packets else []
+
     def close(self) -> None:
         with self._condition:
             self._closed = True
@@ -133,11 +152,15 @@ class _Stream:
                 frame = self._packets.popleft()
                 self._bytes -= _size(frame)
                 skipped, self._skipped = self._skipped, ""
+            if self._stamps.jumps(stamp_ns(frame.message.header)):
+                skipped = skipped or _JUMPED
             try:
                 if skipped and self._decoder is not None:
                     self._decoder[2].lose(skipped)
                 image = self._image(frame)
-                if image is not None and not self._closed:
+                if image is None:
+                    self._leave(frame)
+                elif not self._closed:
                     self._offer(image)
             except Exception as error:  # of any kind, for this packet only
                 self._drop(frame, error)
@@ -159,6 +182,25 @@ class _Stream:
         for suffix in SUFFIXES.values():
             topic = topic.removesuffix(suffix)
         return frame._replace(topic=topic, message=LocalImage(message.header, found.pixels))
+
+
+class _Stamps:
+    """The stamps of a camera's packets, and the usual distance between them."""
+
+    def __init__(self) -> None:
+        self._last_ns = 0
+        self._distances_ns: deque[int] = deque(maxlen=_DISTANCES)
+
+    def jumps(self, now_ns: int) -> bool:
+        """Return whether a stamp is so far from the last one that packets are missing."""
+        distance_ns = now_ns - self._last_ns if self._last_ns and now_ns else 0
+        self._last_ns = now_ns
+        if distance_ns <= 0:  # no stamps, a clock that was set back, or parameter sets
+            return False
+        known = len(self._distances_ns) > 0
+        usual_ns = median(self._distances_ns) if known else 0
+        self._distances_ns.append(distance_ns)
+        return known and distance_ns > _JUMP * usual_ns
 
 
 def _size(frame: Frame) -> int:

@@ -5,11 +5,14 @@ from time import monotonic
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image
+from std_msgs.msg import Float64
 from std_srvs.srv import SetBool
 from vision_msgs.msg import Detection2DArray
 
 from drone_kd.ros import pipeline
+from ground_station import WAIT_SECONDS
 
 ONE = np.zeros((64, 64, 3), np.uint8)
 ONE[8:16, 8:16] = 255
@@ -77,6 +80,40 @@ def test_debug_image_or_recorder_is_a_reason_to_receive(ground, model, tmp_path)
     wait_until_idle(site)
     site.collect(Image, "/detector/debug/image")
     site.wait_until(site.images.get_subscription_count, "it draws")
+
+
+def test_processing_times_are_a_reason_to_receive(flying):
+    unlisten(flying)
+    wait_until_idle(flying)
+    times = flying.collect(Float64, "/detector/processing_time_ms")
+    flying.wait_for_subscriber(flying.images)
+    flying.send(ONE)
+    assert times.get(timeout=WAIT_SECONDS).data > 0
+
+
+def test_setting_of_the_subscription_waits_for_its_end(flying):
+    flying.exchange(ONE)
+    unlisten(flying)
+    wait_until_idle(flying)
+    before = flying.detector._pipeline.subscriptions[""]
+    flying.set_parameter("reliability", "best_effort")
+    after = flying.detector._pipeline.subscriptions[""]
+    assert after is not before and not after.is_open
+    listen(flying)
+    flying.wait_until(lambda: after.is_open, "it receives again")
+    (found,) = flying.node.get_subscriptions_info_by_topic("/image")
+    assert found.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+
+
+def test_idle_camera_is_not_awaited(flying):
+    flying.set_parameter("stall_s", 0.1)
+    flying.exchange(ONE)
+    unlisten(flying)
+    wait_until_idle(flying)
+    stats = flying.detector._pipeline._stats[""]
+    stats.count_received()  # whatever has no outcome
+    flying.wait_until(lambda: stats.report().pending_s > 0.2, "a result would be late")
+    assert flying.detector._stall_problem(flying.detector._pipeline) == ""
 
 
 def test_disabled_node_receives_no_images_until_it_is_enabled(flying):

@@ -1,15 +1,20 @@
 """Video on a camera's topic: decoded packet by packet, losses named, recorded as images."""
 
 import sys
+import threading
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
+from std_srvs.srv import SetBool
 
+from drone_kd.media.video_streams import StreamDecoder
 from drone_kd.ros import pipeline, videos
-from drone_kd.ros.drop_reasons import UNDECODABLE
+from drone_kd.ros.drop_reasons import DISABLED, UNDECODABLE
+from drone_kd.ros.videos import _Stamps
+from ground_station import WAIT_SECONDS
 
 CODECS = ("h264", "hevc")
 KEYS = 5
@@ -126,6 +131,71 @@ def test_packets_that_come_faster_than_they_are_decoded_are_dropped(
         stream.check_dropped(sent[1], 2, "decoding is too slow: lower the camera's rate or size")
     stream.check_dropped(sent[2], 3, "waiting for a key frame (decoding is too slow)")
     stream.check_published(sent[5], 4)
+
+
+def test_lost_packets_that_leave_no_gap_in_the_numbers_are_found_by_the_stamps(compressed):
+    pytest.importorskip("av", reason="needs PyAV: pip install -r requirements/video.txt")
+    from video_packets import encode, moving
+
+    stream, sent = compressed("h264"), encode("h264", moving(30), 25)
+    for number in range(5):
+        stream.check_published(sent[number], number + 1)
+    stream.check_dropped(sent[21], 22, "waiting for a key frame (the stamps jump")
+    stream.check_published(sent[25], 26)
+
+
+def test_stamps_jump_by_much_more_than_their_usual_distance():
+    stamps = _Stamps()
+    assert not any(map(stamps.jumps, [0, 0, 10, 20, 20, 35, 140]))  # none, equal, 7 times
+    assert stamps.jumps(340)
+    assert not any(map(stamps.jumps, [350, 5, 15, 0, 900, 910]))  # set back, without
+    assert [stamps.jumps(1_000 + 200 * number) for number in range(9)][-1] is False
+
+
+def test_disabled_detector_drops_the_packets_that_wait(compressed, packets, monkeypatch):
+    stream, sent = compressed("h264"), packets["h264"]
+    stream.check_published(sent[0], 1)
+    begun, may_end, decode = threading.Event(), threading.Event(), StreamDecoder.decode
+
+    def slow(decoder, packet):
+        begun.set()
+        assert may_end.wait(WAIT_SECONDS)
+        return decode(decoder, packet)
+
+    monkeypatch.setattr(StreamDecoder, "decode", slow)
+    for number in range(1, 5):
+        stream.send(sent[number], number + 1)
+    assert begun.wait(WAIT_SECONDS)
+    site, offered = stream.site, []
+    assert site.call(SetBool, "/detector/enable", SetBool.Request(data=False)).success
+    with monkeypatch.context() as patch:
+        patch.setattr(stream.detector._pipeline._inbox, "put", offered.append)
+        may_end.set()
+        site.wait_until(lambda: site.dropped(DISABLED) == 4, "none of them is detected in")
+    assert not offered
+    assert site.call(SetBool, "/detector/enable", SetBool.Request(data=True)).success
+    stream.check_dropped(sent[9], 10, "waiting for a key frame (disabled before)")
+    stream.check_published(sent[5], 11)
+    assert site.detections.empty()
+
+
+def test_parameter_sets_alone_are_no_frame_without_a_result(compressed, packets):
+    stream, first = compressed("h264"), packets["h264"][0]
+    at = first.index(b"\0\0\1\x65")
+    header = Header(frame_id="camera")
+    header.stamp.sec = 1
+    for data in (first[:at], first[at:]):
+        stream.publisher.publish(CompressedImage(header=header, data=data, format="h264"))
+    stream.site.receive()
+    stream.site.wait_until(
+        lambda: stream.detector.reports()[""].processed == 1, "its outcome is counted"
+    )
+    report = stream.detector.reports()[""]
+    assert (report.received, report.pending_s) == (1, 0.0)
+    stream.publisher.publish(CompressedImage(header=header, data=first[:at], format="h264"))
+    stream.check_published(first, 2)
+    report = stream.detector.reports()[""]
+    assert (report.received, report.pending_s) == (2, 0.0)
 
 
 def test_without_the_extra_a_line_says_what_to_install(compressed, monkeypatch):
