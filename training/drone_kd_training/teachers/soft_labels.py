@@ -205,7 +205,7 @@ def split_batch(batch: dict, classes: int, kinds: list[Coverage] | None, scores:
     first = classes + len(kinds or [])
     predicted, area, labelled = row >= first, (row >= classes) & (row < first), row < classes
     image, boxes = batch["batch_idx"].long(), batch["bboxes"]
-    box_scores = scores.to(boxes)[row[predicted] - first]
+    box_scores = scores[(row[predicted] - first).to(scores.device)].to(boxes)
     found: dict[str, Boxes | Areas] = {
         "predictions": Boxes(image[predicted], boxes[predicted], box_scores)
     }
