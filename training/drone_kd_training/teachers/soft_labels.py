@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
+from drone_kd_training.data.names import DataError
 from drone_kd_training.teachers import IGNORE_BAND
 
 NMS_IOU = 0.6
 # Key of a batch: a teacher's boxes on the unlabelled frames themselves, moved by augmentation,
 # scores in the student's classes.
 PSEUDO_LABELS = "pseudo_labels"
+# Ids below it, of classes and rows, are exact in the float32 of a label table.
+MAX_IDS = 2**24
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,9 @@ def extend_labels(
 
     Returns:
         The scores (n, C) of all appended predictions, and the number of frames with some.
+
+    Raises:
+        DataError: more predictions than ids.
     """
     scores: list[np.ndarray] = []
     next_id = classes + len(kinds or [])
@@ -178,6 +184,11 @@ def extend_labels(
         ids, boxes = (np.concatenate(column) for column in zip(*rows, strict=True))
         label["cls"] = ids.astype(np.float32).reshape(-1, 1)
         label["bboxes"] = boxes.astype(np.float32).reshape(-1, 4)
+    if next_id > MAX_IDS:
+        raise DataError(
+            f"expected up to {MAX_IDS - classes} predictions in the training frames, got "
+            f"{next_id - classes}; use fewer frames, or drop predictions with low scores"
+        )
     table = np.concatenate(scores) if scores else np.zeros((0, classes), np.float32)
     return torch.from_numpy(table), len(scores)
 
