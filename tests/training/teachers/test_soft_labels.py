@@ -63,7 +63,7 @@ def test_more_predictions_than_ids_are_refused(monkeypatch):
     monkeypatch.setattr(soft_labels, "MAX_IDS", 6)
     predictions = Predictions(("car", "person"), found, pixels=False)
     extend_labels([label("a")], 2, None, {}, predictions)
-    with pytest.raises(DataError, match="expected up to 3 predictions .* got 4; use fewer frames"):
+    with pytest.raises(DataError, match=r"up to 3 predictions .* got 4; use fewer"):
         extend_labels([label("a")], 2, [BOTH], {"/d/a.png": 0}, predictions)
 
 

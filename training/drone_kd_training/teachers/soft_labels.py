@@ -165,7 +165,7 @@ def extend_labels(
         DataError: more predictions than ids.
     """
     scores: list[np.ndarray] = []
-    next_id = classes + len(kinds or [])
+    first_id = next_id = classes + len(kinds or [])
     for label in labels:
         rows = [(label["cls"], label["bboxes"])]
         if kinds is not None:
@@ -186,8 +186,8 @@ def extend_labels(
         label["bboxes"] = boxes.astype(np.float32).reshape(-1, 4)
     if next_id > MAX_IDS:
         raise DataError(
-            f"expected up to {MAX_IDS - classes} predictions in the training frames, got "
-            f"{next_id - classes}; use fewer frames, or drop predictions with low scores"
+            f"expected up to {MAX_IDS - first_id} predictions in the training frames, got "
+            f"{next_id - first_id}; use fewer frames, or drop predictions with low scores"
         )
     table = np.concatenate(scores) if scores else np.zeros((0, classes), np.float32)
     return torch.from_numpy(table), len(scores)
