@@ -239,7 +239,8 @@ def test_the_primary_comparison_is_named_before_the_runs(tiny_data, tmp_path, tr
     first = (output / "compare.md").read_text().splitlines()[0]
     assert first.endswith(
         "px; NOT AS PLANNED: seeds planned: 2, ran: 2, seeds missing: 1, seeds added later: 2, "
-        "arms missing: beta=1"
+        "arms missing: beta=1; 4 finished runs not compared here: beta-1-seed0, beta-1-seed1, "
+        "distilled-seed1, plain-seed1"
     )
     with pytest.raises(ValueError, match="another select"):
         compare(base, output, (0,), ["plain"], select=0.25)

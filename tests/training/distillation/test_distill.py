@@ -537,7 +537,7 @@ def test_last_tenth_is_without_mosaic(epochs, closed, tiny_data, tmp_path):
     assert distill_module._overrides(run, tiny_data)["close_mosaic"] == closed
 
 
-def test_resume_needs_the_output_alone(tiny_data, tmp_path, monkeypatch):
+def test_resume_needs_the_output_alone(tiny_data, tmp_path, monkeypatch, capsys):
     output = tmp_path / "out"
     settings = config(tiny_data, NO_TEACHER, epochs=3)
     prepare_data(validate(settings, output, resume=False))
@@ -547,6 +547,12 @@ def test_resume_needs_the_output_alone(tiny_data, tmp_path, monkeypatch):
     )
     assert main(["distill", "--resume", "--output", str(output), "--device", "cpu"]) == 0
     assert given == [(replace(settings, device="cpu"), True)]
+    assert "settings of the run" not in capsys.readouterr().out
+    main(["distill", "--resume", "--output", str(output), "--epochs=100", "--seed", "0"])
+    assert given[1] == (settings, True)
+    assert capsys.readouterr().out.startswith(
+        "--resume continues with the settings of the run: epochs 3\n"
+    )
     assert main(["distill", "--resume", "--output", str(tmp_path / "none")]) == 2
     assert main(["distill", "--output", str(tmp_path / "new"), "--teacher", "none",
                  "--data", "d.yaml"]) == 2  # fmt: skip

@@ -46,6 +46,31 @@ def test_runs_that_are_left_out_are_named():
         "seeds missing: 1",
     ]
     assert deviations(PLAN, PLAN, runs("few", 0, 1), ()) == ["arms missing: ours"]
+    third = replace(PLAN, arms=("few", "ours", "hard:0.4"))  # a secondary arm
+    assert deviations(third, third, [*AS_PLANNED, *runs("hard:0.4", 1)], ("ours", "few")) == [
+        "runs missing: hard:0.4 seed 0"
+    ]
+
+
+def test_all_numbers_of_labels_count():
+    def at(labels, *rows):
+        return [{**row, "labels": labels} for row in rows]
+
+    planned = [
+        *(*at(5, *AS_PLANNED), *at(25, *AS_PLANNED), *at(0, *runs("ours", 0, 1))),
+        *at(100, *runs("all", 0, 1)),
+    ]
+    arms = ("ours", "few")
+    assert deviations(PLAN, PLAN, AS_PLANNED, arms, planned) == []
+    assert deviations(PLAN, PLAN, AS_PLANNED, arms, at(5, *AS_PLANNED)) == [
+        "labels missing: 0, 25"
+    ]
+    without = [row for row in planned if row != {**runs("few", 1)[0], "labels": 25}]
+    assert deviations(PLAN, PLAN, AS_PLANNED, arms, without) == ["runs missing: 25 labels seed 1"]
+    # Added by an earlier call.
+    assert deviations(PLAN, PLAN, AS_PLANNED, arms, [*planned, *at(50, *AS_PLANNED)]) == [
+        "labels added later: 50"
+    ]
 
 
 def test_other_labels_and_lengths_are_named():

@@ -37,6 +37,12 @@ def test_each_process_adds_what_is_new(tmp_path, commit):
     }
 
 
+def test_a_value_with_the_separator_is_added_once(tmp_path, commit):
+    for commit[0] in ("a 'b; c'", "a", "a 'b; c'", "a"):
+        record_process(tmp_path, (0,), ["car"], "student 64")
+    assert json.loads((tmp_path / "provenance.json").read_text())["commit"] == "a 'b; c'; a"
+
+
 @pytest.mark.parametrize("content", ["[]", '{"commit": 1}'])
 def test_another_file_is_one_line(content, tmp_path, commit):
     (tmp_path / "provenance.json").write_text(content)

@@ -55,7 +55,7 @@ def test_tables_hold_every_finished_run(tmp_path):
     assert "| teacher | | | 60.0 | 80.0 | | | |" in text
     assert text.splitlines()[0] == (
         "Primary: ours - hard:0.3 = +4.5 points [-1.9, +10.9], n = 2 subsets, "
-        "mAP50-95 on 1 class (car), 320 px"
+        "mAP50-95 on 1 class (car), 320 px; NOT AS PLANNED: runs missing: 0 labels seed 1"
     )
     assert "| ours | 2 | 100 | 50.5 ± 0.7 | 50.5 | +9.5 | 50 % | 1.00 |" in text
     assert "| +5.0 | 26 % [16, 79] | 1.00 |" in text

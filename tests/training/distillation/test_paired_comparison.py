@@ -76,10 +76,11 @@ def finish(output, count):
 
 
 def test_the_primary_comparison_stays_as_named_before_the_runs(tmp_path):
-    name_primary(tmp_path, ["ours"], "hard:0.3", 0.0, PLAN)
-    assert name_primary(tmp_path, ["ours"], "hard:0.4", 0.0, PLAN) == OURS  # nothing was started
-    finish(tmp_path, 3)
+    assert name_primary(tmp_path, ["ours"], "hard:0.4", 0.0, PLAN) == OURS
     later = replace(PLAN, seeds=(0, 1, 2, 3, 4))
+    # Another process, which starts at the same time: there is no run yet.
+    assert name_primary(tmp_path, ["ours"], "hard:0.3", 0.0, later) == OURS
+    finish(tmp_path, 3)
     assert name_primary(tmp_path, ["ours;beta=1"], "hard:0.5", 0.0, later) == OURS
     assert json.loads((tmp_path / "primary.json").read_text())["other"] == "hard:0.4"
     with pytest.raises(ValueError, match="another select: choose another --output"):
@@ -105,8 +106,9 @@ def test_an_experiment_of_a_version_without_a_plan_continues(tmp_path):
 
 
 def test_one_variant_of_ours_may_be_primary_and_several_may_not(tmp_path):
-    assert name_primary(tmp_path, ["ours;beta=1"], "few", 0.0, PLAN).arm == "ours;beta=1"
-    assert name_primary(tmp_path, ["ours;beta=1", "ours;beta=2"], "few", 0.0, PLAN).arm is None
+    one, two = tmp_path / "1", tmp_path / "2"
+    assert name_primary(one, ["ours;beta=1"], "few", 0.0, PLAN).arm == "ours;beta=1"
+    assert name_primary(two, ["ours;beta=1", "ours;beta=2"], "few", 0.0, PLAN).arm is None
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,12 @@ from drone_kd_training.data.names import DataError
 from drone_kd_training.distillation.claims import claim
 from drone_kd_training.distillation.config import NO_TEACHER, Config
 from drone_kd_training.distillation.distill import LOCK, distill, prepare_data, validate
-from drone_kd_training.distillation.train_data import read_pseudo_labels, read_thresholds
+from drone_kd_training.distillation.train_data import (
+    FRAME_BOXES,
+    FRAMES,
+    read_pseudo_labels,
+    read_thresholds,
+)
 from drone_kd_training.distillation.unlabelled import check_threshold, read_expectation
 from drone_kd_training.models.checkpoints import load_model
 from drone_kd_training.models.safe_loading import write_plain
@@ -175,6 +180,23 @@ def test_a_resumed_run_keeps_its_flights(tiny_data, tiny_teacher, flight, tmp_pa
     write_plain(run.state, {"epoch": 0})
     prepare_data(validate(given, output, resume=True))
     assert listed(output) == before
+
+
+def test_a_resumed_run_needs_the_pseudo_labels_of_its_frames(
+    tiny_data, tiny_teacher, flight, tmp_path, caplog
+):
+    output = tmp_path / "run"
+    given = config(tiny_data, tiny_teacher, flight, pseudo_labels="frame")
+    run, _ = prepare_data(validate(given, output, resume=False))
+    run.state.parent.mkdir()
+    write_plain(run.state, {"epoch": 0})
+    prepare_data(validate(given, output, resume=True))
+    assert "--resume continues" not in caplog.text
+    resumed = validate(config(tiny_data, tiny_teacher, flight), output, resume=True)
+    assert "config.yaml: pseudo_labels frame" in caplog.text  # "view", the default, was given
+    (output / FRAMES / FRAME_BOXES).unlink()
+    with pytest.raises(DataError, match="expected boxes on unlabelled frames, got no file; start"):
+        prepare_data(resumed)
 
 
 def test_a_start_with_other_settings_learns_nothing_of_the_first(

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from drone_kd_training.data.names import DataError
+from drone_kd_training.teachers import soft_labels
 from drone_kd_training.teachers.soft_labels import (
     Areas,
     Boxes,
@@ -38,6 +40,31 @@ BOTH, NOTHING, TEACHER = (
     Coverage((True, False), (False, False)),
     Coverage((False, False), (True, True)),
 )
+
+
+def test_scores_of_a_batch_alone_are_converted():
+    class Table(torch.Tensor):
+        """Scores that may be indexed, but not converted as a whole."""
+
+        def to(self, *args, **kwargs):
+            assert len(self) < 1000
+            return super().to(*args, **kwargs)
+
+    scores = torch.rand(1000, 2).as_subclass(Table)
+    batch = {"cls": torch.tensor([[2.0], [1001.0], [0.0]]), "batch_idx": torch.zeros(3)}
+    batch["bboxes"] = torch.rand(3, 4).double()
+    found = split_batch(batch, 2, None, scores)["predictions"].scores
+    assert found.dtype == torch.float64
+    assert found.tolist() == scores[[0, 999]].double().tolist()
+
+
+def test_more_predictions_than_ids_are_refused(monkeypatch):
+    found = {"a": (np.zeros((4, 4)), np.zeros((4, 2), np.float32))}
+    monkeypatch.setattr(soft_labels, "MAX_IDS", 6)
+    predictions = Predictions(("car", "person"), found, pixels=False)
+    extend_labels([label("a")], 2, None, {}, predictions)
+    with pytest.raises(DataError, match=r"up to 3 predictions .* got 4; use fewer"):
+        extend_labels([label("a")], 2, [BOTH], {"/d/a.png": 0}, predictions)
 
 
 def test_predictions_and_frames_travel_as_rows_of_the_labels():

@@ -37,7 +37,7 @@ from drone_kd_training.distillation.compare_report import (
 )
 from drone_kd_training.distillation.comparison_text import counted_classes
 from drone_kd_training.distillation.config import NO_TEACHER, Config, read_config
-from drone_kd_training.distillation.distill import distill
+from drone_kd_training.distillation.distill import METRICS, distill
 from drone_kd_training.distillation.experiment_plan import Plan, length_text
 from drone_kd_training.distillation.experiment_provenance import record_process
 from drone_kd_training.distillation.label_subsets import frame_path, frames
@@ -153,6 +153,7 @@ def compare(
     teacher = evaluate_teacher(config, data, output)
     classes = counted_classes(teacher)
     record_process(output, seeds, classes, image_sizes(config))
+    left_out = _left_out(output, arms, seeds)
     rows: list[dict] = []
     for timed in (False, True):
         names = [(arm, seed) for seed in seeds for arm in arms if (arm == TIMED) == timed]
@@ -163,7 +164,7 @@ def compare(
             print(f"[{len(rows) + 1}/{total}] {arm}, seed {seed}", flush=True)
             rows.append(_row(arm, run, folder, next(results), classes))
             write_text(output / "compare.csv", as_csv(rows))
-            summaries = write_tables(output, teacher, primary, rows, plan)
+            summaries = write_tables(output, teacher, primary, rows, plan, left_out)
     _write_report(output, data, config, teacher, arms, seeds[0])
     return teacher, summaries
 
@@ -313,6 +314,13 @@ def _write_report(
 def _run_folder(output: Path, arm: str, seed: int) -> Path:
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in arm)
     return output / "runs" / f"{name}-seed{seed}"
+
+
+def _left_out(output: Path, arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """Return the names of the finished runs of an experiment that have another arm or seed."""
+    own = {_run_folder(output, arm, seed).name for arm in arms for seed in seeds}
+    finished = (path.parent.name for path in (output / "runs").glob(f"*/{METRICS}"))
+    return sorted(name for name in finished if name not in own)
 
 
 def hold_out(data: Path, share: float, output: Path) -> Path:

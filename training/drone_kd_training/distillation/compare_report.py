@@ -36,7 +36,12 @@ def is_ours(arm: str) -> bool:
 
 
 def write_tables(
-    output: Path, teacher: dict, primary: Primary, rows: Sequence[dict], now: Plan
+    output: Path,
+    teacher: dict,
+    primary: Primary,
+    rows: Sequence[dict],
+    now: Plan,
+    left_out: Sequence[str] = (),
 ) -> list[ArmFigures]:
     """Write compare.md and metrics.json of the finished runs; return the figures of the arms.
 
@@ -46,6 +51,7 @@ def write_tables(
         primary: the comparison that was named.
         rows: of all finished runs, at least one.
         now: plan of this call.
+        left_out: names of finished runs of earlier calls that this one leaves out.
     """
     summaries = summarise(rows, teacher["map50_95"], PLAIN, SEED)
     found = differences(rows, primary)
@@ -57,7 +63,7 @@ def write_tables(
         "arms": {s.arm: asdict(s) for s in summaries},
         "runs": list(rows),
     }
-    first = primary_line(rows, primary, SEED, teacher, now)
+    first = primary_line(rows, primary, SEED, teacher, now, left_out=left_out)
     models = measured_lines(teacher, [row["parameters"] for row in rows])
     write_text(output / "compare.md", as_markdown(first, teacher, summaries, found, models))
     write_text(output / "metrics.json", json.dumps(content, indent=1))

@@ -16,9 +16,17 @@ from drone_kd_training.distillation.paired_comparison import (
     difference,
 )
 
+_SHOWN = 12
+
 
 def primary_line(
-    rows: Sequence[dict], primary: Primary, unit: str, teacher: dict, now: Plan | None = None
+    rows: Sequence[dict],
+    primary: Primary,
+    unit: str,
+    teacher: dict,
+    now: Plan | None = None,
+    experiment: Sequence[dict] = (),
+    left_out: Sequence[str] = (),
 ) -> str:
     """Return the primary comparison with interval, n, classes and input size, in one line.
 
@@ -30,21 +38,28 @@ def primary_line(
         unit: SUBSET or SEED.
         teacher: its figures.
         now: plan of this call, beside that of ``primary``; None: not checked.
+        experiment: see `deviations`.
+        left_out: names of finished runs of earlier calls that are not compared.
     """
     line = _comparison(rows, primary, unit, teacher)
-    notes = _plan_notes(rows, primary, now)
+    notes = _plan_notes(rows, primary, now, experiment)
+    if left_out:
+        listed = one_line(", ".join(left_out[:_SHOWN]), 200)
+        notes.append(f"{plural(len(left_out), 'finished run')} not compared here: {listed}")
     if missing := unscored(rows):
         notes.append(f"without a score, so not counted: {one_line(', '.join(missing), 200)}")
     return "; ".join([line, *notes])
 
 
-def _plan_notes(rows: Sequence[dict], primary: Primary, now: Plan | None) -> list[str]:
+def _plan_notes(
+    rows: Sequence[dict], primary: Primary, now: Plan | None, experiment: Sequence[dict]
+) -> list[str]:
     if now is None or primary.runs_before:
         return []
     if primary.plan is None:
         return ["no plan of seeds and arms was stored before the first run"]
     arms = [primary.arm, primary.other] if primary.arm else []
-    found = deviations(primary.plan, now, rows, arms)
+    found = deviations(primary.plan, now, rows, arms, experiment)
     return [f"NOT AS PLANNED: {', '.join(found)}"] if found else []
 
 

@@ -219,13 +219,12 @@ def _is_free(output: Path) -> bool:
 
 
 def _resumed(given: Config, output: Path) -> Config:
-    """Return the settings of a run to resume; warn of those that were given and do not count."""
-    saved, default = read_config(output), Config(given.data, given.teacher, given.student)
+    """Return the settings of a run to resume; warn of other ones, which do not count."""
+    saved = read_config(output)
     ignored = [
         f"{f.name} {one_line(getattr(saved, f.name), 60)}"
         for f in fields(Config)
-        if f.name != "device"
-        and getattr(given, f.name) not in (getattr(saved, f.name), getattr(default, f.name))
+        if f.name != "device" and getattr(given, f.name) != getattr(saved, f.name)
     ]
     if ignored:
         settings = one_line(output / "config.yaml")
@@ -308,7 +307,8 @@ def prepare_data(run: Run) -> tuple[Run, Path]:
     assert data is not None  # opened by `validate`, or just now
     write_config(config, output)
     if config.unlabelled and trained:  # the frames and thresholds of an interrupted training
-        return run, continue_with_flights(config, data, output).write_resolved(resolved)
+        resumed = continue_with_flights(config, data, teacher, output)
+        return run, resumed.write_resolved(resolved)
     if config.fraction < 1:
         listed = spread_fraction(data.train, config.fraction, output / "train.txt")
         data = replace(data, train=listed)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -80,6 +81,16 @@ def _resumed(arguments: argparse.Namespace) -> Config:
             "without --resume"
         )
     saved = read_config(arguments.output)
+    words = {word.partition("=")[0] for word in shlex.split(arguments.command_line)}
+    ignored = [
+        f"{f.name} {one_line(getattr(saved, f.name), 60)}"
+        for f in fields(Config)
+        if f"--{f.name.replace('_', '-')}" in words
+        and f.name != "device"
+        and getattr(arguments, f.name) != getattr(saved, f.name)
+    ]
+    if ignored:
+        print(f"--resume continues with the settings of the run: {', '.join(ignored)}")
     return replace(saved, device=arguments.device or saved.device)
 
 

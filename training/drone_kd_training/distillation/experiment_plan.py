@@ -14,6 +14,8 @@ from typing import Any
 from drone_kd.text import one_line
 
 _SHOWN = 12
+# Arm of `few_labels_arms` whose runs have all labels, whichever number is compared.
+_ALL_LABELS = "all"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,13 @@ def length_text(epochs: int, steps: int) -> str:
     return f"{steps} steps" if steps else f"{epochs} epochs"
 
 
-def deviations(planned: Plan, now: Plan, rows: Sequence[dict], arms: Iterable[str]) -> list[str]:
+def deviations(
+    planned: Plan,
+    now: Plan,
+    rows: Sequence[dict],
+    arms: Iterable[str],
+    experiment: Sequence[dict] = (),
+) -> list[str]:
     """Return in what the runs of an experiment are not the planned ones, one short text each.
 
     Args:
@@ -65,11 +73,16 @@ def deviations(planned: Plan, now: Plan, rows: Sequence[dict], arms: Iterable[st
         now: plan of this call.
         rows: of the finished runs that are compared.
         arms: of the primary comparison, which a seed must have with scores; none: any will do.
+        experiment: few labels: rows of all finished runs, with their ``labels``.
     """
     scored = [row for row in rows if row["map50_95"] is not None]
+    experiment = [row for row in experiment if row["map50_95"] is not None]
     seeds = {row["seed"] for row in scored}
     for arm in arms:
         seeds &= {row["seed"] for row in scored if row["arm"] == arm}
+    planned_seeds = [seed for seed in planned.seeds if seed in seeds]  # others are missing below
+    labels = [*now.labels, *(row["labels"] for row in experiment if row["arm"] != _ALL_LABELS)]
+    without_rows = _without(planned.labels, {row["labels"] for row in experiment})
     found = []
     if seeds != set(planned.seeds):
         found.append(f"seeds planned: {len(planned.seeds)}, ran: {len(seeds)}")
@@ -78,13 +91,35 @@ def deviations(planned: Plan, now: Plan, rows: Sequence[dict], arms: Iterable[st
         ("seeds added later", seeds, planned.seeds),
         ("arms missing", planned.arms, {row["arm"] for row in rows}),
         ("arms added later", dict.fromkeys(row["arm"] for row in rows), planned.arms),
-        ("labels added later", now.labels, planned.labels),
+        ("runs missing", _missing(planned, planned_seeds, rows, experiment), ()),
+        ("labels missing", without_rows if experiment else (), ()),
+        ("labels added later", dict.fromkeys(labels), planned.labels),
     )
     found += [f"{name}: {_listed(left)}" for name, a, b in pairs if (left := _without(a, b))]
     if now.compared_labels != planned.compared_labels:
         found.append(f"{now.compared_labels} labels in place of {planned.compared_labels}")
     if now.length != planned.length:
         found.append(f"{one_line(now.length)} in place of {one_line(planned.length)}")
+    return found
+
+
+def _missing(
+    planned: Plan, seeds: Sequence[int], rows: Sequence[dict], experiment: Sequence[dict]
+) -> list[str]:
+    """Return the planned runs of arms, and of numbers of labels, that have only some seeds."""
+    runs = {(row["arm"], row["seed"]) for row in rows}
+    arms = [arm for arm in planned.arms if arm in {arm for arm, _ in runs}]
+    found = [f"{arm} seed {seed}" for arm in arms for seed in seeds if (arm, seed) not in runs]
+    for number in planned.labels if len(planned.labels) > 1 else ():
+        at = {(row["arm"], row["seed"]) for row in experiment if row["labels"] == number}
+        if number == planned.compared_labels or not at:
+            continue
+        needed = min(number, 1) + 1  # arms of the learning curve; without labels ours alone
+        found += [
+            f"{number} labels seed {seed}"
+            for seed in seeds
+            if sum(seed == other for _, other in at) < needed
+        ]
     return found
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from drone_kd_training.distillation.claims import claim
 
 # What separates the values of several processes.
 _NEXT = "; "
+_LOAD = re.compile(r", load average [\d.]+")
 
 
 def record_process(
@@ -48,12 +50,8 @@ def _numbers(before: str, seeds: Sequence[int]) -> str:
 
 
 def _joined(before: str, value: str) -> str:
-    known = before.split(_NEXT) if before else []
-    own = _without_load(value)
-    same = [part for part in known if _without_load(part) == own]
-    return before if same else _NEXT.join([*known, value])
-
-
-def _without_load(value: str) -> str:
-    """Return a value without the load of the machine, which differs each time."""
-    return value.partition(", load average")[0]
+    if not before:
+        return value
+    # A value may contain the separator; the load of the machine differs each time.
+    known, own = (f"{_NEXT}{_LOAD.sub('', text)}{_NEXT}" for text in (before, value))
+    return before if own in known else f"{before}{_NEXT}{value}"

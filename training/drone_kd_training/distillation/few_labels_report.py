@@ -77,7 +77,7 @@ def write_tables(
         "runs": list(rows),
     }
     write_text(output / "compare.csv", as_csv(list(rows)))
-    first = primary_line(own, primary, SUBSET, teacher, now)
+    first = primary_line(own, primary, SUBSET, teacher, now, rows)
     models = measured_lines(teacher, [row["parameters"] for row in own])
     text = as_markdown(first, teacher, labels, arms, found, models)
     write_text(output / "compare.md", f"{text}\n{curve_table(curve)}")

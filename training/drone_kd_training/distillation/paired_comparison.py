@@ -20,6 +20,7 @@ from scipy import stats
 from drone_kd.files import write_text
 from drone_kd.parsing import read_json
 from drone_kd.text import one_line
+from drone_kd_training.distillation.claims import claim
 from drone_kd_training.distillation.distill import METRICS
 from drone_kd_training.distillation.experiment_plan import Plan, read_plan
 
@@ -83,8 +84,8 @@ def name_primary(
 ) -> Primary:
     """Return the primary comparison of an experiment, named and written before its first run.
 
-    Where runs are started it stays as it was named; in a folder of an earlier version, which named
-    none, it is named after them.
+    It stays as the first call named it, with its plan, also where no run was started; in a folder
+    of an earlier version, which named none, it is named after the runs.
 
     Args:
         output: folder of the experiment, whose runs are below ``runs``.
@@ -97,12 +98,12 @@ def name_primary(
         ValueError: the file of an earlier call holds something else, or another ``select``.
     """
     path = output / "primary.json"
-    started = any((output / "runs").glob("*/config.yaml"))
-    if not (started and path.is_file()):
-        finished = len(list((output / "runs").glob(f"*/{METRICS}")))
-        arm = arms[0] if len(arms) == 1 else None
-        named = Primary(arm, other, finished, select, None if finished else plan)
-        write_text(path, json.dumps(asdict(named), indent=1))
+    with claim(output / "locks" / "primary", wait=True):
+        if not path.is_file():
+            finished = len(list((output / "runs").glob(f"*/{METRICS}")))
+            arm = arms[0] if len(arms) == 1 else None
+            named = Primary(arm, other, finished, select, None if finished else plan)
+            write_text(path, json.dumps(asdict(named), indent=1))
     content = read_json(path)
     kinds: dict[str, Any] = {"arm": (str, type(None)), "other": str, "runs_before": int}
     kinds["select"] = (int, float)

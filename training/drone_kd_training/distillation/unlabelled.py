@@ -26,6 +26,7 @@ from drone_kd_training.data.names import DataError
 from drone_kd_training.distillation import heads
 from drone_kd_training.distillation.config import AUTO, FRAME, Config
 from drone_kd_training.distillation.train_data import (
+    FRAME_BOXES,
     FRAMES,
     TRAIN_LIST,
     add_unlabelled,
@@ -64,8 +65,7 @@ def add_flights(config: Config, data: DataSet, teacher: Teacher, output: Path) -
     frames = _without_labelled([frame.path for frame in found], labelled)
     match = match_classes(data.names, teacher.names)
     imgsz = config.teacher_imgsz
-    # Stored predictions are of the frames themselves already.
-    once = config.pseudo_labels == FRAME and not isinstance(teacher, Predictions)
+    once = _predicts_once(config, teacher)
     most = len(frames) if once else MAX_UNLABELLED
     predict = _predictor(teacher, imgsz)
     scores = score_teacher(predict, match, labelled, frames, imgsz, most=most)
@@ -81,13 +81,30 @@ def add_flights(config: Config, data: DataSet, teacher: Teacher, output: Path) -
     add_unlabelled(data, labelled, frames, match, output, config.labelled_share)
     if not config.data:  # Ultralytics needs a validation set, even if it is not used
         write_text(output / NO_VAL, f"{frames[0]}\n")
-    return continue_with_flights(config, data, output)
+    return continue_with_flights(config, data, teacher, output)
 
 
-def continue_with_flights(config: Config, data: DataSet, output: Path) -> DataSet:
-    """Return a run's data with the frames that `add_flights` listed."""
+def continue_with_flights(
+    config: Config, data: DataSet, teacher: Teacher | None, output: Path
+) -> DataSet:
+    """Return a run's data with the frames that `add_flights` listed.
+
+    Raises:
+        DataError: the teacher's boxes on the frames are missing, which it predicted once.
+    """
+    path = output / FRAMES / FRAME_BOXES
+    if _predicts_once(config, teacher) and not path.is_file():
+        raise DataError(
+            f"{one_line(path)}: expected boxes on unlabelled frames, got no file; start the run "
+            "anew"
+        )
     val = data.val if config.data else output / NO_VAL
     return replace(data, train=output / TRAIN_LIST, val=val)
+
+
+def _predicts_once(config: Config, teacher: Teacher | None) -> bool:
+    """Return whether the frames are predicted before training; stored predictions already are."""
+    return config.pseudo_labels == FRAME and not isinstance(teacher, Predictions)
 
 
 def _without_labelled(frames: list[Path], labelled: list[Path]) -> list[Path]:

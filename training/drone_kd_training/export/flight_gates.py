@@ -81,12 +81,12 @@ LIMITS = {
     "fp32": Limits(0.02, 0.1, 0.02, 0.5, 0.01, 0.02, 0.01, 0.02, 0.001),
     # A few thousandths of a score, hundredths of a pixel.
     "fp16": Limits(0.02, 0.1, 0.02, 1.0, 0.01, 0.02, 0.01, 0.02, 0.001),
-    # Sound files drift by 0.2 to 1 px. Of five (default.onnx and demo-student.pt on aerial-cars,
-    # default.onnx and night-teacher.pt on HIT-UAV, an earlier student on HIT-UAV; 35 or 40 images,
-    # calibrated on 40): 0.4 to 2.4 % of the boxes lost or invented; 0.7 to 6.0 % moved by more
-    # than 3 px, also where NMS keeps a neighbour; 0.7 to 6.9 % of the scores off by more than
-    # 0.1, on average by up to 0.03; sides up to 2.7 % larger. Limits are 1.4 to 2 x the largest:
-    # single boxes may differ, and recall, F1 and mAP bound what that costs.
+    # benchmarks/export/*-gates.csv. demo-student.pt on synthetic images and on aerial-cars: 0.2 to
+    # 1.1 % of the boxes lost or invented, 0.7 to 1.6 % moved by more than 3 px, 0.9 to 1.1 % of
+    # the scores off by more than 0.1. night-teacher.pt on HIT-UAV, of whose domain it knows
+    # nothing (it was trained on rendered images), fails: 14.7 % [11.0, 18.4] of the scores are
+    # off; with 8.5 % [2.5, 14.5] of the boxes moved there is not enough data. No limit was raised
+    # for it.
     "int8": Limits(0.05, 0.1, 0.1, 3.0, 0.05, 0.1, 0.05, 0.03, 0.01),
     # Trained for its rounding: less mAP is lost.
     "int8 aware": Limits(0.05, 0.1, 0.1, 3.0, 0.05, 0.1, 0.05, 0.03, 0.005),

@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
+from drone_kd_training.data.names import DataError
 from drone_kd_training.teachers import IGNORE_BAND
 
 NMS_IOU = 0.6
 # Key of a batch: a teacher's boxes on the unlabelled frames themselves, moved by augmentation,
 # scores in the student's classes.
 PSEUDO_LABELS = "pseudo_labels"
+# Ids below it, of classes and rows, are exact in the float32 of a label table.
+MAX_IDS = 2**24
 
 
 @dataclass(frozen=True)
@@ -157,9 +160,12 @@ def extend_labels(
 
     Returns:
         The scores (n, C) of all appended predictions, and the number of frames with some.
+
+    Raises:
+        DataError: more predictions than ids.
     """
     scores: list[np.ndarray] = []
-    next_id = classes + len(kinds or [])
+    first_id = next_id = classes + len(kinds or [])
     for label in labels:
         rows = [(label["cls"], label["bboxes"])]
         if kinds is not None:
@@ -178,6 +184,11 @@ def extend_labels(
         ids, boxes = (np.concatenate(column) for column in zip(*rows, strict=True))
         label["cls"] = ids.astype(np.float32).reshape(-1, 1)
         label["bboxes"] = boxes.astype(np.float32).reshape(-1, 4)
+    if next_id > MAX_IDS:
+        raise DataError(
+            f"expected up to {MAX_IDS - first_id} predictions in the training frames, got "
+            f"{next_id - first_id}; use fewer frames, or drop predictions with low scores"
+        )
     table = np.concatenate(scores) if scores else np.zeros((0, classes), np.float32)
     return torch.from_numpy(table), len(scores)
 
@@ -205,7 +216,7 @@ def split_batch(batch: dict, classes: int, kinds: list[Coverage] | None, scores:
     first = classes + len(kinds or [])
     predicted, area, labelled = row >= first, (row >= classes) & (row < first), row < classes
     image, boxes = batch["batch_idx"].long(), batch["bboxes"]
-    box_scores = scores.to(boxes)[row[predicted] - first]
+    box_scores = scores[(row[predicted] - first).to(scores.device)].to(boxes)
     found: dict[str, Boxes | Areas] = {
         "predictions": Boxes(image[predicted], boxes[predicted], box_scores)
     }
