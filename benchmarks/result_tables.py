@@ -27,7 +27,7 @@ def _arms(name: str, ours: str, last: Mapping[str, str] | None = None) -> Table:
         f"distillation/{name}",
         {
             "arm": "{arm}",
-            "seeds": "{seed:n}",
+            "seeds": "{map50_95:units}",
             "mAP50-95": "{map50_95:mean}",
             "over the baseline [95 %]": f"{{map50_95:gain {PLAIN}}}",
             "p (Holm)": f"{{map50_95:holm {PLAIN}}}",
@@ -71,7 +71,7 @@ def _retraining(csv: str) -> Table:
         csv,
         {
             "arm": "{arm}",
-            "seeds": "{seed:n}",
+            "seeds": "{new_after:units}",
             "labels": "{labels:.0f}",
             "accepted": "{accepted:true}",
             "new before → after": "{new_before:points} → {new_after:points}",
@@ -94,7 +94,7 @@ def _costs(random: str, *mined: str) -> Table:
     """Return the table of what labels of mined frames bring, divided by those of random ones."""
     kinds = ("frame", "box", "minute")
     columns = {f"per {kind}": f"{{gain_per_{kind}:times {random}}}" for kind in kinds}
-    counts = {"seeds": "{seed:n}", "labels": "{labels:.0f}"}
+    counts = {"seeds": "{gain_per_frame:units}", "labels": "{labels:.0f}"}
     where = {"arm": (random, *mined)}
     return Table("retraining", {"arm": "{arm}", **counts, **columns}, where, ("arm",))
 
@@ -104,7 +104,11 @@ def _ratios(csv: str, arms: tuple[str, ...], others: tuple[str, ...]) -> Table:
     columns = {f"÷ {other}": f"{{new gain:times {other}}}" for other in others}
     where = {"arm": (*arms, *others)}
     return Table(
-        csv, {"arm": "{arm}", "seeds": "{seed:n}", **columns}, where, ("arm",), differences=GAINS
+        csv,
+        {"arm": "{arm}", "seeds": "{new gain:units}", **columns},
+        where,
+        ("arm",),
+        differences=GAINS,
     )
 
 
@@ -152,7 +156,7 @@ TABLES: dict[str, Table] = {
             "arm": "{arm}",
             "labels": "{labelled_frames}",
             "steps": "{steps}",
-            "subsets": "{subset:n}",
+            "subsets": "{map50_95:units}",
             "mAP50-95": "{map50_95:mean}",
             "over few": "{map50_95:gain few}",
             "gap share": "{map50_95:share few}",
@@ -168,7 +172,7 @@ TABLES: dict[str, Table] = {
             "over hard:0.4": "{arm}",
             "labels": "{labelled_frames}",
             "steps": "{steps}",
-            "subsets": "{subset:n}",
+            "subsets": "{map50_95:units}",
             "AP under 32 px": "{ap_small:gain hard:0.4}",
             "AP of 32 to 96 px": "{ap_medium:gain hard:0.4}",
         },
@@ -224,7 +228,7 @@ TABLES: dict[str, Table] = {
         {
             "": "{setup}",
             "arm": "{arm}",
-            "seeds": "{seed:n}",
+            "seeds": "{map50_95:units}",
             "mAP50-95": "{map50_95:mean}",
             "over the baseline [95 %]": f"{{map50_95:gain {PLAIN}}}",
         },
@@ -335,7 +339,7 @@ TABLES: dict[str, Table] = {
         "selection",
         {
             "selection": "{selection}",
-            "seeds": "{seed:n}",
+            "seeds": "{gain_all:units}",
             "frames": "{frames:.0f}",
             "boxes": "{boxes:.0f}",
             "gain, points": "{gain_all:.1f}",

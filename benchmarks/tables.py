@@ -13,7 +13,8 @@ Formats, scores in points:
 ``holm ARM``    its p value, paired t-test, corrected over the arms of the table (Holm), "0.16"
 ``lead ARM``    the mean difference the other way round, ARM minus this
 ``gains ARM``   the differences, "+2.7, +2.9, +0.5"
-``share ARM``   mean gain by the mean gap between ARM and the teacher, "18 %"
+``share ARM``   mean gain by the mean gap between ARM and the teacher, with its interval by
+                Fieller, "18 % [9, 27]"; empty for a gap below `arm_figures.MIN_GAP`
 ``minus ARM``   mean difference to ARM, not in points, "-0.35"
 ``ratio ARM``   median ratio to ARM, paired, "1.73"
 ``of ARM``      mean in percent of that of ARM, "94 %"
@@ -22,6 +23,7 @@ Formats, scores in points:
 ``signs``       every row, "+1.7, +2.1"
 ``range``       least to greatest, "0.4 to 5.2"
 ``n``           number of values, "3"
+``units``       number of seeds or subsets (the first column of `Table.pair`) with a value, "3"
 ``true``        number of rows that say True, "2 of 3"
 ``.1f`` ...     the mean in a format of Python
 ==============  ==============================================================================
@@ -42,7 +44,7 @@ import numpy as np
 
 from benchmarks.runs import TEACHER, Row, expect_columns, read_rows
 from drone_kd.text import one_line
-from drone_kd_training.distillation.arm_figures import ratio_interval
+from drone_kd_training.distillation.arm_figures import MIN_GAP, ratio_interval
 from drone_kd_training.distillation.comparison_text import limits, signed
 from drone_kd_training.distillation.paired_comparison import holm, interval, p_value
 
@@ -242,9 +244,13 @@ def _holm(values: _Values, arm: str) -> str:
 
 def _share(values: _Values, arm: str) -> str:
     pairs = values.pairs(arm)
-    gap = values.of_arm(TEACHER) - np.mean([other for _, other in pairs])
-    gain = float(np.mean([own - other for own, other in pairs]))
-    return f"{100 * _divide(values, gain, float(gap)):.0f} %"
+    teacher = values.of_arm(TEACHER)
+    gains, gaps = [own - other for own, other in pairs], [teacher - other for _, other in pairs]
+    if np.mean(gaps) < MIN_GAP:
+        return ""
+    known = ratio_interval(gains, gaps)
+    between = " [{}, {}]".format(*(round(100 * limit) for limit in known)) if known else ""
+    return f"{100 * np.mean(gains) / np.mean(gaps):.0f} %{between}"
 
 
 def _ratio(values: _Values, arm: str) -> str:
@@ -260,6 +266,12 @@ def _times(values: _Values, arm: str) -> str:
     return f"{ratio:.2f}{between}"
 
 
+def _units(values: _Values, _: str) -> str:
+    expect_columns(f"{values.table.csv}.csv", values.rows[0], values.table.pair)
+    units = {unit[0] for unit in values._by_unit(values.rows)} - {""}  # a teacher has none
+    return str(len(units)) if units else ""
+
+
 def _signed(values: Sequence[float]) -> str:
     return ", ".join(map(signed, values))
 
@@ -272,6 +284,7 @@ _FORMATS: dict[str, Callable[[_Values, str], str]] = {
     "holm": _holm,
     "lead": lambda values, arm: _gain(values, arm, -1),
     "n": lambda values, _: str(len(values.numbers)),
+    "units": _units,
     "gains": lambda values, arm: _signed([a - b for a, b in values.pairs(arm)]),
     "share": _share,
     "minus": lambda values, arm: f"{np.mean([a - b for a, b in values.pairs(arm)]):+.2f}",
