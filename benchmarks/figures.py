@@ -1,9 +1,9 @@
 """Measured figures in the text of a page, and the table that each comes from.
 
-A measured figure is a number with decimals, or one before a percent or times sign, "points", "ms",
-"MB" ("3 to 5 ms": both), or before "of" or "against" and another number. With an interval behind
-it, both are one figure. Left out: code, links, headings, comments, versions ("4.6.1") and tables
-that a command writes. A setting is written as code.
+A measured figure is a number with decimals, or one before a percent or times sign, "points" or a
+unit of time, memory or rate ("3 to 5 ms": both), or before "of" or "against" and another number,
+also on the next line. With an interval behind it, both are one figure. Left out: code, links,
+comments, versions ("4.6.1") and tables that a command writes. A setting is written as code.
 
 benchmarks/cited.csv has one row per figure, page by page in the order of the text: the table, the
 line by its first cells ("recipe | 0.3"), the column, and the place of the number in the cell
@@ -22,7 +22,7 @@ BLOCK = re.compile(
     r"(?<=<!-- table: )([\w./-]+)( -->\n\n)((?:(?!<!--).)*)(\n<!-- end -->)", re.DOTALL
 )
 _LEFT_OUT = re.compile(
-    r"<!-- table: .*?<!-- end -->|<!--.*?-->|```.*?```|^(?:    [^\n]*\n?)+|^#[^\n]*|`[^`]*`"
+    r"<!-- table: .*?<!-- end -->|<!--.*?-->|```.*?```|^(?:    [^\n]*\n?)+|`[^`]*`"
     r"|\]\([^)]*\)|\b[\w.-]*\d+\.\d+\.\d[\w.]*",
     re.DOTALL | re.MULTILINE,
 )
@@ -30,7 +30,9 @@ _NUMBER = re.compile(r"(?<![\w.:/])[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w:/])(?!\.\
 _INTERVAL = re.compile(rf"{_NUMBER.pattern} \[[-+\d., ]+\]")
 _FIGURE = re.compile(rf"{_INTERVAL.pattern}|{_NUMBER.pattern}")
 _MEASURED = re.compile(
-    r"( (?:to|and|or) [+-]?\d[\d.,]*)?\s?(%|\u00d7|points?\b|ms\b|MB\b|(of|against) \d)"
+    r"(\s(?:to|and|or)\s[+-]?\d[\d.,]*)?\s?"
+    r"(%|\u00d7|(percent|x(?! \d)|points?|ms|s|seconds?|min|minutes?|hours?|MB|GB|Hz|fps)\b"
+    r"|(of|against)\s\d)"
 )
 _LINK = re.compile(r"\]\((\.\./)*benchmarks/[\w-]+\.md[#)]")
 
@@ -68,10 +70,11 @@ def measured(page: str) -> Iterator[Figure]:
     """Yield the measured figures in the text of a page in Markdown."""
     text = _LEFT_OUT.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), page)
     linked = _linked(page)
-    for number, line in enumerate(text.splitlines()):
-        for match in _FIGURE.finditer(line):
-            if "." in match[0] or _MEASURED.match(line, match.end()):
-                yield Figure(number + 1, match.start(), match[0], linked[number])
+    for match in _FIGURE.finditer(text):
+        if "." in match[0] or _MEASURED.match(text, match.end()):
+            number = text.count("\n", 0, match.start())
+            start = match.start() - text.rfind("\n", 0, match.start()) - 1
+            yield Figure(number + 1, start, match[0], linked[number])
 
 
 def _linked(page: str) -> list[bool]:
