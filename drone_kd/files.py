@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from drone_kd.text import one_line
@@ -195,18 +195,31 @@ def read_private(folder: int, name: str, limit: int) -> bytes:
 
 def write_private(folder: int, name: str, content: bytes) -> None:
     """Write a file of `open_private_folder` atomically, with mode 0600; see `atomic_file`."""
-    temporary = _unpredictable(Path(name), ".tmp").name
+    write_private_files(folder, {name: content})
+
+
+def write_private_files(folder: int, contents: Mapping[str, bytes]) -> None:
+    """Write files as `write_private` does, in this order; none, unless the disk has room for all.
+
+    A power failure may still come between two of them.
+    """
+    temporary: dict[str, str] = {}
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=folder), "wb") as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException:
+    try:
+        for name, content in contents.items():
+            path = _unpredictable(Path(name), ".tmp").name
+            with os.fdopen(os.open(path, flags, 0o600, dir_fd=folder), "wb") as file:
+                temporary[name] = path
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for name, path in temporary.items():
+            os.replace(path, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        for path in temporary.values():
             with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=folder)
-            raise
+                os.unlink(path, dir_fd=folder)
+        raise
     os.fsync(folder)
 
 

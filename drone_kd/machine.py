@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,8 @@ _L4T = Path("/etc/nv_tegra_release")
 _SENSORS = Path("/sys/class/hwmon")
 _CLOCKS = Path("/sys/class/devfreq")
 _CPU_CLOCKS = Path("/sys/devices/system/cpu/cpufreq")
+# Not on the PATH of cron and of some systemd units.
+_NVPMODEL = "/usr/sbin/nvpmodel"
 # Of a Jetson's GPU in devfreq: "17000000.gpu", "17000000.ga10b", "gpu-gpc-0".
 _GPU_NAMES = re.compile("gpu|gv11b|ga10b|gb10b")
 
@@ -30,7 +33,6 @@ class GpuState(NamedTuple):
 
     board: str
     power_mode: str
-    mhz: int  # highest clock in this mode; 0: unknown
     driver: str
 
 
@@ -56,16 +58,21 @@ def l4t() -> str:
 
 
 def gpu_driver() -> str:
-    """Return the version of NVIDIA's kernel driver, or of Jetson Linux; empty: there is none."""
+    """Return the version of Jetson Linux, or of NVIDIA's kernel driver; empty: there is none.
+
+    A Jetson's driver comes with Jetson Linux, and its module may be loaded late after a start.
+    """
+    if version := l4t():
+        return version
     line = _read(_PROC / "driver" / "nvidia" / "version").partition("\n")[0]
     found = re.search(r"\d+\.\d+(\.\d+)?", line)
-    return found[0] if found else l4t()
+    return found[0] if found else ""
 
 
 def gpu_clocks_mhz() -> dict[str, int]:
     """Return the "lowest", "current" and "highest" clock of a Jetson's GPU; empty: unknown.
 
-    The highest one depends on the power mode.
+    The highest one depends on the power mode and, in a hot board, on thermal limits.
     """
     for device in sorted(_CLOCKS.glob("*")):
         if _GPU_NAMES.search(device.name):
@@ -75,8 +82,7 @@ def gpu_clocks_mhz() -> dict[str, int]:
 
 def gpu_state() -> GpuState:
     """Return what the speed of the GPU's kernels depends on."""
-    highest = gpu_clocks_mhz().get("highest", 0)
-    return GpuState(board(), power_mode(), highest, gpu_driver())
+    return GpuState(board(), power_mode(), gpu_driver())
 
 
 def cpu_clocks_mhz() -> dict[str, dict[str, int]]:
@@ -125,13 +131,13 @@ def host_name() -> str:
 
 def power_mode() -> str:
     """Return a Jetson's power mode, e.g. "MAXN"; empty if it is not readable."""
-    command = ["nvpmodel", "-q"]
+    command = [shutil.which("nvpmodel") or _NVPMODEL, "-q"]
     try:
         output = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return ""
-    modes = [line.partition(":")[2].strip() for line in output.splitlines() if "Mode:" in line]
-    return modes[0] if modes else ""
+    found = re.search(r"^(?:NV )?Power Mode:(.*)", output, re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 def temperatures_c(zones: Path = _THERMAL) -> dict[str, float]:

@@ -29,10 +29,17 @@ def test_unreadable_thermal_zones_are_left_out(tmp_path):
 
 def test_power_mode_of_nvpmodel(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(machine, "_NVPMODEL", str(tmp_path / "sbin"))
     assert machine.power_mode() == ""
     command = tmp_path / "nvpmodel"
-    command.write_text("#!/bin/sh\necho 'NV Power Mode: MAXN_SUPER'\necho 2\n")
+    command.write_text(
+        "#!/bin/sh\necho 'NV Fan Mode:quiet'\necho 'NV Power Mode: MAXN_SUPER'\necho 2\n"
+    )
     command.chmod(0o755)
+    assert machine.power_mode() == "MAXN_SUPER"
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert machine.power_mode() == ""
+    monkeypatch.setattr(machine, "_NVPMODEL", str(command))
     assert machine.power_mode() == "MAXN_SUPER"
     command.write_text("#!/bin/sh\nexit 1\n")
     assert machine.power_mode() == ""
@@ -42,13 +49,15 @@ def test_versions_of_a_jetson(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_L4T", tmp_path / "release")
     monkeypatch.setattr(machine, "_PROC", tmp_path)
     assert machine.l4t() == machine.gpu_driver() == machine.board() == ""
-    (tmp_path / "release").write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: x\n")
-    assert machine.l4t() == machine.gpu_driver() == "R36.4.3"
+    release = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: x\n"
     (tmp_path / "driver" / "nvidia").mkdir(parents=True)
     (tmp_path / "driver" / "nvidia" / "version").write_text(
         "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n"
     )
-    assert machine.gpu_driver() == "540.4.0"
+    assert machine.l4t() == "" and machine.gpu_driver() == "540.4.0"
+    # A Jetson's module may not be loaded yet: the driver's name must not depend on it.
+    (tmp_path / "release").write_text(release)
+    assert machine.l4t() == machine.gpu_driver() == "R36.4.3"
 
 
 def write_files(folder, **files):

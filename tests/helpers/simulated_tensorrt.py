@@ -231,6 +231,7 @@ class _BuilderConfig(_Simulated):
     builder_optimization_level = 3
     profiling_verbosity = 0
     progress_monitor: Any = None
+    _logger: _Logger
 
     def __init__(self) -> None:
         self._flags = {"TF32"}
@@ -247,8 +248,10 @@ class _BuilderConfig(_Simulated):
         self._flags.discard(self.simulation.module.BuilderFlag(flag).name)
 
     def create_timing_cache(self, content: bytes) -> _TimingCache | None:
-        damaged = content.strip(b"timed ") != b""
-        return None if damaged else self.simulation.module.ITimingCache(content)
+        if content.strip(b"timed "):
+            self._logger.log(_Logger.ERROR, "the timing cache is damaged")
+            return None
+        return self.simulation.module.ITimingCache(content)
 
     def set_timing_cache(self, cache: _TimingCache, ignore_mismatch: bool) -> bool:
         self._cache = cache
@@ -305,7 +308,9 @@ class _Builder(_Simulated):
         return self.simulation.module.INetworkDefinition()
 
     def create_builder_config(self) -> _BuilderConfig:
-        return self.simulation.module.IBuilderConfig()
+        config: _BuilderConfig = self.simulation.module.IBuilderConfig()
+        config._logger = self._logger
+        return config
 
     def build_serialized_network(
         self, network: _NetworkDefinition, config: _BuilderConfig

@@ -1,8 +1,8 @@
 """Build a TensorRT engine from a model.onnx, on the device that runs it (drone-kd build).
 
 After each build, and each time that it is loaded, an engine must reproduce the golden images of
-its model, see `drone_kd.backends.golden`. A new engine that does not is refused.
-The refusal is stored, so that it is not built again at each start.
+its model, see `drone_kd.backends.golden`. A new engine that does not is refused, and an older one
+stays. Without one the refusal is stored, so that it is not built again at each start.
 
 The precision is that of the model's spec: networks are strongly typed, and TF32 is off. TensorRT
 8.6 has no strongly typed networks: it builds an fp16 model with the FP16 flag and rejects an int8
@@ -26,7 +26,7 @@ from drone_kd.backends.tensorrt.cuda import CudaError, first_device, total_memor
 from drone_kd.backends.tensorrt.engine_cache import EngineKey, EngineStore
 from drone_kd.backends.tensorrt.runtime import LOGGER, EngineError, TrtBackend, started
 from drone_kd.core.model_spec import ModelError, ModelSpec
-from drone_kd.machine import gpu_state, memory_mb
+from drone_kd.machine import gpu_clocks_mhz, gpu_state, memory_mb
 from drone_kd.text import one_line
 
 OPTIMISATION_LEVEL = 3  # TensorRT's own default; written out because engines depend on it
@@ -84,7 +84,6 @@ def _key(file: ModelFile, spec: ModelSpec) -> EngineKey:
         multiprocessors=device.multiprocessors,
         board=state.board,
         power_mode=state.power_mode,
-        gpu_mhz=state.mhz,
         driver=state.driver,
         precision=spec.precision,
         optimisation_level=OPTIMISATION_LEVEL,
@@ -104,7 +103,7 @@ def _load(
     plan, problem = store.read()
     if plan is not None:
         try:
-            return _checked(spec, plan, golden, store)
+            return _cached(spec, plan, golden, store)
         except EngineError as error:
             problem = f"does not load ({error})"
         except GoldenError as error:
@@ -138,7 +137,7 @@ def _build(
     store: EngineStore,
     progress: Callable[[str], None],
 ) -> TrtBackend:
-    """Build, store and check an engine. GoldenError: it is refused, which is stored."""
+    """Build, check and store an engine. GoldenError: it is refused; see above."""
     store.require_space(_SPACE_BYTES + _SPACE_PER_MODEL * len(file.content))
     memory = memory_mb()
     if 0 < memory.get("total", 0) < _SMALL_MEMORY_MB and not memory.get("swap"):
@@ -154,22 +153,40 @@ def _build(
             progress("an earlier build of this engine was killed: for lack of memory or power?")
         plan, timings = _build_plan(file.content, spec.precision, store.read_timings(), progress)
     seconds = round(time.monotonic() - start, 1)
-    built = datetime.now(timezone.utc).isoformat()
-    store.write(plan, timings, {"built": built, "build_seconds": seconds})
-    progress(f"engine built in {seconds:g} s: {one_line(store.plan_path)}")
+    built: dict[str, str | float] = {
+        "built": datetime.now(timezone.utc).isoformat(),
+        "build_seconds": seconds,
+        "gpu_mhz": gpu_clocks_mhz().get("highest", 0),
+    }
+    is_new = store.read()[0] is None
     try:
-        return _checked(spec, plan, golden, store)
+        backend = _checked(spec, plan, golden)
     except GoldenError as error:
-        store.refuse(str(error))
+        if is_new:
+            store.refuse(str(error))
         raise
+    except (ModelError, CudaError):  # too little memory now: the next start need not build it
+        if is_new:
+            store.write(plan, timings, built)
+        raise
+    store.write(plan, timings, built | {"mode": backend.mode})
+    progress(f"engine built in {seconds:g} s: {one_line(store.plan_path)}")
+    return backend
 
 
 def _checked(
+    spec: ModelSpec, plan: bytes, golden: list[GoldenImage], mode: str = ""
+) -> TrtBackend:
+    backend = TrtBackend(spec, plan, mode)
+    require_golden(backend, golden)
+    return backend
+
+
+def _cached(
     spec: ModelSpec, plan: bytes, golden: list[GoldenImage], store: EngineStore
 ) -> TrtBackend:
     mode = store.entry("mode")
-    backend = TrtBackend(spec, plan, mode)
-    require_golden(backend, golden)
+    backend = _checked(spec, plan, golden, mode)
     if backend.mode != mode:
         with contextlib.suppress(OSError):  # the next load measures again
             store.note("mode", backend.mode)
@@ -204,6 +221,7 @@ def _build_plan(
         config.set_flag(trt.BuilderFlag.FP16)
     cache: trt.ITimingCache = config.create_timing_cache(timings)
     if cache is None or not config.set_timing_cache(cache, False):  # damaged
+        LOGGER.reason()  # clears it: it is not the reason of what fails later
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
     monitor = _Monitor()

@@ -19,16 +19,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from drone_kd.files import open_private_folder, read_private, write_private
+from drone_kd.files import open_private_folder, read_private, write_private, write_private_files
 from drone_kd.parsing import ParseError, parse_json
 from drone_kd.paths import cache_folder
 from drone_kd.text import one_line
 
 _MAX_RECORD_BYTES, _MAX_BYTES = 1_000_000, 1 << 32
+_READ_ONLY = (errno.EROFS, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _MEGA = 1e6
 _MAX_RECORDS = 1000  # that are compared
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,8 @@ class EngineKey:
     device: str
     compute_capability: str
     multiprocessors: int
-    board: str  # these four: `machine.gpu_state`; kernels are chosen by their speed
+    board: str  # these three: `machine.gpu_state`; kernels are chosen by their speed
     power_mode: str
-    gpu_mhz: int  # highest clock in this power mode; 0: unknown
     driver: str
     precision: str
     optimisation_level: int
@@ -79,12 +79,20 @@ class EngineStore:
     def locked(self) -> Iterator[None]:
         """Open the folder, and lock this entry against other processes.
 
-        OSError: the cache folder cannot be created or written, or is not this user's alone.
+        A folder that cannot be written is opened without the lock: its engines can be read.
+        OSError: the cache folder cannot be created, or is not this user's alone.
         """
         with contextlib.ExitStack() as stack:
             self._folder = stack.enter_context(open_private_folder(self.plan_path.parent))
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            lock = os.open(self._lock, flags, 0o600, dir_fd=self._folder)
+            try:
+                lock = os.open(self._lock, flags, 0o600, dir_fd=self._folder)
+            except OSError as error:
+                if error.errno not in _READ_ONLY:
+                    raise
+                self._locked = -1
+                yield
+                return
             stack.callback(os.close, lock)
             self._locked = lock
             try:
@@ -120,7 +128,11 @@ class EngineStore:
         return plan, ""
 
     def require_space(self, size: int) -> None:
-        """Raise OSError unless the disk has room for `size` bytes, for an error before a build."""
+        """Raise OSError unless the disk takes `size` bytes, for an error before a build."""
+        if self._locked < 0:
+            raise OSError(
+                f"expected a folder that can be written, got {one_line(self.plan_path.parent)}"
+            )
         disk = os.fstatvfs(self._folder)
         free = disk.f_bavail * disk.f_frsize
         if free < size:
@@ -149,14 +161,16 @@ class EngineStore:
     def write(self, plan: bytes, timings: bytes, built: dict[str, str | float]) -> None:
         """Store an engine, its timings, and informative entries about its build in the record.
 
-        OSError: writing failed; an older engine stays, if there was one.
+        OSError: writing the engine failed; an older one stays, if there was one.
         """
         record = {"key": asdict(self._key), "plan_bytes": len(plan), "plan_sha256": sha256(plan)}
         record |= built
-        # In this order: after a power cut between the two, `read` sees that the record differs.
-        write_private(self._folder, self._plan, plan)
-        self._write_record(record)
-        write_private(self._folder, self._timings, timings)
+        # After a power cut between the two `read` sees that the record differs.
+        write_private_files(self._folder, {self._plan: plan, self._record: _json(record)})
+        try:
+            write_private(self._folder, self._timings, timings)
+        except OSError as error:
+            self._progress(f"the kernel timings for the next build are not stored: {error}")
 
     def entry(self, name: str) -> str:
         """Return a text that `note` or `refuse` has stored; empty: there is none."""
@@ -198,14 +212,17 @@ class EngineStore:
         return record if isinstance(record, dict) else {}
 
     def _write_record(self, record: dict[str, Any]) -> None:
-        content = json.dumps(record, indent=1).encode() + b"\n"
-        write_private(self._folder, self._record, content)
+        write_private(self._folder, self._record, _json(record))
 
     def remove(self) -> None:
         """Remove the engine and its record."""
         for name in (self._record, self._plan):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self._folder)
+
+
+def _json(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, indent=1).encode() + b"\n"
 
 
 def _lock(descriptor: int, progress: Callable[[str], None]) -> None:

@@ -1,6 +1,7 @@
 """Engine builds and the engine cache, on a simulated TensorRT and GPU (simulated_tensorrt.py)."""
 
 import errno
+import json
 import os
 import re
 import signal
@@ -165,7 +166,12 @@ def test_timing_cache_is_reused_unless_damaged(simulated_tensorrt, model, engine
     assert simulated_tensorrt.timings == b"timed "
     (timings,) = engines.glob("*.timings")
     timings.write_bytes(b"damaged")
-    open_tensorrt(write_bright_cell_model(tmp_path / "third.onnx", cell=32))
+    third = write_bright_cell_model(tmp_path / "third.onnx", cell=32)
+    simulated_tensorrt.build_error = "Error Code 10"
+    with pytest.raises(ModelError, match="cannot build it: Error Code 10"):
+        open_tensorrt(third)  # the damage is not the reason
+    simulated_tensorrt.build_error = ""
+    open_tensorrt(third)
     assert simulated_tensorrt.timings == b""
 
 
@@ -316,20 +322,30 @@ def test_interrupted_rebuild_keeps_the_valid_engine(simulated_tensorrt, model):
 
 def test_another_power_mode_needs_another_engine(simulated_tensorrt, model, monkeypatch):
     monkeypatch.setattr(machine, "power_mode", lambda: "15W")
-    monkeypatch.setattr(machine, "gpu_clocks_mhz", lambda: {"highest": 625})
     open_tensorrt(model)
     monkeypatch.setattr(machine, "power_mode", lambda: "MAXN")
-    monkeypatch.setattr(machine, "gpu_clocks_mhz", lambda: {"highest": 1020})
-    with pytest.raises(ModelError, match=r"power_mode 15W, now MAXN; gpu_mhz 625, now 1020"):
+    with pytest.raises(ModelError, match=r"power_mode 15W, now MAXN"):
         open_backend(model, may_build=False)
     lines, _ = open_tensorrt(model)
-    assert "no engine for this device and mode (power_mode 15W, now MAXN; " in lines[0]
+    assert "no engine for this device and mode (power_mode 15W, now MAXN)" in lines[0]
     # Kernel timings of another mode are of no use.
     assert (simulated_tensorrt.builds, simulated_tensorrt.timings) == (2, b"")
     monkeypatch.setattr(machine, "power_mode", lambda: "15W")
-    monkeypatch.setattr(machine, "gpu_clocks_mhz", lambda: {"highest": 625})
     open_tensorrt(model)
     assert simulated_tensorrt.builds == 2
+
+
+def test_hot_board_loads_its_engine(simulated_tensorrt, model, engines, tmp_path, monkeypatch):
+    """A thermal limit lowers max_freq; the record keeps the clock of the build."""
+    monkeypatch.setattr(machine, "_CLOCKS", tmp_path)
+    (tmp_path / "17000000.gpu").mkdir()
+    limit = tmp_path / "17000000.gpu" / "max_freq"
+    limit.write_text("1020000000")
+    open_tensorrt(model)
+    (record,) = engines.glob("*.json")
+    assert json.loads(record.read_text())["gpu_mhz"] == 1020
+    limit.write_text("624750000")
+    open_backend(model, may_build=False)
 
 
 def test_engine_of_another_board_is_not_loaded(simulated_tensorrt, model, engines, monkeypatch):

@@ -12,7 +12,6 @@ import pytest
 
 from drone_kd.backends.tensorrt import engine_cache
 from drone_kd.backends.tensorrt.engine_cache import EngineKey, EngineStore
-from drone_kd.files import write_private
 
 KEY = EngineKey(
     model_sha256="0" * 64,
@@ -22,7 +21,6 @@ KEY = EngineKey(
     multiprocessors=8,
     board="NVIDIA Jetson Orin Nano",
     power_mode="15W",
-    gpu_mhz=625,
     driver="540.4.0",
     precision="fp16",
     optimisation_level=3,
@@ -92,9 +90,9 @@ def test_notes_and_refusals_are_kept_in_the_record(store):
 
 
 def test_differences_are_to_engines_of_the_same_model(store):
-    other = EngineStore(replace(KEY, power_mode="MAXN", gpu_mhz=1020), ignore)
+    other = EngineStore(replace(KEY, power_mode="MAXN"), ignore)
     with other.locked():
-        assert other.differences() == "power_mode 15W, now MAXN; gpu_mhz 625, now 1020"
+        assert other.differences() == "power_mode 15W, now MAXN"
     third = EngineStore(replace(KEY, model_sha256="1" * 64), ignore)
     with third.locked():
         assert third.differences() == ""
@@ -215,23 +213,70 @@ def test_other_errors_of_the_lock_are_not_hidden(store, monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("written", [0, 1])
-def test_interrupted_write_yields_the_old_engine_or_none(store, monkeypatch, written):
-    """The record is written after the engine, so that it never vouches for one not yet there."""
-    names: list[str] = []
+@pytest.mark.parametrize("full_after", [0, 1])
+def test_full_disk_keeps_the_old_engine(store, monkeypatch, full_after):
+    """With room for the new engine but not for its record, too."""
+    synced = []
 
-    def write(folder, name, content):
-        if len(names) == written:
+    def fsync(descriptor):
+        if len(synced) == full_after:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        names.append(name)
-        write_private(folder, name, content)
+        synced.append(descriptor)
 
-    monkeypatch.setattr(engine_cache, "write_private", write)
+    monkeypatch.setattr(os, "fsync", fsync)
     with store.locked():
         with pytest.raises(OSError, match="No space left"):
             store.write(b"PLAN", b"", {})
-        assert store.read() == [(b"plan", ""), (None, "was altered")][written]
-    assert names == [store.plan_path.name][:written]
+        assert store.read() == (b"plan", "")
+    assert not list(store.plan_path.parent.glob(".*"))
+
+
+@pytest.mark.parametrize(("failing", "found"), [(0, (b"plan", "")), (1, (None, "was altered"))])
+def test_interrupted_write_yields_the_old_engine_or_none(store, monkeypatch, failing, found):
+    """The record is written after the engine, so that it never vouches for one not yet there."""
+    replace_file, names = os.replace, []
+
+    def fail(source, target, **options):
+        if len(names) == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        names.append(target)
+        replace_file(source, target, **options)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with store.locked():
+        with pytest.raises(OSError, match="Input/output error"):
+            store.write(b"PLAN", b"", {})
+        assert store.read() == found
+    assert names == [store.plan_path.name][:failing]
+
+
+def test_timings_that_cannot_be_stored_are_one_line(store, monkeypatch):
+    def full(folder, name, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(engine_cache, "write_private", full)
+    lines: list[str] = []
+    store = EngineStore(KEY, lines.append)
+    with store.locked():
+        store.write(b"new", b"new", {})
+        assert store.read() == (b"new", "") and store.read_timings() == b"timings"
+    assert len(lines) == 1 and "timings for the next build are not stored: [Errno 28]" in lines[0]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_engine_is_read_from_a_folder_that_cannot_be_written(store, monkeypatch, code):
+    open_file = os.open
+
+    def read_only(path, flags, *args, **options):
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(code, os.strerror(code))
+        return open_file(path, flags, *args, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with store.locked():
+        assert store.read() == (b"plan", "")
+        with pytest.raises(OSError, match="expected a folder that can be written, got"):
+            store.require_space(1)
 
 
 def test_user_without_a_home_has_a_private_folder(tmp_path, monkeypatch):

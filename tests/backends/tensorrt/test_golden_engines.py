@@ -108,6 +108,28 @@ def test_refused_engine_is_built_again_on_request_only(
     assert simulated_tensorrt.builds == 2
 
 
+def test_refused_rebuild_keeps_the_sound_engine(
+    simulated_tensorrt, golden_model, engines, computes
+):
+    open_backend(golden_model)
+    before = {path: path.read_bytes() for path in engines.iterdir()}
+    wrong = [True]
+    computes(lambda rows: lower_scores(rows) if wrong else None)
+    with pytest.raises(ModelError, match=REFUSED):
+        open_backend(golden_model, rebuild=True)
+    wrong.clear()
+    assert {path: path.read_bytes() for path in engines.iterdir()} == before
+    assert open_backend(golden_model, may_build=False).name.startswith("TensorRT")
+
+
+def test_new_engine_that_cannot_be_checked_now_is_stored(simulated_tensorrt, golden_model):
+    simulated_tensorrt.gpu.errors["cudaMalloc"] = 2
+    with pytest.raises(ModelError, match="out of memory"):
+        open_backend(golden_model)
+    simulated_tensorrt.gpu.errors.clear()
+    assert open_backend(golden_model, may_build=False).name.startswith("TensorRT")
+
+
 def test_batch_in_another_order_is_refused(simulated_tensorrt, tmp_path, computes):
     model = with_golden(write_bright_cell_model(tmp_path / "m.onnx", tiny_spec(batch=3)))
 
