@@ -40,18 +40,20 @@ class Limits:
 
     box_px: float  # network pixels
     score: float
-    share: float  # of the rows of an image, and of all detections
+    share: float  # of the rows that matter, of all images
+    image_share: float  # of all rows of an image, most of which are background
 
 
-# FP32 as in the export. FP16 with other roundings differs by 0.03 px and 0.0006. INT8 may be as
-# far from its file as the file is from float: single boxes move far, where a value rounds to
-# another code. In all precisions rounding decides between two classes of equal score.
+# FP32 as in the export. FP16 is also computed in FP16, by ARM's processors: single scores differ
+# by 0.022 and one row in eight is off, most of them background. INT8 may be as far from its file
+# as the file is from float: single boxes move far, where a value rounds to another code. In all
+# precisions rounding decides between two classes of equal score.
 LIMITS = {
-    "fp32": Limits(0.05, 0.003, 0.05),
-    "fp16": Limits(0.5, 0.01, 0.1),
-    "int8": Limits(2.0, 0.05, 0.1),
+    "fp32": Limits(0.05, 0.003, 0.05, 0.05),
+    "fp16": Limits(0.5, 0.01, 0.1, 0.2),
+    "int8": Limits(2.0, 0.05, 0.1, 0.1),
 }
-_DETECTION = 0.25  # score
+_MATTERS = 0.05  # score; rows below are background
 _MISSING = 1e6  # in the place of infinity, which JSON does not know
 # Of the output, which is best first: bounds the memory of the comparison.
 _COMPARED_ROWS = 2000
@@ -202,15 +204,17 @@ def reproduce(backend: Backend, images: Sequence[GoldenImage]) -> Reproduction:
             for i, rows in zip(order, output, strict=True)
         ]
     box_px, score, expected = np.concatenate(parts, axis=1)
-    detections = expected > _DETECTION
-    groups = [part[:2] for part in parts] + [np.stack([box_px, score])[:, detections]]
+    off = _off(box_px, score, limits)
+    matter = expected >= _MATTERS
     return Reproduction(
         rows=len(box_px),
-        off=int(_off(box_px, score, limits).sum()),
+        off=int(off.sum()),
         box_px=min(float(box_px.max()), _MISSING),
         score=min(float(score.max()), _MISSING),
-        holds=all(
-            _off(box, scores, limits).sum() <= limits.share * len(box) for box, scores in groups
+        holds=off[matter].sum() <= limits.share * matter.sum()
+        and all(
+            _off(box, scores, limits).sum() <= limits.image_share * len(box)
+            for box, scores, _ in parts
         ),
     )
 
@@ -250,5 +254,6 @@ def require_golden(backend: Backend, images: Sequence[GoldenImage]) -> None:
             f"{backend.name} does not reproduce the golden images of the model, it computes "
             f"something else: {found.off} of {found.rows} rows are off by more than "
             f"{limits.box_px:g} px or {limits.score:g} in score, at most "
-            f"{limits.share:.0%} of an image may be"
+            f"{limits.image_share:.0%} of an image may be, and {limits.share:.0%} of those with "
+            f"a score ≥ {_MATTERS:g}"
         )

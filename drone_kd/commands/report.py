@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     has_tensorrt = tensorrt_is_installed()
     runtime = "tensorrt" if has_tensorrt else "onnxruntime"
     task = Task((), runtime, arguments.frames, arguments.soak)
-    report = Report(arguments.output, arguments.restart)
+    folders = [arguments.output, *(path.parent for path in models.values())]
+    report = Report(arguments.output, arguments.restart, private_names(folders))
     facts = _facts()
     libraries = versions() | {"numpy": np.__version__, "OpenCV": cv2.__version__}
     state = [machine.gpu_state(), libraries, arguments.frames, arguments.soak]
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         for number, step in enumerate(steps, 1):
             shown = f"step {number} of {len(steps)}: {step.name}"
-            if not report.is_done(step):
+            if report.must_run(step):
                 show_progress(shown)
                 report.add(step, outcome_of(step, report, deadline, has_tensorrt))
             show_progress(f"{shown}: {report.status(step.name)}")

@@ -108,10 +108,11 @@ class Sampler:
 
 def build(task: Task) -> tuple[bool, dict[str, Any]]:
     """Build the engine, or load the one of the cache; it must reproduce the golden images."""
-    lines: list[str] = []
+    built = False
 
     def progress(line: str) -> None:
-        lines.append(line)
+        nonlocal built
+        built = built or line.startswith("engine built in ")
         show_progress(line)
 
     file = read_model_file(task.models[0])
@@ -120,9 +121,8 @@ def build(task: Task) -> tuple[bool, dict[str, Any]]:
         backend = open_backend(file, runtime="tensorrt", progress=progress)
     return True, {
         "name": backend.name,
-        "built": any(line.startswith("engine built in ") for line in lines),
+        "built": built,
         "seconds": round(perf_counter() - start, 1),
-        "lines": [one_line(line, _SHOWN) for line in lines[:3]],
         **sampler.summary(),
     }
 

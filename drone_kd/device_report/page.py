@@ -76,7 +76,7 @@ def _details(step: dict[str, Any]) -> str:
     """Return the error of a step, or the numbers and texts of its result."""
     if step["error"]:
         return _cell(step["error"])
-    left_out = ("times_ms", "golden", "lines", "input_shape")
+    left_out = ("times_ms", "golden", "input_shape")
     result = {name: value for name, value in step["result"].items() if name not in left_out}
     return _cell(result)
 

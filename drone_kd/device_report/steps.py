@@ -76,12 +76,12 @@ def plan_steps(models: dict[str, Path], keys: dict[str, str], task: Task) -> lis
 class Report:
     """report.json in a folder: written after each step, so that an interruption loses one step.
 
-    ParseError: there is a file, but not of this format.
+    `names`: see `private_names`. ParseError: there is a file, but not of this format.
     """
 
-    def __init__(self, folder: Path, restart: bool) -> None:
+    def __init__(self, folder: Path, restart: bool, names: Iterable[str] = ()) -> None:
         self.path = folder / "report.json"
-        self._names = private_names()
+        self._names = tuple(names) or tuple(private_names())
         self.content: dict[str, Any] = {"schema": SCHEMA, "steps": {}}
         if self.path.exists() and not restart:
             content = read_json(self.path)
@@ -97,6 +97,10 @@ class Report:
         found = self.content["steps"].get(step.name, {})
         return found.get("status") == "pass" and found.get("key") == step.key
 
+    def must_run(self, step: Step) -> bool:
+        """Whether to run a step; a build always: its engine may have gone since."""
+        return step.kind == "build" or not self.is_done(step)
+
     def forget(self, names: Iterable[str]) -> None:
         """Keep only steps with these names."""
         steps = self.content["steps"]
@@ -104,6 +108,9 @@ class Report:
 
     def add(self, step: Step, outcome: dict[str, Any]) -> None:
         """Store the outcome of a step; the layers get a file of their own."""
+        loaded = outcome["status"] == "pass" and not outcome["result"].get("built")
+        if step.kind == "build" and loaded and self.is_done(step):
+            return  # the earlier outcome tells how long the build took
         layers = outcome["result"].pop("layers", None)
         if layers is not None:
             text = without_names(json.dumps(layers, indent=1), self._names)

@@ -37,7 +37,24 @@ def test_folders_user_and_computer_are_private(monkeypatch):
     names = private_names()
     assert {"joan", "drone7", str(Path.cwd())} <= set(names)
     text = f"in {Path.cwd()} of joan at drone7"
-    assert anonymous(text, names) == f"in {Path.cwd().name} of … at …"
+    assert anonymous(text, names) == "in … of … at …"
+
+
+@pytest.mark.parametrize(
+    ("text", "becomes"),
+    [
+        ("/srv/Acme Corp (Berlin)/model.onnx: damaged", "model.onnx: damaged"),
+        ("in /home/alice/flight logs, of ALICE", "in …, of …"),
+        ("/home/alice/flight logs/.cache/a.plan", "a.plan"),
+        ("alice_model.onnx of Alice", "…_model.onnx of …"),
+    ],
+)
+def test_folders_with_blanks_and_names_in_any_case_are_left_out(monkeypatch, text, becomes):
+    monkeypatch.setattr(getpass, "getuser", lambda: "alice")
+    monkeypatch.setenv("HOME", "/home/alice/flight logs")
+    names = private_names([Path("/srv/Acme Corp (Berlin)")])
+    assert anonymous(text, names) == becomes
+    assert anonymous(anonymous(text, names), names) == becomes
 
 
 def test_common_names_stay(monkeypatch):

@@ -41,6 +41,21 @@ def test_finished_steps_are_kept_while_nothing_has_changed(plan, tmp_path):
     assert not Report(tmp_path, restart=True).is_done(step)
 
 
+def test_build_is_repeated_and_keeps_its_time(plan, tmp_path):
+    """Its engine may have gone; one that is still there is loaded."""
+    step = plan["build: a.onnx"]
+    Report(tmp_path, restart=False).add(step, PASSED | {"result": {"built": True, "seconds": 9}})
+    report = Report(tmp_path, restart=False)
+    assert report.must_run(step) and report.is_done(step)
+    report.add(step, PASSED | {"result": {"built": False, "seconds": 1}})
+    assert report.content["steps"][step.name]["result"] == {"built": True, "seconds": 9}
+    report.add(step, PASSED | {"status": "fail"})
+    assert report.status(step.name) == "fail"
+    speed = plan["tensorrt: a.onnx"]
+    report.add(speed, dict(PASSED))
+    assert not report.must_run(speed)
+
+
 @pytest.mark.parametrize("status", ["fail", "not done"])
 def test_other_steps_are_repeated(plan, tmp_path, status):
     step = plan["build: a.onnx"]

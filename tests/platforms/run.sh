@@ -79,8 +79,9 @@ grep -E '^(hypothesis|pytest|setuptools)' requirements/dev.txt >"$wheels/test-to
 
 # 4. The checkout, without what git ignores.
 user=1000
+# QEMU_CPU: with FP16 arithmetic, in which ONNX Runtime then computes FP16 models.
 inside() { chroot --userspec=$user:$user "$root" /usr/bin/env -i HOME=/home/test LANG=C.UTF-8 \
-    PATH=/home/test/venv/bin:/usr/bin:/bin sh -euc "$1"; }
+    QEMU_CPU=max PATH=/home/test/venv/bin:/usr/bin:/bin sh -euc "$1"; }
 rm -rf --one-file-system "$root/home/test/drone_kd" "$root/home/test/wheels"
 mkdir -p "$root/home/test/drone_kd"
 git ls-files -z --cached --others --exclude-standard |
