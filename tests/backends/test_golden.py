@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ import pytest
 from drone_kd.backends import golden, open_backend
 from drone_kd.backends.golden import GOLDEN_KEY, read_golden, reproduce, require_golden
 from drone_kd.backends.model_file import read_model_file
-from drone_kd.core.model_spec import ModelError
+from drone_kd.core.model_spec import ModelError, ModelSpec
 from drone_kd.core.postprocess import InferenceError
+from drone_kd.paths import default_model_path
 from tiny_model import tiny_spec, with_golden, write_bright_cell_model, write_fixed_model
+
+RECORDED = Path(__file__).parents[1] / "data" / "golden_rows_arm_fp16.npz"
 
 
 @pytest.fixture
@@ -142,6 +146,34 @@ def test_single_rows_may_differ(golden_model):
     images = images_of(golden_model)
     found = reproduce(Changed(open_backend(golden_model, runtime="onnxruntime"), move_one), images)
     assert found.off >= 3 and found.holds == (found.off <= golden.LIMITS["fp32"].share * 60)
+
+
+class Recorded:
+    """A backend that returns recorded rows."""
+
+    name = "recorded"
+
+    def __init__(self, spec, rows):
+        self.spec, self._rows = spec, rows
+
+    def infer(self, batch):
+        return self._rows[None]
+
+
+@pytest.mark.parametrize("version", ["1.23.2", "1.32.0"])
+def test_fp16_arithmetic_of_arm_reproduces_the_default_model(version):
+    """Rows of ONNX Runtime for its second golden image, recorded under qemu-aarch64 -cpu max."""
+    file = read_model_file(default_model_path())
+    spec = ModelSpec.from_metadata(file.metadata)
+    image = read_golden(file.metadata, spec)[1]
+    with np.load(RECORDED) as recorded:
+        rows = recorded[version].astype(np.float32)
+    found = reproduce(Recorded(spec, rows), [image])
+    assert found.holds and found.off > 0.08 * found.rows
+    # Wrong detections stay refused, whatever the background.
+    wrong = rows.copy()
+    wrong[::2, :4] += np.where(rows[::2, 4:5] >= 0.25, np.float32(1), np.float32(0))
+    assert not reproduce(Recorded(spec, wrong), [image]).holds
 
 
 def test_failed_inference_is_one_line(golden_model):
