@@ -2,12 +2,13 @@
 """Data set cut into tiles, as `tiling` of the node cuts a frame, for runs on small inputs.
 
     python -m benchmarks.tiles aerial-cars/data.yaml --size 480 --classes car --output runs/tiles
-      [--unlabelled rgb-unlabelled/images]
+      [--unlabelled rgb-unlabelled/images] [--hold-out MOS]
 
 One in four training tiles without an object is kept (--empty-every 1: all, for `drone-kd compare
 --protocol few-labels`); all other tiles are. --classes selects the classes with enough objects to
 measure. Unlabelled images give as many tiles as there are training
-tiles, spread evenly.
+tiles, spread evenly. --hold-out: training images whose names begin so become the validation split,
+in the place of the data set's own, to choose settings by flights that are not in training.
 """
 
 from __future__ import annotations
@@ -44,13 +45,19 @@ def tiles(
 
 
 def write_split(
-    data: DataSet, split: str, kept: list[int], size: int, empty_every: int, output: Path
+    data: DataSet,
+    split: str,
+    paths: list[Path],
+    kept: list[int],
+    size: int,
+    empty_every: int,
+    output: Path,
 ) -> int:
-    """Write the tiles of a split with the labels of the kept classes; returns their number."""
+    """Write the tiles of images with the labels of the kept classes; returns their number."""
     for kind in ("images", "labels"):
         (output / kind / split).mkdir(parents=True)
     written = empty = 0
-    for path in image_paths(getattr(data, split)):
+    for path in paths:
         sample = read_sample(path, len(data.names))
         if sample is None:
             raise SystemExit(f"{path}: expected a readable image with labels")
@@ -70,6 +77,22 @@ def write_split(
             write_text(output / "labels" / split / f"{stem}.txt", lines)
             written += 1
     return written
+
+
+def split_paths(data: DataSet, hold_out: str | None) -> dict[str, list[Path]]:
+    """Return the images of each split; see --hold-out."""
+    train = list(image_paths(data.train))
+    if hold_out is None:
+        return {"train": train, "val": list(image_paths(data.val))}
+    splits: dict[str, list[Path]] = {"train": [], "val": []}
+    for path in train:
+        splits["val" if path.name.startswith(hold_out) else "train"].append(path)
+    if not all(splits.values()):
+        raise SystemExit(
+            f"--hold-out {hold_out}: expected some of {len(train)} training images to begin so, "
+            f"got {len(splits['val'])}; correct it"
+        )
+    return splits
 
 
 def write_unlabelled(folder: Path, most: int, size: int, output: Path) -> tuple[int, int]:
@@ -100,13 +123,14 @@ def main() -> None:
     parser.add_argument(
         "--empty-every", type=int, default=4, metavar="N", help="of empty training tiles, one in N"
     )
+    parser.add_argument("--hold-out", metavar="NAME", help="beginning of the names to validate by")
     parser.add_argument("--unlabelled", type=Path, help="folder of further images")
     a = parser.parse_args()
     data = load_data(a.data)
     kept = [data.names.index(name) for name in a.classes]
     written = {}
-    for split in ("train", "val"):
-        written[split] = write_split(data, split, kept, a.size, a.empty_every, a.output)
+    for split, paths in split_paths(data, a.hold_out).items():
+        written[split] = write_split(data, split, paths, kept, a.size, a.empty_every, a.output)
         print(f"{split}: {written[split]} tiles")
     if a.unlabelled:
         folder = a.output / "unlabelled"
