@@ -211,7 +211,7 @@ def reproduce(backend: Backend, images: Sequence[GoldenImage]) -> Reproduction:
         off=int(off.sum()),
         box_px=min(float(box_px.max()), _MISSING),
         score=min(float(score.max()), _MISSING),
-        holds=off[matter].sum() <= limits.share * matter.sum()
+        holds=bool(off[matter].sum() <= limits.share * matter.sum())
         and all(
             _off(box, scores, limits).sum() <= limits.image_share * len(box)
             for box, scores, _ in parts
