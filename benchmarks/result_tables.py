@@ -191,6 +191,18 @@ TABLES: dict[str, Table] = {
         },
         where={"subset": ("", "0")},
     ),
+    "cross-flight": Table(
+        "distillation/cross-flight",
+        {
+            "arm": "{arm}",
+            "labels": "{labelled_frames}",
+            "steps": "{steps}",
+            "mAP50-95": "{map50_95:points}",
+            "mAP50": "{map50:points}",
+            "AP under 32 px": "{ap_small:points}",
+            "AP of 32 to 96 px": "{ap_medium:points}",
+        },
+    ),
     "demo": Table(
         "distillation/demo",
         {
