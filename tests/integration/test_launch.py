@@ -78,6 +78,13 @@ def generate_launch_description():
 """
 
 
+def bright_cell() -> np.ndarray:
+    """Return an image of 64x64 (BGR) with the one object that the tiny model detects."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[8:16, 8:16] = 255
+    return image
+
+
 def has(package: str) -> bool:
     try:
         get_package_share_directory(package)
@@ -224,8 +231,7 @@ def test_fly_detects_on_the_image_topic(
 ) -> None:
     site = ground()
     launched("fly.launch.py", f"model:={model}", "image:=/image")
-    image = np.zeros((64, 64, 3), np.uint8)
-    image[8:16, 8:16] = 255
+    image = bright_cell()
     assert len(site.exchange(image).detections) == 1
     assert parameter(site, "/detector", "use_sim_time") is False
 
@@ -238,8 +244,7 @@ def test_fly_reads_a_camera_in_the_process_of_the_detector(
     tmp_path: Path,
 ) -> None:
     site = ground()
-    image = np.zeros((64, 64, 3), np.uint8)
-    image[8:16, 8:16] = 255
+    image = bright_cell()
     writer = cv2.VideoWriter(
         str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64)
     )
