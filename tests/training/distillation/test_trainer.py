@@ -349,3 +349,17 @@ def test_out_of_memory_after_a_resume_halves_the_batch_and_keeps_the_step_size(
     accumulate = round(nbs / half)
     assert seen == [(half, accumulate, pytest.approx(WEIGHT_DECAY * half * accumulate / nbs))]
     assert accumulate != round(nbs / BATCH)  # otherwise the test could not tell
+
+
+@pytest.mark.parametrize("instructions", [{}, {"avx512_bf16": True}])
+def test_bfloat16_on_a_processor_without_it_is_warned_of(instructions, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    trainer = SimpleNamespace(
+        config=SimpleNamespace(overrides={"amp": "bf16"}, distils=True),
+        device=torch.device("cpu"),
+        args=SimpleNamespace(amp=False),
+    )
+    with caplog.at_level("WARNING", logger="ultralytics"):
+        DistillTrainer._mix_precision(trainer)
+    assert trainer.amp
+    assert ("has no bfloat16 instructions" in caplog.text) == (not instructions)

@@ -29,6 +29,7 @@ from drone_kd_training.distillation.criterion import (
     DistillationLoss,
     InFloat32,
     Settings,
+    computes_in_bfloat16,
     make_adapters,
 )
 from drone_kd_training.distillation.levels import LevelMatch, match_levels
@@ -136,6 +137,11 @@ class DistillTrainer(DetectionTrainer):
         # From the run's own file: a resumed run has Ultralytics' settings from the checkpoint.
         if self.config.overrides.get("amp") != "bf16":
             return
+        if self.device.type == "cpu" and not computes_in_bfloat16():
+            LOGGER.warning(
+                "amp=bf16 is many times slower than float32 on this processor, which has no "
+                "bfloat16 instructions; leave it out"
+            )
         # Ultralytics refuses "bf16" on a CPU; with True, torch's choice there is bfloat16.
         self.args.amp = self.amp = True
         if not self.config.distils:
