@@ -4,13 +4,14 @@
 
 Each frame is published on `image` with its `camera_info`. If the boxes are known,
 `~/ground_truth` has them for every frame with the same stamp, dropped frames included.
+
+Frame n shows the scene n / rate seconds after the start, and its stamp is that time. Frames that
+the machine cannot make in time are left out; it never plays in slow motion.
 """
 
 from __future__ import annotations
 
-import queue
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -33,9 +34,10 @@ from drone_kd.media.image_files import SourceError
 from drone_kd.ros.detection_messages import bgr_to_image
 from drone_kd.ros.run import StopFlag, run_node
 from drone_kd.ros.survival import Surviving, describe
+from drone_kd.simulation.camera_frames import FramesAhead, NumberedFrame, generated, in_time
 from drone_kd.simulation.declare import declare_camera_parameters
 from drone_kd.simulation.replay import LabelledFrame, read_bag, read_labels, recorded
-from drone_kd.simulation.scoring.flight_record import Truth
+from drone_kd.simulation.scene import FlightPlan
 from drone_kd.simulation.truth_messages import to_camera_info, truth_to_message
 
 # Reliable, so that every subscriber matches; depth 1, so that no subscriber gets a stale frame.
@@ -43,9 +45,6 @@ IMAGE_QOS = QoSProfile(depth=1)
 # Deep enough for a subscriber that is busy for a while: these messages are small.
 SMALL_QOS = QoSProfile(depth=100)
 
-_FRAMES_AHEAD = 4
-_STOP_SECONDS = 1.0
-_END = None
 # A detector that has discovered the camera may still change its quality of service.
 _SETTLE_S = 1.0
 _CLOCK_S = 0.01
@@ -74,29 +73,26 @@ class CameraNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
         self._frame_id = self._value("frame_id")
         self._outage, self._jump = self._pair("outage"), self._pair("clock_jump")
         self._focal_px: float | None = None
-        frames = self._read()
-        first = next(frames, _END)
-        if first is _END:
+        self._rate_hz = self._value("rate")
+        self._ahead = FramesAhead(self._rate_hz)
+        first = self._ahead.start(self._frames())
+        if first is None or first.frame is None:
             raise SourceError(f"{self._value('source')}: no image can be read")
-        self._ahead: queue.Queue[LabelledFrame | Exception | None] = queue.Queue(_FRAMES_AHEAD)
-        self._ahead.put(first)
         self._images = self.create_publisher(Image, "image", IMAGE_QOS)
         self._infos = self.create_publisher(CameraInfo, "camera_info", SMALL_QOS)
         self._truths = None
-        if first.truth is not None:
+        if first.frame.truth is not None:
             self._truths = self.create_publisher(Detection2DArray, "~/ground_truth", SMALL_QOS)
         self._rng = np.random.default_rng(self._value("seed"))
         self._delayed: deque[tuple[float, np.ndarray, Header]] = deque()
-        # Both on the steady clock: when the flight began, and when it may begin.
-        self._began: float | None = None
+        # On the steady clock: when the flight may begin.
         self._settled: float | None = None
-        self.published = self.lost = self.late = 0
-        self._stopping = threading.Event()
-        self._reader = threading.Thread(target=self._fill, args=(frames,), daemon=True)
-        self._reader.start()
+        self._last = -1  # number of the last frame published or dropped
+        self.published = self.lost = self.not_made = 0
+        self._delay_s = 0.0  # largest of a frame behind its time
         # Steady time: the camera also runs while simulated time stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1 / self._value("rate"), self._tick, clock=steady)
+        self.create_timer(1 / self._rate_hz, self._tick, clock=steady)
         if self._value("delay_ms"):
             self.create_timer(_DELAY_S, self._publish_delayed, clock=steady)
         self._time_zero: float | None = None  # start of simulated time, on the steady clock
@@ -107,12 +103,12 @@ class CameraNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
 
     def stop(self) -> bool:
         """Stop the reader and log frame counts; returns False if the reader hangs."""
-        self._stopping.set()
-        self._reader.join(_STOP_SECONDS)
+        stopped = self._ahead.stop()
         self.get_logger().info(
-            f"Published {self.published} frames; {self.lost} dropped on purpose, {self.late} late"
+            f"Published {self.published} frames; {self.lost} dropped on purpose, "
+            f"{self.not_made} not made in time; largest delay {1000 * self._delay_s:.0f} ms"
         )
-        return not self._reader.is_alive()
+        return stopped
 
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value
@@ -123,13 +119,16 @@ class CameraNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
             raise SourceError(f"{name}: expected two numbers of seconds, got {list(pair)}")
         return pair
 
+    def _frames(self) -> Iterator[NumberedFrame]:
+        if self._value("source"):
+            return in_time(self._read(), self._ahead.due, self._rate_hz)
+        plan = self._plan()
+        self._focal_px = plan.focal_px
+        return generated(plan, self._ahead.due)
+
     def _read(self) -> Iterator[LabelledFrame]:
         """Yield frames until the source ends, or for ever if it loops."""
-        source = self._value("source")
-        if not source:
-            yield from self._generate()
-            return
-        path = self._value("labels")
+        source, path = self._value("source"), self._value("labels")
         labels = read_labels(path) if path else None
         while True:
             empty = True
@@ -144,17 +143,14 @@ class CameraNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
             if empty or not self._value("loop"):
                 return
 
-    def _generate(self) -> Iterator[LabelledFrame]:
-        # Deferred: a replay does not need it.
-        from drone_kd.simulation.scene import CLASSES, FlightPlan, fly
-
+    def _plan(self) -> FlightPlan:
         try:
-            plan = FlightPlan(
+            return FlightPlan(
                 scene=self._value("scene"),
                 seed=self._value("seed"),
                 width=self._value("width"),
                 height=self._value("height"),
-                fps=self._value("rate"),
+                fps=self._rate_hz,
                 speed_mps=self._value("speed"),
                 altitude_m=self._value("altitude") or None,
                 motion_px=None if self._value("blur") < 0 else self._value("blur"),
@@ -163,29 +159,6 @@ class CameraNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
             )
         except ValueError as error:
             raise SourceError(str(error)) from None
-        self._focal_px = plan.focal_px
-        for frame in fly(plan):
-            names = tuple(CLASSES[i] for i in frame.class_ids)
-            truth = Truth(frame.xyxy, names, tuple(map(str, frame.ids)))
-            yield LabelledFrame(frame.image, truth)
-
-    def _fill(self, frames: Iterator[LabelledFrame]) -> None:
-        """Decode or render ahead, so that one slow frame does not break the rate."""
-        try:
-            for frame in frames:
-                self._put(frame)
-                if self._stopping.is_set():
-                    return
-            self._put(_END)
-        except Exception as error:  # re-raised in the main thread, which ends the node
-            self._put(error)
-
-    def _put(self, item: LabelledFrame | Exception | None) -> None:
-        while not self._stopping.is_set():
-            try:
-                return self._ahead.put(item, timeout=0.1)
-            except queue.Full:
-                continue
 
     def _tick(self) -> None:
         flown_s = self._flown_s()
@@ -196,22 +169,28 @@ class CameraNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
             self._end()
             return
         try:
-            item = self._ahead.get_nowait()
-        except queue.Empty:
-            self.late += 1
+            # Ticks keep the phase of the first one, up to the jitter of both.
+            made = self._ahead.take(round(flown_s * self._rate_hz))
+        except SourceError:
+            raise
+        except Exception as error:
+            raise SourceError(f"{self._value('source')}: {describe(error)}") from None
+        if made is None:
             self.get_logger().warning(
-                "rate: the source is slower, frames are late; lower the rate",
+                "rate: this machine makes frames slower, some are left out; lower the rate",
                 throttle_duration_sec=5.0,
             )
             return
-        if isinstance(item, SourceError):
-            raise item
-        if isinstance(item, Exception):
-            raise SourceError(f"{self._value('source')}: {describe(item)}")
-        if item is _END:
+        item = made.frame
+        if item is None:
             self._end()
             return
-        header = Header(stamp=self._now(flown_s).to_msg(), frame_id=self._frame_id)
+        self.not_made += made.number - self._last - 1
+        self._last = made.number
+        delay_s = flown_s - made.number / self._rate_hz
+        self._delay_s = max(self._delay_s, delay_s)
+        stamp = self._now(flown_s) - Duration(seconds=delay_s)
+        header = Header(stamp=stamp.to_msg(), frame_id=self._frame_id)
         if self._truths is not None and item.truth is not None:
             self._truths.publish(truth_to_message(item.truth, header))
         start_s, length_s = self._outage
@@ -225,7 +204,7 @@ class CameraNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
     def _flown_s(self) -> float | None:
         """Return seconds since the start; None while expected subscribers are missing."""
         now = time.monotonic()
-        if self._began is None:
+        if self._ahead.began_s is None:
             if self._images.get_subscription_count() < self._value("listeners"):
                 self._settled = None
                 return None
@@ -233,8 +212,8 @@ class CameraNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
                 self._settled = now + (_SETTLE_S if self._value("listeners") else 0)
             if now < self._settled:
                 return None
-            self._began = now
-        return now - self._began
+            self._ahead.began_s = now
+        return now - self._ahead.began_s
 
     def _now(self, flown_s: float) -> Time:
         """Return the time of the camera's clock, which may have jumped."""
@@ -256,7 +235,8 @@ class CameraNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
             self._publish(image, header)
 
     def _publish_clock(self, publisher: Publisher) -> None:
-        flown_s = 0.0 if self._began is None else time.monotonic() - self._began
+        began_s = self._ahead.began_s
+        flown_s = 0.0 if began_s is None else time.monotonic() - began_s
         publisher.publish(ClockMessage(clock=self._now(flown_s).to_msg()))
 
     def _end(self) -> None:

@@ -1,4 +1,5 @@
 import queue
+import re
 import signal
 
 import cv2
@@ -10,8 +11,9 @@ pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not here")
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
+from vision_msgs.msg import Detection2DArray
 
-from drone_kd.ros.image_conversion import image_to_bgr
+from drone_kd.simulation.scene import FlightPlan, SceneFrames
 from node_process import WAIT_SECONDS
 
 
@@ -59,7 +61,7 @@ def test_images_are_published_in_turn_until_a_signal(camera_images, camera, tmp_
 
 @pytest.mark.slow
 def test_a_video_without_loop_ends_with_its_last_frame(ground, camera, tmp_path):
-    received = subscribe(ground(), ReliabilityPolicy.RELIABLE)
+    subscribe(ground(), ReliabilityPolicy.RELIABLE)
     video = tmp_path / "flight.avi"
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     for number in range(20):
@@ -69,11 +71,12 @@ def test_a_video_without_loop_ends_with_its_last_frame(ground, camera, tmp_path)
         *("-p", f"source:={video}", "-p", "loop:=false"),
         *("-p", "rate:=20.0", "-p", "listeners:=1"),
     )
-    while image_to_bgr(received.get(timeout=WAIT_SECONDS))[0, 0, 0] < 185:
-        pass
     code, output = process.wait()
     assert code == 0, output
-    assert "Published 20 frames" in output
+    counts = re.search(r"Published (\d+) frames; 0 dropped on purpose, (\d+) not made", output)
+    assert counts, output
+    # A busy machine leaves frames out, also the last ones.
+    assert 15 <= sum(map(int, counts.groups())) <= 20
 
 
 @pytest.mark.slow
@@ -102,3 +105,31 @@ def test_a_bad_source_is_one_line_and_2(ros_domain_id, camera, tmp_path, args, s
     assert code == 2
     lines = [line for line in output.splitlines() if "Image skipped: " not in line]
     assert len(lines) == 1 and lines[0].startswith("camera: error: ") and says in lines[0]
+
+
+@pytest.mark.slow
+def test_a_rate_that_cannot_be_rendered_leaves_frames_out(ground, camera):
+    """Each frame shows the scene at its own stamp; nothing is in slow motion."""
+    site = ground()
+    truths: queue.Queue[Detection2DArray] = queue.Queue()
+    site.node.create_subscription(Detection2DArray, "camera/ground_truth", truths.put, 100)
+    subscribe(site, ReliabilityPolicy.RELIABLE)
+    plan = FlightPlan(3, 1280, 720, 240, "highway", altitude_m=50)
+    process = camera(
+        *("-p", "width:=1280", "-p", "height:=720", "-p", "rate:=240.0", "-p", "seed:=3"),
+        *("-p", "scene:=highway", "-p", "altitude:=50.0", "-p", "listeners:=1"),
+        *("-p", "seconds:=1.0"),
+    )
+    code, output = process.wait()
+    assert code == 0 and " 0 not made in time" not in output, output
+    messages = [truths.get(timeout=WAIT_SECONDS)]
+    while not truths.empty():
+        messages.append(truths.get())
+    times_s = np.array([stamp(message) for message in messages]) - stamp(messages[0])
+    assert len(times_s) > 2 and np.diff(times_s).max() > 1.5 / plan.fps
+    scene = SceneFrames(plan)
+    for k in (len(times_s) // 2, -1):
+        boxes = [d.bbox.center.position.x for d in messages[k].detections]
+        xyxy = scene.at(float(times_s[k])).xyxy
+        # At 9 m/s a tenth of a second moves the scene by some 20 px.
+        assert boxes == pytest.approx(xyxy[:, ::2].mean(1).tolist(), abs=1)

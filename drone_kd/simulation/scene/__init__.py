@@ -9,9 +9,19 @@ from drone_kd.simulation.scene.frames import (
     FRAMES_PER_WORLD,
     FlightPlan,
     Frame,
+    SceneFrames,
     draw_frame,
     fly,
 )
 from drone_kd.simulation.scene.scenes import SCENES
 
-__all__ = ["CLASSES", "FRAMES_PER_WORLD", "SCENES", "FlightPlan", "Frame", "draw_frame", "fly"]
+__all__ = [
+    "CLASSES",
+    "FRAMES_PER_WORLD",
+    "SCENES",
+    "FlightPlan",
+    "Frame",
+    "SceneFrames",
+    "draw_frame",
+    "fly",
+]

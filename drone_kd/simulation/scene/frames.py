@@ -23,6 +23,8 @@ CLASSES = ("person", "car", "truck", "bus")
 FRAMES_PER_WORLD = 20
 
 _MIN_HEIGHT_M = 30.0
+# The route is straight within a step.
+_STEP_S = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,49 +119,88 @@ class FlightPlan:
         return float(max(self.width, self.height))
 
 
+class SceneFrames:
+    """The frames of a flight at any time: place and camera depend on the time alone.
+
+    The same plan gives the same route over the same ground, at any frame rate.
+    """
+
+    def __init__(self, plan: FlightPlan) -> None:
+        self._plan = plan
+        self._world = build_scene(plan.scene, plan.seed) if plan.scene else build_world(plan.seed)
+        rng = np.random.default_rng((2, plan.seed))
+        self._conditions = _conditions(plan, rng)
+        x_m, y_m = rng.uniform(0, TILE_M, 2)
+        course = rng.uniform(0, 2 * np.pi)
+        self._phases = rng.uniform(0, 2 * np.pi, 4)
+        # Amplitudes of heading and pitch: smaller on a drone that follows a road.
+        self._turn, self._nod = 0.9, 22.0
+        if plan.scene:
+            x_m, y_m = self._world.roads[0].points(y_m, 0.0)
+            course, self._turn, self._nod = np.pi * (course > np.pi), 0.25, 12.0
+        self._course = course
+        # Positions after 0, 1, 2, ... steps of _STEP_S, as far as needed yet.
+        self._route = [np.array([x_m, y_m], float)]
+
+    def at(self, t_s: float, number: int = 0) -> Frame:
+        """Render the scene at `t_s`, 0 or more seconds after the start.
+
+        `number` of the frame selects the sensor's noise.
+        """
+        camera = self._camera(t_s)
+        view = render(self._world, camera, t_s)
+        if self._plan.rolling_ms:
+            # The rows are read one after the other, the first at the frame's time.
+            read_s = self._plan.rolling_ms / 1000
+            view = roll(view, _flow(camera, self._camera(t_s + read_s)))
+        rng = np.random.default_rng((3, self._plan.seed, number))
+        return _frame(view, apply_sensor(view.image, self._conditions, rng), t_s)
+
+    def _camera(self, t_s: float) -> Camera:
+        plan = self._plan
+        sway = self._sway(t_s)
+        x_m, y_m = self._position(t_s)
+        return Camera(
+            x_m=x_m,
+            y_m=y_m,
+            height_m=58 + 14 * sway[2] if plan.altitude_m is None else plan.altitude_m,
+            yaw=self._course + self._turn * sway[0],
+            pitch=np.radians(66 + self._nod * sway[1]),
+            roll=0.02 * sway[3],
+            focal_px=plan.focal_px,
+            width=plan.width,
+            height=plan.height,
+        )
+
+    def _sway(self, t_s: float) -> np.ndarray:
+        # Incommensurable periods, so that no view repeats.
+        return np.asarray(
+            np.sin(2 * np.pi * t_s / np.array((43.0, 31.0, 57.0, 11.0)) + self._phases)
+        )
+
+    def _position(self, t_s: float) -> tuple[float, float]:
+        """Return x and y in metres: the sum of steps along the course."""
+        step = int(t_s / _STEP_S)
+        while len(self._route) < step + 2:
+            ahead = self._course
+            if not self._plan.scene:  # along a road it keeps its course while the camera turns
+                ahead += self._turn * self._sway((len(self._route) - 0.5) * _STEP_S)[0]
+            direction = np.array([np.sin(ahead), -np.cos(ahead)])
+            self._route.append(self._route[-1] + direction * self._plan.speed_mps * _STEP_S)
+        share = t_s / _STEP_S - step
+        x_m, y_m = self._route[step] + share * (self._route[step + 1] - self._route[step])
+        return float(x_m), float(y_m)
+
+
 def fly(plan: FlightPlan) -> Iterator[Frame]:
     """Yield the frames of a flight without end; frame n shows the scene at n / fps seconds.
 
     The camera moves smoothly between nadir and oblique views. The same plan gives the same
     frames.
     """
-    world = build_scene(plan.scene, plan.seed) if plan.scene else build_world(plan.seed)
-    rng = np.random.default_rng((2, plan.seed))
-    conditions = _conditions(plan, rng)
-    x_m, y_m = rng.uniform(0, TILE_M, 2)
-    course = rng.uniform(0, 2 * np.pi)
-    phases = rng.uniform(0, 2 * np.pi, 4)
-    # Amplitudes of heading and pitch: smaller on a drone that follows a road.
-    turn, nod = 0.9, 22.0
-    if plan.scene:
-        x_m, y_m = world.roads[0].points(y_m, 0.0)
-        course, turn, nod = np.pi * (course > np.pi), 0.25, 12.0
-    before = None
-    for n in count():
-        t_s = n / plan.fps
-        # Incommensurable periods, so that no view repeats.
-        sway = np.sin(2 * np.pi * t_s / np.array((43.0, 31.0, 57.0, 11.0)) + phases)
-        heading = course + turn * sway[0]
-        camera = Camera(
-            x_m=x_m,
-            y_m=y_m,
-            height_m=58 + 14 * sway[2] if plan.altitude_m is None else plan.altitude_m,
-            yaw=heading,
-            pitch=np.radians(66 + nod * sway[1]),
-            roll=0.02 * sway[3],
-            focal_px=plan.focal_px,
-            width=plan.width,
-            height=plan.height,
-        )
-        view = render(world, camera, t_s)
-        if plan.rolling_ms and before is not None:
-            view = roll(view, _flow(before, camera) * plan.fps * plan.rolling_ms / 1000)
-        yield _frame(view, apply_sensor(view.image, conditions, rng), t_s)
-        before = camera
-        # Along a road the drone keeps its course while the camera turns.
-        ahead = course if plan.scene else heading
-        x_m += np.sin(ahead) * plan.speed_mps / plan.fps
-        y_m -= np.cos(ahead) * plan.speed_mps / plan.fps
+    frames = SceneFrames(plan)
+    for number in count():
+        yield frames.at(number / plan.fps, number)
 
 
 def _conditions(plan: FlightPlan, rng: np.random.Generator) -> Conditions:
