@@ -41,6 +41,7 @@ def declare_scorer_parameters(node: Node) -> None:
         "output": other("Folder for the flight record and the images."),
         "confidence": number("Minimum score of a counted detection.", 0.0, 1.0),
         "pictures": integer("Number of images with the worst misses to keep; 0: none.", 0, 100),
+        "rate": number("Rate asked of the camera in Hz, for the record; 0: unknown.", 0.0, 240.0),
         "label_names": other("Names of the labels 0, 1, ... of a bounding-box camera."),
     }
     declare_read_only(node, "scorer.yaml", descriptors)

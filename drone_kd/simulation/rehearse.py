@@ -58,6 +58,7 @@ def rehearse(
     seconds: float,
     misses: int = 6,
     confidence: float = 0.25,
+    rate_hz: float = 0.0,
 ) -> dict:
     """Fly a simulated flight with a detector; returns the score, as `scoring.score.score` does.
 
@@ -69,6 +70,7 @@ def rehearse(
         seconds: length of the flight.
         misses: number of frames of the worst misses to keep.
         confidence: least score of a prediction for recall.
+        rate_hz: that the camera was asked for, to count frames not made in time; 0: unknown.
 
     Raises:
         SourceError: a process failed.
@@ -76,7 +78,7 @@ def rehearse(
     """
     (output / RECORD).unlink(missing_ok=True)
     node = [sys.executable, "-m"]
-    scorer = ros_arguments({"output": str(output), "pictures": misses})
+    scorer = ros_arguments({"output": str(output), "pictures": misses, "rate": rate_hz})
     for topic in ("detector/detections", "detector/label_info", "camera/ground_truth"):
         scorer += ["-r", f"{topic.partition('/')[2]}:={topic}"]
     listeners = ["-p", f"listeners:={2 if misses else 1}"]
@@ -158,7 +160,7 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     a = arguments
     detector = detector_command(a.model, a.confidence)
-    scored = rehearse(camera, a.output, detector, a.seconds, a.misses, a.confidence)
+    scored = rehearse(camera, a.output, detector, a.seconds, a.misses, a.confidence, a.rate)
     print(summary(scored))
     print(f"report: {one_line(arguments.output / 'report.html')}")
     return 0

@@ -14,7 +14,7 @@ from vision_msgs.msg import Detection2DArray
 from drone_kd.media.bags import IMAGE, inspect_bag, message_to_bgr, read_messages
 from drone_kd.media.image_files import SourceError, read_frames
 from drone_kd.parsing import ParseError, parse_json
-from drone_kd.simulation.scoring.flight_record import MAX_BOXES, Truth, columns, read_lines
+from drone_kd.simulation.scoring.flight_record import MAX_BOXES, Truth, read_lines, truth_of
 from drone_kd.simulation.truth_messages import boxes_of, stamp_ns
 from drone_kd.text import one_line
 
@@ -61,8 +61,7 @@ def read_labels(path: str | Path) -> dict[int, Truth]:
             try:
                 row = parse_json(line, path)
                 boxes = [[b[0], b[5] if len(b) > 5 else "", *b[1:5]] for b in row["boxes"]]
-                names, ids, xyxy = columns(boxes)
-                labels[int(row["frame"])] = Truth(xyxy, names, tuple(map(str, ids)))
+                labels[int(row["frame"])] = truth_of(boxes)
             except (ArithmeticError, KeyError, TypeError, ValueError, IndexError):
                 raise SourceError(
                     f"{one_line(path)}, line {number}: expected "
@@ -105,8 +104,7 @@ def read_bag(path: str | Path, on_error: Callable[[SourceError], None]) -> Itera
                 problem = f"a damaged message on {message.topic} ({error})"
                 on_error(SourceError(f"{one_line(path)}: {one_line(problem)}"))
                 continue
-            names, ids, xyxy = columns(boxes_of(truth, "id"))
-            truths[stamp_ns(truth.header)] = Truth(xyxy, names, tuple(map(str, ids)))
+            truths[stamp_ns(truth.header)] = truth_of(boxes_of(truth, "id"))
     for file in files:
         for message in read_messages(file, set(topics[IMAGE]), on_error):
             try:

@@ -37,6 +37,7 @@ from drone_kd.simulation.scoring.flight_record import (
     Truth,
     class_name,
     columns,
+    truth_of,
 )
 from drone_kd.simulation.scoring.matching import match
 from drone_kd.simulation.scoring.report import MISSES_FOLDER
@@ -78,6 +79,8 @@ class ScorerNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
             self._record = FlightWriter(self._folder / "flight.jsonl")
         except OSError as error:
             raise SourceError(f"output {output}: {error.strerror}") from None
+        if rate_hz := self.get_parameter("rate").value:
+            self._record.write({"rate": rate_hz})
         self._numbered: dict[str, str] = {}  # class names of ~/label_info by number
         self._latest: Predictions | None = None
         self._truths: OrderedDict[int, Truth] = OrderedDict()
@@ -156,8 +159,7 @@ class ScorerNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
         boxes, dropped = self._boxes(message, "id")
         boxes = [[self._named(name), *rest] for name, *rest in boxes]
         stamp = self._event("truth", message, at, boxes=boxes, **dropped)
-        names, ids, xyxy = columns(boxes)
-        self._truths[stamp] = Truth(xyxy, names, tuple(map(str, ids)))
+        self._truths[stamp] = truth_of(boxes)
         while len(self._truths) > _WINDOW:
             self._truths.popitem(last=False)
         if stamp in self._early:
@@ -215,7 +217,7 @@ class ScorerNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
                 self._early.popitem(last=False)
 
     def _remember(self, way: str, truth: Truth, predictions: Predictions) -> None:
-        found, _ = match(truth, predictions, self._confidence)
+        found = match(truth, predictions, self._confidence).found[~truth.ignored]
         self._recent[way] = [*self._recent[way], *found.tolist()][-20 * _WINDOW :]
 
     def _keep(self, what: str, value: float) -> None:
@@ -233,8 +235,9 @@ class ScorerNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
             message = self._waiting.pop(stamp)
             if self._latest is None:
                 continue
-            found, _ = match(self._truths[stamp], self._latest, self._confidence)
-            missed = int((~found).sum())
+            truth = self._truths[stamp]
+            found = match(truth, self._latest, self._confidence).found
+            missed = int((~found & ~truth.ignored).sum())
             near = [s for s in self._worst if abs(s - stamp) < _APART_NS]
             if not missed or any(self._worst[s][0] >= missed for s in near):
                 continue

@@ -87,11 +87,15 @@ def test_a_flight_is_recorded_as_it_happens(scorer, tmp_path):
     assert code == 0, output
     assert "Recorded 3 ground truths, 3 frames, 3 results in " in output
 
-    (leg,) = read_flight(tmp_path / "flight.jsonl").legs
-    assert sorted(leg.truths) == sorted(leg.frames) == [10**9, 2 * 10**9, 3 * 10**9]
-    assert leg.truths[10**9].ids == ("7",) and leg.truths[10**9].names == ("car",)
-    np.testing.assert_allclose(leg.truths[10**9].xyxy, BOX)
-    np.testing.assert_allclose(leg.predictions[0].xyxy, BOX + 100)
+    # Stamps a second apart that arrive at once are those of a clock that jumps.
+    legs = read_flight(tmp_path / "flight.jsonl").legs
+    truths = {stamp: truth for leg in legs for stamp, truth in leg.truths.items()}
+    frames = [stamp for leg in legs for stamp in leg.frames]
+    assert sorted(truths) == sorted(frames) == [10**9, 2 * 10**9, 3 * 10**9]
+    assert truths[10**9].ids == ("7",) and truths[10**9].names == ("car",)
+    np.testing.assert_allclose(truths[10**9].xyxy, BOX)
+    (first, *_) = (p for leg in legs for p in leg.predictions)
+    np.testing.assert_allclose(first.xyxy, BOX + 100)
     assert [path.name for path in (tmp_path / "misses").iterdir()] == ["3000000000.jpg"]
 
 

@@ -5,12 +5,14 @@ Times are nanoseconds: STAMP of the camera's clock, AT (the arrival) of the reco
 left, top, right, bottom in pixels of the camera's frames.
 
     {"flight": 1}
+    {"rate": CAMERA_RATE_HZ}
     {"truth": STAMP, "at": AT, "boxes": [[CLASS, TRACK_ID, X1, Y1, X2, Y2], ...]}
     {"frame": STAMP, "at": AT}
     {"result": STAMP, "at": AT, "boxes": [[CLASS, SCORE, X1, Y1, X2, Y2], ...]}
     {"classes": [CLASS, ...]}
 
-Boxes that are none, e.g. with NaN, are left out; "dropped" in an event is their number.
+A seventh value of true in a row of ground truth marks an object to ignore. Boxes that are none,
+e.g. with NaN, are left out; "dropped" in an event is their number.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ MAX_BOXES = 3000
 _MAX_PX = 1e6
 _MAX_NAME = 100
 _MAX_LINE_BYTES = 16_000_000
+# A larger change of arrival - stamp from one message to the next is a jump of the camera's clock.
+_JUMP_NS = 5 * 10**8
 # Legs of a flight, and the newest ones to which a late message may belong.
 _MAX_LEGS, _LATE_LEGS = 1000, 20
 
@@ -50,6 +54,12 @@ class Truth:
     xyxy: np.ndarray  # float32 (N, 4), left, top, right, bottom in pixels
     names: tuple[str, ...]  # class names, N
     ids: tuple[str, ...]  # track ids, N; "" for an object without one
+    # bool (N,): little visible, or cut by the border; finding it is neither a hit nor an alarm.
+    ignored: np.ndarray = None  # type: ignore[assignment]  # default: none is
+
+    def __post_init__(self) -> None:
+        if self.ignored is None:
+            object.__setattr__(self, "ignored", np.zeros(len(self.names), bool))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +75,7 @@ class Predictions:
 
 @dataclass
 class Leg:
-    """A part of a flight in which the camera's clock only moves forward. Stamps in ns."""
+    """A part of a flight in which the camera's clock does not jump. Stamps in ns."""
 
     truths: dict[int, Truth] = field(default_factory=dict)  # by stamp
     truths_at: dict[int, int] = field(default_factory=dict)  # arrival in ns by stamp
@@ -75,10 +85,11 @@ class Leg:
 
 @dataclass
 class Flight:
-    """A flight that can be scored, cut into legs where the camera's clock jumps back."""
+    """A flight that can be scored, cut into legs where the camera's clock jumps."""
 
     legs: list[Leg] = field(default_factory=lambda: [Leg()])
     classes: tuple[str, ...] = ()  # that the detector announced; empty if it did not
+    rate_hz: float | None = None  # that the camera was asked for
     notes: list[str] = field(default_factory=list)  # one line per irregularity
     dropped: int = 0  # unusable boxes
 
@@ -104,6 +115,11 @@ class Flight:
             self._leg_of(stamp).predictions.append(
                 Predictions(stamp, _time(event["at"]), xyxy, np.array(scores, np.float32), names)
             )
+        elif "rate" in event:
+            rate = float(event["rate"])
+            if not 0 < rate < 1e4:
+                raise ValueError("expected a rate in Hz")
+            self.rate_hz = rate
         elif "classes" in event:
             self.classes = tuple(map(class_name, event["classes"][:MAX_BOXES]))
         else:
@@ -112,19 +128,26 @@ class Flight:
     def _add_truth(self, stamp: int, at: int, boxes: list) -> None:
         leg = self.legs[-1]
         # In a leg stamps only grow.
-        newest = next(reversed(leg.truths), stamp)
-        if stamp < newest:
-            self.notes.append(
-                f"the camera's clock went back by {(newest - stamp) / 1e9:.1f} s, "
-                f"{(newest - next(iter(self.legs[0].truths))) / 1e9:.1f} s after the start"
-            )
-            if len(self.legs) == _MAX_LEGS:
-                raise ValueError(f"the camera's clock went back more than {_MAX_LEGS - 1} times")
-            leg = Leg()
-            self.legs.append(leg)
-        names, ids, xyxy = columns(boxes)
-        leg.truths[stamp] = Truth(xyxy, names, tuple(map(str, ids)))
+        newest = next(reversed(leg.truths), None)
+        if newest is not None:
+            ahead = stamp - newest
+            jump = ahead - (at - leg.truths_at[newest])
+            if ahead < 0 or abs(jump) > _JUMP_NS:
+                leg = self._new_leg(newest, ahead if ahead < 0 else jump)
+        leg.truths[stamp] = truth_of(boxes)
         leg.truths_at[stamp] = at
+
+    def _new_leg(self, newest: int, jump: int) -> Leg:
+        """Begin a leg, after a jump of the camera's clock in ns behind the stamp `newest`."""
+        self.notes.append(
+            f"the camera's clock went {'back' if jump < 0 else 'forward'} by "
+            f"{abs(jump) / 1e9:.1f} s, "
+            f"{(newest - next(iter(self.legs[0].truths))) / 1e9:.1f} s after the start"
+        )
+        if len(self.legs) == _MAX_LEGS:
+            raise ValueError(f"the camera's clock jumped more than {_MAX_LEGS - 1} times")
+        self.legs.append(Leg())
+        return self.legs[-1]
 
     def _leg_of(self, stamp: int) -> Leg:
         """Return the newest leg that may hold a stamp, of the last `_LATE_LEGS`."""
@@ -155,11 +178,11 @@ def class_name(text: object) -> str:
 
 
 def _is_usable(row: list, scored: bool) -> bool:
-    if len(row) != 6:
+    if len(row) != 6 and (scored or len(row) != 7):
         raise ValueError(f"expected six values per box, got {len(row)}")
     if scored and not math.isfinite(row[1]):
         return False
-    left, top, right, bottom = row[2:]
+    left, top, right, bottom = row[2:6]
     # Comparisons with NaN are false.
     return -_MAX_PX <= left <= right <= _MAX_PX and -_MAX_PX <= top <= bottom <= _MAX_PX
 
@@ -173,15 +196,22 @@ def _time(value: Any) -> int:
 
 
 def columns(boxes: list) -> tuple[tuple[str, ...], list, np.ndarray]:
-    """Split rows of name, number, x1, y1, x2, y2 into names, numbers and float32 (N, 4).
+    """Split rows of name, number, x1, y1, x2, y2, ... into names, numbers and float32 (N, 4).
 
     Raises:
         ValueError: a row without four finite coordinates.
     """
-    xyxy = np.array([box[2:] for box in boxes], np.float32).reshape(-1, 4)
+    xyxy = np.array([box[2:6] for box in boxes], np.float32).reshape(-1, 4)
     if len(xyxy) != len(boxes) or not np.isfinite(xyxy).all():
         raise ValueError("expected four finite coordinates per box")
     return tuple(class_name(box[0]) for box in boxes), [box[1] for box in boxes], xyxy
+
+
+def truth_of(boxes: list) -> Truth:
+    """Return rows of ground truth, of six or seven values, as ground truth; see `columns`."""
+    names, ids, xyxy = columns(boxes)
+    ignored = np.array([len(box) > 6 and bool(box[6]) for box in boxes], bool)
+    return Truth(xyxy, names, tuple(map(str, ids)), ignored)
 
 
 class FlightWriter:

@@ -12,7 +12,7 @@ from drone_kd.media.compressed_images import EncodedError, encode
 from drone_kd.media.image_files import SourceError, read_image
 from drone_kd.simulation.scoring.flight_record import Flight, FlightError
 from drone_kd.simulation.scoring.matching import Moment, latencies_ms, match, moments
-from drone_kd.simulation.scoring.text import rows
+from drone_kd.simulation.scoring.text import WAYS, rows
 from drone_kd.visualization import draw_box
 
 # Folder beside a record with frames of the worst misses, STAMP.jpg.
@@ -42,6 +42,7 @@ def render_report(scored: dict, flight: Flight, images: Path, title: str) -> str
             _CONTENT,
             title,
             scored=scored,
+            ways=WAYS,
             rows=rows(scored),
             timeline=_timeline(scored["timeline"]),
             histogram=_histogram(flight),
@@ -76,16 +77,16 @@ def _draw(image: np.ndarray, moment: Moment, confidence: float) -> tuple[int, np
     truth, latest = moment.truth, moment.latest
     found = np.zeros(len(truth.names), bool)
     if latest is not None:
-        found, _ = match(truth, latest, confidence)
+        found = match(truth, latest, confidence).found
         for box in latest.xyxy[latest.scores >= confidence]:
             draw_box(image, box, _PREDICTED)
-    for box, hit in zip(truth.xyxy, found, strict=True):
+    for box, hit in zip(truth.xyxy[~truth.ignored], found[~truth.ignored], strict=True):
         draw_box(image, box, _FOUND if hit else _MISSED)
     height, width = image.shape[:2]
     scale = min(1.0, _IMAGE_PX / width)
     size = round(width * scale), max(round(height * scale), 1)
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return int((~found).sum()), np.asarray(small)
+    return int((~found & ~truth.ignored).sum()), np.asarray(small)
 
 
 def _timeline(timeline: list[dict]) -> dict:
@@ -117,18 +118,19 @@ def _histogram(flight: Flight) -> list[tuple[float, float, int]]:
 
 
 _CONTENT = """{% for note in scored.notes %}<p class="note">{{ note }}</p>{% endfor %}
-<table><tr><th></th><th>offline</th><th>streaming</th></tr>
-{% for name, offline, streaming in rows %}
-<tr><td>{{ name }}</td><td>{{ offline }}</td><td>{{ streaming }}</td></tr>{% endfor %}</table>
+<table><tr><th></th>{% for way in ways %}<th>{{ way }}</th>{% endfor %}</tr>
+{% for row in rows %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table>
 <p>Offline compares predictions with the ground truth of their own frame; streaming compares the
-ground truth of every moment with the newest predictions that had arrived. Recall and false alarms
-at confidence {{ scored.confidence }} and IoU 0.5; average precision over all predictions.</p>
+true tracks, each 10 ms, with the newest predictions that had arrived; sap does so at the times of
+the frames alone. Recall and false alarms at confidence {{ scored.confidence }} and IoU 0.5;
+average precision over all predictions.</p>
 <p>{{ scored.seconds }} s, {{ scored.objects }} boxes of {{ scored.tracks }} tracked objects.
 Frames: {{ scored.frames.due }} due at {{ scored.frames.rate_hz }} Hz,
 {{ scored.frames.not_delivered }} not delivered by the camera,
 {{ scored.frames.unprocessed }} not processed by the detector,
-{{ scored.frames.processed }} processed.
-</p>
+{{ scored.frames.processed }} processed, {{ scored.frames.not_made }} not made in time. Real-time
+factor {{ scored.frames.real_time_factor }}.</p>
 <h2>Recall over time</h2>
 <svg viewBox="0 0 1000 200" preserveAspectRatio="none">
 <polyline points="{{ timeline.age }}" fill="none" stroke="#ccc" stroke-width="3"/>

@@ -1,28 +1,35 @@
 """Score of a flight, offline and streaming.
 
 offline    every frame with predictions, against its own ground truth, as in published benchmarks
-streaming  every moment, against the newest predictions that had arrived
+streaming  every 10 ms, the true tracks against the newest predictions that had arrived
+sap        every frame, its ground truth against the newest predictions that had arrived: the
+           pairing of Li, Wang and Ramanan, "Towards Streaming Perception" (ECCV 2020)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
-from drone_kd.metrics import SIZES, annotation, mean_precision, precision
+from drone_kd.metrics import annotation, mean_precision, precision
+from drone_kd.simulation.scoring.counts import TimedLeg, count_legs
 from drone_kd.simulation.scoring.flight_record import Flight, FlightError, Leg, Predictions, Truth
 from drone_kd.simulation.scoring.matching import (
     Moment,
     clock_offset_ns,
+    grid_moments,
     latencies_ms,
     match,
     moments,
 )
+from drone_kd.simulation.scoring.notes import no_common_stamp, notes_of
+from drone_kd.simulation.scoring.tracks import TrueTracks
 
-# A longer gap in a topic becomes a note.
-_SILENCE_S = 1.0
+# Average precision uses each seventh moment of the grid: 70 ms have another phase against the
+# usual frame rates each time, so that all ages of the predictions occur.
+_PRECISION_STEP = 7
 # Of the ground truth: each takes an evaluation of its own.
 _MAX_CLASSES = 1000
 
@@ -34,9 +41,8 @@ def score(flight: Flight, confidence: float = 0.25) -> dict:
     first detection; average precision uses all predictions.
 
     Returns:
-        The dict below. "offline" and "streaming" hold "map50_95", "map50", "ap50", "recall",
-        "recall_SIZE" (0 to 1, None if undefined), "false_alarms_per_minute" and
-        "first_detection_s".
+        The dict below; docs/guides/simulate.md describes it. "offline", "streaming" and "sap" have
+        the same keys.
 
     Raises:
         FlightError: there is nothing to score, with the reason.
@@ -45,39 +51,50 @@ def score(flight: Flight, confidence: float = 0.25) -> dict:
     if not legs:
         raise FlightError("the flight is empty: no ground truth was recorded")
     known, unknown = _classes(flight, legs)
-    notes = [*flight.notes, *_notes(legs)]
+    notes = [*flight.notes, *notes_of(legs)]
     if unknown:
         notes.append(f"the detector does not know {', '.join(unknown)}: left out")
-    timed = [list(moments(_of_classes(leg, known))) for leg in legs]
-    everything = [moment for leg in timed for moment in leg]
-    processed = [moment for moment in everything if moment.own is not None]
+    legs = [_of_classes(leg, known) for leg in legs]
+    tracks = [TrueTracks(leg) for leg in legs]
+    if not any(track for leg in legs for truth in leg.truths.values() for track in truth.ids):
+        notes.append("no track ids: streaming is scored at the times of the camera's frames")
+    framed = [TimedLeg(list(moments(leg)), t) for leg, t in zip(legs, tracks, strict=True)]
+    timed = [TimedLeg(list(grid_moments(leg, t)), t) for leg, t in zip(legs, tracks, strict=True)]
+    frames = [moment for leg in framed for moment in leg.moments]
+    grid = [moment for leg in timed for moment in leg.moments]
+    processed = [moment for moment in frames if moment.own is not None]
     if not processed and any(leg.predictions for leg in legs):
-        notes.append(_no_common_stamp(legs))
-    seconds = sum((leg[-1].stamp_ns - leg[0].stamp_ns) / 1e9 for leg in timed)
-    truths = [moment.truth for moment in everything]
+        notes.append(no_common_stamp(legs))
+    seconds = sum((leg.moments[-1].stamp_ns - leg.moments[0].stamp_ns) / 1e9 for leg in framed)
+    sparse = grid[::_PRECISION_STEP] if len(grid) > len(frames) else grid
     return {
         "confidence": confidence,
         "seconds": round(seconds, 3),
-        "moments": len(everything),
-        "objects": sum(len(truth.names) for truth in truths),
-        "tracks": len({i for truth in truths for i in truth.ids if i}),
+        "moments": len(grid),
+        "objects": sum(int((~m.truth.ignored).sum()) for m in frames),
+        "ignored": sum(int(m.truth.ignored.sum()) for m in frames),
+        "tracks": len({i for m in frames for i in m.truth.ids if i}),
         "classes": known,
         "classes_not_in_detector": unknown,
         "offline": {
             **_precision([(m.truth, m.own) for m in processed], known),
-            **_found(timed, lambda m: m.own, lambda m: m.own is not None, confidence, seconds),
+            **count_legs(framed, lambda m: m.own, lambda _: True, confidence, seconds),
         },
         "streaming": {
-            **_precision([(m.truth, m.latest) for m in everything], known),
-            **_found(timed, lambda m: m.latest, lambda m: m.fresh, confidence, seconds, True),
+            **_precision([(m.truth, m.latest) for m in sparse], known),
+            **count_legs(timed, lambda m: m.latest, lambda m: m.fresh, confidence, seconds, True),
+        },
+        "sap": {
+            **_precision([(m.truth, m.latest) for m in frames], known),
+            **count_legs(framed, lambda m: m.latest, lambda m: m.fresh, confidence, seconds, True),
         },
         "latency_ms": _percentiles(latencies_ms(legs)),
         "age_ms": _percentiles(
-            [(m.stamp_ns - m.latest.stamp_ns) / 1e6 for m in everything if m.latest is not None]
+            [(m.stamp_ns - m.latest.stamp_ns) / 1e6 for m in grid if m.latest is not None]
         ),
-        "frames": _frames(legs, len(processed), seconds),
+        "frames": _frames(flight, legs, len(processed), seconds),
         "notes": notes,
-        "timeline": _timeline(timed, confidence),
+        "timeline": _timeline(framed, timed, confidence),
     }
 
 
@@ -109,7 +126,8 @@ def _of_classes(leg: Leg, known: list[str]) -> Leg:
     def truth(t: Truth) -> Truth:
         names = [_key(name) for name in t.names]
         keep = [i for i, name in enumerate(names) if name in known]
-        return Truth(t.xyxy[keep], tuple(names[i] for i in keep), tuple(t.ids[i] for i in keep))
+        ids = tuple(t.ids[i] for i in keep)
+        return Truth(t.xyxy[keep], tuple(names[i] for i in keep), ids, t.ignored[keep])
 
     return Leg(
         {stamp: truth(t) for stamp, t in leg.truths.items()},
@@ -127,8 +145,10 @@ def _precision(pairs: list[tuple[Truth, Predictions | None]], known: list[str]) 
     found: list[dict] = []
     for image_id, (truth, predictions) in enumerate(pairs):
         images.append({"id": image_id})
-        for box, name in zip(truth.xyxy, truth.names, strict=True):
-            objects.append(annotation(len(objects) + 1, image_id, box, number[name]))
+        for box, name, ignored in zip(truth.xyxy, truth.names, truth.ignored, strict=True):
+            added = annotation(len(objects) + 1, image_id, box, number[name])
+            # pycocotools ignores a "crowd", and what has half of its area in it.
+            objects.append({**added, "iscrowd": int(ignored)})
         if predictions is None:
             continue
         columns = predictions.xyxy, predictions.scores, predictions.names
@@ -150,60 +170,6 @@ def _precision(pairs: list[tuple[Truth, Predictions | None]], known: list[str]) 
     }
 
 
-def _found(
-    timed: list[list[Moment]],
-    predictions_of: Callable[[Moment], Predictions | None],
-    count_alarms: Callable[[Moment], bool],
-    confidence: float,
-    seconds: float,
-    count_without: bool = False,
-) -> dict:
-    """Recall, false alarms and time to the first detection, over the moments of each leg.
-
-    `count_alarms`: whether false alarms count at this moment, so that each counts once;
-    `count_without`: objects of a moment without predictions are missed; else left out.
-    """
-    areas, hits, alarms = [], [], 0
-    first_seen: dict[tuple[int, str], int] = {}
-    first_found: dict[tuple[int, str], int] = {}
-    for number, leg in enumerate(timed):
-        for moment in leg:
-            predictions, truth = predictions_of(moment), moment.truth
-            for track in filter(None, truth.ids):
-                first_seen.setdefault((number, track), moment.stamp_ns)
-            found = np.zeros(len(truth.names), bool)
-            if predictions is not None:
-                found, false_alarm = match(truth, predictions, confidence)
-                alarms += int(false_alarm.sum()) if count_alarms(moment) else 0
-                for i in np.flatnonzero(found):
-                    if truth.ids[i]:
-                        first_found.setdefault((number, truth.ids[i]), moment.stamp_ns)
-            elif not count_without:
-                continue
-            hits.append(found)
-            areas.append((truth.xyxy[:, 2:] - truth.xyxy[:, :2]).prod(1))
-    hit = np.concatenate([*hits, np.zeros(0, bool)])
-    area = np.concatenate([*areas, np.zeros(0)])
-    waits = [(at - first_seen[track]) / 1e9 for track, at in first_found.items()]
-    return {
-        "recall": _share(hit),
-        **{
-            f"recall_{size}": _share(hit[(area >= low) & (area < high)])
-            for size, (low, high) in SIZES.items()
-        },
-        "false_alarms_per_minute": round(60 * alarms / seconds, 2) if seconds else None,
-        "first_detection_s": {
-            **_percentiles(waits, digits=3),
-            "tracks": len(first_seen),
-            "never": len(first_seen) - len(first_found),
-        },
-    }
-
-
-def _share(hit: np.ndarray) -> float | None:
-    return round(float(hit.mean()), 5) if len(hit) else None
-
-
 def _percentiles(values: list[float], digits: int = 1) -> dict:
     if not values:
         return {"p50": None, "p95": None, "p99": None}
@@ -211,14 +177,32 @@ def _percentiles(values: list[float], digits: int = 1) -> dict:
     return dict(zip(("p50", "p95", "p99"), found, strict=True))
 
 
-def _frames(legs: list[Leg], processed: int, seconds: float) -> dict:
-    """Count frames; how many the camera delivered is None without camera_info."""
+def _frames(flight: Flight, legs: list[Leg], processed: int, seconds: float) -> dict:
+    """Count frames, and tell how late they were; None: not known.
+
+    What the camera delivered needs camera_info, what was not made in time the rate asked for. The
+    real-time factor is the time of the stamps over that of the recorder's clock.
+    """
     due = sum(len(leg.truths) for leg in legs)
     known = any(leg.frames for leg in legs)
     delivered = sum(len(leg.frames & leg.truths.keys()) for leg in legs)
+    asked = None
+    if flight.rate_hz is not None:
+        asked = sum(round(_span_ns(leg.truths) / 1e9 * flight.rate_hz) + 1 for leg in legs)
+    delays = [
+        (at - stamp - offset) / 1e6
+        for leg in legs
+        for offset in [clock_offset_ns(leg)]
+        for stamp, at in leg.truths_at.items()
+    ]
+    passed_s = sum(_span_ns(leg.truths_at.values()) for leg in legs) / 1e9
     return {
         "due": due,
         "rate_hz": round((due - len(legs)) / seconds, 1) if seconds else None,
+        "asked_hz": flight.rate_hz,
+        "not_made": None if asked is None else max(asked - due, 0),
+        "delay_ms": _percentiles(delays),
+        "real_time_factor": round(seconds / passed_s, 3) if passed_s > 0 else None,
         "not_delivered": due - delivered if known else None,
         "delivered": delivered if known else None,
         "processed": processed,
@@ -229,75 +213,40 @@ def _frames(legs: list[Leg], processed: int, seconds: float) -> dict:
     }
 
 
-def _notes(legs: list[Leg]) -> list[str]:
-    """Return irregularities, one line each; times are seconds since the start of the flight."""
-    notes = []
-    if not any(leg.predictions for leg in legs):
-        notes.append("the detector published nothing")
-    if not any(leg.frames for leg in legs):
-        notes.append("no camera_info was recorded: what the camera delivered is not known")
-    passed_s = 0.0
-    for leg in legs:
-        stamps = np.array(sorted(leg.truths))
-        start, length_s = stamps[0], (stamps[-1] - stamps[0]) / 1e9
-        if offset := clock_offset_ns(leg):
-            notes.append(
-                f"stamps are of another clock, {offset / 1e9:.1f} s behind: latency is counted "
-                "from the fastest ground truth message"
-            )
-        delivered = np.array(sorted(leg.frames & leg.truths.keys()))
-        for frm, length in _silences(delivered, start, stamps[-1]):
-            notes.append(
-                f"the camera delivered nothing for {length:.1f} s, from {passed_s + frm:.1f} s on"
-            )
-        if leg is legs[-1] and len(delivered) and any(leg.predictions for leg in legs):
-            last = max((p.stamp_ns for p in leg.predictions), default=start)
-            silent_s = (delivered[-1] - last) / 1e9
-            if silent_s > _SILENCE_S:
-                notes.append(
-                    f"the detector fell silent {passed_s + (last - start) / 1e9:.1f} s after the "
-                    f"start, {silent_s:.1f} s before the camera's last frame: did it die?"
-                )
-        passed_s += length_s
-    return notes
+def _span_ns(times: Iterable[int]) -> int:
+    """Return the time between the first and the last of some times, one at least."""
+    ordered = list(times)
+    return ordered[-1] - ordered[0]
 
 
-def _silences(stamps: np.ndarray, start: int, end: int) -> list[tuple[float, float]]:
-    """Return start (seconds since `start`) and length of gaps longer than _SILENCE_S."""
-    if not len(stamps):
-        return []
-    edges = np.concatenate([[start], stamps, [end]])
-    gaps = np.diff(edges) / 1e9
-    return [((edges[i] - start) / 1e9, gaps[i]) for i in np.flatnonzero(gaps > _SILENCE_S)]
+def _timeline(framed: list[TimedLeg], timed: list[TimedLeg], confidence: float) -> list[dict]:
+    """Return boxes, detected boxes and age of the predictions, second by second.
 
-
-def _no_common_stamp(legs: list[Leg]) -> str:
-    truth = [stamp for leg in legs for stamp in leg.truths]
-    found = [p.stamp_ns for leg in legs for p in leg.predictions]
-    spans = (f"{min(stamps) / 1e9:.3f} to {max(stamps) / 1e9:.3f} s" for stamps in (truth, found))
-    return (
-        "no detection has a stamp of the ground truth, so there is no offline score: truth {}, "
-        "detections {}: are both of one camera?"
-    ).format(*spans)
-
-
-def _timeline(timed: list[list[Moment]], confidence: float) -> list[dict]:
-    """Return objects, detected objects and age of the predictions, second by second."""
+    "processed" and "offline" are of the frames, "objects" and "streaming" of the streaming score.
+    """
     seconds: dict[int, dict] = {}
     passed_s = 0.0
-    for leg in timed:
-        for moment in leg:
-            at = int(passed_s + (moment.stamp_ns - leg[0].stamp_ns) / 1e9)
-            row = seconds.setdefault(
-                at, {"t_s": at, "objects": 0, "processed": 0, "offline": 0, "streaming": 0}
-            )
-            row["objects"] += len(moment.truth.names)
+    for frames, leg in zip(framed, timed, strict=True):
+        start = frames.moments[0].stamp_ns
+
+        def row(moment: Moment, start: int = start, passed_s: float = passed_s) -> dict:
+            at = int(passed_s + (moment.stamp_ns - start) / 1e9)
+            empty = {"t_s": at, "objects": 0, "processed": 0, "offline": 0, "streaming": 0}
+            return seconds.setdefault(at, empty)
+
+        for moment in frames.moments:
             if moment.own is not None:
-                row["processed"] += len(moment.truth.names)
-                row["offline"] += int(match(moment.truth, moment.own, confidence)[0].sum())
+                row(moment)["processed"] += int((~moment.truth.ignored).sum())
+                row(moment)["offline"] += int(
+                    match(moment.truth, moment.own, confidence).found.sum()
+                )
+        for moment in leg.moments[::_PRECISION_STEP]:
+            second = row(moment)
+            second["objects"] += int((~moment.truth.ignored).sum())
             if moment.latest is not None:
-                row["streaming"] += int(match(moment.truth, moment.latest, confidence)[0].sum())
+                found = match(moment.truth, moment.latest, confidence).found
+                second["streaming"] += int(found.sum())
                 age = (moment.stamp_ns - moment.latest.stamp_ns) / 1e6
-                row["age_ms"] = round(max(row.get("age_ms", 0.0), age), 1)
-        passed_s += (leg[-1].stamp_ns - leg[0].stamp_ns) / 1e9
+                second["age_ms"] = round(max(second.get("age_ms", 0.0), age), 1)
+        passed_s += (frames.moments[-1].stamp_ns - start) / 1e9
     return [seconds[at] for at in sorted(seconds)]

@@ -3,7 +3,12 @@ import time
 import numpy as np
 import pytest
 
-from drone_kd.simulation.scoring.flight_record import FlightError, FlightWriter, read_flight
+from drone_kd.simulation.scoring.flight_record import (
+    Flight,
+    FlightError,
+    FlightWriter,
+    read_flight,
+)
 
 TRUTH = {"truth": 10, "at": 12, "boxes": [["car", "3", 1, 2, 3.5, 4]]}
 RESULT = {"result": 10, "at": 15, "boxes": [["car", 0.5, 1, 2, 3, 4], ["bus", 0.25, 0, 0, 1, 1]]}
@@ -43,7 +48,8 @@ def test_truncated_record_is_read_up_to_the_cut(tmp_path):
 def test_predictions_after_a_clock_jump_belong_to_the_leg_of_their_stamp(tmp_path):
     second = 10**9
     late = {**RESULT, "result": 9 * second}
-    truths = [{**TRUTH, "truth": t * second} for t in (8, 9, 4, 5)]
+    times = (8, 1), (9, 2), (4, 3), (5, 4)
+    truths = [{**TRUTH, "truth": t * second, "at": at * second} for t, at in times]
     flight = read_flight(write(tmp_path / "f.jsonl", *truths, late))
     assert [sorted(leg.truths) for leg in flight.legs] == [
         [8 * second, 9 * second],
@@ -154,7 +160,7 @@ def test_long_record_is_read_in_linear_time(tmp_path):
 def test_legs_are_limited(tmp_path):
     truths = [{**TRUTH, "truth": 2000 - k} for k in range(1001)]
     assert len(read_flight(write(tmp_path / "a.jsonl", *truths[:-1])).legs) == 1000
-    with pytest.raises(FlightError, match=r"line 1002: .* went back more than 999 times"):
+    with pytest.raises(FlightError, match=r"line 1002: .* jumped more than 999 times"):
         read_flight(write(tmp_path / "b.jsonl", *truths))
 
 
@@ -164,3 +170,36 @@ def test_late_message_is_looked_up_in_the_newest_legs(tmp_path):
     frames = [{"frame": (1000 - 10 * k) * second, "at": 0} for k in range(30)]
     legs = read_flight(write(tmp_path / "a.jsonl", *truths, *frames)).legs
     assert [len(leg.frames) for leg in legs] == [0] * 10 + [1] * 19 + [11]
+
+
+@pytest.mark.parametrize(("step", "says"), [(5.0, "forward by 5.0 s"), (-0.7, "back by 0.7 s")])
+def test_a_jump_of_the_clock_in_either_direction_begins_a_leg(step, says):
+    flight, ms = Flight(), 10**6
+    for k in range(20):
+        at = 1000 * k * ms
+        stamp = at + (int(step * 1e9) if k >= 10 else 0)
+        flight.add({"truth": stamp, "at": at + 3 * ms, "boxes": []})
+        flight.add({"result": stamp, "at": at + 40 * ms, "boxes": []})
+    assert [len(leg.truths) for leg in flight.legs] == [10, 10]
+    assert [len(leg.predictions) for leg in flight.legs] == [10, 10]
+    assert flight.notes == [f"the camera's clock went {says}, 9.0 s after the start"]
+
+
+def test_a_late_message_is_no_jump():
+    flight = Flight()
+    for k in range(9):
+        flight.add({"truth": k * 10**8, "at": k * 10**8 + 4 * 10**8 * (k == 5), "boxes": []})
+    assert len(flight.legs) == 1 and flight.notes == []
+
+
+def test_rate_and_objects_to_ignore_are_read(tmp_path):
+    boxes = [["car", "a", 0, 0, 9, 9, True], ["car", "b", 9, 0, 18, 9]]
+    flight = read_flight(
+        write(tmp_path / "f.jsonl", {"rate": 12.5}, {"truth": 1, "at": 2, "boxes": boxes})
+    )
+    (truth,) = flight.legs[0].truths.values()
+    assert flight.rate_hz == 12.5 and truth.ignored.tolist() == [True, False]
+    for rate in ("-1", "NaN", '"x"'):
+        (tmp_path / "bad.jsonl").write_text(f'{{"flight":1}}\n{{"rate":{rate}}}\n')
+        with pytest.raises(FlightError, match="line 2: not an event"):
+            read_flight(tmp_path / "bad.jsonl")

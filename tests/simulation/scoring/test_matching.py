@@ -19,25 +19,37 @@ def predictions(*boxes, scores=None, names=None, stamp=0, at=0):
 
 
 @pytest.mark.parametrize(
-    ("there", "said", "found", "alarms"),
+    ("there", "said", "found", "alarms", "wrong"),
     [
-        (truth(A, B), predictions(B), [False, True], [False]),
-        # Another class is a false alarm and a miss.
-        (truth(A), predictions(A, names=["bus"]), [False], [True]),
+        (truth(A, B), predictions(B), [False, True], [False], [False]),
+        # Another class is a miss, and no false alarm.
+        (truth(A), predictions(A, names=["bus"]), [False], [False], [True]),
         # Two boxes on one object: the better one counts, the other is a false alarm.
-        (truth(A), predictions(A, A, scores=[0.4, 0.8]), [True], [True, False]),
+        (truth(A), predictions(A, A, scores=[0.4, 0.8]), [True], [True, False], [False, False]),
         # Below the threshold nothing counts.
-        (truth(A), predictions(A, scores=[0.2]), [False], [False]),
+        (truth(A), predictions(A, scores=[0.2]), [False], [False], [False]),
         # IoU 0.5 is enough, less is not.
-        (truth(A), predictions([0, 0, 10, 5]), [True], [False]),
-        (truth(A), predictions([0, 0, 10, 4.9]), [False], [True]),
-        (truth(), predictions(A), [], [True]),
-        (truth(A), predictions(), [False], []),
+        (truth(A), predictions([0, 0, 10, 5]), [True], [False], [False]),
+        (truth(A), predictions([0, 0, 10, 4.9]), [False], [True], [False]),
+        (truth(), predictions(A), [], [True], [False]),
+        (truth(A), predictions(), [False], [], []),
     ],
 )
-def test_boxes_are_matched(there, said, found, alarms):
-    hits, false_alarms = match(there, said, confidence=0.25)
-    assert hits.tolist() == found and false_alarms.tolist() == alarms
+def test_boxes_are_matched(there, said, found, alarms, wrong):
+    matched = match(there, said, confidence=0.25)
+    assert matched.found.tolist() == found and matched.false_alarm.tolist() == alarms
+    assert matched.wrong_class.tolist() == wrong
+    assert sum(found) == matched.hit.sum()
+
+
+@pytest.mark.parametrize("name", ["car", "bus"])
+@pytest.mark.parametrize("box", [A, [0, 0, 6, 6], [-4, 0, 10, 10], [5, 0, 14, 10]])
+def test_a_box_on_an_ignored_object_is_neither_hit_nor_alarm(name, box):
+    there = Truth(truth(A, B).xyxy, ("car", "car"), ("", ""), np.array([True, False]))
+    matched = match(there, predictions(box, names=[name]), 0.25)
+    assert not any(matched.found) and not any(matched.false_alarm | matched.wrong_class)
+    # Beside it, it is an alarm.
+    assert match(there, predictions([9, 0, 16, 10]), 0.25).false_alarm.all()
 
 
 def test_predictions_count_from_arrival_until_the_next_arrive():
@@ -61,7 +73,7 @@ def test_predictions_count_from_arrival_until_the_next_arrive():
     ]
 
 
-def test_clocks_that_differ_by_less_than_a_second_are_one():
+def test_clocks_that_differ_by_less_than_half_a_second_are_one():
     def leg(late):
         return Leg(truths_at={k: k + late + k % 3 for k in range(9)})
 
