@@ -4,8 +4,8 @@
 
 The flights of benchmarks.simulation, means over seeds with half of their 95 % intervals, with a
 computed detector that takes the same time for every frame, without DDS and scheduler, so that the
-load of the machine does not matter. A frame that arrives while the detector is busy waits, alone (a
-newer one replaces it) or in a queue of ten.
+load of the machine does not matter. A frame that arrives while the detector is busy waits, alone
+(a newer one replaces it) or in a queue of ten.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def visible_truth(
     width: int,
     height: int,
 ) -> Truth:
-    """Return the objects that a camera of the carrier sees.
+    """Return the objects that a camera of the carrier sees; those little in view are ignored.
 
     Args:
         world: the shapes.
@@ -99,8 +99,8 @@ def visible_truth(
     names = (*world.standing_names, *(world.moving_names[name] for name in present))
     ids = (*(f"standing_{k}" for k in range(len(world.standing))), *present)
     labelled = np.array([bool(name) for name in names])
-    xyxy, index = solid_boxes(solids, labelled, position, matrix, width, height)
-    return Truth(xyxy, tuple(names[i] for i in index), tuple(ids[i] for i in index))
+    xyxy, index, partly = solid_boxes(solids, labelled, position, matrix, width, height)
+    return Truth(xyxy, tuple(names[i] for i in index), tuple(ids[i] for i in index), partly)
 
 
 def rotation(quaternion: np.ndarray) -> np.ndarray:

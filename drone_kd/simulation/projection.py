@@ -14,6 +14,8 @@ import numpy as np
 
 MIN_SIDE_PX = 4.0
 MIN_VISIBLE = 0.4
+# Less of an object is in view as good as none.
+MIN_PARTLY = 0.02
 # Nearer points count as behind the camera.
 NEAR_M = 0.1
 
@@ -57,10 +59,11 @@ def visible_box(
     hidden: np.ndarray,
     own: np.ndarray,
     hides: bool,
+    min_visible: float = MIN_VISIBLE,
 ) -> tuple[float, ...] | None:
     """Return x0, y0, x1, y1 of the visible part of one object.
 
-    None: a side is below MIN_SIDE_PX, or the visible share below MIN_VISIBLE.
+    None: a side is below MIN_SIDE_PX, or the visible share below `min_visible`.
 
     Args:
         extent: x0, y0, x1, y1 of the whole object.
@@ -68,6 +71,7 @@ def visible_box(
         hidden: uint8 (h, w), not 0 where something stands in front.
         own: uint8 (h, w), scratch buffer, 0 before and after.
         hides: add the object to `hidden`, because it may hide others.
+        min_visible: least share of the object in view.
     """
     height, width = hidden.shape
     x0, y0 = max(extent[0], 0.0), max(extent[1], 0.0)
@@ -87,7 +91,7 @@ def visible_box(
     seen = cv2.subtract(shape, front)
     shape[:] = 0
     visible = (x1 - x0) * (y1 - y0) / ((extent[2] - extent[0]) * (extent[3] - extent[1]))
-    if visible * cv2.countNonZero(seen) < MIN_VISIBLE * max(drawn, 1):
+    if visible * cv2.countNonZero(seen) < min_visible * max(drawn, 1):
         return None
     x, y, w, h = cv2.boundingRect(seen)
     # An uncovered side keeps its fraction of a pixel.
@@ -107,7 +111,7 @@ def solid_boxes(
     matrix: np.ndarray,
     width: int,
     height: int,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return boxes of the visible parts of convex solids, which hide each other.
 
     Args:
@@ -119,8 +123,9 @@ def solid_boxes(
         height: image height in pixels.
 
     Returns:
-        Boxes float32 (K, 4), left, top, right, bottom in pixels, and the indices of their solids,
-        int64 (K,), near ones first.
+        Boxes float32 (K, 4), left, top, right, bottom in pixels, the indices of their solids,
+        int64 (K,), near ones first, and which of them are visible to less than MIN_VISIBLE, bool
+        (K,).
     """
     rays = (points - position) @ matrix
     distance = np.linalg.norm(points.mean(1) - position, axis=1)
@@ -131,7 +136,7 @@ def solid_boxes(
     near = before.any(1) & (inside | ~before.all(1))
     order = np.argsort(distance, kind="stable")
     hidden, own = np.zeros((2, height, width), np.uint8)
-    boxes, index = [], []
+    boxes, index, partly = [], [], []
     for i in order[near[order]].tolist():
         px = _in_front(rays[i])
         low, high = px.min(0), px.max(0)
@@ -141,13 +146,18 @@ def solid_boxes(
         hull = cv2.convexHull(px.clip(-16 * width, 16 * width).astype(np.float32))
         outline = [fixed(hull.reshape(-1, 2))]
         if labelled[i] and (high - low >= MIN_SIDE_PX).all():
-            box = visible_box([*low.tolist(), *high.tolist()], outline, hidden, own, False)
-            if box is not None:
-                boxes.append(box)
-                index.append(i)
+            extent = [*low.tolist(), *high.tolist()]
+            for least in (MIN_VISIBLE, MIN_PARTLY):
+                box = visible_box(extent, outline, hidden, own, False, least)
+                if box is not None:
+                    boxes.append(box)
+                    index.append(i)
+                    partly.append(least < MIN_VISIBLE)
+                    break
         # A solid without a box hides others, too.
         _fill(hidden, outline)
-    return np.array(boxes, np.float32).reshape(-1, 4), np.array(index, np.int64)
+    xyxy = np.array(boxes, np.float32).reshape(-1, 4)
+    return xyxy, np.array(index, np.int64), np.array(partly, bool)
 
 
 def _in_front(rays: np.ndarray) -> np.ndarray:

@@ -83,9 +83,11 @@ def test_truth_has_the_stamp_of_the_frame_and_the_place_of_its_moment(site):
     k = np.array([[1280.0, 0, 640], [0, 1280.0, 360], [0, 0, 1]])
     wanted = visible_truth(world, "down", poses, k, 1280, 720)
     assert set(rows) == set(wanted.ids)
-    for box, track, name in zip(wanted.xyxy, wanted.ids, wanted.names, strict=True):
-        assert rows[track][0] == name
-        np.testing.assert_allclose(rows[track][2:], box, atol=0.02)
+    assert 0 < wanted.ignored.sum() < len(wanted.ids)
+    columns = wanted.xyxy, wanted.ids, wanted.names, wanted.ignored
+    for box, track, name, ignored in zip(*columns, strict=True):
+        assert rows[track][0] == name and (len(rows[track]) == 7) == ignored
+        np.testing.assert_allclose(rows[track][2:6], box, atol=0.02)
 
 
 @pytest.mark.slow

@@ -27,6 +27,12 @@ def cuboid(x, y, z, length, width, height):
 
 
 def boxes(axes, position, *cuboids, labelled=None):
+    """Boxes and indices of the cuboids that are visible enough."""
+    xyxy, index, partly = all_boxes(axes, position, *cuboids, labelled=labelled)
+    return xyxy[~partly], index[~partly]
+
+
+def all_boxes(axes, position, *cuboids, labelled=None):
     corners = np.array(cuboids)
     labelled = np.ones(len(corners), bool) if labelled is None else np.array(labelled)
     matrix = projection_matrix(axes, K)
@@ -88,7 +94,7 @@ def test_objects_outside_the_image_or_behind_have_no_box():
     assert len(boxes(NADIR, (0, 0, 50), outside, behind)[0]) == 0
 
 
-def test_border_clips_boxes_and_drops_those_with_less_than_two_fifths_visible():
+def test_border_clips_boxes_and_marks_those_with_less_than_two_fifths_visible():
     # The border is 640 px from the middle: 30.72 m of a roof at 48 m, 32 m of the ground at 50 m.
     def at(x):
         return boxes(NADIR, (0, 0, 50), cuboid(x, 0, 0, 4, 2, 2))[0]
@@ -97,6 +103,11 @@ def test_border_clips_boxes_and_drops_those_with_less_than_two_fifths_visible():
     assert box[[0, 2]] == pytest.approx([640 + 28 * 1000 / 50, 1280], abs=1e-3)
     # From 1260 to 1388 px: 16 % are in the image.
     assert len(at(33)) == 0
+    (box,), _, partly = all_boxes(NADIR, (0, 0, 50), cuboid(33, 0, 0, 4, 2, 2))
+    assert partly.tolist() == [True]
+    assert box[[0, 2]] == pytest.approx([640 + 31 * 1000 / 50, 1280], abs=1e-3)
+    # 1 % is as good as nothing.
+    assert len(all_boxes(NADIR, (0, 0, 50), cuboid(33.9, 0, 0, 4, 2, 2))[0]) == 0
 
 
 def test_solid_that_reaches_behind_the_camera_is_clipped():
@@ -125,7 +136,7 @@ def test_near_solids_hide_far_ones():
 
 
 def test_no_visible_solid_gives_empty_arrays():
-    xyxy, index = boxes(NADIR, (0, 0, 50), cuboid(60, 0, 0, 4, 2, 2))
+    xyxy, index, _ = all_boxes(NADIR, (0, 0, 50), cuboid(60, 0, 0, 4, 2, 2))
     assert xyxy.shape == (0, 4) and xyxy.dtype == np.float32 and index.dtype == np.int64
 
 
@@ -155,7 +166,7 @@ def test_solids_have_the_boxes_of_the_renderer(pitch_deg):
         turn = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
         solids.append(np.resize(points @ turn + (x, y, 0), (64, 3)))
     everything = np.ones(len(solids), bool)
-    xyxy, index = solid_boxes(
+    xyxy, index, _ = solid_boxes(
         np.array(solids), everything, camera.position, camera.projection, 1280, 720
     )
     wanted = view.xyxy[chosen][index]
