@@ -54,6 +54,21 @@ def _flights(name: str, first: str) -> Table:
     return Table(f"simulation/{name}", columns)
 
 
+def _pairings(csv: str) -> Table:
+    """Return the table of both ways to pair predictions with ground truth on the same flights."""
+    columns = {
+        "m/s, frames/s, waiting": "{flight}",
+        "mAP50 offline": "{mAP50 offline}",
+        "sap": "{mAP50 sap}",
+        "streaming": "{mAP50 streaming}",
+        "recall offline": "{recall offline}",
+        "recall sap": "{recall sap}",
+        "recall streaming": "{recall streaming}",
+        "age p50, p95 (ms)": "{age p50, p95 (ms)}",
+    }
+    return Table(f"simulation/{csv}", columns)
+
+
 def _models(flights: str) -> Table:
     columns = {name: f"{{{name}}}" for name in ("model", "new", "base (all classes)")}
     return Table("retraining/models", columns, where={"flights": (flights,)})
@@ -314,6 +329,7 @@ TABLES: dict[str, Table] = {
     "dds": _flights("dds", "m/s, frames/s asked"),
     "dds-tiles": _flights("dds-tiles", "frames/s asked, tiling"),
     "computed": _flights("computed", "m/s, frames/s, waiting"),
+    "computed-pairings": _pairings("computed-seed-2"),
     "computed-tiles": _flights("computed-tiles", "m/s, frames/s, waiting"),
     "retraining-models": _models("HIT-UAV"),
     "retraining-drawn-models": _models("synthetic"),

@@ -51,7 +51,7 @@ def test_a_flight_without_latency_scores_as_its_frames_do_offline(tmp_path):
     wanted = evaluate(default_model_path(), tmp_path / "data.yaml")
     scored = score(flight)
     assert wanted["map50"] > 0.05 and wanted["boxes"] == scored["objects"] > 100
-    for way in ("offline", "streaming"):
+    for way in ("offline", "sap"):
         for key in ("map50_95", "map50"):
             assert scored[way][key] == pytest.approx(wanted[key], abs=5e-4)
         for name, values in wanted["per_class"].items():
