@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 
 import cv2
@@ -30,7 +31,9 @@ _TAKEN_PER_M = 2
 class WorldPlan:
     """Collects what a world consists of; `finish` renders it."""
 
-    def __init__(self, rng: np.random.Generator, weather: Weather) -> None:
+    def __init__(self, seed: int, rng: np.random.Generator, weather: Weather) -> None:
+        self._seed = seed
+        self._streams: dict[str, np.random.Generator] = {}
         self.rng = rng
         self.weather = weather
         elevation = np.radians(rng.uniform(*weather.sun_deg))
@@ -69,10 +72,17 @@ class WorldPlan:
                 stripes = np.broadcast_to(stripes, patch.shape).copy()
                 cv2.addWeighted(patch, 1 - depth, stripes, depth, 0, dst=patch)
 
-    def pick(self, kind: str) -> int:
-        """Return a random mesh of a kind of the library."""
+    def stream(self, name: str) -> np.random.Generator:
+        """Return the random numbers of a name: draws from it move no other draws."""
+        if name not in self._streams:
+            key = self._seed, zlib.crc32(name.encode())
+            self._streams[name] = np.random.default_rng(key)
+        return self._streams[name]
+
+    def pick(self, kind: str, rng: np.random.Generator | None = None) -> int:
+        """Return a random mesh of a kind of the library, by `rng` or that of the plan."""
         choice = meshes.library().ids[kind]
-        return int(choice[0] + self.rng.integers(len(choice)))
+        return int(choice[0] + (rng or self.rng).integers(len(choice)))
 
     def stand(self, mesh: int, x: float, y: float, heading: float, optional: bool = True) -> None:
         """Place an object, unless a vehicle already stands there."""
@@ -92,10 +102,6 @@ class WorldPlan:
     def drive(self, mesh: int, road: int, s: float, lateral: float, speed: float) -> None:
         """Place an object that moves along a road, in the direction of -s if `speed` < 0."""
         self._objects.append((mesh, (s, lateral, -1 if speed < 0 else 1), road, speed, False))
-
-    def wait(self, mesh: int, road: int, s: float, lateral: float, direction: int) -> None:
-        """Place an object that stands on a road."""
-        self._objects.append((mesh, (s, lateral, direction), road, 0.0, True))
 
     def tree(self, x: float, y: float, radius: float, height: float) -> None:
         """Add a tree with its shadow."""

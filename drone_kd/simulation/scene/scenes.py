@@ -66,6 +66,30 @@ _SCENES = {
         ),
         weather="night",
     ),
+    "search": Scene(
+        Layout(
+            "rural",
+            {"wilderness": 6, "forest": 1, "water": 1},
+            (_road(True, 1, 0.0, amplitude_m=9.0, lane_m=1.6),),
+            speed_mps=(3.0, 6.0),
+            traffic=0.1,
+        )
+    ),
+    "crowd": Scene(
+        Layout(
+            "town",
+            {"crowd": 5, "plaza": 3, "park": 1},
+            (_road(True, 1, 4.0), _road(False, 1, 4.0)),
+            traffic=0.5,
+        )
+    ),
+    "landing-pad": Scene(
+        Layout(
+            "suburb",
+            {"landing_pad": 4, "park": 2, "houses": 1, "car_park": 1},
+            (_road(True, 1, 2.0), _road(False, 1, 2.0)),
+        )
+    ),
 }
 SCENES = tuple(_SCENES)
 

@@ -11,8 +11,9 @@ from drone_kd.simulation.scene.blocks import BLOCKS
 from drone_kd.simulation.scene.plan import WorldPlan
 from drone_kd.simulation.scene.roads import Road, sample_roads
 from drone_kd.simulation.scene.shapes import TILE_M, Area, rectangle
-from drone_kd.simulation.scene.streets import add_kerbside, add_markings, add_road, add_traffic
+from drone_kd.simulation.scene.streets import add_kerbside, add_markings, add_road
 from drone_kd.simulation.scene.thermal import as_thermal
+from drone_kd.simulation.scene.traffic import add_traffic
 from drone_kd.simulation.scene.weather import WEATHERS, Weather
 from drone_kd.simulation.scene.world import World
 
@@ -50,7 +51,8 @@ class Layout:
     theme: str  # town, suburb, industrial or rural: mix of the traffic and of the kerbside
     kinds: dict[str, int]  # kinds of blocks between the roads, with their weights
     roads: tuple[Road, ...] = ()  # empty: sampled for the theme
-    speed_mps: tuple[float, float] = (6.0, 15.0)  # slowest and fastest north-south lane
+    speed_mps: tuple[float, float] = (6.0, 15.0)  # slowest and fastest lane
+    traffic: float = 1.0  # factor on the density of the traffic
 
 
 def build_world(
@@ -65,7 +67,7 @@ def build_world(
         theme = list(_THEMES)[rng.choice(len(_THEMES), p=_THEME_SHARES)]
         layout = Layout(theme, _THEMES[theme])
     theme = layout.theme
-    plan = WorldPlan(rng, weather)
+    plan = WorldPlan(seed, rng, weather)
     plan.fill(rectangle(0, 0, TILE_M, TILE_M), "meadow" if theme == "rural" else "grass")
     roads = list(layout.roads) or sample_roads(rng, theme)
     weights = np.array(list(layout.kinds.values()), dtype=float)
@@ -80,8 +82,8 @@ def build_world(
         add_kerbside(plan, i, road, crossings[i], people=26 if theme == "town" else 9)
     for i, road in enumerate(roads):
         add_markings(plan, road, crossings[i])
-    for i, road in enumerate(roads):
-        add_traffic(plan, i, road, crossings[i], theme, layout.speed_mps)
+    if layout.traffic:
+        add_traffic(plan, roads, theme, layout.speed_mps, layout.traffic)
     world = plan.finish(roads)
     return as_thermal(world) if weather.thermal else world
 

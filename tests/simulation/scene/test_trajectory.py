@@ -80,7 +80,8 @@ def test_rate_size_and_weather_do_not_change_the_route():
     b = next(itertools.islice(fly(fast), 6, None))
     assert a.t_s == b.t_s == 1.5
     _, i, j = np.intersect1d(a.ids, b.ids, return_indices=True)
-    assert len(i) == len(a.ids) > 5
+    # Small objects are visible in the larger frames alone.
+    assert len(i) > 0.9 * len(a.ids) > 5
     centres = [xyxy.reshape(-1, 2, 2).mean(1) for xyxy in (2 * a.xyxy[i], b.xyxy[j])]
     assert np.median(np.abs(centres[0] - centres[1])) < 1
 
