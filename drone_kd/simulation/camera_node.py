@@ -147,6 +147,8 @@ class CameraNode(Surviving, Node):  # type: ignore[misc]  # the mixin's signatur
         try:
             return FlightPlan(
                 scene=self._value("scene"),
+                weather=self._value("weather"),
+                flight=self._value("flight"),
                 seed=self._value("seed"),
                 width=self._value("width"),
                 height=self._value("height"),

@@ -17,6 +17,8 @@ def declare_camera_parameters(node: Node) -> None:
         "seconds": number("Exit after this time; 0: never.", 0.0, 86400.0),
         "frame_id": other("frame_id of the image headers."),
         "scene": other("Scene of the procedural flight; empty: any."),
+        "weather": other("Weather of the procedural flight; empty: the scene's own."),
+        "flight": other("Flight of the procedural flight, such as orbit+gusts."),
         "seed": integer("Seed of the procedural flight.", 0, 2**31 - 1),
         "width": integer("Image width of the procedural flight in pixels.", 64, 8192),
         "height": integer("Image height of the procedural flight in pixels.", 64, 8192),

@@ -12,13 +12,19 @@ from itertools import chain
 from drone_kd.dds import carry_large_images, stay_on_this_machine
 from drone_kd.media.image_files import SourceError
 from drone_kd.paths import parameter_defaults
-from drone_kd.simulation.scene import SCENES
+from drone_kd.simulation.scene import DISTURBANCES, FLIGHTS, SCENES, WEATHERS
 
 # Group; option, parameter of the node, metavar, help. A parameter that is a pair takes two values.
 _PARAMETERS = {
     "generated flight": (
+        (
+            "--flight",
+            "flight",
+            "NAME",
+            f"one of {', '.join(FLIGHTS)}; add {', '.join(f'+{name}' for name in DISTURBANCES)}",
+        ),
         ("--seed", "seed", "N", "of place, traffic and weather"),
-        ("--altitude", "altitude", "M", "above the ground, 15 to 150; 0: varies from 44 to 72"),
+        ("--altitude", "altitude", "M", "above the ground, 15 to 150; 0: the flight's own"),
         ("--speed", "speed", "M/S", "over the ground"),
         ("--blur", "blur", "PX", "motion blur; -1: as the weather of the seed"),
         ("--haze", "haze", "SHARE", "0 to 0.95; -1: as the weather of the seed"),
@@ -61,6 +67,8 @@ def add_flight_options(parser: argparse.ArgumentParser) -> None:
     for title, parameters in _PARAMETERS.items():
         group = parser.add_argument_group(title)
         if title == "generated flight":
+            air = f"one of {', '.join(WEATHERS)} (default: the scene's own)"
+            group.add_argument("--weather", choices=WEATHERS, default="", metavar="NAME", help=air)
             size = f"size of the frames (default: {defaults['width']}x{defaults['height']})"
             group.add_argument("--size", type=_size, metavar="WxH", help=size)
         for option, name, metavar, text in parameters:
@@ -88,6 +96,7 @@ def node_arguments(arguments: argparse.Namespace) -> list[str]:
         raise SourceError("--labels belong to --images or --video: a generated flight has its own")
     values = {
         "scene": arguments.scene,
+        "weather": arguments.weather,
         "source": source,
         "labels": arguments.labels or "",
         "loop": arguments.loop,

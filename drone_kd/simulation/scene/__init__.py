@@ -14,11 +14,16 @@ from drone_kd.simulation.scene.frames import (
     fly,
 )
 from drone_kd.simulation.scene.scenes import SCENES
+from drone_kd.simulation.scene.trajectory import DISTURBANCES, FLIGHTS
+from drone_kd.simulation.scene.weather import WEATHERS
 
 __all__ = [
     "CLASSES",
+    "DISTURBANCES",
+    "FLIGHTS",
     "FRAMES_PER_WORLD",
     "SCENES",
+    "WEATHERS",
     "FlightPlan",
     "Frame",
     "SceneFrames",

@@ -9,6 +9,7 @@ import numpy as np
 
 from drone_kd.simulation.scene.plan import WorldPlan
 from drone_kd.simulation.scene.shapes import Area, blob, disc, random_sign, rectangle, strip
+from drone_kd.simulation.scene.sites import crowd, landing_pad, wilderness
 
 
 def _houses(plan: WorldPlan, block: Area) -> None:
@@ -255,6 +256,9 @@ BLOCKS: dict[str, Callable[[WorldPlan, Area], None]] = {
     "depot": _depot,
     "plaza": _plaza,
     "pitch": _pitch,
+    "wilderness": wilderness,
+    "crowd": crowd,
+    "landing_pad": landing_pad,
 }
 
 

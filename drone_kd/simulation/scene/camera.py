@@ -14,6 +14,10 @@ import numpy as np
 from drone_kd.simulation.projection import project, projection_matrix
 from drone_kd.simulation.scene.shapes import TILE_M
 
+# Objects farther away than this are below a few pixels.
+_VIEW_M = 500.0
+_FAR_HEIGHTS = 7.0
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -23,7 +27,7 @@ class Camera:
     y_m: float
     height_m: float  # above the ground
     yaw: float  # direction of the upper image side, from north (-y) towards east
-    pitch: float  # downward angle; pi / 2 is nadir. The horizon must stay above the image.
+    pitch: float  # downward angle, above 0; pi / 2 is nadir
     roll: float  # rotation about the optical axis
     focal_px: float
     width: int
@@ -65,19 +69,51 @@ class Camera:
         y = self.y_m * -rays[2] + self.height_m * rays[1]
         return np.stack([x, y, -rays[2]])
 
+    @property
+    def limit_m(self) -> float:
+        """Distance over the ground up to which a view that `reaches_far` shows objects."""
+        return max(_VIEW_M, _FAR_HEIGHTS * self.height_m)
+
+    @cached_property
+    def reaches_far(self) -> bool:
+        """The horizon, or ground more than 7 times as far as high, is in the image."""
+        xy, down = self._footprint(1)
+        return bool((down <= 0).any()) or self._distance(xy).max() > _FAR_HEIGHTS * self.height_m
+
     def ground_bounds(self) -> np.ndarray:
         """Return lowest and highest x, y in metres of the ground in view: float64 (2, 2).
 
-        Raises:
-            ValueError: the horizon is in the image.
+        Ground beyond `limit_m` is left out of a view that `reaches_far`.
+        """
+        xy, down = self._footprint(16 if self.reaches_far else 1)
+        if self.reaches_far:
+            # A direction that meets no ground within the limit ends at the limit.
+            offset = (xy - self.position[:2]) * np.sign(down)[:, None]
+            distance = np.where(down > 0, np.hypot(*offset.T), np.inf)
+            shrink = self.limit_m / np.maximum(np.hypot(*offset.T), 1e-9)
+            shrink[distance < self.limit_m] = 1
+            xy = self.position[:2] + offset * shrink[:, None]
+        return np.stack([xy.min(0), xy.max(0)])
+
+    def _footprint(self, pieces: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the rays of the image's border meet the ground, and how far they descend.
+
+        Each side has `pieces` points. Rays that do not descend (values of 0 or less) meet the
+        ground behind the camera.
         """
         w, h = self.width, self.height
-        corners = np.array([[0, 0, 1], [w, 0, 1], [w, h, 1], [0, h, 1]]) @ self.to_ground.T
-        if (corners[:, 2] <= 0).any():
-            pitch = f"pitch {self.pitch:.3f} rad"
-            raise ValueError(f"expected the horizon above the image, got {pitch}")
-        xy = corners[:, :2] / corners[:, 2:]
-        return np.stack([xy.min(0), xy.max(0)])
+        corners = np.array([[0, 0], [w, 0], [w, h], [0, h]], float)
+        share = np.arange(pieces)[:, None] / pieces
+        sides = [
+            a + (b - a) * share for a, b in zip(corners, np.roll(corners, -1, 0), strict=True)
+        ]
+        border = np.concatenate(sides)
+        rays = np.column_stack([border, np.ones(len(border))]) @ self.to_ground.T
+        down = np.where(rays[:, 2] == 0, -1e-12, rays[:, 2])
+        return rays[:, :2] / down[:, None], down
+
+    def _distance(self, xy: np.ndarray) -> np.ndarray:
+        return np.asarray(np.hypot(*(xy - self.position[:2]).T))
 
 
 def copies_in(xy: np.ndarray, bounds: np.ndarray, margin_m: float) -> tuple[np.ndarray, ...]:

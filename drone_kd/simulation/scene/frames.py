@@ -11,10 +11,18 @@ import numpy as np
 
 from drone_kd.simulation.scene.camera import Camera
 from drone_kd.simulation.scene.render import View, render, roll
-from drone_kd.simulation.scene.scenes import SCENES, as_thermal, build_scene
-from drone_kd.simulation.scene.sensor import Conditions, apply_sensor, sample_conditions
+from drone_kd.simulation.scene.scenes import build_scene, find_scene
+from drone_kd.simulation.scene.sensor import Conditions, apply_sensor
 from drone_kd.simulation.scene.shapes import TILE_M
 from drone_kd.simulation.scene.town import build_world
+from drone_kd.simulation.scene.trajectory import (
+    HIGHEST_M,
+    LOWEST_M,
+    Start,
+    find_flight,
+    split_flight,
+)
+from drone_kd.simulation.scene.weather import WEATHERS, find_weather
 from drone_kd.simulation.scene.world import World
 
 CLASSES = ("person", "car", "truck", "bus")
@@ -23,8 +31,6 @@ CLASSES = ("person", "car", "truck", "bus")
 FRAMES_PER_WORLD = 20
 
 _MIN_HEIGHT_M = 30.0
-# The route is straight within a step.
-_STEP_S = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +62,7 @@ def draw_frame(seed: int, imgsz: int = 640, zoom: float = 1.0, thermal: bool = F
     # Parked vehicles and people differ between days.
     present = ~world.optional | (rng.random(len(world.optional)) < rng.uniform(0.5, 1))
     view = render(world, camera, t_s=rng.uniform(0, 600), present=present)
-    conditions = sample_conditions(rng)
-    if thermal:
-        conditions = _thermal_conditions(conditions)
+    conditions = world.weather.conditions(rng)
     return _frame(view, apply_sensor(view.image, conditions, rng), 0.0)
 
 
@@ -71,8 +75,10 @@ class FlightPlan:
         width, height: frame size in pixels, at least 64 each.
         fps: frames per second.
         scene: one of SCENES, flown along its main road; empty: a random place.
+        weather: one of WEATHERS; empty: the scene's own. It changes neither place nor route.
+        flight: one of FLIGHTS, with any DISTURBANCES added: orbit+gusts.
         speed_mps: speed over the ground.
-        altitude_m: height above the ground; None: varies from 44 to 72 m.
+        altitude_m: height above the ground; None: the flight's own.
         motion_px: length of the motion blur; None: sampled from the seed.
         haze: share of the light that haze adds, 0 to 0.95; None: sampled from the seed.
         rolling_ms: time between the exposure of the first and of the last row.
@@ -86,6 +92,8 @@ class FlightPlan:
     height: int = 720
     fps: float = 10.0
     scene: str = ""
+    weather: str = ""
+    flight: str = "sweep"
     speed_mps: float = 9.0
     altitude_m: float | None = None
     motion_px: float | None = None
@@ -100,11 +108,14 @@ class FlightPlan:
             raise ValueError(f"size: expected at least 64 x 64 px, got {size}")
         if not self.fps > 0:
             raise ValueError(f"fps: expected more than 0, got {self.fps}")
-        if self.scene and self.scene not in SCENES:
-            raise ValueError(f"scene: expected one of {', '.join(SCENES)}, got {self.scene!r}")
+        if self.scene:
+            find_scene(self.scene)
+        if self.weather:
+            find_weather(self.weather)
+        split_flight(self.flight)
         for name, low, high in (
             ("speed_mps", 0.0, 100.0),
-            ("altitude_m", 15.0, 150.0),
+            ("altitude_m", LOWEST_M, HIGHEST_M),
             ("motion_px", 0.0, 64.0),
             ("haze", 0.0, 0.95),
             ("rolling_ms", 0.0, 100.0),
@@ -120,105 +131,91 @@ class FlightPlan:
 
 
 class SceneFrames:
-    """The frames of a flight at any time: place and camera depend on the time alone.
+    """The frames of a flight at any time.
 
-    The same plan gives the same route over the same ground, at any frame rate.
+    The route depends on seed, scene and flight alone: plans that differ in rate, size or weather
+    show the same ground at the same time.
     """
 
     def __init__(self, plan: FlightPlan) -> None:
         self._plan = plan
-        self._world = build_scene(plan.scene, plan.seed) if plan.scene else build_world(plan.seed)
-        rng = np.random.default_rng((2, plan.seed))
-        self._conditions = _conditions(plan, rng)
-        x_m, y_m = rng.uniform(0, TILE_M, 2)
-        course = rng.uniform(0, 2 * np.pi)
-        self._phases = rng.uniform(0, 2 * np.pi, 4)
-        # Amplitudes of heading and pitch: smaller on a drone that follows a road.
-        self._turn, self._nod = 0.9, 22.0
         if plan.scene:
-            x_m, y_m = self._world.roads[0].points(y_m, 0.0)
-            course, self._turn, self._nod = np.pi * (course > np.pi), 0.25, 12.0
-        self._course = course
-        # Positions after 0, 1, 2, ... steps of _STEP_S, as far as needed yet.
-        self._route = [np.array([x_m, y_m], float)]
+            self._world = build_scene(plan.scene, plan.seed, plan.weather)
+        else:
+            self._world = build_world(plan.seed, weather=find_weather(plan.weather or "clear"))
+        rng = np.random.default_rng((2, plan.seed))
+        self._conditions = _conditions(plan, self._world.weather.conditions(rng))
+        self._trajectory = find_flight(plan.flight, self._start(rng))
 
     def at(self, t_s: float, number: int = 0) -> Frame:
-        """Render the scene at `t_s`, 0 or more seconds after the start.
+        """Render the scene `t_s` seconds after the start.
 
-        `number` of the frame selects the sensor's noise.
+        `number` of the frame, 0 or more, selects the sensor's noise.
+
+        Raises:
+            ValueError: a time below 0 or not finite.
         """
+        if not 0 <= t_s < np.inf:
+            raise ValueError(f"t_s: expected 0 or more seconds, got {t_s}")
         camera = self._camera(t_s)
         view = render(self._world, camera, t_s)
         if self._plan.rolling_ms:
-            # The rows are read one after the other, the first at the frame's time.
-            read_s = self._plan.rolling_ms / 1000
-            view = roll(view, _flow(camera, self._camera(t_s + read_s)))
+            # Rows are read one after the other, the first at the frame's time.
+            view = roll(view, _flow(camera, self._camera(t_s + self._plan.rolling_ms / 1000)))
         rng = np.random.default_rng((3, self._plan.seed, number))
         return _frame(view, apply_sensor(view.image, self._conditions, rng), t_s)
 
-    def _camera(self, t_s: float) -> Camera:
+    def _start(self, rng: np.random.Generator) -> Start:
         plan = self._plan
-        sway = self._sway(t_s)
-        x_m, y_m = self._position(t_s)
+        x_m, y_m = rng.uniform(0, TILE_M, 2)
+        course = rng.uniform(0, 2 * np.pi)
+        phases = rng.uniform(0, 2 * np.pi, 4)
+        if plan.scene:
+            x_m, y_m = self._world.roads[0].points(y_m, 0.0)
+            course = np.pi * (course > np.pi)
+        return Start(
+            x_m=float(x_m),
+            y_m=float(y_m),
+            course=float(course),
+            speed_mps=plan.speed_mps,
+            height_m=plan.altitude_m,
+            phases=phases,
+            seed=plan.seed,
+            on_road=bool(plan.scene),
+        )
+
+    def _camera(self, t_s: float) -> Camera:
+        plan, pose = self._plan, self._trajectory(t_s)
         return Camera(
-            x_m=x_m,
-            y_m=y_m,
-            height_m=58 + 14 * sway[2] if plan.altitude_m is None else plan.altitude_m,
-            yaw=self._course + self._turn * sway[0],
-            pitch=np.radians(66 + self._nod * sway[1]),
-            roll=0.02 * sway[3],
+            x_m=pose.x_m,
+            y_m=pose.y_m,
+            height_m=pose.height_m,
+            yaw=pose.yaw,
+            pitch=pose.pitch,
+            roll=pose.roll,
             focal_px=plan.focal_px,
             width=plan.width,
             height=plan.height,
         )
 
-    def _sway(self, t_s: float) -> np.ndarray:
-        # Incommensurable periods, so that no view repeats.
-        return np.asarray(
-            np.sin(2 * np.pi * t_s / np.array((43.0, 31.0, 57.0, 11.0)) + self._phases)
-        )
-
-    def _position(self, t_s: float) -> tuple[float, float]:
-        """Return x and y in metres: the sum of steps along the course."""
-        step = int(t_s / _STEP_S)
-        while len(self._route) < step + 2:
-            ahead = self._course
-            if not self._plan.scene:  # along a road it keeps its course while the camera turns
-                ahead += self._turn * self._sway((len(self._route) - 0.5) * _STEP_S)[0]
-            direction = np.array([np.sin(ahead), -np.cos(ahead)])
-            self._route.append(self._route[-1] + direction * self._plan.speed_mps * _STEP_S)
-        share = t_s / _STEP_S - step
-        x_m, y_m = self._route[step] + share * (self._route[step + 1] - self._route[step])
-        return float(x_m), float(y_m)
-
 
 def fly(plan: FlightPlan) -> Iterator[Frame]:
     """Yield the frames of a flight without end; frame n shows the scene at n / fps seconds.
 
-    The camera moves smoothly between nadir and oblique views. The same plan gives the same
-    frames.
+    The same plan gives the same frames.
     """
     frames = SceneFrames(plan)
     for number in count():
         yield frames.at(number / plan.fps, number)
 
 
-def _conditions(plan: FlightPlan, rng: np.random.Generator) -> Conditions:
-    conditions = sample_conditions(rng)
-    if plan.scene == "night":
-        conditions = _thermal_conditions(conditions)
+def _conditions(plan: FlightPlan, conditions: Conditions) -> Conditions:
+    """Return the conditions with what the plan asks for."""
     if plan.motion_px is not None:
         conditions = replace(conditions, motion_px=plan.motion_px)
     if plan.haze is not None:
         conditions = replace(conditions, haze=plan.haze)
     return conditions
-
-
-def _thermal_conditions(conditions: Conditions) -> Conditions:
-    """Return the conditions without colour and daylight."""
-    return replace(
-        conditions, gain=(1.0, 1.0, 1.0), gamma=1.0, haze=0.0, haze_bgr=(60.0, 60.0, 60.0)
-    )
 
 
 def _flow(before: Camera, after: Camera) -> np.ndarray:
@@ -230,8 +227,7 @@ def _flow(before: Camera, after: Camera) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _world(seed: int, thermal: bool) -> World:
-    world = build_world(seed)
-    return as_thermal(world) if thermal else world
+    return build_world(seed, weather=WEATHERS["night" if thermal else "clear"])
 
 
 def _sample_camera(rng: np.random.Generator, imgsz: int, zoom: float = 1.0) -> Camera:

@@ -73,6 +73,8 @@ def library() -> Library:
         ("clutter", NO_CLASS, clutter, 150),
         ("kiosk", NO_CLASS, kiosk, 60),
         ("lamp", NO_CLASS, lamp, 20),
+        # New kinds at the end: they leave those above as they are.
+        ("lying", PERSON, lying, 60),
     )
     ids: dict[str, np.ndarray] = {}
     made: list[list[Part]] = []
@@ -196,6 +198,22 @@ def person(rng: np.random.Generator) -> list[Part]:
         (_frustum(-0.16, 0.16, 0.38, 0.8, -0.17, 0.17, 0.56, 1.45), _faces(shirt), 1),
         (_box(-0.1, 0.14, 0.2, 1.45, 1.74, taper=0.1), _faces((196, 150, 122), top=hair), 2),
     ]
+    return [(corners * size, colours, level) for corners, colours, level in parts]
+
+
+def lying(rng: np.random.Generator) -> list[Part]:
+    """A person on the ground, head in +x, with legs apart and an arm stretched out."""
+    skin = _shade(rng, (196, 150, 122), 0.1)
+    top, trousers = (_shade(rng, _CLOTHES[rng.integers(len(_CLOTHES))], 0.3) for _ in range(2))
+    size, spread = rng.uniform(0.9, 1.08), rng.uniform(0.02, 0.16)
+    parts: list[Part] = [
+        (_box(-0.05, 0.55, 0.42, 0, 0.24), _faces(top), 0),
+        (_box(0.6, 0.83, 0.2, 0.02, 0.24), _faces(skin, top=_shade(rng, (60, 46, 36), 0.4)), 0),
+    ]
+    for side in (-1, 1):
+        leg = _box(-0.88, -0.05, 0.17, 0, 0.17) + (0, side * (0.1 + spread), 0)
+        arm = _box(0.0, 0.52, 0.11, 0, 0.12) + (0, side * rng.uniform(0.28, 0.4), 0)
+        parts += [(leg, _faces(trousers), 0), (arm, _faces(top), 0)]
     return [(corners * size, colours, level) for corners, colours, level in parts]
 
 

@@ -19,7 +19,8 @@ from drone_kd.simulation.scene import meshes
 from drone_kd.simulation.scene.camera import Camera, copies_in, in_view
 from drone_kd.simulation.scene.meshes import FACES, NO_CLASS, PERSON
 from drone_kd.simulation.scene.shapes import PX_PER_M, TILE_PX
-from drone_kd.simulation.scene.world import AMBIENT, DIRECT, World
+from drone_kd.simulation.scene.weather import Weather
+from drone_kd.simulation.scene.world import World
 
 # Faces below this area in square pixels are not drawn.
 _MIN_FACE_PX = 1.0
@@ -81,11 +82,12 @@ def draw_objects(
     # The camera and the sun in each object's own axes.
     towards = turn[keep] @ np.stack([eye[keep], np.broadcast_to(world.sun, eye[keep].shape)], -1)
     paint = shapes.colours if world.colours is None else world.colours
-    polygons, colours, ends = _faces(px, part, owner, towards, lit, paint)
+    polygons, colours, ends = _faces(px, part, owner, towards, lit, paint, world.weather)
     outlines = [polygons[a:b] for a, b in pairwise(ends)]
     drawn, boxes = _visible(outlines, low, high, obstacles.copy())
     shadow_px = np.split(fixed(flat(rays[..., 3:])), np.cumsum(counts)[:-1])
-    _draw_shadows(image, [shadow_px[k] for k in drawn if lit[k]], world.shadow_gain)
+    if world.weather.shadows:
+        _draw_shadows(image, [shadow_px[k] for k in drawn if lit[k]], world.shadow_gain)
     for k in reversed(drawn):
         for i in range(ends[k], ends[k + 1]):
             cv2.fillConvexPoly(image, polygons[i], colours[i], cv2.LINE_AA, SHIFT)
@@ -162,6 +164,7 @@ def _faces(
     towards: np.ndarray,
     lit: np.ndarray,
     paint: np.ndarray,
+    weather: Weather,
 ) -> tuple[list[np.ndarray], list[list[float]], list[int]]:
     """Return the faces that look towards the camera, object by object, far and low ones first.
 
@@ -181,6 +184,7 @@ def _faces(
     order = np.lexsort((-distance[row], shapes.levels[part[row]], owner[row]))
     row, face = row[order], face[order]
     ends = np.searchsorted(owner[row], np.arange(len(lit) + 1)).tolist()
-    light = AMBIENT + DIRECT * lit[owner[row]] * np.clip(facing[row, face, 1], 0, None)
+    sunlit = lit[owner[row]] * np.clip(facing[row, face, 1], 0, None)
+    light = weather.ambient + weather.direct * sunlit
     shaded = np.clip(paint[part[row], face] * light[:, None], 0, 255)[:, ::-1]
     return list(fixed(px[row[:, None], FACES[face]])), shaded.tolist(), ends

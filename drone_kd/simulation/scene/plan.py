@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 
 import cv2
@@ -20,7 +21,8 @@ from drone_kd.simulation.scene.shapes import (
     fill_polygons,
     tile_ranges,
 )
-from drone_kd.simulation.scene.world import AMBIENT, DIRECT, World
+from drone_kd.simulation.scene.weather import Weather
+from drone_kd.simulation.scene.world import World
 
 # Resolution of the coarse raster that keeps people out of vehicles.
 _TAKEN_PER_M = 2
@@ -29,9 +31,13 @@ _TAKEN_PER_M = 2
 class WorldPlan:
     """Collects what a world consists of; `finish` renders it."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, seed: int, rng: np.random.Generator, weather: Weather) -> None:
+        self._seed = seed
+        self._streams: dict[str, np.random.Generator] = {}
         self.rng = rng
-        elevation, azimuth = np.radians(rng.uniform(28, 68)), rng.uniform(0, 2 * np.pi)
+        self.weather = weather
+        elevation = np.radians(rng.uniform(*weather.sun_deg))
+        azimuth = rng.uniform(0, 2 * np.pi)
         flat = np.cos(elevation)
         self.sun = np.array([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)])
         self._noise = textures.ground_noise(rng)
@@ -66,10 +72,17 @@ class WorldPlan:
                 stripes = np.broadcast_to(stripes, patch.shape).copy()
                 cv2.addWeighted(patch, 1 - depth, stripes, depth, 0, dst=patch)
 
-    def pick(self, kind: str) -> int:
-        """Return a random mesh of a kind of the library."""
+    def stream(self, name: str) -> np.random.Generator:
+        """Return the random numbers of a name: draws from it move no other draws."""
+        if name not in self._streams:
+            key = self._seed, zlib.crc32(name.encode())
+            self._streams[name] = np.random.default_rng(key)
+        return self._streams[name]
+
+    def pick(self, kind: str, rng: np.random.Generator | None = None) -> int:
+        """Return a random mesh of a kind of the library, by `rng` or that of the plan."""
         choice = meshes.library().ids[kind]
-        return int(choice[0] + self.rng.integers(len(choice)))
+        return int(choice[0] + (rng or self.rng).integers(len(choice)))
 
     def stand(self, mesh: int, x: float, y: float, heading: float, optional: bool = True) -> None:
         """Place an object, unless a vehicle already stands there."""
@@ -89,10 +102,6 @@ class WorldPlan:
     def drive(self, mesh: int, road: int, s: float, lateral: float, speed: float) -> None:
         """Place an object that moves along a road, in the direction of -s if `speed` < 0."""
         self._objects.append((mesh, (s, lateral, -1 if speed < 0 else 1), road, speed, False))
-
-    def wait(self, mesh: int, road: int, s: float, lateral: float, direction: int) -> None:
-        """Place an object that stands on a road."""
-        self._objects.append((mesh, (s, lateral, direction), road, 0.0, True))
 
     def tree(self, x: float, y: float, radius: float, height: float) -> None:
         """Add a tree with its shadow."""
@@ -115,10 +124,13 @@ class WorldPlan:
         trees = np.array(self._trees, dtype=float).reshape(-1, 5)
         houses = house_corners(np.array(self._houses, dtype=float).reshape(-1, 7))
         shadow = np.zeros((TILE_PX, TILE_PX), np.uint8)
-        shadows = shadow_polygons(rng, houses, trees, self.sun)
-        fill_polygons(shadow, [(polygons, 255) for polygons in shadows])
+        # Sampled in every weather: the draws that follow are the same.
+        shadows = list(shadow_polygons(rng, houses, trees, self.sun))
+        if self.weather.shadows:
+            fill_polygons(shadow, [(polygons, 255) for polygons in shadows])
         ground, shadow_gain = self._render_ground(shadow)
-        mesh_ids, place, road_ids, speed, optional = zip(*self._objects, strict=True)
+        objects = self._objects
+        mesh_ids = np.array([row[0] for row in objects], dtype=np.int64)
         spread = houses - houses.mean(1, keepdims=True)
         normals = house_normals(houses)
         # The first half of the facades is for low houses.
@@ -130,18 +142,19 @@ class WorldPlan:
             shadow=shadow,
             shadow_gain=shadow_gain,
             sun=self.sun,
+            weather=self.weather,
             roads=tuple(roads),
-            mesh_ids=np.array(mesh_ids),
-            class_ids=meshes.library().class_ids[np.array(mesh_ids)],
-            place=np.array(place, dtype=float),
-            road_ids=np.array(road_ids),
-            speed=np.array(speed),
-            optional=np.array(optional),
+            mesh_ids=mesh_ids,
+            class_ids=meshes.library().class_ids[mesh_ids],
+            place=np.array([row[1] for row in objects], dtype=float).reshape(-1, 3),
+            road_ids=np.array([row[2] for row in objects], dtype=np.int64),
+            speed=np.array([row[3] for row in objects], dtype=float),
+            optional=np.array([row[4] for row in objects], dtype=bool),
             houses=houses,
             house_centres=houses.mean(1)[:, :2],
             house_radius=np.linalg.norm(spread, axis=-1).max(-1, initial=0),
             house_normals=normals,
-            house_light=AMBIENT + DIRECT * np.clip(normals @ self.sun, 0, None),
+            house_light=self._light(normals),
             house_textures=np.stack([rng.integers(textures.ROOFS, size=len(houses)), facades], 1),
             trees=trees,
             tree_textures=textures.sample(rng, textures.tree_bank(), textures.TREES),
@@ -149,6 +162,11 @@ class WorldPlan:
             facade_textures=textures.sample(rng, textures.facade_bank(2), half)
             + textures.sample(rng, textures.facade_bank(5), half),
         )
+
+    def _light(self, normals: np.ndarray) -> np.ndarray:
+        """Return the brightness of surfaces with outward normals (..., 3)."""
+        sunlit = np.clip(normals @ self.sun, 0, None)
+        return self.weather.ambient + self.weather.direct * sunlit
 
     def _render_ground(self, shadow: np.ndarray) -> tuple[textures.Pyramid, float]:
         """Render the pyramid of World.ground; returns it with World.shadow_gain."""
@@ -162,7 +180,7 @@ class WorldPlan:
         for band in bands:
             cv2.applyColorMap(material[band], palette, dst=ground[band])
         fill_polygons(ground, self._marks)
-        shadow_gain = self.rng.uniform(0.32, 0.6)
+        shadow_gain = self.rng.uniform(*self.weather.shade)
         for band in bands:
             dark = cv2.convertScaleAbs(ground[band], alpha=shadow_gain)
             cv2.copyTo(dark, shadow[band], ground[band])

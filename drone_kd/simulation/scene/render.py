@@ -9,6 +9,7 @@ import numpy as np
 
 from drone_kd.simulation.projection import MIN_SIDE_PX
 from drone_kd.simulation.scene.camera import Camera
+from drone_kd.simulation.scene.horizon import ground_and_sky
 from drone_kd.simulation.scene.objects import draw_objects
 from drone_kd.simulation.scene.obstacles import obstacle_layer
 from drone_kd.simulation.scene.shapes import PX_PER_M, tile_ranges
@@ -38,12 +39,10 @@ def render(world: World, camera: Camera, t_s: float, present: np.ndarray | None 
 
     Objects smaller than MIN_SIDE_PX or visible to less than MIN_VISIBLE are neither rendered nor
     labelled. `present`, bool (number of objects,), leaves objects out; None: all are present.
-
-    Raises:
-        ValueError: the horizon is in the image.
     """
     bounds = camera.ground_bounds()
-    image = _ground(world, camera, bounds)
+    far = camera.reaches_far
+    image = ground_and_sky(world, camera) if far else _ground(world, camera, bounds)
     layer, mask = obstacle_layer(world, camera, bounds)
     xyxy, class_ids, ids = draw_objects(image, world, camera, bounds, t_s, present, mask)
     cv2.copyTo(layer, mask, image)

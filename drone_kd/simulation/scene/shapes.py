@@ -60,6 +60,8 @@ def fill_polygons(raster: np.ndarray, fills: Sequence[Fill]) -> None:
 
     Parts beyond the tile wrap to its other side.
     """
+    if not fills:
+        return
     counts = np.concatenate([np.full(len(polygons), polygons.shape[1]) for polygons, _ in fills])
     values = [value for polygons, value in fills for _ in polygons]
     if not values:

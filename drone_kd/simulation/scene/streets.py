@@ -1,4 +1,4 @@
-"""Streets on a plan: surface, markings, kerbside and traffic."""
+"""Streets on a plan: surface, markings and kerbside."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from drone_kd.simulation.scene import meshes
 from drone_kd.simulation.scene.plan import WorldPlan
 from drone_kd.simulation.scene.roads import Road, away_from
 from drone_kd.simulation.scene.shapes import TILE_M, random_sign
 
 Crossings = Sequence[tuple[float, float]]
-# Shares of trucks and of buses in the traffic of each theme.
-_TRUCKS = {"industrial": 0.34, "rural": 0.16, "town": 0.1, "suburb": 0.06}
-_BUSES = {"town": 0.16, "suburb": 0.08, "industrial": 0.05, "rural": 0.05}
+# Parked cars and clutter reach this far beyond the kerb.
+_KERB_M = 1.9
 
 
 def add_road(plan: WorldPlan, road: Road) -> None:
@@ -100,49 +98,8 @@ def add_kerbside(
         for x, y in road.points(s, lateral).tolist():
             plan.stand(plan.pick("clutter"), x, y, rng.uniform(0, 6.3), optional=False)
         for _ in range(rng.poisson(people)):
-            kerb = side * (road.half_m + rng.uniform(0.5, road.sidewalk_m - 0.3))
+            # Clear of parked cars, lamps and clutter, on a narrow sidewalk beside it.
+            inner = road.half_m + _KERB_M
+            kerb = side * rng.uniform(inner, max(road.half_m + road.sidewalk_m - 0.3, inner + 0.2))
             speed = rng.uniform(0.8, 1.7) * random_sign(rng)
             plan.drive(plan.pick("person"), road_id, rng.uniform(0, TILE_M), kerb, speed)
-
-
-def add_traffic(
-    plan: WorldPlan,
-    road_id: int,
-    road: Road,
-    crossings: Crossings,
-    theme: str,
-    speed_mps: tuple[float, float],
-) -> None:
-    """Add vehicles: they drive on north-south roads and queue at the stop lines of the others."""
-    rng = plan.rng
-    trucks, buses = _TRUCKS[theme], _BUSES[theme]
-    density = rng.uniform(0.3, 1.0)
-    for direction in (1, -1):
-        for lane in range(road.lanes):
-            lateral = direction * (lane + 0.5) * road.lane_m
-            speed = direction * rng.uniform(*speed_mps)
-            if road.vertical:
-                s = rng.uniform(0, 20)
-                while s < TILE_M - 16:
-                    mesh, length = _vehicle(plan, trucks, buses)
-                    jitter = rng.normal(0, 0.2)
-                    plan.drive(mesh, road_id, s + length / 2, lateral + jitter, speed)
-                    s += length + rng.uniform(5, 14) + rng.exponential(28) / density
-                continue
-            for centre, reach in crossings:
-                queue = rng.poisson(4 * density)
-                s = centre - direction * (reach + 5.5)
-                for _ in range(queue):
-                    mesh, length = _vehicle(plan, trucks, buses)
-                    at = s - direction * length / 2
-                    if not away_from(at, crossings, 1 + length / 2):
-                        break
-                    plan.wait(mesh, road_id, at, lateral + rng.normal(0, 0.2), direction)
-                    s -= direction * (length + rng.uniform(1, 3.5))
-
-
-def _vehicle(plan: WorldPlan, trucks: float, buses: float) -> tuple[int, float]:
-    """Return a random vehicle of the mix, and its length in metres."""
-    draw = plan.rng.random()
-    mesh = plan.pick("truck" if draw < trucks else "bus" if draw < trucks + buses else "car")
-    return mesh, float(meshes.library().length[mesh])

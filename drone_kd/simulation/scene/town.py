@@ -11,7 +11,10 @@ from drone_kd.simulation.scene.blocks import BLOCKS
 from drone_kd.simulation.scene.plan import WorldPlan
 from drone_kd.simulation.scene.roads import Road, sample_roads
 from drone_kd.simulation.scene.shapes import TILE_M, Area, rectangle
-from drone_kd.simulation.scene.streets import add_kerbside, add_markings, add_road, add_traffic
+from drone_kd.simulation.scene.streets import add_kerbside, add_markings, add_road
+from drone_kd.simulation.scene.thermal import as_thermal
+from drone_kd.simulation.scene.traffic import add_traffic
+from drone_kd.simulation.scene.weather import WEATHERS, Weather
 from drone_kd.simulation.scene.world import World
 
 # Kinds of blocks of each theme with their weights.
@@ -48,17 +51,23 @@ class Layout:
     theme: str  # town, suburb, industrial or rural: mix of the traffic and of the kerbside
     kinds: dict[str, int]  # kinds of blocks between the roads, with their weights
     roads: tuple[Road, ...] = ()  # empty: sampled for the theme
-    speed_mps: tuple[float, float] = (6.0, 15.0)  # slowest and fastest north-south lane
+    speed_mps: tuple[float, float] = (6.0, 15.0)  # slowest and fastest lane
+    traffic: float = 1.0  # factor on the density of the traffic
 
 
-def build_world(seed: int, layout: Layout | None = None) -> World:
-    """Build the world of one seed, 0 or more; without a layout, of a random theme."""
+def build_world(
+    seed: int, layout: Layout | None = None, weather: Weather = WEATHERS["clear"]
+) -> World:
+    """Build the world of one seed, 0 or more; without a layout, of a random theme.
+
+    The place does not depend on the weather.
+    """
     rng = np.random.default_rng(seed)
     if layout is None:
         theme = list(_THEMES)[rng.choice(len(_THEMES), p=_THEME_SHARES)]
         layout = Layout(theme, _THEMES[theme])
     theme = layout.theme
-    plan = WorldPlan(rng)
+    plan = WorldPlan(seed, rng, weather)
     plan.fill(rectangle(0, 0, TILE_M, TILE_M), "meadow" if theme == "rural" else "grass")
     roads = list(layout.roads) or sample_roads(rng, theme)
     weights = np.array(list(layout.kinds.values()), dtype=float)
@@ -73,9 +82,10 @@ def build_world(seed: int, layout: Layout | None = None) -> World:
         add_kerbside(plan, i, road, crossings[i], people=26 if theme == "town" else 9)
     for i, road in enumerate(roads):
         add_markings(plan, road, crossings[i])
-    for i, road in enumerate(roads):
-        add_traffic(plan, i, road, crossings[i], theme, layout.speed_mps)
-    return plan.finish(roads)
+    if layout.traffic:
+        add_traffic(plan, roads, theme, layout.speed_mps, layout.traffic)
+    world = plan.finish(roads)
+    return as_thermal(world) if weather.thermal else world
 
 
 def _blocks_between(roads: list[Road], rng: np.random.Generator) -> list[Area]:

@@ -12,9 +12,7 @@ import numpy as np
 
 from drone_kd.simulation.scene.roads import Road
 from drone_kd.simulation.scene.textures import Pyramid
-
-# Light of a surface: ambient, and direct where the sun meets it at a right angle.
-AMBIENT, DIRECT = 0.55, 0.6
+from drone_kd.simulation.scene.weather import Weather
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +23,7 @@ class World:
     shadow: np.ndarray  # uint8 (TILE_PX, TILE_PX), 255 where a house or tree shades the ground
     shadow_gain: float  # brightness of the ground in a shadow relative to sunlight
     sun: np.ndarray  # float64 (3,), unit vector towards the sun
+    weather: Weather
     roads: tuple[Road, ...]
     mesh_ids: np.ndarray  # int64 (N,), index into the library of meshes
     class_ids: np.ndarray  # int64 (N,), NO_CLASS for unlabelled objects

@@ -173,12 +173,13 @@ def test_arguments_out_of_range_are_refused_at_once(call, message):
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_named_scenes_have_their_objects_and_repeat(scene):
-    plan = FlightPlan(seed=2, width=640, height=360, scene=scene)
+    plan = FlightPlan(seed=2, width=640, height=360, scene=scene, fps=0.2, altitude_m=90)
     frames = list(itertools.islice(fly(plan), 3))
     again = next(itertools.islice(fly(plan), 2, None))
     assert again.image.tobytes() == frames[2].image.tobytes()
-    cars = sum((frame.class_ids == CLASSES.index("car")).sum() for frame in frames)
-    assert cars >= 3
+    wanted = {"search": "person", "crowd": "person"}.get(scene, "car")
+    seen = sum((frame.class_ids == CLASSES.index(wanted)).sum() for frame in frames)
+    assert seen >= (1 if scene == "search" else 3)
     colourful = np.ptp(frames[0].image.astype(int), axis=2).mean()
     assert (colourful < 12) == (scene == "night"), colourful
 
