@@ -7,5 +7,15 @@ from drone_kd.tracking.ego_motion import EgoMotion, Motion, Quality
 from drone_kd.tracking.kalman import Noise
 from drone_kd.tracking.tracker import Tracker
 from drone_kd.tracking.tracks import TrackerSettings, Tracks
+from drone_kd.tracking.trails import Trails
 
-__all__ = ["EgoMotion", "Motion", "Noise", "Quality", "Tracker", "TrackerSettings", "Tracks"]
+__all__ = [
+    "EgoMotion",
+    "Motion",
+    "Noise",
+    "Quality",
+    "Tracker",
+    "TrackerSettings",
+    "Tracks",
+    "Trails",
+]

@@ -26,7 +26,7 @@ class Noise:
     position: float = 0.05  # standard deviation of a detection's middle, in sizes
     position_px: float = 0.7  # and in pixels, added
     size: float = 0.06  # standard deviation of the logarithm of a detection's width and height
-    velocity: float = 4.0  # of a new object, in sizes per second
+    velocity: float = 3.0  # of a new object, in sizes per second
     acceleration: float = 0.8  # in sizes per second² (white noise)
     size_change: float = 0.15  # of the logarithms of width and height, per square root of a second
 

@@ -65,6 +65,12 @@ class Tracker:
         self._next_id = 1
         self._forget()
 
+    def resize(self, width: int, height: int) -> None:
+        """End all tracks, since the frames have another size; ids go on."""
+        self._size = width, height
+        self._chain = MotionChain(width, height)
+        self._forget()
+
     def add_motion(self, motion: Motion) -> None:
         """Add the camera motion to a new frame, for every frame and in their order.
 

@@ -25,7 +25,7 @@ class TrackerSettings:
     # A track ends, and is not reported, once its place is less certain than this, in sizes.
     max_deviation: float = 3.0
     score_share: float = 0.3  # of a new score in the mean
-    decay: float = 0.85  # of the reported score, per detection that is missing
+    decay: float = 0.7  # of the reported score, per detection that is missing
     noise: Noise = field(default_factory=Noise)
 
     def __post_init__(self) -> None:

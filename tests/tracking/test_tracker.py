@@ -155,7 +155,7 @@ def test_empty_frames_end_a_track_at_its_greatest_age():
 def test_score_of_a_missing_object_falls():
     tracker = Tracker(1280, 720)
     fly(tracker, 8, lambda n: found(box(300, 300)) if n < 5 else found())
-    assert tracker.predict(7 * PERIOD).detections.scores[0] == pytest.approx(0.8 * 0.85**3)
+    assert tracker.predict(7 * PERIOD).detections.scores[0] == pytest.approx(0.8 * 0.7**3)
 
 
 def test_new_object_is_confirmed_by_its_second_detection():
