@@ -184,7 +184,8 @@ def test_class_is_that_of_most_votes_and_an_object_has_one():
 def test_low_scores_continue_a_track_after_the_high_ones():
     tracker = Tracker(1280, 720, TrackerSettings(new_score=0.25))
     fly(tracker, 10, lambda n: found(box(300, 300), scores=[0.8 if n < 5 else 0.1]))
-    assert tracker.predict(9 * PERIOD).ids.tolist() == [1]
+    tracks = tracker.predict(9 * PERIOD)
+    assert (tracks.ids.tolist(), tracks.unseen_s.tolist()) == ([1], [0])
     tracker.update(9 * PERIOD, found(box(800, 300), scores=[0.1]))
     assert 2 not in tracker.predict(9 * PERIOD).ids
 
@@ -214,11 +215,14 @@ def test_lost_motion_widens_tracks_until_they_end():
 
 
 def test_box_cut_off_by_the_border_keeps_its_size():
+    left, right = (np.array([[1.0, 0, x], [0, 1, 0], [0, 0, 1]]) for x in (-5, 60))
     tracker = Tracker(1280, 720)
-    fly(tracker, 12, lambda n: found(np.clip(box(60 - 5 * n, 300), 0, 1280)))
+    fly(tracker, 12, lambda n: found(np.clip(box(60 - 5 * n, 300), 0, 1280)), left)
     x1, _, x2, _ = tracker.predict(11 * PERIOD).detections.xyxy[0]
-    assert x1 == 0
-    assert x2 == pytest.approx(60 - 55 + 20, abs=1.5)
+    assert (x1, x2) == pytest.approx((0, 25), abs=1)
+    tracker.add_motion(Motion(12 * PERIOD, right))
+    x1, _, x2, _ = tracker.predict(12 * PERIOD).detections.xyxy[0]
+    assert (x1, x2) == pytest.approx((45, 85), abs=2)
 
 
 def test_detections_out_of_order_or_of_unknown_frames_change_nothing():
