@@ -6,7 +6,7 @@ Flights of benchmarks.simulation with a computed detector that takes the same ti
 frame, while the newest frame waits, as in benchmarks.latency. A consumer needs boxes at the time
 of each frame; the camera motion is measured up to the frame before. Offline: predictions against
 their own frame. Held: the newest predictions as they are. Forecast: tracks predicted to that time.
---cost measures the time of camera motion and tracker on one core instead.
+--cost measures the processor time of camera motion and tracker instead.
 """
 
 from __future__ import annotations
@@ -29,8 +29,16 @@ from drone_kd.progress import track
 from drone_kd.simulation.scene import CLASSES, SCENES, FlightPlan, Frame, fly
 from drone_kd.tracking import EgoMotion, Motion, Tracker
 
-# Metres per second, frames per second, milliseconds per inference.
-CASES = ((10.0, 10.0, 60.0), (10.0, 20.0, 100.0), (10.0, 10.0, 200.0), (20.0, 10.0, 100.0))
+
+class Case(NamedTuple):
+    """Ground speed, rate of the camera (a divisor of 20 Hz), and time of an inference."""
+
+    speed_mps: float
+    rate_hz: float
+    service_ms: float
+
+
+CASES = tuple(Case(*case) for case in ((10, 10, 60), (10, 20, 100), (10, 10, 200), (20, 10, 100)))
 _FASTEST_HZ = 20.0
 _WAYS = ("offline", "held", "forecast")
 
@@ -64,44 +72,46 @@ def main() -> None:
         _cost()
         return
     detector = load_detector(confidence=CONFIDENCE)
-    scores: dict[tuple[float, float, float], list[list[tuple[float, float]]]] = {}
-    for seed, speed in itertools.product(arguments.seeds, sorted({case[0] for case in CASES})):
-        flown = _fly(
-            detector,
-            FlightPlan(seed, scene=arguments.scene, speed_mps=speed, fps=_FASTEST_HZ),
-            arguments.seconds,
-        )
-        for case in CASES:
-            if case[0] == speed:
-                found = [_precision(pairs) for pairs in serve(flown, case[1], case[2])]
-                scores.setdefault(case, []).append(found)
-    columns = [f"mAP50 {way}" for way in _WAYS] + [f"mAP50-95 {way}" for way in _WAYS]
+    scores: dict[Case, list[list[tuple[float, float]]]] = {}
+    for number, seed in enumerate(arguments.seeds, start=1):
+        for speed in sorted({case.speed_mps for case in CASES}):
+            plan = FlightPlan(seed, scene=arguments.scene, speed_mps=speed, fps=_FASTEST_HZ)
+            flown = _fly(detector, plan, arguments.seconds)
+            for case in CASES:
+                if case.speed_mps == speed:
+                    found = [_precision(pairs) for pairs in serve(flown, case)]
+                    scores.setdefault(case, []).append(found)
+        _write(scores, arguments.scene, arguments.seeds[:number])
+
+
+def _write(
+    scores: dict[Case, list[list[tuple[float, float]]]], scene: str, seeds: list[int]
+) -> None:
+    """Print and write the table of the seeds flown so far."""
+    columns = [f"{figure} {way}" for figure in ("mAP50", "mAP50-95") for way in _WAYS]
     shares = ["mAP50 forecast / offline", "mAP50-95 forecast / offline"]
-    known = {**KNOWN, "seeds": " ".join(map(str, arguments.seeds))}
-    name = f"simulation/forecast-{arguments.scene.replace(' ', '-')}"
-    what = f"boxes held and forecast, {arguments.scene}, {len(arguments.seeds)} seeds"
-    result = Result(name, what, ["m/s, Hz, inference (ms)", *columns, *shares], known)
+    known = {**KNOWN, "seeds": " ".join(map(str, seeds))}
+    what = f"boxes held and forecast, {scene}, {len(seeds)} seeds"
+    header = ["m/s, Hz, inference (ms)", *columns, *shares]
+    result = Result(f"simulation/forecast-{scene}", what, header, known)
     for case, flights in scores.items():
         result.add("{:g}, {:g}, {:g}".format(*case), *_cells(np.array(flights)))
 
 
-def serve(flown: Flown, rate_hz: float, service_ms: float) -> list[list[tuple[Frame, Detections]]]:
+def serve(flown: Flown, case: Case) -> list[list[tuple[Frame, Detections]]]:
     """Return pairs of ground truth and boxes: offline, held and forecast.
 
-    Args:
-        flown: the flight; its frames are taken at `rate_hz`.
-        rate_hz: of the camera, a divisor of 20.
-        service_ms: of an inference; the newest frame waits while one runs.
+    The newest frame waits while an inference runs.
     """
-    plan, service = FlightPlan, int(service_ms * 1e6)
+    plan, service = FlightPlan, int(case.service_ms * 1e6)
     tracker = Tracker(plan.width, plan.height)
     held = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     offline, holding, forecast = [], [], []
     running: Seen | None = None
     waiting: Seen | None = None
     free_at = 0
-    frames = flown.frames[:: round(_FASTEST_HZ / rate_hz)]
-    for frame, motion in zip(frames, flown.motions[rate_hz], strict=True):
+    frames = flown.frames[:: round(_FASTEST_HZ / case.rate_hz)]
+    for frame, motion in zip(frames, flown.motions[case.rate_hz], strict=True):
         while running is not None and free_at <= frame.at_ns:
             held = running.predictions
             tracker.update(running.at_ns, held)
@@ -121,7 +131,7 @@ def serve(flown: Flown, rate_hz: float, service_ms: float) -> list[list[tuple[Fr
 def _fly(detector: Detector, plan: FlightPlan, seconds: float) -> Flown:
     names = detector.backend.spec.classes
     numbers = np.array([CLASSES.index(n) if n in CLASSES else len(CLASSES) for n in names])
-    rates = sorted({case[1] for case in CASES})
+    rates = sorted({case.rate_hz for case in CASES})
     egos = {rate: EgoMotion() for rate in rates}
     motions: dict[float, list[Motion]] = {rate: [] for rate in rates}
     count, frames = round(seconds * plan.fps), []
@@ -149,7 +159,7 @@ def _precision(pairs: Sequence[tuple[Frame, Detections]]) -> tuple[float, float]
             found.append({**annotation(0, image, box, class_id), "score": float(value)})
     classes = sorted({truth["category_id"] for truth in truths})
     images = [{"id": image} for image in range(len(pairs))]
-    values = precision(images, truths, found, classes)["all"]
+    values = precision(images, truths, found, classes, sizes={})["all"]
     return 100 * (mean_precision(values[:1]) or 0), 100 * (mean_precision(values) or 0)
 
 
@@ -167,25 +177,25 @@ def _cost() -> None:
     times: dict[str, list[float]] = {}
     rng = np.random.default_rng(0)
     corner = np.column_stack([np.arange(100) % 20 * 60 + 20, np.arange(100) // 20 * 130 + 20])
-    for _ in range(5):
+    for _ in range(2):
         ego, tracker = EgoMotion(), Tracker(1280, 720)
         for n, image in enumerate(frames):
             at_ns, start = n * 10**8, (corner + rng.normal(0, 1, corner.shape)).astype(np.float32)
             boxes = Detections(
                 np.hstack([start, start + 30]), np.full(100, 0.5, np.float32), np.zeros(100, int)
             )
-            marks = [time.perf_counter()]
+            marks = [time.process_time()]
             motion = ego.update(image, at_ns)
-            marks.append(time.perf_counter())
+            marks.append(time.process_time())
             tracker.add_motion(Motion(at_ns, np.eye(3), motion.quality))
             tracker.update(at_ns, boxes)
-            marks.append(time.perf_counter())
+            marks.append(time.process_time())
             tracker.predict(at_ns + 10**8)
-            marks.append(time.perf_counter())
+            marks.append(time.process_time())
             for step, spent in zip(("motion", "update", "predict"), np.diff(marks), strict=True):
                 times.setdefault(step, []).append(1000 * spent)
-    columns = ["step", "ms per frame, p50", "ms per frame, p10", "ms per frame, p90"]
-    result = Result("simulation/forecast-cost", "time of tracking on one core", columns, KNOWN)
+    columns = ["step", "CPU ms per frame, p50", "p10", "p90"]
+    result = Result("simulation/forecast-cost", "processor time of tracking", columns, KNOWN)
     total = np.sum([times[step] for step in times], axis=0)
     for step, spent in (*times.items(), ("all", total)):
         result.add(step, *(f"{np.percentile(spent, p):.1f}" for p in (50, 10, 90)))

@@ -27,7 +27,7 @@ def flight(frames: int = 60) -> object:
 
 
 def test_held_boxes_are_late_and_forecast_ones_are_not():
-    offline, held, ahead = forecast.serve(flight(), 20.0, 100.0)
+    offline, held, ahead = forecast.serve(flight(), forecast.Case(10.0, 20.0, 100.0))
     assert len(held) == len(ahead) == 60
     assert len(offline) == pytest.approx(30, abs=2)
     truth, boxes = held[40]
