@@ -20,11 +20,13 @@ def assign(cost: Float64Array, allowed: BoolArray) -> tuple[Int64Array, Int64Arr
         cost: float64 (N, M), finite where allowed.
         allowed: bool (N, M).
     """
-    rows: list[int] = []
-    columns: list[int] = []
-    if allowed.any():
+    # Most pairs have no rival.
+    lonely = allowed & (allowed.sum(1) == 1)[:, None] & (allowed.sum(0) == 1)
+    lonely_rows, lonely_columns = np.nonzero(lonely)
+    rows, columns = lonely_rows.tolist(), lonely_columns.tolist()
+    if len(rows) < allowed.any(axis=1).sum():
         value = np.where(allowed, cost - cost[allowed].max() - 1, 0.0)
-        for part_rows, part_columns in _parts(allowed):
+        for part_rows, part_columns in _parts(allowed & ~lonely):
             part = value[np.ix_(part_rows, part_columns)]
             swap = len(part_rows) > len(part_columns)
             chosen = _hungarian(part.T if swap else part)

@@ -16,6 +16,7 @@ _SERIES_NORM = 0.5
 _TERMS = 12
 # Pixels per unit in which the entries of a homography are of similar size.
 _UNIT_PX = 1000.0
+_IDENTITY = np.eye(3)
 _TO_UNIT = np.diag([1 / _UNIT_PX, 1 / _UNIT_PX, 1.0])
 _TO_PX = np.diag([_UNIT_PX, _UNIT_PX, 1.0])
 # Nearer to the horizon than this, a point has no usable position.
@@ -54,7 +55,7 @@ def fraction(homography: Float64Array, part: float) -> Float64Array:
     """Return the motion after a part of the time (0.5: half way, 2: twice as far)."""
     log = logarithm(homography)
     if log is None:  # far from the identity, e.g. half a turn: no fraction is meaningful
-        return homography if part >= 0.5 else np.eye(3)
+        return homography if part >= 0.5 else _IDENTITY.copy()
     return exponential(log * part)
 
 
@@ -64,13 +65,13 @@ def logarithm(homography: Float64Array) -> Float64Array | None:
     determinant = np.linalg.det(scaled)
     if not np.isfinite(determinant) or determinant <= 0:
         return None
-    rest = scaled / np.cbrt(determinant) - np.eye(3)
+    rest = scaled / np.cbrt(determinant) - _IDENTITY
     if np.linalg.norm(rest) > _SERIES_NORM:
         return None
     # -(-A)^n / n, by Horner's rule.
     log = np.zeros((3, 3))
     for n in range(_TERMS, 0, -1):
-        log = rest @ (np.eye(3) / n - log)
+        log = rest @ (_IDENTITY / n - log)
     return log
 
 
@@ -79,9 +80,9 @@ def exponential(log: Float64Array) -> Float64Array:
     size = float(np.linalg.norm(log))
     halvings = math.ceil(math.log2(size / _SERIES_NORM)) if size > _SERIES_NORM else 0
     small = log / 2**halvings
-    raised = np.eye(3)
+    raised = _IDENTITY
     for n in range(_TERMS, 0, -1):
-        raised = np.eye(3) + small @ raised / n
+        raised = _IDENTITY + small @ raised / n
     for _ in range(halvings):
         raised = raised @ raised
     homography: Float64Array = _TO_PX @ raised @ _TO_UNIT

@@ -186,11 +186,13 @@ class Tracker:
         states, noise = self._states, self._settings.noise
         xyxy = found.xyxy.astype(np.float64)
         covariance = kalman.innovation_covariance(states, noise)
-        offset = (xyxy[:, :2] + xyxy[:, 2:])[None] / 2 - states.mean[:, None, :2]
-        inverse = np.linalg.inv(covariance)
-        distance = np.einsum("tdi,tij,tdj->td", offset, inverse, offset)
-        wh = np.maximum(xyxy[:, 2:] - xyxy[:, :2], 1.0)
-        size = np.abs(np.log(wh)[None] - states.log_size[:, None]).mean(2)
+        inverse = np.linalg.inv(covariance)[:, None]
+        # One coordinate at a time: several times faster than arrays of shape (N, M, 2).
+        x, y = ((xyxy[:, i] + xyxy[:, i + 2]) / 2 - states.mean[:, i, None] for i in (0, 1))
+        distance = inverse[..., 0, 0] * x * x + inverse[..., 1, 1] * y * y
+        distance += 2 * inverse[..., 0, 1] * x * y
+        log_wh = np.log(np.maximum(xyxy[:, 2:] - xyxy[:, :2], 1.0))
+        size = sum(np.abs(log_wh[:, i] - states.log_size[:, i, None]) for i in (0, 1)) / 2
         limit = np.log(_MAX_SIZE_FACTOR)
         other = self._table.votes.argmax(1)[:, None] != found.class_ids[None, :]
         cost = distance + np.log(np.linalg.det(covariance))[:, None]
