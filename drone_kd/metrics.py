@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from drone_kd.core.arrays import Float32Array
@@ -33,14 +34,16 @@ def precision(
     ground_truth: list[dict[str, Any]],
     predictions: list[dict[str, Any]],
     classes: list[int],
+    sizes: Mapping[str, tuple[float, float]] = SIZES,
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the precision at every recall step, for all sizes ("all") and each of SIZES.
+    """Return the precision at every recall step, for all sizes ("all") and each of `sizes`.
 
     Args:
         images: {"id"} of each image.
         ground_truth: annotations, with ids ≥ 1.
         predictions: annotations with a "score".
         classes: ids of the evaluated classes.
+        sizes: names and areas of the sizes that are evaluated, besides "all"; each takes its time.
 
     Returns:
         Per size an array (IoU thresholds 0.5 to 0.95, recall steps, classes); -1 if undefined.
@@ -48,7 +51,7 @@ def precision(
     Raises:
         ImportError: pycocotools is not installed.
     """
-    evaluation = match_frames(images, ground_truth, predictions, classes)
+    evaluation = match_frames(images, ground_truth, predictions, classes, sizes)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
     values = evaluation.eval["precision"]  # (IoU, recall, class, area, max detections)
@@ -60,6 +63,7 @@ def match_frames(
     ground_truth: list[dict[str, Any]],
     predictions: list[dict[str, Any]],
     classes: list[int],
+    sizes: Mapping[str, tuple[float, float]] = SIZES,
 ) -> COCOeval:
     """Match predictions with ground truth image by image; arguments as of `precision`.
 
@@ -83,8 +87,8 @@ def match_frames(
         evaluation = COCOeval(coco, detections, "bbox")
         evaluation.params.catIds = classes
         evaluation.params.maxDets = [MAX_DETECTIONS]
-        evaluation.params.areaRng = [(0, 1e10), *SIZES.values()]
-        evaluation.params.areaRngLbl = ["all", *SIZES]
+        evaluation.params.areaRng = [(0, 1e10), *sizes.values()]
+        evaluation.params.areaRngLbl = ["all", *sizes]
         evaluation.evaluate()
     return evaluation
 

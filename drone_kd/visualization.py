@@ -49,9 +49,14 @@ def class_colour(class_id: int) -> Colour:
 
 
 def draw_detections(
-    image: UInt8Array, detections: Detections, classes: Sequence[str]
+    image: UInt8Array,
+    detections: Detections,
+    classes: Sequence[str],
+    ids: Sequence[int] | None = None,
 ) -> UInt8Array:
     """Draw boxes, class names and scores on a copy of an image (h, w, 3) in BGR.
+
+    With `ids`, one per box, a label is the class and the id.
 
     The outline lies just outside the box, so that an object of a few pixels stays visible. A label
     that would cover a box or another label on every side of its box is left out; the best scores
@@ -63,17 +68,29 @@ def draw_detections(
         draw_box(canvas, box, class_colour(int(class_id)))
     boxes = [outline(image, box) for box in detections.xyxy]
     taken = np.array(boxes, int).reshape(-1, 4)
-    for box, score, class_id in islice(
-        zip(boxes, detections.scores, detections.class_ids, strict=True), _MAX_LABELS
+    numbers = [f"{score:.2f}" for score in detections.scores]
+    if ids is not None:
+        numbers = [f"#{id_}" for id_ in ids]
+    for box, number, class_id in islice(
+        zip(boxes, numbers, detections.class_ids, strict=True), _MAX_LABELS
     ):
         name = classes[class_id]
         # OpenCV's fonts have ASCII only.
-        text = f"{name if name.isascii() else f'class {class_id}'} {score:.2f}"
+        text = f"{name if name.isascii() else f'class {class_id}'} {number}"
         place = _free_place(canvas, box, text, taken)
         if place is not None:
             taken = np.vstack([taken, place])
             _draw_plate(canvas, place, text, class_colour(int(class_id)))
     return canvas
+
+
+def draw_trails(image: UInt8Array, trails: Sequence[np.ndarray], class_ids: np.ndarray) -> None:
+    """Draw trails, each float (M, 2) in pixels, into a BGR image; colours: `class_colour`."""
+    for trail, class_id in zip(trails, class_ids.tolist(), strict=True):
+        # OpenCV has no lines with coordinates beyond 16 bits.
+        points = np.clip(np.round(trail), -30_000, 30_000).astype(np.int32)
+        colour, line = class_colour(class_id), line_width(image)
+        cv2.polylines(image, [points], False, colour, line, cv2.LINE_AA)
 
 
 def outline(image: UInt8Array, box: np.ndarray) -> np.ndarray:

@@ -3,7 +3,13 @@ import numpy as np
 import pytest
 
 from drone_kd.core.detections import Detections
-from drone_kd.visualization import class_colour, contact_sheet, draw_detections, line_width
+from drone_kd.visualization import (
+    class_colour,
+    contact_sheet,
+    draw_detections,
+    draw_trails,
+    line_width,
+)
 
 BLACK = np.zeros((60, 80, 3), np.uint8)
 
@@ -86,3 +92,18 @@ def test_name_that_the_font_lacks_is_a_number(monkeypatch):
         np.zeros((90, 200, 3), np.uint8), detections((20, 40, 30, 50), class_id=1), ["car", "車"]
     )
     assert texts == ["class 1 0.90"]
+
+
+def test_label_has_the_id_instead_of_the_score():
+    image = np.zeros((200, 300, 3), np.uint8)
+    one = detections([100, 100, 140, 140])
+    plain, first, other = (draw_detections(image, one, ["car"], ids) for ids in (None, [7], [8]))
+    assert (plain != first).any()
+    assert (first != other).any()
+
+
+def test_trails_are_drawn_in_the_colour_of_their_class():
+    image = np.zeros((200, 300, 3), np.uint8)
+    draw_trails(image, [np.array([[10.0, 50.0], [250.0, 50.0], [1e9, 50.0]])], np.array([2]))
+    assert np.abs(image[50, 100] - np.array(class_colour(2))).max() < 30  # with soft edges
+    assert not image[80].any()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from drone_kd.backends.golden import read_golden, require_golden
 from drone_kd.backends.model_file import read_model_file
+from drone_kd.commands.follow import Follower, clock_of
 from drone_kd.commands.shared_options import (
     add_model,
     add_runtime,
@@ -38,7 +39,8 @@ from drone_kd.media.live_streams import StreamError, is_live, read_live
 from drone_kd.paths import default_model_path, parameter_defaults
 from drone_kd.progress import Progress, print_line
 from drone_kd.text import one_line
-from drone_kd.visualization import draw_detections
+from drone_kd.tracking import Tracks
+from drone_kd.visualization import draw_detections, draw_trails
 
 # A path alone may have 4,096 characters.
 _MAX_LINE = 5000
@@ -56,6 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="file for the boxes")
     parser.add_argument("--save", type=Path, metavar="DIR", help="folder for images with boxes")
+    text = "follow the objects of a video or live source: ids in --json, ids and trails in --save"
+    parser.add_argument("--track", action="store_true", help=text)
     parser.add_argument("--frames", type=count, metavar="N", help="stop after N frames")
     settings = parser.add_argument_group("detector settings, as of the node")
     settings.add_argument(
@@ -106,7 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
         except FileExistsError:
             shown = one_line(arguments.save)
             raise SourceError(f"--save {shown}: expected a folder, got a file") from None
-    work = _Work(detector, arguments.json, arguments.save)
+    follow = Follower(clock_of(arguments.source)) if arguments.track else None
+    work = _Work(detector, arguments.json, arguments.save, follow)
     live = is_live(arguments.source)
     pixels = round(arguments.max_megapixels * 1e6)
     source = arguments.source
@@ -145,9 +150,16 @@ class _Work:
     The detections go to the file `output` at the end, images with boxes to `folder`.
     """
 
-    def __init__(self, detector: Detector, output: Path | None, folder: Path | None) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        output: Path | None,
+        folder: Path | None,
+        follow: Follower | None,
+    ) -> None:
         self.done = self.failed = 0
         self._detector, self._output, self._folder = detector, output, folder
+        self._follow = follow
         self._records: list[dict[str, object]] = []
 
     def fail(self, error: Exception) -> None:
@@ -166,13 +178,30 @@ class _Work:
                     self.fail(InferenceError(f"{name}: {error}"))
                     continue
                 self.done += 1
+                tracks = None if self._follow is None else self._follow(image, detections)
+                detections = detections if tracks is None else tracks.detections
                 print_line(one_line(f"{name}: {_summary(detections, classes)}", _MAX_LINE))
                 if self._output is not None:
                     found = _as_json(detections, classes)
+                    if tracks is not None:
+                        found = [
+                            {"id": i, **box}
+                            for i, box in zip(tracks.ids.tolist(), found, strict=True)
+                        ]
                     self._records.append({"image": name, "detections": found})
                 if self._folder is not None:
-                    _save(self._folder, name, draw_detections(image, detections, classes))
+                    _save(self._folder, name, self._drawn(image, detections, tracks))
                 progress.update()
+
+    def _drawn(
+        self, image: NDArray[np.uint8], detections: Detections, tracks: Tracks | None
+    ) -> NDArray[np.uint8]:
+        classes = self._detector.backend.spec.classes
+        if tracks is None or self._follow is None:
+            return draw_detections(image, detections, classes)
+        drawn = draw_detections(image, detections, classes, tracks.ids.tolist())
+        draw_trails(drawn, self._follow.trails, detections.class_ids)
+        return drawn
 
     def write(self) -> None:
         """Write the detections of all frames, if there is a file for them."""

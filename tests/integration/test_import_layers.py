@@ -1,4 +1,4 @@
-"""Imports inside drone_kd point inwards: core <- media, backends <- detector <- ros."""
+"""Imports inside drone_kd point inwards: core <- media, backends, tracking <- detector <- ros."""
 
 import ast
 from pathlib import Path
@@ -22,6 +22,7 @@ ALLOWED = {
         "drone_kd.paths",
         *CHECKS,
     ),
+    "tracking": ("drone_kd.core", "drone_kd.tracking"),
     "detector.py": ("drone_kd.core", "drone_kd.backends", "drone_kd.paths"),
 }
 # Allowed in core: no I/O, no clock, no globals, no runtime.
