@@ -106,6 +106,21 @@ def predict(states: States, seconds: float, path: Path, noise: Noise) -> States:
     )
 
 
+def stretched(states: States, xyxy: Float64Array) -> States:
+    """Return the states with larger boxes (N, 4), whose new sides are guesses.
+
+    The guess adds to the uncertainty of place and size.
+    """
+    mean, covariance = states.mean.copy(), states.covariance.copy()
+    wh = xyxy[:, 2:] - xyxy[:, :2]
+    added = np.where(wh > 1, wh - states.wh, 0.0)
+    mean[:, :2] = (xyxy[:, :2] + xyxy[:, 2:]) / 2
+    covariance[:, (0, 1), (0, 1)] += (added / 2) ** 2
+    log_size = np.log(np.maximum(wh, 1.0))
+    size_variance = states.size_variance + ((log_size - states.log_size) / 2) ** 2
+    return States(mean, covariance, log_size, size_variance)
+
+
 def update(states: States, xyxy: Float64Array, trust: Float64Array, noise: Noise) -> States:
     """Return the states after a detection (N, 4) of each box.
 

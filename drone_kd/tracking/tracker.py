@@ -45,6 +45,7 @@ class _Table:
     misses: Int64Array  # since the last detection
     score: Float64Array  # mean of the newest scores
     votes: Float64Array  # (N, classes): sum of the scores
+    cut: BoolArray  # (N, 4): sides beyond the border of the frame, never seen
 
     def __getitem__(self, index: BoolArray | Int64Array | slice) -> _Table:
         return _Table(*(getattr(self, field.name)[index] for field in fields(self)))
@@ -128,6 +129,7 @@ class Tracker:
             return self._report(stamp_ns, table[:0], states[:0])
         stamp_ns = max(stamp_ns, at)
         states = self._predicted(kalman.without_noise_in_velocity(states), at, stamp_ns)
+        states = self._grown(states, table.cut)
         usable = self._usable(states)
         return self._report(stamp_ns, table[usable], states[usable])
 
@@ -136,7 +138,7 @@ class Tracker:
         self._at_ns: int | None = None  # frame of the last update, in whose pixels the states are
         self._states = kalman.new(np.zeros((0, 4)), self._settings.noise)
         self._table = _Table(
-            nothing, nothing, nothing, nothing, nothing, np.zeros(0), np.zeros((0, 1))
+            *([nothing] * 5), np.zeros(0), np.zeros((0, 1)), np.zeros((0, 4), bool)
         )
 
     def _predicted(self, states: States, from_ns: int, to_ns: int) -> States:
@@ -146,7 +148,8 @@ class Tracker:
     def _move_to(self, stamp_ns: int) -> None:
         """Predict all tracks to the frame of the next update."""
         if self._at_ns is not None and len(self._states):
-            self._states = self._predicted(self._states, self._at_ns, stamp_ns)
+            states = self._predicted(self._states, self._at_ns, stamp_ns)
+            self._states = self._grown(states, self._table.cut)
             self._keep(np.asarray(np.isfinite(self._states.xyxy).all(axis=1)))
         self._at_ns = stamp_ns
 
@@ -208,7 +211,8 @@ class Tracker:
         stamp_ns: int,
     ) -> None:
         """Update tracks by their detections."""
-        xyxy, scores = self._uncut(found.xyxy[hits], self._states[tracks]), found.scores[hits]
+        xyxy, cut = self._uncut(found.xyxy[hits], self._states[tracks])
+        scores = found.scores[hits]
         noise, trust = self._settings.noise, np.ones(len(hits))
         after = kalman.update(self._states[tracks], xyxy, trust, noise)
         for field in fields(States):
@@ -219,25 +223,34 @@ class Tracker:
             table = replace(table, votes=np.pad(table.votes, ((0, 0), (0, more))))
             self._table = table
         table.votes[tracks] += votes
+        table.cut[tracks] = cut
         table.hits[tracks] += 1
         table.misses[tracks] = 0
         table.seen_ns[tracks] = stamp_ns
         share = np.maximum(1 / table.hits[tracks], self._settings.score_share)
         table.score[tracks] += share * (scores - table.score[tracks])
 
-    def _uncut(self, xyxy: Float32Array, states: States) -> Float64Array:
-        """Return boxes (N, 4) with the expected sides where the border of the frame cuts them."""
+    def _uncut(self, xyxy: Float32Array, states: States) -> tuple[Float64Array, BoolArray]:
+        """Return boxes (N, 4) with the expected sides where the border of the frame cuts them.
+
+        Also returns which sides (N, 4) are cut off without a known place beyond the border.
+        """
         expected, measured = states.xyxy, xyxy.astype(np.float64)
-        (width, height), near = self._size, _BORDER_PX * max(self._size) / 1280
-        low, high = expected[:, :2], expected[:, 2:]
-        limit = np.array([width, height])
-        cut = np.hstack(
-            [
-                (measured[:, :2] <= near) & (low < measured[:, :2]),
-                (measured[:, 2:] >= limit - near) & (high > measured[:, 2:]),
-            ]
-        )
-        return np.where(cut, expected, measured)
+        cut, outwards = self._cut(xyxy), np.array([-1, -1, 1, 1])
+        known = cut & ((expected - measured) * outwards > 0)
+        return np.where(known, expected, measured), cut & ~known
+
+    def _cut(self, xyxy: Float32Array) -> BoolArray:
+        """Return which sides (N, 4) of boxes the border of the frame cuts off."""
+        near, limit = _BORDER_PX * max(self._size) / 1280, np.array(self._size)
+        return np.hstack([xyxy[:, :2] <= near, xyxy[:, 2:] >= limit - near])
+
+    def _grown(self, states: States, cut: BoolArray) -> States:
+        """Return states whose boxes still reach the border that cut them: more comes into view."""
+        xyxy, limit = states.xyxy, np.array(self._size, np.float64)
+        inside = np.hstack([xyxy[:, :2] > 0, xyxy[:, 2:] < limit])
+        border = np.broadcast_to([0.0, 0.0, *limit], xyxy.shape)
+        return kalman.stretched(states, np.where(cut & inside, border, xyxy))
 
     def _searched(self, windows: Int64Array | None) -> BoolArray:
         """Return which tracks (N,) lie within the parts of the frame that were searched."""
@@ -267,7 +280,8 @@ class Tracker:
         more = max(votes.shape[1] - old.votes.shape[1], 0)
         old = replace(old, votes=np.pad(old.votes, ((0, 0), (0, more))))
         times, ones = np.full(n, stamp_ns, np.int64), np.ones(n, np.int64)
-        added = _Table(ids, times, times, ones, 0 * ones, scores.astype(np.float64), votes)
+        cut, kept_scores = self._cut(xyxy), scores.astype(np.float64)
+        added = _Table(ids, times, times, ones, 0 * ones, kept_scores, votes, cut)
         self._table = _Table(
             *(
                 np.concatenate([getattr(old, field.name), getattr(added, field.name)])

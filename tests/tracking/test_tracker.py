@@ -225,6 +225,21 @@ def test_box_cut_off_by_the_border_keeps_its_size():
     assert (x1, x2) == pytest.approx((45, 85), abs=2)
 
 
+def test_box_that_enters_the_frame_grows_from_the_border():
+    tracker, right = Tracker(1280, 720), np.array([[1.0, 0, 30.0], [0, 1, 0], [0, 0, 1]])
+    # A bus of 120 px comes in from the left, 30 px per frame.
+    seen = [found((max(30 * n - 120, 0), 300, 30 * n, 330)) for n in range(1, 8)]
+    for n, detections in enumerate(seen):
+        tracker.add_motion(Motion(n * PERIOD, right))
+        ahead = tracker.predict(n * PERIOD)
+        if 0 < n < 4:
+            assert ahead.detections.xyxy[0] == pytest.approx([0, 300, 30 * n + 30, 330], abs=3)
+        tracker.update(n * PERIOD, detections)
+    after = tracker.predict(7 * PERIOD)
+    assert after.ids.tolist() == [1]
+    assert after.detections.xyxy[0] == pytest.approx([120, 300, 240, 330], abs=6)
+
+
 def test_detections_out_of_order_or_of_unknown_frames_change_nothing():
     tracker = Tracker(1280, 720)
     assert not tracker.update(0, found(box(1, 1)))
