@@ -138,7 +138,8 @@ class Tracker:
         self._at_ns: int | None = None  # frame of the last update, in whose pixels the states are
         self._states = kalman.new(np.zeros((0, 4)), self._settings.noise)
         self._table = _Table(
-            *([nothing] * 5), np.zeros(0), np.zeros((0, 1)), np.zeros((0, 4), bool)
+            *(nothing, nothing, nothing, nothing, nothing),
+            *(np.zeros(0), np.zeros((0, 1)), np.zeros((0, 4), bool)),
         )
 
     def _predicted(self, states: States, from_ns: int, to_ns: int) -> States:
