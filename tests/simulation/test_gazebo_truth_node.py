@@ -65,10 +65,12 @@ def send_pose(site, name, stamp_ms, x, y, z, yaw):
 @pytest.mark.slow
 def test_truth_has_the_stamp_of_the_frame_and_the_place_of_its_moment(site):
     world = read_gazebo_world(share_path("worlds/aerial_traffic.yaml"))
-    (car, *_) = world.moving
+    (car, leaving, *_) = world.moving
     for stamp in range(0, 200, 20):
         # 10 m/s: at 90 ms, between two poses, it is at 0.9 m.
         send_pose(site, car, stamp, stamp / 100, 0, 0, 0)
+        # Most of it is beyond the border of the frame.
+        send_pose(site, leaving, stamp, -26, 0, 0, 0)
         scope = ("", "aerial_traffic::", "aerial_traffic/")[stamp // 20 % 3]
         send_pose(site, f"{scope}drone", stamp, 0, 0, 50, math.pi / 2)
         if stamp == 100:
@@ -79,6 +81,7 @@ def test_truth_has_the_stamp_of_the_frame_and_the_place_of_its_moment(site):
     poses = {
         "drone": np.array([0, 0, 50, 0, 0, math.sin(math.pi / 4), math.cos(math.pi / 4)]),
         car: np.array([0.9, 0, 0, 0, 0, 0, 1]),
+        leaving: np.array([-26.0, 0, 0, 0, 0, 0, 1]),
     }
     k = np.array([[1280.0, 0, 640], [0, 1280.0, 360], [0, 0, 1]])
     wanted = visible_truth(world, "down", poses, k, 1280, 720)
