@@ -116,13 +116,13 @@ def _gazebo(xy: np.ndarray) -> np.ndarray:
 
 def _textures(folder: Path, world: World) -> None:
     # Gazebo renders its own shadows: remove those of the ground.
-    lit = world.ground[0].astype(np.float32)
+    lit = world.ground[0][..., :3].astype(np.float32)
     lit[world.shadow > 0] /= world.shadow_gain
     _write_jpeg(folder, "ground", lit.clip(0, 255).astype(np.uint8), 72)
     for k, roof in enumerate(world.roof_textures):
-        _write_jpeg(folder, f"roof{k}", roof[0], 80)
+        _write_jpeg(folder, f"roof{k}", roof[0][..., :3], 80)
     for k, facade in enumerate(world.facade_textures):
-        _write_jpeg(folder, f"facade{k}", facade[0], 80)
+        _write_jpeg(folder, f"facade{k}", facade[0][..., :3], 80)
     for k, tree in enumerate(world.tree_textures):
         colour, alpha = tree[0][..., :3], tree[0][..., 3]
         # Pixels outside the crown take its mean colour.

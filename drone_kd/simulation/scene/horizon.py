@@ -31,7 +31,7 @@ def ground_and_sky(world: World, camera: Camera) -> np.ndarray:
     below = down > 1e-4 * camera.focal_px
     depth = np.where(below, down, np.float32(np.inf))
     x, y = x / depth, y / depth
-    image = np.empty((height, width, 3), np.uint8)
+    image = np.empty((height, width, 4), np.uint8)
     middle = width // 2
     distance = np.hypot(x, y)
     levels = _levels(camera, np.where(below, distance, np.inf)[:, middle], len(world.ground))
@@ -43,6 +43,7 @@ def ground_and_sky(world: World, camera: Camera) -> np.ndarray:
         py = (y[first:last] + np.float32(camera.y_m % TILE_M)) * px_per_m - 0.5
         band, wrap = image[first:last], cv2.BORDER_WRAP
         cv2.remap(tile, px, py, cv2.INTER_LINEAR, dst=band, borderMode=wrap)
+    image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGRA2BGR))
     far = np.flatnonzero((~below | (distance > camera.limit_m / 2)).any(1))
     if len(far):
         top = slice(far[0], far[-1] + 1)
@@ -68,7 +69,7 @@ def _fade(
     columns = np.linspace(0, size[0] - 1, 33).astype(int)
     distance, down = distance[:, columns], down[:, columns]
     horizon, zenith = (np.array(colour, np.float32) for colour in world.weather.sky_bgr)
-    mean = world.ground[-1].mean((0, 1)).astype(np.float32)
+    mean = world.ground[-1][..., :3].mean((0, 1)).astype(np.float32)
     start = camera.limit_m / 2
     plain = np.clip((distance - start) / (camera.limit_m - start), 0, 1)
     clear = np.exp(-np.maximum(distance - start, 0) / world.weather.visibility_m)

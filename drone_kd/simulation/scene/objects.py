@@ -139,7 +139,7 @@ def _visible(
     overlap &= overlap.T
     hides = np.asarray(np.triu(overlap, 1).any(1))
     extents = np.concatenate([low, high], 1).tolist()
-    scratch = np.zeros_like(hidden)
+    scratch = np.zeros(hidden.shape, np.uint8)
     drawn, boxes = [], []
     for k, outline in enumerate(outlines):
         box = visible_box(extents[k], outline, hidden, scratch, bool(hides[k]))
@@ -152,9 +152,19 @@ def _visible(
 def _draw_shadows(image: np.ndarray, shadows: list[np.ndarray], gain: float) -> None:
     """Darken the convex hulls of fixed-point corners (P, 8, 2)."""
     mask = np.zeros(image.shape[:2], np.uint8)
+    areas = []
     for corners in shadows:
-        cv2.fillConvexPoly(mask, cv2.convexHull(corners.reshape(-1, 2)), 255, cv2.LINE_8, SHIFT)
-    cv2.copyTo(cv2.convertScaleAbs(image, alpha=gain), mask, image)
+        hull = cv2.convexHull(corners.reshape(-1, 2))
+        cv2.fillConvexPoly(mask, hull, 255, cv2.LINE_8, SHIFT)
+        areas.append(cv2.boundingRect(hull))
+    for x, y, w, h in areas:
+        left, top = max(x >> SHIFT, 0), max(y >> SHIFT, 0)
+        area = slice(top, max((y + h >> SHIFT) + 2, 0)), slice(left, max((x + w >> SHIFT) + 2, 0))
+        dark, lit = mask[area], image[area]
+        if dark.size:
+            cv2.copyTo(cv2.convertScaleAbs(lit, alpha=gain), dark, lit)
+            # Shadows that overlap are as dark as one.
+            dark[:] = 0
 
 
 def _faces(

@@ -72,6 +72,7 @@ class _Houses:
             if side not in GABLES and size > _PLAIN_PX:
                 texture = next((p for p in pyramid[::-1] if max(p.shape) >= size), pyramid[0])
                 lit = cv2.convertScaleAbs(texture, alpha=light[side])
+                cv2.insertChannel(texture[..., 3], lit, 3)
                 _paste(layer, np.asarray(lit), self._quads[i, side], self._areas[i][side])
 
 
@@ -114,9 +115,8 @@ class _Trees:
         left, top, right, bottom = self._areas[i]
         size = right - left, bottom - top
         patch = cv2.warpAffine(self._textures[i], self._matrices[i], size)
-        opaque = cv2.inRange(patch, (0, 0, 0, 128), (255, 255, 255, 255))
         area = slice(top, bottom), slice(left, right)
-        cv2.copyTo(cv2.cvtColor(patch, cv2.COLOR_BGRA2BGR), opaque, layer[area])
+        opaque = _copy_opaque(patch, layer[area])
         mask[area] |= opaque
 
 
@@ -132,12 +132,18 @@ def _areas(camera: Camera, low: np.ndarray, high: np.ndarray) -> tuple[list, np.
 
 
 def _paste(layer: np.ndarray, texture: np.ndarray, quad: np.ndarray, area: list[int]) -> None:
-    """Warp a texture (h, w, 3) into a quadrangle (4, 2) of the layer within an area."""
+    """Warp a texture (h, w, 4) into a quadrangle (4, 2) of the layer within an area."""
     left, top, right, bottom = area
     h, w = texture.shape[:2]
     corners = np.array([[0, 0], [w - 1, 0], [w - 1, h - 1], [0, h - 1]], np.float32)
     places = (quad - (left + 0.5, top + 0.5)).astype(np.float32)
-    # Pixels outside the texture keep their value.
-    matrix, patch = cv2.getPerspectiveTransform(corners, places), layer[top:bottom, left:right]
-    size, mode = (right - left, bottom - top), cv2.BORDER_TRANSPARENT
-    cv2.warpPerspective(texture, matrix, size, dst=patch, borderMode=mode)
+    matrix = cv2.getPerspectiveTransform(corners, places)
+    patch = cv2.warpPerspective(texture, matrix, (right - left, bottom - top))
+    _copy_opaque(patch, layer[top:bottom, left:right])
+
+
+def _copy_opaque(patch: np.ndarray, layer: np.ndarray) -> np.ndarray:
+    """Copy where a patch (h, w, 4) BGRA is opaque into (h, w, 3) BGR; returns 255 there."""
+    _, opaque = cv2.threshold(cv2.extractChannel(patch, 3), 127, 255, cv2.THRESH_BINARY)
+    cv2.copyTo(cv2.cvtColor(patch, cv2.COLOR_BGRA2BGR), opaque, layer)
+    return np.asarray(opaque)

@@ -184,4 +184,4 @@ class WorldPlan:
         for band in bands:
             dark = cv2.convertScaleAbs(ground[band], alpha=shadow_gain)
             cv2.copyTo(dark, shadow[band], ground[band])
-        return textures.pyramid(ground, levels=4), shadow_gain
+        return textures.pyramid(textures.four_channels(ground), levels=4), shadow_gain

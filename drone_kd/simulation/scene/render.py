@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -14,6 +15,9 @@ from drone_kd.simulation.scene.objects import draw_objects
 from drone_kd.simulation.scene.obstacles import obstacle_layer
 from drone_kd.simulation.scene.shapes import PX_PER_M, tile_ranges
 from drone_kd.simulation.scene.world import World
+
+# Enlarging the ground further costs details and saves little.
+_MAX_STEP = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,18 +81,31 @@ def _ground(world: World, camera: Camera, bounds: np.ndarray) -> np.ndarray:
     last = np.ceil(bounds[1] * scale).astype(int) + 2
     to_raster = np.array([[scale, 0, -0.5 - first[0]], [0, scale, -0.5 - first[1]], [0, 0, 1]])
     matrix = to_raster @ camera.to_ground
-    # Perspective on a grid, linear in between, is a third faster than cv2.warpPerspective.
+    # Where a raster's pixel covers several of the image, fewer are computed and then enlarged.
     width, height = camera.width, camera.height
-    step = max(min(width, height) // 80, 1)
-    x, y = (np.arange(-step / 2, size + step, step)[:, None] for size in (width, height))
-    rays = x * matrix[:, 0] + (y * matrix[:, 1] + matrix[:, 2])[:, None]
-    grid = (rays[..., :2] / rays[..., 2:]).astype(np.float32)
-    places = cv2.resize(grid, None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)
-    places = places[step : step + height, step : step + width]
+    step = int(np.clip(_pixel_side(matrix, width, height), 1, _MAX_STEP))
+    size = math.ceil(width / step), math.ceil(height / step)
+    # Homographies of OpenCV map the centres of pixels, which are at i there.
+    matrix = matrix @ np.array([[step, 0, step / 2], [0, step, step / 2], [0, 0, 1]])
     raster = _unroll(world.ground[level], first, last)
-    # Two maps: OpenCV 5 takes an empty second map for a real one and reads beyond it.
-    columns, rows = cv2.split(places)
-    return np.asarray(cv2.remap(raster, columns, rows, cv2.INTER_LINEAR))
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    ground = cv2.cvtColor(
+        cv2.warpPerspective(raster, matrix, size, flags=flags), cv2.COLOR_BGRA2BGR
+    )
+    if step > 1:
+        size = step * size[0], step * size[1]
+        ground = cv2.resize(ground, size, interpolation=cv2.INTER_LINEAR)[:height, :width]
+    return np.ascontiguousarray(ground)
+
+
+def _pixel_side(matrix: np.ndarray, width: int, height: int) -> float:
+    """Return the least side in image pixels of the raster's pixels under a homography to it."""
+    corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1.0]])
+    rays = corners @ matrix.T
+    # Columns of the derivative of x / w, y / w.
+    px = rays[:, :2] / rays[:, 2:]
+    steps = [(matrix[:2, i] - px * matrix[2, i]) / rays[:, 2:] for i in (0, 1)]
+    return float(1 / np.hypot(*np.stack(steps).T).max())
 
 
 def _unroll(tile: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
@@ -98,7 +115,7 @@ def _unroll(tile: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray
     rows = list(tile_ranges(top, bottom, len(tile)))
     if len(columns) == len(rows) == 1:
         return tile[rows[0][0], columns[0][0]]
-    out = np.empty((bottom - top, right - left, 3), np.uint8)
+    out = np.empty((bottom - top, right - left, tile.shape[2]), np.uint8)
     for from_y, to_y in rows:
         for from_x, to_x in columns:
             out[to_y, to_x] = tile[from_y, from_x]

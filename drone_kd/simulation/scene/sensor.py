@@ -8,6 +8,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from drone_kd.simulation.scene.shapes import tile_ranges
+
 _BANK_PX = 1024
 # Standard deviation of the noise bank around its mean of 128.
 _BANK_SIGMA = 32.0
@@ -72,8 +74,7 @@ def apply_sensor(
         cv2.LUT(plane, curve, dst=plane)
     cv2.merge(planes, dst=image)
     if conditions.noise >= 0.5:
-        share = conditions.noise / _BANK_SIGMA
-        cv2.addWeighted(image, 1, _noise(height, width, rng), share, -128 * share, dst=image)
+        _add_noise(image, conditions.noise, rng)
     if conditions.quality is not None:
         _, code = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, conditions.quality))
         decoded = cv2.imdecode(code, cv2.IMREAD_COLOR)
@@ -103,6 +104,17 @@ def _motion_kernel(length_px: float, angle_rad: float) -> np.ndarray:
     return kernel / kernel.sum()
 
 
+def _add_noise(image: np.ndarray, sigma: float, rng: np.random.Generator) -> None:
+    """Add a random part of endless copies of the noise bank to an image in place."""
+    bank, share = _noise_bank(), sigma / _BANK_SIGMA
+    y, x = rng.integers(_BANK_PX, size=2).tolist()
+    height, width = image.shape[:2]
+    for from_y, to_y in tile_ranges(y, y + height, _BANK_PX):
+        for from_x, to_x in tile_ranges(x, x + width, _BANK_PX):
+            piece = image[to_y, to_x]
+            cv2.addWeighted(piece, 1, bank[from_y, from_x], share, -128 * share, dst=piece)
+
+
 @lru_cache(maxsize=1)
 def _noise_bank() -> np.ndarray:
     """uint8 (_BANK_PX, _BANK_PX, 3), grey and coloured grain around 128."""
@@ -111,13 +123,3 @@ def _noise_bank() -> np.ndarray:
     colour = rng.standard_normal((_BANK_PX, _BANK_PX, 3), np.float32)
     grain = 0.85 * grey + 0.53 * cv2.GaussianBlur(colour, (0, 0), 0.6) * 1.9
     return np.clip(128 + _BANK_SIGMA * grain, 0, 255).astype(np.uint8)
-
-
-def _noise(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    bank = _noise_bank()
-    down, right = max(height + 128 - _BANK_PX, 0), max(width + 128 - _BANK_PX, 0)
-    if down or right:
-        bank = cv2.copyMakeBorder(bank, 0, down, 0, right, cv2.BORDER_WRAP)
-    y = rng.integers(bank.shape[0] - height + 1)
-    x = rng.integers(bank.shape[1] - width + 1)
-    return bank[y : y + height, x : x + width]

@@ -102,6 +102,11 @@ def _patch(rng: np.random.Generator, height: int, width: int, fine: bool) -> np.
     return noise[y : y + height, x : x + width].astype(np.float32) / 127.5 - 1
 
 
+def four_channels(image: np.ndarray) -> np.ndarray:
+    """Add an opaque channel to an image (h, w, 3): OpenCV warps four channels in a third."""
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2BGRA))
+
+
 def pyramid(image: np.ndarray, levels: int | None = None) -> Pyramid:
     """Return the pyramid of an image uint8 (h, w, C); without `levels`, to one or two pixels."""
     images = [image]
@@ -156,7 +161,7 @@ def _roof_texture(rng: np.random.Generator) -> Pyramid:
             for j in range(3):
                 corner = x + 18 * i, y + 26 * j
                 cv2.rectangle(roof, corner, (corner[0] + 16, corner[1] + 24), (62, 40, 28), -1)
-    return pyramid(roof)
+    return pyramid(four_channels(roof))
 
 
 def _facade_texture(rng: np.random.Generator, floors: int) -> Pyramid:
@@ -175,7 +180,7 @@ def _facade_texture(rng: np.random.Generator, floors: int) -> Pyramid:
             glass = tuple(map(float, rng.uniform(0.6, 1.6) * np.array((66, 58, 50))))
             corner = x + round(share_x * step_x), y + round(share_y * step_y)
             cv2.rectangle(wall, (x, y), corner, glass, -1)
-    return pyramid(wall)
+    return pyramid(four_channels(wall))
 
 
 @lru_cache(maxsize=1)

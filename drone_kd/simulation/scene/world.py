@@ -19,7 +19,7 @@ from drone_kd.simulation.scene.weather import Weather
 class World:
     """A place, independent of cameras and time, with N objects, B houses and M trees."""
 
-    ground: Pyramid  # uint8 (n, n, 3) BGR rasters of the tile
+    ground: Pyramid  # uint8 (n, n, 4) BGRA rasters of the tile
     shadow: np.ndarray  # uint8 (TILE_PX, TILE_PX), 255 where a house or tree shades the ground
     shadow_gain: float  # brightness of the ground in a shadow relative to sunlight
     sun: np.ndarray  # float64 (3,), unit vector towards the sun
@@ -40,7 +40,7 @@ class World:
     house_textures: np.ndarray  # int64 (B, 2): index of its roof and of its facade
     trees: np.ndarray  # float64 (M, 5): x, y, crown radius, height, index of its texture
     tree_textures: tuple[Pyramid, ...]  # uint8 (h, w, 4) BGRA
-    roof_textures: tuple[Pyramid, ...]  # uint8 (h, w, 3) BGR, down to one or two pixels
+    roof_textures: tuple[Pyramid, ...]  # uint8 (h, w, 4) BGRA, down to one or two pixels
     facade_textures: tuple[Pyramid, ...]  # the same
     colours: np.ndarray | None = None  # float64 (P, 5, 3) RGB per part; None: the library's
 

@@ -14,7 +14,9 @@ from drone_kd.simulation.scene import (
     draw_frame,
     fly,
     meshes,
+    objects,
 )
+from drone_kd.simulation.scene import render as rendering
 from drone_kd.simulation.scene.camera import Camera
 from drone_kd.simulation.scene.frames import _sample_camera
 from drone_kd.simulation.scene.render import View, render, roll
@@ -118,6 +120,35 @@ def test_boxes_bound_the_pixels_an_object_changes(world, pitch_deg, monkeypatch)
         np.testing.assert_allclose(box, changed, atol=1.1)
         checked.append(view.class_ids[i])
     assert len(checked) >= 8 and len(set(checked)) >= 2, checked
+
+
+def test_enlarged_ground_is_where_it_belongs(world, monkeypatch):
+    # Up to 1.3 cm per pixel: a sixteenth of the ground's pixels is computed.
+    camera = Camera(30, 45, 20.0, 0.3, np.radians(60), 0.1, 2900.0, 1270, 715)
+    nothing = np.zeros(len(world.class_ids), bool)
+    enlarged = render(world, camera, 0.0, nothing).image
+    monkeypatch.setattr(rendering, "_MAX_STEP", 1)
+    whole = render(world, camera, 0.0, nothing).image
+    assert enlarged.shape == whole.shape and (enlarged != whole).any()
+    inside = slice(2, -2), slice(2, -2)
+    moves = list(itertools.product((-1, 0, 1), repeat=2))
+    errors = [
+        cv2.absdiff(np.roll(enlarged, move, (0, 1))[inside], whole[inside]).mean()
+        for move in moves
+    ]
+    assert moves[int(np.argmin(errors))] == (0, 0) and min(errors) < 0.5, errors
+
+
+def test_shadows_that_overlap_are_as_dark_as_one():
+    image = np.full((60, 80, 3), 200, np.uint8)
+    square = np.array([[5, 5], [30, 5], [30, 30], [5, 30]] * 2) * 16
+    # The second reaches beyond the image, the third is outside.
+    shadows = [np.array([square + (16 * d, 0)], np.int32) for d in (0, 15, 200)]
+    objects._draw_shadows(image, [*shadows, shadows[0] + (16 * 50, 16 * 40)], 0.5)
+    assert np.unique(image).tolist() == [100, 200]
+    dark = image[..., 0] == 100
+    assert dark[5:31, 5:46].all() and dark[45:, 55:].all()
+    assert dark.sum() == 26 * 41 + 15 * 25
 
 
 def test_nadir_and_oblique_views_occur():
