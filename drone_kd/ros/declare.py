@@ -8,12 +8,16 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from drone_kd.paths import parameter_defaults
+from drone_kd.ros.ignored_parameters import ignored_parameters
+from drone_kd.text import one_line
 
 _AT_RECORD = "applies to the next ~/record."
 
 
-def declare(node: Node, file: str, descriptors: Mapping[str, ParameterDescriptor]) -> None:
+def declare(node: Node, file: str, descriptors: Mapping[str, ParameterDescriptor]) -> list[str]:
     """Declare parameters by name, with their defaults from a file in config/.
+
+    Returns and logs a line for each name given at startup that has no effect.
 
     Raises:
         rclpy.exceptions.ParameterException: a value given at startup has the wrong type or is out
@@ -22,6 +26,10 @@ def declare(node: Node, file: str, descriptors: Mapping[str, ParameterDescriptor
     defaults = parameter_defaults(file)
     for name, descriptor in descriptors.items():
         node.declare_parameter(name, defaults[name], descriptor)
+    ignored = ignored_parameters(node, descriptors)
+    for line in ignored:
+        node.get_logger().warning(one_line(line, 500))
+    return ignored
 
 
 def declare_read_only(
@@ -51,7 +59,7 @@ def integer(description: str, low: int, high: int) -> ParameterDescriptor:
     return ParameterDescriptor(description=description, integer_range=[limits])
 
 
-def declare_detector_parameters(node: Node) -> None:
+def declare_detector_parameters(node: Node) -> list[str]:
     """Declare the detector's parameters; see `declare`."""
     descriptors = {
         "model": other(
@@ -132,4 +140,4 @@ def declare_detector_parameters(node: Node) -> None:
         "temperature_error_c": number("ERROR at this temperature, in °C.", 0.0, 200.0),
         "autostart": other("Configure and activate at startup.", read_only=True),
     }
-    declare(node, "detector.yaml", descriptors)
+    return declare(node, "detector.yaml", descriptors)

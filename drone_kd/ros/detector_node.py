@@ -78,7 +78,7 @@ class DetectorNode(RespondingNode):
     def __init__(self, stopping: StopFlag | None = None) -> None:
         super().__init__("detector")
         self._is_stopping = (stopping or StopFlag()).is_set
-        declare_detector_parameters(self)
+        self._ignored = declare_detector_parameters(self)
         self._settings = Settings.from_parameters(self._values())
         self._started_with = self.get_parameter("model").value
         self._folders = ModelFolders(self._started_with, self._settings.model_directories)
@@ -534,6 +534,7 @@ class DetectorNode(RespondingNode):
             failures,
             self._hang_problem(slot) or self._stall_problem(pipeline) or self._load_problem(state),
             self._progress if state == "configuring" else "",
+            self._ignored,
         )
         status = [diagnostics.node_status(name, verdict, state, model, temperatures, failures)]
         subscriptions = {} if pipeline is None else pipeline.subscriptions.copy()

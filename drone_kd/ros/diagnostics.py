@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -52,6 +52,7 @@ def judge_node(
     failures: FailureReport = _NO_FAILURES,
     hanging: str = "",
     progress: str = "",
+    ignored: Sequence[str] = (),
 ) -> Verdict:
     """Return the level of the node as a whole, and the reason.
 
@@ -64,6 +65,7 @@ def judge_node(
         failures: what the node has outlived; a recent one is named.
         hanging: which inference hangs, or which camera gets no results; empty: none.
         progress: of the transition; empty: there is none, or nothing is known.
+        ignored: lines on parameters given at startup that have no effect.
     """
     if hanging:
         return ERROR, hanging
@@ -81,6 +83,8 @@ def judge_node(
         return WARN, failures.last
     if hottest >= settings.temperature_warn_c:
         return WARN, f"{hottest:.0f} degrees Celsius"
+    if ignored:
+        return WARN, "; ".join(ignored)
     return OK, "detecting"
 
 
