@@ -42,6 +42,7 @@ from drone_kd.ros.model_trial import Trial
 from drone_kd.ros.params import ModelFolders, Settings, SettingsError
 from drone_kd.ros.pipeline import Pipeline, Result
 from drone_kd.ros.qos import REPORT_QOS, ImageSubscription
+from drone_kd.ros.recording import BUSY
 from drone_kd.ros.recording.recorder import Recorder
 from drone_kd.ros.run import RestartNeededError, StopFlag, run_node
 from drone_kd.ros.stats import CameraReport
@@ -496,7 +497,7 @@ class DetectorNode(RespondingNode):
             except SettingsError as error:
                 return False, f"cannot record: {one_line(error, _SHOWN_CHARACTERS)}"
         elif self._recorder.report().state != "on":
-            return False, "cannot record yet: the last bag is still being finished"
+            return False, f"{BUSY}: the last bag is still being finished"
         return True, f"recording to {one_line(self._recorder.folder)}"
 
     # Reports

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -24,6 +25,9 @@ _STOP_SECONDS = 1.0
 _JUMP = 12
 _DISTANCES = 9  # the median of so many is the usual one
 _JUMPED = "the stamps jump: packets were lost, or the camera paused"
+# An encoder's `pts` that was one more in so many packets counts them; others tell the time.
+_COUNTED = 8
+_MISSING = "pts jumps: packets were lost, or the camera left frames out"
 _SLOW = "decoding is too slow"
 # Of the topics behind the base name, by transport, as in image_transport.
 SUFFIXES: Mapping[str, str] = {"raw": "", "compressed": "/compressed", "ffmpeg": "/ffmpeg"}
@@ -65,13 +69,10 @@ class Videos:
         leave: Callable[[Frame], None],
         max_pixels: Callable[[], int],
     ) -> None:
-        self._arguments = offer, drop, leave, max_pixels
-        self._streams: dict[str, _Stream] = {}
+        self._streams = defaultdict[str, _Stream](partial(_Stream, offer, drop, leave, max_pixels))
 
     def put(self, frame: Frame) -> None:
         """Decode a packet; return at once."""
-        if frame.camera not in self._streams:
-            self._streams[frame.camera] = _Stream(*self._arguments)
         self._streams[frame.camera].put(frame)
 
     def skip(self, camera: str, reason: str) -> None:
@@ -101,7 +102,7 @@ class _Stream:
     ) -> None:
         self._offer, self._drop, self._leave = offer, drop, leave
         self._max_pixels = max_pixels
-        self._stamps = _Stamps()
+        self._stamps, self._numbers = _Stamps(), _Numbers()
         self._condition = threading.Condition()
         self._packets: deque[Frame] = deque()
         self._bytes = 0
@@ -154,6 +155,9 @@ class _Stream:
                 skipped, self._skipped = self._skipped, ""
             if self._stamps.jumps(stamp_ns(frame.message.header)):
                 skipped = skipped or _JUMPED
+            # Only an FFMPEGPacket has it.
+            if self._numbers.jumps(getattr(frame.message, "pts", 0)):
+                skipped = skipped or _MISSING
             try:
                 if skipped and self._decoder is not None:
                     self._decoder[2].lose(skipped)
@@ -201,6 +205,23 @@ class _Stamps:
         usual_ns = median(self._distances_ns) if known else 0
         self._distances_ns.append(distance_ns)
         return known and distance_ns > _JUMP * usual_ns
+
+
+class _Numbers:
+    """The `pts` of a camera's packets, if it counts them."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._counted = 0
+
+    def jumps(self, number: int) -> bool:
+        """Return whether packets are missing before the one of this number."""
+        step, self._last = number - self._last, number
+        if step == 0:  # none, or parameter sets and their frame
+            return False
+        known = self._counted >= _COUNTED
+        self._counted = self._counted + 1 if step == 1 else 0
+        return known and step != 1
 
 
 def _size(frame: Frame) -> int:

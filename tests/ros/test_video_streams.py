@@ -13,7 +13,7 @@ from std_srvs.srv import SetBool
 from drone_kd.media.video_streams import StreamDecoder
 from drone_kd.ros import pipeline, videos
 from drone_kd.ros.drop_reasons import DISABLED, UNDECODABLE
-from drone_kd.ros.videos import _Stamps
+from drone_kd.ros.videos import _Numbers, _Stamps
 from ground_station import WAIT_SECONDS
 
 CODECS = ("h264", "hevc")
@@ -142,6 +142,32 @@ def test_lost_packets_that_leave_no_gap_in_the_numbers_are_found_by_the_stamps(c
         stream.check_published(sent[number], number + 1)
     stream.check_dropped(sent[21], 22, "waiting for a key frame (the stamps jump")
     stream.check_published(sent[25], 26)
+
+
+def test_lost_packets_that_leave_no_other_gap_are_found_by_the_encoders_count(ground, model):
+    messages = pytest.importorskip(
+        "ffmpeg_image_transport_msgs.msg", reason="needs it: run interfaces/build.py"
+    )
+    pytest.importorskip("av", reason="needs PyAV: pip install -r requirements/video.txt")
+    from video_packets import encode, moving
+
+    site = ground(model=model, autostart=True, image_transport="ffmpeg")
+    stream = Stream(site, messages.FFMPEGPacket, "image/ffmpeg", encoding="h264")
+    sent = encode("h264", moving(21), KEYS)
+    for number in (*range(12), 17, 20):  # without a group of pictures
+        stream.fields["pts"] = number
+        if number == 17:
+            stream.check_dropped(sent[number], number, "waiting for a key frame (pts jumps")
+        else:
+            stream.check_published(sent[number], number)
+
+
+def test_pts_jumps_only_if_it_counts_the_packets():
+    counted, timed, absent = _Numbers(), _Numbers(), _Numbers()
+    assert not any(map(counted.jumps, [7, 8, 9, 10, 10, 11, 12, 13, 14, 15]))
+    assert counted.jumps(21) and not counted.jumps(27)
+    assert not any(map(timed.jumps, [0, 33, 66, 100, 101, 200, 5, 1000]))
+    assert not any(map(absent.jumps, [0] * 20))
 
 
 def test_stamps_jump_by_much_more_than_their_usual_distance():

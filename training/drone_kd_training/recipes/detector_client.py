@@ -12,11 +12,9 @@ from typing import Any
 
 from drone_kd.files import file_sha256
 from drone_kd.processes import running
+from drone_kd.ros.recording import BUSY
 from drone_kd_training.data.folders import open_new
 from drone_kd_training.recipes.runner import TIMEOUT_S, ros_session
-
-# The node's message while the bag before is being finished; another one is a refusal.
-_BUSY = "cannot record yet"
 
 
 @contextlib.contextmanager
@@ -67,7 +65,7 @@ class DetectorClient:
         deadline = time.monotonic() + TIMEOUT_S
         request = SetBool.Request(data=on)
         while not (response := self._call(SetBool, "detector/record", request)).success:
-            if time.monotonic() > deadline or not response.message.startswith(_BUSY):
+            if time.monotonic() > deadline or not response.message.startswith(BUSY):
                 raise RuntimeError(response.message)
             rclpy.spin_once(self.ros, timeout_sec=0.1)
 
