@@ -36,28 +36,27 @@ def ignored_parameters(node: Node, known: Collection[str]) -> list[str]:
             near = difflib.get_close_matches(name[:200], known, 1)
             hint = f"did you mean {near[0]}?" if near else "see ros2 param list"
             lines.append(f"Unknown parameter {one_line(name, 50)} has no effect: {hint}")
-    full_name = node.get_fully_qualified_name()
     for option, file in zip(sys.argv, sys.argv[1:], strict=False):
-        if option == "--params-file" and (line := _without_section(file, full_name)):
-            lines.append(line)
+        if option == "--params-file":
+            lines += _without_section(file, node.get_fully_qualified_name())
     if len(lines) > _SHOWN_LINES:
         lines[_SHOWN_LINES:] = [f"{len(lines) - _SHOWN_LINES} more names have no effect"]
     return lines
 
 
-def _without_section(file: str, node: str) -> str:
-    """Return a line if a parameter file has no section for a node; empty: it has one."""
+def _without_section(file: str, node: str) -> list[str]:
+    """Return a line if a parameter file has no section for a node; none: it has one."""
     try:
         sections = list(_sections(read_yaml(Path(file))))
     except ParseError:  # ROS has read it
-        return ""
+        return []
     if any(_pattern(section).fullmatch(node) for section in sections):
-        return ""
+        return []
     got = " and ".join(sections[:5]) or "none"
-    return (
+    return [
         f"Parameter file {one_line(file)} has no effect: expected a section {node} or /**, got "
         f"{one_line(got)}"
-    )
+    ]
 
 
 def _sections(content: Any, name: str = "") -> Iterator[str]:
