@@ -12,7 +12,7 @@ from drone_kd.simulation.scoring.flight_record import Flight
 from drone_kd.simulation.scoring.score import score
 from drone_kd_training.evaluation.evaluate import CONFIDENCE, IOU, evaluate
 
-FRAMES, STEP_NS = 10, 10**9
+FRAMES, STEP_NS = 10, 10**8
 
 
 @pytest.mark.slow
