@@ -18,7 +18,6 @@ except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
 from drone_kd.dds import large_images_are_lost, remedy
-from drone_kd.ros.hand_over import HandOver
 from drone_kd.ros.videos import SUFFIXES, packet_type
 
 LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -35,8 +34,6 @@ _OVERRIDES = QoSOverridingOptions(
 
 # Of a video no packet may be left out: those that come while the executor is busy wait.
 _VIDEO_DEPTH = 30
-# Packets that a new subscription may receive before the one that it replaces has its first.
-_VIDEO_WAIT = 10
 
 _RELIABLE, _BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 
@@ -89,11 +86,7 @@ class ImageSubscription:
             self._type = packet_type()
         self.topic = node.resolve_topic_name(self._name)
         self._callback = partial(callback, self.topic)
-        # rclpy's class has no type argument on Humble. The former one is being replaced.
-        self._subscription: Any = None
-        self._former: Any = None
-        self._hand_over: HandOver | None = None
-        self._count = 0  # of subscriptions
+        self._subscription: Any = None  # rclpy's class has no type argument on Humble
         self._auto = reliability == "auto"
         fixed = _BEST_EFFORT if reliability == "best_effort" else _RELIABLE
         self._reliability = self._wanted() if self._auto else fixed
@@ -101,22 +94,15 @@ class ImageSubscription:
             self._subscribe(self._reliability)
 
     def match(self, wanted: bool = True) -> None:
-        """Unsubscribe while the images are not wanted; with "auto" follow the publishers.
-
-        Nothing is lost then: see `HandOver`.
-        """
+        """Unsubscribe while the images are not wanted; with "auto" follow the publishers."""
         if not wanted:
             self.destroy()
         elif self._subscription is None:
             self._subscribe(self._wanted() if self._auto else self._reliability)
-        elif self._former is not None and self._hand_over is not None:
-            self._hand_over.finish()  # nothing has come since the last call
         elif self._auto and self._offered() and self._wanted() != self._reliability:
             before = self._subscription
             self._subscribe(self._wanted())  # first: it may fail, and is tried again then
-            self._former = before
-            limit = 1 if self._depth == 1 else _VIDEO_WAIT
-            self._hand_over = HandOver(self._callback, self._end_former, limit)
+            self._node.destroy_subscription(before)
 
     def why_silent(self) -> str:
         """Return the likely reason why no image arrives, and the remedy."""
@@ -147,9 +133,7 @@ class ImageSubscription:
 
     def destroy(self) -> None:
         """Unsubscribe."""
-        self._end_former()
         subscription, self._subscription = self._subscription, None
-        self._hand_over = None
         if subscription is not None:
             self._node.destroy_subscription(subscription)
 
@@ -157,22 +141,6 @@ class ImageSubscription:
     def is_open(self) -> bool:
         """Whether images are received; not while nobody wants them, see `match`."""
         return self._subscription is not None
-
-    def _end_former(self) -> None:
-        former, self._former = self._former, None
-        if former is not None:
-            self._node.destroy_subscription(former)
-
-    def _receive(self, number: int, message: Image | CompressedImage) -> None:
-        """Receive a message by the subscription of this number."""
-        is_newest = number == self._count
-        if self._hand_over is None:
-            if is_newest:
-                self._callback(message)
-        elif is_newest:
-            self._hand_over.receive_new(message)
-        elif number == self._count - 1:
-            self._hand_over.receive_old(message)
 
     def _offered(self) -> set[ReliabilityPolicy]:
         publishers = self._node.get_publishers_info_by_topic(self.topic)
@@ -187,15 +155,13 @@ class ImageSubscription:
 
     def _subscribe(self, reliability: ReliabilityPolicy) -> None:
         qos = QoSProfile(depth=self._depth, reliability=reliability)
-        receive = partial(self._receive, self._count + 1)
-        arguments = (self._type, self._name, receive, qos)
+        arguments = (self._type, self._name, self._callback, qos)
         events = SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible)
         try:
             self._subscription = self._node.create_subscription(*arguments, event_callbacks=events)
         except UnsupportedEventTypeError:  # depends on the middleware
             self._subscription = self._node.create_subscription(*arguments)
         self._reliability = reliability
-        self._count += 1
 
     def _on_incompatible(self, event: Any) -> None:
         # With "auto", a publisher that changed its reliability causes this until the next `match`.

@@ -4,14 +4,12 @@ import cv2
 import numpy as np
 import pytest
 import rclpy
-from builtin_interfaces.msg import Time
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CompressedImage, Image
-from std_msgs.msg import Header
 
 from drone_kd import dds
-from drone_kd.ros import detector_node, pipeline
+from drone_kd.ros import pipeline
 
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 SIZES = ((640, 480), (1280, 720), (1920, 1080))
@@ -107,34 +105,6 @@ def test_reliable_and_best_effort_publishers_are_received_at_once(ground, model)
     site.images = reliable
     site.wait_for_detector()  # reliable again
     site.exchange(np.zeros((64, 64, 3), np.uint8), seconds=4)
-
-
-def test_no_packet_is_lost_while_the_reliability_changes(ground, model, monkeypatch):
-    """From best-effort, with which it waits for a publisher, to reliable."""
-    monkeypatch.setattr(detector_node, "MATCH_SECONDS", 1.0)  # of a busy machine: time to connect
-    site = ground(model=model, autostart=True, image_transport="compressed")
-    received: list[int] = []
-    monkeypatch.setattr(
-        pipeline.Pipeline,
-        "_receive",
-        lambda self, camera, topic, message: received.append(message.header.stamp.sec),
-    )
-    site.add_detector()
-    packets = site.node.create_publisher(CompressedImage, "image/compressed", QoSProfile(depth=50))
-    site.wait_until(lambda: packets.get_subscription_count() > 0, "the first one is connected")
-
-    def found():
-        infos = site.node.get_subscriptions_info_by_topic("/image/compressed")
-        return [info.qos_profile.reliability for info in infos]
-
-    assert found() == [BEST_EFFORT]
-    number, left = 0, 5
-    while left:
-        number += 1
-        left -= found() == [RELIABLE]
-        packets.publish(CompressedImage(header=Header(stamp=Time(sec=number)), data=[1]))
-        site.wait_until(lambda: len(received) >= number, "it is received")  # noqa: B023
-    assert received == list(range(1, number + 1))
 
 
 def test_reason_for_silence_is_logged(ground, model):
