@@ -62,8 +62,10 @@ def test_better_candidate_passes_the_guard_and_replaces_the_model_in_flight(
 
     monkeypatch.setattr(runner, "distill", train)
     monkeypatch.setattr(retrain, "distill", train)
-    # On a loaded machine the held-out block may have one frame, beside a training frame.
+    # A flight this short may have one held-out frame, beside a training frame or much like it.
     monkeypatch.setattr(selection, "_GAP", 0.0)
+    monkeypatch.setattr(selection, "_NEAR_DUPLICATE", -1.0)
+    monkeypatch.setattr(selection, "_HELD_OUT_OF", 3)  # more blocks, as few have frames
     # One held-out frame has fewer objects and no flights to draw, but the margins stay.
     monkeypatch.setattr(guard, "MIN_OBJECTS", 5)
     monkeypatch.setattr(guard, "MIN_BLOCKS", 0)
