@@ -121,29 +121,23 @@ def stretched(states: States, xyxy: Float64Array) -> States:
     return States(mean, covariance, log_size, size_variance)
 
 
-def update(states: States, xyxy: Float64Array, trust: Float64Array, noise: Noise) -> States:
-    """Return the states after a detection (N, 4) of each box.
-
-    `trust`, (N,): 1 for a usual detection, less for one whose place is less certain.
-    """
+def update(states: States, xyxy: Float64Array, noise: Noise) -> States:
+    """Return the states after a detection (N, 4) of each box."""
     wh = np.maximum(xyxy[:, 2:] - xyxy[:, :2], 1.0)
     middle = (xyxy[:, :2] + xyxy[:, 2:]) / 2
     innovation = middle - states.mean[:, :2]
-    gain = states.covariance[:, :, :2] @ np.linalg.inv(innovation_covariance(states, noise, trust))
+    gain = states.covariance[:, :, :2] @ np.linalg.inv(innovation_covariance(states, noise))
     mean = states.mean + (gain @ innovation[..., None])[..., 0]
     covariance = states.covariance - gain @ states.covariance[:, :2, :]
     covariance = (covariance + covariance.transpose(0, 2, 1)) / 2
-    measured = (noise.size**2 / trust)[:, None]
-    size_gain = states.size_variance / (states.size_variance + measured)
+    size_gain = states.size_variance / (states.size_variance + noise.size**2)
     log_size = states.log_size + size_gain * (np.log(wh) - states.log_size)
     return States(mean, covariance, log_size, (1 - size_gain) * states.size_variance)
 
 
-def innovation_covariance(
-    states: States, noise: Noise, trust: Float64Array | float = 1.0
-) -> Float64Array:
+def innovation_covariance(states: States, noise: Noise) -> Float64Array:
     """Return the covariance (N, 2, 2) of a detection's middle around the predicted one, in px²."""
-    variance = _position_variance(np.exp(states.log_size.mean(1)), noise) / trust
+    variance = _position_variance(np.exp(states.log_size.mean(1)), noise)
     total: Float64Array = states.covariance[:, :2, :2] + variance[:, None, None] * np.eye(2)
     return total
 

@@ -214,8 +214,7 @@ class Tracker:
         """Update tracks by their detections."""
         xyxy, cut = self._uncut(found.xyxy[hits], self._states[tracks])
         scores = found.scores[hits]
-        noise, trust = self._settings.noise, np.ones(len(hits))
-        after = kalman.update(self._states[tracks], xyxy, trust, noise)
+        after = kalman.update(self._states[tracks], xyxy, self._settings.noise)
         for field in fields(States):
             getattr(self._states, field.name)[tracks] = getattr(after, field.name)
         table = self._table

@@ -52,7 +52,7 @@ def test_images_are_received_only_while_somebody_subscribes(flying):
     reports = flying.collect(DiagnosticArray, "/diagnostics")
     unlisten(flying)
     wait_until_idle(flying)
-    status = camera_status(flying, reports, lambda s: "idle" in s.message, "it is idle")
+    status = camera_status(flying, reports, lambda s: "idle: nobody" in s.message, "it is idle")
     assert status.level == DiagnosticStatus.OK
     values = {pair.key: pair.value for pair in status.values}
     flying.wait_until(
