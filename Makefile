@@ -87,7 +87,9 @@ default-model: setup  ## train drone_kd/models/default.onnx anew (about two hour
 PYTEST := $(PY) -m pytest --timeout=120
 
 test: lint $(DONE)/rtx  ## lint, then run all tests
-	$(PYTEST) --durations=10
+	$(PYTEST) --durations=10 --ignore=tests/training
+	# Short trainings keep one core busy; the others test what happens in time, and go alone.
+	OMP_NUM_THREADS=1 $(PYTEST) --durations=10 --numprocesses=2 --dist=worksteal tests/training
 
 test-fast: setup  ## run the tests without training and without floods of ROS messages
 	$(PYTEST) -m "not slow"

@@ -362,7 +362,7 @@ def repeat_layers(model):
         (lambda model: model.yaml.update(backbone=(*model.yaml["backbone"],)), "a description of"),
         (lambda model: setattr(model, "yaml", "other.yaml"), "a description of its layers"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", value),
 )
 def test_checkpoint_that_would_run_without_an_end_is_refused(change, message, tmp_path):
     with pytest.raises(UnusableModelError, match=message) as error:
